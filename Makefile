@@ -1,0 +1,38 @@
+# What a newcomer runs: `make demo`, `make test`. Both set up the virtual environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint benchmark clean
+
+help:
+	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
+	@echo "make test       formatting, lint, types, and all tests"
+	@echo "make setup      only the virtual environment in $(VENV)"
+	@echo "make benchmark  the pipeline against its floor, with peak memory"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "epic-omop needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/epic-omop demo
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+benchmark: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,407 @@
+"""OMOP CDM v5.4 as data: the schema is declared once, in CSV, and everything else is made from it.
+
+`cdm_v5_4_fields.csv` holds the facts of OHDSI's field-level specification (tables, types, NOT NULL, keys),
+`cdm_v5_4_indices.csv` OHDSI's standard indices that a primary key does not cover already. From them come the
+SQLAlchemy metadata, the DDL, and the polars schemas of staging files. Nothing here knows FHIR or the `etl`
+schema.
+
+Departures from the specification, all of them wider than it: identifiers of rows are BIGINT, not INTEGER, and
+primary keys of CDM tables are filled from a sequence; foreign keys are DEFERRABLE, so that a publication may
+delete a row and insert it again under the same id; foreign keys inside the CDM that OHDSI does not index get a
+partial index, because a delete would scan whole tables without it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import polars as pl
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Date,
+    DateTime,
+    Integer,
+    MetaData,
+    Numeric,
+    Sequence,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.types import TypeEngine
+
+__all__ = [
+    "CDM_TABLES",
+    "TABLES",
+    "VOCABULARY_TABLES",
+    "Field",
+    "build_metadata",
+    "column_length",
+    "create_constraints",
+    "create_indices",
+    "create_primary_keys",
+    "create_tables",
+    "drop_constraints",
+    "drop_indices",
+    "drop_primary_keys",
+    "fields",
+    "polars_schema",
+    "primary_key",
+    "required_columns",
+    "sequence_name",
+]
+
+_FOLDER = Path(__file__).resolve().parent
+_VARCHAR = re.compile(r"varchar\((\d+|max)\)")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One line of `cdm_v5_4_fields.csv`."""
+
+    table: str
+    name: str
+    #: integer, float, date, datetime, varchar(n) or varchar(max)
+    datatype: str
+    required: bool
+    is_primary_key: bool
+    #: (table, field) that it refers to.
+    foreign_key: tuple[str, str] | None
+    #: Domain that a concept in this field should have; empty where the specification names none.
+    concept_domain: str
+
+    @property
+    def is_row_id(self) -> bool:
+        """True for identifiers of rows, which are 64-bit here; concept ids stay 32-bit as OHDSI's tools read them."""
+        is_identifier = self.name.endswith("_id") or self.name.startswith("fact_id")
+        return self.datatype == "integer" and is_identifier and not self.name.endswith("concept_id")
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    with (_FOLDER / name).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _load_fields() -> Mapping[str, tuple[Field, ...]]:
+    by_table: dict[str, list[Field]] = {}
+    for line in _read("cdm_v5_4_fields.csv"):
+        field = Field(
+            table=line["table"],
+            name=line["field"],
+            datatype=line["datatype"],
+            required=line["required"] == "yes",
+            is_primary_key=line["primary_key"] == "yes",
+            foreign_key=(line["fk_table"], line["fk_field"]) if line["fk_table"] else None,
+            concept_domain=line["fk_domain"],
+        )
+        by_table.setdefault(field.table, []).append(field)
+    return MappingProxyType({table: tuple(content) for table, content in by_table.items()})
+
+
+_FIELDS = _load_fields()
+
+#: All 39 tables, in the order of the specification.
+TABLES: tuple[str, ...] = tuple(_FIELDS)
+
+#: Tables of the standardised vocabularies; they live in a schema of their own.
+VOCABULARY_TABLES: tuple[str, ...] = (
+    "concept",
+    "vocabulary",
+    "domain",
+    "concept_class",
+    "concept_relationship",
+    "relationship",
+    "concept_synonym",
+    "concept_ancestor",
+    "source_to_concept_map",
+    "drug_strength",
+)
+
+#: The other tables. `cohort` and `cohort_definition`, OHDSI's results tables, are among them.
+CDM_TABLES: tuple[str, ...] = tuple(table for table in TABLES if table not in VOCABULARY_TABLES)
+
+
+def fields(table: str) -> tuple[Field, ...]:
+    """The fields of a table in their order. KeyError for a name that is no CDM table."""
+    return _FIELDS[table]
+
+
+def primary_key(table: str) -> str | None:
+    """The primary key column; None for tables that have none (death, episode_event, concept_ancestor …)."""
+    return next((field.name for field in fields(table) if field.is_primary_key), None)
+
+
+def required_columns(table: str) -> tuple[str, ...]:
+    """The NOT NULL columns."""
+    return tuple(field.name for field in fields(table) if field.required)
+
+
+def column_length(table: str, column: str) -> int | None:
+    """Characters that a varchar column holds; None where there is no limit or the column is no text.
+
+    KeyError for a column that the table does not have.
+    """
+    field = next((field for field in fields(table) if field.name == column), None)
+    if field is None:
+        raise KeyError(f"{table}.{column}")
+    match = _VARCHAR.fullmatch(field.datatype)
+    return int(match[1]) if match and match[1] != "max" else None
+
+
+def sequence_name(table: str) -> str | None:
+    """Name, without schema, of the sequence that fills the primary key of a CDM table."""
+    key = primary_key(table)
+    return f"{table}_{key}_seq" if key and table in CDM_TABLES else None
+
+
+_POLARS_TYPES: Mapping[str, pl.DataType] = MappingProxyType(
+    {
+        "integer": pl.Int64(),
+        "float": pl.Float64(),
+        "date": pl.Date(),
+        "datetime": pl.Datetime("us"),
+    }
+)
+
+
+@cache
+def polars_schema(table: str) -> dict[str, pl.DataType]:
+    """Column → type of a staging frame of this table, in the order of the specification.
+
+    Every integer is Int64, concept ids included: joins never need a cast. NUMERIC columns are Float64, whose
+    shortest text has the 15 significant digits that FHIR decimals are kept to.
+    """
+    return {field.name: _POLARS_TYPES.get(field.datatype, pl.String()) for field in fields(table)}
+
+
+def _column_type(field: Field) -> TypeEngine[Any]:
+    if field.is_row_id:
+        return BigInteger()
+    match field.datatype:
+        case "integer":
+            return Integer()
+        case "float":
+            return Numeric()
+        case "date":
+            return Date()
+        case "datetime":
+            return DateTime(timezone=False)
+    length = column_length(field.table, field.name)
+    return String(length) if length else Text()
+
+
+def _column(field: Field, metadata: MetaData, schema: str) -> Column[Any]:
+    default = None
+    if field.is_primary_key and (name := sequence_name(field.table)):
+        default = Sequence(name, data_type=BigInteger, schema=schema, metadata=metadata).next_value()
+    return Column(field.name, _column_type(field), nullable=not field.required, server_default=default)
+
+
+def build_metadata(cdm_schema: str, vocab_schema: str) -> MetaData:
+    """All 39 tables with columns, NOT NULL and sequences; no keys, constraints or indices.
+
+    Tables are found as `metadata.tables["<schema>.<table>"]`.
+    """
+    metadata = MetaData()
+    for table in TABLES:
+        schema = vocab_schema if table in VOCABULARY_TABLES else cdm_schema
+        Table(table, metadata, *(_column(field, metadata, schema) for field in fields(table)), schema=schema)
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """A key, foreign key or index: what is added to a table after it has been filled."""
+
+    table: str
+    name: str
+    #: `{schema}`, `{table}` and `{target}` are filled in, quoted.
+    statement: str
+    target: str | None = None
+
+
+def _primary_keys() -> list[_Addition]:
+    return [
+        _Addition(table, f"xpk_{table}", f'ALTER TABLE {{table}} ADD CONSTRAINT "xpk_{table}" PRIMARY KEY ("{key}")')
+        for table in TABLES
+        if (key := primary_key(table))
+    ]
+
+
+def _foreign_keys(*, to_vocabulary: bool) -> list[_Addition]:
+    found = []
+    for field in (field for table in TABLES for field in fields(table) if field.foreign_key):
+        assert field.foreign_key is not None
+        target, target_field = field.foreign_key
+        if (target in VOCABULARY_TABLES) is not to_vocabulary:
+            continue
+        name = f"fpk_{field.table}_{field.name}"
+        statement = (
+            f'ALTER TABLE {{table}} ADD CONSTRAINT "{name}" FOREIGN KEY ("{field.name}")'
+            f' REFERENCES {{target}} ("{target_field}") DEFERRABLE INITIALLY IMMEDIATE'
+        )
+        found.append(_Addition(field.table, name, statement, target))
+    return found
+
+
+def _indices() -> list[_Addition]:
+    listed = [(line["table"], line["field"], line["index"]) for line in _read("cdm_v5_4_indices.csv")]
+    found = [
+        _Addition(table, name, f'CREATE INDEX IF NOT EXISTS "{name}" ON {{table}} ("{column}")')
+        for table, column, name in listed
+    ]
+    covered = {(table, column) for table, column, _ in listed}
+    for field in (field for table in CDM_TABLES for field in fields(table) if field.foreign_key):
+        assert field.foreign_key is not None
+        if field.foreign_key[0] in VOCABULARY_TABLES or (field.table, field.name) in covered:
+            continue
+        name = f"idx_fpk_{field.table}_{field.name}"
+        statement = (
+            f'CREATE INDEX IF NOT EXISTS "{name}" ON {{table}} ("{field.name}") WHERE "{field.name}" IS NOT NULL'
+        )
+        found.append(_Addition(field.table, name, statement))
+    return found
+
+
+@dataclass(frozen=True)
+class _Schemas:
+    cdm: str
+    vocab: str
+
+    def of(self, table: str) -> str:
+        return self.vocab if table in VOCABULARY_TABLES else self.cdm
+
+    def qualified(self, table: str) -> str:
+        return f'{_quoted(self.of(table))}."{table}"'
+
+    def existing(self, connection: Connection, query: str) -> set[tuple[str, str]]:
+        """(schema, name) pairs that a catalogue query gives for the two schemas."""
+        parameters = {"schemas": [self.cdm, self.vocab]}
+        return {(row[0], row[1]) for row in connection.execute(text(query), parameters)}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+_CONSTRAINTS = """
+    SELECT space.nspname, item.conname FROM pg_constraint AS item
+    JOIN pg_namespace AS space ON space.oid = item.connamespace WHERE space.nspname = ANY(:schemas)
+"""
+_INDICES = """
+    SELECT schemaname, indexname FROM pg_indexes WHERE schemaname = ANY(:schemas)
+"""
+
+
+def create_tables(connection: Connection, cdm_schema: str, vocab_schema: str) -> None:
+    """Create the tables and sequences that do not exist yet, without keys. The schemas must exist."""
+    build_metadata(cdm_schema, vocab_schema).create_all(connection)
+
+
+def create_primary_keys(
+    connection: Connection, cdm_schema: str, vocab_schema: str, *, tables: Collection[str] = TABLES
+) -> int:
+    """Add the missing primary keys of these tables; returns how many were added."""
+    return _add(connection, _Schemas(cdm_schema, vocab_schema), _primary_keys(), tables, _CONSTRAINTS)
+
+
+def create_constraints(
+    connection: Connection,
+    cdm_schema: str,
+    vocab_schema: str,
+    *,
+    tables: Collection[str] = TABLES,
+    include_vocabulary_constraints: bool = False,
+) -> int:
+    """Add the missing foreign keys of these tables; returns how many were added.
+
+    Those that refer to vocabulary tables (concept_id and the like) are left out unless asked for: a vocabulary
+    is replaced in bulk, and a row may name a concept that the next release no longer has.
+    """
+    wanted = _foreign_keys(to_vocabulary=False)
+    if include_vocabulary_constraints:
+        wanted += _foreign_keys(to_vocabulary=True)
+    return _add(connection, _Schemas(cdm_schema, vocab_schema), wanted, tables, _CONSTRAINTS)
+
+
+def create_indices(
+    connection: Connection, cdm_schema: str, vocab_schema: str, *, tables: Collection[str] = TABLES
+) -> int:
+    """Create the missing indices of these tables; returns how many were created."""
+    return _add(connection, _Schemas(cdm_schema, vocab_schema), _indices(), tables, _INDICES)
+
+
+def drop_primary_keys(
+    connection: Connection, cdm_schema: str, vocab_schema: str, *, tables: Collection[str] = TABLES
+) -> int:
+    """Drop the primary keys of these tables, whose foreign keys must be gone; returns how many were dropped."""
+    return _drop(connection, _Schemas(cdm_schema, vocab_schema), _primary_keys(), tables, _CONSTRAINTS)
+
+
+def drop_constraints(
+    connection: Connection,
+    cdm_schema: str,
+    vocab_schema: str,
+    *,
+    tables: Collection[str] = TABLES,
+    only_vocabulary_constraints: bool = False,
+) -> int:
+    """Drop the foreign keys of these tables (all, or those to vocabulary tables); returns how many were dropped."""
+    unwanted = _foreign_keys(to_vocabulary=True)
+    if not only_vocabulary_constraints:
+        unwanted += _foreign_keys(to_vocabulary=False)
+    return _drop(connection, _Schemas(cdm_schema, vocab_schema), unwanted, tables, _CONSTRAINTS)
+
+
+def drop_indices(
+    connection: Connection, cdm_schema: str, vocab_schema: str, *, tables: Collection[str] = TABLES
+) -> int:
+    """Drop the indices that `create_indices` makes on these tables; returns how many were dropped."""
+    return _drop(connection, _Schemas(cdm_schema, vocab_schema), _indices(), tables, _INDICES)
+
+
+def _add(
+    connection: Connection,
+    schemas: _Schemas,
+    additions: list[_Addition],
+    tables: Collection[str],
+    catalogue: str,
+) -> int:
+    present = schemas.existing(connection, catalogue)
+    missing = [
+        item for item in additions if item.table in tables and (schemas.of(item.table), item.name) not in present
+    ]
+    for item in missing:
+        target = schemas.qualified(item.target) if item.target else ""
+        statement = item.statement.format(table=schemas.qualified(item.table), target=target)
+        connection.exec_driver_sql(statement)
+    return len(missing)
+
+
+def _drop(
+    connection: Connection,
+    schemas: _Schemas,
+    additions: list[_Addition],
+    tables: Collection[str],
+    catalogue: str,
+) -> int:
+    existing = schemas.existing(connection, catalogue)
+    present = [item for item in additions if item.table in tables and (schemas.of(item.table), item.name) in existing]
+    for item in present:
+        if catalogue == _INDICES:
+            connection.exec_driver_sql(f"DROP INDEX {_quoted(schemas.of(item.table))}.{_quoted(item.name)}")
+        else:
+            connection.exec_driver_sql(
+                f"ALTER TABLE {schemas.qualified(item.table)} DROP CONSTRAINT {_quoted(item.name)}"
+            )
+    return len(present)

@@ -1,0 +1,351 @@
+"""Tables and views of the `etl` schema: what the pipeline knows about exports, resources, rows and failures.
+
+Everything that ties an OMOP row to a FHIR id lives here, outside the `cdm` schema and under grants of its
+own (f2o-023, 024). Tables are declared once; Alembic revisions in `migrations/` are compared with this module by
+a test. Four views are a stable interface: `row_source`, `dead_letter_open`, `file_account`, `exclusion`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+__all__ = ["LINEAGE_TABLES", "OPEN_STATES", "build_metadata", "lineage_table_name", "view_statements"]
+
+#: CDM tables whose rows come from FHIR resources and have lineage.
+LINEAGE_TABLES = (
+    "person",
+    "death",
+    "visit_occurrence",
+    "visit_detail",
+    "condition_occurrence",
+    "drug_exposure",
+    "procedure_occurrence",
+    "device_exposure",
+    "measurement",
+    "observation",
+    "note",
+    "specimen",
+    "location",
+    "care_site",
+    "provider",
+    "payer_plan_period",
+)
+
+#: States of `export_job` in which an export is open: at most one a site and group.
+OPEN_STATES = ("requested", "running", "complete", "landed")
+
+_NOW = text("now()")
+
+
+def lineage_table_name(cdm_table: str) -> str:
+    return f"lineage_{cdm_table}"
+
+
+def build_metadata(schema: str) -> MetaData:
+    """The tables of the `etl` schema under the given schema name."""
+    metadata = MetaData(schema=schema)
+    _export_tables(metadata)
+    _resource_tables(metadata)
+    _failure_tables(metadata)
+    for cdm_table in LINEAGE_TABLES:
+        _lineage_table(metadata, cdm_table)
+    return metadata
+
+
+def _time(name: str, *, nullable: bool = True) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _export_tables(metadata: MetaData) -> None:
+    open_states = ", ".join(f"'{state}'" for state in OPEN_STATES)
+    Table(
+        "export_job",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, nullable=False),
+        Column("group_id", Text, comment="FHIR Group id; for folder and replay exports a label"),
+        Column("kind", Text, nullable=False),
+        Column("state", Text, nullable=False),
+        Column("attempt", Integer, nullable=False, server_default=text("1")),
+        Column("resource_types", JSONB, nullable=False, server_default=text("'[]'")),
+        Column("status_url", Text, comment="Content-Location: saved before anything waits on it"),
+        Column("manifest", JSONB),
+        Column("progress", Text, comment="the last X-Progress"),
+        Column("error", Text, comment="what went wrong, without patient data"),
+        _time("requested_at", nullable=False),
+        _time("next_poll_at"),
+        _time("transaction_time"),
+        _time("landed_at"),
+        _time("published_at"),
+        _time("deleted_at"),
+        CheckConstraint("kind IN ('bulk', 'folder', 'replay')", name="export_job_kind"),
+        CheckConstraint(
+            "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
+            name="export_job_state",
+        ),
+        Index(
+            "export_job_one_open",
+            "site",
+            "group_id",
+            unique=True,
+            postgresql_where=text(f"kind = 'bulk' AND state IN ({open_states})"),
+        ),
+    )
+    Table(
+        "cool_down",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("client_id", Text, primary_key=True),
+        Column("group_id", Text, primary_key=True),
+        _time("next_try", nullable=False),
+        Column("reason", Text, nullable=False),
+    )
+    Table(
+        "export_file",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("file_number", Integer, primary_key=True),
+        Column("resource_type", Text, nullable=False),
+        Column("file", Text, nullable=False, comment="path relative to the export's landing folder"),
+        Column("expected_count", BigInteger, comment="`count` of the manifest"),
+        Column("bytes", BigInteger),
+        Column("lines", BigInteger),
+        Column("sha256", Text),
+        Column("loaded", BigInteger),
+        Column("unchanged", BigInteger),
+        Column("superseded", BigInteger),
+        Column("excluded", BigInteger),
+        Column("rejected", BigInteger),
+    )
+    Table(
+        "exclusion_count",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("file_number", Integer, primary_key=True),
+        Column("resource_type", Text, primary_key=True),
+        Column("reason", Text, primary_key=True),
+        Column("count", BigInteger, nullable=False),
+    )
+    Table(
+        "publication",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        _time("published_at", nullable=False),
+        Column("vocabulary_release", Text, nullable=False),
+        Column("fingerprint", Text, nullable=False, comment="of mappings, vocabulary and code"),
+        Column("cdm_version", Text, nullable=False),
+        Column("ig_version", Text, nullable=False),
+        Column("software_version", Text, nullable=False),
+        Column("rows_inserted", JSONB, nullable=False),
+        Column("rows_deleted", JSONB, nullable=False),
+        Column("mapping_rates", JSONB, nullable=False, server_default=text("'{}'")),
+        Column("transform_seconds", Double),
+        Column("publish_seconds", Double),
+    )
+    Table(
+        "vocabulary_release",
+        metadata,
+        Column("release", Text, primary_key=True),
+        Column("loaded_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("folder_label", Text, nullable=False),
+        Column("concept_count", BigInteger, nullable=False),
+        Column("content_hash", Text, nullable=False),
+        Column("is_current", Boolean, nullable=False),
+    )
+
+
+def _resource_tables(metadata: MetaData) -> None:
+    Table(
+        "site_resource_type",
+        metadata,
+        Column("site_resource_type_id", SmallInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, nullable=False),
+        Column("resource_type", Text, nullable=False),
+        UniqueConstraint("site", "resource_type", name="site_resource_type_name"),
+    )
+    Table(
+        "resource_state",
+        metadata,
+        Column("surrogate_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("site_resource_type_id", SmallInteger, nullable=False),
+        Column("resource_id", Text, nullable=False),
+        Column("raw_hash_high", BigInteger, nullable=False, comment="xxh3-128 of the landed line"),
+        Column("raw_hash_low", BigInteger, nullable=False),
+        Column("content_hash", BigInteger, comment="of the canonical content; NULL: not computed yet"),
+        Column("outcome", Text, nullable=False),
+        Column("reason", Text),
+        Column("fingerprint", BigInteger, nullable=False, comment="of mapping, vocabulary and code"),
+        Column("export_id", BigInteger, nullable=False, comment="the export whose line made this state"),
+        Column("file_number", Integer, nullable=False),
+        Column("line", BigInteger, nullable=False),
+        Column("byte_offset", BigInteger, nullable=False),
+        Column("byte_length", BigInteger, nullable=False),
+        Column("as_of", DateTime(timezone=True), nullable=False, comment="transactionTime of that export"),
+        Index("resource_state_by_type", "site_resource_type_id"),
+    )
+    Table(
+        "id_map",
+        metadata,
+        Column("cdm_table", Text, nullable=False),
+        Column("surrogate_id", BigInteger, nullable=False),
+        Column("row_id", BigInteger, nullable=False),
+        PrimaryKeyConstraint("cdm_table", "surrogate_id", name="id_map_pkey"),
+    )
+    Table(
+        "reference",
+        metadata,
+        Column("from_surrogate_id", BigInteger, nullable=False),
+        Column("role", Text, nullable=False, comment="the column or fact that the reference fills"),
+        Column("to_surrogate_id", BigInteger, nullable=False),
+        Column("state", Text, nullable=False),
+        PrimaryKeyConstraint("from_surrogate_id", "role", "to_surrogate_id", name="reference_pkey"),
+        CheckConstraint("state IN ('resolved', 'pending')", name="reference_state"),
+        Index("reference_by_target", "to_surrogate_id"),
+    )
+    Table(
+        "reference_value",
+        metadata,
+        Column("surrogate_id", BigInteger, nullable=False, comment="the resource that others ask about"),
+        Column("name", Text, nullable=False, comment="such as medication_code, birth_date, encounter_start"),
+        Column("owner_surrogate_id", BigInteger, nullable=False, comment="the resource that says it"),
+        Column("value", Text, nullable=False),
+        PrimaryKeyConstraint("surrogate_id", "name", "owner_surrogate_id", name="reference_value_pkey"),
+        Index("reference_value_by_owner", "owner_surrogate_id"),
+    )
+
+
+def _failure_tables(metadata: MetaData) -> None:
+    Table(
+        "dead_letter",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, nullable=False),
+        Column("resource_type", Text, nullable=False),
+        Column("resource_id", Text, comment="NULL where the line could not be read that far"),
+        Column("surrogate_id", BigInteger),
+        Column("export_id", BigInteger, nullable=False, comment="of the last time"),
+        Column("file", Text, nullable=False),
+        Column("line", BigInteger, nullable=False, comment="1-based"),
+        Column("byte_offset", BigInteger, nullable=False),
+        Column("byte_length", BigInteger, nullable=False),
+        Column("stage", Text, nullable=False, comment="parse, view, transform or publish"),
+        Column("code", Text, nullable=False),
+        Column("path", Text, comment="FHIRPath"),
+        Column("reason", Text, nullable=False),
+        Column("caused_by", Text, comment="Type/id of the resource that is the cause"),
+        Column("caused_by_surrogate_id", BigInteger),
+        Column("raw", LargeBinary, nullable=False),
+        Column("raw_is_complete", Boolean, nullable=False),
+        Column("raw_hash_high", BigInteger, nullable=False),
+        Column("raw_hash_low", BigInteger, nullable=False),
+        Column("state", Text, nullable=False),
+        _time("first_seen", nullable=False),
+        _time("last_seen", nullable=False),
+        _time("closed_at"),
+        Column("closed_by_export_id", BigInteger),
+        CheckConstraint("state IN ('open', 'resolved', 'superseded')", name="dead_letter_state"),
+        Index(
+            "dead_letter_one_open",
+            "site",
+            "resource_type",
+            "raw_hash_high",
+            "raw_hash_low",
+            unique=True,
+            postgresql_where=text("state = 'open'"),
+        ),
+        Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
+        Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
+    )
+    Table(
+        "row_issue",
+        metadata,
+        Column("export_id", BigInteger, nullable=False),
+        Column("surrogate_id", BigInteger, nullable=False),
+        Column("code", Text, nullable=False),
+        Column("path", Text),
+        Index("row_issue_by_resource", "surrogate_id"),
+    )
+    Table(
+        "unmapped_code",
+        metadata,
+        Column("export_id", BigInteger, nullable=False),
+        Column("resource_type", Text, nullable=False),
+        Column("element", Text, nullable=False),
+        Column("system", Text, comment="NULL: text only"),
+        Column("code", Text),
+        Column("count", BigInteger, nullable=False),
+        Index("unmapped_code_by_export", "export_id"),
+    )
+
+
+def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
+    """Which resource made which row. `location` rows may have several resources.
+
+    `row_id` is the row's primary key (person_id for death). BRIN on row_id: ids rise with insertion, so it costs
+    next to nothing, while a B-tree costs half of a load.
+    """
+    name = lineage_table_name(cdm_table)
+    Table(
+        name,
+        metadata,
+        Column("row_id", BigInteger, nullable=False),
+        Column("surrogate_id", BigInteger, nullable=False),
+        Column("row_key", BigInteger, nullable=False),
+        Column("export_id", BigInteger, nullable=False),
+        Index(f"{name}_by_resource", "surrogate_id"),
+        Index(f"{name}_by_row", "row_id", postgresql_using="brin"),
+    )
+
+
+def view_statements(schema: str) -> list[str]:
+    """CREATE OR REPLACE VIEW for the stable interface, in the order in which they can run.
+
+    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release);
+    dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
+    file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected);
+    exclusion(export_id, site, resource_type, reason, count).
+    """
+    lineage = "\nUNION ALL\n".join(
+        f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id"
+        f" FROM {schema}.{lineage_table_name(table)}"
+        for table in LINEAGE_TABLES
+    )
+    return [
+        f"""CREATE OR REPLACE VIEW {schema}.row_source AS
+        SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
+               lineage.export_id, publication.vocabulary_release
+        FROM ({lineage}) AS lineage
+        JOIN {schema}.resource_state AS state USING (surrogate_id)
+        JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)
+        LEFT JOIN {schema}.publication AS publication ON publication.export_id = lineage.export_id""",
+        f"""CREATE OR REPLACE VIEW {schema}.dead_letter_open AS
+        SELECT id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by
+        FROM {schema}.dead_letter WHERE state = 'open'""",
+        f"""CREATE OR REPLACE VIEW {schema}.file_account AS
+        SELECT file.export_id, job.site, file.file, file.resource_type, file.lines, file.loaded, file.unchanged,
+               file.superseded, file.excluded, file.rejected
+        FROM {schema}.export_file AS file JOIN {schema}.export_job AS job USING (export_id)
+        WHERE file.loaded IS NOT NULL""",
+        f"""CREATE OR REPLACE VIEW {schema}.exclusion AS
+        SELECT count.export_id, job.site, count.resource_type, count.reason, sum(count.count)::bigint AS count
+        FROM {schema}.exclusion_count AS count JOIN {schema}.export_job AS job USING (export_id)
+        GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
+    ]

@@ -1,0 +1,64 @@
+"""`epic-omop`: puts the command groups together and turns every expected error into a message and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from pipeline.commands import database, dead_letters, demo, export, ingest, sandbox, status, ui, view, vocabulary
+from pipeline.errors import EpicOmopError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="epic-omop",
+    help=(
+        "Epic FHIR bulk exports into an OMOP CDM v5.4 database, every night, losing nothing silently.\n\n"
+        "First steps: [bold]epic-omop demo[/bold] shows the whole way with a simulated Epic. For your own site write"
+        " sites.yaml (README), then [bold]db init[/bold], [bold]vocabulary load DIR[/bold], [bold]run --site NAME[/bold]."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(database.app, name="db")
+app.add_typer(vocabulary.app, name="vocabulary")
+app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(view.app, name="view")
+app.add_typer(dead_letters.app, name="dead-letters")
+export.register(app)
+ingest.register(app)
+status.register(app)
+ui.register(app)
+demo.register(app)
+
+_errors = Console(stderr=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped."""
+    logging.basicConfig(
+        level=os.environ.get("EPIC_OMOP_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        app()
+    except EpicOmopError as error:
+        _errors.print(f"[bold red]Error:[/bold red] {error.message}", markup=True)
+        if error.advice:
+            _errors.print(error.advice, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _errors.print("Stopped. What was committed stays; run the same command to go on.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

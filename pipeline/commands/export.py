@@ -1,0 +1,148 @@
+"""`epic-omop export` and `epic-omop site list`: words for people around `pipeline.exports`."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import filesize
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.exports import ExportEvent, SiteExport
+    from pipeline.settings import SiteSettings
+
+__all__ = ["ExportProgress", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `export` and the `site` group to the program."""
+    app.command("export")(export)
+    site_app = typer.Typer(no_args_is_help=True, help="The Epic sites of sites.yaml.")
+    site_app.command("list")(site_list)
+    app.add_typer(site_app, name="site")
+
+
+def export(
+    site: Annotated[str, typer.Option("--site", help="Name of a site in sites.yaml.")],
+    group: Annotated[
+        list[str] | None, typer.Option("--group", help="Only this group; repeat it for several. Default: all.")
+    ] = None,
+) -> None:
+    """Export a site's groups from Epic and land the files; nothing is loaded yet.
+
+    An export takes from minutes to days. It is safe to stop this command: run again, it goes on where it was.
+    Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
+    code 75 and the time of the next try.
+    """
+    from pipeline.exports import export_groups
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = runtime.settings.site(site)
+    groups = _checked_groups(settings, group)
+    console = Console()
+    with ExportProgress(console) as progress:
+        result = export_groups(runtime, settings, groups, progress.show)
+    _show_result(console, result)
+    for error in result.failures.values():
+        raise error
+    console.print("Load it with [bold]epic-omop run --site " + site + "[/bold].")
+
+
+def site_list() -> None:
+    """List the sites of sites.yaml: address, groups, number of resource types, time zone, schedule."""
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    sites = runtime.settings.sites
+    console = Console()
+    if not sites:
+        console.print(f"No sites yet: write {runtime.settings.sites_file} (see README, 'sites.yaml').")
+        return
+    table = Table("site", "FHIR base URL", "groups", "types", "time zone", "schedule")
+    for name in sorted(sites):
+        table.add_row(*_site_row(sites[name]))
+    console.print(table)
+
+
+def _site_row(site: SiteSettings) -> tuple[str, ...]:
+    return (
+        site.name,
+        site.fhir_url or "(folders only)",
+        ", ".join(site.groups) or "–",
+        str(len(site.resource_types)),
+        site.time_zone,
+        site.schedule,
+    )
+
+
+def _checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
+    unknown = [name for name in chosen or () if name not in site.groups]
+    if unknown:
+        known = ", ".join(site.groups) or "none"
+        raise UsageError(f"Site {site.name} has no group {unknown[0]!r}.", f"Groups in sites.yaml: {known}.")
+    return tuple(dict.fromkeys(chosen)) if chosen else site.groups
+
+
+def _show_result(console: Console, result: SiteExport) -> None:
+    for landed in result.landed:
+        lines: dict[str, int] = {}
+        for file in landed.files:
+            lines[file.resource_type] = lines.get(file.resource_type, 0) + file.lines
+        table = Table("resource type", "resources", title=f"Export {landed.export_id}: {landed.folder}")
+        table.columns[1].justify = "right"
+        for resource_type, count in sorted(lines.items()):
+            table.add_row(resource_type, f"{count:,}")
+        console.print(table)
+        missing = result.missing_types.get(landed.export_id)
+        if missing:
+            console.print(f"Asked for, but no file came: {', '.join(missing)}.")
+    for group, error in result.failures.items():
+        console.print(f"Group {group}: {error}", style="yellow", markup=False)
+
+
+class ExportProgress:
+    """A line a group: its state while Epic works, a bar of files while they come. For `with`."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> ExportProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, event: ExportEvent) -> None:
+        """The callback for `export_groups`; called from several threads."""
+        with self._lock:
+            if event.group not in self._tasks:
+                self._tasks[event.group] = self._progress.add_task(f"group {event.group}", total=None, detail="")
+            task = self._tasks[event.group]
+            if event.landing is None:
+                self._progress.update(task, detail=f"{event.state} {event.detail}".strip())
+                return
+            received = self._bytes.get(event.group, 0) + event.landing.bytes_added
+            self._bytes[event.group] = received
+            done, total = event.landing.files_done, event.landing.files_total
+            detail = f"{done} of {total} files, {filesize.decimal(received)}"
+            self._progress.update(task, completed=done, total=total, detail=detail)

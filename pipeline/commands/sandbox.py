@@ -1,0 +1,175 @@
+"""`epic-omop sandbox`: the simulated Epic and its synthetic patients, for people.
+
+Only what a terminal needs is here; the work is done in `pipeline/sandbox`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.sandbox.config import ResourceSource
+    from pipeline.settings import Settings
+
+__all__ = ["app"]
+
+CLIENT_ID = "epic-omop-sandbox"
+DEFAULT_PATIENTS = 100
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="A simulated Epic on this machine: SMART tokens, Group $export, NDJSON files of synthetic patients.\n\n"
+    "`serve` runs it until Ctrl-C and enters it as a site, so that `epic-omop run --site sandbox` works at once; "
+    "`generate` only writes the patients' files.",
+)
+
+
+@app.command()
+def serve(
+    *,
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="Number of synthetic patients.", show_default=str(DEFAULT_PATIENTS))
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Serve this folder of <ResourceType>*.ndjson[.gz] files instead, byte for byte."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other patients.")] = 1,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 8090,
+    site: Annotated[str, typer.Option(help="Name of the site in sites.yaml.")] = "sandbox",
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Group id; may be repeated. Synthetic patients are shared out among the groups."),
+    ] = None,
+    window_hours: Annotated[
+        float, typer.Option(min=0, help="One kick-off for a client and group in this time; 0 for no such rule.")
+    ] = 24,
+    time_zone: Annotated[
+        str | None,
+        typer.Option(help="The site's zone.", show_default="America/Chicago; UTC with --data"),
+    ] = None,
+) -> None:
+    """Run the simulated Epic on loopback until Ctrl-C.
+
+    Its clock, jobs and files outlive a restart. The first start makes a key pair for the local client. The site's
+    entry in sites.yaml is written at every start, because the port is in it.
+    """
+    from pipeline.sandbox.config import RegisteredClient, SandboxConfig
+    from pipeline.sandbox.keys import client_key
+    from pipeline.sandbox.server import FHIR_PATH
+    from pipeline.sandbox.server import serve as run_server
+    from pipeline.settings import load_settings, register_site
+
+    settings = load_settings()
+    _refuse_real_site(settings, site)
+    groups = _groups(patients, data, seed, list(dict.fromkeys(group or ["all"])))
+    folder = settings.home / "sandbox"
+    key_file = folder / "private_key.pem"
+    config = SandboxConfig(
+        groups=groups,
+        clients=(RegisteredClient(CLIENT_ID, (client_key(key_file),)),),
+        kickoff_window_seconds=window_hours * 3600,
+        state_dir=folder / f"state-{site}",
+    )
+    entry: dict[str, Any] = {
+        "client_id": CLIENT_ID,
+        "private_key_file": str(key_file),
+        "time_zone": time_zone or ("UTC" if data else "America/Chicago"),
+        "groups": list(groups),
+        "resource_types": _site_types(groups),
+        "poll_floor_seconds": 1,
+        "test_mode": True,
+    }
+    if window_hours > 0:
+        entry["kickoff_window_hours"] = window_hours
+
+    def ready(base_url: str) -> None:
+        sites_file = register_site(settings.home, site, {"fhir_url": base_url + FHIR_PATH, **entry})
+        _say_ready(base_url, site, sites_file, groups)
+
+    run_server(config, port=port, ready=ready)
+    typer.echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder for the <ResourceType>.ndjson files; made if it is missing.")],
+    patients: Annotated[int, typer.Option(min=1)] = DEFAULT_PATIENTS,
+    seed: Annotated[int, typer.Option(help="Another seed gives other patients.")] = 1,
+    day: Annotated[int, typer.Option(min=0, help="So many days later: about 1 % of the lines are new or changed.")] = 0,
+    as_of: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], help="The day on which the world begins.")
+    ] = datetime(2026, 1, 1),  # noqa: DTZ001 - only its date is used
+) -> None:
+    """Write the synthetic patients as NDJSON files, one a resource type. The same options give the same bytes."""
+    if any(out.glob("*.ndjson*")):
+        raise UsageError(f"{out} already holds NDJSON files.", "Name an empty or a new folder with --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = _write_files(out, patients, seed, as_of.date(), day)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written ({error.strerror}).", "Name another folder with --out.") from error
+    typer.echo(f"{lines:,} resources of {patients:,} synthetic patients are in {out}.")
+
+
+def _refuse_real_site(settings: Settings, site: str) -> None:
+    known = settings.sites.get(site)
+    if known is not None and known.fhir_url is not None and not known.test_mode:
+        raise UsageError(
+            f"{site!r} in {settings.sites_file} is a real site; the sandbox does not overwrite it.",
+            "Choose another name with --site.",
+        )
+
+
+def _groups(patients: int | None, data: Path | None, seed: int, names: list[str]) -> dict[str, ResourceSource]:
+    from pipeline.sandbox.sources import FolderSource, GeneratedSource
+
+    if data is not None:
+        if patients is not None:
+            raise UsageError("--patients and --data exclude each other.", "Give one of the two.")
+        source = FolderSource(data)
+        return dict.fromkeys(names, source)
+    count = patients or DEFAULT_PATIENTS
+    return {name: GeneratedSource(count, seed, part, len(names)) for part, name in enumerate(names)}
+
+
+def _site_types(groups: dict[str, ResourceSource]) -> list[str]:
+    return list(dict.fromkeys(kind for source in groups.values() for kind in source.resource_types()))
+
+
+def _say_ready(base_url: str, site: str, sites_file: Path, groups: dict[str, ResourceSource]) -> None:
+    from pipeline.sandbox.server import FHIR_PATH
+
+    typer.echo(f"The simulated Epic is at {base_url}{FHIR_PATH}, group {', '.join(groups)}. Ctrl-C stops it.")
+    typer.echo(f"Site {site!r} is entered in {sites_file}. In another terminal:")
+    typer.echo(f"  epic-omop run --site {site}")
+    typer.echo("A group can be exported once in the window. To move the sandbox's clock on by a day:")
+    typer.echo(f"  curl -X POST {base_url}/sandbox/clock -d '{{\"advance_seconds\": 86400}}'")
+
+
+def _write_files(out: Path, patients: int, seed: int, as_of: date, day: int) -> int:
+    """Number of lines written."""
+    from rich.progress import Progress
+
+    from pipeline.sandbox.generator import generate as generated
+
+    files: dict[str, BinaryIO] = {}
+    count = 0
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(transient=True))
+        task = progress.add_task("Patients", total=patients)
+        for resource_type, line in generated(patients, seed, as_of, day):
+            if resource_type not in files:
+                files[resource_type] = stack.enter_context((out / f"{resource_type}.ndjson").open("wb"))
+            files[resource_type].write(line + b"\n")
+            count += 1
+            if resource_type == "Patient":
+                progress.advance(task)
+    return count

@@ -1,0 +1,196 @@
+"""`epic-omop vocabulary`: load a vocabulary, show what is loaded, look a code up, for people.
+
+Only what a terminal needs is here; the work is done in `pipeline/omop/vocabulary.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UsageError, VocabularyError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pipeline.omop.vocabulary import ConceptIndex, Progress
+    from pipeline.settings import Settings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The OMOP vocabulary: load a download, see what is loaded, look a code up.\n\n"
+    "Get one from https://athena.ohdsi.org: choose at least SNOMED, ICD10CM, LOINC, RxNorm, NDC, CVX and UCUM, "
+    "and unpack the zip file that you are sent.",
+)
+
+
+@app.command()
+def load(
+    folder: Annotated[Path, typer.Argument(help="The unpacked download: the folder with CONCEPT.csv in it.")],
+) -> None:
+    """Replace the vocabulary by an Athena download, and compile the concept index from it.
+
+    Nothing changes until everything has been read. What was already loaded from patients is mapped anew by the
+    next run of each site.
+    """
+    from pipeline.omop.vocabulary import compile_index, concept_counts, load_vocabulary
+    from pipeline.warehouse.schema import install_schemas
+
+    settings, url = _warehouse()
+    vocab, etl = settings.vocab_schema, settings.etl_schema
+    install_schemas(url, cdm=settings.cdm_schema, vocab=vocab, etl=etl)
+    with _progress_bar() as progress:
+        release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=progress)
+    typer.echo("Compiling the concept index …", err=True)
+    compile_index(url, release, vocab_schema=vocab, home=settings.home)
+    _show_counts(concept_counts(url, vocab_schema=vocab))
+    typer.echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
+    _check_fixed_concepts(settings)
+
+
+@app.command()
+def show() -> None:
+    """Show the release that is loaded, its concepts by vocabulary, and what the mappings miss in it."""
+    from pipeline.omop.vocabulary import concept_counts, current_release
+
+    settings, url = _warehouse()
+    release = current_release(url, etl_schema=settings.etl_schema)
+    if release is None:
+        typer.echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
+        return
+    _show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
+    typer.echo(
+        f"Vocabulary {release.release}: {release.concept_count:,} concepts, "
+        f"loaded {release.loaded_at:%Y-%m-%d %H:%M} UTC from {release.folder_label}."
+    )
+    _check_fixed_concepts(settings)
+
+
+@app.command()
+def lookup(
+    system: Annotated[
+        str, typer.Argument(help="A FHIR system (http://loinc.org, urn:oid:…) or an OMOP vocabulary (LOINC).")
+    ],
+    code: Annotated[str, typer.Argument(help="The code, as it stands in the resource.")],
+) -> None:
+    """Show what a code maps to: the source concept, its standard concepts, and values that go with them."""
+    import polars as pl
+
+    settings, _ = _warehouse()
+    vocabulary = _vocabulary_of(system, settings)
+    index = _index(settings)
+    rows = index.lookup(pl.DataFrame({"vocabulary_id": [vocabulary], "concept_code": [code]}))
+    if rows.is_empty():
+        raise VocabularyError(
+            f"{vocabulary} has no code {code} in vocabulary {index.release}.",
+            "Codes are case-sensitive. A site's own codes are mapped by source_to_concept_map.",
+        )
+    _show_mapping(index, rows)
+
+
+def _warehouse() -> tuple[Settings, str]:
+    from pipeline.settings import load_settings
+    from pipeline.warehouse.connection import database_url
+
+    settings = load_settings()
+    return settings, database_url(settings.database_url, settings.home)
+
+
+def _index(settings: Settings) -> ConceptIndex:
+    from pipeline.omop.vocabulary import ensure_index
+    from pipeline.warehouse.connection import database_url
+
+    return ensure_index(
+        database_url(settings.database_url, settings.home),
+        vocab_schema=settings.vocab_schema,
+        etl_schema=settings.etl_schema,
+        home=settings.home,
+    )
+
+
+def _vocabulary_of(system: str, settings: Settings) -> str:
+    from pipeline.omop.mapping import load_mappings
+
+    systems = load_mappings(settings.mappings).code_systems
+    if "://" not in system and not system.startswith("urn:"):
+        return system
+    if system not in systems:
+        raise UsageError(
+            f"No vocabulary is known for the system {system}.",
+            "Give an OMOP vocabulary_id such as LOINC, or add the system to concept_maps/code_systems.csv.",
+        )
+    return systems[system]
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(file: str, done: int, size: int) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=size)
+            bar.update(tasks[file], completed=done)
+
+        yield update
+
+
+def _show_counts(counts: dict[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Vocabulary", box=None)
+    table.add_column("Concepts", justify="right")
+    for vocabulary, count in counts.items():
+        table.add_row(vocabulary, f"{count:,}")
+    Console().print(table)
+
+
+def _check_fixed_concepts(settings: Settings) -> None:
+    """Say, once for each, which concepts that the mappings name are not as they should be."""
+    from pipeline.omop.mapping import fixed_concepts
+
+    wanted = fixed_concepts(settings.mappings)
+    warnings = [found.warning for found in _index(settings).verify_fixed(wanted).values() if found.warning is not None]
+    if not warnings:
+        typer.echo(f"All {len(wanted)} concepts that the mappings name are Standard and valid in it.")
+        return
+    typer.echo(f"Of {len(wanted)} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    for warning in warnings:
+        typer.echo(f"  {warning}")
+
+
+def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
+    named = {
+        row["concept_id"]: row
+        for row in index.concepts(
+            rows.select("source_concept_id", "target_concept_id", "value_concept_id")
+            .unpivot()["value"]
+            .drop_nulls()
+            .unique()
+            .to_list()
+        ).to_dicts()
+    }
+
+    def described(concept_id: int | None) -> str:
+        concept = named.get(concept_id)
+        if concept is None:
+            return "0 (No matching concept)" if not concept_id else str(concept_id)
+        text = f"{concept_id} {concept['concept_name']} [{concept['vocabulary_id']}, {concept['domain_id']}"
+        return text + (", invalid]" if concept["invalid_reason"] else "]")
+
+    typer.echo(f"source    {described(rows['source_concept_id'][0])}")
+    for row in rows.to_dicts():
+        typer.echo(f"standard  {described(row['target_concept_id'])}")
+        if row["value_concept_id"] is not None:
+            typer.echo(f"  value   {described(row['value_concept_id'])}")

@@ -1,0 +1,358 @@
+"""Bulk Data Access, one HTTP exchange a function: kick-off, status, file, delete. Keeps nothing.
+
+Specification: https://hl7.org/fhir/uv/bulkdata/ (STU2, STU3 and the STU4 draft are read). What happens between the
+exchanges — waiting, saving, resuming — is `pipeline/exports.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from pipeline.epic.session import EpicSession
+from pipeline.epic.transport import Answer, RemoteRequest, Unreachable, plain_text, shown_url
+from pipeline.errors import CooldownActive, ExportGone, ProtocolError, RemoteRefused, RemoteUnavailable, UnsafeRemote
+from pipeline.landing.resource_types import TYPE_NAME
+
+__all__ = [
+    "AcceptedWithoutAddress",
+    "KickOff",
+    "KickOffUnknown",
+    "Manifest",
+    "ManifestFile",
+    "StillRunning",
+    "delete_job",
+    "download",
+    "kick_off",
+    "parse_manifest",
+    "poll",
+]
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_FHIR_JSON = "application/fhir+json"
+_FHIR_NDJSON = "application/fhir+ndjson"
+
+#: Limits of the security list: what is larger is an attack or an error, not an export.
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_PAGES = 10_000
+MAX_FILES = 200_000
+MAX_FILE_BYTES = 64 << 30
+
+#: Of downloads, and of the kick-off, which Epic answers only after it has looked at the group.
+_IDLE_SECONDS = 300.0
+
+_TOO_RECENTLY = "too recently"
+
+
+class KickOffUnknown(RemoteUnavailable):
+    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again."""
+
+
+class AcceptedWithoutAddress(ProtocolError):
+    """The server started an export and did not say where to ask for it: it runs, and cannot be reached."""
+
+
+@dataclass(frozen=True)
+class KickOff:
+    """An accepted export; its address is not checked yet, so that it can be saved before anything else."""
+
+    status_url: str
+
+
+@dataclass(frozen=True)
+class StillRunning:
+    """The server's Retry-After in seconds, not clamped, and X-Progress."""
+
+    retry_after_seconds: float | None
+    progress: str | None
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """One file of a manifest; `count` is the number of resources where the server states it."""
+
+    resource_type: str
+    url: str
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete export: all pages of its manifest in one."""
+
+    transaction_time: datetime
+    requires_access_token: bool
+    output: tuple[ManifestFile, ...]
+    #: `error` of STU2 and STU3, `outcome` of STU4.
+    outcomes: tuple[ManifestFile, ...] = ()
+    deleted: tuple[ManifestFile, ...] = ()
+    pages: int = field(default=1, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `etl.export_job.manifest` keeps it; `parse_manifest` reads it again."""
+        return {
+            "transactionTime": self.transaction_time.isoformat(),
+            "requiresAccessToken": self.requires_access_token,
+            "output": [_file_to_json(file) for file in self.output],
+            "error": [_file_to_json(file) for file in self.outcomes],
+            "deleted": [_file_to_json(file) for file in self.deleted],
+            "pages": self.pages,
+        }
+
+
+def kick_off(session: EpicSession, group: str, resource_types: Sequence[str]) -> KickOff:
+    """Start the export of a group. Sent once, never repeated (rule 2); `_type` always goes with it (rule 5).
+
+    Raises CooldownActive when Epic says that this group was exported too recently; KickOffUnknown when the
+    connection failed or a gateway answered after the request was sent; AcceptedWithoutAddress when the accepted
+    export cannot be reached; RemoteRefused, AuthenticationRefused or RemoteUnavailable when no export was started.
+    """
+    # A token first: what fails until here is known to have started nothing.
+    session.transport.retrying(lambda: session.tokens.current(session.transport))
+    answer = _sent_kick_off(session, _kick_off_request(session, group, resource_types))
+    if answer.status == 202:
+        location = answer.headers.get("content-location")
+        if not location:
+            message = f"{answer.request.action}: accepted, but without the address to ask for its status."
+            raise AcceptedWithoutAddress(message, "Report it to the site: Content-Location is missing.")
+        return KickOff(urllib.parse.urljoin(answer.url, location))
+    if _is_too_recent(answer):
+        next_try = session.transport.clock.now() + timedelta(hours=session.site.kickoff_window_hours)
+        raise CooldownActive(
+            f"Epic refuses an export of group {group} of site {session.site.name}: it was requested too recently.",
+            f"The next try makes sense at {next_try:%Y-%m-%d %H:%M} UTC.",
+            next_try=next_try,
+        )
+    if answer.status < 300:
+        raise ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 202.")
+    if answer.status in (408, 500, 502, 504):  # who answered may not know what the server behind it did
+        raise KickOffUnknown(answer.error().message, _UNKNOWN_ADVICE)
+    raise answer.error()
+
+
+_UNKNOWN_ADVICE = "An export may have been started: no new kick-off until the window of this group has passed."
+
+
+def _kick_off_request(session: EpicSession, group: str, resource_types: Sequence[str]) -> RemoteRequest:
+    base = (session.site.fhir_url or "").rstrip("/")
+    query = urllib.parse.urlencode({"_type": ",".join(resource_types)}, safe=",")
+    return RemoteRequest(
+        f"The kick-off for group {group} of site {session.site.name}",
+        f"{base}/Group/{urllib.parse.quote(group, safe='')}/$export?{query}",
+        headers={"Accept": _FHIR_JSON, "Prefer": "respond-async"},
+        tokens=session.tokens,
+        read_seconds=_IDLE_SECONDS,
+        advice={404: "Check the group's id in sites.yaml with the site's administrators, and fhir_url."},
+    )
+
+
+def _sent_kick_off(session: EpicSession, request: RemoteRequest) -> Answer:
+    try:
+        return session.transport.send(request)
+    except Unreachable:
+        raise
+    except RemoteUnavailable as error:
+        raise KickOffUnknown(error.message, _UNKNOWN_ADVICE) from error
+
+
+def _is_too_recent(answer: Answer) -> bool:
+    """Rule 2: only the text is certain, not the status, nor that it comes as an OperationOutcome."""
+    if answer.status < 300:
+        return False
+    told = " ".join(issue.text for issue in answer.issues) or answer.body[:4096].decode(errors="replace")
+    return _TOO_RECENTLY in " ".join(told.lower().split())
+
+
+def poll(
+    session: EpicSession, status_url: str, *, session_for_pages: EpicSession | None = None
+) -> StillRunning | Manifest:
+    """Ask once for the status of an export; a finished one gives its whole manifest, all pages.
+
+    `session` may be one for a short call; further pages, of which there may be many, are then read with patience
+    in `session_for_pages`.
+
+    Raises ExportGone when the server does not know the job, RemoteUnavailable when asking again makes sense,
+    RemoteRefused when the export failed, ProtocolError for a manifest that breaks the specification.
+    """
+    request = _status_request(session, status_url)
+    answer = session.transport.send(request)
+    if answer.status == 202:
+        return StillRunning(answer.retry_after, plain_text(answer.headers.get("x-progress"), 100) or None)
+    if answer.status in (404, 410) and not answer.is_transient:
+        raise ExportGone(
+            f"{request.action}: the server no longer knows this export.",
+            "Results are kept for 14 days; the next run after this group's window starts a new export.",
+        )
+    if answer.status != 200:
+        raise answer.error()
+    return _all_pages(session_for_pages or session, answer)
+
+
+def _status_request(session: EpicSession, url: str) -> RemoteRequest:
+    return RemoteRequest(
+        f"The status of an export of site {session.site.name}",
+        url,
+        headers={"Accept": f"{_FHIR_JSON}, application/json"},
+        tokens=session.tokens,
+        max_bytes=MAX_MANIFEST_BYTES,
+    )
+
+
+def _all_pages(session: EpicSession, first: Answer) -> Manifest:
+    """Follow STU3's `link` relation next; a page that comes twice is a loop, not an export."""
+    manifest = parse_manifest(first.json())
+    next_url = _next_page(first)
+    seen = {first.url}
+    while next_url:
+        if next_url in seen or len(seen) >= MAX_MANIFEST_PAGES:
+            raise ProtocolError("The manifest's pages lead in a circle.", "Report it to the site: nothing was loaded.")
+        seen.add(next_url)
+        answer = session.transport.fetch(_status_request(session, next_url))
+        manifest = _joined(manifest, parse_manifest(answer.json()))
+        next_url = _next_page(answer)
+    return manifest
+
+
+def _next_page(answer: Answer) -> str | None:
+    links = answer.json().get("link")
+    for link in links if isinstance(links, list) else ():
+        url = link.get("url") if isinstance(link, dict) and link.get("relation") == "next" else None
+        if isinstance(url, str):
+            return urllib.parse.urljoin(answer.url, url)
+    return None
+
+
+def _joined(manifest: Manifest, page: Manifest) -> Manifest:
+    if page.transaction_time != manifest.transaction_time:
+        raise ProtocolError("The pages of the manifest have different times: they are not of one export.")
+    joined = Manifest(
+        manifest.transaction_time,
+        manifest.requires_access_token or page.requires_access_token,
+        manifest.output + page.output,
+        manifest.outcomes + page.outcomes,
+        manifest.deleted + page.deleted,
+        manifest.pages + 1,
+    )
+    _refuse_too_many(joined)
+    return joined
+
+
+def parse_manifest(document: dict[str, Any]) -> Manifest:
+    """Read one page of a manifest, in the shape of STU2, STU3 or the STU4 draft. Raises ProtocolError.
+
+    `extension` (an object or, in STU4, an array) is not needed and not read; the same holds for `request`.
+    """
+    requires_token = document.get("requiresAccessToken", True)
+    manifest = Manifest(
+        _instant(document.get("transactionTime")),
+        # Only a plain `false` frees a file from the token.
+        requires_token is not False,
+        _files(document, "output"),
+        _files(document, "error") + _files(document, "outcome"),
+        _files(document, "deleted"),
+        pages=document.get("pages", 1) if isinstance(document.get("pages", 1), int) else 1,
+    )
+    _refuse_too_many(manifest)
+    return manifest
+
+
+def _refuse_too_many(manifest: Manifest) -> None:
+    if len(manifest.output) + len(manifest.outcomes) + len(manifest.deleted) > MAX_FILES:
+        raise UnsafeRemote(f"The manifest lists more than {MAX_FILES} files.")
+
+
+def _instant(value: object) -> datetime:
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        instant = None
+    if instant is None:
+        raise ProtocolError("The manifest has no readable transactionTime, which orders exports.")
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
+    entries = document.get(name) or []
+    if not isinstance(entries, list):
+        raise ProtocolError(f"`{name}` of the manifest is not a list.")
+    return tuple(_file(entry, name) for entry in entries)
+
+
+def _file(entry: object, name: str) -> ManifestFile:
+    """A type becomes part of a file name, so anything but a plain name is refused."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
+        raise ProtocolError(f"An entry of the manifest's `{name}` has no url.")
+    default = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}.get(name)
+    resource_type = entry.get("type", default)
+    if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
+        raise UnsafeRemote(f"An entry of the manifest's `{name}` has a type that is no resource type.")
+    count = entry.get("count")
+    known = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+    return ManifestFile(resource_type, entry["url"], count if known else None)
+
+
+def _file_to_json(file: ManifestFile) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": file.resource_type, "url": file.url}
+    return entry if file.count is None else {**entry, "count": file.count}
+
+
+def download(
+    session: EpicSession,
+    file: ManifestFile,
+    consume: Callable[[Iterator[bytes]], _T],
+    *,
+    status_url: str,
+    requires_access_token: bool,
+) -> _T:
+    """Stream one file, decompressed, into `consume`, which is called anew for each attempt.
+
+    A relative address is resolved against the status address. Raises ExportGone for 404 and 410, UnsafeRemote for
+    another host, RemoteUnavailable after the last attempt.
+    """
+    url = urllib.parse.urljoin(status_url, file.url)
+    request = RemoteRequest(
+        f"The download of {shown_url(url)}",
+        url,
+        headers={"Accept": _FHIR_NDJSON},
+        tokens=session.tokens if requires_access_token else None,
+        read_seconds=_IDLE_SECONDS,
+    )
+    try:
+        return session.transport.stream(request, lambda chunks: consume(_limited(request, chunks)))
+    except RemoteRefused as error:
+        if error.status in (404, 410):
+            raise ExportGone(f"{request.action}: the file is not there any more.") from error
+        raise
+
+
+def _limited(request: RemoteRequest, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > MAX_FILE_BYTES:
+            raise UnsafeRemote(f"{request.action}: the file is longer than {MAX_FILE_BYTES >> 30} GiB.")
+        yield chunk
+
+
+def delete_job(session: EpicSession, status_url: str) -> None:
+    """Tell the server that its files may go (rule 3). A job that is gone already is as good as deleted."""
+    request = RemoteRequest(
+        f"Deleting an export of site {session.site.name} on the server",
+        status_url,
+        method="DELETE",
+        headers={"Accept": _FHIR_JSON},
+        tokens=session.tokens,
+    )
+    try:
+        session.transport.fetch(request)
+    except RemoteRefused as error:
+        if error.status not in (404, 410):
+            raise
+        _log.info("The export was gone on the server already.")

@@ -1,0 +1,43 @@
+"""A site's connection and tokens together, as all requests to it need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pipeline.clock import Clock
+from pipeline.epic.signing_key import load_signing_key
+from pipeline.epic.smart_auth import SmartClient
+from pipeline.epic.transport import RetryPolicy, Transport
+from pipeline.errors import ConfigurationError
+from pipeline.settings import SiteSettings
+
+__all__ = ["EpicSession", "open_session"]
+
+
+@dataclass(frozen=True)
+class EpicSession:
+    site: SiteSettings
+    transport: Transport
+    tokens: SmartClient
+
+    def within(self, seconds: float) -> EpicSession:
+        """The same connections and tokens for one short call: one attempt, so many seconds in total."""
+        return replace(self, transport=self.transport.within(seconds))
+
+
+@contextmanager
+def open_session(site: SiteSettings, clock: Clock, *, policy: RetryPolicy | None = None) -> Iterator[EpicSession]:
+    """A session with the site; its connections are closed at the end of the block. Sends nothing yet.
+
+    Raises ConfigurationError for a site without a FHIR server and for an unusable key.
+    """
+    if site.fhir_url is None:
+        raise ConfigurationError(
+            f"Site {site.name} has no fhir_url: there is nothing to export from.",
+            "Give it fhir_url, client_id, a key and groups in sites.yaml, or load a folder with `ingest --from`.",
+        )
+    key = load_signing_key(site)
+    with Transport(site, clock, policy=policy) as transport:
+        yield EpicSession(site, transport, SmartClient(site, key, clock))

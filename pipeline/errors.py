@@ -1,0 +1,155 @@
+"""Every error that a user of epic-omop can meet, told apart by what the user should do.
+
+This module holds the exception tree and nothing else. An error says what happened, to what, and what to
+do next; it never carries patient data or a secret.
+
+EpicOmopError
+├── UsageError                the command or its input was wrong (exit 2)
+│   ├── ConfigurationError    sites.yaml, an environment variable, a key file
+│   └── MappingError          a mapping file; carries the file and, where known, the line
+├── TransientError            the same call may succeed later (exit 75)
+│   ├── RemoteUnavailable     network, time-out, 408, 429, 5xx
+│   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
+│   ├── ExportNotReady        the export still runs; ask again at `next_try`
+│   └── SiteBusy              another run of the same site holds the lock
+├── PermanentError            repeating does not help until somebody changes something (exit 1)
+│   ├── AuthenticationRefused token endpoint said no
+│   ├── RemoteRefused         400, 403, 404, 422 and the like
+│   ├── ProtocolError         the server's answer breaks the specification
+│   ├── ExportGone            the job or its files no longer exist on the server
+│   └── UnsafeRemote          an address or a size that the security rules refuse
+├── LandingError              the landing or staging store is damaged or full (exit 74)
+├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
+├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
+└── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+__all__ = [
+    "AccountingError",
+    "AuthenticationRefused",
+    "ConfigurationError",
+    "CooldownActive",
+    "EpicOmopError",
+    "ExportGone",
+    "ExportNotReady",
+    "LandingError",
+    "MappingError",
+    "PermanentError",
+    "ProtocolError",
+    "RemoteRefused",
+    "RemoteUnavailable",
+    "SiteBusy",
+    "TransientError",
+    "UnsafeRemote",
+    "UsageError",
+    "VocabularyError",
+    "WarehouseError",
+]
+
+
+class EpicOmopError(Exception):
+    """What happened (first argument) and what to do next (`advice`, may be empty)."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
+class UsageError(EpicOmopError):
+    exit_code = 2
+
+
+class ConfigurationError(UsageError):
+    pass
+
+
+class MappingError(UsageError):
+    """A mapping file is wrong. `file` and `line` (1-based) say where, as far as known."""
+
+    def __init__(
+        self, message: str, advice: str = "", *, file: str | None = None, line: int | None = None
+    ) -> None:
+        where = f"{file}:{line}: " if file and line else f"{file}: " if file else ""
+        super().__init__(f"{where}{message}", advice)
+        self.file = file
+        self.line = line
+
+
+class TransientError(EpicOmopError):
+    """`next_try` is the UTC time from which another try makes sense, when known."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, advice: str = "", *, next_try: datetime | None = None) -> None:
+        super().__init__(message, advice)
+        self.next_try = next_try
+
+
+class RemoteUnavailable(TransientError):
+    pass
+
+
+class CooldownActive(TransientError):
+    pass
+
+
+class ExportNotReady(TransientError):
+    pass
+
+
+class SiteBusy(TransientError):
+    pass
+
+
+class PermanentError(EpicOmopError):
+    pass
+
+
+class AuthenticationRefused(PermanentError):
+    pass
+
+
+class RemoteRefused(PermanentError):
+    """`status` is the HTTP status of the refusal."""
+
+    def __init__(self, message: str, advice: str = "", *, status: int | None = None) -> None:
+        super().__init__(message, advice)
+        self.status = status
+
+
+class ProtocolError(PermanentError):
+    pass
+
+
+class ExportGone(PermanentError):
+    pass
+
+
+class UnsafeRemote(PermanentError):
+    pass
+
+
+class LandingError(EpicOmopError):
+    exit_code = 74
+
+
+class WarehouseError(EpicOmopError):
+    exit_code = 74
+
+
+class VocabularyError(EpicOmopError):
+    pass
+
+
+class AccountingError(EpicOmopError):
+    exit_code = 70

@@ -1,0 +1,281 @@
+"""From a landed export to committed rows: transform in worker processes, then publish. Used by commands and Dagster."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+import os
+
+import polars as pl
+import psycopg
+
+from pipeline.errors import EpicOmopError
+from pipeline.fhir.ndjson import plan_chunks
+from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.mapping import Mappings, load_mappings
+from pipeline.omop.plan import TransformPlan
+from pipeline.omop.transform import ChunkReport, ChunkTask, start_worker, transform_chunk
+from pipeline.omop.vocabulary import ensure_index
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse import staging
+from pipeline.warehouse.copying import read_frame
+from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
+from pipeline.warehouse.staging import StagedExport, staging_for
+
+__all__ = ["IngestProgress", "fingerprints", "ingest"]
+
+#: (stage, done, total): bytes while transforming, nothing known while publishing.
+IngestProgress = Callable[[str, int, int], None]
+
+#: Resources whose order is lower leave facts that the others use.
+_FACT_ORDER = 10
+
+
+def ingest(
+    runtime: Runtime,
+    site: SiteSettings,
+    export: LandedExport,
+    *,
+    force: bool = False,
+    progress: IngestProgress | None = None,
+) -> PublicationReport:
+    """Transform and publish one landed export; an export that is published already is published again unchanged.
+
+    `force` transforms every line, also those that count as unchanged. Raises SiteBusy when another run of the site
+    holds its lock, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
+    """
+    report = progress or (lambda _stage, _done, _total: None)
+    settings = runtime.settings
+    index = ensure_index(
+        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
+    )
+    mappings = load_mappings(settings.mappings, site.name)
+    marks = fingerprints(runtime, site, mappings, index)
+    staged = staging_for(settings.staging, site.name, export.export_id)
+    with runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
+        staged.clear()
+        started = time.perf_counter()
+        plan = _plan(runtime, site, export, mappings, index, staged)
+        _write_known(connection, plan, marks, force=force)
+        reports = _transform(connection, runtime, plan, export, report)
+        seconds = time.perf_counter() - started
+        report("publish", 0, 0)
+        published = publish_export(
+            runtime,
+            export,
+            staged,
+            files=_by_file(export, reports),
+            fingerprints=marks,
+            vocabulary_release=index.release,
+            transform_seconds=seconds,
+        )
+        staged.clear()
+    return published
+
+
+def _plan(
+    runtime: Runtime,
+    site: SiteSettings,
+    export: LandedExport,
+    mappings: Mappings,
+    index: ConceptIndex,
+    staged: StagedExport,
+) -> TransformPlan:
+    verified = index.verify_fixed(mappings.fixed_concepts)
+    return TransformPlan(
+        site=site,
+        instance_zone=runtime.settings.time_zone,
+        surrogate_salt=runtime.settings.surrogate_salt,
+        as_of=export.transaction_time.astimezone(site.zone).date(),
+        mappings=mappings,
+        index=index,
+        fixed={concept_id: found.use_concept_id for concept_id, found in verified.items()},
+        known=staged.folder / "known.parquet",
+        facts=staged.folder / "facts.parquet",
+        staged=staged,
+    )
+
+
+# --- fingerprints and known lines -----------------------------------------------------------------------------------------
+
+
+def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index: ConceptIndex) -> dict[str, int]:
+    """Resource type → signed 64-bit fingerprint of mapping, vocabulary, code and settings; "" for unmapped types.
+
+    A line counts as unchanged only under the fingerprint under which it was loaded.
+    """
+    common = "|".join(
+        (
+            index.content_hash,
+            _code_hash(),
+            site.time_zone,
+            runtime.settings.time_zone,
+            ",".join(sorted(site.text_source_value_types)),
+            str(site.max_line_bytes),
+        )
+    )
+    types = ["", *mappings.resources, *mappings.unmapped_types]
+    return {name: _signed_hash(common + mappings.fingerprint(name)) for name in types}
+
+
+def _signed_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+@cache
+def _code_hash() -> str:
+    """Hash of the code that turns lines into rows."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted([*(root / "omop").glob("*.py"), *(root / "fhir").glob("*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_known(
+    connection: psycopg.Connection, plan: TransformPlan, marks: dict[str, int], *, force: bool
+) -> None:
+    """The hashes of lines that count as unchanged, for the workers."""
+    schema = {"surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
+    known = pl.DataFrame(schema=schema)
+    if not force:
+        default = marks[""]
+        names = [name for name in marks if name]
+        known = read_frame(
+            connection,
+            "SELECT surrogate_id, raw_hash_high, raw_hash_low FROM resource_state"
+            " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+            " LEFT JOIN unnest(%s::text[], %s::bigint[]) AS mark (resource_type, fingerprint)"
+            " ON mark.resource_type = kind.resource_type"
+            " WHERE kind.site = %s AND resource_state.fingerprint = coalesce(mark.fingerprint, %s)",
+            schema,
+            (names, [marks[name] for name in names], plan.site.name, default),
+        )
+    plan.staged.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known.write_parquet(plan.known)
+
+
+# --- transform ------------------------------------------------------------------------------------------------------------
+
+
+def _transform(
+    connection: psycopg.Connection,
+    runtime: Runtime,
+    plan: TransformPlan,
+    export: LandedExport,
+    progress: IngestProgress,
+) -> list[ChunkReport]:
+    """Run all chunks: first the types that leave facts, then, with their facts, the others."""
+    first = [file for file in export.files if _order(plan.mappings, file) < _FACT_ORDER]
+    first.sort(key=lambda file: (_order(plan.mappings, file), file.number))
+    others = [file for file in export.files if _order(plan.mappings, file) >= _FACT_ORDER]
+    total = sum(file.bytes for file in export.files)
+    done = 0
+    reports: list[ChunkReport] = []
+    pl.DataFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}).write_parquet(plan.facts)
+    with _executor(plan, runtime.settings.workers, total) as executor:
+        for files in (first, others):
+            for task, report in _in_order(executor, _tasks(export, files)):
+                reports.append(report)
+                done += task.chunk.length
+                progress("transform", done, total)
+            if files is first:
+                _write_facts(connection, plan)
+    return reports
+
+
+def _order(mappings: Mappings, file: LandedFile) -> int:
+    mapping = mappings.resources.get(file.resource_type)
+    return mapping.order if mapping else _FACT_ORDER
+
+
+def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkTask]:
+    for file in files:
+        path = file.path if file.path.is_absolute() else export.folder / file.path
+        for number, chunk in enumerate(plan_chunks(path)):
+            yield ChunkTask(path, file.number, file.resource_type, chunk, f"{file.number:06d}-{number:06d}")
+
+
+#: Below this size a process pool costs more than it gives.
+_IN_PROCESS_BYTES = 8 * 1024 * 1024
+
+
+@contextmanager
+def _executor(plan: TransformPlan, workers: int, total_bytes: int) -> Iterator[Executor | None]:
+    """A pool of spawned processes (fork with polars hangs), or None: small input is transformed here."""
+    if workers == 1 or total_bytes < _IN_PROCESS_BYTES:
+        start_worker(plan)
+        yield None
+        return
+    with _one_polars_thread():
+        pool = ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(plan,)
+        )
+        with pool:
+            yield pool
+
+
+@contextmanager
+def _one_polars_thread() -> Iterator[None]:
+    """Workers inherit POLARS_MAX_THREADS=1: as many processes as cores, one thread each."""
+    before = os.environ.get("POLARS_MAX_THREADS")
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["POLARS_MAX_THREADS"]
+        else:
+            os.environ["POLARS_MAX_THREADS"] = before
+
+
+def _in_order(executor: Executor | None, tasks: Iterator[ChunkTask]) -> Iterator[tuple[ChunkTask, ChunkReport]]:
+    """Results in the order of the tasks, a few tasks ahead of them: memory does not grow with the number of chunks."""
+    if executor is None:
+        for task in tasks:
+            yield task, transform_chunk(task)
+        return
+    ahead = [(task, executor.submit(transform_chunk, task)) for task in islice(tasks, 8)]
+    while ahead:
+        task, future = ahead.pop(0)
+        try:
+            yield task, future.result()
+        except EpicOmopError:
+            for _, waiting in ahead:
+                waiting.cancel()
+            raise
+        ahead += [(following, executor.submit(transform_chunk, following)) for following in islice(tasks, 1)]
+
+
+def _write_facts(connection: psycopg.Connection, plan: TransformPlan) -> None:
+    """Facts of this export, and of the warehouse for resources that did not change."""
+    columns = ["surrogate_id", "name", "value"]
+    staged = plan.staged.scan(staging.REFERENCE_VALUE)
+    stored = read_frame(
+        connection,
+        "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
+        {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
+    )
+    changed = plan.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select("surrogate_id")
+    kept = stored.lazy().join(changed, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
+    pl.concat([staged.select(columns), kept.select(columns)]).collect().write_parquet(plan.facts)
+
+
+def _by_file(export: LandedExport, reports: Sequence[ChunkReport]) -> list[FileLines]:
+    lines = {file.number: 0 for file in export.files}
+    unchanged = dict(lines)
+    for report in reports:
+        lines[report.file_number] += report.lines
+        unchanged[report.file_number] += report.unchanged
+    return [FileLines(number, lines[number], unchanged[number]) for number in lines]

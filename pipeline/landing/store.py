@@ -1,0 +1,282 @@
+"""The landing store: exports as they came, immutable, `landing/<site>/<export_id>/`.
+
+    manifest.json                       written last: an export with it is finished and never changes
+    files/Observation.00002.ndjson      names from our own counter and the checked type, never from a URL
+    files/Observation.00002.ndjson.json what was seen while the file streamed by; its presence means: complete
+    outcomes/OperationOutcome.00007.ndjson   error and outcome files of a bulk export
+    deleted/Bundle.00008.ndjson         bundles of deleted resources
+
+Who fills the store (a download, a folder) is no matter here; folders are read in `landing/folder.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from pipeline.errors import LandingError
+from pipeline.landing.files import FileDigest, LandingWriter, file_digest, landing_errors, make_folder, write_whole
+from pipeline.landing.resource_types import TYPE_NAME
+
+__all__ = ["Category", "LandedExport", "LandedFile", "LandingDraft", "LandingProgress", "LandingStore"]
+
+#: Which folder of an export a file belongs to; only `files` holds resources to load.
+Category = Literal["files", "outcomes", "deleted"]
+
+_CATEGORIES: tuple[Category, ...] = ("files", "outcomes", "deleted")
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class LandedFile:
+    """One complete file. `lines` counts those that are not blank; `sha256` is hexadecimal."""
+
+    number: int
+    resource_type: str
+    path: Path
+    bytes: int
+    lines: int
+    sha256: str
+    #: `count` of the server's manifest, where it gave one.
+    expected_count: int | None = None
+
+
+@dataclass(frozen=True)
+class LandedExport:
+    """One finished export; `files` in the order of their numbers."""
+
+    site: str
+    export_id: int
+    kind: str
+    transaction_time: datetime
+    folder: Path
+    files: tuple[LandedFile, ...]
+    outcomes: tuple[LandedFile, ...] = ()
+    deleted: tuple[LandedFile, ...] = ()
+
+    @property
+    def lines(self) -> int:
+        return sum(file.lines for file in self.files)
+
+    def relative_name(self, file: LandedFile) -> str:
+        """The file's path below the export's folder, as `etl.export_file.file` holds it."""
+        return file.path.relative_to(self.folder).as_posix()
+
+
+@dataclass(frozen=True)
+class LandingProgress:
+    """How far a download or a copy is: told after every piece of about 1 MiB and after every file."""
+
+    file: str
+    files_done: int
+    files_total: int
+    #: Bytes since the last report.
+    bytes_added: int
+
+
+ProgressCallback = Callable[[LandingProgress], None]
+
+
+class LandingDraft:
+    """An export that is being filled. Files that are complete stay complete when the process dies."""
+
+    def __init__(self, folder: Path, site: str, export_id: int) -> None:
+        self.folder = folder
+        self.site = site
+        self.export_id = export_id
+
+    def writer(self, number: int, resource_type: str, category: Category = "files") -> LandingWriter:
+        """A writer for one file; `keep` makes it part of the export. Raises LandingError for an impossible type."""
+        return LandingWriter(self._path(number, resource_type, category))
+
+    def keep(
+        self, writer: LandingWriter, number: int, resource_type: str, *, expected_count: int | None = None
+    ) -> LandedFile:
+        """Commit what the writer wrote, with its sidecar: from here on `landed` finds it."""
+        landed = _landed(number, resource_type, writer.path, writer.commit(), expected_count)
+        write_whole(_sidecar(writer.path), orjson.dumps(_to_json(landed, self.folder)))
+        return landed
+
+    def landed(self, number: int, resource_type: str, category: Category = "files") -> LandedFile | None:
+        """The file of that number if an earlier run completed it; None: it must be fetched."""
+        path = self._path(number, resource_type, category)
+        sidecar = _sidecar(path)
+        with landing_errors(sidecar):
+            if not sidecar.exists() or not path.exists():
+                return None
+            landed = _from_json(_read_json(sidecar), self.folder)
+            return landed if path.stat().st_size == landed.bytes else None
+
+    def finish(
+        self,
+        kind: str,
+        transaction_time: datetime,
+        files: tuple[LandedFile, ...],
+        *,
+        outcomes: tuple[LandedFile, ...] = (),
+        deleted: tuple[LandedFile, ...] = (),
+    ) -> LandedExport:
+        """Write our manifest; the export is immutable from here on."""
+        export = LandedExport(
+            self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
+        )
+        write_whole(self.folder / _MANIFEST, orjson.dumps(_export_to_json(export), option=orjson.OPT_INDENT_2))
+        return export
+
+    def _path(self, number: int, resource_type: str, category: Category) -> Path:
+        if not TYPE_NAME.fullmatch(resource_type):
+            raise LandingError("A resource type that is no FHIR name cannot become part of a file name.")
+        return self.folder / category / f"{resource_type}.{number:05d}.ndjson"
+
+
+class LandingStore:
+    """All landed exports below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, site: str, export_id: int) -> Path:
+        return self.root / site / str(export_id)
+
+    def exists(self, site: str, export_id: int) -> bool:
+        """Whether the store holds anything, finished or not, under this id."""
+        return self.folder(site, export_id).exists()
+
+    def is_finished(self, site: str, export_id: int) -> bool:
+        return (self.folder(site, export_id) / _MANIFEST).exists()
+
+    def begin(self, site: str, export_id: int) -> LandingDraft:
+        """A draft to fill: a new one, or the one that an interrupted run left.
+
+        Raises LandingError when that export is finished: take the next id.
+        """
+        folder = self.folder(site, export_id)
+        if self.is_finished(site, export_id):
+            raise LandingError(f"{folder} holds a finished export and is never written again.")
+        for category in _CATEGORIES:
+            make_folder(folder / category)
+        return LandingDraft(folder, site, export_id)
+
+    def discard(self, site: str, export_id: int) -> None:
+        """Remove an unfinished draft; a finished export stays. Raises LandingError."""
+        if self.is_finished(site, export_id):
+            return
+        folder = self.folder(site, export_id)
+        with landing_errors(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def open(self, site: str, export_id: int, *, verify: bool = False) -> LandedExport:
+        """A finished export. `verify` reads every file again and compares its SHA-256.
+
+        Raises LandingError when it is not there, not finished, or damaged.
+        """
+        folder = self.folder(site, export_id)
+        if not self.is_finished(site, export_id):
+            advice = "Run the export or the ingest again."
+            raise LandingError(f"There is no finished export {export_id} of site {site} in {self.root}.", advice)
+        export = _export_from_json(_read_json(folder / _MANIFEST), folder)
+        for file in (*export.files, *export.outcomes, *export.deleted):
+            _check(file, verify=verify)
+        return export
+
+    def land_folder(
+        self,
+        site: str,
+        export_id: int,
+        source: Path,
+        transaction_time: datetime,
+        progress: ProgressCallback | None = None,
+    ) -> LandedExport:
+        """Copy a folder of NDJSON into the store; see `pipeline.landing.folder.land_folder`."""
+        from pipeline.landing.folder import land_folder  # folder.py is written on top of this module
+
+        return land_folder(self.begin(site, export_id), source, transaction_time, progress)
+
+
+def _by_number(files: tuple[LandedFile, ...]) -> tuple[LandedFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.number))
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _landed(number: int, resource_type: str, path: Path, digest: FileDigest, expected: int | None) -> LandedFile:
+    return LandedFile(number, resource_type, path, digest.bytes, digest.lines, digest.sha256, expected)
+
+
+def _check(file: LandedFile, *, verify: bool) -> None:
+    advice = "The landing store was changed from outside: restore that file, or export again."
+    with landing_errors(file.path):
+        if not file.path.exists():
+            raise LandingError(f"{file.path} is missing.", advice)
+        size = file.path.stat().st_size
+    if size != file.bytes:
+        raise LandingError(f"{file.path} has {size} bytes instead of {file.bytes}.", advice)
+    if verify and file_digest(file.path).sha256 != file.sha256:
+        raise LandingError(f"{file.path} does not have the SHA-256 that it was landed with.", advice)
+
+
+def _to_json(file: LandedFile, folder: Path) -> dict[str, Any]:
+    return {
+        "number": file.number,
+        "resource_type": file.resource_type,
+        "file": file.path.relative_to(folder).as_posix(),
+        "bytes": file.bytes,
+        "lines": file.lines,
+        "sha256": file.sha256,
+        "expected_count": file.expected_count,
+    }
+
+
+def _from_json(entry: dict[str, Any], folder: Path) -> LandedFile:
+    values = dict(entry)
+    return LandedFile(path=folder / values.pop("file"), **values)
+
+
+def _export_to_json(export: LandedExport) -> dict[str, Any]:
+    return {
+        "export_id": export.export_id,
+        "site": export.site,
+        "kind": export.kind,
+        "transaction_time": export.transaction_time.isoformat(),
+        **{category: [_to_json(file, export.folder) for file in getattr(export, category)] for category in _CATEGORIES},
+    }
+
+
+def _export_from_json(manifest: dict[str, Any], folder: Path) -> LandedExport:
+    def files(category: Category) -> tuple[LandedFile, ...]:
+        return tuple(_from_json(entry, folder) for entry in manifest[category])
+
+    try:
+        return LandedExport(
+            manifest["site"],
+            manifest["export_id"],
+            manifest["kind"],
+            datetime.fromisoformat(manifest["transaction_time"]),
+            folder,
+            files=files("files"),
+            outcomes=files("outcomes"),
+            deleted=files("deleted"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise LandingError(f"{folder / _MANIFEST} is damaged.", "Restore it, or export again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with landing_errors(path):
+        content = path.read_bytes()
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise LandingError(f"{path} is damaged: it is not JSON.", "Restore it, or export again.") from error
+    if not isinstance(document, dict):
+        raise LandingError(f"{path} is damaged: it is not a JSON object.", "Restore it, or export again.")
+    return document

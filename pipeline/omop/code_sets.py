@@ -1,0 +1,108 @@
+"""Code sets: each distinct content of a CodeableConcept, Coding or unit gets one number within a worker.
+
+Rows carry the number; concepts are then resolved once per distinct code set instead of once per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from pipeline.omop.keys import content_key
+
+__all__ = ["CodeSets"]
+
+UCUM = "http://unitsofmeasure.org"
+_CODING_SCHEMA = {
+    "code_set": pl.Int32,
+    "position": pl.Int32,
+    "system": pl.String,
+    "code": pl.String,
+    "display": pl.String,
+    "user_selected": pl.Boolean,
+}
+_SET_SCHEMA = {"code_set": pl.Int32, "code_set_key": pl.Int64, "text": pl.String}
+
+_Coding = tuple[str | None, str | None, str | None, bool]
+
+
+class CodeSets:
+    """Numbers code sets. `add_concept`, `add_coding` and `add_quantity` are converters of view columns.
+
+    They give None for an element without code and text, and raise TypeError, AttributeError or ValueError for a shape
+    that FHIR does not allow.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int | None] = {}
+        self._codings: list[list[_Coding]] = []
+        self._texts: list[str | None] = []
+
+    def __len__(self) -> int:
+        return len(self._codings)
+
+    def add_concept(self, value: dict[str, Any]) -> int | None:
+        codings = value.get("coding")
+        if codings:
+            if codings.__class__ is not list:
+                raise ValueError("expected an array of Coding")
+            if len(codings) == 1:
+                coding = codings[0]
+                key: Any = (coding.get("system"), coding.get("code"), coding.get("userSelected"), value.get("text"))
+            else:
+                key = (*[(c.get("system"), c.get("code"), c.get("userSelected")) for c in codings], value.get("text"))
+        else:
+            key = value.get("text")
+        if key in self._numbers:
+            return self._numbers[key]
+        return self._new(key, [_checked(coding) for coding in codings or ()], value.get("text"))
+
+    def add_coding(self, value: dict[str, Any]) -> int | None:
+        return self.add_concept({"coding": [value]})
+
+    def add_quantity(self, value: dict[str, Any]) -> int | None:
+        """The unit of a Quantity: its code in its system, else its text, tried as a UCUM code (aliases follow)."""
+        system, code, unit = value.get("system"), value.get("code"), value.get("unit")
+        key = ("unit", system, code, unit)
+        if key in self._numbers:
+            return self._numbers[key]
+        codings = [_checked({"system": system or UCUM, "code": code or unit, "display": unit})] if code or unit else []
+        return self._new(key, codings, unit)
+
+    def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
+        if text is not None and not isinstance(text, str):
+            raise ValueError("expected text to be a string")  # noqa: TRY004 - a wrong shape of data
+        codings = [coding for coding in codings if coding[1]]
+        number = len(self._codings) if codings or text else None
+        if number is not None:
+            self._codings.append(codings)
+            self._texts.append(text)
+        self._numbers[key] = number
+        return number
+
+    def codings(self, first: int) -> pl.DataFrame:
+        """Columns code_set, position, system, code, display, user_selected of the sets numbered from `first`."""
+        rows = [
+            (number, position, *coding)
+            for number in range(first, len(self._codings))
+            for position, coding in enumerate(self._codings[number])
+        ]
+        return pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
+
+    def sets(self, first: int) -> pl.DataFrame:
+        """Columns code_set, code_set_key (Int64, stable between runs) and text of the sets numbered from `first`."""
+        rows = [(number, self.stable_key(number), self._texts[number]) for number in range(first, len(self._codings))]
+        return pl.DataFrame(rows, schema=_SET_SCHEMA, orient="row")
+
+    def stable_key(self, number: int) -> int:
+        parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
+        return content_key(*parts) if parts else content_key("text", self._texts[number])
+
+
+def _checked(coding: dict[str, Any]) -> _Coding:
+    system, code, display = coding.get("system"), coding.get("code"), coding.get("display")
+    for part in (system, code, display):
+        if part is not None and not isinstance(part, str):
+            raise ValueError("expected system, code and display to be strings")  # noqa: TRY004
+    return system, code, display, coding.get("userSelected") is True

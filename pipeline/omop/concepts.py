@@ -1,0 +1,156 @@
+"""Concept resolution: code sets → the chosen coding, its standard concepts, and its source concept.
+
+Set-based: every new code set of a chunk goes through one join with the concept index; results are kept for the life
+of the worker. The rules are those of the mapping specification, "Rules that hold for every resource".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import polars as pl
+
+from pipeline.omop.code_sets import CodeSets
+from pipeline.omop.concept_index import normalise_code
+
+__all__ = ["ConceptLookup", "ConceptResolver"]
+
+#: One row a code set and standard target; at least one a code set.
+RESOLVED_SCHEMA = {
+    "code_set": pl.Int32,
+    "code_set_key": pl.Int64,
+    "target_concept_id": pl.Int64,
+    "target_domain_id": pl.String,
+    "value_concept_id": pl.Int64,
+    "source_concept_id": pl.Int64,
+    "source_system": pl.String,
+    "source_code": pl.String,
+    "text": pl.String,
+}
+
+
+class ConceptLookup(Protocol):
+    """What the resolver asks of a concept index; other resolvers stand behind the same interface."""
+
+    def lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
+        """Index rows for distinct (vocabulary_id, concept_code)."""
+        ...
+
+    def descends(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Those of the (ancestor, descendant) pairs of concept ids that hold."""
+        ...
+
+
+class ConceptResolver:
+    """Resolves the code sets of one worker, each once per purpose (a key of vocabulary_priority.yaml)."""
+
+    def __init__(
+        self,
+        sets: CodeSets,
+        index: ConceptLookup,
+        code_systems: Mapping[str, str],
+        priorities: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self._sets = sets
+        self._index = index
+        self._systems = pl.DataFrame(
+            {"system": list(code_systems), "vocabulary_id": list(code_systems.values())},
+            schema={"system": pl.String, "vocabulary_id": pl.String},
+        )
+        self._priorities = priorities
+        self._resolved: dict[str, pl.DataFrame] = {}
+        self._done: dict[str, int] = {}
+
+    def resolve(self, purpose: str) -> pl.DataFrame:
+        """Everything resolved for a purpose so far, new code sets included. Columns: RESOLVED_SCHEMA."""
+        first = self._done.get(purpose, 0)
+        if first < len(self._sets):
+            new = self._resolve_from(first, purpose)
+            known = self._resolved.get(purpose)
+            self._resolved[purpose] = new if known is None else pl.concat([known, new])
+            self._done[purpose] = len(self._sets)
+        return self._resolved.get(purpose, pl.DataFrame(schema=RESOLVED_SCHEMA))
+
+    def resolve_single(self, purpose: str) -> pl.DataFrame:
+        """The same with one row a code set: the first standard concept, 0 for none (values, units, routes)."""
+        return self.resolve(purpose).unique("code_set", keep="first", maintain_order=True)
+
+    def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
+        sets = self._sets.sets(first)
+        chosen = self._choose(self._candidates(first), purpose)
+        return (
+            sets.join(chosen, on="code_set", how="left", maintain_order="left")
+            .with_columns(pl.col("target_concept_id", "source_concept_id").fill_null(0))
+            .select(pl.col(name).cast(kind) for name, kind in RESOLVED_SCHEMA.items())
+        )
+
+    def _candidates(self, first: int) -> pl.DataFrame:
+        """One row a coding and index row; target_concept_id is NULL where a coding has no standard concept."""
+        codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
+        codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("")).alias("vocabulary_id"))
+        distinct = codings.select("vocabulary_id", "code").unique(maintain_order=True)
+        normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
+        distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
+        codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
+        found = self._index.lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
+
+    def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
+        """The rows of the best coding of each code set.
+
+        Order: has a standard mapping; vocabulary priority; the more specific concept (f2o-036); userSelected; order.
+        """
+        priority = self._priorities.get(purpose, ())
+        others = len(priority) + 1
+        ranks = {vocabulary: rank for rank, vocabulary in enumerate(priority)}
+        ranked = candidates.with_columns(
+            pl.col("target_concept_id").is_not_null().any().over("code_set", "position").alias("has_standard"),
+            pl.col("vocabulary_id")
+            .replace_strict(ranks, default=None, return_dtype=pl.Int32)
+            .fill_null(
+                pl.when(pl.col("vocabulary_id").is_in(self._systems["vocabulary_id"].implode()))
+                .then(others)
+                .otherwise(others - 1)
+            )
+            .alias("priority"),
+        )
+        ranked = ranked.with_columns(
+            self._less_specific(ranked).alias("less_specific"), (~pl.col("user_selected")).alias("not_selected")
+        )
+        order = ["code_set", "has_standard", "priority", "less_specific", "not_selected", "position"]
+        best = (
+            ranked.sort(order, descending=[False, True, False, False, False, False], maintain_order=True)
+            .group_by("code_set", maintain_order=True)
+            .first()
+            .select("code_set", "position")
+        )
+        return (
+            ranked.join(best, on=["code_set", "position"], how="semi", maintain_order="left")
+            .sort("code_set", "pair_number", "target_concept_id", nulls_last=True, maintain_order=True)
+            .rename({"system": "source_system", "code": "source_code"})
+            .select(
+                "code_set",
+                "target_concept_id",
+                "target_domain_id",
+                "value_concept_id",
+                "source_concept_id",
+                "source_system",
+                "source_code",
+            )
+        )
+
+    def _less_specific(self, ranked: pl.DataFrame) -> pl.Series:
+        """True for a coding that has a rival of the same rank whose concept descends from its own."""
+        rows = ranked.with_row_index("row").filter(pl.col("has_standard"))
+        key = ["code_set", "priority"]
+        rivals = rows.filter(pl.col("position").n_unique().over(key) > 1).select("row", *key, "target_concept_id")
+        flagged: set[int] = set()
+        if not rivals.is_empty():
+            pairs = rivals.join(rivals, on=key, suffix="_other").filter(
+                pl.col("target_concept_id") != pl.col("target_concept_id_other")
+            )
+            named = pairs.select("row", ancestor="target_concept_id", descendant="target_concept_id_other")
+            holds = self._index.descends(named.select("ancestor", "descendant").unique())
+            flagged = set(named.join(holds, on=["ancestor", "descendant"], how="semi")["row"])
+        return pl.Series("less_specific", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)

@@ -1,0 +1,244 @@
+"""Events: coded rows of a view → concepts, 1→N, values, routing, and rows in the shape of their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.omop.derive import DERIVATIONS
+from pipeline.omop.keys import content_key
+from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
+from pipeline.omop.plan import Worker
+from pipeline.omop.routing import route, to_table
+from pipeline.warehouse.staging import ISSUE, MAPPING, REFERENCE, SCHEMAS
+
+__all__ = ["EventRows", "derived", "event_rows", "refuse_incomplete"]
+
+#: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
+_MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """What one view of one chunk came to. Frames are in the schemas of `pipeline.warehouse.staging`."""
+
+    tables: dict[str, pl.DataFrame]
+    #: surrogate_id, reason, stage, code, path of resources with a row that cannot be made
+    refused: pl.DataFrame
+    #: surrogate_id, exclude_reason of resources that a value map excludes
+    excluded: pl.DataFrame
+    references: pl.DataFrame
+    issues: pl.DataFrame
+    #: codes met: element, system, code, mapped, count
+    codes: pl.DataFrame
+
+
+def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    for name in view.derive:
+        rows = DERIVATIONS[name](rows, worker.derivation)
+    return rows
+
+
+def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
+    """The rows of an event view (view and resource columns joined) as table rows."""
+    rows = derived(worker, view, rows).with_columns(
+        _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
+    )
+    codes = pl.DataFrame(schema=SCHEMAS[MAPPING])
+
+    def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        nonlocal codes
+        coded = _with_concepts(worker, mapping, view, kept)
+        codes = _code_counts(mapping, view, coded)
+        coded = _with_row_key(coded, view)
+        return {
+            table: to_table(coded.filter(pl.col("table") == table), table) for table in coded["table"].unique().sort()
+        }
+
+    result = refuse_incomplete(mapping, view, rows, tables)
+    return EventRows(result.tables, result.refused, result.excluded, result.references, result.issues, codes)
+
+
+def refuse_incomplete(
+    mapping: ResourceMapping,
+    view: ViewMapping,
+    rows: pl.DataFrame,
+    tables: Callable[[pl.DataFrame], dict[str, pl.DataFrame]],
+) -> EventRows:
+    """Tell apart rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
+
+    If a required row of a resource cannot be made, the whole resource is rejected.
+    """
+    missing = [
+        rows.filter(pl.col(name).is_null()).select(*_refusal(mapping, view, rows, name)) for name in view.required
+    ]
+    refused = pl.concat(missing) if missing else pl.DataFrame(schema=REFUSED_SCHEMA)
+    excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
+    if "exclude_reason" in rows.columns:
+        excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
+    kept = rows.join(refused, on="surrogate_id", how="anti", maintain_order="left")
+    if not excluded.is_empty():
+        kept = kept.join(excluded, on="surrogate_id", how="anti", maintain_order="left")
+    made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
+    return EventRows(made, refused, excluded, _references(kept), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
+
+
+REFUSED_SCHEMA = {
+    "surrogate_id": pl.Int64,
+    "reason": pl.String,
+    "stage": pl.String,
+    "code": pl.String,
+    "path": pl.String,
+}
+EXCLUDED_SCHEMA = {"surrogate_id": pl.Int64, "exclude_reason": pl.String}
+
+#: Derived required columns: the FHIR string that they come from, and what its absence is called.
+_DATES = {
+    "start_date": "start",
+    "visit_start_date": "start",
+    "death_date": "deceased_datetime",
+    "year_of_birth": "birth_date",
+}
+
+
+def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, name: str) -> list[pl.Expr]:
+    paths = {**mapping.resource_view.column_paths, **view.column_paths}
+    source = _DATES.get(name)
+    if source is None:
+        path, code, reason = paths.get(name, name), pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+    else:
+        path = paths.get(source, _date_paths(mapping, view))
+        present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
+        code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
+        reason = (
+            pl.when(present)
+            .then(pl.lit("the text is no FHIR date"))
+            .otherwise(pl.lit(f"no date from which {name} could be taken"))
+        )
+    return [
+        pl.col("surrogate_id"),
+        reason.alias("reason"),
+        pl.lit("transform").alias("stage"),
+        code.alias("code"),
+        pl.lit(f"{mapping.resource}.{path}").alias("path"),
+    ]
+
+
+def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
+    """The first date-like element of the mapping: where a start is looked for first."""
+    for owner in (mapping.resource_view, view):
+        for name, kind in owner.column_types.items():
+            if kind in {"dateTime", "date", "instant"}:
+                return owner.column_paths[name]
+    return "date"
+
+
+def _concept(worker: Worker, rules: tuple[ConceptRule, ...]) -> pl.Expr:
+    expression = pl.lit(0, dtype=pl.Int64)
+    for rule in reversed(rules):
+        value = pl.lit(worker.fixed(rule.concept_ids), dtype=pl.Int64)
+        expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
+    return expression
+
+
+def _home(rules: tuple[TableRule, ...]) -> pl.Expr:
+    expression = pl.lit("observation")
+    for rule in reversed(rules):
+        value = pl.lit(rule.table)
+        expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
+    return expression
+
+
+def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds concept_id, source_concept_id, source_value, table; one row for each standard concept (Themis)."""
+    if view.concept_id:
+        return rows.with_columns(
+            _concept(worker, view.concept_id).alias("concept_id"),
+            pl.lit(0, dtype=pl.Int64).alias("source_concept_id"),
+            pl.col("home_table").alias("table"),
+            pl.lit(0, dtype=pl.Int64).alias("code_set_key"),
+            pl.lit(None, dtype=pl.String).alias("source_system"),
+            pl.lit(None, dtype=pl.String).alias("source_code"),
+        )
+    assert view.code is not None, "an event view has a code or a fixed concept"
+    resolved = worker.resolver.resolve(view.priority or "")
+    rows = rows.join(resolved, left_on=view.code, right_on="code_set", how="left", maintain_order="left")
+    keep_text = mapping.resource in worker.plan.site.text_source_value_types
+    source_value = pl.coalesce("source_code", pl.when(pl.lit(keep_text)).then("text"))
+    value = pl.col("value_concept_id_right") if "value_concept_id_right" in rows.columns else pl.col("value_concept_id")
+    own_value = [pl.col("value_as_concept_id")] if "value_as_concept_id" in rows.columns else []
+    return rows.with_columns(
+        pl.col("target_concept_id").fill_null(0).alias("concept_id"),
+        pl.col("source_concept_id").fill_null(0),
+        source_value.alias("source_value"),
+        pl.coalesce(value, *own_value).alias("value_as_concept_id"),
+        pl.col("code_set_key").fill_null(0),
+        route("target_domain_id", "home_table").alias("table"),
+    )
+
+
+def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+    """Adds row_key: view, code, target concept, value concept and repeat, mixed into 64 bits; never the position."""
+    value = pl.col("value_as_concept_id") if "value_as_concept_id" in rows.columns else pl.lit(0, dtype=pl.Int64)
+    meaning = (
+        (pl.col("code_set_key") ^ pl.lit(content_key(view.name), dtype=pl.Int64)) * _MIX[0]
+        + pl.col("concept_id") * _MIX[1]
+        + value.fill_null(0) * _MIX[2]
+    )
+    rows = rows.with_columns(meaning.alias("row_key"))
+    repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "row_key")
+    return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
+
+
+def _code_counts(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    return (
+        rows.group_by("source_system", "source_code", (pl.col("concept_id") != 0).alias("mapped"))
+        .agg(pl.len().cast(pl.Int64).alias("count"))
+        .select(
+            pl.lit(mapping.resource).alias("resource_type"),
+            pl.lit(view.code or view.name).alias("element"),
+            pl.col("source_system").alias("system"),
+            pl.col("source_code").alias("code"),
+            "mapped",
+            "count",
+        )
+    )
+
+
+def _references(rows: pl.DataFrame) -> pl.DataFrame:
+    """Dependence on what another resource says: when the Medication changes, its requests change too."""
+    if "medication_reference" not in rows.columns:
+        return pl.DataFrame(schema=SCHEMAS[REFERENCE])
+    pending = pl.col("pending_medication") if "pending_medication" in rows.columns else pl.lit(False)
+    return (
+        rows.filter(pl.col("medication_reference").is_not_null())
+        .select(
+            pl.col("surrogate_id").alias("from_surrogate_id"),
+            pl.lit("medication").alias("role"),
+            pl.col("medication_reference").alias("to_surrogate_id"),
+            pl.when(pending).then(pl.lit("pending")).otherwise(pl.lit("resolved")).alias("state"),
+        )
+        .unique(maintain_order=True)
+    )
+
+
+def _issues(rows: pl.DataFrame) -> pl.DataFrame:
+    """What was decided below the line: boolean columns `issue_…`, and dates that were imputed."""
+    found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
+    for name in rows.columns:
+        if name.startswith("issue_"):
+            flagged = rows.filter(pl.col(name))
+            code = name.removeprefix("issue_")
+        elif name.endswith("_precision"):
+            flagged = rows.filter(pl.col(name).is_between(1, 9))
+            code = "date_imputed"
+        else:
+            continue
+        if not flagged.is_empty():
+            path = name.removesuffix("_precision") if code == "date_imputed" else None
+            found.append(
+                flagged.select("surrogate_id", pl.lit(code).alias("code"), pl.lit(path, dtype=pl.String).alias("path"))
+            )
+    return pl.concat(found)

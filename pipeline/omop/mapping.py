@@ -1,0 +1,332 @@
+"""Mappings are data: `mappings/*.yaml` and `mappings/concept_maps/*` → checked, typed objects.
+
+One YAML file a resource: a list of SQL on FHIR views whose columns carry OMOP names, and around them the rules that
+the specification gives: home table, type concept, status filter, required columns. This module reads and checks;
+it runs nothing. Everything wrong is a MappingError with file and, where known, line.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import MappingError
+
+__all__ = [
+    "ConceptRule",
+    "Exclusion",
+    "Mappings",
+    "ResourceMapping",
+    "StatusFilter",
+    "TableRule",
+    "ValueMapEntry",
+    "ViewMapping",
+    "fixed_concepts",
+    "load_mappings",
+]
+
+#: Names of the value maps' special targets: the row is excluded instead of given a concept.
+EXCLUDE = "exclude"
+
+_KIND = Literal["resource", "event", "entity", "reference_value"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TableRule(_Model):
+    """Home table of rows for which the boolean column `when` is true; without `when`, of all others."""
+
+    table: str
+    when: str | None = None
+
+
+class ConceptRule(_Model):
+    """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
+
+    concept_id: int | tuple[int, ...]
+    when: str | None = None
+
+    @property
+    def concept_ids(self) -> tuple[int, ...]:
+        return self.concept_id if isinstance(self.concept_id, tuple) else (self.concept_id,)
+
+
+class StatusFilter(_Model):
+    """Outcome by the value of a column of the resource view: kept, excluded with a reason, else rejected."""
+
+    column: str
+    keep: tuple[str, ...]
+    exclude: Mapping[str, str] = Field(default_factory=dict)
+    missing: Literal["reject", "keep", "exclude"] = "reject"
+
+
+class Exclusion(_Model):
+    """Resources for which the boolean column `when` is true are excluded with `reason`."""
+
+    when: str
+    reason: str
+
+
+class ViewMapping(_Model):
+    """One view of a mapping. `definition` is the ViewDefinition itself, without the keys of this project."""
+
+    name: str
+    kind: _KIND
+    definition: Mapping[str, Any]
+    #: entity: the CDM table whose rows the resource *is*.
+    table: str | None = None
+    #: event: where unmapped rows go.
+    home_table: tuple[TableRule, ...] = ()
+    #: event: column of type CodeableConcept or Coding that carries the codes.
+    code: str | None = None
+    #: event: fixed concepts instead of a code.
+    concept_id: tuple[ConceptRule, ...] = ()
+    #: event: key of vocabulary_priority.yaml.
+    priority: str | None = None
+    type_concept_id: tuple[ConceptRule, ...] = ()
+    #: Named functions of pipeline/omop/derive.py, applied in order.
+    derive: tuple[str, ...] = ()
+    #: Columns without which a row cannot be made: the resource is rejected.
+    required: tuple[str, ...] = ()
+    #: reference_value: the name of the fact.
+    fact: str | None = None
+
+    @property
+    def column_types(self) -> dict[str, str | None]:
+        return {column["name"]: column.get("type") for column in _columns(self.definition)}
+
+    @property
+    def column_paths(self) -> dict[str, str]:
+        return {column["name"]: column["path"] for column in _columns(self.definition)}
+
+
+class ResourceMapping(_Model):
+    """One file of `mappings/`: everything that happens to one resource type."""
+
+    resource: str
+    #: Resources of a lower order are transformed first: later ones may use the facts that they leave.
+    order: int = 10
+    status: StatusFilter | None = None
+    exclude: tuple[Exclusion, ...] = ()
+    #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
+    known_modifiers: tuple[str, ...] = ()
+    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _first_is_resource(self) -> ResourceMapping:
+        if self.views[0].kind != "resource":
+            raise ValueError("the first view must have `kind: resource`: one row a resource")
+        return self
+
+    @property
+    def resource_view(self) -> ViewMapping:
+        return self.views[0]
+
+
+@dataclass(frozen=True)
+class ValueMapEntry:
+    system: str
+    code: str
+    concept_ids: tuple[int, ...]
+    exclude_reason: str | None
+
+
+@dataclass(frozen=True)
+class Mappings:
+    """All mappings of a site."""
+
+    folder: Path
+    resources: Mapping[str, ResourceMapping]
+    value_maps: Mapping[str, tuple[ValueMapEntry, ...]]
+    code_systems: Mapping[str, str]
+    vocabulary_priority: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, tuple[int, ...]]
+    #: resource types that are landed and counted, never mapped: type → reason
+    unmapped_types: Mapping[str, str]
+
+    @cached_property
+    def fixed_concepts(self) -> dict[int, str]:
+        """Every concept id that the mappings name, and where."""
+        named: dict[int, str] = {}
+        for resource in self.resources.values():
+            for view in resource.views:
+                for field in ("type_concept_id", "concept_id"):
+                    for rule in getattr(view, field):
+                        for concept_id in rule.concept_ids:
+                            named.setdefault(concept_id, f"{resource.resource} {view.name} {field}")
+        for name, entries in self.value_maps.items():
+            for entry in entries:
+                for concept_id in entry.concept_ids:
+                    named.setdefault(concept_id, f"concept_maps/{name} {entry.code}")
+        for name, concept_ids in self.constants.items():
+            for concept_id in concept_ids:
+                named.setdefault(concept_id, name)
+        named.pop(0, None)
+        return named
+
+    def fingerprint(self, resource_type: str) -> str:
+        """SHA-256 over everything in the mappings that can change a row of this resource type."""
+        digest = hashlib.sha256()
+        mapping = self.resources.get(resource_type)
+        digest.update(mapping.model_dump_json().encode() if mapping else b"unmapped")
+        for part in (self.value_maps, self.code_systems, self.vocabulary_priority, self.constants):
+            digest.update(repr(sorted(part.items())).encode())
+        digest.update(self.unmapped_types.get(resource_type, "").encode())
+        return digest.hexdigest()
+
+
+def fixed_concepts(folder: Path) -> dict[int, str]:
+    """Concept id → the name of its first use, over all mappings in `folder`."""
+    return load_mappings(folder).fixed_concepts
+
+
+def load_mappings(folder: Path, site: str | None = None) -> Mappings:
+    """Read and check a folder of mappings, with a site's own entries over the value maps.
+
+    `sites/<site>/values/*.csv` add entries to the value map of that name or replace those of the same system and code.
+    Raises MappingError with file and line.
+    """
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise MappingError(f"There are no mappings (*.yaml) in {folder}.", "Check EPIC_OMOP_MAPPINGS.")
+    resources = {}
+    for file in files:
+        mapping = _read_resource(file)
+        resources[mapping.resource] = mapping
+    maps = folder / "concept_maps"
+    return Mappings(
+        folder=folder,
+        resources=resources,
+        value_maps=_value_maps(maps / "values", folder / "sites" / site / "values" if site else None),
+        code_systems={row["system"]: row["vocabulary_id"] for row in _read_csv(maps / "code_systems.csv")},
+        vocabulary_priority={key: tuple(value) for key, value in _read_yaml(maps / "vocabulary_priority.yaml").items()},
+        constants={row["name"]: _ids(row["concept_id"]) for row in _read_csv(maps / "constants.csv")},
+        unmapped_types={row["resource_type"]: row["reason"] for row in _read_csv(maps / "unmapped_types.csv")},
+    )
+
+
+def _value_maps(shared: Path, own: Path | None) -> dict[str, tuple[ValueMapEntry, ...]]:
+    merged: dict[str, dict[tuple[str, str], ValueMapEntry]] = {}
+    for source in (shared, own):
+        for file in sorted(source.glob("*.csv")) if source else ():
+            entries = {(entry.system, entry.code): entry for entry in _read_value_map(file)}
+            merged.setdefault(file.stem, {}).update(entries)
+    return {name: tuple(entries.values()) for name, entries in merged.items()}
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MappingError(f"cannot be read ({type(error).__name__})", file=str(file)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        raise MappingError("is not valid YAML", file=str(file), line=line) from None
+    if not isinstance(document, dict):
+        raise MappingError("must hold a mapping of keys", file=str(file))
+    return document
+
+
+_VIEW_KEYS = set(ViewMapping.model_fields) - {"definition"}
+
+
+def _read_resource(file: Path) -> ResourceMapping:
+    document = _read_yaml(file)
+    views = document.get("views")
+    if isinstance(views, list):
+        document["views"] = [_split_view(view, document.get("resource")) for view in views]
+    try:
+        return ResourceMapping.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        location = [part for part in first["loc"] if part != "definition"]
+        name = ".".join(str(part) for part in location)
+        raise MappingError(
+            f"{name or 'mapping'}: {first['msg']}", file=str(file), line=_line_of(file, location)
+        ) from None
+
+
+def _split_view(view: Any, resource: Any) -> Any:
+    """A view in a mapping is a ViewDefinition and this project's keys side by side; tell them apart."""
+    if not isinstance(view, dict):
+        return view
+    own = {key: value for key, value in view.items() if key in _VIEW_KEYS}
+    definition = {key: value for key, value in view.items() if key not in _VIEW_KEYS}
+    return {**own, "definition": {"resource": resource, **definition}}
+
+
+def _line_of(file: Path, location: Iterable[Any]) -> int | None:
+    """The line (1-based) of the innermost YAML node that a pydantic location names."""
+    node = yaml.compose(file.read_text(encoding="utf-8"))
+    line = None
+    for part in location:
+        line = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            match = [(key, value) for key, value in node.value if key.value == part]
+            if not match:
+                return line
+            line, node = match[0][0].start_mark.line + 1, match[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except OSError as error:
+        raise MappingError(f"cannot be read ({type(error).__name__})", file=str(file)) from error
+
+
+def _read_value_map(file: Path) -> tuple[ValueMapEntry, ...]:
+    entries = []
+    for line, row in enumerate(_read_csv(file), start=2):
+        target = (row.get("concept_id") or "").strip()
+        try:
+            excluded = target.startswith(EXCLUDE)
+            entries.append(
+                ValueMapEntry(
+                    system=row["system"],
+                    code=row["code"],
+                    concept_ids=() if excluded else _ids(target),
+                    exclude_reason=target.partition(":")[2] or EXCLUDE if excluded else None,
+                )
+            )
+        except (KeyError, ValueError):
+            raise MappingError(
+                "needs the columns system, code and concept_id (ids joined by |, or exclude:reason)",
+                file=str(file),
+                line=line,
+            ) from None
+    return tuple(entries)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("|"))
+
+
+def _columns(definition: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every column of a view's selects, unionAll arms counted once (their columns are the same)."""
+    found: list[dict[str, Any]] = []
+    for select in definition.get("select", ()):
+        found += select.get("column", ())
+        found += _columns(select)
+        arms = select.get("unionAll", ())
+        if arms:
+            found += _columns({"select": [arms[0]]})
+    return found

@@ -1,0 +1,200 @@
+"""What a transform worker is given, and what it makes of it once: compiled views, converters, resolver.
+
+A `TransformPlan` is small and picklable (paths and settings); a `Worker` is built from it in each process and lives
+as long as the process, so that views are compiled and concepts resolved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.fhir.view_definition import CompiledColumns, compile_columns
+from pipeline.omop import derive
+from pipeline.omop.addresses import Addresses
+from pipeline.omop.code_sets import CodeSets
+from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.concepts import ConceptResolver
+from pipeline.omop.derive import Derivation
+from pipeline.omop.keys import SurrogateKeys
+from pipeline.omop.mapping import Mappings, ResourceMapping, ViewMapping
+from pipeline.settings import SiteSettings
+from pipeline.warehouse.staging import StagedExport
+
+__all__ = ["ResourcePlan", "TransformPlan", "Worker"]
+
+_PRIMITIVES: Mapping[str, pl.DataType] = {
+    "decimal": pl.Float64(),
+    "integer": pl.Int64(),
+    "positiveInt": pl.Int64(),
+    "unsignedInt": pl.Int64(),
+    "boolean": pl.Boolean(),
+}
+#: Result types of the converters; everything else is text.
+_CONVERTED: Mapping[str, pl.DataType] = {
+    "CodeableConcept": pl.Int32(),
+    "Coding": pl.Int32(),
+    "Quantity": pl.Int32(),
+    "medication_code": pl.Int32(),
+    "patient_location": pl.Int64(),
+    "site_location": pl.Int64(),
+    "daily_dose": pl.Float64(),
+}
+_REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
+#: Code sets kept before a worker forgets them between chunks: bounds its memory.
+_CODE_SET_LIMIT = 400_000
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """Everything a worker process needs, by path and value."""
+
+    site: SiteSettings
+    instance_zone: str
+    surrogate_salt: str
+    as_of: date
+    mappings: Mappings
+    index: ConceptIndex
+    #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
+    fixed: Mapping[int, int]
+    #: Parquet: resource_type, surrogate_id, raw_hash_high, raw_hash_low of lines that count as unchanged
+    known: Path
+    #: Parquet: surrogate_id, name, value; written after the first stage
+    facts: Path
+    staged: StagedExport
+
+
+@dataclass(frozen=True)
+class CompiledView:
+    mapping: ViewMapping
+    compiled: CompiledColumns
+    dtypes: tuple[pl.DataType, ...]
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    mapping: ResourceMapping
+    views: tuple[CompiledView, ...]
+
+
+class Worker:
+    """One process's compiled mappings and caches. Not thread-safe."""
+
+    def __init__(self, plan: TransformPlan) -> None:
+        self.plan = plan
+        self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
+        self.addresses = Addresses()
+        self._reset_code_sets()
+
+    def _reset_code_sets(self) -> None:
+        self.sets = CodeSets()
+        self.resolver = ConceptResolver(
+            self.sets, self.plan.index, self.plan.mappings.code_systems, self.plan.mappings.vocabulary_priority
+        )
+        self._plans: dict[str, ResourcePlan] = {}
+        self.derivation = Derivation(
+            site_zone=self.plan.site.time_zone,
+            instance_zone=self.plan.instance_zone,
+            as_of=self.plan.as_of,
+            fixed=self.fixed,
+            constants=self.plan.mappings.constants,
+            value_maps=self.value_maps,
+            sets=self.sets,
+            resolver=self.resolver,
+            facts=self.facts,
+        )
+
+    def bound_memory(self) -> None:
+        """Forget code sets when there are very many (texts that differ on every line)."""
+        if len(self.sets) > _CODE_SET_LIMIT:
+            self._reset_code_sets()
+
+    def fixed(self, concept_ids: tuple[int, ...]) -> int:
+        """The first of the alternatives that the loaded vocabulary has, else 0."""
+        return next((found for found in (self.plan.fixed.get(given, 0) for given in concept_ids) if found), 0)
+
+    @cached_property
+    def value_maps(self) -> dict[str, pl.DataFrame]:
+        return {
+            name: pl.DataFrame(
+                {
+                    "system": [entry.system for entry in entries],
+                    "code": [entry.code for entry in entries],
+                    "concept_id": [self.fixed(entry.concept_ids) for entry in entries],
+                    "exclude_reason": [entry.exclude_reason for entry in entries],
+                },
+                schema={"system": pl.String, "code": pl.String, "concept_id": pl.Int64, "exclude_reason": pl.String},
+            )
+            for name, entries in self.plan.mappings.value_maps.items()
+        }
+
+    @cached_property
+    def known(self) -> pl.DataFrame:
+        return pl.read_parquet(self.plan.known)
+
+    def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
+        """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""
+        wanted = pl.LazyFrame({"surrogate_id": keys})
+        return (
+            pl.scan_parquet(self.plan.facts)
+            .filter(pl.col("name") == name)
+            .join(wanted, on="surrogate_id", how="semi")
+            .group_by("surrogate_id")
+            .agg(pl.col("value").min())
+            .collect()
+        )
+
+    def resource_plan(self, resource_type: str) -> ResourcePlan | None:
+        """The compiled mapping of a type, None for a type without one."""
+        if resource_type not in self._plans:
+            mapping = self.plan.mappings.resources.get(resource_type)
+            if mapping is None:
+                return None
+            converters = self._converters()
+            self._plans[resource_type] = ResourcePlan(
+                mapping, tuple(_compiled(view, converters) for view in mapping.views)
+            )
+        return self._plans[resource_type]
+
+    def _converters(self) -> dict[str, Callable[[Any], Any]]:
+        converters: dict[str, Callable[[Any], Any]] = {
+            "CodeableConcept": self.sets.add_concept,
+            "Coding": self.sets.add_coding,
+            "Quantity": self.sets.add_quantity,
+            "medication_code": derive.medication_code(self.sets),
+            "patient_location": self.addresses.of_patient,
+            "site_location": self.addresses.of_site,
+            "other_value": derive.other_value,
+            "diagnosis_use": derive.diagnosis_use,
+            "period_text": derive.period_text,
+            "age_text": derive.age_text,
+            "dosage_text": derive.dosage_text,
+            "daily_dose": derive.daily_dose,
+            "json": _canonical_json,
+        }
+        for target in _REFERENCE_TARGETS:
+            converters[f"Reference({target})"] = self.keys.converter(target)
+        return converters
+
+
+def _canonical_json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _compiled(view: ViewMapping, converters: Mapping[str, Callable[[Any], Any]]) -> CompiledView:
+    compiled = compile_columns(dict(view.definition), converters)
+    return CompiledView(view, compiled, tuple(_dtype(column.type, column.collection) for column in compiled.columns))
+
+
+def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:  # noqa: FBT001
+    if fhir_type and fhir_type.startswith("Reference("):
+        return pl.Int64()
+    single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()
+    return pl.List(single) if collection else single

@@ -1,0 +1,524 @@
+"""The transform stage: landed lines → staging parts, chunk by chunk, in worker processes.
+
+A chunk's lines are compared by hash with what is loaded; only new ones are parsed and run through the compiled
+views. After the views everything is set-based: rules, concepts, routing. Every line gets exactly one outcome here
+(`unchanged`, `loaded`, `excluded`, `rejected`); publication may still turn `loaded` into `superseded` or `rejected`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import xxhash
+
+from pipeline.fhir.ndjson import Chunk, Line, read_lines
+from pipeline.fhir.view_definition import EVALUATION_ERRORS
+from pipeline.omop.events import EventRows, derived, event_rows, refuse_incomplete
+from pipeline.omop.keys import content_key
+from pipeline.omop.mapping import ResourceMapping
+from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
+from pipeline.omop.routing import to_staged
+from pipeline.warehouse import staging
+
+__all__ = ["ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
+
+_CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    file: Path
+    file_number: int
+    resource_type: str
+    chunk: Chunk
+    #: Name of the parts that the chunk writes: file and chunk number, so that parts sort in the order of the input.
+    part: str
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    file_number: int
+    lines: int
+    unchanged: int
+
+
+@dataclass
+class _Rejected:
+    index: int
+    stage: str
+    code: str
+    path: str | None
+    reason: str
+    resource_type: str | None = None
+    resource_id: str | None = None
+
+
+@dataclass
+class _Buffers:
+    """Rows of one resource type while a chunk is read: a list a column, and the line index of each row."""
+
+    plan: ResourcePlan
+    indexes: list[int] = field(default_factory=list)
+    surrogate_ids: list[int] = field(default_factory=list)
+    resource_ids: list[str] = field(default_factory=list)
+    views: list[list[list[Any]]] = field(default_factory=list)
+    view_indexes: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.views = [view.compiled.new_buffers() for view in self.plan.views]
+        self.view_indexes = [[] for _ in self.plan.views]
+
+    def cut_back(self) -> None:
+        """Drop the rows that a failed resource left behind."""
+        for buffers, indexes in zip(self.views, self.view_indexes, strict=True):
+            for buffer in buffers:
+                del buffer[len(indexes) :]
+
+
+_worker: Worker | None = None
+
+
+def start_worker(plan: TransformPlan) -> None:
+    """Initialiser of a worker process."""
+    global _worker  # noqa: PLW0603 - one worker a process is what a process pool's initialiser is for
+    _worker = Worker(plan)
+
+
+def transform_chunk(task: ChunkTask) -> ChunkReport:
+    """Transform one chunk in the process that `start_worker` prepared."""
+    assert _worker is not None, "start_worker must run first"
+    _worker.bound_memory()
+    return _ChunkTransform(_worker, task).run()
+
+
+class _ChunkTransform:
+    def __init__(self, worker: Worker, task: ChunkTask) -> None:
+        self.worker = worker
+        self.task = task
+        self.types: dict[str, _Buffers] = {}
+        self.rejected: list[_Rejected] = []
+        #: index → (resource type, id or None, reason)
+        self.excluded: dict[int, tuple[str, str | None, str]] = {}
+
+    def run(self) -> ChunkReport:
+        lines = read_lines(self.task.file, self.task.chunk)
+        if not lines:
+            return ChunkReport(self.task.file_number, 0, 0)
+        self.lines = self._hashed(lines)
+        unchanged = self._unchanged()
+        skip = set(unchanged["index"])
+        self._read(line for line in enumerate(lines) if line[0] not in skip)
+        outcomes: list[pl.DataFrame] = []
+        locations = self.worker.addresses.frame()
+        for resource_type in sorted(self.types):
+            buffers = self.types[resource_type]
+            if buffers.indexes:
+                outcomes.append(_TypeTransform(self, resource_type, buffers, locations).run())
+        self._write_outcomes(outcomes)
+        self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
+        return ChunkReport(self.task.file_number, len(lines), len(skip))
+
+    def _write(self, kind: str, frame: pl.DataFrame) -> None:
+        self.worker.plan.staged.write(kind, self.task.part, frame)
+
+    def _hashed(self, lines: list[Line]) -> pl.DataFrame:
+        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low."""
+        digests = pl.Series("digest", [xxhash.xxh3_128_digest(line.raw) for line in lines], dtype=pl.Binary)
+        return pl.DataFrame(
+            {
+                "index": pl.int_range(len(lines), dtype=pl.Int32, eager=True),
+                "line": pl.Series([line.number for line in lines], dtype=pl.Int64),
+                "byte_offset": pl.Series([line.offset for line in lines], dtype=pl.Int64),
+                "byte_length": pl.Series([len(line.raw) for line in lines], dtype=pl.Int64),
+                "digest": digests,
+            }
+        ).select(
+            "index",
+            pl.lit(self.task.file_number, dtype=pl.Int32).alias("file_number"),
+            "line",
+            "byte_offset",
+            "byte_length",
+            pl.col("digest").bin.slice(0, 8).bin.reinterpret(dtype=pl.Int64).alias("raw_hash_high"),
+            pl.col("digest").bin.slice(8, 8).bin.reinterpret(dtype=pl.Int64).alias("raw_hash_low"),
+        )
+
+    def _unchanged(self) -> pl.DataFrame:
+        known = self.worker.known.select("raw_hash_high", "raw_hash_low", "surrogate_id")
+        return self.lines.join(known, on=["raw_hash_high", "raw_hash_low"], how="inner")
+
+    # --- reading: the only per-row Python -----------------------------------------------------------------------------
+
+    def _read(self, lines: Iterable[tuple[int, Line]]) -> None:
+        limit = self.worker.plan.site.max_line_bytes
+        key_of = self.worker.keys.of
+        for index, (_, _, raw) in lines:
+            if len(raw) > limit:
+                self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
+                continue
+            try:
+                resource = orjson.loads(raw)
+            except orjson.JSONDecodeError as error:
+                self._reject(index, "parse", *_json_problem(raw, error))
+                continue
+            buffers = self._buffers_for(index, resource)
+            if buffers is None:
+                continue
+            if b"\\u0000" in raw and (path := _path_of_nul(resource, resource["resourceType"])):
+                self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
+                continue
+            if "modifierExtension" in resource and (url := _unknown_modifier(resource, buffers.plan.mapping)):
+                path = f"{resource['resourceType']}.modifierExtension"
+                self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
+                continue
+            try:
+                counts = [
+                    view.compiled.append(resource, rows)
+                    for view, rows in zip(buffers.plan.views, buffers.views, strict=True)
+                ]
+            except _CONVERSION_ERRORS:
+                buffers.cut_back()
+                self._explain(index, resource, buffers.plan)
+                continue
+            for indexes, count in zip(buffers.view_indexes, counts, strict=True):
+                if count == 1:
+                    indexes.append(index)
+                elif count:
+                    indexes.extend([index] * count)
+            buffers.indexes.append(index)
+            buffers.resource_ids.append(resource["id"])
+            buffers.surrogate_ids.append(key_of(resource["resourceType"], resource["id"]))
+
+    def _buffers_for(self, index: int, resource: Any) -> _Buffers | None:
+        """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
+        resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
+        if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
+            self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
+            return None
+        resource_id = resource.get("id")
+        known = self.types.get(resource_type)
+        if known is None:
+            plan = self.worker.resource_plan(resource_type)
+            if plan is None:
+                reason = self.worker.plan.mappings.unmapped_types.get(resource_type, "no_mapping")
+                named = resource_id if isinstance(resource_id, str) and resource_id else None
+                self.excluded[index] = (resource_type, named, reason)
+                return None
+            known = self.types[resource_type] = _Buffers(plan)
+        if not isinstance(resource_id, str) or not resource_id:
+            self._reject(index, "parse", "id_missing", f"{resource_type}.id", "the resource has no id", resource)
+            return None
+        return known
+
+    def _reject(
+        self, index: int, stage: str, code: str, path: str | None, reason: str, resource: dict[str, Any] | None = None
+    ) -> None:
+        rejected = _Rejected(index, stage, code, path, reason)
+        if resource is not None:
+            rejected.resource_type = resource["resourceType"]
+            given = resource.get("id")
+            rejected.resource_id = given if isinstance(given, str) and "\x00" not in given else None
+        self.rejected.append(rejected)
+
+    def _explain(self, index: int, resource: dict[str, Any], plan: ResourcePlan) -> None:
+        """The slow path: which FHIRPath failed, and why."""
+        for view in plan.views:
+            problem = view.compiled.explain(resource)
+            if problem is not None:
+                self._reject(index, "view", problem.code, problem.path, problem.reason, resource)
+                return
+        self._reject(
+            index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
+        )
+
+    # --- outcomes ---------------------------------------------------------------------------------------------------------
+
+    def _write_outcomes(self, mapped: list[pl.DataFrame]) -> None:
+        """Outcome and rejection parts: the line columns joined to what was decided."""
+        key_of = self.worker.keys.of
+        excluded = pl.DataFrame(
+            [
+                (index, kind, given, key_of(kind, given) if given else None, "excluded", reason)
+                for index, (kind, given, reason) in self.excluded.items()
+            ],
+            schema=_DECISION_SCHEMA,
+            orient="row",
+        )
+        rejected = pl.DataFrame(
+            [
+                (
+                    item.index,
+                    item.resource_type or self.task.resource_type,
+                    item.resource_id,
+                    key_of(item.resource_type, item.resource_id) if item.resource_type and item.resource_id else None,
+                    "rejected",
+                    item.reason,
+                    item.stage,
+                    item.code,
+                    item.path,
+                )
+                for item in self.rejected
+            ],
+            schema={**_DECISION_SCHEMA, "stage": pl.String, "code": pl.String, "path": pl.String},
+            orient="row",
+        )
+        decided = [frame.filter(pl.col("outcome") != "rejected").select(*_DECISION_SCHEMA) for frame in mapped]
+        refused = [
+            rejected,
+            *(frame.filter(pl.col("outcome") == "rejected").select(rejected.columns) for frame in mapped),
+        ]
+        rejections = self.lines.join(pl.concat(refused), on="index", maintain_order="left")
+        outcomes = self.lines.join(
+            pl.concat([excluded, *decided, *(frame.select(*_DECISION_SCHEMA) for frame in refused)]),
+            on="index",
+            maintain_order="left",
+        )
+        self._write(staging.OUTCOME, outcomes.select(*staging.OUTCOME_SCHEMA))
+        self._write(staging.REJECTION, rejections.select(*staging.REJECTION_SCHEMA))
+
+
+_DECISION_SCHEMA = {
+    "index": pl.Int32,
+    "resource_type": pl.String,
+    "resource_id": pl.String,
+    "surrogate_id": pl.Int64,
+    "outcome": pl.String,
+    "reason": pl.String,
+}
+
+
+class _TypeTransform:
+    """The set-based part: all resources of one type in one chunk."""
+
+    def __init__(self, chunk: _ChunkTransform, resource_type: str, buffers: _Buffers, locations: pl.DataFrame) -> None:
+        self.chunk = chunk
+        self.worker = chunk.worker
+        self.resource_type = resource_type
+        self.buffers = buffers
+        self.mapping = buffers.plan.mapping
+        self.locations = locations
+
+    def run(self) -> pl.DataFrame:
+        """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
+        resources = self._with_decision(self._resource_frame())
+        kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
+        event_results: list[EventRows] = []
+        facts: list[pl.DataFrame] = []
+        for number, view in enumerate(self.buffers.plan.views[1:], start=1):
+            rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
+            if rows.is_empty():
+                continue
+            if view.mapping.kind == "reference_value":
+                facts.append(self._facts(view.mapping.fact or view.mapping.name, rows))
+            elif view.mapping.kind == "event":
+                event_results.append(event_rows(self.worker, self.mapping, view.mapping, rows))
+            else:
+                event_results.append(self._entity(view.mapping, rows))
+        refused = [result.refused for result in event_results if not result.refused.is_empty()]
+        decisions = self._decisions(resources, event_results, refused, facts)
+        loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
+        self._write_rows(event_results, facts, loaded, kept)
+        return decisions
+
+    def _resource_frame(self) -> pl.DataFrame:
+        frame = self._view_frame(0)
+        return frame.with_columns(
+            pl.Series("surrogate_id", self.buffers.surrogate_ids, dtype=pl.Int64),
+            pl.Series("resource_id", self.buffers.resource_ids, dtype=pl.String),
+        ).join(self.chunk.lines.select("index", "file_number", "line"), on="index", maintain_order="left")
+
+    def _view_frame(self, number: int) -> pl.DataFrame:
+        view = self.buffers.plan.views[number]
+        columns = [pl.Series("index", self.buffers.view_indexes[number], dtype=pl.Int32)]
+        for column, dtype, values in zip(view.compiled.columns, view.dtypes, self.buffers.views[number], strict=True):
+            if column.name != "resource_id":  # views of rows without elements of their own select only the id
+                columns.append(pl.Series(column.name, values, dtype=dtype))
+        return pl.DataFrame(columns)
+
+    def _with_decision(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Adds outcome, reason, stage, code, path where status filter or exclusions decide; NULL: kept so far."""
+        excluded = pl.lit(None, dtype=pl.String)
+        invalid = pl.lit(False)
+        absent = pl.lit(False)
+        status = self.mapping.status
+        if status is not None:
+            column = pl.col(status.column)
+            excluded = column.replace_strict(dict(status.exclude), default=None, return_dtype=pl.String)
+            known = (*status.keep, *status.exclude)
+            invalid = column.is_not_null() & ~column.is_in(list(known))
+            if status.missing == "reject":
+                absent = column.is_null()
+            elif status.missing == "exclude":
+                excluded = pl.when(column.is_null()).then(pl.lit("status_missing")).otherwise(excluded)
+        for rule in self.mapping.exclude:
+            excluded = pl.coalesce(excluded, pl.when(pl.col(rule.when)).then(pl.lit(rule.reason)))
+        path = f"{self.resource_type}.{self._path(status.column)}" if status else None
+        refused = invalid | absent
+        return frame.with_columns(
+            pl.when(refused)
+            .then(pl.lit("rejected"))
+            .when(excluded.is_not_null())
+            .then(pl.lit("excluded"))
+            .alias("outcome"),
+            pl.when(invalid)
+            .then(pl.lit("the code is not one that FHIR defines here"))
+            .when(absent)
+            .then(pl.lit("the element is required"))
+            .otherwise(excluded)
+            .alias("reason"),
+            pl.when(refused).then(pl.lit("transform")).alias("stage"),
+            pl.when(invalid).then(pl.lit("code_invalid")).when(absent).then(pl.lit("required_missing")).alias("code_"),
+            pl.when(refused).then(pl.lit(path, dtype=pl.String)).alias("path"),
+        )
+
+    def _path(self, column: str) -> str:
+        return self.mapping.resource_view.column_paths.get(column, column)
+
+    def _facts(self, name: str, rows: pl.DataFrame) -> pl.DataFrame:
+        about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
+        return rows.select(
+            about.alias("surrogate_id"),
+            pl.lit(name).alias("name"),
+            pl.col("surrogate_id").alias("owner_surrogate_id"),
+            "value",
+            "file_number",
+            "line",
+        ).drop_nulls(["surrogate_id", "value"])
+
+    def _entity(self, view: Any, rows: pl.DataFrame) -> EventRows:
+        """Rows of a resource that *is* a row of its table."""
+        table = view.table
+        rows = derived(self.worker, view, rows)
+        rows = rows.with_columns(pl.lit(content_key(view.name), dtype=pl.Int64).alias("row_key"))
+        return refuse_incomplete(self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
+
+    def _decisions(
+        self,
+        resources: pl.DataFrame,
+        results: list[EventRows],
+        refused: list[pl.DataFrame],
+        facts: list[pl.DataFrame],
+    ) -> pl.DataFrame:
+        """One row a resource: its outcome after all views."""
+        decided = resources.select(
+            "index",
+            pl.lit(self.resource_type).alias("resource_type"),
+            "resource_id",
+            "surrogate_id",
+            *_DECISION_COLUMNS,
+        ).rename({"code_": "code"})
+        if refused:
+            first = pl.concat(refused).unique("surrogate_id", keep="first", maintain_order=True)
+            decided = decided.join(first, on="surrogate_id", how="left", suffix="_view", maintain_order="left")
+            is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
+            decided = decided.with_columns(
+                pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
+                *(
+                    pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
+                    for name in ("reason", "stage", "code", "path")
+                ),
+            )
+        excluded = [result.excluded for result in results if not result.excluded.is_empty()]
+        if excluded:
+            reasons = pl.concat(excluded).unique("surrogate_id", keep="first", maintain_order=True)
+            decided = decided.join(reasons, on="surrogate_id", how="left", maintain_order="left").with_columns(
+                pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
+                .then(pl.lit("excluded"))
+                .otherwise("outcome")
+                .alias("outcome"),
+                pl.coalesce("reason", "exclude_reason").alias("reason"),
+            )
+        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
+        is_reference_data = all(view.kind in {"resource", "reference_value"} for view in self.mapping.views)
+        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
+        has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
+        open_ = pl.col("outcome").is_null()
+        return decided.with_columns(
+            pl.when(open_ & has_row)
+            .then(pl.lit("loaded"))
+            .when(open_)
+            .then(pl.lit("excluded"))
+            .otherwise("outcome")
+            .alias("outcome"),
+            pl.when(open_ & ~has_row).then(pl.lit("nothing_to_load")).otherwise("reason").alias("reason"),
+        )
+
+    def _write_rows(
+        self, results: list[EventRows], facts: list[pl.DataFrame], loaded: pl.DataFrame, kept: pl.DataFrame
+    ) -> None:
+        """Write rows of loaded resources only: a resource that is rejected leaves nothing behind."""
+        part = f"{self.chunk.task.part}-{self.resource_type}"
+        staged = self.worker.plan.staged
+
+        def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id") -> None:
+            if frames:
+                whole = pl.concat(frames)
+                staged.write(
+                    kind,
+                    part,
+                    whole.join(loaded, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
+                )
+
+        tables: dict[str, list[pl.DataFrame]] = {}
+        for result in results:
+            for table, frame in result.tables.items():
+                tables.setdefault(table, []).append(frame)
+        if "location_id" in kept.columns:
+            tables["location"] = [self._location_rows(kept)]
+        for table, frames in tables.items():
+            write(table, frames)
+        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
+        write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
+        write(staging.ISSUE, [result.issues for result in results])
+        codes = [result.codes for result in results if not result.codes.is_empty()]
+        if codes:
+            staged.write(staging.MAPPING, part, pl.concat(codes))
+
+    def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
+        """Location rows by content: the row's id stands for its content, so many resources share one."""
+        rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
+        rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
+        return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
+
+
+_DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")
+
+
+def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:
+    """(code, path, reason) of a line that is no JSON, without showing any of it."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return "utf8_invalid", None, f"byte {bad.start + 1} of the line is not UTF-8"
+    return "json_invalid", None, f"not JSON at character {error.pos + 1} of the line"
+
+
+def _path_of_nul(value: Any, path: str) -> str | None:
+    """FHIRPath of the first text or name that holds NUL; None where `\\\\u0000` was only an escaped backslash."""
+    if isinstance(value, str):
+        return path if "\x00" in value else None
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if "\x00" in key:
+                return path
+            if found := _path_of_nul(item, f"{path}.{key}"):
+                return found
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if found := _path_of_nul(item, f"{path}[{number}]"):
+                return found
+    return None
+
+
+def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> str | None:
+    extensions = resource["modifierExtension"]
+    for extension in extensions if isinstance(extensions, list) else [extensions]:
+        url = extension.get("url") if isinstance(extension, dict) else None
+        if url not in mapping.known_modifiers:
+            return str(url)[:200] if isinstance(url, str) else "a modifierExtension without url"
+    return None

@@ -1,0 +1,284 @@
+"""Settings: environment variables and `sites.yaml`, read once, checked, and passed on as typed objects.
+
+Secrets are never written here: a site names the file or the environment variable that holds its key.
+Nothing else in the project reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from zoneinfo import ZoneInfo, available_timezones
+
+import yaml
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigurationError
+
+__all__ = [
+    "DEFAULT_RESOURCE_TYPES",
+    "MAPPINGS_FOLDER",
+    "Settings",
+    "SiteSettings",
+    "load_settings",
+    "register_site",
+]
+
+#: The project's own mappings; `EPIC_OMOP_MAPPINGS` names another folder.
+MAPPINGS_FOLDER = Path(__file__).resolve().parent.parent / "mappings"
+
+#: Asked for when a site does not list its own (Epic's rule 5: always send `_type`).
+DEFAULT_RESOURCE_TYPES = (
+    "Patient",
+    "Encounter",
+    "Condition",
+    "Observation",
+    "MedicationRequest",
+    "Medication",
+    "Immunization",
+    "Procedure",
+    "Practitioner",
+    "Organization",
+    "Location",
+)
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+def _checked_zone(value: str) -> str:
+    if value not in available_timezones():
+        raise ValueError(f"{value!r} is not an IANA time zone such as America/Chicago")
+    return value
+
+
+class SiteSettings(BaseModel):
+    """One Epic site: an entry under `sites:` in sites.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    #: FHIR base URL; None for a site that is only loaded from folders.
+    fhir_url: str | None = None
+    client_id: str | None = None
+    #: The signing key (PEM, JWK or JWK Set): a file, or the name of an environment variable that holds it.
+    private_key_file: Path | None = None
+    private_key_env: str | None = None
+    key_id: str | None = None
+    algorithm: Literal["RS384", "ES384"] | None = None
+    #: `aud` of the assertion where a proxy stands before the token endpoint (rule 9).
+    audience: str | None = None
+    #: IANA zone in which the site's `*_date` columns are taken.
+    time_zone: str = "UTC"
+    #: Group ids as given by the site's administrators (rule 1); ≤ 1,000 patients each is recommended (rule 7).
+    groups: tuple[str, ...] = ()
+    resource_types: tuple[str, ...] = DEFAULT_RESOURCE_TYPES
+    #: Rule 2: one kick-off for a client and group in this window.
+    kickoff_window_hours: Annotated[float, Field(gt=0)] = 24.0
+    #: Bounds of the wait between two status requests, in seconds (rule 7).
+    poll_floor_seconds: Annotated[float, Field(ge=0)] = 600.0
+    poll_ceiling_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    download_workers: Annotated[int, Field(ge=1, le=32)] = 4
+    #: Further origins (scheme://host:port) that may be given the bearer token.
+    allowed_origins: tuple[str, ...] = ()
+    ca_file: Path | None = None
+    #: Plain http and loopback addresses are allowed only with this (the simulated Epic).
+    test_mode: bool = False
+    #: A line longer than this becomes a dead letter, in bytes.
+    max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    #: Keep the text of text-only concepts in `*_source_value` for these resource types (free text can hold names).
+    text_source_value_types: tuple[str, ...] = ()
+    #: Cron of the nightly schedule, in the site's zone.
+    schedule: str = "0 1 * * *"
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("a site's name is lower-case letters, digits and _, beginning with a letter")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        return _checked_zone(value)
+
+    @model_validator(mode="after")
+    def _whole(self) -> SiteSettings:
+        if self.fhir_url is None:
+            return self
+        if not self.fhir_url.startswith("https://") and not (self.test_mode and self.fhir_url.startswith("http://")):
+            raise ValueError("fhir_url must begin with https:// (http:// only with test_mode: true)")
+        if not self.client_id:
+            raise ValueError("client_id is missing: the client id that Epic gave for this environment")
+        if (self.private_key_file is None) == (self.private_key_env is None):
+            raise ValueError("give exactly one of private_key_file and private_key_env")
+        if not self.groups:
+            raise ValueError("groups is empty: list the group ids that the site's administrators gave you")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+
+class Settings(BaseModel):
+    """Everything that is set once for an instance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path
+    #: None: the embedded server.
+    database_url: str | None = None
+    cdm_schema: str = "cdm"
+    vocab_schema: str = "vocab"
+    etl_schema: str = "etl"
+    #: Zone of every `*_datetime` column (f2o-072).
+    time_zone: str = "UTC"
+    #: Worker processes of the transform stage.
+    workers: Annotated[int, Field(ge=1, le=256)] = 2
+    mappings: Path = MAPPINGS_FOLDER
+    log_format: Literal["text", "json"] = "text"
+    #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
+    surrogate_salt: str = Field(default="", repr=False)
+    sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
+
+    @field_validator("cdm_schema", "vocab_schema", "etl_schema")
+    @classmethod
+    def _schema_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("a schema's name is lower-case letters, digits and _, beginning with a letter")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        return _checked_zone(value)
+
+    @property
+    def landing(self) -> Path:
+        return self.home / "landing"
+
+    @property
+    def staging(self) -> Path:
+        return self.home / "staging"
+
+    @property
+    def sites_file(self) -> Path:
+        return self.home / "sites.yaml"
+
+    def site(self, name: str) -> SiteSettings:
+        """The site of that name. Raises ConfigurationError that lists the known names."""
+        try:
+            return self.sites[name]
+        except KeyError:
+            known = ", ".join(sorted(self.sites)) or "none yet"
+            raise ConfigurationError(
+                f"There is no site {name!r} in {self.sites_file}.", f"Known sites: {known}."
+            ) from None
+
+    def site_or_folder(self, name: str) -> SiteSettings:
+        """The site of that name, or one with defaults for a name that only `ingest --from` uses."""
+        if name in self.sites:
+            return self.sites[name]
+        return _validated(SiteSettings, {"name": name}, f"site {name!r}")
+
+
+_VARIABLES = {
+    "EPIC_OMOP_DATABASE_URL": "database_url",
+    "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
+    "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
+    "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
+    "EPIC_OMOP_TIME_ZONE": "time_zone",
+    "EPIC_OMOP_WORKERS": "workers",
+    "EPIC_OMOP_MAPPINGS": "mappings",
+    "EPIC_OMOP_LOG_FORMAT": "log_format",
+    "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
+}
+
+
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment and `<EPIC_OMOP_HOME>/sites.yaml` (or the file that `EPIC_OMOP_SITES` names).
+
+    Raises ConfigurationError that names the variable or the site and key that is wrong.
+    """
+    variables = os.environ if environment is None else environment
+    home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
+    values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
+    values["home"] = home
+    values["sites"] = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
+    return _validated(Settings, values, "the environment")
+
+
+def register_site(home: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    """Write or replace one site's entry in `<home>/sites.yaml`; the other entries stay. Returns the file."""
+    _validated(SiteSettings, {"name": name, **entry}, f"site {name!r}")
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = home / "sites.yaml"
+    with FileLock(f"{file}.lock"):
+        document = _read_yaml(file) if file.exists() else {}
+        document.setdefault("sites", {})[name] = _plain(entry)
+        temporary = file.with_suffix(".yaml.tmp")
+        temporary.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        temporary.replace(file)
+    return file
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    simple: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, Path):
+            simple[key] = str(value)
+        elif isinstance(value, tuple | list):
+            simple[key] = list(value)
+        else:
+            simple[key] = value
+    return simple
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read ({type(error).__name__}).") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{file} is not valid YAML{where}.", "See README, 'sites.yaml'.") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{file} must begin with `sites:`.", "See README, 'sites.yaml'.")
+    return document
+
+
+def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
+    if not file.exists():
+        if required:
+            raise ConfigurationError(f"EPIC_OMOP_SITES names {file}, which does not exist.")
+        return {}
+    entries = _read_yaml(file).get("sites") or {}
+    if not isinstance(entries, dict):
+        raise ConfigurationError(f"{file}: `sites` must map each site's name to its settings.")
+    sites = {}
+    for name, entry in entries.items():
+        given = dict(entry or {})
+        key_file = given.get("private_key_file")
+        if key_file:  # relative to the file that names it, so that the folder can be moved as a whole
+            given["private_key_file"] = file.parent / Path(key_file).expanduser()
+        sites[str(name)] = _validated(SiteSettings, {"name": str(name), **given}, f"{file}, site {name!r}")
+    return sites
+
+
+def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'entry'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_input=False)
+        )
+        raise ConfigurationError(f"Settings in {where} are wrong: {problems}.") from None

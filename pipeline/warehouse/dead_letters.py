@@ -1,0 +1,235 @@
+"""Dead letters: what could not be loaded, why, and the line itself, so that it can be shown and replayed.
+
+Holds patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.ingest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+import polars as pl
+import psycopg
+from psycopg.rows import class_row
+
+from pipeline.landing.store import LandedExport
+from pipeline.omop.keys import parse_reference
+
+__all__ = ["DeadLetter", "RawLine", "close", "get_dead_letter", "list_dead_letters", "open_lines", "record"]
+
+#: A longer line is kept in part; the rest is found in landing by file, offset and length.
+RAW_LIMIT = 16 * 1024 * 1024
+RAW_EXCERPT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One open dead letter as the view `dead_letter_open` shows it."""
+
+    id: int
+    site: str
+    resource_type: str
+    resource_id: str | None
+    file: str
+    line: int
+    stage: str
+    code: str
+    path: str | None
+    reason: str
+    caused_by: str | None
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """The line of a dead letter, and where it was landed."""
+
+    id: int
+    site: str
+    resource_type: str
+    export_id: int
+    file: str
+    byte_offset: int
+    byte_length: int
+    raw: bytes
+    raw_is_complete: bool
+    as_of: datetime
+
+
+_OPEN = "id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by"
+
+
+def list_dead_letters(
+    connection: psycopg.Connection, *, site: str | None = None, code: str | None = None, limit: int = 50
+) -> list[DeadLetter]:
+    """Open dead letters, newest first."""
+    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+        return cursor.execute(
+            f"SELECT {_OPEN} FROM dead_letter_open WHERE (%(site)s::text IS NULL OR site = %(site)s)"
+            " AND (%(code)s::text IS NULL OR code = %(code)s) ORDER BY id DESC LIMIT %(limit)s",
+            {"site": site, "code": code, "limit": limit},
+        ).fetchall()
+
+
+def get_dead_letter(connection: psycopg.Connection, letter_id: int) -> tuple[DeadLetter, RawLine] | None:
+    """One dead letter, open or closed, with its line."""
+    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+        letter = cursor.execute(f"SELECT {_OPEN} FROM dead_letter WHERE id = %s", (letter_id,)).fetchone()
+    if letter is None:
+        return None
+    return letter, next(iter(_raw_lines(connection, "letter.id = %s", (letter_id,))))
+
+
+def open_lines(
+    connection: psycopg.Connection,
+    *,
+    site: str,
+    ids: Sequence[int] | None = None,
+    code: str | None = None,
+    causes_loaded: bool = False,
+) -> list[RawLine]:
+    """Lines of a site's open dead letters, oldest first.
+
+    With `causes_loaded` only those whose cause is loaded by now, such as a person who has arrived.
+    """
+    conditions, parameters = ["letter.state = 'open'", "letter.site = %s"], [site]
+    if ids is not None:
+        conditions.append("letter.id = ANY(%s)")
+        parameters.append(list(ids))  # type: ignore[arg-type] # parameters are of any type
+    if code is not None:
+        conditions.append("letter.code = %s")
+        parameters.append(code)
+    if causes_loaded:
+        conditions.append(
+            "EXISTS (SELECT FROM resource_state AS cause WHERE cause.surrogate_id = letter.caused_by_surrogate_id"
+            " AND cause.outcome = 'loaded')"
+        )
+    return list(_raw_lines(connection, " AND ".join(conditions), parameters))
+
+
+def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Sequence[Any]) -> Iterable[RawLine]:
+    with connection.cursor(row_factory=class_row(RawLine)) as cursor:
+        yield from cursor.execute(
+            "SELECT letter.id, letter.site, letter.resource_type, letter.export_id, letter.file, letter.byte_offset,"
+            " letter.byte_length, letter.raw, letter.raw_is_complete, job.transaction_time AS as_of"
+            f" FROM dead_letter AS letter JOIN export_job AS job USING (export_id) WHERE {condition} ORDER BY letter.id",
+            parameters,
+        )
+
+
+def record(
+    connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, orphans: pl.DataFrame, now: datetime
+) -> None:
+    """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice.
+
+    `orphans` (surrogate_id, file_number, line, person) gives the person that the resource waits for.
+    """
+    if letters.is_empty():
+        return
+    persons = {(number, line): person for _, number, line, person in orphans.iter_rows()}
+    connection.execute(
+        "CREATE TEMP TABLE new_letter (LIKE dead_letter INCLUDING DEFAULTS) ON COMMIT DROP;"
+        " ALTER TABLE pg_temp.new_letter ALTER id DROP NOT NULL"
+    )
+    files = {file.number: file for file in export.files}
+    columns = (
+        "site, resource_type, resource_id, surrogate_id, export_id, file, line, byte_offset, byte_length, stage, code,"
+        " path, reason, caused_by, caused_by_surrogate_id, raw, raw_is_complete, raw_hash_high, raw_hash_low, state,"
+        " first_seen, last_seen"
+    )
+    with connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
+        for letter in letters.iter_rows(named=True):
+            file = files[letter["file_number"]]
+            raw, complete = _raw(export, letter)
+            person = persons.get((letter["file_number"], letter["line"]))
+            copy.write_row(
+                (
+                    export.site,
+                    letter["resource_type"],
+                    letter["resource_id"],
+                    letter["surrogate_id"],
+                    export.export_id,
+                    str(file.path.relative_to(export.folder) if file.path.is_absolute() else file.path),
+                    letter["line"],
+                    letter["byte_offset"],
+                    letter["byte_length"],
+                    letter["stage"],
+                    letter["code"],
+                    letter["path"],
+                    letter["reason"],
+                    _subject(raw) if person is not None else None,
+                    person,
+                    raw,
+                    complete,
+                    letter["raw_hash_high"],
+                    letter["raw_hash_low"],
+                    "open",
+                    now,
+                    now,
+                )
+            )
+    connection.execute(
+        "UPDATE dead_letter AS old SET state = 'superseded', closed_at = %s, closed_by_export_id = %s"
+        " FROM pg_temp.new_letter AS new WHERE old.state = 'open' AND old.site = new.site"
+        " AND old.surrogate_id = new.surrogate_id"
+        " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)",
+        (now, export.export_id),
+    )
+    updated = ", ".join(
+        f"{name} = excluded.{name}"
+        for name in (
+            "export_id file line byte_offset byte_length stage code path reason caused_by caused_by_surrogate_id last_seen"
+        ).split()
+    )
+    connection.execute(
+        f"INSERT INTO dead_letter ({columns}) SELECT DISTINCT ON (resource_type, raw_hash_high, raw_hash_low) {columns}"
+        " FROM pg_temp.new_letter ORDER BY resource_type, raw_hash_high, raw_hash_low, file, line"
+        " ON CONFLICT (site, resource_type, raw_hash_high, raw_hash_low) WHERE state = 'open'"
+        f" DO UPDATE SET {updated}"
+    )
+
+
+def close(connection: psycopg.Connection, export: LandedExport, unchanged: pl.DataFrame, now: datetime) -> None:
+    """Close open letters of resources that are loaded or excluded now, or came in their loaded form again."""
+    open_count = connection.execute(
+        "SELECT count(*) FROM dead_letter WHERE state = 'open' AND site = %s AND surrogate_id IS NOT NULL",
+        (export.site,),
+    ).fetchone()
+    if not open_count or not open_count[0]:
+        return
+    waiting = [
+        row[0]
+        for row in connection.execute(
+            "SELECT surrogate_id FROM dead_letter WHERE state = 'open' AND site = %s AND surrogate_id IS NOT NULL"
+            " AND export_id <> %s",
+            (export.site, export.export_id),
+        ).fetchall()
+    ]
+    again = unchanged.filter(pl.col("surrogate_id").is_in(waiting))["surrogate_id"].unique().to_list()
+    connection.execute(
+        "UPDATE dead_letter SET state = 'resolved', closed_at = %s, closed_by_export_id = %s"
+        " WHERE state = 'open' AND site = %s AND export_id <> %s AND (surrogate_id = ANY(%s)"
+        " OR surrogate_id IN (SELECT surrogate_id FROM pg_temp.changed))",
+        (now, export.export_id, export.site, export.export_id, again),
+    )
+
+
+def _raw(export: LandedExport, letter: dict[str, Any]) -> tuple[bytes, bool]:
+    file = next(file for file in export.files if file.number == letter["file_number"])
+    path = file.path if file.path.is_absolute() else export.folder / file.path
+    complete = letter["byte_length"] <= RAW_LIMIT
+    with path.open("rb") as stream:
+        stream.seek(letter["byte_offset"])
+        return stream.read(letter["byte_length"] if complete else RAW_EXCERPT), complete
+
+
+def _subject(raw: bytes) -> str | None:
+    """`Patient/id` that a line refers to."""
+    resource = orjson.loads(raw)
+    for element in ("subject", "patient", "beneficiary"):
+        reference = (resource.get(element) or {}).get("reference")
+        if reference and (parsed := parse_reference(reference, "Patient")):
+            return "/".join(parsed)
+    return None

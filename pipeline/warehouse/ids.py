@@ -1,0 +1,96 @@
+"""Row ids: integers from the CDM's sequences, given set-based; `etl.id_map` keeps those that others refer to.
+
+A resource that is a row (Patient → person) keeps its id for ever, also when the row goes and comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+import psycopg
+
+from omop_schema.cdm import primary_key, sequence_name
+from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
+
+__all__ = ["ENTITY_TABLES", "LINKS", "EntityIds", "reserve"]
+
+#: Tables whose rows other rows refer to, in the order in which they can be filled.
+ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
+
+#: Columns that hold a surrogate id in staging, and the table that they refer to.
+LINKS = {
+    "person_id": "person",
+    "visit_occurrence_id": "visit_occurrence",
+    "provider_id": "provider",
+    "care_site_id": "care_site",
+    "location_id": "location",
+}
+
+_SCHEMA = {"surrogate_id": pl.Int64, "row_id": pl.Int64}
+
+
+def reserve(connection: psycopg.Connection, cdm_schema: str, table: str, count: int) -> int:
+    """The first of `count` consecutive ids of a table's sequence.
+
+    The lock makes the step over the reserved ids one with the look at the sequence; it ends with the transaction.
+    """
+    name = sequence_name(table)
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (f"{cdm_schema}.{name}",))
+    row = connection.execute(
+        f"SELECT setval('{cdm_schema}.{name}', nextval('{cdm_schema}.{name}') + %s)", (count - 1,)
+    ).fetchone()
+    assert row is not None
+    return int(row[0]) - count + 1
+
+
+class EntityIds:
+    """Surrogate id → row id of the entity tables, for the surrogate ids that one export needs."""
+
+    def __init__(self, connection: psycopg.Connection, cdm_schema: str) -> None:
+        self._connection = connection
+        self._cdm = cdm_schema
+        #: table → surrogate_id, row_id of rows that exist (or will, in this publication)
+        self.existing: dict[str, pl.DataFrame] = {}
+
+    def assign(self, table: str, own: pl.Series, referred: Iterable[pl.Series]) -> tuple[pl.DataFrame, pl.Series]:
+        """Find the ids of the rows that others refer to, and give ids to the export's own rows, in their order.
+
+        Returns (surrogate_id, row_id of own rows; surrogate ids that are new to the warehouse).
+        """
+        own = own.unique(maintain_order=True)
+        wanted = pl.concat([own, *referred]).drop_nulls().unique()
+        temporary_table(self._connection, f"wanted_{table}", pl.DataFrame({"surrogate_id": wanted}))
+        known = read_frame(
+            self._connection,
+            f"""SELECT map.surrogate_id, map.row_id, row.{primary_key(table)} IS NOT NULL
+                FROM pg_temp.wanted_{table} JOIN id_map AS map USING (surrogate_id)
+                LEFT JOIN {self._cdm}.{table} AS row ON row.{primary_key(table)} = map.row_id
+                WHERE map.cdm_table = '{table}'""",
+            {**_SCHEMA, "in_table": pl.String},
+        )
+        new = own.filter(~own.is_in(known["surrogate_id"].implode()))
+        given = pl.DataFrame(schema=_SCHEMA)
+        if new.len():
+            first = reserve(self._connection, self._cdm, table, new.len())
+            ids = pl.int_range(first, first + new.len(), dtype=pl.Int64, eager=True)
+            given = pl.DataFrame({"surrogate_id": new, "row_id": ids}, schema=_SCHEMA)
+            copy_frame(self._connection, "id_map", given.with_columns(pl.lit(table).alias("cdm_table")))
+        mine = pl.DataFrame({"surrogate_id": own}).join(
+            pl.concat([known.select(*_SCHEMA), given]), on="surrogate_id", how="left", maintain_order="left"
+        )
+        present = known.filter(pl.col("in_table") == "t").select(*_SCHEMA)
+        self.existing[table] = pl.concat([present, mine]).unique("surrogate_id", maintain_order=True)
+        in_table = present["surrogate_id"].implode()
+        return mine, own.filter(~own.is_in(in_table))
+
+    def linked(self, frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
+        """Replace surrogate ids by row ids; NULL where the row does not exist."""
+        for column in columns:
+            ids = self.existing[LINKS[column]].rename({"surrogate_id": column, "row_id": f"{column}_found"})
+            frame = (
+                frame.join(ids, on=column, how="left", maintain_order="left")
+                .with_columns(pl.col(f"{column}_found").alias(column))
+                .drop(f"{column}_found")
+            )
+        return frame

@@ -1,0 +1,150 @@
+"""Installs the three schemas: `cdm` and `vocab` from `omop_schema.cdm`, `etl` through Alembic.
+
+What the tables are is said in `omop_schema`; here is only the order of things. Everything happens in one
+transaction under an advisory lock, so that an interrupted installation leaves nothing behind and two processes may
+install at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+
+import omop_schema
+from omop_schema import cdm as cdm_tables
+from omop_schema import etl as etl_tables
+from pipeline.errors import WarehouseError
+from pipeline.warehouse.connection import sqlalchemy_engine
+
+__all__ = ["InstallReport", "install_schemas", "schema_differences", "transaction"]
+
+_MIGRATIONS = Path(omop_schema.__file__).resolve().parent / "migrations"
+
+#: Key of the advisory lock; any fixed number does ("omop" in ASCII).
+_LOCK = 0x6F6D6F70
+
+
+@dataclass(frozen=True)
+class InstallReport:
+    """What an installation added; all zero and False where everything was there already."""
+
+    tables: int
+    primary_keys: int
+    indices: int
+    constraints: int
+    etl_upgraded: bool
+    #: The Alembic revision of the etl schema afterwards.
+    etl_revision: str
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.tables or self.primary_keys or self.indices or self.constraints or self.etl_upgraded)
+
+
+def install_schemas(
+    url: str, *, cdm: str, vocab: str, etl: str, include_vocabulary_constraints: bool = False
+) -> InstallReport:
+    """Create or complete the schemas in the database at `url` (libpq URL); idempotent.
+
+    Foreign keys to vocabulary tables are made only on request: a vocabulary is replaced in bulk.
+    Raises WarehouseError when the server refuses.
+    """
+    try:
+        with transaction(url) as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            return _install(connection, cdm, vocab, etl, include_vocabulary_constraints)
+    except (SQLAlchemyError, psycopg.Error) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise WarehouseError(
+            f"The schemas {cdm}, {vocab} and {etl} cannot be installed: {reason}",
+            "The database user must own the schemas, or be allowed to create them.",
+        ) from error
+
+
+def schema_differences(url: str, *, etl: str) -> list[Any]:
+    """What Alembic would still have to change in the `etl` schema: empty unless tables and revisions disagree."""
+
+    def in_schema(_: Any, name: str | None, kind: str, *__: Any) -> bool:
+        return name == etl if kind == "schema" else True
+
+    with transaction(url) as connection:
+        options = {
+            "include_schemas": True,
+            "include_name": lambda name, kind, _: in_schema(None, name, kind),
+            "version_table_schema": etl,
+            "compare_type": True,
+        }
+        migration = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(migration, etl_tables.build_metadata(etl)))
+
+
+@contextmanager
+def transaction(url: str) -> Iterator[Connection]:
+    """A SQLAlchemy connection in a transaction that is committed at the end and rolled back on an exception."""
+    engine = sqlalchemy_engine(url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _install(
+    connection: Connection, cdm: str, vocab: str, etl: str, include_vocabulary_constraints: bool
+) -> InstallReport:
+    for schema in dict.fromkeys((cdm, vocab, etl)):
+        _create_schema(connection, schema)
+    before = _table_count(connection, cdm, vocab)
+    cdm_tables.create_tables(connection, cdm, vocab)
+    tables = _table_count(connection, cdm, vocab) - before
+    primary_keys = cdm_tables.create_primary_keys(connection, cdm, vocab)
+    indices = cdm_tables.create_indices(connection, cdm, vocab)
+    constraints = cdm_tables.create_constraints(
+        connection, cdm, vocab, include_vocabulary_constraints=include_vocabulary_constraints
+    )
+    old_revision = _revision(connection, etl)
+    _upgrade(connection, etl)
+    for statement in etl_tables.view_statements(etl):
+        connection.exec_driver_sql(statement)
+    revision = _revision(connection, etl)
+    assert revision is not None
+    return InstallReport(tables, primary_keys, indices, constraints, revision != old_revision, revision)
+
+
+def _create_schema(connection: Connection, schema: str) -> None:
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create even where the schema exists: a customer's database user
+    # often owns prepared schemas and nothing more.
+    exists = connection.execute(text("SELECT 1 FROM pg_namespace WHERE nspname = :schema"), {"schema": schema}).first()
+    if exists is None:
+        quoted = connection.dialect.identifier_preparer.quote(schema)
+        connection.exec_driver_sql(f"CREATE SCHEMA {quoted}")
+
+
+def _table_count(connection: Connection, cdm: str, vocab: str) -> int:
+    inspector = inspect(connection)
+    found = {(schema, table) for schema in (cdm, vocab) for table in inspector.get_table_names(schema=schema)}
+    own = {(vocab if table in cdm_tables.VOCABULARY_TABLES else cdm, table) for table in cdm_tables.TABLES}
+    return len(found & own)
+
+
+def _revision(connection: Connection, etl: str) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table_schema": etl}).get_current_revision()
+
+
+def _upgrade(connection: Connection, etl: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    config.attributes["etl_schema"] = etl
+    command.upgrade(config, "head")

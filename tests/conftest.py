@@ -1,0 +1,228 @@
+"""Fixtures that every test may use: real PostgreSQL servers, and a fresh database for each test.
+
+One embedded server serves the whole session, also under pytest-xdist: its workers start it together, and the
+main process stops it at the end. A second server, such as the operating system's, is used by URL as a customer's
+would be: EPIC_OMOP_TEST_POSTGRES_BIN names its `bin` folder, else the newest of /usr/lib/postgresql is taken.
+The report's last line says which servers were used; without a second one, `other_postgres_url` is the embedded one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import psycopg
+import pytest
+from psycopg import sql
+
+from pipeline.clock import SystemClock
+from pipeline.errors import WarehouseError
+from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.postgres_binaries import Account, server_account
+
+_HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
+_HOME_PREFIX = "epic-omop-test-"
+_TEMPORARY = Path("/tmp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the main process, name the session's home; workers inherit the variable. Nothing is started yet."""
+    if not hasattr(config, "workerinput"):
+        _remove_homes_of_dead_sessions()
+        os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """In the main process, which ends last, stop the session's server and delete its data."""
+    if not hasattr(config, "workerinput") and _HOME_VARIABLE in os.environ:
+        remove_server(Path(os.environ.pop(_HOME_VARIABLE)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which servers the tests used: a missing one is never passed over in silence."""
+    folder = find_other_postgres()
+    other = folder or "embedded as well, for want of another (EPIC_OMOP_TEST_POSTGRES_BIN)"
+    terminalreporter.write_line(f"PostgreSQL: embedded; by URL: {other}")
+
+
+@pytest.fixture
+def server_home() -> Iterator[Path]:
+    """A home of its own for a test that starts, kills or stops an embedded server; removed with its server."""
+    with temporary_home() as home:
+        yield home
+
+
+@pytest.fixture(scope="session")
+def make_home() -> Callable[[], AbstractContextManager[Path]]:
+    """For fixtures of another scope than `server_home`: a context manager that gives such a home."""
+    return temporary_home
+
+
+@contextmanager
+def temporary_home() -> Iterator[Path]:
+    """Not pytest's `tmp_path`: its folders are closed to the other accounts that some tests use."""
+    home = Path(tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
+    try:
+        yield home
+    finally:
+        remove_server(home)
+
+
+def remove_server(home: Path) -> None:
+    """Stop a test's embedded server and delete its home, also what root keeps elsewhere."""
+    server = EmbeddedServer(home)
+    try:
+        server.stop()
+        folder = server.status().folder
+    except WarehouseError:  # a session was killed half way through this function
+        folder = None
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _remove_homes_of_dead_sessions() -> None:
+    """A session that was killed could not stop its server."""
+    for home in _TEMPORARY.glob(f"{_HOME_PREFIX}[0-9]*-*"):
+        pid = int(home.name.removeprefix(_HOME_PREFIX).partition("-")[0])
+        if home.lstat().st_uid == os.geteuid() and home.is_dir() and not psutil.pid_exists(pid):
+            remove_server(home)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    """The session's embedded server: URL of its database `epic_omop`. Tests that write take `database_url`."""
+    return EmbeddedServer(Path(os.environ[_HOME_VARIABLE])).ensure_running()
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh, empty database in the embedded server, dropped after the test."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh, empty database in the embedded server for all tests of a module."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def other_postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Another PostgreSQL by URL (TCP, password), or the embedded one where there is none (see the last line)."""
+    folder = find_other_postgres()
+    if folder is None:
+        yield request.getfixturevalue("postgres_url")
+        return
+    with running_postgres(folder) as url:
+        yield url
+
+
+@pytest.fixture
+def other_database_url(other_postgres_url: str) -> Iterator[str]:
+    """A fresh, empty database in the other PostgreSQL, dropped after the test."""
+    with fresh_database(other_postgres_url) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server_url: str) -> Iterator[str]:
+    """CREATE DATABASE in the server, its URL, DROP DATABASE."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        try:
+            yield urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def other_postgres_folder() -> Path | None:
+    """The `bin` folder of the server behind `other_postgres_url`; None if that is the embedded one."""
+    return find_other_postgres()
+
+
+def find_other_postgres() -> Path | None:
+    """The `bin` folder of a PostgreSQL that is not the embedded one."""
+    named = os.environ.get("EPIC_OMOP_TEST_POSTGRES_BIN")
+    if named:
+        return Path(named)
+    installed = [
+        program.parent
+        for program in Path("/usr/lib/postgresql").glob("*/bin/initdb")
+        if program.parent.parent.name.isdigit()
+    ]
+    return max(installed, key=lambda folder: int(folder.parent.name), default=None)
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """The account that runs a program: PostgreSQL refuses root."""
+
+    account: Account
+    folder: Path
+
+    def start(self, *arguments: str, output: int) -> subprocess.Popen[bytes]:
+        switch = os.geteuid() != self.account.uid
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            user=self.account.uid if switch else None,
+            group=self.account.gid if switch else None,
+            extra_groups=[] if switch else None,
+        )
+
+
+@contextmanager
+def running_postgres(bin_folder: Path) -> Iterator[str]:
+    """A server of the version in `bin_folder`, on loopback with a password: its URL. Stopped and deleted after."""
+    identity = _Identity(server_account(), Path(tempfile.mkdtemp(prefix="epic-omop-other-", dir=_TEMPORARY)))
+    folder, password = identity.folder, secrets.token_hex(12)
+    (folder / "password").write_text(password)
+    for path in (folder, folder / "password"):
+        os.chown(path, identity.account.uid, identity.account.gid)
+    with (folder / "log").open("wb") as log, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        initdb = (str(bin_folder / "initdb"), "-D", "data", "-U", "customer", "-E", "UTF8", "--locale=C.UTF-8")
+        made = identity.start(*initdb, "--auth=scram-sha-256", "--pwfile=password", "-N", output=log.fileno())
+        assert made.wait() == 0, (folder / "log").read_text()
+        options = (f"-p{port}", "-k", str(folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off")
+        server = identity.start(str(bin_folder / "postgres"), "-D", "data", *options, output=log.fileno())
+        try:
+            url = f"postgresql://customer:{password}@127.0.0.1:{port}/postgres"
+            _wait_until_ready(url, server, folder / "log")
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait()
+            shutil.rmtree(folder)
+
+
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    while True:
+        try:
+            psycopg.connect(url).close()
+            return
+        except psycopg.OperationalError:
+            assert server.poll() is None, log.read_text()
+            SystemClock().sleep(0.05)

@@ -1,0 +1,410 @@
+"""Views as the pipeline runs them: types, converters, errors at compile time, explanations, whole rows only.
+
+What paths and selects mean is in tests/conformance.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import MappingError
+from pipeline.fhir.view_definition import (
+    EVALUATION_ERRORS,
+    Column,
+    NotAResource,
+    Problem,
+    WrongType,
+    compile_columns,
+    compile_view,
+    python_source,
+    view_columns,
+)
+
+OBSERVATION: dict[str, Any] = {
+    "resourceType": "Observation",
+    "id": "o1",
+    "status": "final",
+    "category": [{"coding": [{"code": "laboratory"}]}],
+    "code": {"coding": [{"system": "http://loinc.org", "code": "1-8"}], "text": "Test"},
+    "subject": {"reference": "Patient/p1"},
+    "valueQuantity": {"value": 4, "unit": "mg"},
+    "component": [{"valueQuantity": {"value": 1.5}}, {"valueString": "x"}],
+}
+
+
+def column(name: str, path: str, type_name: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"name": name, "path": path, **({"type": type_name} if type_name else {}), **more}
+
+
+def view(*columns: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": "test", "resource": "Observation", "select": [{"column": list(columns)}], **more}
+
+
+VALUE = column("value", "value.ofType(Quantity).value", "decimal")
+COMPONENTS: dict[str, Any] = {
+    "resource": "Observation",
+    "where": [{"path": "status = 'final'"}],
+    "select": [
+        {"column": [column("id", "id", "id"), column("subject", "subject", "Reference")]},
+        {"unionAll": [{"column": [VALUE]}, {"forEach": "component", "column": [VALUE]}]},
+    ],
+}
+
+
+def append(definition: dict[str, Any], resource: Any, **converters: Any) -> list[list[Any]]:
+    compiled = compile_columns(definition, converters)
+    buffers = compiled.new_buffers()
+    assert compiled.append(resource, buffers) == len(buffers[0])
+    return buffers
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+
+def test_rows_go_into_buffers_column_by_column() -> None:
+    buffers = append(COMPONENTS, OBSERVATION, Reference=lambda reference: reference["reference"])
+    assert buffers == [["o1"] * 3, ["Patient/p1"] * 3, [4, 1.5, None]]
+
+
+def test_columns_are_declared_in_order() -> None:
+    assert compile_columns(COMPONENTS, {}).columns == view_columns(COMPONENTS)
+    assert view_columns(COMPONENTS) == (
+        Column("id", "id", "id", collection=False),
+        Column("subject", "subject", "Reference", collection=False),
+        Column("value", "value.ofType(Quantity).value", "decimal", collection=False),
+    )
+
+
+def test_converters_get_what_is_there_and_never_null() -> None:
+    seen: list[Any] = []
+
+    def convert(value: Any) -> int:
+        seen.append(value)
+        return len(seen)
+
+    definition = view(
+        column("code", "code", "CodeableConcept"),
+        column("absent", "value.ofType(CodeableConcept)", "CodeableConcept"),
+        column("codings", "code.coding", "Coding", collection=True),
+        column("whole", "$this", "made_up"),
+        column("status", "status", "code"),
+    )
+    converters = dict.fromkeys(("CodeableConcept", "Coding", "made_up", "code"), convert)
+    buffers = append(definition, OBSERVATION, **converters)
+    assert buffers == [[1], [None], [[2]], [3], [4]]
+    assert seen == [OBSERVATION["code"], OBSERVATION["code"]["coding"][0], OBSERVATION, "final"]
+
+
+def test_without_a_converter_a_complex_value_stays_as_it_is() -> None:
+    assert append(view(column("code", "code", "CodeableConcept")), OBSERVATION) == [[OBSERVATION["code"]]]
+
+
+def test_another_resource_type_gives_no_rows() -> None:
+    assert append(COMPONENTS, {"resourceType": "Patient"}) == [[], [], []]
+    assert compile_view(COMPONENTS)({"resourceType": "Patient"}) == []
+
+
+@pytest.mark.parametrize("resource", [[], "Observation", 1, None, {}, {"resourceType": None}, {"resourceType": ["x"]}])
+def test_what_is_no_resource_is_an_error(resource: Any) -> None:
+    compiled = compile_columns(COMPONENTS, {})
+    with pytest.raises(NotAResource):
+        compiled.append(resource, compiled.new_buffers())
+    problem = compiled.explain(resource)
+    assert problem is not None
+    assert (problem.code, problem.path) == ("not_a_resource", "Observation")
+
+
+# --- types -------------------------------------------------------------------------------------------------
+
+RIGHT = [
+    ("string", "a"),
+    ("dateTime", "2024"),
+    ("decimal", 1),
+    ("decimal", 1.5),
+    ("integer", 0),
+    ("positiveInt", 3),
+    ("boolean", False),
+    ("Coding", {}),
+]
+WRONG = [
+    ("string", 1, "expected a string, found a whole number"),
+    ("instant", True, "expected a string, found a boolean"),
+    ("code", {}, "expected a string, found an object"),
+    ("decimal", "12", "expected a number, found a string"),
+    ("decimal", True, "expected a number, found a boolean"),
+    ("integer", 1.5, "expected a whole number, found a number with a decimal point"),
+    ("unsignedInt", False, "expected a whole number, found a boolean"),
+    ("boolean", 1, "expected a boolean, found a whole number"),
+    ("boolean", "true", "expected a boolean, found a string"),
+    ("Coding", "secret", "expected an object, found a string"),
+    ("string", [["nested"]], "expected a string, found an array"),
+]
+
+
+@pytest.mark.parametrize(("type_name", "value"), RIGHT)
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], lambda value: [None, value]])
+def test_the_right_type_passes(type_name: str, value: Any, wrap: Any) -> None:
+    resource = {"resourceType": "Observation", "x": wrap(value)}
+    assert append(view(column("x", "x", type_name)), resource) == [[value]]
+    assert append(view(column("x", "x", type_name, collection=True)), resource) == [[[value]]]
+
+
+@pytest.mark.parametrize(("type_name", "value", "reason"), WRONG)
+@pytest.mark.parametrize("collection", [False, True])
+def test_the_wrong_type_is_an_error_and_explained(type_name: str, value: Any, reason: str, *, collection: bool) -> None:
+    compiled = compile_columns(view(column("x", "y.x", type_name, collection=collection)), {})
+    resource = {"resourceType": "Observation", "y": {"x": value}}
+    with pytest.raises(WrongType, match=reason):
+        compiled.append(resource, compiled.new_buffers())
+    assert compiled.explain(resource) == Problem("wrong_type", "Observation.y.x", reason)
+
+
+def test_compile_view_does_not_check_types() -> None:
+    assert compile_view(view(column("x", "x", "integer")))({"resourceType": "Observation", "x": "a"}) == [{"x": "a"}]
+
+
+def test_null_is_no_value() -> None:
+    resource = {"resourceType": "Observation", "x": None, "y": [None]}
+    assert append(view(column("x", "x", "string"), column("y", "y", "decimal")), resource) == [[None], [None]]
+
+
+# --- explaining --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "expected"),
+    [
+        (
+            "value.ofType(Quantity).value",
+            {"valueQuantity": {"value": "12"}},
+            Problem("wrong_type", "Observation.value.ofType(Quantity).value", "expected a number, found a string"),
+        ),
+        (
+            "value.ofType(Quantity).value",
+            {"valueQuantity": 12},
+            Problem(
+                "wrong_type",
+                "Observation.value.ofType(Quantity).value",
+                "expected an object with the element 'value', found a whole number",
+            ),
+        ),
+        (
+            "category.coding.where(code = 'a').extension.value.ofType(decimal)",
+            {"category": [{"coding": "laboratory"}]},
+            Problem(
+                "wrong_type",
+                "Observation.category.coding.where(code = 'a')",
+                "expected an object with the element 'code', found a string",
+            ),
+        ),
+        (
+            "referenceRange.low.value",
+            {"referenceRange": [{"low": {"value": 1}}, {"low": {"value": 2}}]},
+            Problem(
+                "evaluation_failed",
+                "Observation.referenceRange.low.value",
+                "expected at most one value, found 2; use first(), a where(), or collection: true",
+            ),
+        ),
+        (
+            "1 + status.x",
+            {},
+            Problem("wrong_type", "Observation.status.x", "expected an object with the element 'x', found a string"),
+        ),
+    ],
+)
+def test_explain_names_the_shortest_path_that_fails(path: str, change: dict[str, Any], expected: Problem) -> None:
+    compiled = compile_columns(view(column("x", path, "decimal")), {})
+    resource = OBSERVATION | change
+    with pytest.raises(EVALUATION_ERRORS):
+        compiled.append(resource, compiled.new_buffers())
+    assert compiled.explain(resource) == expected
+
+
+def test_explain_goes_into_loops() -> None:
+    resource = OBSERVATION | {"component": [{"valueQuantity": {"value": 1}}, {"valueQuantity": {"value": "?"}}]}
+    assert compile_columns(COMPONENTS, {}).explain(resource) == Problem(
+        "wrong_type", "Observation.component.value.ofType(Quantity).value", "expected a number, found a string"
+    )
+
+
+def test_explain_a_condition() -> None:
+    compiled = compile_columns(view(VALUE, where=[{"path": "status"}]), {})
+    with pytest.raises(WrongType):
+        compiled.append(OBSERVATION, compiled.new_buffers())
+    expected = Problem("wrong_type", "Observation.status", "expected a boolean, found a string")
+    assert compiled.explain(OBSERVATION) == expected
+
+
+def test_explain_a_converter_without_its_message() -> None:
+    def refuse(value: Any) -> None:
+        raise ValueError(f"cannot take {value}")
+
+    compiled = compile_columns(view(column("code", "code", "CodeableConcept")), {"CodeableConcept": refuse})
+    expected = Problem(
+        "evaluation_failed", "Observation.code", "converting the value to CodeableConcept failed (ValueError)"
+    )
+    assert compiled.explain(OBSERVATION) == expected
+
+
+def test_nothing_to_explain() -> None:
+    assert compile_columns(COMPONENTS, {}).explain(OBSERVATION) is None
+
+
+# --- bad views ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("definition", "part"),
+    [
+        (view(column("x", "code.coding.frist()")), "the function frist() is not supported; did you mean first()?"),
+        (view(column("x", "code.trace('a')")), "the function trace() is not supported; supported: all, contains"),
+        (view(column("x", "Patient.name")), "'Patient' is neither an element nor the view's resource"),
+        (view(column("x", "(1).code")), "a number has no elements"),
+        (view(column("x", "code.where()")), "where() takes 1 argument, not 0"),
+        (view(column("x", "$this.ofType(Quantity)")), "ofType() must follow the name of a choice element"),
+        (view(column("x", "extension(status)")), "extension() needs the url as a literal or a constant"),
+        (view(column("x", "subject.getReferenceKey('Patient')")), "takes the name of a resource type"),
+        (view(column("x", "%missing")), "the constant %missing is not defined in the view (defined: none)"),
+        (view(column("x y", "id")), "a column needs a name"),
+        (view(column("x", "id", widht=3)), "the column x has the unknown key widht"),
+        (view({"name": "x"}), "the path of column x must be a text, not NoneType"),
+        (view(column("x", "id", collection="yes")), "collection of the column x must be true or false"),
+        (view(column("x", "id", "strng")), "the column x has the unknown type strng"),
+        (view(), "a select has neither column nor select nor unionAll"),
+        (view(column("x", "id"), where={"path": "id"}), "where must be a list, not dict"),
+        (view(column("x", "id"), where=["id"]), "where must hold objects, not str"),
+        (view(column("x", "id"), constant=[{"name": "c", "valueInteger": "1"}]), "constant c must be of type integer"),
+        (view(column("x", "id"), constant=[{"name": "c", "valueQuantity": {}}]), "needs one value of a FHIR primitive"),
+        ({"resource": "Observation", "select": [{"forEach": "component", "forEachOrNull": "x"}]}, "both forEach"),
+        ({"resource": "Observation", "select": [{"repeat": [], "column": [VALUE]}]}, "repeat is an empty list"),
+        ({"resource": "Observation"}, "the view has no select"),
+        ({"resource": "observation", "select": []}, "the view has no resource"),
+        ([], "a ViewDefinition must be an object"),
+    ],
+)  # fmt: skip
+def test_bad_views_are_refused_before_data(definition: Any, part: str) -> None:
+    with pytest.raises(MappingError) as caught:
+        compile_columns(definition, {})
+    assert part in str(caught.value)
+
+
+def test_the_message_shows_the_position_in_the_path() -> None:
+    with pytest.raises(MappingError) as caught:
+        compile_columns(view(column("x", "code.coding.frist().code")), {})
+    *_, path, caret = str(caught.value).splitlines()
+    assert path[caret.index("^") :].startswith("frist()")
+    assert "View test, column x" in str(caught.value)
+
+
+def test_unions_that_multiply_beyond_reason_are_refused() -> None:
+    selects = [{"unionAll": [{"column": [column(f"c{number}", "id")]} for _ in range(8)]} for number in range(4)]
+    with pytest.raises(MappingError, match="too many combinations"):
+        compile_view({"resource": "Observation", "select": selects})
+
+
+def test_dates_that_yaml_has_read_are_taken_as_constants() -> None:
+    import yaml
+
+    constants = yaml.safe_load("[{name: day, valueDate: 2024-05-01}, {name: text, valueString: 'x''\"\\n'}]")
+    function = compile_view(view(column("x", "%day"), column("y", "%text"), constant=constants))
+    assert function(OBSERVATION) == [{"x": "2024-05-01", "y": "x'\"\\n"}]
+
+
+# --- generated code ----------------------------------------------------------------------------------------
+
+
+def test_common_prefixes_are_navigated_once() -> None:
+    source = python_source(
+        view(
+            column("a", "value.ofType(Quantity).value"),
+            column("b", "value.ofType(Quantity).unit"),
+            column("c", "code.coding.where(system = 's').code.first()"),
+            column("d", "code.coding.where(system = 's').display.first()"),
+        )
+    )
+    assert source.count("'valueQuantity'") == 1
+    assert source.count("for ") == 1
+
+
+@pytest.mark.parametrize("text", ["'); raise SystemExit #", '"""', "\\", "\x00", "{x}", "é\n"])
+def test_texts_of_a_view_stay_texts_in_the_generated_code(text: str) -> None:
+    definition = view(column("x", "%c"), column("y", f"code.`{text.replace(chr(92), chr(92) * 2)}`"))
+    definition |= {"constant": [{"name": "c", "valueString": text}], "name": text}
+    assert compile_view(definition)(OBSERVATION | {"code": {text: 1}}) == [{"x": text, "y": 1}]
+
+
+# Resources whose elements have any shape: what real servers send, and worse.
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(allow_nan=False), st.text(max_size=2))
+NAMES = st.sampled_from(["code", "coding", "value", "valueQuantity", "component", "system"])
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    max_leaves=8,
+)
+WILD = compile_columns(
+    {
+        "resource": "Observation",
+        "where": [{"path": "value.exists() or code.empty() or component.coding.exists(system = 'a')"}],
+        "select": [
+            {"column": [column("code", "code.coding.code.first()", "code"), VALUE]},
+            {"column": [column("is", "code.coding.where(code = 'a' and system = 'b').exists()", "boolean")]},
+            {
+                "unionAll": [
+                    {"column": [column("v", "component.value.ofType(Quantity).value.first()", "decimal")]},
+                    {"forEachOrNull": "component", "column": [column("v", "value.ofType(Quantity).value", "decimal")]},
+                ]
+            },
+        ],
+    },
+    {},
+)
+
+
+@given(st.dictionaries(NAMES, ANYTHING, max_size=5))
+def test_any_resource_gives_whole_rows_or_an_error_that_is_explained(elements: dict[str, Any]) -> None:
+    resource = elements | {"resourceType": "Observation"}
+    before = copy.deepcopy(resource)
+    buffers = WILD.new_buffers()
+    try:
+        count = WILD.append(resource, buffers)
+    except EVALUATION_ERRORS:
+        assert WILD.explain(resource) is not None
+    else:
+        assert {len(buffer) for buffer in buffers} == {count}
+        assert WILD.explain(resource) is None or count == 0  # explain looks at columns of excluded resources too
+    assert len({len(buffer) for buffer in buffers}) == 1
+    assert resource == before
+
+
+def flattened(value: Any, names: list[str]) -> list[Any] | None:
+    """A plain reading of `a.b.c`: None where it meets what it cannot enter."""
+    current = [value]
+    for name in names:
+        found: list[Any] = []
+        for item in current:
+            if not isinstance(item, dict):
+                return None
+            child = item.get(name)
+            found.extend(child if isinstance(child, list) else [child])
+        current = [item for item in found if item is not None]
+    return current
+
+
+@given(
+    st.dictionaries(NAMES, ANYTHING, max_size=5), st.lists(NAMES.filter(lambda n: n != "value"), min_size=1, max_size=4)
+)
+def test_paths_agree_with_a_plain_reading(elements: dict[str, Any], names: list[str]) -> None:
+    resource = elements | {"resourceType": "Observation"}
+    function = compile_view(view(column("x", ".".join(names), collection=True)))
+    expected = flattened(resource, names)
+    if expected is None:
+        with pytest.raises(WrongType):
+            function(resource)
+    else:
+        assert function(resource) == [{"x": expected}]
