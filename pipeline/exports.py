@@ -53,6 +53,7 @@ __all__ = [
     "export_groups",
     "export_site",
     "ingest_folder",
+    "new_job",
     "open_or_adopt",
     "poll_once",
     "types_not_received",
@@ -113,7 +114,7 @@ def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: 
         rest = export_jobs.cool_down(connection, site.name, site.client_id or "", group, runtime.clock.now())
         if rest:
             raise rest.error(site.name, group)
-        job = _create_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
+        job = new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
         return _kick_off(runtime, connection, site, job, session)
 
 
@@ -128,7 +129,7 @@ def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: Ex
     connection.commit()
 
 
-def _create_job(
+def new_job(
     runtime: Runtime,
     connection: psycopg.Connection,
     site_name: str,
@@ -406,7 +407,7 @@ def ingest_folder(
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the ingest of a folder"):
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
-        job = _create_job(runtime, connection, site.name, "folder")
+        job = new_job(runtime, connection, site.name, "folder")
         try:
             landed = runtime.landing.land_folder(site.name, job.export_id, folder, job.requested_at, progress)
         except EpicOmopError as error:

@@ -7,6 +7,8 @@ mark at the start of the file belongs to no line.
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["BLANK_BYTES", "LineCounter", "is_blank"]
 
 #: Bytes of which a blank line may consist, besides its LF.
@@ -14,9 +16,8 @@ BLANK_BYTES = b" \t\r"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# A blank line that is not the first of a chunk begins with one of these pairs; a chunk without them needs no look
-# at single lines, which keeps counting near the speed of memchr.
-_SUSPECTS = (b"\n\n", b"\n\r", b"\n ", b"\n\t")
+# A blank line after another line. One search per chunk keeps counting far above the speed of a disk.
+_BLANK_LINE = re.compile(rb"\n[ \t\r]*+(?=\n)")
 
 
 def is_blank(line: bytes) -> bool:
@@ -67,6 +68,4 @@ class LineCounter:
 
 def _whole_lines(chunk: bytes, first: int, last: int) -> int:
     """Lines that are not blank between the LF at `first` and the LF at `last`."""
-    if any(chunk.find(pair, first, last + 1) >= 0 for pair in _SUSPECTS):
-        return sum(1 for line in chunk[first + 1 : last].split(b"\n") if not is_blank(line)) if last > first else 0
-    return chunk.count(b"\n", first + 1, last + 1)
+    return chunk.count(b"\n", first + 1, last + 1) - len(_BLANK_LINE.findall(chunk, first, last + 1))

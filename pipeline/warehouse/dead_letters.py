@@ -17,6 +17,8 @@ from psycopg.rows import class_row
 
 from pipeline.landing.store import LandedExport
 from pipeline.omop.keys import parse_reference
+from pipeline.warehouse.copying import read_frame
+from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
 __all__ = ["DeadLetter", "RawLine", "close", "get_dead_letter", "list_dead_letters", "open_lines", "record"]
 
@@ -191,28 +193,36 @@ def record(
     )
 
 
-def close(connection: psycopg.Connection, export: LandedExport, unchanged: pl.DataFrame, now: datetime) -> None:
-    """Close open letters of resources that are loaded or excluded now, or came in their loaded form again."""
-    open_count = connection.execute(
-        "SELECT count(*) FROM dead_letter WHERE state = 'open' AND site = %s AND surrogate_id IS NOT NULL",
-        (export.site,),
-    ).fetchone()
-    if not open_count or not open_count[0]:
+def close(
+    connection: psycopg.Connection, export: LandedExport, staged: StagedExport, orphans: pl.DataFrame, now: datetime
+) -> None:
+    """Close open letters of earlier exports whose resource or line came through this one.
+
+    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did.
+    """
+    schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
+    waiting = read_frame(
+        connection,
+        "SELECT id, surrogate_id, raw_hash_high, raw_hash_low FROM dead_letter"
+        " WHERE state = 'open' AND site = %s AND export_id <> %s",
+        schema,
+        (export.site, export.export_id),
+    )
+    if waiting.is_empty():
         return
-    waiting = [
-        row[0]
-        for row in connection.execute(
-            "SELECT surrogate_id FROM dead_letter WHERE state = 'open' AND site = %s AND surrogate_id IS NOT NULL"
-            " AND export_id <> %s",
-            (export.site, export.export_id),
-        ).fetchall()
-    ]
-    again = unchanged.filter(pl.col("surrogate_id").is_in(waiting))["surrogate_id"].unique().to_list()
+    through = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
+    through = through.join(orphans.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
+    resources = pl.concat([through.select("surrogate_id"), staged.scan(UNCHANGED).select("surrogate_id")])
+    hashes = ["raw_hash_high", "raw_hash_low"]
+    closed = pl.concat(
+        [
+            waiting.lazy().join(resources, on="surrogate_id", how="semi"),
+            waiting.lazy().join(through.select(hashes), on=hashes, how="semi"),
+        ]
+    ).collect()
     connection.execute(
-        "UPDATE dead_letter SET state = 'resolved', closed_at = %s, closed_by_export_id = %s"
-        " WHERE state = 'open' AND site = %s AND export_id <> %s AND (surrogate_id = ANY(%s)"
-        " OR surrogate_id IN (SELECT surrogate_id FROM pg_temp.changed))",
-        (now, export.export_id, export.site, export.export_id, again),
+        "UPDATE dead_letter SET state = 'resolved', closed_at = %s, closed_by_export_id = %s WHERE id = ANY(%s)",
+        (now, export.export_id, closed["id"].unique().to_list()),
     )
 
 

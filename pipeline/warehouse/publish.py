@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import psycopg
@@ -31,13 +31,16 @@ from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, EntityIds, reserve
 from pipeline.warehouse.schema import transaction
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["FileLines", "PublicationReport", "publish_export"]
+__all__ = ["FileLines", "LandedLine", "PublicationReport", "publish_export"]
 
 CDM_VERSION = "v5.4"
 IG_VERSION = "2.0.0-ballot"
 
 #: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
 _BULK_ROWS = 50_000
+
+#: Roles of `etl.reference` by which a resource used what another says, not only its id.
+FACT_ROLES = ("medication",)
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
@@ -49,6 +52,15 @@ class FileLines:
     file_number: int
     lines: int
     unchanged: int
+
+
+class LandedLine(NamedTuple):
+    """Where a line lies in landing."""
+
+    export_id: int
+    file_number: int
+    byte_offset: int
+    byte_length: int
 
 
 @dataclass
@@ -65,6 +77,8 @@ class PublicationReport:
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
     transform_seconds: float = 0.0
     publish_seconds: float = 0.0
+    #: lines of unchanged resources that depend on what changed
+    dependents: list[LandedLine] = field(default_factory=list)
 
     @property
     def lines(self) -> int:
@@ -152,8 +166,10 @@ class _Publication:
             cdm_schema.create_indices(self.sqlalchemy, *self.schemas)
             cdm_schema.create_constraints(self.sqlalchemy, *self.schemas)
         self._dead_letters()
+        self._forget_accounts()
         self._issues()
         self._account(files)
+        self._find_dependents()
 
     # --- which lines count --------------------------------------------------------------------------------------------
 
@@ -190,7 +206,7 @@ class _Publication:
         temporary_table(self.connection, "incoming_lines", lines)
         return read_frame(
             self.connection,
-            "SELECT surrogate_id, file_number, line FROM pg_temp.incoming_lines"
+            "SELECT lines.surrogate_id, lines.file_number, lines.line FROM pg_temp.incoming_lines AS lines"
             " JOIN resource_state AS state USING (surrogate_id) WHERE state.as_of > %s",
             dict(lines.schema),
             (self.export.transaction_time,),
@@ -588,8 +604,7 @@ class _Publication:
         rejections = self.staged.scan(staging.REJECTION).collect()
         letters = pl.concat([rejections, self._orphan_rejections()])
         dead_letters.record(self.connection, self.export, letters, self.orphans, self.now)
-        unchanged = self.staged.scan(staging.UNCHANGED).select("surrogate_id").collect()
-        dead_letters.close(self.connection, self.export, unchanged, self.now)
+        dead_letters.close(self.connection, self.export, self.staged, self.orphans, self.now)
 
     def _orphan_rejections(self) -> pl.DataFrame:
         lines = self.staged.scan(staging.OUTCOME).collect() if not self.orphans.is_empty() else None
@@ -626,6 +641,11 @@ class _Publication:
             pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total")
         )
         self.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()}
+
+    def _forget_accounts(self) -> None:
+        """An export that is published again (a backfill) is counted again, not twice."""
+        for table in ("exclusion_count", "unmapped_code", "row_issue"):
+            self.connection.execute(f"DELETE FROM {table} WHERE export_id = %s", (self.export.export_id,))
 
     def _account(self, files: Sequence[FileLines]) -> None:
         """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published."""
@@ -674,6 +694,19 @@ class _Publication:
         copy_frame(self.connection, "exclusion_count", excluded)
 
 
+    def _find_dependents(self) -> None:
+        """Resources that used a fact of a changed resource and did not come in this export: to be transformed again."""
+        rows = self.connection.execute(
+            "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+            " FROM reference JOIN pg_temp.changed AS target ON target.surrogate_id = reference.to_surrogate_id"
+            " JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
+            " WHERE reference.role = ANY(%s) AND state.outcome = 'loaded'"
+            " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
+            (list(FACT_ROLES),),
+        ).fetchall()
+        self.report.dependents = [LandedLine(*row) for row in rows]
+
+
 def _links_to(table: str) -> list[tuple[str, str]]:
     """(column, table) of every link to an entity table, NULL allowed."""
     return [
@@ -698,7 +731,11 @@ def _record(
     connection.execute(
         "INSERT INTO publication (export_id, published_at, vocabulary_release, fingerprint, cdm_version, ig_version,"
         " software_version, rows_inserted, rows_deleted, mapping_rates, transform_seconds, publish_seconds)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (export_id) DO UPDATE SET"
+        " (published_at, vocabulary_release, fingerprint, software_version, rows_inserted, rows_deleted, mapping_rates,"
+        " transform_seconds, publish_seconds) = ROW(excluded.published_at, excluded.vocabulary_release,"
+        " excluded.fingerprint, excluded.software_version, excluded.rows_inserted, excluded.rows_deleted,"
+        " excluded.mapping_rates, excluded.transform_seconds, excluded.publish_seconds)",
         (
             export.export_id,
             now,

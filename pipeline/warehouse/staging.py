@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.errors import LandingError
+from pipeline.omop.routing import staged_columns
 
 __all__ = [
     "ISSUE",
@@ -116,7 +117,7 @@ class StagedExport:
     def scan(self, kind: str) -> pl.LazyFrame:
         """All parts of a kind as one lazy frame, empty with the kind's schema where there are none."""
         parts = self.parts(kind)
-        return pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=SCHEMAS.get(kind))
+        return pl.scan_parquet(parts) if parts else pl.LazyFrame(schema=SCHEMAS.get(kind) or staged_columns(kind))
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -88,7 +88,7 @@ class DisturbedEpic:
             kickoff_window_seconds=24 * 3600,
         )
         self.app: ASGIApp = create_app(config)
-        self.desk = self.app.state.sandbox.desk  # type: ignore[attr-defined]  # set by create_app
+        self.desk = self.app.state.sandbox.desk
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
@@ -271,8 +271,12 @@ def test_killed_in_the_middle_of_a_file(runtime: Runtime, epic: DisturbedEpic) -
     def kill(number: int, request: Request) -> Response | None:
         return StreamingResponse(half_a_file()) if number == STEPS.index("file 2") + 1 else None
 
+    def started(pid: int) -> None:
+        pids.append(pid)
+        ready.set()
+
     epic.disturb = kill
-    assert run_child(runtime.settings, lambda pid: (pids.append(pid), ready.set())[1]) == -signal.SIGKILL
+    assert run_child(runtime.settings, started) == -signal.SIGKILL
     epic.disturb = lambda number, request: None
     assert_whole(runtime, exported(runtime))
     assert len(epic.files()) == 5

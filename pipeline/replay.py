@@ -1,0 +1,131 @@
+"""Lines that go through the pipeline once more: dead letters, and what depends on a resource that changed.
+
+They are landed as an export of kind `replay`, so that every rule, account and lineage holds for them as for any other.
+Its time is that of the export from which the lines come: a replay never overwrites something newer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from pipeline.errors import LandingError
+from pipeline.exports import new_job
+from pipeline.ingest import IngestProgress, ingest
+from pipeline.landing.store import LandedExport
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse import dead_letters, export_jobs
+from pipeline.warehouse.dead_letters import RawLine
+from pipeline.warehouse.publish import LandedLine, PublicationReport
+
+__all__ = ["ingest_with_follow_ups", "replay_dead_letters"]
+
+
+@dataclass(frozen=True)
+class _Line:
+    resource_type: str
+    as_of: datetime
+    raw: bytes
+
+
+def ingest_with_follow_ups(
+    runtime: Runtime,
+    site: SiteSettings,
+    export: LandedExport,
+    *,
+    force: bool = False,
+    progress: IngestProgress | None = None,
+) -> list[PublicationReport]:
+    """Ingest an export, then what waited for it: dead letters whose cause is loaded now, and dependents.
+
+    The first report is the export's own. Errors are those of `ingest`.
+    """
+    reports = [ingest(runtime, site, export, force=force, progress=progress)]
+    lines = [*_dependents(runtime, site, reports[0].dependents), *_unblocked(runtime, site)]
+    return reports + _replay(runtime, site, lines)
+
+
+def replay_dead_letters(
+    runtime: Runtime, site: SiteSettings, *, ids: Sequence[int] | None = None, code: str | None = None
+) -> list[PublicationReport]:
+    """Send open dead letters of a site through the pipeline again: all, those of a code, or by id."""
+    with runtime.connect() as connection:
+        letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
+    return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
+
+
+def _unblocked(runtime: Runtime, site: SiteSettings) -> list[_Line]:
+    with runtime.connect() as connection:
+        letters = dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
+    return [_of_letter(runtime, letter) for letter in letters]
+
+
+def _of_letter(runtime: Runtime, letter: RawLine) -> _Line:
+    raw = letter.raw
+    if not letter.raw_is_complete:
+        path = runtime.landing.folder(letter.site, letter.export_id) / letter.file
+        try:
+            with path.open("rb") as stream:
+                stream.seek(letter.byte_offset)
+                raw = stream.read(letter.byte_length)
+        except OSError as error:
+            raise LandingError(
+                f"Dead letter {letter.id} cannot be replayed: its line is only in {path}, which cannot be read.",
+                "Restore the landing folder, or leave the letter out with --id.",
+            ) from error
+    return _Line(letter.resource_type, letter.as_of, raw)
+
+
+def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine]) -> list[_Line]:
+    """Read lines from landing. An export that is no longer in landing is an error: nothing is passed over."""
+    by_export: dict[int, list[LandedLine]] = defaultdict(list)
+    for line in lines:
+        by_export[line.export_id].append(line)
+    found = []
+    for export_id, wanted in sorted(by_export.items()):
+        landed = runtime.landing.open(site.name, export_id)
+        files = {file.number: file for file in landed.files}
+        for line in sorted(wanted):
+            file = files[line.file_number]
+            with file.path.open("rb") as stream:
+                stream.seek(line.byte_offset)
+                found.append(_Line(file.resource_type, landed.transaction_time, stream.read(line.byte_length)))
+    return found
+
+
+def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[_Line]) -> list[PublicationReport]:
+    """One export for each time from which lines come, oldest first."""
+    by_time: dict[datetime, list[_Line]] = defaultdict(list)
+    for line in lines:
+        by_time[line.as_of].append(line)
+    reports = []
+    for as_of, group in sorted(by_time.items()):
+        with runtime.connect() as connection:
+            export = _land(runtime, connection, site, as_of, group)
+        reports.append(ingest(runtime, site, export, force=True))
+    return reports
+
+
+def _land(
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, as_of: datetime, lines: Sequence[_Line]
+) -> LandedExport:
+    job = new_job(runtime, connection, site.name, "replay")
+    draft = runtime.landing.begin(site.name, job.export_id)
+    by_type: dict[str, list[_Line]] = defaultdict(list)
+    for line in lines:
+        by_type[line.resource_type].append(line)
+    files = []
+    for number, (resource_type, group) in enumerate(sorted(by_type.items()), start=1):
+        with draft.writer(number, resource_type) as writer:
+            for line in group:
+                writer.write(line.raw + b"\n")
+            files.append(draft.keep(writer, number, resource_type))
+    export = draft.finish("replay", as_of, tuple(files))
+    export_jobs.save_landed(connection, export, runtime.clock.now())
+    connection.commit()
+    return export
