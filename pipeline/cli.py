@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(database.app, name="db")
+app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(database.psql)
 app.add_typer(vocabulary.app, name="vocabulary")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")

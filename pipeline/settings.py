@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
+from cronsim import CronSim, CronSimError
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -106,6 +108,15 @@ class SiteSettings(BaseModel):
     @classmethod
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime(2000, 1, 1, tzinfo=UTC))
+        except CronSimError:
+            raise ValueError(f"{value!r} is not a cron expression such as '0 1 * * *'") from None
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> SiteSettings:

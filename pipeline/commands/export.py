@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.exports import ExportEvent, SiteExport
     from pipeline.settings import SiteSettings
 
-__all__ = ["ExportProgress", "register"]
+__all__ = ["ExportProgress", "checked_groups", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def export(
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    groups = _checked_groups(settings, group)
+    groups = checked_groups(settings, group)
     console = Console()
     with ExportProgress(console) as progress:
         result = export_groups(runtime, settings, groups, progress.show)
@@ -83,7 +83,7 @@ def _site_row(site: SiteSettings) -> tuple[str, ...]:
     )
 
 
-def _checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
+def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
     unknown = [name for name in chosen or () if name not in site.groups]
     if unknown:
         known = ", ".join(site.groups) or "none"

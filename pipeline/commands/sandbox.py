@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.sandbox.config import ResourceSource
     from pipeline.settings import Settings
 
-__all__ = ["app"]
+__all__ = ["app", "site_types"]
 
 CLIENT_ID = "epic-omop-sandbox"
 DEFAULT_PATIENTS = 100
@@ -83,7 +83,7 @@ def serve(
         "private_key_file": str(key_file),
         "time_zone": time_zone or ("UTC" if data else "America/Chicago"),
         "groups": list(groups),
-        "resource_types": _site_types(groups),
+        "resource_types": site_types(groups),
         "poll_floor_seconds": 1,
         "test_mode": True,
     }
@@ -140,7 +140,7 @@ def _groups(patients: int | None, data: Path | None, seed: int, names: list[str]
     return {name: GeneratedSource(count, seed, part, len(names)) for part, name in enumerate(names)}
 
 
-def _site_types(groups: dict[str, ResourceSource]) -> list[str]:
+def site_types(groups: dict[str, ResourceSource]) -> list[str]:
     return list(dict.fromkeys(kind for source in groups.values() for kind in source.resource_types()))
 
 

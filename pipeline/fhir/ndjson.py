@@ -1,6 +1,6 @@
 """NDJSON as bytes: cutting a file into chunks and a chunk into lines. Knows no FHIR.
 
-A line is what stands between two newline bytes; blank lines (spaces, tabs, carriage returns) are not counted.
+What a line is, and which lines are blank, is said in `pipeline.landing.lines`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from pipeline.landing.lines import is_blank
 
 __all__ = ["CHUNK_BYTES", "Chunk", "Line", "plan_chunks", "read_lines"]
 
@@ -66,10 +68,11 @@ def read_lines(file: Path, chunk: Chunk) -> list[Line]:
         length = len(raw)
         if raw.endswith(b"\r"):
             raw = raw[:-1]  # noqa: PLW2901 - CRLF files; the line's own bytes are what is hashed and kept
-        if raw and (raw[0] == 0x7B or raw.strip()):  # 0x7B: most lines begin with a brace and need no strip
-            if offset == 0 and raw.startswith(_BOM):
-                raw = raw[len(_BOM) :]  # noqa: PLW2901
-            if raw:
-                lines.append(Line(number, offset, raw))
+        if offset == 0 and raw.startswith(_BOM):
+            raw = raw[len(_BOM) :]  # noqa: PLW2901
+            offset, length = len(_BOM), length - len(_BOM)
+        # 0x7B: most lines begin with a brace and need no closer look
+        if raw and (raw[0] == 0x7B or not is_blank(raw)):
+            lines.append(Line(number, offset, raw))
         offset += length + 1
     return lines

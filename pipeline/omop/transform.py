@@ -471,7 +471,8 @@ class _TypeTransform:
         if "location_id" in kept.columns:
             tables["location"] = [self._location_rows(kept)]
         for table, frames in tables.items():
-            write(table, frames)
+            # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
+            write(table, [pl.concat(frames).sort("line", maintain_order=True)])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
         write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
         write(staging.ISSUE, [result.issues for result in results])

@@ -1,0 +1,100 @@
+"""`epic-omop dead-letters`: what could not be loaded, why, and once more."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import UsageError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Lines that could not be loaded: list them, show one with its raw line, send them through again.\n\n"
+    "A dead letter closes by itself when its resource is loaded by a later export or a replay.",
+)
+
+
+@app.command("list")
+def list_(
+    site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="Only this code, such as json_invalid.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+) -> None:
+    """List open dead letters: what, where and why; no patient's data is shown."""
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.dead_letters import list_dead_letters
+
+    console = Console()
+    with Runtime.from_environment().connect() as connection:
+        letters = list_dead_letters(connection, site=site, code=code, limit=limit)
+        summary = connection.execute(
+            "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
+            " GROUP BY 1, 2 ORDER BY 3 DESC"
+        ).fetchall()
+    if not summary:
+        console.print("There is no open dead letter.")
+        return
+    table = Table("id", "site", "type", "where", "stage", "code", "path", "reason")
+    for letter in letters:
+        where = f"{letter.file.removeprefix('files/')}:{letter.line}"
+        table.add_row(
+            str(letter.id), letter.site, letter.resource_type, where, letter.stage, letter.code, letter.path or "", letter.reason
+        )
+    console.print(table)
+    for kind, resource_type, count, causes in summary:
+        caused = f", all caused by {causes:,} other resources" if causes else ""
+        console.print(f"{count:,} × {kind} in {resource_type}{caused}", highlight=False)
+
+
+@app.command()
+def show(
+    letter: Annotated[int, typer.Argument(help="Id of the dead letter.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Write the line itself, byte for byte: patient data!")] = False,
+) -> None:
+    """Show one dead letter; with --raw its line, to look at or to repair."""
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.dead_letters import get_dead_letter
+
+    with Runtime.from_environment().connect() as connection:
+        found = get_dead_letter(connection, letter)
+    if found is None:
+        raise UsageError(f"There is no dead letter {letter}.", "`epic-omop dead-letters list` shows the open ones.")
+    about, line = found
+    if raw:
+        sys.stdout.buffer.write(line.raw + b"\n")
+        return
+    console = Console(highlight=False)
+    for name in ("id", "site", "resource_type", "resource_id", "stage", "code", "path", "reason", "caused_by"):
+        console.print(f"[bold]{name:15}[/bold] {getattr(about, name) or '–'}")
+    console.print(f"[bold]{'line':15}[/bold] {about.file}, line {about.line} of export {line.export_id}")
+    console.print(f"[bold]{'bytes':15}[/bold] {line.byte_length:,} from offset {line.byte_offset:,}")
+    console.print("The line itself holds patient data: --raw writes it.")
+
+
+@app.command()
+def replay(
+    site: Annotated[str, typer.Option("--site", help="The site whose dead letters go through again.")],
+    letter: Annotated[list[int] | None, typer.Option("--id", help="Only this one; repeat for several.")] = None,
+    code: Annotated[str | None, typer.Option("--code", help="Only those with this code.")] = None,
+) -> None:
+    """Send dead letters through the pipeline again, for example after a mapping was mended."""
+    from pipeline.commands.tables import print_load_report
+    from pipeline.quality.report import load_report
+    from pipeline.replay import replay_dead_letters
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    console = Console()
+    reports = replay_dead_letters(runtime, runtime.settings.site_or_folder(site), ids=letter, code=code)
+    if not reports:
+        console.print("No open dead letter matches.")
+        return
+    with runtime.connect() as connection:
+        report = load_report(connection, runtime.settings.cdm_schema, [item.export_id for item in reports])
+    print_load_report(console, report)

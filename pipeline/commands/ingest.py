@@ -1,0 +1,168 @@
+"""`epic-omop ingest`, `run` and `verify`: landed files → OMOP, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.commands.tables import ingest_progress, number_table, print_load_report
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.landing.store import LandedExport
+    from pipeline.runtime import Runtime
+    from pipeline.settings import SiteSettings
+
+__all__ = ["ingest_landed", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `ingest`, `run` and `verify` to the program."""
+    app.command("ingest")(ingest)
+    app.command("run")(run)
+    app.command("verify")(verify)
+
+
+def ingest(
+    site: Annotated[str, typer.Option("--site", help="Name under which the resources are kept; need not be in sites.yaml.")],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder of <ResourceType>*.ndjson files, also .gz.")
+    ] = None,
+    export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Map every line again, also unchanged ones.")] = False,
+) -> None:
+    """Load NDJSON files into OMOP without a server: land, transform, publish in one transaction.
+
+    The files are copied into landing first; each line ends as loaded, unchanged, superseded, excluded or rejected.
+    Run again, only what changed is loaded.
+    """
+    from pipeline.exports import ingest_folder
+    from pipeline.runtime import Runtime
+
+    if (source is None) == (export is None):
+        raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
+    runtime = Runtime.from_environment()
+    settings = runtime.settings.site_or_folder(site)
+    if source is not None and not source.is_dir():
+        raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files.")
+    _prepare(runtime)
+    console = Console()
+    if source is not None:
+        with console.status("landing"):
+            landed = ingest_folder(runtime, site, source)
+    else:
+        landed = runtime.landing.open(site, export or 0)
+    ingest_landed(console, runtime, settings, [landed], force=force)
+
+
+def run(
+    site: Annotated[str, typer.Option("--site", help="Name of a site in sites.yaml.")],
+    group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeat for several.")] = None,
+) -> None:
+    """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
+
+    Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
+    """
+    from pipeline.commands.export import ExportProgress, checked_groups
+    from pipeline.exports import export_groups
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = runtime.settings.site(site)
+    groups = checked_groups(settings, group)
+    _prepare(runtime)
+    console = Console()
+    with ExportProgress(console) as progress:
+        result = export_groups(runtime, settings, groups, progress.show)
+    if result.landed:
+        ingest_landed(console, runtime, settings, result.landed)
+    for error in result.failures.values():
+        raise error
+
+
+def ingest_landed(
+    console: Console, runtime: Runtime, site: SiteSettings, exports: Sequence[LandedExport], *, force: bool = False
+) -> None:
+    """Load landed exports in the order of their times, with a bar, and print what came of them."""
+    from pipeline.quality.report import load_report
+    from pipeline.replay import ingest_with_follow_ups
+
+    ids: list[int] = []
+    for export in sorted(exports, key=lambda export: (export.transaction_time, export.export_id)):
+        progress, show = ingest_progress(console)
+        with progress:
+            reports = ingest_with_follow_ups(runtime, site, export, force=force, progress=show)
+        ids += [report.export_id for report in reports]
+        first = reports[0]
+        seconds = first.transform_seconds + first.publish_seconds
+        console.print(
+            f"Export {first.export_id} of {site.name}: {first.lines:,} lines in {seconds:.1f} s"
+            f" (transform {first.transform_seconds:.1f}, publish {first.publish_seconds:.1f})."
+        )
+        replayed = sum(report.lines for report in reports[1:])
+        if replayed:
+            console.print(f"{replayed:,} lines that had waited for these resources went through again.")
+    with runtime.connect() as connection:
+        print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
+
+
+def verify(
+    files: Annotated[bool, typer.Option("--files", help="Also read every landed file again (SHA-256).")] = False,
+) -> None:
+    """Check that nothing was lost: accounts of all files, sources of all rows, rows of all sources.
+
+    Exit code 0: everything holds; 70: something does not.
+    """
+    from pipeline.errors import AccountingError
+    from pipeline.quality.verify import verify_landing, verify_warehouse
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    console = Console()
+    with runtime.connect() as connection:
+        checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
+        if files:
+            checks += verify_landing(connection, runtime.landing)
+        _print_accounts(console, connection)
+    failed = [check for check in checks if not check.ok]
+    for check in failed:
+        console.print(f"[red]✗[/red] {check.name}: {check.problems:,} {check.detail}")
+    if failed:
+        raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above.")
+    console.print(f"[green]✓[/green] {len(checks)} checks hold: every line has one outcome, every row its source.")
+
+
+def _print_accounts(console: Console, connection: object) -> None:
+    import psycopg
+
+    assert isinstance(connection, psycopg.Connection)
+    rows = connection.execute(
+        "SELECT export_id, site, count(*), sum(lines), sum(loaded), sum(unchanged), sum(superseded), sum(excluded),"
+        " sum(rejected) FROM file_account GROUP BY export_id, site ORDER BY export_id DESC LIMIT 20"
+    ).fetchall()
+    names = ("site", "export", "files", "lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
+    table = number_table(*names, title="The last exports, line by line")
+    for export_id, site, *counts in reversed(rows):
+        table.add_row(site, str(export_id), *(f"{int(count):,}" if count else "·" for count in counts))
+    console.print(table)
+
+
+def _prepare(runtime: Runtime) -> None:
+    """Schemas are made on first use; a vocabulary cannot be."""
+    from pipeline.errors import VocabularyError
+    from pipeline.omop.vocabulary import current_release
+    from pipeline.warehouse.schema import install_schemas
+
+    settings = runtime.settings
+    install_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    if current_release(runtime.url, etl_schema=settings.etl_schema) is None:
+        raise VocabularyError(
+            "No vocabulary is loaded, so no code could be mapped.",
+            "Load an Athena download with `epic-omop vocabulary load FOLDER`; to try things out,"
+            " `epic-omop vocabulary load mappings/demo_vocabulary` is in the project.",
+        )

@@ -1,0 +1,114 @@
+"""`epic-omop status`: each site's last and next run; what runs, waits, and failed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pipeline.runtime import Runtime
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("status")(status)
+
+
+def status() -> None:
+    """Show where everything stands: the warehouse, the vocabulary, each site's exports and dead letters."""
+    from pipeline.omop.vocabulary import current_release
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    console = Console(highlight=False)
+    settings = runtime.settings
+    with runtime.connect() as connection:
+        if not _installed(connection, settings.etl_schema):
+            console.print("The warehouse is empty: `epic-omop db init` makes its schemas, `epic-omop demo` shows the way.")
+            return
+        release = current_release(runtime.url, etl_schema=settings.etl_schema)
+        console.print(f"Home: {settings.home}", soft_wrap=True)
+        console.print(f"Vocabulary: {release.release if release else 'none (epic-omop vocabulary load FOLDER)'}")
+        names = sorted({*settings.sites, *_sites_with_exports(connection)})
+        if not names:
+            console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
+            return
+        table = Table("site", "last published", "now", "next", "open dead letters", "last error")
+        for name in names:
+            table.add_row(*_row(connection, runtime, name))
+        console.print(table)
+
+
+def _installed(connection: psycopg.Connection, schema: str) -> bool:
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.export_job",)).fetchone()
+    return bool(row and row[0])
+
+
+def _sites_with_exports(connection: psycopg.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job").fetchall()]
+
+
+def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str, ...]:
+    last = connection.execute(
+        "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
+        " ORDER BY published_at DESC LIMIT 1",
+        (site,),
+    ).fetchone()
+    letters = connection.execute("SELECT count(*) FROM dead_letter_open WHERE site = %s", (site,)).fetchone()
+    failed = connection.execute(
+        "SELECT export_id, state, error FROM export_job WHERE site = %s ORDER BY export_id DESC LIMIT 1", (site,)
+    ).fetchone()
+    error = f"export {failed[0]} {failed[1]}: {failed[2]}" if failed and failed[2] else "–"
+    return (
+        site,
+        f"export {last[0]}, {_time(last[1])}" if last else "never",
+        _now(connection, site),
+        _next(connection, runtime, site),
+        f"{letters[0]:,}" if letters and letters[0] else "·",
+        error,
+    )
+
+
+def _now(connection: psycopg.Connection, site: str) -> str:
+    """What is open: exports at the site and landed ones that wait to be loaded."""
+    rows = connection.execute(
+        "SELECT export_id, group_id, state, progress, next_poll_at FROM export_job WHERE site = %s"
+        " AND state IN ('requested', 'running', 'complete', 'landed') ORDER BY export_id",
+        (site,),
+    ).fetchall()
+    texts = []
+    for export_id, group, state, progress, next_poll in rows:
+        text = f"export {export_id} of {group or 'a folder'}: {state}"
+        if progress:
+            text += f", {progress}"
+        if next_poll:
+            text += f", next look {_time(next_poll)}"
+        texts.append(text)
+    return "\n".join(texts) or "nothing runs"
+
+
+def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
+    """The next scheduled run, and the cool-downs that are in force."""
+    from cronsim import CronSim
+
+    known = runtime.settings.sites.get(site)
+    texts = []
+    if known is not None and known.fhir_url is not None:
+        texts.append(f"schedule {_time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))}")
+    rows = connection.execute(
+        "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
+        (site, runtime.clock.now()),
+    ).fetchall()
+    texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
+    return "\n".join(texts) or "by hand"
+
+
+def _time(value: datetime) -> str:
+    return value.strftime("%Y-%m-%d %H:%M %Z")

@@ -1,0 +1,97 @@
+"""Tables that several commands print. Words and layout only; the numbers come from `pipeline.quality.report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.quality.report import LoadReport
+
+__all__ = ["ingest_progress", "number_table", "print_load_report"]
+
+
+def ingest_progress(console: Console) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """A progress bar (a context manager) and the callback for `pipeline.ingest.ingest`."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+    task = progress.add_task("transform", total=None)
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage == "transform":
+            progress.update(task, completed=done, total=total)
+        else:
+            progress.update(task, description=stage)
+
+    return progress, show
+
+
+def print_load_report(console: Console, report: LoadReport) -> None:
+    """What came of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
+    _print_outcomes(console, report)
+    _print_tables(console, report)
+    _print_mapping(console, report)
+    total = report.total
+    if total["lines"] and total["unchanged"] >= 0.9 * total["lines"]:
+        share = 100 * total["unchanged"] / total["lines"]
+        console.print(f"{total['unchanged']:,} of {total['lines']:,} lines ({share:.1f} %) were unchanged and cost nothing.")
+    if report.open_dead_letters:
+        console.print(
+            f"{report.open_dead_letters:,} open dead letters: [bold]epic-omop dead-letters list[/bold] says what and where."
+        )
+
+
+def number_table(*columns: str, title: str) -> Table:
+    """A compact table whose first column is text and whose others are numbers; fits into 80 characters."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _print_outcomes(console: Console, report: LoadReport) -> None:
+    columns = ("lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
+    table = number_table("resource type", *columns, title="Lines landed, and what became of each")
+    for resource_type, counts in report.outcomes.items():
+        table.add_row(resource_type, *(_number(counts[name]) for name in columns))
+    table.add_section()
+    table.add_row("all", *(_number(report.total[name]) for name in columns))
+    console.print(table)
+    if report.exclusions:
+        reasons = ", ".join(
+            f"{resource_type} {reason} {count:,}" for (resource_type, reason), count in list(report.exclusions.items())[:8]
+        )
+        more = f", and {len(report.exclusions) - 8} more" if len(report.exclusions) > 8 else ""
+        console.print(f"Excluded by rule: {reasons}{more}.")
+
+
+def _print_tables(console: Console, report: LoadReport) -> None:
+    table = number_table("OMOP table", "rows", "added", "removed", title="Rows in the warehouse")
+    for name, (rows, inserted, deleted) in report.tables.items():
+        table.add_row(name, _number(rows), _number(inserted), _number(deleted))
+    console.print(table)
+
+
+def _print_mapping(console: Console, report: LoadReport) -> None:
+    if report.mapping_rates:
+        table = number_table("resource type", "coded rows", "mapped", "share", title="Codes mapped to a standard concept")
+        for resource_type, (mapped, coded) in report.mapping_rates.items():
+            table.add_row(resource_type, _number(coded), _number(mapped), f"{100 * mapped / coded:.1f} %" if coded else "–")
+        console.print(table)
+    if report.unmapped:
+        table = number_table("unmapped code", "rows", "resource type", "system", title="The most frequent unmapped codes")
+        table.columns[2].justify = table.columns[3].justify = "left"
+        table.columns[3].no_wrap, table.columns[3].overflow = False, "fold"
+        for code in report.unmapped:
+            table.add_row(code.code or "(text only)", _number(code.count), code.resource_type, code.system or "–")
+        console.print(table)
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value else "·"

@@ -1,0 +1,49 @@
+"""The folder in which Dagster keeps its settings, runs and logs: `<EPIC_OMOP_HOME>/dagster`. No definitions here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.errors import ConfigurationError
+from pipeline.settings import Settings
+
+__all__ = ["dagster_environment", "prepare_instance"]
+
+#: Beside this module, so that an installed package has it too; in the repository a link to the file at the top level.
+_SOURCE = Path(__file__).with_name("dagster.yaml")
+
+#: Variables that hold paths: Dagster's processes have another working folder.
+_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS")
+
+
+def prepare_instance(settings: Settings) -> Path:
+    """Make DAGSTER_HOME with the project's `dagster.yaml` in it; returns the folder. Repeating it is harmless.
+
+    Raises ConfigurationError when the folder cannot be written.
+    """
+    folder = settings.home / "dagster"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = folder / f".dagster.yaml.{os.getpid()}"
+        temporary.write_bytes(_SOURCE.read_bytes())
+        temporary.replace(folder / "dagster.yaml")  # another Dagster process may be reading it
+    except OSError as error:
+        raise ConfigurationError(
+            f"Dagster's folder {folder} cannot be prepared ({error.strerror}).",
+            "EPIC_OMOP_HOME must name a folder that this user can write.",
+        ) from error
+    return folder
+
+
+def dagster_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """This process's environment with what Dagster's processes need besides, all paths absolute."""
+    environment = dict(os.environ)
+    for name in _PATH_VARIABLES:
+        if environment.get(name):
+            environment[name] = str(Path(environment[name]).absolute())
+    return environment | {
+        "EPIC_OMOP_HOME": str(settings.home),
+        "DAGSTER_HOME": str(folder),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+    }

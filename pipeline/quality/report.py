@@ -1,0 +1,126 @@
+"""What came of exports, as numbers: asked of the warehouse, shown by the commands and by Dagster alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from omop_schema.etl import LINEAGE_TABLES
+
+__all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts"]
+
+OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
+
+
+@dataclass(frozen=True)
+class UnmappedCode:
+    """A code without a standard concept. `code` is None for texts without a code, which are not shown."""
+
+    resource_type: str
+    system: str | None
+    code: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Counts over some exports. `lines` is by resource type of the landed files."""
+
+    export_ids: tuple[int, ...]
+    #: resource type → lines, loaded, unchanged, superseded, excluded, rejected
+    outcomes: dict[str, Counter[str]]
+    #: (resource type, reason) → lines
+    exclusions: dict[tuple[str, str], int]
+    #: CDM table → (rows now, inserted, deleted)
+    tables: dict[str, tuple[int, int, int]]
+    #: resource type → (rows with a standard concept, coded rows)
+    mapping_rates: dict[str, tuple[int, int]]
+    unmapped: tuple[UnmappedCode, ...]
+    open_dead_letters: int
+
+    @property
+    def total(self) -> Counter[str]:
+        return sum(self.outcomes.values(), Counter())
+
+
+def table_counts(connection: psycopg.Connection, cdm_schema: str) -> dict[str, int]:
+    """Rows of every CDM table that resources fill."""
+    return {table: _count(connection, f"SELECT count(*) FROM {cdm_schema}.{table}") for table in LINEAGE_TABLES}
+
+
+def load_report(
+    connection: psycopg.Connection, cdm_schema: str, export_ids: Sequence[int], *, most_unmapped: int = 10
+) -> LoadReport:
+    """Everything that a person asks after a run. `connection` has the etl schema on its search_path."""
+    ids = list(export_ids)
+    inserted, deleted, rates = _publications(connection, ids)
+    tables = {
+        table: (rows, inserted[table], deleted[table])
+        for table, rows in table_counts(connection, cdm_schema).items()
+        if rows or inserted[table] or deleted[table]
+    }
+    return LoadReport(
+        tuple(ids),
+        _outcomes(connection, ids),
+        _exclusions(connection, ids),
+        tables,
+        rates,
+        _unmapped(connection, ids, most_unmapped),
+        _count(connection, "SELECT count(*) FROM dead_letter_open"),
+    )
+
+
+def _count(connection: psycopg.Connection, query: str) -> int:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _outcomes(connection: psycopg.Connection, ids: list[int]) -> dict[str, Counter[str]]:
+    columns = ("lines", *OUTCOMES)
+    sums = ", ".join(f"sum({name})::bigint" for name in columns)
+    rows = connection.execute(
+        f"SELECT resource_type, {sums} FROM file_account WHERE export_id = ANY(%s) GROUP BY resource_type ORDER BY 1",
+        (ids,),
+    ).fetchall()
+    return {row[0]: Counter(dict(zip(columns, row[1:], strict=True))) for row in rows}
+
+
+def _exclusions(connection: psycopg.Connection, ids: list[int]) -> dict[tuple[str, str], int]:
+    rows = connection.execute(
+        "SELECT resource_type, reason, sum(count)::bigint FROM exclusion WHERE export_id = ANY(%s)"
+        " GROUP BY resource_type, reason ORDER BY 3 DESC, 1, 2",
+        (ids,),
+    ).fetchall()
+    return {(resource_type, reason): count for resource_type, reason, count in rows}
+
+
+def _publications(
+    connection: psycopg.Connection, ids: list[int]
+) -> tuple[Counter[str], Counter[str], dict[str, tuple[int, int]]]:
+    inserted: Counter[str] = Counter()
+    deleted: Counter[str] = Counter()
+    mapped: Counter[str] = Counter()
+    coded: Counter[str] = Counter()
+    rows = connection.execute(
+        "SELECT rows_inserted, rows_deleted, mapping_rates FROM publication WHERE export_id = ANY(%s)", (ids,)
+    ).fetchall()
+    for made, gone, rates in rows:
+        inserted.update(made)
+        deleted.update(gone)
+        for resource_type, (with_concept, total) in rates.items():
+            mapped[resource_type] += with_concept
+            coded[resource_type] += total
+    return inserted, deleted, {name: (mapped[name], coded[name]) for name in sorted(coded)}
+
+
+def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tuple[UnmappedCode, ...]:
+    rows = connection.execute(
+        "SELECT resource_type, system, code, sum(count)::bigint FROM unmapped_code WHERE export_id = ANY(%s)"
+        " GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT %s",
+        (ids, most),
+    ).fetchall()
+    return tuple(UnmappedCode(*row) for row in rows)

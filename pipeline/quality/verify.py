@@ -1,0 +1,107 @@
+"""Checks of what must always hold between landing, accounts, lineage and tables. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psycopg
+
+from omop_schema.cdm import primary_key
+from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from pipeline.errors import LandingError
+from pipeline.landing.store import LandingStore
+
+__all__ = ["Check", "verify_landing", "verify_warehouse"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One statement about the warehouse; `problems` counts what contradicts it."""
+
+    name: str
+    problems: int
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.problems == 0
+
+
+def verify_warehouse(connection: psycopg.Connection, cdm_schema: str) -> Iterator[Check]:
+    """Accounting first, then lineage and rows table by table."""
+    yield Check(
+        "every file: lines = loaded + unchanged + superseded + excluded + rejected",
+        _count(
+            connection,
+            "SELECT count(*) FROM file_account"
+            " WHERE lines <> loaded + unchanged + superseded + excluded + rejected",
+        ),
+    )
+    yield Check(
+        "every file of a published export has its account",
+        _count(
+            connection,
+            "SELECT count(*) FROM export_file JOIN export_job USING (export_id)"
+            " WHERE export_job.state = 'published' AND loaded IS NULL",
+        ),
+    )
+    yield Check(
+        "every excluded line has its reason",
+        _count(
+            connection,
+            "SELECT count(*) FROM (SELECT export_id, sum(excluded) AS lines FROM file_account GROUP BY export_id) AS files"
+            " LEFT JOIN (SELECT export_id, sum(count) AS lines FROM exclusion GROUP BY export_id) AS reasons"
+            " USING (export_id) WHERE files.lines <> coalesce(reasons.lines, 0)",
+        ),
+    )
+    yield Check(
+        "every rejected line of the latest exports has its dead letter",
+        _count(
+            connection,
+            "SELECT count(*) FROM export_file AS file WHERE rejected > 0 AND NOT EXISTS (SELECT FROM dead_letter"
+            " AS letter WHERE letter.export_id >= file.export_id)",
+        ),
+    )
+    for table in LINEAGE_TABLES:
+        yield from _table_checks(connection, cdm_schema, table)
+
+
+def _table_checks(connection: psycopg.Connection, cdm_schema: str, table: str) -> Iterator[Check]:
+    own, lineage = primary_key(table) or "person_id", lineage_table_name(table)
+    yield Check(
+        f"{table}: every row has its source",
+        _count(
+            connection,
+            f"SELECT count(*) FROM {cdm_schema}.{table} AS row"
+            f" WHERE NOT EXISTS (SELECT FROM {lineage} AS lineage WHERE lineage.row_id = row.{own})",
+        ),
+    )
+    yield Check(
+        f"{table}: every source has its row, and a loaded resource",
+        _count(
+            connection,
+            f"SELECT count(*) FROM {lineage} AS lineage LEFT JOIN {cdm_schema}.{table} AS row ON row.{own} = lineage.row_id"
+            " LEFT JOIN resource_state AS state USING (surrogate_id)"
+            f" WHERE row.{own} IS NULL OR state.outcome IS DISTINCT FROM 'loaded'",
+        ),
+    )
+
+
+def verify_landing(connection: psycopg.Connection, landing: LandingStore) -> Iterator[Check]:
+    """Read every landed file of published exports again and compare its SHA-256."""
+    exports = connection.execute(
+        "SELECT site, export_id FROM export_job WHERE state IN ('landed', 'published') ORDER BY export_id"
+    ).fetchall()
+    for site, export_id in exports:
+        try:
+            landing.open(site, export_id, verify=True)
+            yield Check(f"landing of export {export_id} ({site}) is as it came", 0)
+        except LandingError as error:
+            yield Check(f"landing of export {export_id} ({site}) is as it came", 1, error.message)
+
+
+def _count(connection: psycopg.Connection, query: str) -> int:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,343 @@
+"""Golden cases: FHIR in, OMOP rows out, through the real pipeline into a real PostgreSQL.
+
+A case is a YAML document in `<Resource>/<topic>.yaml`:
+
+- `case`: its name; `title`: the rule of the mapping specification that it shows.
+- `fhir`: resources whose rows, outcomes and issues are compared. `given`: resources that only have to be there.
+  Patient `p1` and Encounter `e1` (of p1) are there in every case that has no Patient or Encounter of its own;
+  `patient: none` leaves out both. `then`: resources of a second export, loaded after the first.
+- `rows`: table → rows. A column that is not listed must be empty: NULL, or 0 for a required concept id. Exceptions:
+  the row's own id is anything; person_id is Patient/p1 if not listed; a datetime that is not listed may be midnight
+  of its date. A link is written as the FHIR reference of the resource that the row came from.
+- `outcomes`: resource → `loaded` (if not listed), `excluded:reason` or `rejected:code`, with ` at <FHIRPath>` if wanted.
+- `issues`: resource → list of issue codes (none if not listed). `pending`: references that wait for their target.
+- `site`, `instance`: settings; `values`: a site's own value maps.
+
+All cases of the same settings are loaded in one export: ids are prefixed by the case. Cases in `_pending` show rules
+of the specification that the pipeline does not follow yet; they are not collected.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+import yaml
+
+from omop_schema.cdm import primary_key, required_columns
+from omop_schema.etl import LINEAGE_TABLES
+from pipeline.clock import ManualClock
+from pipeline.exports import ingest_folder
+from pipeline.ingest import ingest
+from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.runtime import Runtime
+from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.schema import install_schemas
+
+HERE = Path(__file__).parent
+
+#: The date of the exports: missing ends of stays are filled with it.
+NOW = datetime(2025, 1, 31, 18, 0, tzinfo=UTC)
+
+PATIENT = {"resourceType": "Patient", "id": "p1", "gender": "female", "birthDate": "1960-05-04"}
+ENCOUNTER = {
+    "resourceType": "Encounter",
+    "id": "e1",
+    "status": "finished",
+    "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+    "subject": {"reference": "Patient/p1"},
+    "period": {"start": "2024-03-10T09:00:00Z", "end": "2024-03-10T10:00:00Z"},
+}
+
+#: A reference up to the id, the id, a version.
+_REFERENCE = re.compile(r"((?:.*/)?[A-Z][A-Za-z]+/|urn:uuid:)([^/]+)(/_history/.*)?")
+
+_KEYS = {
+    "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "site", "instance", "values",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    resource: str
+    topic: str
+    document: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.resource}/{self.topic}/{self.document['case']}"
+
+    @property
+    def prefix(self) -> str:
+        return self.name.replace("/", ".") + "."
+
+    @property
+    def group(self) -> str:
+        """Cases of equal settings are loaded together."""
+        keys = ("site", "instance", "values")
+        return orjson.dumps({key: self.document.get(key) for key in keys}, option=orjson.OPT_SORT_KEYS).decode()
+
+    @property
+    def compared(self) -> list[str]:
+        """References of the resources whose outcomes, rows and issues are compared."""
+        return list(dict.fromkeys(_name(item) for item in self._of("fhir") + self._of("then")))
+
+    def resources(self, key: str) -> list[dict[str, Any]]:
+        """The resources of the first (`fhir`) or second (`then`) export, ids and references prefixed."""
+        found = list(self._of(key))
+        if key == "fhir":
+            found = self._of("given") + found
+            types = {item["resourceType"] for item in found}
+            if self.document.get("patient") != "none":
+                found = [item for item in (PATIENT, ENCOUNTER) if item["resourceType"] not in types] + found
+        return [self._prefixed(item) for item in found]
+
+    def _of(self, key: str) -> list[dict[str, Any]]:
+        return list(self.document.get(key) or ())
+
+    def _prefixed(self, resource: dict[str, Any]) -> dict[str, Any]:
+        moved = {name: self._moved(name, value) for name, value in resource.items()}
+        if isinstance(moved.get("id"), str):
+            moved["id"] = self.prefix + moved["id"]
+        return moved
+
+    def _moved(self, name: str, value: Any) -> Any:
+        """References point into the case; everything else stays as it is, also what is wrong."""
+        if isinstance(value, dict):
+            return {key: self._moved(key, item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._moved(name, item) for item in value]
+        match = _REFERENCE.fullmatch(value) if name == "reference" and isinstance(value, str) else None
+        return f"{match[1]}{self.prefix}{match[2]}{match[3] or ''}" if match else value
+
+
+def _name(resource: dict[str, Any]) -> str:
+    return f"{resource['resourceType']}/{resource['id']}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates and booleans like `no`: FHIR's are strings, and a case says `true` and `false`."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _cases() -> Iterator[Case]:
+    for file in sorted(HERE.glob("[A-Z]*/*.yaml")):
+        for document in yaml.load_all(file.read_text(encoding="utf-8"), Loader=_Loader):
+            unknown = set(document) - _KEYS
+            assert not unknown, f"{file}: {document.get('case')} has unknown keys {unknown}"
+            assert document.get("title"), f"{file}: {document.get('case')} has no title"
+            yield Case(file.parent.name, file.stem, document)
+
+
+CASES = list(_cases())
+
+
+@dataclass
+class Loaded:
+    """The warehouse after all cases, read once. Ids are FHIR references with the case's prefix."""
+
+    #: cdm table → rows (column → value) with links as references
+    rows: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    issues: dict[str, list[str]] = field(default_factory=dict)
+    pending: dict[str, list[str]] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def loaded(module_database_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """Every case in the warehouse."""
+    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
+    load_vocabulary(module_database_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
+    folder = tmp_path_factory.mktemp("golden")
+    mappings = folder / "mappings"
+    shutil.copytree(MAPPINGS_FOLDER, mappings)
+    groups: dict[str, list[Case]] = {}
+    for case in CASES:
+        groups.setdefault(case.group, []).append(case)
+    for number, cases in enumerate(groups.values()):
+        _load_group(module_database_url, folder, f"golden{number}", cases)
+    with psycopg.connect(module_database_url) as connection:
+        connection.execute("SET search_path TO etl, cdm, vocab")
+        return _read_warehouse(connection)
+
+
+def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
+    """One export with the cases' first resources, and one with their second."""
+    document = cases[0].document
+    for name, lines in (document.get("values") or {}).items():
+        own = folder / "mappings" / "sites" / site / "values"
+        own.mkdir(parents=True, exist_ok=True)
+        (own / f"{name}.csv").write_text("\n".join(["system,code,concept_id", *lines, ""]), encoding="utf-8")
+    settings = Settings(
+        home=folder / "home",
+        database_url=url,
+        mappings=folder / "mappings",
+        workers=1,
+        sites={site: SiteSettings(name=site, **(document.get("site") or {}))},
+        **(document.get("instance") or {}),
+    )
+    clock = ManualClock(NOW)
+    runtime = Runtime(settings, clock)
+    for key in ("fhir", "then"):
+        source = folder / f"{site}-{key}"
+        source.mkdir()
+        by_type: dict[str, list[bytes]] = {}
+        for case in cases:
+            for resource in case.resources(key):
+                by_type.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+        for resource_type, lines in by_type.items():
+            (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
+        if by_type:
+            ingest(runtime, settings.site(site), ingest_folder(runtime, site, source))
+        clock.advance(1)
+
+
+def _read_warehouse(connection: psycopg.Connection) -> Loaded:
+    found = Loaded()
+    sources: dict[tuple[str, int], list[str]] = {}
+    for table, row_id, kind, resource_id in connection.execute(
+        "SELECT cdm_table, row_id, resource_type, resource_id FROM row_source"
+    ):
+        sources.setdefault((table, row_id), []).append(f"{kind}/{resource_id}")
+    for table in LINEAGE_TABLES:
+        cursor = connection.execute(f"SELECT * FROM cdm.{table}")
+        columns = [column.name for column in cursor.description or ()]
+        own = primary_key(table) or "person_id"
+        for values in cursor:
+            row = dict(zip(columns, values, strict=True))
+            for source in sources[table, row[own]]:
+                found.rows.setdefault(table, []).append((source, _linked(row, table, source, sources)))
+    _read_outcomes(connection, found)
+    return found
+
+
+def _linked(row: dict[str, Any], table: str, source: str, sources: dict[tuple[str, int], list[str]]) -> dict[str, Any]:
+    """The row with references instead of link ids. A location has many sources: the one of the same case is taken."""
+    linked = dict(row)
+    case = source.split("/")[1].rpartition(".")[0]
+    for column, target in LINKS.items():
+        if row.get(column) is not None and column != primary_key(table):
+            names = sources[target, row[column]]
+            linked[column] = next((name for name in names if name.split("/")[1].startswith(f"{case}.")), names[0])
+    return linked
+
+
+def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
+    names: dict[int, str] = {}
+    for surrogate_id, kind, resource_id, outcome, reason in connection.execute(
+        "SELECT surrogate_id, resource_type, resource_id, outcome, reason FROM resource_state"
+        " JOIN site_resource_type USING (site_resource_type_id)"
+    ):
+        names[surrogate_id] = name = f"{kind}/{resource_id}"
+        found.outcomes[name] = f"{outcome}:{reason}" if reason else outcome
+    for kind, resource_id, code, path in connection.execute(
+        "SELECT resource_type, resource_id, code, path FROM dead_letter_open"
+    ):
+        found.outcomes[f"{kind}/{resource_id}"] = f"rejected:{code}"
+        found.paths[f"{kind}/{resource_id}"] = path
+    for surrogate_id, code in connection.execute("SELECT surrogate_id, code FROM row_issue ORDER BY code"):
+        found.issues.setdefault(names[surrogate_id], []).append(code)
+    for surrogate_id, role in connection.execute(
+        "SELECT from_surrogate_id, role FROM reference WHERE state = 'pending' ORDER BY role"
+    ):
+        found.pending.setdefault(names[surrogate_id], []).append(role)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_golden(case: Case, loaded: Loaded) -> None:
+    document = case.document
+    names = {_with_prefix(name, case): name for name in case.compared}
+    expected_outcomes = {name: "loaded" for name in case.compared} | (document.get("outcomes") or {})
+    actual_outcomes = {}
+    for full, name in names.items():
+        outcome = loaded.outcomes.get(full, "no outcome")
+        wants_path = " at " in expected_outcomes[name]
+        actual_outcomes[name] = f"{outcome} at {loaded.paths.get(full)}" if wants_path else outcome
+    assert actual_outcomes == expected_outcomes
+    assert _terse_rows(case, loaded, set(names)) == _expected_rows(document)
+    issues = {name: loaded.issues[full] for full, name in names.items() if full in loaded.issues}
+    assert issues == (document.get("issues") or {})
+    pending = {name: loaded.pending[full] for full, name in names.items() if full in loaded.pending}
+    assert pending == (document.get("pending") or {})
+
+
+def _with_prefix(name: str, case: Case) -> str:
+    kind, _, resource_id = name.partition("/")
+    return f"{kind}/{case.prefix}{resource_id}"
+
+
+def _terse_rows(case: Case, loaded: Loaded, compared: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The case's rows without what the cases leave out, in a form that equals the YAML's."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for table, rows in loaded.rows.items():
+        found = [_terse(table, row, case) for source, row in rows if source in compared]
+        if found:
+            tables[table] = sorted(found, key=repr)
+    return tables
+
+
+def _terse(table: str, row: dict[str, Any], case: Case) -> dict[str, Any]:
+    terse: dict[str, Any] = {}
+    required = required_columns(table)
+    for name, value in row.items():
+        empty = value is None or (value == 0 and name.endswith("_concept_id") and name in required)
+        midnight = isinstance(value, datetime) and value == datetime.combine(value.date(), time())
+        if empty or name == primary_key(table) or (midnight and name != "birth_datetime"):
+            continue
+        if name in LINKS:
+            value = str(value).replace(case.prefix, "")
+            if (name, value) == ("person_id", "Patient/p1"):
+                continue
+        terse[name] = _plain(value)
+    return terse
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _expected_rows(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    tables = document.get("rows") or {}
+    return {
+        table: sorted(
+            [{name: _number(name, row[name]) for name in sorted(row, key=_position(table))} for row in rows], key=repr
+        )
+        for table, rows in tables.items()
+    }
+
+
+def _number(name: str, value: Any) -> Any:
+    is_decimal = name in {"value_as_number", "range_low", "range_high"} or (name == "quantity" and value is not None)
+    return float(value) if is_decimal and not isinstance(value, str) else value
+
+
+def _position(table: str) -> Any:
+    from omop_schema.cdm import fields
+
+    order = {column.name: number for number, column in enumerate(fields(table))}
+    return lambda name: order[name]
+
+
+def test_cases_are_many_and_cover_each_resource() -> None:
+    assert len(CASES) >= 110
+    assert len({case.name for case in CASES}) == len(CASES)
+    mapped = {file.stem for file in MAPPINGS_FOLDER.glob("*.yaml")}
+    assert mapped <= {case.resource for case in CASES}
