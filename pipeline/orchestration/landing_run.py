@@ -1,0 +1,137 @@
+"""Which exports a run is about, and how they come into landing. Without Dagster's contexts, so that it reads plainly.
+
+A run that the sensor requested is about one export (its tag). A run that a person starts is about a day: for a past
+day what was exported then; for today it also opens or adopts the exports of groups that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from pipeline import exports
+from pipeline.errors import CooldownActive, EpicOmopError, ExportNotReady
+from pipeline.landing.store import LandedExport
+from pipeline.orchestration.partitions import day_of, jobs_of_day
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse import export_jobs
+from pipeline.warehouse.export_jobs import ExportJob
+
+__all__ = ["DayLanding", "RunScope", "land", "landed_jobs"]
+
+#: A run that a person started waits so long for the simulated Epic; for a real site it asks once and leaves the rest
+#: to the sensor.
+_PATIENCE = timedelta(seconds=60)
+
+_HAS_FILES = ("landed", "published")
+_LIVE = ("running", "complete", *_HAS_FILES)
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunScope:
+    """The partition of a run, and the export that it was requested for, if the sensor did."""
+
+    day: str
+    export_id: int | None = None
+
+
+@dataclass
+class DayLanding:
+    """What is landed now, and which groups rest (Epic allows one kick-off of a group in its window)."""
+
+    landed: list[tuple[ExportJob, LandedExport]] = field(default_factory=list)
+    resting: list[CooldownActive] = field(default_factory=list)
+
+
+def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> DayLanding:
+    """Bring the exports of a run into landing.
+
+    Raises ExportNotReady when one still runs at the site, and what `pipeline.exports` raises.
+    """
+    result = DayLanding()
+    for job in _jobs(runtime, site, scope, result.resting):
+        complete = _waited_for(runtime, site, job, tell)
+        tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
+        if complete.kind == "bulk" and complete.state != "published":
+            landed = exports.download(runtime, complete)
+        else:  # a folder; or published, when its files are final and the site is not asked
+            landed = runtime.landing.open(site.name, job.export_id)
+        result.landed.append((complete, landed))
+    return result
+
+
+def landed_jobs(runtime: Runtime, site: SiteSettings, scope: RunScope) -> list[ExportJob]:
+    """The exports of a run that can be loaded, oldest first. Raises ExportNotReady if the sensor's is not landed."""
+    if scope.export_id is None:
+        with runtime.connect() as connection:
+            jobs = jobs_of_day(connection, site, scope.day)
+        return [job for job in jobs if job.state in _HAS_FILES]
+    job = _job(runtime, scope.export_id)
+    if job.state not in _HAS_FILES:
+        raise ExportNotReady(
+            f"Export {job.export_id} of site {site.name} is {job.state}, not landed.", "Materialize landing first."
+        )
+    return [job]
+
+
+def _job(runtime: Runtime, export_id: int) -> ExportJob:
+    with runtime.connect() as connection:
+        return export_jobs.get_job(connection, export_id)
+
+
+def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, resting: list[CooldownActive]) -> list[ExportJob]:
+    if scope.export_id is not None:
+        return [_job(runtime, scope.export_id)]
+    with runtime.connect() as connection:
+        jobs = [job for job in jobs_of_day(connection, site, scope.day) if job.state in _LIVE]
+    if scope.day == day_of(site, runtime.clock.now()) and site.fhir_url:
+        missing = [group for group in site.groups if group not in {job.group_id for job in jobs}]
+        jobs += _opened(runtime, site, scope.day, missing, resting)
+    return jobs
+
+
+def _opened(
+    runtime: Runtime, site: SiteSettings, day: str, groups: list[str], resting: list[CooldownActive]
+) -> list[ExportJob]:
+    """Open or adopt each group's export. Raises the first failure after all groups had their turn."""
+    jobs: list[ExportJob] = []
+    failures: list[EpicOmopError] = []
+    for group in groups:
+        try:
+            job = exports.open_or_adopt(runtime, site, group)
+            if (opened_on := day_of(site, job.requested_at)) != day:
+                raise ExportNotReady(
+                    f"Export {job.export_id} of group {group}, begun on {opened_on}, is still {job.state}.",
+                    f"It belongs to the partition {opened_on}; the sensor loads it there when it is ready.",
+                )
+            jobs.append(job)
+        except CooldownActive as rest:
+            resting.append(rest)
+        except EpicOmopError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return jobs
+
+
+def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell) -> ExportJob:
+    """The job when it is complete. A real site is asked once; a simulated one for as long as our patience lasts."""
+    give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
+    while True:
+        job = exports.poll_once(runtime, job)
+        if job.state != "running":
+            return job
+        now = runtime.clock.now()
+        if now >= give_up:
+            raise ExportNotReady(
+                f"Export {job.export_id} is running at the site{f' ({job.progress})' if job.progress else ''}.",
+                "The sensor ingests it when it is ready; nothing needs to be done.",
+                next_try=job.next_poll_at,
+            )
+        tell(f"Export {job.export_id}: the simulated Epic still works on it.")
+        pause = (job.next_poll_at - now).total_seconds() if job.next_poll_at else 1.0
+        runtime.clock.sleep(max(pause, 0.1))

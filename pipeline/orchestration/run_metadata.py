@@ -1,0 +1,131 @@
+"""What a run shows in Dagster: counts, rates, durations. Never an id, a name, a date or a text of a resource."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import dagster as dg
+import psycopg
+
+from pipeline.landing.store import LandedExport
+from pipeline.quality.report import OUTCOMES, LoadReport
+from pipeline.warehouse.export_jobs import ExportJob
+
+__all__ = ["landing_metadata", "load_metadata", "table_events", "table_value"]
+
+_Cell = str | int | float | bool | None
+Metadata = dict[str, dg.MetadataValue]  # type: ignore[type-arg]  # of values of several types
+
+#: Numbers under plain names are plotted over the partitions by the UI; the tables are for reading one run.
+_ROWS = "dagster/partition_row_count"
+
+
+def table_value(columns: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> dg.TableMetadataValue:
+    """A table whose column types follow from its first row; an empty one has its head only."""
+    kinds: dict[type, str] = {int: "int", float: "float", bool: "bool"}
+    first = rows[0] if rows else [""] * len(columns)
+    schema = dg.TableSchema(
+        [dg.TableColumn(name, kinds.get(type(cell), "string")) for name, cell in zip(columns, first, strict=True)]
+    )
+    return dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
+
+
+def landing_metadata(landed: Sequence[tuple[ExportJob, LandedExport]], missing: Sequence[str]) -> Metadata:
+    """Of the exports of a run: files, lines and bytes, by type and by export. `missing` types were asked for in vain."""
+    files = [file for _, export in landed for file in export.files]
+    by_type: dict[str, Counter[str]] = {}
+    for file in files:
+        counts = by_type.setdefault(file.resource_type, Counter())
+        counts.update(files=1, lines=file.lines, bytes=file.bytes)
+    types = [(name, counts["files"], counts["lines"], counts["bytes"]) for name, counts in sorted(by_type.items())]
+    every = [
+        (job.export_id, job.group_id or "–", job.kind, _shown(export.transaction_time), len(export.files), export.lines)
+        for job, export in landed
+    ]
+    columns = ("export", "group", "kind", "transaction time (UTC)", "files", "lines")
+    metadata: Metadata = {
+        _ROWS: dg.MetadataValue.int(sum(file.lines for file in files)),
+        "files": dg.MetadataValue.int(len(files)),
+        "bytes": dg.MetadataValue.int(sum(file.bytes for file in files)),
+        "by resource type": table_value(("resource type", "files", "lines", "bytes"), types),
+        "exports": table_value(columns, every),
+        "folder": dg.MetadataValue.path(landed[0][1].folder.parent),
+    }
+    if missing:
+        metadata["asked for, no file came"] = dg.MetadataValue.text(", ".join(missing))
+    return metadata
+
+
+def load_metadata(connection: psycopg.Connection, report: LoadReport) -> Metadata:
+    """Of the exports of a run: outcomes of lines, rows by table, mapping rates, unmapped codes, durations."""
+    total = report.total
+    inserted = sum(made for _, made, _ in report.tables.values())
+    deleted = sum(gone for _, _, gone in report.tables.values())
+    mapped, coded = (sum(pair[part] for pair in report.mapping_rates.values()) for part in (0, 1))
+    metadata: Metadata = {
+        _ROWS: dg.MetadataValue.int(inserted),
+        "lines": dg.MetadataValue.int(total["lines"]),
+        **{f"lines {name}": dg.MetadataValue.int(total[name]) for name in OUTCOMES},
+        "rows inserted": dg.MetadataValue.int(inserted),
+        "rows deleted": dg.MetadataValue.int(deleted),
+        "open dead letters": dg.MetadataValue.int(report.open_dead_letters),
+        **_publications(connection, report.export_ids, total["lines"]),
+        **_tables(report),
+    }
+    if coded:  # a night on which nothing changed has no rate, rather than one of 0 %
+        metadata["mapped %"] = dg.MetadataValue.float(_percent(mapped, coded))
+    return metadata
+
+
+def _tables(report: LoadReport) -> Metadata:
+    outcomes = [(name, counts["lines"], *(counts[key] for key in OUTCOMES)) for name, counts in report.outcomes.items()]
+    excluded = [(kind, reason, count) for (kind, reason), count in report.exclusions.items()]
+    rows = [(name, made, gone, now) for name, (now, made, gone) in report.tables.items()]
+    rates = [(name, _percent(*pair), *pair) for name, pair in report.mapping_rates.items()]
+    codes = [(code.resource_type, code.system or "–", code.code or "(text only)", code.count) for code in report.unmapped]
+    return {
+        "outcome of every line": table_value(("resource type", "lines", *OUTCOMES), outcomes),
+        "why lines were excluded": table_value(("resource type", "reason", "lines"), excluded),
+        "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),
+        "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
+        "most frequent unmapped codes": table_value(("resource type", "system", "code", "count"), codes),
+    }
+
+
+def _publications(connection: psycopg.Connection, export_ids: Sequence[int], lines: int) -> Metadata:
+    row = connection.execute(
+        "SELECT string_agg(DISTINCT vocabulary_release, ', '), coalesce(sum(transform_seconds), 0),"
+        " coalesce(sum(publish_seconds), 0) FROM publication WHERE export_id = ANY(%s)",
+        [list(export_ids)],
+    ).fetchone()
+    assert row is not None
+    release, transform, publish = row
+    seconds = float(transform + publish)
+    return {
+        "vocabulary release": dg.MetadataValue.text(release or "–"),
+        "transform seconds": dg.MetadataValue.float(round(float(transform), 3)),
+        "publish seconds": dg.MetadataValue.float(round(float(publish), 3)),
+        "lines a second": dg.MetadataValue.float(round(lines / seconds, 1) if seconds else 0.0),
+        "exports": dg.MetadataValue.text(", ".join(str(number) for number in export_ids)),
+    }
+
+
+def table_events(tables: Mapping[str, tuple[int, int, int]], schema: str) -> list[dg.AssetMaterialization]:
+    """One event for each CDM table that the run changed: (rows now, inserted, deleted)."""
+    return [
+        dg.AssetMaterialization(
+            [schema, name], metadata={"dagster/row_count": now, "rows inserted": made, "rows deleted": gone}
+        )
+        for name, (now, made, gone) in tables.items()
+        if made or gone
+    ]
+
+
+def _percent(part: int, whole: int) -> float:
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+def _shown(instant: datetime) -> str:
+    return instant.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,178 @@
+"""Assets of one site, made by `site_assets`: `<site>/landing` and `<site>/load`, one partition a day.
+
+There is no staging asset: transform and publish are one step (`pipeline.ingest.ingest`), whose Parquet parts are
+removed when their transaction has committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import dagster as dg
+
+from pipeline.errors import TransientError
+from pipeline.exports import types_not_received
+from pipeline.orchestration.attempts import EXPORT_TAG, postpone
+from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
+from pipeline.orchestration.partitions import site_partitions
+from pipeline.orchestration.run_metadata import landing_metadata, load_metadata, table_events
+from pipeline.quality.report import LoadReport, load_report
+from pipeline.replay import ingest_with_follow_ups
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse.export_jobs import ExportJob
+
+__all__ = ["landing_key", "load_key", "pool_of", "site_assets"]
+
+_MOST_UNMAPPED = 20
+
+
+def landing_key(site: SiteSettings) -> dg.AssetKey:
+    return dg.AssetKey([site.name, "landing"])
+
+
+def load_key(site: SiteSettings) -> dg.AssetKey:
+    return dg.AssetKey([site.name, "load"])
+
+
+def pool_of(site: SiteSettings) -> str:
+    """One run a site at a time; `dagster.yaml` gives every pool a limit of 1."""
+    return f"site:{site.name}"
+
+
+def site_assets(site: SiteSettings) -> list[dg.AssetsDefinition]:
+    """The two assets of a site. Either yields nothing where there is nothing to do; the run then ends as a success."""
+    return [_landing(site), _load(site)]
+
+
+def _landing(site: SiteSettings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=landing_key(site),
+        description=(
+            f"NDJSON files of site {site.name} as Epic exported them on that day, verified and never changed: Group"
+            " `$export` → `landing/<site>/<export id>/`. Materialized by the sensor when Epic has finished. By hand:"
+            " today's partition opens or adopts the exports of all groups; a past day only looks at what was exported."
+        ),
+        metadata=_site_metadata(site),
+        partitions_def=site_partitions(site),
+        group_name=site.name,
+        kinds={"fhir", "file"},
+        tags={"epic_omop/site": site.name},
+        code_version=version("epic-omop"),
+        pool=pool_of(site),
+        output_required=False,
+    )
+    def landing(
+        context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        scope = _scope(context)
+        with told_as_failures(), _new_attempt_later(runtime, scope):
+            result = land(runtime, site, scope, context.log.info)
+            if result.landed:
+                missing = sorted({name for job, export in result.landed for name in types_not_received(job, export)})
+                yield dg.MaterializeResult(metadata=landing_metadata(result.landed, missing))
+            _tell_resting(context, site, scope, result)
+
+    return landing
+
+
+def _load(site: SiteSettings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=load_key(site),
+        deps=[landing_key(site)],
+        description=(
+            f"Lines of site {site.name} that were landed on that day → rows of the CDM: transformed, then published in"
+            " one transaction an export. Unchanged lines are recognised and cost nothing. By hand (a backfill): what"
+            " was published on that day is mapped again, as far as nothing newer has come since; Epic is not asked."
+        ),
+        partitions_def=site_partitions(site),
+        group_name=site.name,
+        kinds={"polars", "postgres"},
+        tags={"epic_omop/site": site.name},
+        code_version=version("epic-omop"),
+        pool=pool_of(site),
+        output_required=False,
+    )
+    def load(
+        context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        scope = _scope(context)
+        with told_as_failures(), _new_attempt_later(runtime, scope):
+            jobs = landed_jobs(runtime, site, scope)
+            if not jobs:
+                context.log.info(f"Nothing of site {site.name} was landed on {scope.day}: nothing to load.")
+                return
+            export_ids = [number for job in jobs for number in _ingested(context, runtime, site, scope, job)]
+            with runtime.connect() as connection:
+                report = load_report(
+                    connection, runtime.settings.cdm_schema, export_ids, most_unmapped=_MOST_UNMAPPED
+                )
+                metadata = load_metadata(connection, report)
+            _log_tables(context, runtime, report)
+            yield dg.MaterializeResult(metadata=metadata)
+
+    return load
+
+
+def _site_metadata(site: SiteSettings) -> dict[str, object]:
+    return {
+        "FHIR base URL": site.fhir_url or "none: loaded from folders (epic-omop ingest)",
+        "groups": len(site.groups),
+        "resource types": ", ".join(site.resource_types),
+        "time zone": site.time_zone,
+        "schedule": site.schedule,
+    }
+
+
+def _scope(context: dg.AssetExecutionContext) -> RunScope:
+    tag = context.run.tags.get(EXPORT_TAG)
+    return RunScope(context.partition_key, int(tag) if tag else None)
+
+
+@contextmanager
+def _new_attempt_later(runtime: Runtime, scope: RunScope) -> Iterator[None]:
+    """A passing failure of a run that the sensor requested: it will request another."""
+    try:
+        yield
+    except TransientError as error:
+        if scope.export_id is not None:
+            postpone(runtime, scope.export_id, error)
+        raise
+
+
+def _ingested(
+    context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
+) -> list[int]:
+    """Ids of the exports that the ingest of this one published: itself, and replays that follow from it."""
+    again = job.state == "published"
+    if again and scope.export_id is not None:
+        context.log.info(f"Export {job.export_id} is published already.")
+        return [job.export_id]
+    landed = runtime.landing.open(site.name, job.export_id)
+    context.log.info(f"Export {job.export_id}: {'mapping again' if again else 'loading'} {landed.lines} lines.")
+    reports = ingest_with_follow_ups(runtime, site, landed, force=again)
+    for report in reports:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
+        context.log.info(f"Export {report.export_id} is published: {counts or 'no lines'}.")
+    return [report.export_id for report in reports]
+
+
+def _log_tables(context: dg.AssetExecutionContext, runtime: Runtime, report: LoadReport) -> None:
+    for event in table_events(report.tables, runtime.settings.cdm_schema):
+        context.log_event(event)
+
+
+def _tell_resting(
+    context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding
+) -> None:
+    for rest in result.resting:
+        context.log.info(rest.message)
+    if result.resting:
+        times = [rest.next_try for rest in result.resting if rest.next_try]
+        metadata = {"skipped groups": len(result.resting), **({"next try": min(times)} if times else {})}
+        context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))
+    elif not result.landed:
+        context.log.info(f"Nothing of site {site.name} was exported on {scope.day}.")

@@ -1,0 +1,41 @@
+"""The CDM tables as assets that all sites share, without partitions.
+
+They are not run by themselves: a site's `load` publishes into all of them in one transaction, and reports each table
+that it changed, with its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from omop_schema.cdm import FIELDS
+from omop_schema.etl import LINEAGE_TABLES
+from pipeline.settings import Settings
+
+__all__ = ["warehouse_assets"]
+
+
+def warehouse_assets(settings: Settings, loads: Sequence[dg.AssetKey]) -> list[dg.AssetSpec]:
+    """One asset for each table that FHIR resources fill, downstream of every site's load."""
+    return [_table(settings, table, loads) for table in LINEAGE_TABLES]
+
+
+def _table(settings: Settings, table: str, loads: Sequence[dg.AssetKey]) -> dg.AssetSpec:
+    columns = [
+        dg.TableColumn(field.name, field.datatype, constraints=dg.TableColumnConstraints(nullable=not field.required))
+        for field in FIELDS
+        if field.table == table
+    ]
+    return dg.AssetSpec(
+        [settings.cdm_schema, table],
+        deps=loads,
+        description=f"Table `{table}` of the OMOP CDM v5.4, with the rows of all sites.",
+        group_name="cdm",
+        kinds={"postgres"},
+        metadata={
+            "dagster/table_name": f"{settings.cdm_schema}.{table}",
+            "dagster/column_schema": dg.TableSchema(columns),
+        },
+    )

@@ -1,0 +1,281 @@
+"""From folders of NDJSON to committed rows: accounting, dead letters, changes, references, repeats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.errors import SiteBusy
+from pipeline.replay import replay_dead_letters
+from pipeline.warehouse.export_jobs import site_lock
+from tests.integration.support import Warehouse, encounter, observation, patient, reference
+
+
+def _line(**resource: object) -> bytes:
+    return json.dumps({"resourceType": "Observation", **resource}).encode()
+
+
+BROKEN = {
+    "json_invalid": b'{"resourceType": "Observation", "id": "x", "status"',
+    "utf8_invalid": b'{"resourceType": "Observation", "id": "u", "status": "final", "note": "\xff\xfe"}',
+    "required_missing": _line(**{key: value for key, value in observation("s").items() if key != "subject"}),
+    "wrong_type": _line(**observation("w", valueQuantity={"value": "12"})),
+    "code_invalid": _line(**observation("c", status="finalised")),
+    "nul_character": _line(**observation("n", code={"coding": [{"system": "x", "code": "y", "display": "a\0b"}]})),
+    "line_too_long": _line(**observation("l", note=[{"text": "x" * 20_000_000}])),
+    "not_a_resource": b"[1, 2]",
+    "id_missing": _line(**{key: value for key, value in observation().items() if key != "id"}),
+    "date_missing": _line(**observation("d", effectiveDateTime=None)),
+    "date_invalid": _line(**observation("i", effectiveDateTime="2025-13-45")),
+    "modifier_unknown": _line(**observation("m", modifierExtension=[{"url": "http://example.org/not"}])),
+    "person_unknown": _line(**observation("p", person="nobody")),
+}
+
+
+def test_each_broken_line_is_a_dead_letter_and_the_rest_loads(warehouse: Warehouse) -> None:
+    good = [observation(f"good-{number}") for number in range(5)]
+    lines: list[dict[str, object] | bytes] = []
+    for number, broken in enumerate(BROKEN.values()):
+        lines += [broken, *good[number : number + 1]]
+    (report,) = warehouse.load({"Patient": [patient()], "Observation": lines})
+    letters = warehouse.rows("SELECT code, line, file, reason, path FROM dead_letter_open ORDER BY line")
+    assert [row[0] for row in letters] == list(BROKEN)
+    expected = [number for number, line in enumerate(lines, start=1) if isinstance(line, bytes)]
+    assert [row[1] for row in letters] == expected
+    assert all(row[2] == "files/Observation.00001.ndjson" and row[3] for row in letters)
+    assert {row[0]: row[4] for row in letters if row[4]} == {
+        "required_missing": "Observation.subject",
+        "wrong_type": "Observation.value.ofType(Quantity).value",
+        "code_invalid": "Observation.status",
+        "nul_character": "Observation.code.coding[0].display",
+        "not_a_resource": "resourceType",
+        "id_missing": "Observation.id",
+        "date_missing": "Observation.effective.ofType(dateTime)",
+        "date_invalid": "Observation.effective.ofType(dateTime)",
+        "modifier_unknown": "Observation.modifierExtension",
+    }
+    assert report.outcomes["rejected"] == len(BROKEN)
+    assert report.outcomes["loaded"] == 6
+    assert warehouse.value("SELECT count(*) FROM cdm.measurement") == 5
+    raw = warehouse.rows("SELECT code, raw, raw_is_complete FROM dead_letter")
+    for code, stored, complete in raw:
+        assert BROKEN[code].startswith(bytes(stored))
+        assert complete == (bytes(stored) == BROKEN[code])
+
+
+def test_a_person_unknown_is_named_as_the_cause(warehouse: Warehouse) -> None:
+    warehouse.load({"Observation": [observation(f"o{number}", person="later") for number in range(3)]})
+    assert warehouse.rows("SELECT DISTINCT caused_by FROM dead_letter_open") == [("Patient/later",)]
+
+
+def test_an_escaped_backslash_is_no_nul(warehouse: Warehouse) -> None:
+    resource = observation("o1", note=[{"text": "a \\u0000 written out"}])
+    assert b"\\\\u0000" in json.dumps(resource).encode()
+    (report,) = warehouse.load({"Patient": [patient()], "Observation": [resource]})
+    assert report.outcomes["rejected"] == 0
+
+
+def test_loading_twice_changes_nothing(warehouse: Warehouse) -> None:
+    files = {"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]}
+    warehouse.load(files)
+    before = warehouse.checksums()
+    (report,) = warehouse.load(files)
+    assert warehouse.checksums() == before
+    assert report.outcomes["unchanged"] == report.lines == 3
+
+
+def test_a_rejected_line_is_rejected_again_and_seen_again(warehouse: Warehouse) -> None:
+    files = {"Observation": [BROKEN["wrong_type"]], "Patient": [patient()]}
+    warehouse.load(files)
+    (report,) = warehouse.load(files)
+    assert report.outcomes["rejected"] == 1
+    ((first, last, count),) = warehouse.rows("SELECT min(first_seen), max(last_seen), count(*) FROM dead_letter")
+    assert (count, (last - first).days) == (1, 1)
+
+
+def test_a_changed_resource_replaces_its_rows_and_keeps_their_ids(warehouse: Warehouse) -> None:
+    other = observation("o2")
+    warehouse.load({"Patient": [patient()], "Observation": [observation(), other]})
+    before = dict(warehouse.rows("SELECT resource_id, row_id FROM row_source WHERE cdm_table = 'measurement'"))
+    changed = observation(valueQuantity={"value": 2.5})
+    (report,) = warehouse.load({"Patient": [patient()], "Observation": [changed, other]})
+    assert dict(warehouse.rows("SELECT resource_id, row_id FROM row_source WHERE cdm_table = 'measurement'")) == before
+    values = dict(warehouse.rows("SELECT measurement_id, value_as_number FROM cdm.measurement"))
+    assert float(values[before["o1"]]) == 2.5
+    assert float(values[before["o2"]]) == 1.1
+    assert report.outcomes["unchanged"] == 2
+    assert (report.rows_inserted["measurement"], report.rows_deleted["measurement"]) == (1, 1)
+
+
+def test_a_row_moves_when_its_concept_has_another_domain(warehouse: Warehouse) -> None:
+    warehouse.load({"Patient": [patient()], "Observation": [observation()]})
+    condition_code = {"coding": [{"system": "http://snomed.info/sct", "code": "44054006"}]}
+    warehouse.load({"Patient": [patient()], "Observation": [observation(code=condition_code)]})
+    assert warehouse.rows("SELECT cdm_table FROM row_source WHERE resource_id = 'o1'") == [("condition_occurrence",)]
+    assert warehouse.value("SELECT count(*) FROM cdm.measurement") == 0
+
+
+def test_entered_in_error_removes_the_rows(warehouse: Warehouse) -> None:
+    warehouse.load({"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]})
+    wrong = observation(status="entered-in-error")
+    (report,) = warehouse.load({"Patient": [patient()], "Encounter": [encounter()], "Observation": [wrong]})
+    assert report.outcomes["excluded"] == 1
+    assert warehouse.value("SELECT count(*) FROM cdm.measurement") == 0
+    assert warehouse.rows("SELECT reason, count FROM exclusion") == [("entered_in_error", 1)]
+
+
+def test_a_removed_visit_unlinks_its_events_and_links_them_again(warehouse: Warehouse) -> None:
+    event = observation(encounter=reference("Encounter", "e1"))
+    people = {"Patient": [patient()], "Observation": [event]}
+    warehouse.load({**people, "Encounter": [encounter()]})
+    visit = warehouse.value("SELECT visit_occurrence_id FROM cdm.measurement")
+    assert visit is not None
+    warehouse.load({**people, "Encounter": [encounter(status="cancelled")]})
+    assert warehouse.value("SELECT count(*) FROM cdm.visit_occurrence") == 0
+    assert warehouse.value("SELECT visit_occurrence_id FROM cdm.measurement") is None
+    warehouse.load({**people, "Encounter": [encounter()]})
+    assert warehouse.value("SELECT visit_occurrence_id FROM cdm.measurement") == visit
+
+
+def test_what_refers_to_a_later_resource_is_linked_when_it_arrives(warehouse: Warehouse) -> None:
+    event = observation(
+        encounter=reference("Encounter", "e1"), performer=[{"reference": "https://example.org/fhir/Practitioner/d1"}]
+    )
+    warehouse.load({"Patient": [patient()], "Observation": [event]})
+    assert warehouse.rows("SELECT visit_occurrence_id, provider_id FROM cdm.measurement") == [(None, None)]
+    reports = warehouse.load({"Encounter": [encounter()], "Practitioner": [{"id": "d1"}]})
+    ((visit, provider),) = warehouse.rows("SELECT visit_occurrence_id, provider_id FROM cdm.measurement")
+    assert visit is not None
+    assert provider is not None
+    assert len(reports) == 1
+    assert warehouse.value("SELECT count(*) FROM reference WHERE state = 'pending'") == 0
+
+
+def test_a_person_who_arrives_later_brings_the_dead_letters_back(warehouse: Warehouse) -> None:
+    warehouse.load({"Encounter": [encounter()], "Observation": [observation(), observation("o2")]})
+    assert warehouse.value("SELECT count(*) FROM dead_letter_open") == 3
+    reports = warehouse.load({"Patient": [patient()]})
+    assert [report.outcomes["loaded"] for report in reports] == [1, 3]
+    assert warehouse.value("SELECT count(*) FROM dead_letter_open") == 0
+    assert warehouse.value("SELECT count(*) FROM cdm.measurement") == 2
+
+
+def _request(resource_id: str = "m1") -> dict[str, object]:
+    return {
+        "id": resource_id,
+        "status": "active",
+        "intent": "order",
+        "subject": reference("Patient", "p1"),
+        "authoredOn": "2025-01-02",
+        "medicationReference": reference("Medication", "med"),
+    }
+
+
+def _medication(code: str) -> dict[str, object]:
+    return {
+        "id": "med",
+        "code": {"coding": [{"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": code}]},
+    }
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_medication_gives_its_code_whenever_it_comes(warehouse: Warehouse, together: bool) -> None:
+    first = {"Patient": [patient()], "MedicationRequest": [_request()]}
+    if together:
+        warehouse.load({**first, "Medication": [_medication("314076")]})
+    else:
+        warehouse.load(first)
+        assert warehouse.rows("SELECT drug_concept_id FROM cdm.drug_exposure") == [(0,)]
+        warehouse.load({"Medication": [_medication("314076")]})
+    assert warehouse.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314076",)]
+    changed = warehouse.load({"Medication": [_medication("314077")]})
+    assert warehouse.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314077",)]
+    assert [report.outcomes["loaded"] for report in changed] == [1, 1]
+
+
+def test_the_last_of_repeated_lines_wins(warehouse: Warehouse) -> None:
+    first, last = observation(valueQuantity={"value": 1}), observation(valueQuantity={"value": 2})
+    (report,) = warehouse.load({"Patient": [patient()], "Observation": [first, last]})
+    assert (report.outcomes["superseded"], report.outcomes["loaded"]) == (1, 2)
+    assert [float(row[0]) for row in warehouse.rows("SELECT value_as_number FROM cdm.measurement")] == [2.0]
+    (again,) = warehouse.load({"Patient": [patient()], "Observation": [first, last]})
+    assert (again.outcomes["superseded"], again.outcomes["unchanged"]) == (1, 2)
+    assert [float(row[0]) for row in warehouse.rows("SELECT value_as_number FROM cdm.measurement")] == [2.0]
+
+
+def test_an_older_export_never_overwrites_a_newer_one(warehouse: Warehouse) -> None:
+    older = warehouse.land({"Patient": [patient()], "Observation": [observation(valueQuantity={"value": 1})]})
+    newer = warehouse.land({"Patient": [patient()], "Observation": [observation(valueQuantity={"value": 2})]})
+    warehouse.ingest(newer)
+    (report,) = warehouse.ingest(older)
+    assert report.outcomes["superseded"] == 1
+    assert [float(row[0]) for row in warehouse.rows("SELECT value_as_number FROM cdm.measurement")] == [2.0]
+
+
+def test_mapping_again_changes_no_row(warehouse: Warehouse) -> None:
+    export = warehouse.land({"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]})
+    warehouse.ingest(export)
+    before = warehouse.checksums()
+    (report,) = warehouse.ingest(export, force=True)
+    assert report.outcomes["loaded"] == 3
+    after = warehouse.checksums()
+    assert {table: after[table] for table in after if table != "cdm_source"} == {
+        table: before[table] for table in before if table != "cdm_source"
+    }
+
+
+def test_a_replay_loads_what_can_be_loaded_now(warehouse: Warehouse) -> None:
+    long = observation("long", note=[{"text": "x" * 20_000_000}])
+    warehouse.load({"Patient": [patient()], "Observation": [long, BROKEN["wrong_type"]]})
+    site = warehouse.runtime.settings.site_or_folder("one")
+    roomy = site.model_copy(update={"max_line_bytes": 64 * 1024 * 1024})
+    (report,) = replay_dead_letters(warehouse.runtime, roomy)
+    assert (report.outcomes["loaded"], report.outcomes["rejected"]) == (1, 1)
+    assert warehouse.rows("SELECT code FROM dead_letter_open") == [("wrong_type",)]
+    warehouse.assert_whole()
+
+
+def test_two_runs_of_a_site_do_not_meet(warehouse: Warehouse) -> None:
+    export = warehouse.land({"Patient": [patient()]})
+    with warehouse.runtime.connect() as other, site_lock(other, "one", "ingest"), pytest.raises(SiteBusy):
+        warehouse.ingest(export)
+    assert warehouse.ingest(export)[0].outcomes["loaded"] == 1
+
+
+def test_lines_of_other_types_and_files_without_lines_are_accounted_for(warehouse: Warehouse) -> None:
+    outcome = json.dumps({"resourceType": "OperationOutcome", "issue": []}).encode()
+    reports = warehouse.load(
+        {"Patient": [patient(), outcome], "Observation": [], "CarePlan": [{"id": "c"}], "Basic": [{"id": "b"}]}
+    )
+    assert sum(report.lines for report in reports) == 4
+    assert sorted(warehouse.rows("SELECT resource_type, reason, count FROM exclusion")) == [
+        ("Basic", "no_mapping", 1),
+        ("CarePlan", "plan_not_event", 1),
+        ("OperationOutcome", "operation_outcome", 1),
+    ]
+
+
+def test_one_person_at_two_sites_stays_two(warehouse: Warehouse) -> None:
+    warehouse.load({"Patient": [patient()]}, site="one")
+    warehouse.load({"Patient": [patient()]}, site="two")
+    assert warehouse.rows("SELECT site, row_id FROM row_source ORDER BY 1") == [("one", 1), ("two", 2)]
+
+
+def test_nothing_that_identifies_a_patient_is_in_the_cdm(warehouse: Warehouse) -> None:
+    secret = ["Zephyrine", "Quillfeather", "MRN-99871234", "555-0147-8899", "12 Hidden Lane", "zq@example.org"]
+    person = patient(
+        name=[{"family": secret[1], "given": [secret[0]]}],
+        identifier=[{"system": "urn:mrn", "value": secret[2]}],
+        telecom=[{"system": "phone", "value": secret[3]}, {"system": "email", "value": secret[5]}],
+        address=[{"line": [secret[4]], "city": "Springfield", "state": "MA", "postalCode": "02139"}],
+    )
+    text_only = {"text": f"seen by the sister of {secret[0]}"}
+    warehouse.load({"Patient": [person], "Observation": [observation(code=text_only)]})
+    everything = "".join(
+        str(row)
+        for (table,) in warehouse.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'cdm'")
+        for row in warehouse.rows(f"SELECT t::text FROM cdm.{table} AS t")
+    )
+    assert not [value for value in [*secret, "Springfield", "02139"] if value in everything]
+    assert "021" in everything
