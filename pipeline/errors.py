@@ -76,9 +76,7 @@ class ConfigurationError(UsageError):
 class MappingError(UsageError):
     """A mapping file is wrong. `file` and `line` (1-based) say where, as far as known."""
 
-    def __init__(
-        self, message: str, advice: str = "", *, file: str | None = None, line: int | None = None
-    ) -> None:
+    def __init__(self, message: str, advice: str = "", *, file: str | None = None, line: int | None = None) -> None:
         where = f"{file}:{line}: " if file and line else f"{file}: " if file else ""
         super().__init__(f"{where}{message}", advice)
         self.file = file

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-import os
 
 import polars as pl
 import psycopg
@@ -107,7 +106,7 @@ def _plan(
     )
 
 
-# --- fingerprints and known lines -----------------------------------------------------------------------------------------
+# --- fingerprints and known lines ----------------------------------------------------------------------------------
 
 
 def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index: ConceptIndex) -> dict[str, int]:
@@ -143,9 +142,7 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
-def _write_known(
-    connection: psycopg.Connection, plan: TransformPlan, marks: dict[str, int], *, force: bool
-) -> None:
+def _write_known(connection: psycopg.Connection, plan: TransformPlan, marks: dict[str, int], *, force: bool) -> None:
     """The hashes of lines that count as unchanged, for the workers."""
     schema = {"surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
     known = pl.DataFrame(schema=schema)
@@ -166,7 +163,7 @@ def _write_known(
     known.write_parquet(plan.known)
 
 
-# --- transform ------------------------------------------------------------------------------------------------------------
+# --- transform -----------------------------------------------------------------------------------------------------
 
 
 def _transform(

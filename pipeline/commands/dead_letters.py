@@ -44,7 +44,14 @@ def list_(
     for letter in letters:
         where = f"{letter.file.removeprefix('files/')}:{letter.line}"
         table.add_row(
-            str(letter.id), letter.site, letter.resource_type, where, letter.stage, letter.code, letter.path or "", letter.reason
+            str(letter.id),
+            letter.site,
+            letter.resource_type,
+            where,
+            letter.stage,
+            letter.code,
+            letter.path or "",
+            letter.reason,
         )
     console.print(table)
     for kind, resource_type, count, causes in summary:

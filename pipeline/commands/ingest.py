@@ -29,7 +29,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ingest(
-    site: Annotated[str, typer.Option("--site", help="Name under which the resources are kept; need not be in sites.yaml.")],
+    site: Annotated[
+        str, typer.Option("--site", help="Name under which the resources are kept; need not be in sites.yaml.")
+    ],
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder of <ResourceType>*.ndjson files, also .gz.")
     ] = None,
@@ -133,7 +135,9 @@ def verify(
     for check in failed:
         console.print(f"[red]✗[/red] {check.name}: {check.problems:,} {check.detail}")
     if failed:
-        raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above.")
+        raise AccountingError(
+            f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above."
+        )
     console.print(f"[green]✓[/green] {len(checks)} checks hold: every line has one outcome, every row its source.")
 
 

@@ -5,6 +5,7 @@ Only what a terminal needs is here; the work is done in `pipeline/sandbox`.
 
 from __future__ import annotations
 
+import socket
 from contextlib import ExitStack
 from datetime import date, datetime
 from pathlib import Path
@@ -42,6 +43,13 @@ def serve(
         typer.Option(help="Serve this folder of <ResourceType>*.ndjson[.gz] files instead, byte for byte."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives other patients.")] = 1,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. 0.0.0.0 lets other machines and containers in; sites.yaml then names this"
+            " machine's host name. Patients are synthetic, but do not do this with --data of your own on a shared network."
+        ),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free port.")] = 8090,
     site: Annotated[str, typer.Option(help="Name of the site in sites.yaml.")] = "sandbox",
     group: Annotated[
@@ -56,7 +64,7 @@ def serve(
         typer.Option(help="The site's zone.", show_default="America/Chicago; UTC with --data"),
     ] = None,
 ) -> None:
-    """Run the simulated Epic on loopback until Ctrl-C.
+    """Run the simulated Epic until Ctrl-C.
 
     Its clock, jobs and files outlive a restart. The first start makes a key pair for the local client. The site's
     entry in sites.yaml is written at every start, because the port is in it.
@@ -90,11 +98,12 @@ def serve(
     if window_hours > 0:
         entry["kickoff_window_hours"] = window_hours
 
-    def ready(base_url: str) -> None:
+    def ready(listening: str) -> None:
+        base_url = _reachable(listening)
         sites_file = register_site(settings.home, site, {"fhir_url": base_url + FHIR_PATH, **entry})
         _say_ready(base_url, site, sites_file, groups)
 
-    run_server(config, port=port, ready=ready)
+    run_server(config, host, port, ready)
     typer.echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
 
 
@@ -117,6 +126,13 @@ def generate(
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}).", "Name another folder with --out.") from error
     typer.echo(f"{lines:,} resources of {patients:,} synthetic patients are in {out}.")
+
+
+def _reachable(base_url: str) -> str:
+    """An address for clients: one that means "all of this machine's" is replaced by the machine's name."""
+    for everywhere in ("//0.0.0.0:", "//[::]:"):
+        base_url = base_url.replace(everywhere, f"//{socket.gethostname()}:")
+    return base_url
 
 
 def _refuse_real_site(settings: Settings, site: str) -> None:

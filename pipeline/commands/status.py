@@ -31,7 +31,9 @@ def status() -> None:
     settings = runtime.settings
     with runtime.connect() as connection:
         if not _installed(connection, settings.etl_schema):
-            console.print("The warehouse is empty: `epic-omop db init` makes its schemas, `epic-omop demo` shows the way.")
+            console.print(
+                "The warehouse is empty: `epic-omop db init` makes its schemas, `epic-omop demo` shows the way."
+            )
             return
         release = current_release(runtime.url, etl_schema=settings.etl_schema)
         console.print(f"Home: {settings.home}", soft_wrap=True)

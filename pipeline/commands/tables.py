@@ -19,7 +19,12 @@ __all__ = ["ingest_progress", "number_table", "print_load_report"]
 def ingest_progress(console: Console) -> tuple[Progress, Callable[[str, int, int], None]]:
     """A progress bar (a context manager) and the callback for `pipeline.ingest.ingest`."""
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
     )
     task = progress.add_task("transform", total=None)
 
@@ -40,7 +45,9 @@ def print_load_report(console: Console, report: LoadReport) -> None:
     total = report.total
     if total["lines"] and total["unchanged"] >= 0.9 * total["lines"]:
         share = 100 * total["unchanged"] / total["lines"]
-        console.print(f"{total['unchanged']:,} of {total['lines']:,} lines ({share:.1f} %) were unchanged and cost nothing.")
+        console.print(
+            f"{total['unchanged']:,} of {total['lines']:,} lines ({share:.1f} %) were unchanged and cost nothing."
+        )
     if report.open_dead_letters:
         console.print(
             f"{report.open_dead_letters:,} open dead letters: [bold]epic-omop dead-letters list[/bold] says what and where."
@@ -49,7 +56,9 @@ def print_load_report(console: Console, report: LoadReport) -> None:
 
 def number_table(*columns: str, title: str) -> Table:
     """A compact table whose first column is text and whose others are numbers; fits into 80 characters."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
@@ -65,7 +74,8 @@ def _print_outcomes(console: Console, report: LoadReport) -> None:
     console.print(table)
     if report.exclusions:
         reasons = ", ".join(
-            f"{resource_type} {reason} {count:,}" for (resource_type, reason), count in list(report.exclusions.items())[:8]
+            f"{resource_type} {reason} {count:,}"
+            for (resource_type, reason), count in list(report.exclusions.items())[:8]
         )
         more = f", and {len(report.exclusions) - 8} more" if len(report.exclusions) > 8 else ""
         console.print(f"Excluded by rule: {reasons}{more}.")
@@ -80,12 +90,18 @@ def _print_tables(console: Console, report: LoadReport) -> None:
 
 def _print_mapping(console: Console, report: LoadReport) -> None:
     if report.mapping_rates:
-        table = number_table("resource type", "coded rows", "mapped", "share", title="Codes mapped to a standard concept")
+        table = number_table(
+            "resource type", "coded rows", "mapped", "share", title="Codes mapped to a standard concept"
+        )
         for resource_type, (mapped, coded) in report.mapping_rates.items():
-            table.add_row(resource_type, _number(coded), _number(mapped), f"{100 * mapped / coded:.1f} %" if coded else "–")
+            table.add_row(
+                resource_type, _number(coded), _number(mapped), f"{100 * mapped / coded:.1f} %" if coded else "–"
+            )
         console.print(table)
     if report.unmapped:
-        table = number_table("unmapped code", "rows", "resource type", "system", title="The most frequent unmapped codes")
+        table = number_table(
+            "unmapped code", "rows", "resource type", "system", title="The most frequent unmapped codes"
+        )
         table.columns[2].justify = table.columns[3].justify = "left"
         table.columns[3].no_wrap, table.columns[3].overflow = False, "fold"
         for code in report.unmapped:

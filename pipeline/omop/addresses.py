@@ -5,13 +5,14 @@ A patient's address keeps state and three-digit zip only, never the street; an o
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import polars as pl
 
 from pipeline.omop.keys import content_key
 
-__all__ = ["Addresses", "RESTRICTED_ZIP3"]
+__all__ = ["RESTRICTED_ZIP3", "Addresses"]
 
 #: Three-digit zips with 20,000 people or fewer (HIPAA safe harbor, Census 2000): "000" stands for them.
 RESTRICTED_ZIP3 = frozenset(
@@ -36,6 +37,8 @@ RESTRICTED_ZIP3 = frozenset(
     )
 )
 
+_ZIP3 = re.compile(r"\s*([0-9]{3})")
+
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 
 
@@ -50,7 +53,7 @@ class Addresses:
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _text(address, "state", 2), _zip3(address.get("postalCode")), _country(address))
+        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address."""
@@ -61,7 +64,7 @@ class Addresses:
         return self._add(
             lines[0] and str(lines[0])[:50],
             _text(address, "city", 50),
-            _text(address, "state", 2),
+            _state(address),
             _text(address, "postalCode", 9),
             _country(address),
         )
@@ -96,11 +99,18 @@ def _text(address: dict[str, Any], name: str, length: int) -> str | None:
     return str(value).strip()[:length] or None if value else None
 
 
+def _state(address: dict[str, Any]) -> str | None:
+    """The two-letter code. The column holds no more, and a longer name cut to it would be another state's code."""
+    state = _text(address, "state", 50)
+    return state.upper() if state and len(state) == 2 else None
+
+
 def _country(address: dict[str, Any]) -> str | None:
     return _text(address, "country", 80)
 
 
 def _zip3(postal_code: Any) -> str | None:
-    if not isinstance(postal_code, str) or len(postal_code) < 3 or not postal_code[:3].isdigit():
+    match = _ZIP3.match(postal_code) if isinstance(postal_code, str) else None
+    if match is None:
         return None
-    return "000" if postal_code[:3] in RESTRICTED_ZIP3 else postal_code[:3]
+    return "000" if match[1] in RESTRICTED_ZIP3 else match[1]

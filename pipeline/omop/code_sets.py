@@ -72,7 +72,7 @@ class CodeSets:
 
     def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
         if text is not None and not isinstance(text, str):
-            raise ValueError("expected text to be a string")  # noqa: TRY004 - a wrong shape of data
+            raise ValueError("expected text to be a string")
         codings = [coding for coding in codings if coding[1]]
         number = len(self._codings) if codings or text else None
         if number is not None:
@@ -104,5 +104,5 @@ def _checked(coding: dict[str, Any]) -> _Coding:
     system, code, display = coding.get("system"), coding.get("code"), coding.get("display")
     for part in (system, code, display):
         if part is not None and not isinstance(part, str):
-            raise ValueError("expected system, code and display to be strings")  # noqa: TRY004
+            raise ValueError("expected system, code and display to be strings")
     return system, code, display, coding.get("userSelected") is True

@@ -59,7 +59,7 @@ class Derivation:
     def mapped_set(self, frame: pl.DataFrame, column: str, value_map: str, target: str) -> pl.DataFrame:
         """Adds `target` and `<target>_code`: the concept of a code set by its first coding that the map knows.
 
-        Present but not in the map: 0 and the first code; absent: NULL.
+        Present but not in the map: 0 and the first code, if any; absent: NULL.
         """
         used = frame.select(column).drop_nulls().unique()
         codings = self.sets.codings(0).join(used, left_on="code_set", right_on=column, how="semi")
@@ -74,7 +74,8 @@ class Derivation:
                 pl.col("code").alias(f"{target}_code"),
             )
         )
-        return frame.join(best, on=column, how="left", maintain_order="left")
+        present = pl.when(pl.col(column).is_not_null()).then(pl.col(target).fill_null(0))  # a text without codings
+        return frame.join(best, on=column, how="left", maintain_order="left").with_columns(present.alias(target))
 
     def resolved(self, frame: pl.DataFrame, column: str, purpose: str, prefix: str) -> pl.DataFrame:
         """Adds `<prefix>_concept_id`, `_source_concept_id`, `_source_code`: a code set resolved to one concept.
@@ -136,6 +137,7 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .then("birth_sex")
         .otherwise(pl.coalesce("gender", "birth_sex"))
         .alias("gender_source_value"),
+        pl.col("deceased_boolean").fill_null(False).alias("issue_death_without_date"),
     )
     frame = _omb_category(frame, derivation, "race", omb, derivation.constant("race_mixed"))
     return _omb_category(frame, derivation, "ethnicity", omb, 0)
@@ -195,6 +197,7 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(
         pl.col("birth_date_date").dt.year().alias("year_of_birth"),
         pl.col("gender").alias("gender_source_value"),
+        pl.col("specialty_concept_id").fill_null(0),
         pl.col("specialty_source_code").alias("specialty_source_value"),
     )
 
@@ -248,7 +251,8 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Start by precedence, end from abatement, status from the encounter's diagnosis, visit only where it fits."""
     frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
     frame = (
-        _onset_by_age(frame, derivation)
+        frame.pipe(_at_age, derivation, "onset")
+        .pipe(_at_age, derivation, "abatement")
         .with_columns(
             pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
         )
@@ -260,7 +264,7 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = _starting(
         frame, derivation, "onset_datetime", "onset_period_start", "onset_by_age", "recorded_date", "visit_start"
     )
-    frame = _ending(frame, derivation, "abatement_datetime", "abatement_period_end")
+    frame = _ending(frame, derivation, "abatement_datetime", "abatement_period_end", "abatement_by_age")
     frame = derivation.dated(frame, "visit_start", "visit_end")
     margin = pl.duration(days=_MAX_DAYS_OUTSIDE)
     first, last = pl.col("visit_start_date"), pl.coalesce("visit_end_date", "visit_start_date")
@@ -273,15 +277,16 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return _condition_status(frame, derivation)
 
 
-def _onset_by_age(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds onset_by_age (FHIR date string) where onsetAge and the patient's birth date are known."""
-    aged = frame.filter(pl.col("onset_age").is_not_null()).select("person_id", "onset_age").unique()
+def _at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
+    """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known."""
+    age, target = f"{element}_age", f"{element}_by_age"
+    aged = frame.filter(pl.col(age).is_not_null()).select("person_id", age).unique()
     if aged.is_empty():
-        return frame.with_columns(pl.lit(None, dtype=pl.String).alias("onset_by_age"))
+        return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
     aged = derivation.with_fact(aged, "person_id", "birth_date", "birth_date")
-    dates = [_add_age(birth, age) for birth, age in aged.select("birth_date", "onset_age").iter_rows()]
-    aged = aged.with_columns(pl.Series("onset_by_age", dates, dtype=pl.String)).drop("birth_date")
-    return frame.join(aged, on=["person_id", "onset_age"], how="left", maintain_order="left")
+    dates = [_add_age(birth, text) for birth, text in aged.select("birth_date", age).iter_rows()]
+    aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String)).drop("birth_date")
+    return frame.join(aged, on=["person_id", age], how="left", maintain_order="left")
 
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) (a|mo|wk|d)")
@@ -323,6 +328,17 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
         .then("clinical_status")
         .otherwise("verification_status")
         .alias("condition_status_source_value"),
+    )
+
+
+def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The condition of a medical history becomes the value of "History of event"."""
+    frame = derivation.resolved(frame, "code", "condition", "value")
+    return frame.with_columns(
+        pl.col("value_concept_id").alias("value_as_concept_id"),
+        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        pl.col("value_source_code").alias("value_source_value"),
+        pl.col("value_source_code").alias("source_value"),
     )
 
 
@@ -455,7 +471,7 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One day; route by the value map of v3-RouteOfAdministration."""
     frame = _starting(frame, derivation, "occurrence")
-    frame = derivation.mapped_set(frame, "route_coding", "immunization_route", "route_concept_id")
+    frame = derivation.mapped_set(frame, "route", "immunization_route", "route_concept_id")
     return frame.with_columns(
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
@@ -481,6 +497,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         visit,
         discharge,
         condition,
+        history,
         observation_date,
         observation_value,
         medication,
@@ -523,6 +540,15 @@ def _quantity_text(value: Any) -> str:
     return f"{value.get('comparator', '')}{value.get('value', '')} {value.get('unit', value.get('code', ''))}".strip()
 
 
+def comparator(value: str) -> str | None:
+    """A Quantity's comparator, None for "=". It is a modifier: one that is not known is refused (f2o-063)."""
+    if value == "=":
+        return None
+    if value not in _COMPARATORS:
+        raise ValueError("expected one of < <= >= > =")
+    return value
+
+
 def diagnosis_use(diagnosis: dict[str, Any]) -> str | None:
     """Key of the value map diagnosis_use: the role's code where it is one of AD and DD, else by rank."""
     for coding in (diagnosis.get("use") or {}).get("coding") or ():
@@ -562,7 +588,7 @@ def daily_dose(request: dict[str, Any]) -> float | None:
     dose = ((dosage.get("doseAndRate") or [{}])[0]).get("doseQuantity") or {}
     repeat = (dosage.get("timing") or {}).get("repeat") or {}
     unit, dose_unit = (part.get("code") or part.get("unit") for part in (quantity, dose))
-    days = _PERIOD_DAYS.get(repeat.get("periodUnit"))
+    days = _PERIOD_DAYS.get(str(repeat.get("periodUnit")))
     if not unit or unit != dose_unit or not days or not repeat.get("period") or not dose.get("value"):
         return None
     return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days))

@@ -154,9 +154,10 @@ def _home(rules: tuple[TableRule, ...]) -> pl.Expr:
 def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     """Adds concept_id, source_concept_id, source_value, table; one row for each standard concept (Themis)."""
     if view.concept_id:
+        source = pl.col("source_concept_id") if "source_concept_id" in rows.columns else pl.lit(0, dtype=pl.Int64)
         return rows.with_columns(
             _concept(worker, view.concept_id).alias("concept_id"),
-            pl.lit(0, dtype=pl.Int64).alias("source_concept_id"),
+            source.alias("source_concept_id"),
             pl.col("home_table").alias("table"),
             pl.lit(0, dtype=pl.Int64).alias("code_set_key"),
             pl.lit(None, dtype=pl.String).alias("source_system"),

@@ -271,6 +271,8 @@ def _line_of(file: Path, location: Iterable[Any]) -> int | None:
     node = yaml.compose(file.read_text(encoding="utf-8"))
     line = None
     for part in location:
+        if node is None:
+            return line
         line = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
             match = [(key, value) for key, value in node.value if key.value == part]

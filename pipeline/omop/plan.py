@@ -172,6 +172,7 @@ class Worker:
             "patient_location": self.addresses.of_patient,
             "site_location": self.addresses.of_site,
             "other_value": derive.other_value,
+            "comparator": derive.comparator,
             "diagnosis_use": derive.diagnosis_use,
             "period_text": derive.period_text,
             "age_text": derive.age_text,
@@ -193,7 +194,7 @@ def _compiled(view: ViewMapping, converters: Mapping[str, Callable[[Any], Any]])
     return CompiledView(view, compiled, tuple(_dtype(column.type, column.collection) for column in compiled.columns))
 
 
-def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:  # noqa: FBT001
+def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:
     if fhir_type and fhir_type.startswith("Reference("):
         return pl.Int64()
     single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()

@@ -25,11 +25,11 @@ DOMAIN_TABLES = {
 }
 
 #: Columns of every staged frame besides the table's own: identity and origin.
-KEY_COLUMNS = {
-    "surrogate_id": pl.Int64,
-    "row_key": pl.Int64,
-    "file_number": pl.Int32,
-    "line": pl.Int64,
+KEY_COLUMNS: dict[str, pl.DataType] = {
+    "surrogate_id": pl.Int64(),
+    "row_key": pl.Int64(),
+    "file_number": pl.Int32(),
+    "line": pl.Int64(),
 }
 
 _SHARED = {

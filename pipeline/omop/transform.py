@@ -151,7 +151,7 @@ class _ChunkTransform:
         known = self.worker.known.select("raw_hash_high", "raw_hash_low", "surrogate_id")
         return self.lines.join(known, on=["raw_hash_high", "raw_hash_low"], how="inner")
 
-    # --- reading: the only per-row Python -----------------------------------------------------------------------------
+    # --- reading: the only per-row Python ---------------------------------------------------------------------------
 
     def _read(self, lines: Iterable[tuple[int, Line]]) -> None:
         limit = self.worker.plan.site.max_line_bytes
@@ -235,7 +235,7 @@ class _ChunkTransform:
             index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
         )
 
-    # --- outcomes ---------------------------------------------------------------------------------------------------------
+    # --- outcomes ---------------------------------------------------------------------------------------------------
 
     def _write_outcomes(self, mapped: list[pl.DataFrame]) -> None:
         """Outcome and rejection parts: the line columns joined to what was decided."""

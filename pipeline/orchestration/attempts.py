@@ -46,7 +46,7 @@ def is_under_way(instance: dg.DagsterInstance, export_id: int) -> bool:
 
 
 def postpone(runtime: Runtime, export_id: int, error: TransientError) -> None:
-    """After a passing failure: the next attempt, not before the time that the error names, else 10 min, 20 min … 6 h."""
+    """After a passing failure: a new attempt, at the time that the error names, else in 10 min, 20 min … 6 h."""
     with runtime.connect() as connection:
         row = connection.execute(
             "SELECT attempt FROM export_job WHERE export_id = %s AND state = ANY(%s) FOR UPDATE",

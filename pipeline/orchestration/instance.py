@@ -46,4 +46,6 @@ def dagster_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "EPIC_OMOP_HOME": str(settings.home),
         "DAGSTER_HOME": str(folder),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
+        # Dagster 1.13 recommends a program for `dagster dev` that is a package of its own and does the same.
+        "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded",
     }

@@ -16,7 +16,7 @@ from pipeline.warehouse.export_jobs import ExportJob
 __all__ = ["landing_metadata", "load_metadata", "table_events", "table_value"]
 
 _Cell = str | int | float | bool | None
-Metadata = dict[str, dg.MetadataValue]  # type: ignore[type-arg]  # of values of several types
+Metadata = dict[str, dg.MetadataValue]
 
 #: Numbers under plain names are plotted over the partitions by the UI; the tables are for reading one run.
 _ROWS = "dagster/partition_row_count"
@@ -33,7 +33,7 @@ def table_value(columns: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> dg.T
 
 
 def landing_metadata(landed: Sequence[tuple[ExportJob, LandedExport]], missing: Sequence[str]) -> Metadata:
-    """Of the exports of a run: files, lines and bytes, by type and by export. `missing` types were asked for in vain."""
+    """Of the exports of a run: files, lines, bytes, by type and by export. `missing`: types asked for in vain."""
     files = [file for _, export in landed for file in export.files]
     by_type: dict[str, Counter[str]] = {}
     for file in files:
@@ -80,11 +80,15 @@ def load_metadata(connection: psycopg.Connection, report: LoadReport) -> Metadat
 
 
 def _tables(report: LoadReport) -> Metadata:
-    outcomes = [(name, counts["lines"], *(counts[key] for key in OUTCOMES)) for name, counts in report.outcomes.items()]
+    outcomes: list[tuple[_Cell, ...]] = [
+        (name, counts["lines"], *(counts[key] for key in OUTCOMES)) for name, counts in report.outcomes.items()
+    ]
     excluded = [(kind, reason, count) for (kind, reason), count in report.exclusions.items()]
     rows = [(name, made, gone, now) for name, (now, made, gone) in report.tables.items()]
     rates = [(name, _percent(*pair), *pair) for name, pair in report.mapping_rates.items()]
-    codes = [(code.resource_type, code.system or "–", code.code or "(text only)", code.count) for code in report.unmapped]
+    codes = [
+        (code.resource_type, code.system or "–", code.code or "(text only)", code.count) for code in report.unmapped
+    ]
     return {
         "outcome of every line": table_value(("resource type", "lines", *OUTCOMES), outcomes),
         "why lines were excluded": table_value(("resource type", "reason", "lines"), excluded),

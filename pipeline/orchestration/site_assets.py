@@ -4,10 +4,11 @@ There is no staging asset: transform and publish are one step (`pipeline.ingest.
 removed when their transaction has committed.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Dagster compares the annotation of `context` as an object.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 
 import dagster as dg
@@ -103,13 +104,11 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
         with told_as_failures(), _new_attempt_later(runtime, scope):
             jobs = landed_jobs(runtime, site, scope)
             if not jobs:
-                context.log.info(f"Nothing of site {site.name} was landed on {scope.day}: nothing to load.")
+                context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 return
             export_ids = [number for job in jobs for number in _ingested(context, runtime, site, scope, job)]
             with runtime.connect() as connection:
-                report = load_report(
-                    connection, runtime.settings.cdm_schema, export_ids, most_unmapped=_MOST_UNMAPPED
-                )
+                report = load_report(connection, runtime.settings.cdm_schema, export_ids, most_unmapped=_MOST_UNMAPPED)
                 metadata = load_metadata(connection, report)
             _log_tables(context, runtime, report)
             yield dg.MaterializeResult(metadata=metadata)
@@ -149,14 +148,14 @@ def _ingested(
     """Ids of the exports that the ingest of this one published: itself, and replays that follow from it."""
     again = job.state == "published"
     if again and scope.export_id is not None:
-        context.log.info(f"Export {job.export_id} is published already.")
+        context.log.info("Export %d is published already.", job.export_id)
         return [job.export_id]
     landed = runtime.landing.open(site.name, job.export_id)
-    context.log.info(f"Export {job.export_id}: {'mapping again' if again else 'loading'} {landed.lines} lines.")
+    context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
     reports = ingest_with_follow_ups(runtime, site, landed, force=again)
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
-        context.log.info(f"Export {report.export_id} is published: {counts or 'no lines'}.")
+        context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
     return [report.export_id for report in reports]
 
 
@@ -165,14 +164,14 @@ def _log_tables(context: dg.AssetExecutionContext, runtime: Runtime, report: Loa
         context.log_event(event)
 
 
-def _tell_resting(
-    context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding
-) -> None:
+def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
     for rest in result.resting:
         context.log.info(rest.message)
     if result.resting:
         times = [rest.next_try for rest in result.resting if rest.next_try]
-        metadata = {"skipped groups": len(result.resting), **({"next try": min(times)} if times else {})}
+        metadata: dict[str, int | datetime] = {"skipped groups": len(result.resting)}
+        if times:
+            metadata["next try"] = min(times)
         context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))
     elif not result.landed:
-        context.log.info(f"Nothing of site {site.name} was exported on {scope.day}.")
+        context.log.info("Nothing of site %s was exported on %s.", site.name, scope.day)

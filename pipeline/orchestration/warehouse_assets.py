@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from omop_schema.cdm import FIELDS
+from omop_schema.cdm import fields
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.settings import Settings
 
@@ -25,8 +25,7 @@ def warehouse_assets(settings: Settings, loads: Sequence[dg.AssetKey]) -> list[d
 def _table(settings: Settings, table: str, loads: Sequence[dg.AssetKey]) -> dg.AssetSpec:
     columns = [
         dg.TableColumn(field.name, field.datatype, constraints=dg.TableColumnConstraints(nullable=not field.required))
-        for field in FIELDS
-        if field.table == table
+        for field in fields(table)
     ]
     return dg.AssetSpec(
         [settings.cdm_schema, table],

@@ -34,8 +34,7 @@ def verify_warehouse(connection: psycopg.Connection, cdm_schema: str) -> Iterato
         "every file: lines = loaded + unchanged + superseded + excluded + rejected",
         _count(
             connection,
-            "SELECT count(*) FROM file_account"
-            " WHERE lines <> loaded + unchanged + superseded + excluded + rejected",
+            "SELECT count(*) FROM file_account WHERE lines <> loaded + unchanged + superseded + excluded + rejected",
         ),
     )
     yield Check(

@@ -60,6 +60,11 @@ class RawLine:
     as_of: datetime
 
 
+#: Columns that a letter takes over when its line is rejected again; first_seen and raw stay.
+_SEEN_AGAIN = (
+    *("export_id", "file", "line", "byte_offset", "byte_length", "stage", "code", "path", "reason"),
+    *("caused_by", "caused_by_surrogate_id", "last_seen"),
+)
 _OPEN = "id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by"
 
 
@@ -179,12 +184,7 @@ def record(
         " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)",
         (now, export.export_id),
     )
-    updated = ", ".join(
-        f"{name} = excluded.{name}"
-        for name in (
-            "export_id file line byte_offset byte_length stage code path reason caused_by caused_by_surrogate_id last_seen"
-        ).split()
-    )
+    updated = ", ".join(f"{name} = excluded.{name}" for name in _SEEN_AGAIN)
     connection.execute(
         f"INSERT INTO dead_letter ({columns}) SELECT DISTINCT ON (resource_type, raw_hash_high, raw_hash_low) {columns}"
         " FROM pg_temp.new_letter ORDER BY resource_type, raw_hash_high, raw_hash_low, file, line"

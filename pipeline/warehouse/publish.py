@@ -42,6 +42,9 @@ _BULK_ROWS = 50_000
 #: Roles of `etl.reference` by which a resource used what another says, not only its id.
 FACT_ROLES = ("medication",)
 
+#: What the dead letter of a line says whose person is not loaded.
+_ORPHAN = {"stage": "publish", "code": "person_unknown", "reason": "the person is not loaded", "path": None}
+
 _LINE = ["surrogate_id", "file_number", "line"]
 
 
@@ -171,7 +174,7 @@ class _Publication:
         self._account(files)
         self._find_dependents()
 
-    # --- which lines count --------------------------------------------------------------------------------------------
+    # --- which lines count ------------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
         """Sets `not_loaded`: lines whose rows are not taken, with their final outcome; and the table `changed`."""
@@ -235,7 +238,9 @@ class _Publication:
         unknown = unknown.join(known, on="person", how="anti")
         if unknown.is_empty():
             return pl.DataFrame(schema=schema)
-        return pl.concat([frame.join(unknown.lazy(), on="person", how="semi") for frame in rows]).unique(_LINE).collect()
+        return (
+            pl.concat([frame.join(unknown.lazy(), on="person", how="semi") for frame in rows]).unique(_LINE).collect()
+        )
 
     def _is_bulk_load(self) -> bool:
         """Indices are dropped only when the warehouse is empty and the load large enough for it to pay."""
@@ -245,7 +250,7 @@ class _Publication:
         rows = self.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()
         return int(rows) >= _BULK_ROWS
 
-    # --- rows -----------------------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------------------------
 
     def _remove_former_rows(self) -> None:
         """Delete what earlier versions of the changed resources made; remember event ids by meaning for reuse."""
@@ -335,7 +340,7 @@ class _Publication:
         """All staged rows of an entity table whose lines are loaded, in the order of the input."""
         parts = self.staged.parts(table)
         if not parts:
-            return pl.DataFrame(schema={name: pl.Int64 for name in ("surrogate_id", "row_key")})
+            return pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "row_key"), pl.Int64))
         return pl.concat([self._loaded(pl.read_parquet(part)) for part in parts])
 
     def _loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -388,7 +393,11 @@ class _Publication:
     def _referred_to(self, table: str) -> list[pl.Series]:
         """Distinct surrogate ids by which staged rows refer to an entity table."""
         return [
-            self.staged.scan(other).select(pl.col(column).alias("surrogate_id")).drop_nulls().unique().collect()["surrogate_id"]
+            self.staged.scan(other)
+            .select(pl.col(column).alias("surrogate_id"))
+            .drop_nulls()
+            .unique()
+            .collect()["surrogate_id"]
             for other in self.staged.kinds()
             if other in LINEAGE_TABLES and other != table
             for column, target in LINKS.items()
@@ -464,7 +473,7 @@ class _Publication:
         )
         self.report.rows_deleted["location"] += deleted.rowcount
 
-    # --- links, facts, state ------------------------------------------------------------------------------------------------
+    # --- links, facts, state ----------------------------------------------------------------------------------------
 
     def _relink(self) -> None:
         """Fill links that waited for a row that is there now."""
@@ -504,7 +513,7 @@ class _Publication:
             "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
         )
         dropped = self.not_loaded.select("surrogate_id").unique()
-        references = [frame for frame in self.staged.frames(staging.REFERENCE)] + self.pending
+        references = [*self.staged.frames(staging.REFERENCE), *self.pending]
         if references:
             every = pl.concat(references).unique()
             every = every.join(dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
@@ -598,7 +607,7 @@ class _Publication:
             orient="row",
         )
 
-    # --- failures, accounts -------------------------------------------------------------------------------------------------
+    # --- failures, accounts -----------------------------------------------------------------------------------------
 
     def _dead_letters(self) -> None:
         rejections = self.staged.scan(staging.REJECTION).collect()
@@ -611,15 +620,7 @@ class _Publication:
         if lines is None:
             return pl.DataFrame(schema=staging.REJECTION_SCHEMA)
         return lines.join(self.orphans, on=_LINE, how="semi").select(
-            pl.lit("publish").alias(name)
-            if name == "stage"
-            else pl.lit("person_unknown").alias(name)
-            if name == "code"
-            else pl.lit("the person is not loaded").alias(name)
-            if name == "reason"
-            else pl.lit(None, dtype=pl.String).alias(name)
-            if name == "path"
-            else pl.col(name)
+            pl.lit(_ORPHAN[name], dtype=pl.String).alias(name) if name in _ORPHAN else pl.col(name)
             for name in staging.REJECTION_SCHEMA
         )
 
@@ -640,7 +641,9 @@ class _Publication:
         rates = codes.group_by("resource_type").agg(
             pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total")
         )
-        self.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()}
+        self.report.mapping_rates = {
+            name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()
+        }
 
     def _forget_accounts(self) -> None:
         """An export that is published again (a backfill) is counted again, not twice."""
@@ -652,9 +655,7 @@ class _Publication:
         outcomes = self.staged.scan(staging.OUTCOME).select(*_LINE, "resource_type", "outcome", "reason").collect()
         final = outcomes.join(
             self.superseded.with_columns(pl.lit("superseded").alias("final")), on=_LINE, how="left", nulls_equal=True
-        ).join(
-            self.orphans.select(_LINE).with_columns(pl.lit("rejected").alias("orphaned")), on=_LINE, how="left"
-        )
+        ).join(self.orphans.select(_LINE).with_columns(pl.lit("rejected").alias("orphaned")), on=_LINE, how="left")
         final = final.with_columns(pl.coalesce("final", "orphaned", "outcome").alias("outcome"))
         counts: dict[int, Counter[str]] = {}
         for number, outcome, count in final.group_by("file_number", "outcome").len().iter_rows():
@@ -692,7 +693,6 @@ class _Publication:
             .with_columns(pl.lit(self.export.export_id).alias("export_id"))
         )
         copy_frame(self.connection, "exclusion_count", excluded)
-
 
     def _find_dependents(self) -> None:
         """Resources that used a fact of a changed resource and did not come in this export: to be transformed again."""

@@ -32,8 +32,14 @@ def golden_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write(folder, "concept", [{**row, "concept_class_id": "Undefined"} for row in concepts])
     _write(folder, "concept_relationship", [*own, *relationships])
     _write(folder, "concept_ancestor", [{**row, **_levels(row)} for row in _read("ancestors")])
-    _write(folder, "source_to_concept_map", [{**row, "source_concept_id": "0"} for row in _read("source_to_concept_map")])
-    _write(folder, "vocabulary", [_named("vocabulary", name, versions.get(name)) for name in _distinct(concepts, "vocabulary_id")])
+    _write(
+        folder, "source_to_concept_map", [{**row, "source_concept_id": "0"} for row in _read("source_to_concept_map")]
+    )
+    _write(
+        folder,
+        "vocabulary",
+        [_named("vocabulary", name, versions.get(name)) for name in _distinct(concepts, "vocabulary_id")],
+    )
     _write(folder, "domain", [_named("domain", name) for name in _distinct(concepts, "domain_id")])
     _write(folder, "concept_class", [_named("concept_class", "Undefined")])
     _write(folder, "relationship", [_named("relationship", name) for name in _RELATIONSHIPS])

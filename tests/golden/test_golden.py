@@ -33,7 +33,7 @@ import psycopg
 import pytest
 import yaml
 
-from omop_schema.cdm import primary_key, required_columns
+from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
@@ -263,18 +263,23 @@ def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
 def test_golden(case: Case, loaded: Loaded) -> None:
     document = case.document
     names = {_with_prefix(name, case): name for name in case.compared}
-    expected_outcomes = {name: "loaded" for name in case.compared} | (document.get("outcomes") or {})
+    expected_outcomes = dict.fromkeys(case.compared, "loaded") | (document.get("outcomes") or {})
     actual_outcomes = {}
     for full, name in names.items():
         outcome = loaded.outcomes.get(full, "no outcome")
         wants_path = " at " in expected_outcomes[name]
         actual_outcomes[name] = f"{outcome} at {loaded.paths.get(full)}" if wants_path else outcome
     assert actual_outcomes == expected_outcomes
-    assert _terse_rows(case, loaded, set(names)) == _expected_rows(document)
+    assert _shown(_terse_rows(case, loaded, set(names))) == _shown(_expected_rows(document))
     issues = {name: loaded.issues[full] for full, name in names.items() if full in loaded.issues}
     assert issues == (document.get("issues") or {})
     pending = {name: loaded.pending[full] for full, name in names.items() if full in loaded.pending}
     assert pending == (document.get("pending") or {})
+
+
+def _shown(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """Text whose difference pytest shows line by line, and which can be put into a case."""
+    return yaml.safe_dump(tables, sort_keys=False, width=1000)
 
 
 def _with_prefix(name: str, case: Case) -> str:
@@ -288,7 +293,7 @@ def _terse_rows(case: Case, loaded: Loaded, compared: set[str]) -> dict[str, lis
     for table, rows in loaded.rows.items():
         found = [_terse(table, row, case) for source, row in rows if source in compared]
         if found:
-            tables[table] = sorted(found, key=repr)
+            tables[table] = sorted(found, key=repr)  # LINEAGE_TABLES' order; the expected tables follow it
     return tables
 
 
@@ -315,25 +320,25 @@ def _plain(value: Any) -> Any:
 
 
 def _expected_rows(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    tables = document.get("rows") or {}
+    rows = document.get("rows") or {}
+    assert set(rows) <= set(LINEAGE_TABLES), f"unknown tables in {document['case']}"
     return {
-        table: sorted(
-            [{name: _number(name, row[name]) for name in sorted(row, key=_position(table))} for row in rows], key=repr
-        )
-        for table, rows in tables.items()
+        table: sorted([_in_order(table, row) for row in rows[table]], key=repr)
+        for table in LINEAGE_TABLES
+        if table in rows
     }
 
 
-def _number(name: str, value: Any) -> Any:
-    is_decimal = name in {"value_as_number", "range_low", "range_high"} or (name == "quantity" and value is not None)
-    return float(value) if is_decimal and not isinstance(value, str) else value
-
-
-def _position(table: str) -> Any:
-    from omop_schema.cdm import fields
-
-    order = {column.name: number for number, column in enumerate(fields(table))}
-    return lambda name: order[name]
+def _in_order(table: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row's columns in the table's order, numbers of decimal columns as such."""
+    columns = {column.name: column.datatype for column in fields(table)}
+    unknown = set(row) - set(columns)
+    assert not unknown, f"{table} has no columns {unknown}"
+    return {
+        name: float(row[name]) if kind == "float" and isinstance(row[name], int) else row[name]
+        for name, kind in columns.items()
+        if name in row
+    }
 
 
 def test_cases_are_many_and_cover_each_resource() -> None:

@@ -20,8 +20,6 @@ def warehouse(database_url: str, tmp_path: Path) -> Warehouse:
     settings = Settings(home=tmp_path / "home", database_url=database_url, workers=1)
     runtime = Runtime(settings, ManualClock(START))
     install_schemas(database_url, cdm="cdm", vocab="vocab", etl="etl")
-    release = load_vocabulary(
-        database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl"
-    )
+    release = load_vocabulary(database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
     compile_index(database_url, release, vocab_schema="vocab", home=settings.home)
     return Warehouse(runtime, tmp_path)

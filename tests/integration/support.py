@@ -38,7 +38,8 @@ class Warehouse:
         folder.mkdir()
         for resource_type, lines in files.items():
             content = b"".join(
-                (line if isinstance(line, bytes) else json.dumps({"resourceType": resource_type, **line}).encode()) + b"\n"
+                (line if isinstance(line, bytes) else json.dumps({"resourceType": resource_type, **line}).encode())
+                + b"\n"
                 for line in lines
             )
             (folder / f"{resource_type}.ndjson").write_bytes(content)
@@ -53,9 +54,7 @@ class Warehouse:
         return self.ingest(self.land(files, site), site)
 
     def ingest(self, export: LandedExport, site: str = "one", *, force: bool = False) -> list[PublicationReport]:
-        reports = ingest_with_follow_ups(
-            self.runtime, self.runtime.settings.site_or_folder(site), export, force=force
-        )
+        reports = ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder(site), export, force=force)
         self.assert_whole()
         return reports
 

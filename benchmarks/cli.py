@@ -1,0 +1,58 @@
+"""The command `python -m benchmarks`: options, the folder, and where results go."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+
+from benchmarks.measure import Options, measure
+from benchmarks.report import as_json, print_report
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Generate, load, measure, print; a warehouse of its own is made and removed."""
+    given = _parser().parse_args(arguments)
+    console = Console()
+    folder = Path(tempfile.mkdtemp(prefix="epic-omop-benchmark-"))
+    options = Options(given.patients, given.workers, given.repeat, folder)
+    try:
+        with console.status("starting") as status:
+            found = measure(options, status.update)
+        print_report(console, options, found)
+        if given.json:
+            given.json.write_bytes(orjson.dumps(as_json(options, found), option=orjson.OPT_INDENT_2))
+    finally:
+        if given.keep:
+            console.print(f"Kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Load synthetic patients and compare with the floor: parsing alone, and COPY of the same rows.",
+    )
+    parser.add_argument("--patients", type=_positive, default=2000, help="number of synthetic patients (%(default)s)")
+    parser.add_argument("--workers", type=_positive, default=2, help="processes of the transform stage (%(default)s)")
+    parser.add_argument(
+        "--repeat", type=_positive, default=2, help="repetitions, of which the best counts (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument("--keep", action="store_true", help="keep the generated files and landing")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

@@ -1,0 +1,148 @@
+"""`epic-omop ui`: Dagster's webserver and daemon for people at this machine. What they show is in `orchestration/`."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.settings import Settings
+
+__all__ = ["register"]
+
+_HOST = "127.0.0.1"
+
+#: Dagster gives each of its services 60 s to end before it kills them.
+_SECONDS_TO_END = 130.0
+_SECONDS_TO_END_CHILDREN = 5.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add `ui` to the program."""
+    app.command("ui")(ui)
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
+    only_prepare: Annotated[
+        bool,
+        typer.Option(
+            "--only-prepare",
+            help="Write EPIC_OMOP_HOME/dagster/dagster.yaml and end: for a Dagster that is started by other means.",
+        ),
+    ] = False,
+) -> None:
+    """Start Dagster: its UI on 127.0.0.1, and the daemon for schedules, sensors and queued runs. Ctrl-C ends both.
+
+    A change in sites.yaml is seen after "Reload definitions" in the UI (Deployment), or a restart.
+    """
+    from pipeline.orchestration.instance import prepare_instance
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    folder = prepare_instance(settings)
+    if only_prepare:
+        typer.echo(f"DAGSTER_HOME is prepared: {folder}")
+        return
+    _refuse_taken(port)
+    _run(settings, folder, port)
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise UsageError(
+                f"Port {port} of {_HOST} cannot be used ({error.strerror}).",
+                "Another Dagster may be running here; choose another port with --port.",
+            ) from error
+
+
+def _run(settings: Settings, folder: Path, port: int) -> None:
+    from pipeline.orchestration.instance import dagster_environment
+
+    # Also where this process was started with SIGINT ignored, as shells do in the background; children inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
+    services = subprocess.Popen(  # noqa: S603 - our own interpreter with fixed arguments
+        [*command, "--log-level", "warning"],
+        cwd=folder,  # Dagster would read, or complain of, files of the user's folder
+        env=dagster_environment(settings, folder),
+        start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
+    )
+    ended = threading.Event()
+    threading.Thread(target=_say_when_ready, args=(settings, port, ended), daemon=True).start()
+    try:
+        code = services.wait()
+    except KeyboardInterrupt:
+        typer.echo("Dagster is ending …")
+        code = 0
+    finally:
+        ended.set()
+        _end(services)
+    if code:
+        raise UsageError(f"Dagster ended by itself (exit code {code}).", "Its messages above say why.")
+
+
+def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> None:
+    import httpx
+
+    url = f"http://{_HOST}:{port}"
+    console = Console()
+    console.print("Dagster is starting …")
+    while not ended.wait(0.5):
+        try:
+            ready = httpx.get(f"{url}/server_info", timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
+            continue
+        if ready:
+            break
+    else:
+        return
+    console.print(f"Dagster's UI is at [bold]{url}[/bold]. Ctrl-C ends it.")
+    for page, what in (
+        ("asset-groups", "sites' landing and load, CDM tables"),
+        ("runs", "what ran, and what it did"),
+        ("automation", "schedules and sensors: on, off"),
+    ):
+        console.print(f"  {f'{url}/{page}':35} {what}")
+    if not settings.sites:
+        console.print(f"No sites yet: write {settings.sites_file}, or run `epic-omop sandbox serve`.", style="yellow")
+
+
+def _end(services: subprocess.Popen[bytes]) -> None:
+    """Interrupt Dagster, wait for its own orderly end, and end whatever it leaves behind."""
+    import psutil
+
+    try:
+        children = psutil.Process(services.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    if services.poll() is None:
+        services.send_signal(signal.SIGINT)
+        try:
+            services.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            services.kill()
+    for child in children:
+        try:
+            child.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(children, timeout=_SECONDS_TO_END_CHILDREN)
+    for child in alive:
+        child.kill()

@@ -1,0 +1,50 @@
+"""The only place where Dagster's parts are put together. What each part does is in `pipeline/orchestration/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from pipeline.orchestration.asset_checks import accounting_check
+from pipeline.orchestration.jobs import ingest_job, kick_off_job
+from pipeline.orchestration.resources import site_resources
+from pipeline.orchestration.schedules import nightly_schedule
+from pipeline.orchestration.sensors import export_sensor
+from pipeline.orchestration.site_assets import load_key, site_assets
+from pipeline.orchestration.warehouse_assets import warehouse_assets
+from pipeline.settings import Settings, load_settings
+
+__all__ = ["build_definitions", "defs"]
+
+
+def build_definitions(settings: Settings | None = None, overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Everything of every site in the settings (default: those of the environment).
+
+    `overrides` replaces resources by name, such as `{"runtime": Runtime(settings, clock)}`.
+    Raises ConfigurationError when the environment or sites.yaml is wrong.
+    """
+    settings = settings or load_settings()
+    sites = [settings.sites[name] for name in sorted(settings.sites)]
+    with_epic = [site for site in sites if site.fhir_url]
+    kick_offs = {site.name: kick_off_job(site) for site in with_epic}
+    ingests = {site.name: ingest_job(site) for site in sites}
+    return dg.Definitions(
+        assets=[
+            *(asset for site in sites for asset in site_assets(site)),
+            *warehouse_assets(settings, [load_key(site) for site in sites]),
+        ],
+        asset_checks=[accounting_check(site) for site in sites],
+        jobs=[*kick_offs.values(), *ingests.values()],
+        schedules=[nightly_schedule(site, kick_offs[site.name]) for site in with_epic],
+        sensors=[export_sensor(site, ingests[site.name]) for site in with_epic],
+        resources=site_resources(settings, overrides or {}),
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads; read from the environment when it is loaded, not when this module is imported."""
+    return build_definitions()

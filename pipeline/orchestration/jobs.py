@@ -1,0 +1,136 @@
+"""Jobs of a site: `<site>__kick_off` asks Epic for the exports, `<site>__ingest` lands and loads one that is complete.
+
+Between the two lie minutes to days, in which nothing runs: the export sensor asks for the status when it is due.
+"""
+
+# No `from __future__ import annotations`: Dagster compares the annotation of `context` as an object.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from pipeline import exports
+from pipeline.errors import CooldownActive, EpicOmopError
+from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
+from pipeline.orchestration.failures import as_failure, told_as_failures
+from pipeline.orchestration.partitions import day_of
+from pipeline.orchestration.run_metadata import table_value
+from pipeline.orchestration.site_assets import landing_key, load_key
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+
+__all__ = ["GroupState", "ingest_job", "ingest_job_name", "kick_off_groups", "kick_off_job", "kick_off_job_name"]
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `failed`."""
+
+    group: str
+    state: str
+    export_id: int | None = None
+    next_try: datetime | None = None
+    error: EpicOmopError | None = None
+
+
+def kick_off_job_name(site: SiteSettings) -> str:
+    return f"{site.name}__kick_off"
+
+
+def ingest_job_name(site: SiteSettings) -> str:
+    return f"{site.name}__ingest"
+
+
+def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
+    """One short op. It has no partition: an export can only be asked for now."""
+
+    @dg.op(
+        name=f"{site.name}__kick_off_groups",
+        description="Open an export of each group that has none, adopt those that are open. Waits for nothing.",
+        tags={"epic_omop/site": site.name},
+        out=dg.Out(dg.Nothing),
+    )
+    def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
+        with told_as_failures():
+            states = kick_off_groups(runtime, site, context.instance)
+            for state in states:
+                context.log.info(_told(state))
+            today = day_of(site, runtime.clock.now())
+            context.log_event(
+                dg.AssetObservation(landing_key(site), "Kick-off", metadata=_metadata(states), partition=today)
+            )
+            failures = [state.error for state in states if state.error]
+            if failures:
+                raise as_failure(failures[0])
+
+    @dg.job(
+        name=kick_off_job_name(site),
+        description=(
+            f"Ask Epic for the exports of site {site.name}'s {len(site.groups)} groups. A group that was asked for too"
+            " recently is skipped with the time of the next try. When an export is complete, the sensor loads it."
+        ),
+        tags={"epic_omop/site": site.name},
+        executor_def=dg.in_process_executor,
+    )
+    def job() -> None:
+        kick_off_op()
+
+    return job
+
+
+def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
+    """Landing, load and the accounting check of one day; requested by the sensor for one export."""
+    return dg.define_asset_job(
+        ingest_job_name(site),
+        dg.AssetSelection.assets(landing_key(site), load_key(site)),
+        description=f"Download what Epic has exported of site {site.name}, and load it into the CDM.",
+        run_tags={"epic_omop/site": site.name},
+        executor_def=dg.in_process_executor,
+    )
+
+
+def kick_off_groups(runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance) -> list[GroupState]:
+    """Open or adopt the export of every group; a group that fails does not hold up the others.
+
+    An adopted export that waits for its ingest while no run is under way gets a new attempt.
+    """
+    return [_kick_off(runtime, site, group, instance) for group in site.groups]
+
+
+def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
+    try:
+        job = exports.open_or_adopt(runtime, site, group)
+    except CooldownActive as rest:
+        return GroupState(group, "skipped", next_try=rest.next_try)
+    except EpicOmopError as error:
+        return GroupState(group, "failed", error=error)
+    if job.state in WAITING and not is_under_way(instance, job.export_id):
+        give_new_attempt(runtime, job.export_id)
+    return GroupState(group, job.state, job.export_id, job.next_poll_at)
+
+
+def _told(state: GroupState) -> str:
+    if state.error:
+        return f"Group {state.group}: {state.error.message}"
+    if state.export_id is None:
+        return f"Group {state.group} is skipped: Epic allows no kick-off before {_shown(state.next_try)}."
+    return f"Group {state.group}: export {state.export_id} is {state.state}."
+
+
+def _metadata(states: Sequence[GroupState]) -> dict[str, dg.TableMetadataValue | int | datetime]:
+    rows = [(state.group, state.state, str(state.export_id or "–"), _shown(state.next_try)) for state in states]
+    metadata: dict[str, dg.TableMetadataValue | int | datetime] = {
+        "groups": table_value(("group", "state", "export", "next try or status request (UTC)"), rows),
+        "open exports": sum(state.export_id is not None for state in states),
+    }
+    skipped = [state.next_try for state in states if state.state == "skipped" and state.next_try]
+    if skipped:
+        metadata |= {"skipped groups": len(skipped), "next try": min(skipped)}
+    return metadata
+
+
+def _shown(instant: datetime | None) -> str:
+    return f"{instant:%Y-%m-%d %H:%M:%S}" if instant else "–"

@@ -1,0 +1,140 @@
+"""The export sensor: one a site. It asks Epic for the status of open exports when that is due, and requests ingests.
+
+One evaluation makes a few short GET requests and sleeps never. What is due is in `etl.export_job`, so the sensor has
+no cursor: it can be stopped, started and run twice. The run key keeps the daemon from requesting a run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from pipeline import exports
+from pipeline.errors import EpicOmopError
+from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
+from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.partitions import day_of
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse import export_jobs
+from pipeline.warehouse.export_jobs import ExportJob
+
+__all__ = ["Polled", "export_sensor", "poll_open_exports", "sensor_name"]
+
+_INTERVAL_SECONDS = 30
+
+#: The daemon ends an evaluation after 60 s, and a status request may take 20 s.
+_REQUESTS_AN_EVALUATION = 2
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What an evaluation found: ingests to request, why other exports wait, what went wrong, when to ask again."""
+
+    requests: tuple[dg.RunRequest, ...]
+    waiting: tuple[str, ...]
+    errors: tuple[str, ...]
+    waiting_ids: tuple[int, ...]
+    next_due: datetime | None
+
+
+def sensor_name(site: SiteSettings) -> str:
+    return f"{site.name}__exports"
+
+
+def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=sensor_name(site),
+        description=(
+            f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic wants),"
+            " and requests an ingest run for each that is complete."
+        ),
+        job=job,
+        minimum_interval_seconds=_INTERVAL_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def exports_of_site(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SensorResult:
+        with told_as_failures():
+            polled = poll_open_exports(runtime, site)
+        for error in polled.errors:
+            context.log.error(error)
+        if polled.requests:
+            return dg.SensorResult(run_requests=polled.requests)
+        told = " ".join((*polled.errors, *polled.waiting))
+        return dg.SensorResult(skip_reason=told or f"Site {site.name} has no open export.")
+
+    return exports_of_site
+
+
+def poll_open_exports(runtime: Runtime, site: SiteSettings) -> Polled:
+    """Ask for what is due, at most two status requests of 20 s each; everything learned is saved.
+
+    An error of one export is told and does not hold up the others.
+    """
+    jobs, errors = _asked(runtime, site, _open_jobs(runtime, site))
+    now = runtime.clock.now()
+    ready = [job for job in jobs if job.state in WAITING and _is_due(job, now)]
+    waiting = [job for job in jobs if job.is_open and job not in ready]
+    times = [job.next_poll_at or now for job in waiting if job.state != "requested"]
+    return Polled(
+        tuple(_request(site, job) for job in ready),
+        tuple(_told(job) for job in waiting),
+        tuple(errors),
+        tuple(job.export_id for job in waiting),
+        min(times, default=None),
+    )
+
+
+def _open_jobs(runtime: Runtime, site: SiteSettings) -> list[ExportJob]:
+    """Those that wait the longest for being asked come first."""
+    with runtime.connect() as connection:
+        found = [export_jobs.open_job(connection, site.name, group) for group in site.groups]
+    return sorted((job for job in found if job), key=lambda job: job.next_poll_at or job.requested_at)
+
+
+def _asked(runtime: Runtime, site: SiteSettings, jobs: Sequence[ExportJob]) -> tuple[list[ExportJob], list[str]]:
+    """The jobs after those that are due were asked for, and what went wrong."""
+    now = runtime.clock.now()
+    due = [job.export_id for job in jobs if job.state == "running" and _is_due(job, now)][:_REQUESTS_AN_EVALUATION]
+    result, errors = [], []
+    for job in jobs:
+        if job.export_id not in due:
+            result.append(job)
+            continue
+        try:
+            result.append(exports.poll_once(runtime, job))
+        except EpicOmopError as error:
+            errors.append(f"Export {job.export_id}: {error.message} {error.advice}".strip())
+            result.append(_after_error(runtime, site, job, error))
+    return result, errors
+
+
+def _after_error(runtime: Runtime, site: SiteSettings, job: ExportJob, error: EpicOmopError) -> ExportJob:
+    """An export that is still open waits for a person (a key, a scope): ask rarely, not at every evaluation."""
+    with runtime.connect() as connection:
+        job = export_jobs.get_job(connection, job.export_id)
+        if job.state != "running":
+            return job
+        later = runtime.clock.now() + timedelta(seconds=site.poll_ceiling_seconds)
+        return export_jobs.save_poll(connection, job.export_id, next_poll_at=later, error=error.message)
+
+
+def _is_due(job: ExportJob, now: datetime) -> bool:
+    return job.next_poll_at is None or job.next_poll_at <= now
+
+
+def _request(site: SiteSettings, job: ExportJob) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=run_key(job),
+        partition_key=day_of(site, job.requested_at),
+        tags={EXPORT_TAG: str(job.export_id), "epic_omop/attempt": str(job.attempt)},
+    )
+
+
+def _told(job: ExportJob) -> str:
+    until = f", asked again at {job.next_poll_at:%Y-%m-%d %H:%M} UTC" if job.next_poll_at else ""
+    return f"Export {job.export_id} is {job.state}{until}."
