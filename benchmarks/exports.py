@@ -1,18 +1,18 @@
 """Folders of NDJSON that a benchmark loads: a world of synthetic patients, its next day, and a volatile copy.
 
-Made in parallel processes, one file a process and type, as an Epic server gives several files a type.
+Made in parallel processes, in files as small as Epic's.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -24,6 +24,9 @@ __all__ = ["FIRST_DAY", "World", "write_day", "write_volatile"]
 
 #: All dates of the world lie around this day; the runs' clock begins there too.
 FIRST_DAY = date(2026, 1, 1)
+
+#: Epic's files hold no more resources than this, so that a large export is thousands of files.
+LINES_PER_FILE = 3000
 
 #: What a server stamps anew on every line of a volatile export.
 _VOLATILE_STAMP = "2026-02-03T04:05:06.789Z"
@@ -38,7 +41,7 @@ class World:
 
 
 def write_day(world: World, day: int, folder: Path, processes: int) -> Path:
-    """The full export of a day as `<Type>.<part>.ndjson` files in `folder`, which is made."""
+    """The full export of a day as `<Type>.<part>-<number>.ndjson` files in `folder`, which is made."""
     folder.mkdir(parents=True)
     with _pool(processes) as pool:
         for done in [pool.submit(_write_part, world, day, folder, part, processes) for part in range(processes)]:
@@ -50,14 +53,21 @@ def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> 
     types = frozenset(DEFAULT_RESOURCE_TYPES)
     if part:  # every part of a world comes with what all patients share: it is wanted once
         types -= {resource_type for resource_type, _ in Directory(world.seed, world.patients).resources()}
-    with ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
-        lines = generate(world.patients, world.seed, FIRST_DAY, day, types=types, share=(part, parts))
-        for resource_type, line in lines:
-            if resource_type not in files:
-                path = folder / f"{resource_type}.{part:03d}.ndjson"
-                files[resource_type] = stack.enter_context(path.open("wb", buffering=1 << 20))
-            files[resource_type].write(line + b"\n")
+    by_type: dict[str, list[bytes]] = {}
+    files: Counter[str] = Counter()
+
+    def write(resource_type: str) -> None:
+        path = folder / f"{resource_type}.{part:03d}-{files[resource_type]:05d}.ndjson"
+        path.write_bytes(b"".join(by_type.pop(resource_type)))
+        files[resource_type] += 1
+
+    for resource_type, line in generate(world.patients, world.seed, FIRST_DAY, day, types=types, share=(part, parts)):
+        lines = by_type.setdefault(resource_type, [])
+        lines.append(line + b"\n")
+        if len(lines) == LINES_PER_FILE:
+            write(resource_type)
+    for resource_type in list(by_type):
+        write(resource_type)
 
 
 def write_volatile(source: Path, folder: Path, processes: int) -> Path:

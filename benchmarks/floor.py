@@ -74,17 +74,15 @@ def save_rows(connection: psycopg.Connection, settings: Settings, folder: Path) 
     named += [(settings.etl_schema, _ETL, etl_schema.lineage_table_name(table)) for table in etl_schema.LINEAGE_TABLES]
     for source, target, table in named:
         file = folder / f"{target}.{table}"
-        with (
-            file.open("wb") as out,
-            connection.cursor() as cursor,
-            cursor.copy(f"COPY {source}.{table} TO STDOUT (FORMAT binary)") as copy,
-        ):
-            for block in copy:
-                out.write(block)
-        rows[f"{target}.{table}"] = cursor.rowcount
-        if not cursor.rowcount:
-            file.unlink()
-            del rows[f"{target}.{table}"]
+        with connection.cursor() as cursor:
+            with (
+                file.open("wb") as out,
+                cursor.copy(f"COPY {source}.{table} TO STDOUT (FORMAT binary)") as copy,
+            ):
+                for block in copy:
+                    out.write(block)
+            if cursor.rowcount:
+                rows[f"{target}.{table}"] = cursor.rowcount
     return rows
 
 

@@ -37,8 +37,8 @@ def print_report(console: Console, options: Options, found: Measurements) -> Non
 
 def _table(found: Measurements) -> Table:
     table = Table(title="From landed NDJSON to committed rows")
-    table.add_column("")
-    for name in ("seconds", "transform", "publish", "resources/s", "× floor", "% of first", "peak MB", "PostgreSQL MB"):
+    table.add_column("", no_wrap=True)
+    for name in ("seconds", "transform", "publish", "lines/s", "× floor", "% of first", "MB", "PostgreSQL MB"):
         table.add_column(name, justify="right")
     floor = found.floor_seconds
     table.add_row("floor", f"{floor:.2f}", *[""] * 2, _rate(found.lines, floor), "1.00", "", "", "")

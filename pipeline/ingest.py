@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -17,16 +18,17 @@ import polars as pl
 import psycopg
 
 from pipeline.errors import EpicOmopError
-from pipeline.fhir.ndjson import plan_chunks
+from pipeline.fhir.ndjson import CHUNK_BYTES, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.mapping import Mappings, load_mappings
 from pipeline.omop.plan import TransformPlan
-from pipeline.omop.transform import ChunkReport, ChunkTask, start_worker, transform_chunk
+from pipeline.omop.transform import ChunkPiece, ChunkReport, ChunkTask, start_worker, transform_chunk
 from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import staging
+from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
@@ -39,6 +41,8 @@ IngestProgress = Callable[[str, int, int], None]
 
 #: Resources whose order is lower leave facts that the others use.
 _FACT_ORDER = 10
+
+_LINE = ["surrogate_id", "file_number", "line"]
 
 
 def ingest(
@@ -62,8 +66,8 @@ def ingest(
     mappings = load_mappings(settings.mappings, site.name)
     marks = fingerprints(runtime, site, mappings, index)
     staged = staging_for(settings.staging, site.name, export.export_id)
-    with runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
-        staged.clear()
+    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
+        staging.clear_site(settings.staging, site.name)
         started = time.perf_counter()
         plan = _plan(runtime, site, export, mappings, index, staged)
         _write_known(connection, plan, marks, force=force)
@@ -159,8 +163,7 @@ def _write_known(connection: psycopg.Connection, plan: TransformPlan, marks: dic
             schema,
             (names, [marks[name] for name in names], plan.site.name, default),
         )
-    plan.staged.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    known.write_parquet(plan.known)
+    staging.write_frame(plan.known, known)
 
 
 # --- transform -----------------------------------------------------------------------------------------------------
@@ -180,15 +183,17 @@ def _transform(
     total = sum(file.bytes for file in export.files)
     done = 0
     reports: list[ChunkReport] = []
-    pl.DataFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}).write_parquet(plan.facts)
+    staging.write_frame(
+        plan.facts, pl.DataFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
+    )
     with _executor(plan, runtime.settings.workers, total) as executor:
         for files in (first, others):
-            for task, report in _in_order(executor, _tasks(export, files)):
-                reports.append(report)
-                done += task.chunk.length
+            for task, found in _in_order(executor, _tasks(export, files)):
+                reports += found
+                done += task.bytes
                 progress("transform", done, total)
             if files is first:
-                _write_facts(connection, plan)
+                _write_facts(connection, plan, export.transaction_time)
     return reports
 
 
@@ -198,10 +203,20 @@ def _order(mappings: Mappings, file: LandedFile) -> int:
 
 
 def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkTask]:
+    """Large files in several chunks, small ones of a type that follow each other in one."""
+    resource_type, size = "", 0
+    pieces: list[ChunkPiece] = []
     for file in files:
         path = file.path if file.path.is_absolute() else export.folder / file.path
-        for number, chunk in enumerate(plan_chunks(path)):
-            yield ChunkTask(path, file.number, file.resource_type, chunk, f"{file.number:06d}-{number:06d}")
+        for chunk in plan_chunks(path):
+            if pieces and (file.resource_type != resource_type or size + chunk.length > CHUNK_BYTES):
+                yield ChunkTask(tuple(pieces), resource_type)
+                pieces, size = [], 0
+            resource_type = file.resource_type
+            pieces.append(ChunkPiece(path, file.number, chunk))
+            size += chunk.length
+    if pieces:
+        yield ChunkTask(tuple(pieces), resource_type)
 
 
 #: Below this size a process pool costs more than it gives.
@@ -237,7 +252,9 @@ def _one_polars_thread() -> Iterator[None]:
             os.environ["POLARS_MAX_THREADS"] = before
 
 
-def _in_order(executor: Executor | None, tasks: Iterator[ChunkTask]) -> Iterator[tuple[ChunkTask, ChunkReport]]:
+def _in_order(
+    executor: Executor | None, tasks: Iterator[ChunkTask]
+) -> Iterator[tuple[ChunkTask, tuple[ChunkReport, ...]]]:
     """Results in the order of the tasks, a few tasks ahead of them: memory does not grow with the number of chunks."""
     if executor is None:
         for task in tasks:
@@ -255,18 +272,36 @@ def _in_order(executor: Executor | None, tasks: Iterator[ChunkTask]) -> Iterator
         ahead += [(following, executor.submit(transform_chunk, following)) for following in islice(tasks, 1)]
 
 
-def _write_facts(connection: psycopg.Connection, plan: TransformPlan) -> None:
-    """Facts of this export, and of the warehouse for resources that did not change."""
+def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
+    """Facts of the lines of this export that count, and of the warehouse for all other resources."""
     columns = ["surrogate_id", "name", "value"]
-    staged = plan.staged.scan(staging.REFERENCE_VALUE)
+    taken = _taken(connection, plan, transaction_time).lazy()
+    staged = plan.staged.scan(staging.REFERENCE_VALUE).join(
+        taken, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
+    )
     stored = read_frame(
         connection,
         "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
-    changed = plan.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select("surrogate_id")
-    kept = stored.lazy().join(changed, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    pl.concat([staged.select(columns), kept.select(columns)]).collect().write_parquet(plan.facts)
+    kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
+    staging.write_frame(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]).collect())
+
+
+def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:
+    """Lines whose facts count, by the rules of publication: the last of a resource, and none that is older than
+    what is known."""
+    changed = plan.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(_LINE)
+    every = pl.concat([changed, plan.staged.scan(staging.UNCHANGED).select(_LINE)])
+    last = every.sort("file_number", "line").unique("surrogate_id", keep="last")
+    newer = read_frame(
+        connection,
+        "SELECT surrogate_id FROM resource_state WHERE as_of > %s"
+        " AND surrogate_id IN (SELECT owner_surrogate_id FROM reference_value)",
+        {"surrogate_id": pl.Int64},
+        (transaction_time,),
+    )
+    return changed.join(last, on=_LINE, how="semi").join(newer.lazy(), on="surrogate_id", how="anti").collect()
 
 
 def _by_file(export: LandedExport, reports: Sequence[ChunkReport]) -> list[FileLines]:

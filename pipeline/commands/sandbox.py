@@ -101,7 +101,7 @@ def serve(
     def ready(listening: str) -> None:
         base_url = _reachable(listening)
         sites_file = register_site(settings.home, site, {"fhir_url": base_url + FHIR_PATH, **entry})
-        _say_ready(base_url, site, sites_file, groups)
+        _say_ready(base_url, listening, site, sites_file, groups)
 
     run_server(config, host, port, ready)
     typer.echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
@@ -160,14 +160,14 @@ def site_types(groups: dict[str, ResourceSource]) -> list[str]:
     return list(dict.fromkeys(kind for source in groups.values() for kind in source.resource_types()))
 
 
-def _say_ready(base_url: str, site: str, sites_file: Path, groups: dict[str, ResourceSource]) -> None:
+def _say_ready(base_url: str, listening: str, site: str, sites_file: Path, groups: dict[str, ResourceSource]) -> None:
     from pipeline.sandbox.server import FHIR_PATH
 
     typer.echo(f"The simulated Epic is at {base_url}{FHIR_PATH}, group {', '.join(groups)}. Ctrl-C stops it.")
     typer.echo(f"Site {site!r} is entered in {sites_file}. In another terminal:")
     typer.echo(f"  epic-omop run --site {site}")
     typer.echo("A group can be exported once in the window. To move the sandbox's clock on by a day:")
-    typer.echo(f"  curl -X POST {base_url}/sandbox/clock -d '{{\"advance_seconds\": 86400}}'")
+    typer.echo(f"  curl -X POST {listening}/sandbox/clock -d '{{\"advance_seconds\": 86400}}'")
 
 
 def _write_files(out: Path, patients: int, seed: int, as_of: date, day: int) -> int:

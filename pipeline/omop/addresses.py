@@ -37,6 +37,7 @@ RESTRICTED_ZIP3 = frozenset(
     )
 )
 
+_STATE = re.compile("[A-Za-z]{2}")
 _ZIP3 = re.compile(r"\s*([0-9]{3})")
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
@@ -102,7 +103,7 @@ def _text(address: dict[str, Any], name: str, length: int) -> str | None:
 def _state(address: dict[str, Any]) -> str | None:
     """The two-letter code. The column holds no more, and a longer name cut to it would be another state's code."""
     state = _text(address, "state", 50)
-    return state.upper() if state and len(state) == 2 else None
+    return state.upper() if state and _STATE.fullmatch(state) else None
 
 
 def _country(address: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import polars as pl
@@ -238,8 +238,13 @@ def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def discharge(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """An event at the end of the stay (or its start), linked to the visit itself."""
-    frame = _starting(frame, derivation, "end", "start")
-    return frame.with_columns(pl.col("surrogate_id").alias("visit_occurrence_id"))
+    frame = derivation.dated(_starting(frame, derivation, "start"), "end")
+    ended = pl.col("end_date") >= pl.col("start_date")
+    return frame.with_columns(
+        pl.when(ended).then("end_date").otherwise("start_date").alias("start_date"),
+        pl.when(ended).then("end_datetime").otherwise("start_datetime").alias("start_datetime"),
+        pl.col("surrogate_id").alias("visit_occurrence_id"),
+    )
 
 
 # --- Condition --------------------------------------------------------------------------------------------------------
@@ -249,17 +254,10 @@ _MAX_DAYS_OUTSIDE = 7
 
 def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Start by precedence, end from abatement, status from the encounter's diagnosis, visit only where it fits."""
-    frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
     frame = (
         frame.pipe(_at_age, derivation, "onset")
         .pipe(_at_age, derivation, "abatement")
-        .with_columns(
-            pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
-        )
-        .unnest("encounter_period")
-    )
-    frame = frame.with_columns(
-        pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("visit_start", "visit_end")
+        .pipe(_with_visit_period, derivation)
     )
     frame = _starting(
         frame, derivation, "onset_datetime", "onset_period_start", "onset_by_age", "recorded_date", "visit_start"
@@ -275,6 +273,19 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .alias("visit_occurrence_id")
     )
     return _condition_status(frame, derivation)
+
+
+def _with_visit_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds visit_start and visit_end: FHIR date strings of the encounter that the resource refers to."""
+    frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
+    period = pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
+    return (
+        frame.with_columns(period)
+        .unnest("encounter_period")
+        .with_columns(
+            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("visit_start", "visit_end")
+        )
+    )
 
 
 def _at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
@@ -355,7 +366,7 @@ _COMPARATORS = {
     ">=": "operator_greater_or_equal",
     ">": "operator_greater",
 }
-_NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*$"
+_NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
 
 
 def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -365,9 +376,10 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     interpretation is the value only where there is no other.
     """
     parts = pl.col("value_string").str.extract_groups(_NUMBER_TEXT)
+    number = parts.struct.field("2").cast(pl.Float64, strict=False)
     frame = frame.with_columns(
-        parts.struct.field("2").cast(pl.Float64, strict=False).alias("string_number"),
-        parts.struct.field("1").alias("string_comparator"),
+        pl.when(number.is_finite()).then(number).alias("string_number"),
+        pl.when(number.is_finite()).then(parts.struct.field("1")).alias("string_comparator"),
     )
     frame = derivation.resolved(frame, "value_code", "value", "value")
     frame = derivation.resolved(frame, "unit", "unit", "unit")
@@ -440,27 +452,38 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 _DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
 _DEFAULT_SUPPLY_DAYS = 29
+_MOST_SUPPLY_DAYS = 3650
 
 
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only."""
+    """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only.
+
+    An inpatient order ends by its bounds, else with the visit, else on its first day.
+    """
     frame = _starting(frame, derivation, "authored_on")
     frame = _ending(frame, derivation, "bounds_end", "validity_end")
-    per_unit = pl.col("supply_unit").str.to_lowercase().replace_strict(_DAYS, default=None, return_dtype=pl.Int64)
-    days_supply = (pl.col("supply_value") * per_unit).round().cast(pl.Int64)
-    dose_days = (pl.col("quantity") / pl.col("daily_dose")).ceil()
-    dose_days = pl.when(dose_days.is_between(1, 3650)).then(dose_days).cast(pl.Int64)
-    prescription = ~pl.col("is_inpatient").fill_null(False) & ~pl.col("is_reported").fill_null(False)
-    days = pl.coalesce(
-        pl.when(days_supply > 0).then(days_supply) - 1,
-        dose_days - 1,
-        pl.when(prescription).then(pl.lit(_DEFAULT_SUPPLY_DAYS, dtype=pl.Int64)),
-        pl.lit(0, dtype=pl.Int64),
-    )
+    frame = derivation.dated(_with_visit_period(frame, derivation), "visit_end").drop("visit_end_precision")
+    inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
+    supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
+    dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
+    usual = pl.when(~reported).then(pl.lit(_DEFAULT_SUPPLY_DAYS, dtype=pl.Int64))
+    days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
+    by_days = pl.col("start_date") + pl.duration(days=days)
     return frame.with_columns(
-        pl.when(days_supply > 0).then(days_supply).alias("days_supply"),
-        pl.coalesce("end_date", pl.col("start_date") + pl.duration(days=days)).alias("end_date"),
+        supply.alias("days_supply"),
+        pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
     )
+
+
+def _days_of(unit: pl.Expr) -> pl.Expr:
+    return unit.str.to_lowercase().replace_strict(_DAYS, default=None, return_dtype=pl.Int64)
+
+
+def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"]) -> pl.Expr:
+    """A number of days as an integer; NULL for what cannot be meant: none, or more than ten years."""
+    whole = days.round() if rounding == "round" else days.ceil()
+    return pl.when(whole.is_between(1, _MOST_SUPPLY_DAYS)).then(whole).cast(pl.Int64)
 
 
 def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -546,6 +569,15 @@ def comparator(value: str) -> str | None:
         return None
     if value not in _COMPARATORS:
         raise ValueError("expected one of < <= >= > =")
+    return value
+
+
+def integer32(value: int) -> int:
+    """FHIR's integers have 32 bits, and so have the columns: a larger one would make PostgreSQL refuse a whole load."""
+    if value.__class__ is not int:
+        raise TypeError("expected an integer")
+    if not -(2**31) <= value < 2**31:
+        raise ValueError("expected an integer of 32 bits")
     return value
 
 

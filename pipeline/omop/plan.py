@@ -46,6 +46,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "patient_location": pl.Int64(),
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
+    "integer32": pl.Int64(),
 }
 _REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
@@ -173,6 +174,7 @@ class Worker:
             "site_location": self.addresses.of_site,
             "other_value": derive.other_value,
             "comparator": derive.comparator,
+            "integer32": derive.integer32,
             "diagnosis_use": derive.diagnosis_use,
             "period_text": derive.period_text,
             "age_text": derive.age_text,

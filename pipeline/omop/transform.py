@@ -25,23 +25,43 @@ from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
 from pipeline.omop.routing import to_staged
 from pipeline.warehouse import staging
 
-__all__ = ["ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
+__all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
 
 _CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True)
-class ChunkTask:
+class ChunkPiece:
+    """A part of one file, or all of it."""
+
     file: Path
     file_number: int
-    resource_type: str
     chunk: Chunk
-    #: Name of the parts that the chunk writes: file and chunk number, so that parts sort in the order of the input.
-    part: str
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """What is transformed at a time. Files of one type that follow each other are put together: Epic's are small, and
+    polars' fixed costs are those of a frame, not of a row."""
+
+    pieces: tuple[ChunkPiece, ...]
+    resource_type: str
+
+    @property
+    def part(self) -> str:
+        """Name of the parts that the chunk writes: they sort in the order of the input."""
+        first = self.pieces[0]
+        return f"{first.file_number:06d}-{first.chunk.first_line:09d}"
+
+    @property
+    def bytes(self) -> int:
+        return sum(piece.chunk.length for piece in self.pieces)
 
 
 @dataclass(frozen=True)
 class ChunkReport:
+    """Lines of one file that were transformed, and how many of them are unchanged."""
+
     file_number: int
     lines: int
     unchanged: int
@@ -89,8 +109,8 @@ def start_worker(plan: TransformPlan) -> None:
     _worker = Worker(plan)
 
 
-def transform_chunk(task: ChunkTask) -> ChunkReport:
-    """Transform one chunk in the process that `start_worker` prepared."""
+def transform_chunk(task: ChunkTask) -> tuple[ChunkReport, ...]:
+    """Transform one chunk in the process that `start_worker` prepared. One report a file."""
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
     return _ChunkTransform(_worker, task).run()
@@ -105,33 +125,47 @@ class _ChunkTransform:
         #: index → (resource type, id or None, reason)
         self.excluded: dict[int, tuple[str, str | None, str]] = {}
 
-    def run(self) -> ChunkReport:
-        lines = read_lines(self.task.file, self.task.chunk)
+    def run(self) -> tuple[ChunkReport, ...]:
+        pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
+        lines = [line for piece in pieces for line in piece]
         if not lines:
-            return ChunkReport(self.task.file_number, 0, 0)
-        self.lines = self._hashed(lines)
+            return tuple(ChunkReport(piece.file_number, 0, 0) for piece in self.task.pieces)
+        self.lines = self._hashed(lines, [len(piece) for piece in pieces])
         unchanged = self._unchanged()
         skip = set(unchanged["index"])
-        self._read(line for line in enumerate(lines) if line[0] not in skip)
-        outcomes: list[pl.DataFrame] = []
-        locations = self.worker.addresses.frame()
-        for resource_type in sorted(self.types):
-            buffers = self.types[resource_type]
-            if buffers.indexes:
-                outcomes.append(_TypeTransform(self, resource_type, buffers, locations).run())
-        self._write_outcomes(outcomes)
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
-        return ChunkReport(self.task.file_number, len(lines), len(skip))
+        if len(skip) < len(lines):
+            self._read(line for line in enumerate(lines) if line[0] not in skip)
+            self._write_outcomes(self._transformed())
+        of_file = dict(unchanged.group_by("file_number").agg(pl.col("index").n_unique()).iter_rows())
+        return tuple(
+            ChunkReport(task.file_number, len(piece), of_file.get(task.file_number, 0))
+            for task, piece in zip(self.task.pieces, pieces, strict=True)
+        )
+
+    def _transformed(self) -> list[pl.DataFrame]:
+        """Decisions on the resources that were read, type by type; their rows are written."""
+        locations = self.worker.addresses.frame()
+        return [
+            _TypeTransform(self, resource_type, self.types[resource_type], locations).run()
+            for resource_type in sorted(self.types)
+            if self.types[resource_type].indexes
+        ]
 
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
         self.worker.plan.staged.write(kind, self.task.part, frame)
 
-    def _hashed(self, lines: list[Line]) -> pl.DataFrame:
-        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low."""
+    def _hashed(self, lines: list[Line], counts: list[int]) -> pl.DataFrame:
+        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low.
+
+        `counts`: how many of the lines each piece has.
+        """
+        numbers = pl.Series("file_number", [piece.file_number for piece in self.task.pieces], dtype=pl.Int32)
         digests = pl.Series("digest", [xxhash.xxh3_128_digest(line.raw) for line in lines], dtype=pl.Binary)
         return pl.DataFrame(
             {
                 "index": pl.int_range(len(lines), dtype=pl.Int32, eager=True),
+                "file_number": numbers.repeat_by(pl.Series(counts)).explode(),
                 "line": pl.Series([line.number for line in lines], dtype=pl.Int64),
                 "byte_offset": pl.Series([line.offset for line in lines], dtype=pl.Int64),
                 "byte_length": pl.Series([len(line.raw) for line in lines], dtype=pl.Int64),
@@ -139,7 +173,7 @@ class _ChunkTransform:
             }
         ).select(
             "index",
-            pl.lit(self.task.file_number, dtype=pl.Int32).alias("file_number"),
+            "file_number",
             "line",
             "byte_offset",
             "byte_length",
@@ -472,7 +506,7 @@ class _TypeTransform:
             tables["location"] = [self._location_rows(kept)]
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
-            write(table, [pl.concat(frames).sort("line", maintain_order=True)])
+            write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
         write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
         write(staging.ISSUE, [result.issues for result in results])

@@ -32,7 +32,7 @@ def told_as_failures() -> Iterator[None]:
     """Turns every exception of the block into a dg.Failure without causes."""
     try:
         yield
-    except dg.Failure:
+    except (dg.Failure, dg.DagsterError):  # Dagster's own errors speak of its parts, not of data
         raise
     except EpicOmopError as error:
         raise as_failure(error) from None

@@ -17,7 +17,7 @@ from pipeline.errors import CooldownActive, EpicOmopError
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.failures import as_failure, told_as_failures
 from pipeline.orchestration.partitions import day_of
-from pipeline.orchestration.run_metadata import table_value
+from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -120,15 +120,16 @@ def _told(state: GroupState) -> str:
     return f"Group {state.group}: export {state.export_id} is {state.state}."
 
 
-def _metadata(states: Sequence[GroupState]) -> dict[str, dg.TableMetadataValue | int | datetime]:
+def _metadata(states: Sequence[GroupState]) -> Metadata:
     rows = [(state.group, state.state, str(state.export_id or "–"), _shown(state.next_try)) for state in states]
-    metadata: dict[str, dg.TableMetadataValue | int | datetime] = {
+    metadata: Metadata = {
         "groups": table_value(("group", "state", "export", "next try or status request (UTC)"), rows),
-        "open exports": sum(state.export_id is not None for state in states),
+        "open exports": dg.MetadataValue.int(sum(state.export_id is not None for state in states)),
     }
     skipped = [state.next_try for state in states if state.state == "skipped" and state.next_try]
     if skipped:
-        metadata |= {"skipped groups": len(skipped), "next try": min(skipped)}
+        metadata["skipped groups"] = dg.MetadataValue.int(len(skipped))
+        metadata["next try"] = dg.MetadataValue.timestamp(min(skipped))
     return metadata
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pipeline import exports
 from pipeline.errors import CooldownActive, EpicOmopError, ExportNotReady
 from pipeline.landing.store import LandedExport
-from pipeline.orchestration.partitions import day_of, jobs_of_day
+from pipeline.orchestration.partitions import day_of, jobs_of_day, landed_jobs_of_day
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
@@ -43,7 +43,7 @@ class RunScope:
 class DayLanding:
     """What is landed now, and which groups rest (Epic allows one kick-off of a group in its window)."""
 
-    landed: list[tuple[ExportJob, LandedExport]] = field(default_factory=list)
+    landed: list[LandedExport] = field(default_factory=list)
     resting: list[CooldownActive] = field(default_factory=list)
 
 
@@ -60,7 +60,7 @@ def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> D
             landed = exports.download(runtime, complete)
         else:  # a folder; or published, when its files are final and the site is not asked
             landed = runtime.landing.open(site.name, job.export_id)
-        result.landed.append((complete, landed))
+        result.landed.append(landed)
     return result
 
 
@@ -68,8 +68,7 @@ def landed_jobs(runtime: Runtime, site: SiteSettings, scope: RunScope) -> list[E
     """The exports of a run that can be loaded, oldest first. Raises ExportNotReady if the sensor's is not landed."""
     if scope.export_id is None:
         with runtime.connect() as connection:
-            jobs = jobs_of_day(connection, site, scope.day)
-        return [job for job in jobs if job.state in _HAS_FILES]
+            return landed_jobs_of_day(connection, site, scope.day)
     job = _job(runtime, scope.export_id)
     if job.state not in _HAS_FILES:
         raise ExportNotReady(
@@ -120,6 +119,7 @@ def _opened(
 
 def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell) -> ExportJob:
     """The job when it is complete. A real site is asked once; a simulated one for as long as our patience lasts."""
+    told = ""
     give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
     while True:
         job = exports.poll_once(runtime, job)
@@ -128,10 +128,18 @@ def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell
         now = runtime.clock.now()
         if now >= give_up:
             raise ExportNotReady(
-                f"Export {job.export_id} is running at the site{f' ({job.progress})' if job.progress else ''}.",
+                _state_told(job),
                 "The sensor ingests it when it is ready; nothing needs to be done.",
                 next_try=job.next_poll_at,
             )
-        tell(f"Export {job.export_id}: the simulated Epic still works on it.")
+        if _state_told(job) != told:
+            told = _state_told(job)
+            tell(told)
         pause = (job.next_poll_at - now).total_seconds() if job.next_poll_at else 1.0
         runtime.clock.sleep(max(pause, 0.1))
+
+
+def _state_told(job: ExportJob) -> str:
+    if job.error:
+        return f"Export {job.export_id} is running at the site; the last status request failed: {job.error}"
+    return f"Export {job.export_id} is running at the site{f' ({job.progress})' if job.progress else ''}."

@@ -11,7 +11,7 @@ from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 
-__all__ = ["FIRST_DAY", "day_of", "jobs_of_day", "site_partitions"]
+__all__ = ["FIRST_DAY", "day_of", "jobs_of_day", "landed_jobs_of_day", "site_partitions"]
 
 #: Before the first export of any instance. Changing it moves nothing: partitions are named by their day.
 FIRST_DAY = "2025-01-01"
@@ -40,3 +40,8 @@ def jobs_of_day(connection: psycopg.Connection, site: SiteSettings, day: str) ->
         [site.name, list(_KINDS), start, end],
     ).fetchall()
     return [export_jobs.get_job(connection, row[0]) for row in rows]
+
+
+def landed_jobs_of_day(connection: psycopg.Connection, site: SiteSettings, day: str) -> list[ExportJob]:
+    """Those of them whose files are here."""
+    return [job for job in jobs_of_day(connection, site, day) if job.state in ("landed", "published")]

@@ -1,19 +1,23 @@
-"""What a run shows in Dagster: counts, rates, durations. Never an id, a name, a date or a text of a resource."""
+"""What is shown in Dagster: counts, rates, durations. Never an id, a name, a date or a text of a resource.
+
+A day may hold several exports, each with a run of its own; a partition shows the sums of its day up to its last run.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import psycopg
 
-from pipeline.landing.store import LandedExport
 from pipeline.quality.report import OUTCOMES, LoadReport
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.publish import PublicationReport
 
-__all__ = ["landing_metadata", "load_metadata", "table_events", "table_value"]
+__all__ = ["Metadata", "landing_metadata", "load_metadata", "table_events", "table_value"]
 
 _Cell = str | int | float | bool | None
 Metadata = dict[str, dg.MetadataValue]
@@ -32,34 +36,49 @@ def table_value(columns: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> dg.T
     return dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
 
 
-def landing_metadata(landed: Sequence[tuple[ExportJob, LandedExport]], missing: Sequence[str]) -> Metadata:
-    """Of the exports of a run: files, lines, bytes, by type and by export. `missing`: types asked for in vain."""
-    files = [file for _, export in landed for file in export.files]
-    by_type: dict[str, Counter[str]] = {}
-    for file in files:
-        counts = by_type.setdefault(file.resource_type, Counter())
-        counts.update(files=1, lines=file.lines, bytes=file.bytes)
-    types = [(name, counts["files"], counts["lines"], counts["bytes"]) for name, counts in sorted(by_type.items())]
-    every = [
-        (job.export_id, job.group_id or "–", job.kind, _shown(export.transaction_time), len(export.files), export.lines)
-        for job, export in landed
+def landing_metadata(connection: psycopg.Connection, jobs: Sequence[ExportJob]) -> Metadata:
+    """Of the landed exports of a day: files, lines and bytes, by resource type and by export."""
+    ids = [job.export_id for job in jobs]
+    by_type = _files_by(connection, "resource_type", ids)
+    by_export = {row[0]: row[1:] for row in _files_by(connection, "export_id", ids)}
+    every: list[tuple[_Cell, ...]] = [
+        (
+            job.export_id,
+            job.group_id or "–",
+            job.kind,
+            _shown(job.transaction_time),
+            *by_export.get(job.export_id, (0, 0, 0)),
+        )
+        for job in jobs
     ]
-    columns = ("export", "group", "kind", "transaction time (UTC)", "files", "lines")
+    columns = ("export", "group", "kind", "transaction time (UTC)", "files", "lines", "bytes")
     metadata: Metadata = {
-        _ROWS: dg.MetadataValue.int(sum(file.lines for file in files)),
-        "files": dg.MetadataValue.int(len(files)),
-        "bytes": dg.MetadataValue.int(sum(file.bytes for file in files)),
-        "by resource type": table_value(("resource type", "files", "lines", "bytes"), types),
+        _ROWS: dg.MetadataValue.int(sum(lines for _, _, lines, _ in by_type)),
+        "files": dg.MetadataValue.int(sum(files for _, files, _, _ in by_type)),
+        "bytes": dg.MetadataValue.int(sum(size for _, _, _, size in by_type)),
+        "by resource type": table_value(("resource type", "files", "lines", "bytes"), by_type),
         "exports": table_value(columns, every),
-        "folder": dg.MetadataValue.path(landed[0][1].folder.parent),
     }
+    received = {row[0] for row in by_type}
+    missing = sorted({name for job in jobs for name in job.resource_types} - received)
     if missing:
         metadata["asked for, no file came"] = dg.MetadataValue.text(", ".join(missing))
     return metadata
 
 
+def _files_by(
+    connection: psycopg.Connection, column: str, export_ids: Sequence[int]
+) -> list[tuple[Any, int, int, int]]:
+    """(value of the column, files, lines, bytes)"""
+    return connection.execute(
+        f"SELECT {column}, count(*), sum(lines)::bigint, sum(bytes)::bigint FROM export_file"
+        f" WHERE export_id = ANY(%s) GROUP BY {column} ORDER BY {column}",
+        [list(export_ids)],
+    ).fetchall()
+
+
 def load_metadata(connection: psycopg.Connection, report: LoadReport) -> Metadata:
-    """Of the exports of a run: outcomes of lines, rows by table, mapping rates, unmapped codes, durations."""
+    """Of the published exports of a day: outcomes of lines, rows by table, mapping rates, unmapped codes, durations."""
     total = report.total
     inserted = sum(made for _, made, _ in report.tables.values())
     deleted = sum(gone for _, _, gone in report.tables.values())
@@ -116,14 +135,19 @@ def _publications(connection: psycopg.Connection, export_ids: Sequence[int], lin
     }
 
 
-def table_events(tables: Mapping[str, tuple[int, int, int]], schema: str) -> list[dg.AssetMaterialization]:
-    """One event for each CDM table that the run changed: (rows now, inserted, deleted)."""
+def table_events(
+    report: LoadReport, published: Sequence[PublicationReport], schema: str
+) -> list[dg.AssetMaterialization]:
+    """One event for each CDM table that a run's publications changed, with its rows now."""
+    inserted: Counter[str] = sum((one.rows_inserted for one in published), Counter())
+    deleted: Counter[str] = sum((one.rows_deleted for one in published), Counter())
     return [
         dg.AssetMaterialization(
-            [schema, name], metadata={"dagster/row_count": now, "rows inserted": made, "rows deleted": gone}
+            [schema, name],
+            metadata={"dagster/row_count": now, "rows inserted": inserted[name], "rows deleted": deleted[name]},
         )
-        for name, (now, made, gone) in tables.items()
-        if made or gone
+        for name, (now, _, _) in report.tables.items()
+        if inserted[name] or deleted[name]
     ]
 
 
@@ -131,5 +155,5 @@ def _percent(part: int, whole: int) -> float:
     return round(100 * part / whole, 2) if whole else 0.0
 
 
-def _shown(instant: datetime) -> str:
-    return instant.strftime("%Y-%m-%d %H:%M:%S")
+def _shown(instant: datetime | None) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S}" if instant else "–"

@@ -136,5 +136,6 @@ def _request(site: SiteSettings, job: ExportJob) -> dg.RunRequest:
 
 
 def _told(job: ExportJob) -> str:
-    until = f", asked again at {job.next_poll_at:%Y-%m-%d %H:%M} UTC" if job.next_poll_at else ""
-    return f"Export {job.export_id} is {job.state}{until}."
+    why = f": {job.error}" if job.error else "."
+    until = f"; asked again at {job.next_poll_at:%Y-%m-%d %H:%M} UTC" if job.next_poll_at else ""
+    return f"Export {job.export_id} is {job.state}{until}{why}"

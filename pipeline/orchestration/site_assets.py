@@ -8,23 +8,22 @@ removed when their transaction has committed.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from importlib.metadata import version
 
 import dagster as dg
 
 from pipeline.errors import TransientError
-from pipeline.exports import types_not_received
 from pipeline.orchestration.attempts import EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
-from pipeline.orchestration.partitions import site_partitions
-from pipeline.orchestration.run_metadata import landing_metadata, load_metadata, table_events
+from pipeline.orchestration.partitions import landed_jobs_of_day, site_partitions
+from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
 from pipeline.quality.report import LoadReport, load_report
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.publish import PublicationReport
 
 __all__ = ["landing_key", "load_key", "pool_of", "site_assets"]
 
@@ -73,8 +72,9 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
         with told_as_failures(), _new_attempt_later(runtime, scope):
             result = land(runtime, site, scope, context.log.info)
             if result.landed:
-                missing = sorted({name for job, export in result.landed for name in types_not_received(job, export)})
-                yield dg.MaterializeResult(metadata=landing_metadata(result.landed, missing))
+                with runtime.connect() as connection:
+                    metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
+                yield dg.MaterializeResult(metadata=metadata)
             _tell_resting(context, site, scope, result)
 
     return landing
@@ -106,11 +106,10 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 return
-            export_ids = [number for job in jobs for number in _ingested(context, runtime, site, scope, job)]
-            with runtime.connect() as connection:
-                report = load_report(connection, runtime.settings.cdm_schema, export_ids, most_unmapped=_MOST_UNMAPPED)
-                metadata = load_metadata(connection, report)
-            _log_tables(context, runtime, report)
+            published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
+            report, metadata = _told_of_day(runtime, site, scope, published)
+            for event in table_events(report, published, runtime.settings.cdm_schema):
+                context.log_event(event)
             yield dg.MaterializeResult(metadata=metadata)
 
     return load
@@ -144,24 +143,31 @@ def _new_attempt_later(runtime: Runtime, scope: RunScope) -> Iterator[None]:
 
 def _ingested(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
-) -> list[int]:
-    """Ids of the exports that the ingest of this one published: itself, and replays that follow from it."""
+) -> list[PublicationReport]:
+    """What the ingest of this export published: itself, and replays that follow from it."""
     again = job.state == "published"
     if again and scope.export_id is not None:
         context.log.info("Export %d is published already.", job.export_id)
-        return [job.export_id]
+        return []
     landed = runtime.landing.open(site.name, job.export_id)
     context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
     reports = ingest_with_follow_ups(runtime, site, landed, force=again)
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
-    return [report.export_id for report in reports]
+    return reports
 
 
-def _log_tables(context: dg.AssetExecutionContext, runtime: Runtime, report: LoadReport) -> None:
-    for event in table_events(report.tables, runtime.settings.cdm_schema):
-        context.log_event(event)
+def _told_of_day(
+    runtime: Runtime, site: SiteSettings, scope: RunScope, published: list[PublicationReport]
+) -> tuple[LoadReport, Metadata]:
+    """Of all exports of the partition's day, and of what else this run published (replays)."""
+    with runtime.connect() as connection:
+        ids = {job.export_id for job in landed_jobs_of_day(connection, site, scope.day)}
+        ids |= {report.export_id for report in published}
+        schema = runtime.settings.cdm_schema
+        report = load_report(connection, schema, sorted(ids), most_unmapped=_MOST_UNMAPPED)
+        return report, load_metadata(connection, report)
 
 
 def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
@@ -169,9 +175,9 @@ def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: 
         context.log.info(rest.message)
     if result.resting:
         times = [rest.next_try for rest in result.resting if rest.next_try]
-        metadata: dict[str, int | datetime] = {"skipped groups": len(result.resting)}
+        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.resting))}
         if times:
-            metadata["next try"] = min(times)
+            metadata["next try"] = dg.MetadataValue.timestamp(min(times))
         context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))
     elif not result.landed:
         context.log.info("Nothing of site %s was exported on %s.", site.name, scope.day)

@@ -6,6 +6,8 @@ errors. No error shows a password, nor any part of a URL that may hold one by mi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,11 +15,12 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import ConfigurationError, WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 
-__all__ = ["OLDEST_SERVER", "connect", "database_url", "sqlalchemy_engine"]
+__all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "sqlalchemy_engine"]
 
 #: The oldest major version that is tested and still maintained by the PostgreSQL project.
 OLDEST_SERVER = 14
@@ -71,6 +74,19 @@ def sqlalchemy_engine(url: str) -> Engine:
     named = make_url(url).set(drivername="postgresql+psycopg")
     # A pooled connection may be older than a restart of the server: it is tried before it is handed out.
     return create_engine(named, creator=partial(connect, url), pool_pre_ping=True)
+
+
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """Turns a server that stops, or a disk of it that fills, in the middle of work into a WarehouseError."""
+    try:
+        yield
+    except (psycopg.OperationalError, OperationalError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise WarehouseError(
+            f"PostgreSQL failed in the middle of the work: {reason}",
+            "What was not committed is undone. See to the server, then run the same command again.",
+        ) from error
 
 
 def _checked_url(setting: str) -> str:

@@ -189,7 +189,7 @@ def record(
         f"INSERT INTO dead_letter ({columns}) SELECT DISTINCT ON (resource_type, raw_hash_high, raw_hash_low) {columns}"
         " FROM pg_temp.new_letter ORDER BY resource_type, raw_hash_high, raw_hash_low, file, line"
         " ON CONFLICT (site, resource_type, raw_hash_high, raw_hash_low) WHERE state = 'open'"
-        f" DO UPDATE SET {updated}"
+        f" DO UPDATE SET {updated} WHERE dead_letter.export_id <= excluded.export_id"
     )
 
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Index
 
 from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import polars_schema, primary_key
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.etl import LINEAGE_TABLES, build_metadata, lineage_table_name
 from pipeline.errors import AccountingError, PermanentError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
@@ -137,6 +137,7 @@ class _Publication:
         self.connection = _driver(connection)
         self.schemas = (settings.cdm_schema, settings.vocab_schema)
         self.cdm = settings.cdm_schema
+        self.etl = settings.etl_schema
         self.export = export
         self.staged = staged
         self.report = report
@@ -155,6 +156,7 @@ class _Publication:
         if bulk:
             cdm_schema.drop_constraints(self.sqlalchemy, *self.schemas)
             cdm_schema.drop_indices(self.sqlalchemy, *self.schemas)
+            self._drop_own_indices()
         self._remove_former_rows()
         for table in ENTITY_TABLES:
             self._entities(table)
@@ -166,6 +168,7 @@ class _Publication:
         self._references()
         self._state()
         if bulk:
+            self._create_own_indices()
             cdm_schema.create_indices(self.sqlalchemy, *self.schemas)
             cdm_schema.create_constraints(self.sqlalchemy, *self.schemas)
         self._dead_letters()
@@ -249,6 +252,17 @@ class _Publication:
             return False
         rows = self.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()
         return int(rows) >= _BULK_ROWS
+
+    def _drop_own_indices(self) -> None:
+        """Those of lineage and state: surrogate ids are hashes, and to put each in its place costs half of a load."""
+        for index in _bulk_indices(self.etl):
+            index.drop(self.sqlalchemy, checkfirst=True)
+        self.connection.execute("ALTER TABLE resource_state DROP CONSTRAINT IF EXISTS resource_state_pkey")
+
+    def _create_own_indices(self) -> None:
+        self.connection.execute("ALTER TABLE resource_state ADD CONSTRAINT resource_state_pkey PRIMARY KEY (surrogate_id)")
+        for index in _bulk_indices(self.etl):
+            index.create(self.sqlalchemy, checkfirst=True)
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -647,7 +661,7 @@ class _Publication:
 
     def _forget_accounts(self) -> None:
         """An export that is published again (a backfill) is counted again, not twice."""
-        for table in ("exclusion_count", "unmapped_code", "row_issue"):
+        for table in ("exclusion_count", "unmapped_code"):  # issues belong to resources, not to the export: `_issues`
             self.connection.execute(f"DELETE FROM {table} WHERE export_id = %s", (self.export.export_id,))
 
     def _account(self, files: Sequence[FileLines]) -> None:
@@ -695,16 +709,31 @@ class _Publication:
         copy_frame(self.connection, "exclusion_count", excluded)
 
     def _find_dependents(self) -> None:
-        """Resources that used a fact of a changed resource and did not come in this export: to be transformed again."""
-        rows = self.connection.execute(
-            "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
-            " FROM reference JOIN pg_temp.changed AS target ON target.surrogate_id = reference.to_surrogate_id"
-            " JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
-            " WHERE reference.role = ANY(%s) AND state.outcome = 'loaded'"
+        """Resources that used a fact of a changed resource and did not come in this export: to be transformed again.
+
+        Their references are pending until that is done: a process that ends before leaves them to the next run.
+        """
+        self.connection.execute(
+            "UPDATE reference SET state = 'pending' FROM pg_temp.changed AS target"
+            " WHERE target.surrogate_id = reference.to_surrogate_id AND reference.role = ANY(%s)"
             " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
             (list(FACT_ROLES),),
+        )
+        rows = self.connection.execute(
+            "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+            " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
+            " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+            " WHERE reference.state = 'pending' AND reference.role = ANY(%s) AND state.outcome = 'loaded'"
+            " AND kind.site = %s",
+            (list(FACT_ROLES), self.export.site),
         ).fetchall()
         self.report.dependents = [LandedLine(*row) for row in rows]
+
+
+def _bulk_indices(etl: str) -> list[Index]:
+    tables = build_metadata(etl).tables
+    names = ["resource_state", *(lineage_table_name(table) for table in LINEAGE_TABLES)]
+    return [index for name in names for index in sorted(tables[f"{etl}.{name}"].indexes, key=lambda index: str(index.name))]
 
 
 def _links_to(table: str) -> list[tuple[str, str]]:

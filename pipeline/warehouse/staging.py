@@ -28,7 +28,9 @@ __all__ = [
     "REJECTION_SCHEMA",
     "UNCHANGED",
     "StagedExport",
+    "clear_site",
     "staging_for",
+    "write_frame",
 ]
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
@@ -81,6 +83,22 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
 }
 
 
+def write_frame(target: Path, frame: pl.DataFrame) -> None:
+    """Write a frame under a temporary name, then rename it. Raises LandingError, also when the disk is full."""
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        frame.write_parquet(temporary, compression="lz4", statistics=False)
+        temporary.replace(target)
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise LandingError(
+            f"Staging cannot be written ({reason}) under {target.parent}.",
+            "Make space, then run again: the export is taken up where it stands.",
+        ) from error
+
+
 @dataclass(frozen=True)
 class StagedExport:
     """The staging folder of one export."""
@@ -88,21 +106,9 @@ class StagedExport:
     folder: Path
 
     def write(self, kind: str, part: str, frame: pl.DataFrame) -> None:
-        """Write one part (temporary name, rename); an empty frame writes nothing. Raises LandingError on a full disk."""
-        if frame.is_empty():
-            return
-        folder = self.folder / kind
-        target = folder / f"{part}.parquet"
-        temporary = folder / f".{part}.{os.getpid()}.tmp"
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            frame.write_parquet(temporary, compression="lz4", statistics=False)
-            temporary.replace(target)
-        except OSError as error:
-            raise LandingError(
-                f"Staging cannot be written ({error.strerror or type(error).__name__}) under {self.folder}.",
-                "Make space, then run again: the export is taken up where it stands.",
-            ) from error
+        """Write one part; an empty frame writes nothing. Raises LandingError on a full disk."""
+        if not frame.is_empty():
+            write_frame(self.folder / kind / f"{part}.parquet", frame)
 
     def parts(self, kind: str) -> list[Path]:
         return sorted((self.folder / kind).glob("*.parquet"))
@@ -121,6 +127,11 @@ class StagedExport:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def clear_site(root: Path, site: str) -> None:
+    """Remove what interrupted runs of a site left in staging. The caller holds the site's lock: no other run lives."""
+    shutil.rmtree(root / site, ignore_errors=True)
 
 
 def staging_for(root: Path, site: str, export_id: int) -> StagedExport:

@@ -306,9 +306,10 @@ def _terse(table: str, row: dict[str, Any], case: Case) -> dict[str, Any]:
         if empty or name == primary_key(table) or (midnight and name != "birth_datetime"):
             continue
         if name in LINKS:
-            value = str(value).replace(case.prefix, "")
-            if (name, value) == ("person_id", "Patient/p1"):
-                continue
+            link = str(value).replace(case.prefix, "")
+            if (name, link) != ("person_id", "Patient/p1"):
+                terse[name] = link
+            continue
         terse[name] = _plain(value)
     return terse
 

@@ -1,0 +1,21 @@
+# One image for every service of docker-compose.yml; PostgreSQL has its own.
+FROM python:3.12-slim
+
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# No login, a fixed number: what it writes to the volume belongs to the same user after every build.
+RUN useradd --system --uid 10001 --create-home --shell /usr/sbin/nologin epic-omop \
+    && install -d -o epic-omop -g epic-omop -m 0700 /data
+
+WORKDIR /opt/epic-omop
+COPY . .
+RUN pip install -c constraints.txt ".[postgres]"
+
+USER epic-omop
+WORKDIR /data
+ENV EPIC_OMOP_HOME=/data
+VOLUME /data
+CMD ["epic-omop", "--help"]

@@ -1,0 +1,410 @@
+"""Loading under faults: the program killed −9 between and inside its stages, the server killed, the disk full.
+
+Whatever happens, running it again ends in the very content of a run that nobody disturbed: each line counted once,
+nothing half done, nothing left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from pipeline.clock import SystemClock
+from pipeline.exports import ingest_folder
+from pipeline.omop.vocabulary import compile_index, load_vocabulary
+from pipeline.quality.verify import verify_landing, verify_warehouse
+from pipeline.replay import ingest_with_follow_ups
+from pipeline.runtime import Runtime
+from pipeline.sandbox.generator import generate
+from pipeline.settings import MAPPINGS_FOLDER, Settings
+from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.postgres_folder import find_server_folder
+from pipeline.warehouse.schema import install_schemas
+from tests.command_line import PROGRAM, CommandLine, Finished, finish
+from tests.integration.support import observation, patient, reference
+from tests.warehouse_content import Content, warehouse_content
+
+VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
+
+#: Runs `epic-omop` and kills itself before or after the so-and-so-many-th call of one of its functions.
+KILLED = """
+import importlib, os, signal, sys
+import pipeline.cli, pipeline.warehouse.publish
+where, when, number, bulk_rows = sys.argv[1:5]
+pipeline.warehouse.publish._BULK_ROWS = int(bulk_rows)
+module, _, path = where.partition(":")
+owner = importlib.import_module(module)
+*parents, name = path.split(".")
+for parent in parents:
+    owner = getattr(owner, parent)
+real, calls = getattr(owner, name), 0
+def counted(*arguments, **named):
+    global calls
+    calls += 1
+    if when == "before" and calls == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*arguments, **named)
+    if when == "after" and calls == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, name, counted)
+sys.argv = ["epic-omop", *sys.argv[5:]]
+pipeline.cli.main()
+"""
+
+
+#: Runs a program that can write no file larger than so many bytes.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """Where the program is killed: function, before or after its n-th call; whether the export is landed by then."""
+
+    name: str
+    where: str
+    when: str = "before"
+    number: int = 1
+    landed: bool = True
+    bulk_rows: int = 50_000
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        return (sys.executable, "-c", KILLED, self.where, self.when, str(self.number), str(self.bulk_rows))
+
+
+CRASHES = (
+    Crash("half of the files landed", "pipeline.landing.store:LandingDraft.keep", "after", 9, landed=False),
+    Crash("all files landed, not yet known", "pipeline.warehouse.export_jobs:save_landed", landed=False),
+    Crash("landed, not committed", "pipeline.warehouse.export_jobs:save_landed", "after", landed=False),
+    Crash("in the middle of transform", "pipeline.ingest:transform_chunk", "after", 8),
+    Crash("start of publish", "pipeline.ingest:publish_export"),
+    Crash("in the middle of COPY", "psycopg:Copy.write", "after", 12),
+    Crash("right before the commit", "pipeline.warehouse.publish:_record", "after"),
+    Crash("indices dropped", "pipeline.warehouse.publish:copy_frame", "before", 8, bulk_rows=1),
+    Crash("committed, not yet cleared", "pipeline.ingest:publish_export", "after"),
+)
+LANDED = tuple(crash for crash in CRASHES if crash.landed)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A home with a compiled vocabulary, and its database."""
+
+    terminal: CommandLine
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime(Settings(home=self.terminal.home, database_url=self.terminal.url, workers=1))
+
+    def content(self) -> Content:
+        with self.runtime.connect() as connection:
+            return warehouse_content(connection)
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        with self.runtime.connect() as connection:
+            return connection.execute(query).fetchall()
+
+    def load(self, folder: Path) -> None:
+        """What `epic-omop ingest --from` does, in this process."""
+        export = ingest_folder(self.runtime, "s", folder)
+        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder("s"), export)
+
+    def load_landed(self, export_id: int) -> None:
+        """What `epic-omop ingest --export` does."""
+        export = self.runtime.landing.open("s", export_id)
+        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder("s"), export)
+
+    def assert_whole(self) -> None:
+        """Accounts hold, files are as they came, and nothing of a dead run is left in staging or in the database."""
+        runtime = self.runtime
+        with runtime.connect() as connection:
+            checks = [*verify_warehouse(connection, "cdm"), *verify_landing(connection, runtime.landing)]
+        assert [check for check in checks if not check.ok] == []
+        assert [path for path in runtime.settings.staging.rglob("*") if path.is_file()] == []
+        assert [path for path in runtime.settings.landing.rglob("*") if path.suffix in (".part", ".tmp")] == []
+        _wait(lambda: self.rows(_OTHER_SESSIONS) == [])
+        assert self.rows("SELECT relname FROM pg_class WHERE relpersistence <> 'p'") == []
+        assert self.rows("SELECT * FROM pg_prepared_xacts") == []
+
+
+_OTHER_SESSIONS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND application_name = 'epic-omop'"
+)
+_INDICES = "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('cdm', 'vocab', 'etl') ORDER BY 1"
+_CONSTRAINTS = "SELECT conname, convalidated FROM pg_constraint ORDER BY 1, 2"
+
+
+def _wait(holds: Callable[[], bool], seconds: float = 60) -> None:
+    for _ in range(int(seconds / 0.05)):
+        if holds():
+            return
+        SystemClock().sleep(0.05)
+    pytest.fail("what a test waits for did not happen")
+
+
+@pytest.fixture(scope="module")
+def folder(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
+    """Fifteen synthetic patients, broken lines among theirs."""
+    with make_home() as home:
+        lines: dict[str, list[bytes]] = {}
+        for kind, line in generate(15, 1, date(2026, 1, 1)):
+            lines.setdefault(kind, []).append(line)
+        for kind, content in lines.items():
+            (home / f"{kind}.ndjson").write_bytes(b"\n".join(content) + b"\n")
+        yield home
+
+
+@pytest.fixture(scope="module")
+def installed(module_database_url: str, make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[CommandLine]:
+    """An installed warehouse with the demonstration vocabulary and no patients: the template of all others."""
+    with make_home() as home:
+        install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
+        release = load_vocabulary(module_database_url, VOCABULARY, vocab_schema="vocab", etl_schema="etl")
+        compile_index(module_database_url, release, vocab_schema="vocab", home=home)
+        yield CommandLine(home, module_database_url)
+
+
+@contextmanager
+def _copied(installed: CommandLine, server_url: str, home: Path, name: str) -> Iterator[Place]:
+    template = urlsplit(installed.url).path.strip("/")
+    shutil.copytree(installed.home, home)
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield Place(CommandLine(home, urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))))
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def place(installed: CommandLine, postgres_url: str, tmp_path: Path) -> Iterator[Place]:
+    with _copied(
+        installed, postgres_url, tmp_path / "home", f"{urlsplit(installed.url).path.strip('/')}_copy"
+    ) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    installed: CommandLine, postgres_url: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Content:
+    """The content after one run that nobody disturbed."""
+    home = tmp_path_factory.mktemp("undisturbed") / "home"
+    with _copied(installed, postgres_url, home, f"{urlsplit(installed.url).path.strip('/')}_once") as place:
+        place.load(folder)
+        place.assert_whole()
+        content = place.content()
+    assert {"person", "measurement", "drug_exposure", "reference_value", "dead_letter"} <= content.keys()
+    return content
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+def _crashed(place: Place, folder: Path, crash: Crash) -> None:
+    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", folder, program=crash.program))
+    assert killed.code == -signal.SIGKILL, f"it was not killed: {killed}"
+    state = place.rows("SELECT state FROM export_job")
+    published = crash.name.startswith("committed")
+    assert state == [("published" if published else "landed" if crash.landed else "requested",)]
+    assert bool(place.content().get("person")) == published, "readers see before or after"
+
+
+@pytest.mark.parametrize("crash", CRASHES, ids=lambda crash: crash.name)
+def test_killed_and_the_same_command_again(place: Place, folder: Path, undisturbed: Content, crash: Crash) -> None:
+    indices, constraints = place.rows(_INDICES), place.rows(_CONSTRAINTS)
+    _crashed(place, folder, crash)
+    place.load(folder)
+    assert place.content() == undisturbed
+    place.assert_whole()
+    assert (place.rows(_INDICES), place.rows(_CONSTRAINTS)) == (indices, constraints)
+    place.load(folder)
+    assert place.content() == undisturbed
+
+
+@pytest.mark.parametrize("crash", LANDED, ids=lambda crash: crash.name)
+def test_killed_and_the_landed_export_taken_up(place: Place, folder: Path, undisturbed: Content, crash: Crash) -> None:
+    _crashed(place, folder, crash)
+    place.load_landed(1)
+    assert place.content() == undisturbed
+    place.assert_whole()
+    assert place.rows("SELECT state FROM export_job") == [("published",)]
+
+
+def test_a_landed_export_is_told_and_may_be_taken_up_late(place: Place, folder: Path, undisturbed: Content) -> None:
+    """An older export that is loaded after a newer one changes nothing."""
+    _crashed(place, folder, LANDED[0])
+    told = place.terminal.run("status").out
+    assert "export 1 of a folder: landed" in told
+    place.load(folder)
+    place.terminal.run("ingest", "--site", "s", "--export", "1")
+    assert place.content() == undisturbed
+    place.assert_whole()
+    assert place.rows("SELECT state FROM export_job") == [("published",), ("published",)]
+
+
+def test_killed_while_it_waits_for_a_lock(place: Place, folder: Path, undisturbed: Content) -> None:
+    """The server does not see that the client is gone until it gets the lock: the next run must stand that."""
+    with psycopg.connect(place.terminal.url) as other:
+        other.execute("LOCK TABLE cdm.measurement IN ACCESS EXCLUSIVE MODE")
+        child = place.terminal.start("ingest", "--site", "s", "--from", folder)
+        _wait(lambda: _waits_for_measurement(other))
+        child.kill()
+        assert finish(child).code == -signal.SIGKILL
+        again = threading.Thread(target=place.load, args=(folder,))
+        again.start()
+        _wait(lambda: place.rows("SELECT 1 FROM export_job WHERE export_id = 2 AND state = 'landed'") == [(1,)])
+        other.rollback()
+        again.join(60)
+    assert place.content() == undisturbed
+    place.assert_whole()
+
+
+def _waits_for_measurement(connection: psycopg.Connection) -> bool:
+    row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'").fetchone()
+    return row is not None and row[0] > 0
+
+
+# --- what waits for a resource ----------------------------------------------------------------------------------------
+
+REQUEST = {
+    "id": "m1",
+    "status": "active",
+    "intent": "order",
+    "subject": reference("Patient", "p1"),
+    "authoredOn": "2025-01-02",
+    "medicationReference": reference("Medication", "med"),
+}
+
+
+def _folder(path: Path, **files: list[dict[str, object]]) -> Path:
+    path.mkdir()
+    for name, resources in files.items():
+        lines = [json.dumps({"resourceType": name, **resource}) for resource in resources]
+        (path / f"{name}.ndjson").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _medication(code: str) -> dict[str, object]:
+    return {"id": "med", "code": {"coding": [{"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": code}]}}
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        Crash("before the dependents are read", "pipeline.replay:_dependents"),
+        Crash("while they are landed", "pipeline.replay:_land", "after"),
+        Crash("before they are published", "pipeline.ingest:publish_export", "before", 2),
+    ],
+    ids=lambda crash: crash.name,
+)
+def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, crash: Crash) -> None:
+    place.load(
+        _folder(tmp_path / "1", Patient=[patient()], MedicationRequest=[REQUEST], Medication=[_medication("314076")])
+    )
+    changed = _folder(tmp_path / "2", Medication=[_medication("314077")])
+    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", changed, program=crash.program))
+    assert killed.code == -signal.SIGKILL
+    place.load(changed)
+    assert place.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314077",)]
+    place.assert_whole()
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        Crash("before the dead letters are read", "pipeline.replay:_unblocked"),
+        Crash("while they are landed", "pipeline.replay:_land", "after"),
+        Crash("before they are published", "pipeline.ingest:publish_export", "before", 2),
+    ],
+    ids=lambda crash: crash.name,
+)
+def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_path: Path, crash: Crash) -> None:
+    place.load(_folder(tmp_path / "1", Observation=[observation()]))
+    came = _folder(tmp_path / "2", Patient=[patient()])
+    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", came, program=crash.program))
+    assert killed.code == -signal.SIGKILL
+    place.load(came)
+    assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1,)]
+    assert place.rows("SELECT count(*) FROM dead_letter_open") == [(0,)]
+    place.assert_whole()
+
+
+# --- the server, the disk ---------------------------------------------------------------------------------------------
+
+
+def test_the_server_is_killed_in_the_middle_of_publication(
+    server_home: Path, folder: Path, undisturbed: Content
+) -> None:
+    embedded = EmbeddedServer(server_home)
+    place = Place(CommandLine(server_home, ""))
+    place.terminal.run("vocabulary", "load", VOCABULARY)
+    with psycopg.connect(embedded.ensure_running()) as other:
+        other.execute("LOCK TABLE cdm.measurement IN ACCESS EXCLUSIVE MODE")
+        child = place.terminal.start("ingest", "--site", "s", "--from", folder)
+        _wait(lambda: _waits_for_measurement(other))
+        server = find_server_folder(server_home)
+        assert server is not None
+        postmaster = server.postmaster()
+        assert postmaster is not None
+        postmaster.kill()
+        stopped = finish(child)
+        other.close()
+    assert "Traceback" not in stopped.err
+    assert stopped.code == 74
+    assert "Error:" in stopped.err
+    running = Place(CommandLine(server_home, embedded.ensure_running()))
+    assert running.content() == {}
+    place.terminal.run("ingest", "--site", "s", "--from", folder)
+    assert running.content() == undisturbed
+    running.assert_whole()
+
+
+@pytest.mark.parametrize("largest_file", [512, 4_096, 16_384])
+def test_staging_is_full(place: Place, folder: Path, undisturbed: Content, largest_file: int) -> None:
+    """No file may grow beyond a size: the nearest to a full disk that needs no rights and no disk."""
+    ingest_folder(place.runtime, "s", folder)
+    stopped = _limited(place.terminal, largest_file, "ingest", "--site", "s", "--export", "1")
+    assert "Traceback" not in stopped.err
+    assert stopped.code == 74, stopped.err
+    assert "Staging cannot be written" in stopped.err
+    assert str(place.runtime.settings.staging) in stopped.err
+    assert place.content() == {}
+    place.load_landed(1)
+    assert place.content() == undisturbed
+    place.assert_whole()
+
+
+def test_landing_is_full(place: Place, folder: Path, undisturbed: Content) -> None:
+    stopped = _limited(place.terminal, 16_384, "ingest", "--site", "s", "--from", folder)
+    assert "Traceback" not in stopped.err
+    assert stopped.code == 74, stopped.err
+    assert "landing" in stopped.err
+    assert place.rows("SELECT state FROM export_job") == [("failed",)]
+    assert not list(place.runtime.settings.landing.rglob("*.ndjson*")), "what cannot be finished is not kept"
+    place.load(folder)
+    assert place.content() == undisturbed
+    place.assert_whole()
+
+
+def _limited(terminal: CommandLine, largest_file: int, *arguments: str | Path) -> Finished:
+    program = (sys.executable, "-c", LIMITED, str(largest_file), str(PROGRAM))
+    return finish(terminal.start(*arguments, program=program))

@@ -1,0 +1,332 @@
+"""The commands as people use them: the installed program, its exit codes, its words, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import typer
+
+from pipeline.cli import app
+from pipeline.settings import MAPPINGS_FOLDER
+from tests.command_line import CommandLine
+from tests.integration.support import encounter, observation, patient
+
+VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
+SECRET = "Quillfeather"
+
+#: Modules that take long to import and that no help text needs.
+HEAVY = {"dagster", "polars", "sqlalchemy", "alembic", "psycopg", "uvicorn", "httpx"}
+
+
+def _commands(group: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def _program() -> typer.core.TyperGroup:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group
+
+
+COMMANDS = list(_commands(_program()))
+
+
+@pytest.fixture
+def terminal(database_url: str, tmp_path: Path) -> CommandLine:
+    """A new home and an empty database."""
+    return CommandLine(tmp_path, database_url)
+
+
+@pytest.fixture(scope="module")
+def loaded(module_database_url: str, make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[CommandLine]:
+    """A warehouse into which `folder/` was loaded once: for commands that only look."""
+    with make_home() as home:
+        terminal = CommandLine(home, module_database_url)
+        _write(home / "folder")
+        terminal.run("vocabulary", "load", VOCABULARY)
+        terminal.run("ingest", "--site", "s", "--from", home / "folder")
+        yield terminal
+
+
+def _write(folder: Path) -> Path:
+    """Six lines: three load, one is excluded, two are dead letters."""
+    wrong = observation("wrong", valueQuantity={"value": "12"}, note=[{"text": SECRET}])
+    files = {
+        "Patient": [patient(name=[{"family": SECRET}])],
+        "Encounter": [encounter()],
+        "Observation": [observation(), observation("error", status="entered-in-error"), wrong],
+    }
+    folder.mkdir()
+    for name, resources in files.items():
+        lines = [json.dumps({"resourceType": name, **resource}) for resource in resources]
+        if name == "Observation":
+            lines.append('{"resourceType": "Observation", "id"')
+        (folder / f"{name}.ndjson").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_the_commands_that_the_readme_promises() -> None:
+    names = {" ".join(path) for path in COMMANDS}
+    assert names >= {
+        "db init",
+        "db url",
+        "psql",
+        "db stop",
+        "vocabulary load",
+        "sandbox serve",
+        "site list",
+        "export",
+        "ingest",
+        "run",
+        "status",
+        "verify",
+        "view run",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters replay",
+        "ui",
+        "demo",
+    }
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help(terminal: CommandLine, path: tuple[str, ...]) -> None:
+    help_text = terminal.run(*path, "--help").out
+    assert "Usage: epic-omop" in help_text
+    assert " ".join(path) in help_text
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    """That is what makes it fast; seconds would be measured on a machine that is busy with other tests."""
+    script = (
+        "import sys, pipeline.cli\n"
+        "sys.argv = ['epic-omop', 'ingest', '--help']\n"
+        "try:\n"
+        "    pipeline.cli.main()\n"
+        "finally:\n"
+        f"    print(*sys.modules.keys() & set({sorted(HEAVY)}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == []
+
+
+# --- loading a folder -----------------------------------------------------------------------------------------------
+
+
+def test_the_whole_way(terminal: CommandLine, tmp_path: Path) -> None:
+    folder = _write(tmp_path / "folder")
+    refused = terminal.run("ingest", "--site", "s", "--from", folder, code=1)
+    assert "No vocabulary is loaded" in refused.err
+    assert "epic-omop vocabulary load" in refused.err
+    assert "263 concepts are loaded" in terminal.run("vocabulary", "load", VOCABULARY).out
+    first = terminal.run("ingest", "--site", "s", "--from", folder).out
+    assert "Export 1 of s: 6 lines" in first
+    assert "2 open dead letters" in first
+    assert SECRET not in first
+    second = terminal.run("ingest", "--site", "s", "--from", folder).out
+    assert "Export 2 of s: 6 lines" in second
+    assert _row(second, "all") == ["6", "·", "4", "·", "·", "2"]
+    assert "measurement 1 · ·".split() in [line.split() for line in second.splitlines()]
+    assert "checks hold" in terminal.run("verify", "--files").out
+
+
+def _row(text: str, name: str) -> list[str]:
+    (line,) = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
+    return line[1:]
+
+
+def test_unchanged_lines_are_told(terminal: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "Patient.ndjson").write_text(json.dumps(patient()) + "\n")
+    terminal.run("vocabulary", "load", VOCABULARY)
+    terminal.run("ingest", "--site", "s", "--from", folder)
+    again = terminal.run("ingest", "--site", "s", "--from", folder).out
+    assert "1 of 1 lines (100.0 %) were unchanged" in again
+
+
+def test_an_export_that_is_landed_is_loaded_by_its_number(loaded: CommandLine) -> None:
+    again = loaded.run("ingest", "--site", "s", "--export", "1").out
+    assert "Export 1 of s: 6 lines" in again
+    assert "checks hold" in loaded.run("verify").out
+
+
+def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
+    (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson")
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content.replace(b"1970", b"1971"))
+        failed = loaded.run("verify", "--files", code=70)
+    finally:
+        file.write_bytes(content)
+    assert "SHA-256" in failed.out
+    assert "Patient" in failed.out
+
+
+# --- looking --------------------------------------------------------------------------------------------------------
+
+
+def test_status_says_where_everything_stands(loaded: CommandLine) -> None:
+    shown = loaded.run("status").out
+    assert "epic-omop demo 1" in shown
+    assert str(loaded.home) in shown
+    assert "export 1, " in shown
+
+
+def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loaded: CommandLine) -> None:
+    listed = loaded.run("dead-letters", "list").out
+    assert "json_invalid" in listed
+    assert "wrong_type" in listed
+    assert SECRET not in listed
+    ids = [
+        cells[1] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
+    ]
+    (letter,) = ids
+    shown = loaded.run("dead-letters", "show", letter).out
+    assert "Observation.value.ofType(Quantity).value" in shown
+    assert SECRET not in shown
+    raw = loaded.run("dead-letters", "show", letter, "--raw").out
+    assert json.loads(raw)["note"] == [{"text": SECRET}]
+
+
+def test_a_replay_says_what_came_of_it(loaded: CommandLine) -> None:
+    replayed = loaded.run("dead-letters", "replay", "--site", "s", "--code", "wrong_type").out
+    assert _row(replayed, "all") == ["1", "·", "·", "·", "·", "1"]
+    assert "No open dead letter" in loaded.run("dead-letters", "replay", "--site", "s", "--code", "none_such").out
+
+
+def test_sites_are_listed(terminal: CommandLine) -> None:
+    assert "No sites yet" in terminal.run("site", "list").out
+    (terminal.home / "sites.yaml").write_text("sites:\n  folders: {time_zone: America/Chicago}\n")
+    assert "America/Chicago" in terminal.run("site", "list").out
+
+
+def test_a_view_is_run_on_a_file(loaded: CommandLine) -> None:
+    view, file = MAPPINGS_FOLDER / "Observation.yaml", loaded.home / "folder" / "Observation.ndjson"
+    ran = loaded.run("view", "run", view, file, code=1)
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert {row["view"] for row in rows} >= {"observation", "value"}
+    assert "Observation.value.ofType(Quantity).value: expected a number, found a string" in ran.err
+    assert "2 of 4 lines are broken" in ran.err
+
+
+@pytest.mark.parametrize("command", [("status",), ("verify",), ("dead-letters", "list"), ("dead-letters", "show", "1")])
+def test_looking_into_an_empty_database(terminal: CommandLine, command: tuple[str, ...]) -> None:
+    finished = terminal.run(*command, code=None)
+    assert finished.code in (0, 1)
+    assert "epic-omop db init" in finished.out + finished.err
+
+
+# --- a user's mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ingest", "--site", "s", "--from", "nowhere"), "nowhere"),
+        (("ingest", "--site", "s", "--from", "a[/b]c"), "a[/b]c"),
+        (("ingest", "--site", "s"), "--from"),
+        (("ingest", "--site", "s", "--from", ".", "--export", "1"), "--export"),
+        (("ingest", "--site", "Not a Name", "--from", "."), "lower-case"),
+        (("ingest", "--site", "s", "--export", "many"), "many"),
+        (("ingest", "--from", "."), "--site"),
+        (("run", "--site", "unknown"), "unknown"),
+        (("export", "--site", "unknown"), "unknown"),
+        (("vocabulary", "load", "nowhere"), "nowhere"),
+        (("view", "run", "nowhere.yaml", "x.ndjson"), "nowhere.yaml"),
+        (("no-such-command",), "no-such-command"),
+    ],
+)
+def test_wrong_use_is_told(terminal: CommandLine, arguments: tuple[str, ...], words: str) -> None:
+    assert words in terminal.run(*arguments, code=2).err
+
+
+def test_a_folder_without_ndjson_is_told(loaded: CommandLine, tmp_path: Path) -> None:
+    assert "holds no NDJSON file" in loaded.run("ingest", "--site", "s", "--from", tmp_path, code=2).err
+
+
+def test_exports_and_letters_that_are_not_there(loaded: CommandLine) -> None:
+    assert "export 77" in loaded.run("ingest", "--site", "s", "--export", "77", code=74).err
+    assert "dead letter 777" in loaded.run("dead-letters", "show", "777", code=2).err
+
+
+EPIC_SITE = {
+    "fhir_url": "https://127.0.0.1:9/api/FHIR/R4",
+    "client_id": "c",
+    "private_key_file": "key.pem",
+    "groups": ["g"],
+    "test_mode": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ("sites: [", "not valid YAML"),
+        ("sites: {a: {fhir_url: 'http://x'}}", "https://"),
+        ("sites: {a: {colour: red}}", "colour"),
+        ("sites: {a: {time_zone: Nowhere/At_All}}", "IANA"),
+        ("sites: {a: {schedule: nightly}}", "cron"),
+        ("[1, 2]", "must begin with"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_wrong_sites_file_is_told(terminal: CommandLine, sites: str | bytes, words: str) -> None:
+    (terminal.home / "sites.yaml").write_bytes(sites if isinstance(sites, bytes) else sites.encode())
+    for command in (("site", "list"), ("status",), ("run", "--site", "a")):
+        assert words in terminal.run(*command, code=2).err
+
+
+@pytest.mark.parametrize("key", [None, b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", b"{}"])
+def test_a_wrong_key_is_told(terminal: CommandLine, key: bytes | None) -> None:
+    (terminal.home / "sites.yaml").write_text(json.dumps({"sites": {"a": EPIC_SITE}}))
+    if key is not None:
+        (terminal.home / "key.pem").write_bytes(key)
+    terminal.run("vocabulary", "load", VOCABULARY)
+    assert "key.pem" in terminal.run("run", "--site", "a", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("mysql://u:hush@h/d", 2),
+        ("postgresql://u:hush@127.0.0.1:1/d", 74),
+        ("postgresql://u:hu@sh@h/d", 2),
+        ("nonsense", 2),
+    ],
+)
+def test_a_wrong_database_is_told_without_its_password(terminal: CommandLine, url: str, code: int) -> None:
+    wrong = CommandLine(terminal.home, url)
+    for command in ("status", "verify"):
+        finished = wrong.run(command, code=code)
+        assert "Error:" in finished.err
+        assert "hush" not in finished.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EPIC_OMOP_WORKERS", "none"),
+        ("EPIC_OMOP_WORKERS", "0"),
+        ("EPIC_OMOP_CDM_SCHEMA", "cdm; drop"),
+        ("EPIC_OMOP_TIME_ZONE", "Mars/Olympus"),
+        ("EPIC_OMOP_SITES", "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_variable_is_told(terminal: CommandLine, name: str, value: str) -> None:
+    wrong = CommandLine(terminal.home, terminal.url, {name: value})
+    assert wrong.run("status", code=2).err.startswith("Error:")

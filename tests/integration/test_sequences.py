@@ -1,0 +1,246 @@
+"""Any history ends where its last good versions lead: exports in any order, late, repeated, broken, corrected.
+
+A small world of resources is exported one to four times. Each export holds some of them, each in some version, also
+twice, also broken, also entered in error. Whatever the order in which the exports are loaded, the warehouse must then
+say what an empty one says into which only the newest good version of each resource is loaded, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pipeline.landing.store import LandedExport
+from tests.integration.support import Warehouse, encounter, observation, patient, reference
+from tests.warehouse_content import Content, warehouse_content
+
+#: Versions of a resource. `same` and `other` differ in a value, `wrong` is entered in error, `broken` cannot be loaded.
+VERSIONS = ("same", "other", "wrong", "broken")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of an export."""
+
+    resource_type: str
+    resource_id: str
+    version: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.resource_type, self.resource_id
+
+    @property
+    def person(self) -> str:
+        """The person is fixed by the id: o1 belongs to p1."""
+        return f"p{self.resource_id[-1]}"
+
+    def resource(self) -> dict[str, Any]:
+        return {"resourceType": self.resource_type, **_MADE_BY[self.resource_type](self)}
+
+
+#: An export: its lines in order. The transaction times of a world's exports rise with their places.
+Export = tuple[Line, ...]
+
+
+def _patient(line: Line) -> dict[str, Any]:
+    year = {"same": 1970, "other": 1971}.get(line.version, 1970)
+    made = patient(line.resource_id, birthDate=f"{year}-05-06")
+    return made | ({"gender": 7} if line.version in ("broken", "wrong") else {})
+
+
+def _encounter(line: Line) -> dict[str, Any]:
+    day = "2025-01-02" if line.version != "other" else "2025-01-03"
+    made = encounter(line.resource_id, line.person, period={"start": f"{day}T15:00:00Z", "end": f"{day}T16:00:00Z"})
+    return made | _status(line, good="finished", wrong="entered-in-error")
+
+
+def _observation(line: Line) -> dict[str, Any]:
+    quantity = {"value": 1.5 if line.version != "other" else 2.5}
+    visit = {"encounter": reference("Encounter", f"e{line.resource_id[-1]}")}
+    made = observation(line.resource_id, line.person, valueQuantity=quantity, **visit)
+    return made | _status(line, good="final", wrong="entered-in-error")
+
+
+def _condition(line: Line) -> dict[str, Any]:
+    """The other version's code is of another domain in no vocabulary: its row moves or loses its concept."""
+    code = "44054006" if line.version != "other" else "none-such"
+    verification = "entered-in-error" if line.version == "wrong" else "confirmed"
+    made = {
+        "id": line.resource_id,
+        "verificationStatus": {"coding": [{"code": verification}]},
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": code}]},
+        "subject": reference("Patient", line.person),
+        "encounter": reference("Encounter", f"e{line.resource_id[-1]}"),
+        "onsetDateTime": "2025-01-02",
+    }
+    return made | ({"onsetDateTime": 7} if line.version == "broken" else {})
+
+
+def _request(line: Line) -> dict[str, Any]:
+    made = {
+        "id": line.resource_id,
+        "intent": "order",
+        "subject": reference("Patient", line.person),
+        "authoredOn": "2025-01-02" if line.version != "other" else "2025-01-04",
+        "medicationReference": reference("Medication", "med"),
+    }
+    return made | _status(line, good="active", wrong="entered-in-error")
+
+
+def _medication(line: Line) -> dict[str, Any]:
+    code = "314076" if line.version != "other" else "314077"
+    coding = {"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": code}
+    return {"id": line.resource_id, "code": {"coding": [coding]} if line.version in ("same", "other") else 7}
+
+
+def _status(line: Line, *, good: str, wrong: str) -> dict[str, Any]:
+    return {"status": {"wrong": wrong, "broken": 7}.get(line.version, good)}
+
+
+_MADE_BY = {
+    "Patient": _patient,
+    "Encounter": _encounter,
+    "Observation": _observation,
+    "Condition": _condition,
+    "MedicationRequest": _request,
+    "Medication": _medication,
+}
+#: In every world; a Patient or a Medication that is in error says nothing (it has no such status): it counts as broken.
+KEYS = (
+    ("Patient", "p1"),
+    ("Patient", "p2"),
+    ("Encounter", "e1"),
+    ("Observation", "o1"),
+    ("Observation", "o2"),
+    ("Condition", "c1"),
+    ("MedicationRequest", "m1"),
+    ("Medication", "med"),
+)
+
+
+def _is_good(line: Line) -> bool:
+    return line.version in ("same", "other") or (
+        line.version == "wrong" and line.resource_type not in ("Patient", "Medication")
+    )
+
+
+def last_good(exports: Sequence[Export]) -> Export:
+    """The newest version of each resource that can be loaded, given the persons who ever came."""
+    found = {line.key: line for export in exports for line in export if _is_good(line)}
+    persons = {resource_id for resource_type, resource_id in found if resource_type == "Patient"}
+    return tuple(
+        line
+        for line in found.values()
+        if line.resource_type in ("Patient", "Medication") or line.version == "wrong" or line.person in persons
+    )
+
+
+def files(export: Export) -> Mapping[str, list[Mapping[str, Any] | bytes]]:
+    by_type: dict[str, list[Mapping[str, Any] | bytes]] = {"Patient": []}
+    for line in export:
+        by_type.setdefault(line.resource_type, []).append(line.resource())
+    return by_type
+
+
+@dataclass
+class History:
+    """Loads exports into one database and empties it again: faster than a database an example."""
+
+    warehouse: Warehouse
+    _tables: str = field(default="")
+
+    def content(self) -> Content:
+        with self.warehouse.runtime.connect() as connection:
+            content = warehouse_content(connection)
+        content.pop("dead_letter", None)  # of what was broken: what has come of it is the matter here
+        return content
+
+    def after(self, exports: Sequence[Export], order: Sequence[int]) -> Content:
+        """The content after the exports were landed at their times and loaded in this order."""
+        self._clear()
+        landed: list[LandedExport] = [self.warehouse.land(files(export)) for export in exports]
+        for place in order:
+            self.warehouse.ingest(landed[place])
+        return self.content()
+
+    def _clear(self) -> None:
+        with self.warehouse.runtime.connect() as connection:
+            if not self._tables:
+                rows = connection.execute(
+                    "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('cdm', 'etl')"
+                    " AND tablename NOT IN ('vocabulary_release', 'alembic_version')"
+                ).fetchall()
+                self._tables = ", ".join(row[0] for row in rows)
+            connection.execute(f"TRUNCATE {self._tables} CASCADE")
+
+
+@pytest.fixture
+def history(warehouse: Warehouse) -> History:
+    return History(warehouse)
+
+
+lines = st.builds(lambda key, version: Line(*key, version), st.sampled_from(KEYS), st.sampled_from(VERSIONS))
+exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(exports=exports_of_a_world, data=st.data())
+def test_any_history_ends_in_the_last_good_versions(
+    history: History, exports: list[Export], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(exports))))
+    reached = history.after(exports, order)
+    expected = history.after([last_good(exports)], [0])
+    assert reached == expected
+
+
+def resource(name: str, version: str = "same") -> Line:
+    """`p1`, `e1`, `o1`, `c1`, `m1` or `med`, in a version."""
+    key = next(key for key in KEYS if key[1] == name)
+    return Line(*key, version)
+
+
+def world(*exports: str) -> list[Export]:
+    """Each export as text: `p1 o1:other`."""
+    return [tuple(resource(*word.split(":")) for word in export.split()) for export in exports]
+
+
+@pytest.mark.parametrize(
+    ("exports", "order"),
+    [
+        (world("p1 o1", "p1 o1:other"), (0, 1)),
+        (world("p1 o1", "p1 o1:wrong", "p1 o1"), (0, 1, 2)),
+        (world("p1 e1 o1", "p1 e1:wrong o1", "p1 e1 o1:other"), (0, 1, 2)),
+        (world("o1 c1 m1", "med", "e1", "p1"), (0, 1, 2, 3)),
+        (world("p1 o1", "p1 o1:broken"), (0, 1)),
+        (world("p1 o1:other o1"), (0,)),
+        (world("p1 o1 o1:broken"), (0,)),
+        (world("p1 m1 med", "p1 med:other"), (0, 1)),
+        (world("p1 m1 med:other", "p1 med:broken"), (0, 1)),
+        (world("p1 m1 med med:other"), (0,)),
+        (world("p1 m1 med:other med"), (0,)),
+        (world("p1 o1", "p1 o1:other"), (1, 0)),
+        (world("p1 o1", "p1 o1:other", "p1 o1"), (0, 2, 1)),
+        (world("p1 med m1", "p1 med:other"), (1, 0)),
+        (world("o1", "o1:other", "p1"), (1, 2, 0)),
+        (world("o1", "o1:other", "p1"), (0, 1, 2)),
+        (world("p1 o1:other", "o1:broken"), (1, 0)),
+        (world("p1:other o1", "p1"), (1, 0)),
+    ],
+)
+def test_histories_that_are_easily_got_wrong(history: History, exports: list[Export], order: tuple[int, ...]) -> None:
+    reached = history.after(exports, order)
+    assert reached == history.after([last_good(exports)], [0])

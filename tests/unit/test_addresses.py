@@ -1,0 +1,99 @@
+"""Addresses → location rows by content; a patient's keeps state, three-digit zip and country only."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.omop.addresses import RESTRICTED_ZIP3, Addresses
+
+#: The machine may be busy; what a test does is what counts.
+UNTIMED = settings(deadline=None)
+
+TEXTS = st.one_of(st.none(), st.text(max_size=12))
+
+
+def patient_row(**address):
+    addresses = Addresses()
+    key = addresses.of_patient({"address": [address]})
+    rows = addresses.frame().to_dicts()
+    assert [row["location_id"] for row in rows] == ([] if key is None else [key])
+    return rows[0] if rows else None
+
+
+@UNTIMED
+@given(st.text(max_size=8), TEXTS, TEXTS, st.text(min_size=1, max_size=20))
+def test_a_patients_address_never_holds_more_than_state_zip3_and_country(zip_code, state, country, street):
+    row = patient_row(line=[street], city="Springfield", postalCode=zip_code, state=state, country=country)
+    if row:
+        assert row["address_1"] is None
+        assert row["city"] is None
+        assert row["zip"] is None or re.fullmatch("[0-9]{3}", row["zip"])
+        assert row["zip"] not in RESTRICTED_ZIP3
+        assert row["state"] is None or len(row["state"]) == 2
+
+
+@pytest.mark.parametrize("prefix", sorted(RESTRICTED_ZIP3))
+def test_restricted_prefixes_become_000(prefix):
+    assert patient_row(postalCode=f"{prefix}01")["zip"] == "000"
+    assert patient_row(postalCode=f"{prefix}01-1234")["zip"] == "000"
+
+
+def test_the_list_of_restricted_prefixes_is_the_regulations():
+    """45 CFR 164.514(b)(2)(i)(B) by the Census of 2000: 17 prefixes."""
+    assert len(RESTRICTED_ZIP3) == 17
+
+
+@pytest.mark.parametrize("zip_code", ["", "78", "K1A 0B1", "²³4", "７８７０１", "7-8701"])
+def test_what_is_no_us_zip_is_left_out(zip_code):
+    assert patient_row(postalCode=zip_code, state="TX")["zip"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"), [("TX", "TX"), (" tx ", "TX"), ("Texas", None), ("", None), (None, None)]
+)
+def test_a_state_is_a_two_letter_code_or_nothing(state, expected):
+    assert patient_row(state=state, postalCode="78701")["state"] == expected
+
+
+@UNTIMED
+@given(st.lists(st.tuples(st.sampled_from(["TX", "VT"]), st.sampled_from(["78701", "78702", "05401"])), max_size=10))
+def test_equal_content_is_one_row_with_one_key(contents):
+    addresses = Addresses()
+    keys = [addresses.of_patient({"address": [{"state": state, "postalCode": code}]}) for state, code in contents]
+    meanings = [(state, code[:3]) for state, code in contents]
+    assert len(set(keys)) == len(set(meanings)) == addresses.frame().height
+    assert addresses.frame().is_empty()
+
+
+def test_the_current_home_address_is_preferred():
+    addresses = Addresses()
+    old, work, home = ({"use": use, "state": state} for use, state in (("old", "WI"), ("work", "IL"), ("home", "TX")))
+    for given_addresses, state in (([old, work, home], "TX"), ([old, work], "IL"), ([old], "WI")):
+        addresses.of_patient({"address": given_addresses})
+        assert addresses.frame()["state"].to_list() == [state]
+
+
+def test_no_address_no_location():
+    addresses = Addresses()
+    assert addresses.of_patient({}) is None
+    assert addresses.of_patient({"address": []}) is None
+    assert addresses.of_patient({"address": [{"city": "Springfield"}]}) is None
+    assert addresses.of_site({"address": {}}) is None
+
+
+def test_a_sites_address_is_whole_and_cut_to_the_columns():
+    addresses = Addresses()
+    addresses.of_site(
+        {"address": {"line": ["x" * 60, "second"], "city": "Austin", "state": "TX", "postalCode": "78701-1234"}}
+    )
+    row = addresses.frame().to_dicts()[0]
+    assert (row["address_1"], row["city"], row["state"], row["zip"]) == ("x" * 50, "Austin", "TX", "78701-123")
+
+
+def test_a_wrong_shape_is_told():
+    with pytest.raises(AttributeError):
+        Addresses().of_patient({"address": ["1 Example Street"]})

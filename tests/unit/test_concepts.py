@@ -1,0 +1,167 @@
+"""Choice among codings, with a real concept index of a few rows."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.omop.code_sets import CodeSets
+from pipeline.omop.concept_index import (
+    ANCESTOR_FILE,
+    ANCESTOR_SCHEMA,
+    CONCEPT_FILE,
+    CONCEPT_SCHEMA,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    ConceptIndex,
+)
+from pipeline.omop.concepts import RESOLVED_SCHEMA, ConceptResolver
+
+SYSTEMS = {"sct": "SNOMED", "icd": "ICD10CM", "loinc": "LOINC", "oid-of-icd": "ICD10CM"}
+PRIORITIES = {"condition": ("SNOMED", "ICD10CM"), "lab": ("LOINC", "SNOMED")}
+
+#: vocabulary, code, source concept, pair number, target, its domain, value
+ROWS = [
+    ("SNOMED", "parent", 1, 1, 1, "Condition", None),
+    ("SNOMED", "child", 2, 1, 2, "Condition", None),
+    ("SNOMED", "other", 3, 1, 3, "Condition", None),
+    ("SNOMED", "retired", 4, 1, None, None, None),
+    ("ICD10CM", "A00.1", 11, 1, 2, "Condition", None),
+    ("ICD10CM", "TWO", 12, 1, 2, "Condition", None),
+    ("ICD10CM", "TWO", 12, 2, 3, "Observation", 9),
+    ("ICD10CM", "NONE", 13, 1, None, None, None),
+    ("LOINC", "718-7", 21, 1, 21, "Measurement", None),
+    ("urn:local", "L1", 0, 1, 3, "Condition", None),
+]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index")
+    frame = pl.DataFrame(
+        [
+            (vocabulary, code, source, domain, None, None, pair, target, domain, "SNOMED" if target else None, value)
+            for vocabulary, code, source, pair, target, domain, value in ROWS
+        ],
+        schema=dict(INDEX_SCHEMA),
+        orient="row",
+    )
+    frame.sort("vocabulary_id", "concept_code", "pair_number").write_parquet(folder / INDEX_FILE)
+    pl.DataFrame(schema=dict(CONCEPT_SCHEMA)).write_parquet(folder / CONCEPT_FILE)
+    pl.DataFrame([(1, 2)], schema=dict(ANCESTOR_SCHEMA), orient="row").write_parquet(folder / ANCESTOR_FILE)
+    return ConceptIndex(folder, "test release", "hash")
+
+
+def resolve(index, *concepts, purpose="condition"):
+    """For each CodeableConcept: (source code, source concept, targets with their values)."""
+    sets = CodeSets()
+    numbers = [sets.add_concept(concept) for concept in concepts]
+    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES).resolve(purpose)
+    assert frame.schema == pl.Schema(RESOLVED_SCHEMA)
+    found = []
+    for number in numbers:
+        rows = frame.filter(pl.col("code_set") == number).to_dicts()
+        targets = [(row["target_concept_id"], row["value_concept_id"]) for row in rows]
+        found.append((rows[0]["source_code"], rows[0]["source_concept_id"], targets))
+    return found
+
+
+def coded(*codings, text=None):
+    keys = ("system", "code", "userSelected")
+    concept = {"coding": [dict(zip(keys, coding, strict=False)) for coding in codings]}
+    return {**concept, "text": text} if text else concept
+
+
+@pytest.mark.parametrize(
+    ("codings", "chosen"),
+    [
+        ([("icd", "A00.1"), ("sct", "other")], "other"),
+        ([("sct", "retired"), ("icd", "A00.1")], "A00.1"),
+        ([("urn:x", "9", True), ("icd", "A00.1")], "A00.1"),
+        ([("urn:local", "L1"), ("icd", "A00.1")], "A00.1"),
+        ([("loinc", "718-7"), ("urn:local", "L1")], "L1"),
+        ([("sct", "parent"), ("sct", "child")], "child"),
+        ([("sct", "parent", True), ("sct", "child")], "child"),
+        ([("sct", "child"), ("sct", "other", True)], "other"),
+        ([("sct", "other"), ("sct", "child")], "other"),
+        ([("sct", "parent"), ("sct", "other"), ("sct", "child")], "other"),
+        ([("urn:x", "9"), ("icd", "NONE")], "NONE"),
+        ([("urn:x", "9"), ("urn:x", "8", True)], "8"),
+        ([("oid-of-icd", "a001")], "a001"),
+    ],
+)
+def test_the_chosen_coding(index, codings, chosen):
+    assert resolve(index, coded(*codings))[0][0] == chosen
+
+
+def test_the_purpose_decides_the_order_of_vocabularies(index):
+    both = coded(("sct", "other"), ("loinc", "718-7"))
+    assert resolve(index, both, purpose="condition")[0][0] == "other"
+    assert resolve(index, both, purpose="lab")[0][0] == "718-7"
+
+
+def test_one_row_for_each_standard_concept_with_its_value(index):
+    assert resolve(index, coded(("icd", "TWO"))) == [("TWO", 12, [(2, None), (3, 9)])]
+
+
+def test_a_single_concept_is_the_first(index):
+    sets = CodeSets()
+    sets.add_concept(coded(("icd", "TWO")))
+    resolver = ConceptResolver(sets, index, SYSTEMS, PRIORITIES)
+    assert resolver.resolve_single("condition")["target_concept_id"].to_list() == [2]
+
+
+@pytest.mark.parametrize(
+    ("concept", "expected"),
+    [
+        (coded(("icd", "NONE")), ("NONE", 13, [(0, None)])),
+        (coded(("icd", "unknown")), ("unknown", 0, [(0, None)])),
+        (coded((None, "718-7")), ("718-7", 0, [(0, None)])),
+        (coded(("urn:unknown", "x")), ("x", 0, [(0, None)])),
+        ({"text": "only a text"}, (None, 0, [(0, None)])),
+    ],
+)
+def test_what_does_not_resolve_is_0_with_its_source(index, concept, expected):
+    assert resolve(index, concept) == [expected]
+
+
+def test_code_sets_of_later_chunks_are_added_without_losing_the_former(index):
+    sets = CodeSets()
+    resolver = ConceptResolver(sets, index, SYSTEMS, PRIORITIES)
+    assert resolver.resolve("condition").is_empty()
+    sets.add_concept(coded(("sct", "child")))
+    assert resolver.resolve("condition")["target_concept_id"].to_list() == [2]
+    sets.add_concept(coded(("sct", "other")))
+    sets.add_concept(coded(("icd", "TWO")))
+    assert resolver.resolve("condition")["target_concept_id"].to_list() == [2, 3, 2, 3]
+    assert resolver.resolve("condition")["code_set"].to_list() == [0, 1, 2, 2]
+
+
+ANY_CODING = st.tuples(
+    st.sampled_from(["sct", "icd", "loinc", "urn:local", "urn:x", None]),
+    st.sampled_from([row[1] for row in ROWS] + ["nothing"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(codings=st.lists(ANY_CODING, min_size=1, max_size=5))
+def test_one_coding_that_resolves_is_enough(index, codings):
+    known = {(row[0], row[1]) for row in ROWS if row[4]}
+    vocabularies = {**SYSTEMS, "urn:local": "urn:local"}
+    resolves = any((vocabularies.get(system), code) in known for system, code, _ in codings)
+    source, _, targets = resolve(index, coded(*codings))[0]
+    assert source in {code for _, code, _ in codings}
+    assert (targets != [(0, None)]) == resolves
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    concepts=st.lists(
+        st.lists(ANY_CODING, min_size=1, max_size=3).map(lambda codings: coded(*codings)), min_size=1, max_size=6
+    )
+)
+def test_what_is_resolved_together_is_resolved_as_alone(index, concepts):
+    assert resolve(index, *concepts) == [resolve(index, concept)[0] for concept in concepts]

@@ -1,0 +1,140 @@
+"""Reading mappings: what is wrong is told with file and line, and the project's own are whole."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from omop_schema.cdm import TABLES
+from pipeline.errors import MappingError
+from pipeline.omop.derive import DERIVATIONS
+from pipeline.omop.mapping import fixed_concepts, load_mappings
+from pipeline.settings import MAPPINGS_FOLDER
+
+PROJECT = load_mappings(MAPPINGS_FOLDER)
+VIEWS = [(resource, view) for resource in PROJECT.resources.values() for view in resource.views]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(MAPPINGS_FOLDER, tmp_path / "mappings")
+    return tmp_path / "mappings"
+
+
+def edit(folder, name, old, new):
+    file = folder / name
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("resource", "view"), VIEWS, ids=[f"{resource.resource}/{view.name}" for resource, view in VIEWS]
+)
+def test_the_projects_mappings_name_only_what_exists(resource, view):
+    assert set(view.derive) <= set(DERIVATIONS)
+    assert {rule.table for rule in view.home_table} | ({view.table} if view.table else set()) <= set(TABLES)
+    columns = set(resource.resource_view.column_types) | set(view.column_types)
+    conditions = [rule.when for rule in (*view.home_table, *view.type_concept_id, *view.concept_id) if rule.when]
+    assert set(conditions) <= columns
+    assert view.code is None or view.code in columns
+    assert view.priority is None or view.priority in PROJECT.vocabulary_priority
+    if view.kind == "event":
+        assert bool(view.code) != bool(view.concept_id)
+        assert {"person_id", "start_date"} <= set(view.required)
+    for rules in (view.home_table, view.type_concept_id):
+        assert view.kind != "event" or rules[-1].when is None, "the last rule holds for all others"
+
+
+@pytest.mark.parametrize("resource", PROJECT.resources.values(), ids=lambda resource: resource.resource)
+def test_filters_name_columns_of_the_resource_view(resource):
+    columns = resource.resource_view.column_types
+    assert resource.status is None or resource.status.column in columns
+    assert all(rule.when in columns for rule in resource.exclude)
+    if resource.status:
+        assert not set(resource.status.keep) & set(resource.status.exclude)
+
+
+def test_no_type_is_mapped_and_unmapped_at_once():
+    assert not set(PROJECT.resources) & set(PROJECT.unmapped_types)
+
+
+def test_type_concepts_that_are_no_longer_standard_are_not_used():
+    """38000175 to 38000179, 44814724 and their like were replaced by the concepts of the Type Concept vocabulary."""
+    named = set(fixed_concepts(MAPPINGS_FOLDER))
+    assert not named & {*range(38000175, 38000200), 44814724, 8521, 8551, 0}
+    assert {32817, 8507, 8532, 9201} <= named
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    with pytest.raises(MappingError, match=r"no mappings"):
+        load_mappings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: resource", "kind: table", "kind"),
+        ("resource: Procedure", "resources: Procedure", "resource"),
+        ("required: [person_id, start_date]", "required: person_id", "required"),
+        ("keep: [completed]", "keep: completed", "keep"),
+        ("status:\n", "status: [\n", "YAML"),
+    ],
+)
+def test_a_wrong_mapping_is_told_with_its_file(folder, old, new, said):
+    edit(folder, "Procedure.yaml", old, new)
+    with pytest.raises(MappingError) as raised:
+        load_mappings(folder)
+    assert "Procedure.yaml" in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_the_line_of_a_mistake_is_told(folder):
+    edit(folder, "Procedure.yaml", "kind: event", "kind: nothing")
+    line = (folder / "Procedure.yaml").read_text(encoding="utf-8").splitlines().index("    kind: nothing") + 1
+    with pytest.raises(MappingError, match=rf"Procedure.yaml:{line}"):
+        load_mappings(folder)
+
+
+@pytest.mark.parametrize("line", ["only-one-column", "s,c,not a number", "s,c,1|x"])
+def test_a_wrong_value_map_is_told_with_its_line(folder, line):
+    file = folder / "concept_maps" / "values" / "gender.csv"
+    file.write_text(f"system,code,concept_id\ns,c,1\n{line}\n", encoding="utf-8")
+    with pytest.raises(MappingError, match=r"gender.csv:3"):
+        load_mappings(folder)
+
+
+def own_values(folder, site, *lines):
+    values = folder / "sites" / site / "values"
+    values.mkdir(parents=True)
+    (values / "encounter_class.csv").write_text("\n".join(["system,code,concept_id", *lines, ""]), encoding="utf-8")
+
+
+def test_a_site_adds_and_replaces_entries_of_its_own(folder):
+    act = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+    own_values(
+        folder, "north", f"{act},AMB,581477", "urn:epic,11,exclude:telephone", "urn:epic,12,exclude", "urn:epic,5,1|2"
+    )
+
+    def entries(site):
+        return {(item.system, item.code): item for item in load_mappings(folder, site).value_maps["encounter_class"]}
+
+    north, south = entries("north"), entries("south")
+    assert south[act, "AMB"].concept_ids == (9202,)
+    assert north[act, "AMB"].concept_ids == (581477,)
+    assert north[act, "IMP"] == south[act, "IMP"]
+    assert north["urn:epic", "11"].exclude_reason == "telephone"
+    assert north["urn:epic", "12"].exclude_reason == "exclude"
+    assert north["urn:epic", "5"].concept_ids == (1, 2)
+
+
+def test_a_fingerprint_changes_with_what_can_change_a_row(folder):
+    before = load_mappings(folder)
+    own_values(folder, "north", "urn:epic,5,581477")
+    edit(folder, "Procedure.yaml", "concept_id: 32817", "concept_id: 32865")
+    after, north = load_mappings(folder), load_mappings(folder, "north")
+    assert after.fingerprint("Procedure") != before.fingerprint("Procedure")
+    assert after.fingerprint("Encounter") == before.fingerprint("Encounter")
+    assert north.fingerprint("Encounter") != before.fingerprint("Encounter")
+    assert load_mappings(folder).fingerprint("Procedure") == after.fingerprint("Procedure")

@@ -1,0 +1,59 @@
+"""What a warehouse says, whatever its ids: so that databases with other histories can be compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import psycopg
+
+from omop_schema.cdm import polars_schema, primary_key
+from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from pipeline.warehouse.ids import LINKS
+
+Content = dict[str, Counter[tuple[Any, ...]]]
+
+#: State that later loads build on. Surrogate ids are hashes of site, type and id: the same in every database.
+_STATE = {
+    "resource_state": "SELECT site, resource_type, resource_id, raw_hash_high, raw_hash_low, outcome, reason"
+    " FROM resource_state JOIN site_resource_type USING (site_resource_type_id)",
+    "reference": "SELECT from_surrogate_id, role, to_surrogate_id, state FROM reference",
+    "reference_value": "SELECT surrogate_id, name, owner_surrogate_id, value FROM reference_value",
+    "row_issue": "SELECT surrogate_id, code, path FROM row_issue",
+    "dead_letter": "SELECT site, resource_type, resource_id, code, path, raw_hash_high, raw_hash_low, caused_by"
+    " FROM dead_letter WHERE state = 'open'",
+}
+
+
+def warehouse_content(connection: psycopg.Connection, *, state: bool = True) -> Content:
+    """Table → its rows, each with the resources that it comes from, and foreign keys as the resource they lead to.
+
+    `connection` has the search path etl, cdm, vocab. `state` adds what the pipeline remembers beside the rows.
+    """
+    found = {table: _rows(connection, _cdm_query(table)) for table in LINEAGE_TABLES}
+    if state:
+        found |= {name: _rows(connection, query) for name, query in _STATE.items()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _rows(connection: psycopg.Connection, query: str) -> Counter[tuple[Any, ...]]:
+    return Counter(connection.execute(query).fetchall())
+
+
+def _cdm_query(table: str) -> str:
+    own = primary_key(table) or "person_id"
+    others = [column for column in polars_schema(table) if column != primary_key(table)]
+    shown = [
+        _source(table, f"row.{own}"),
+        *(_source(LINKS[name], f"row.{name}") if name in LINKS else f"row.{name}::text" for name in others),
+    ]
+    return f"SELECT {', '.join(shown)} FROM cdm.{table} AS row"
+
+
+def _source(table: str, row_id: str) -> str:
+    """The resources of a row, as one text."""
+    return (
+        "(SELECT string_agg(concat_ws('/', site, resource_type, resource_id), ' ' ORDER BY site, resource_id)"
+        f" FROM (SELECT DISTINCT surrogate_id FROM {lineage_table_name(table)} WHERE row_id = {row_id}) AS made"
+        " JOIN resource_state USING (surrogate_id) JOIN site_resource_type USING (site_resource_type_id))"
+    )
