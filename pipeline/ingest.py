@@ -141,7 +141,7 @@ def _code_hash() -> str:
     """Hash of the code that turns lines into rows."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in sorted([*(root / "omop").glob("*.py"), *(root / "fhir").glob("*.py")]):
+    for file in sorted([*(root / "omop").rglob("*.py"), *(root / "fhir").rglob("*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -160,7 +160,10 @@ def _report(console: Console, runtime: Runtime, outcome: RunOutcome) -> None:
 
 def _what_next(console: Console, runtime: Runtime) -> None:
     home = _shortest(runtime.settings.home)
-    console.print(f"\nThe files are under {home}/landing, the database is reached by [bold]epic-omop db url[/bold].", soft_wrap=True)
+    console.print(
+        f"\nThe files are under {home}/landing, the database is reached by [bold]epic-omop db url[/bold].",
+        soft_wrap=True,
+    )
     console.print("Try next (the commands are in .venv/bin):")
     for command, what in (
         ("epic-omop psql", "ask the database: select * from cdm.measurement limit 10; \\dv etl.*"),

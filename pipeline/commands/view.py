@@ -59,7 +59,7 @@ def _group() -> None:
 
 
 @app.command()
-def run(  # noqa: PLR0917 - a Typer command's parameters are its options
+def run(
     view: Annotated[Path, typer.Argument(help="ViewDefinition or mapping file, YAML or JSON.", show_default=False)],
     file: Annotated[
         str, typer.Argument(help="NDJSON of resources, also .gz; - reads standard input.", show_default=False)

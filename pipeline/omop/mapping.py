@@ -94,7 +94,7 @@ class ViewMapping(_Model):
     #: event: key of vocabulary_priority.yaml.
     priority: str | None = None
     type_concept_id: tuple[ConceptRule, ...] = ()
-    #: Named functions of pipeline/omop/derive.py, applied in order.
+    #: Named functions of pipeline/omop/derive, applied in order.
     derive: tuple[str, ...] = ()
     #: Columns without which a row cannot be made: the resource is rejected.
     required: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ import orjson
 import polars as pl
 
 from pipeline.fhir.view_definition import CompiledColumns, compile_columns
-from pipeline.omop import derive
+from pipeline.omop import converters
 from pipeline.omop.addresses import Addresses
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concept_index import ConceptIndex
@@ -165,26 +165,26 @@ class Worker:
         return self._plans[resource_type]
 
     def _converters(self) -> dict[str, Callable[[Any], Any]]:
-        converters: dict[str, Callable[[Any], Any]] = {
+        by_type: dict[str, Callable[[Any], Any]] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
             "Quantity": self.sets.add_quantity,
-            "medication_code": derive.medication_code(self.sets),
+            "medication_code": converters.medication_code(self.sets),
             "patient_location": self.addresses.of_patient,
             "site_location": self.addresses.of_site,
-            "other_value": derive.other_value,
-            "comparator": derive.comparator,
-            "integer32": derive.integer32,
-            "diagnosis_use": derive.diagnosis_use,
-            "period_text": derive.period_text,
-            "age_text": derive.age_text,
-            "dosage_text": derive.dosage_text,
-            "daily_dose": derive.daily_dose,
+            "other_value": converters.other_value,
+            "comparator": converters.comparator,
+            "integer32": converters.integer32,
+            "diagnosis_use": converters.diagnosis_use,
+            "period_text": converters.period_text,
+            "age_text": converters.age_text,
+            "dosage_text": converters.dosage_text,
+            "daily_dose": converters.daily_dose,
             "json": _canonical_json,
         }
         for target in _REFERENCE_TARGETS:
-            converters[f"Reference({target})"] = self.keys.converter(target)
-        return converters
+            by_type[f"Reference({target})"] = self.keys.converter(target)
+        return by_type
 
 
 def _canonical_json(value: Any) -> str:

@@ -14,7 +14,7 @@ from pipeline.warehouse.export_jobs import ExportJob
 __all__ = ["FIRST_DAY", "day_of", "jobs_of_day", "landed_jobs_of_day", "site_partitions"]
 
 #: Before the first export of any instance. Changing it moves nothing: partitions are named by their day.
-FIRST_DAY = "2025-01-01"
+FIRST_DAY = "2026-01-01"
 
 #: What a person asks for by hand; `replay` exports follow from others and are not mapped again by themselves.
 _KINDS = ("bulk", "folder")

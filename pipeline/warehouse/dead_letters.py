@@ -181,8 +181,9 @@ def record(
         "UPDATE dead_letter AS old SET state = 'superseded', closed_at = %s, closed_by_export_id = %s"
         " FROM pg_temp.new_letter AS new WHERE old.state = 'open' AND old.site = new.site"
         " AND old.surrogate_id = new.surrogate_id"
-        " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)",
-        (now, export.export_id),
+        " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)"
+        " AND %s >= (SELECT transaction_time FROM export_job AS job WHERE job.export_id = old.export_id)",
+        (now, export.export_id, export.transaction_time),
     )
     updated = ", ".join(f"{name} = excluded.{name}" for name in _SEEN_AGAIN)
     connection.execute(

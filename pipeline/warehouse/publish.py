@@ -156,7 +156,10 @@ class _Publication:
         if bulk:
             cdm_schema.drop_constraints(self.sqlalchemy, *self.schemas)
             cdm_schema.drop_indices(self.sqlalchemy, *self.schemas)
-            self._drop_own_indices()
+            # Surrogate ids are hashes: to put each in its place in a B-tree costs half of a load. resource_state keeps
+            # its key: other sites' transforms read that table, and a change of it would wait for them.
+            for index in _lineage_indices(self.etl):
+                index.drop(self.sqlalchemy, checkfirst=True)
         self._remove_former_rows()
         for table in ENTITY_TABLES:
             self._entities(table)
@@ -168,7 +171,8 @@ class _Publication:
         self._references()
         self._state()
         if bulk:
-            self._create_own_indices()
+            for index in _lineage_indices(self.etl):
+                index.create(self.sqlalchemy, checkfirst=True)
             cdm_schema.create_indices(self.sqlalchemy, *self.schemas)
             cdm_schema.create_constraints(self.sqlalchemy, *self.schemas)
         self._dead_letters()
@@ -188,6 +192,8 @@ class _Publication:
         self.superseded, self.orphans = superseded, orphans
         self.not_loaded = pl.concat([superseded, orphans.select(_LINE)])
         changed = lines.join(self.not_loaded, on=_LINE, how="anti").select("surrogate_id").unique()
+        # Resources of which no line is loaded; of a repeated one, a line is.
+        self.dropped = self.not_loaded.select("surrogate_id").unique().join(changed, on="surrogate_id", how="anti")
         temporary_table(self.connection, "changed", changed)
 
     def _repeated(self, lines: pl.DataFrame) -> pl.DataFrame:
@@ -252,17 +258,6 @@ class _Publication:
             return False
         rows = self.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()
         return int(rows) >= _BULK_ROWS
-
-    def _drop_own_indices(self) -> None:
-        """Those of lineage and state: surrogate ids are hashes, and to put each in its place costs half of a load."""
-        for index in _bulk_indices(self.etl):
-            index.drop(self.sqlalchemy, checkfirst=True)
-        self.connection.execute("ALTER TABLE resource_state DROP CONSTRAINT IF EXISTS resource_state_pkey")
-
-    def _create_own_indices(self) -> None:
-        self.connection.execute("ALTER TABLE resource_state ADD CONSTRAINT resource_state_pkey PRIMARY KEY (surrogate_id)")
-        for index in _bulk_indices(self.etl):
-            index.create(self.sqlalchemy, checkfirst=True)
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -526,11 +521,10 @@ class _Publication:
         self.connection.execute(
             "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
         )
-        dropped = self.not_loaded.select("surrogate_id").unique()
         references = [*self.staged.frames(staging.REFERENCE), *self.pending]
         if references:
             every = pl.concat(references).unique()
-            every = every.join(dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
+            every = every.join(self.dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
             temporary_table(self.connection, "new_reference", every)
             self.connection.execute(
                 "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
@@ -579,7 +573,7 @@ class _Publication:
             "byte_offset",
             "byte_length",
             pl.lit(self.export.transaction_time.isoformat()).alias("as_of"),
-        )
+        ).sort("surrogate_id")  # neighbours in the primary key's index
 
     def _merge_state(self) -> None:
         collision = self.connection.execute(
@@ -643,9 +637,8 @@ class _Publication:
             "DELETE FROM row_issue USING pg_temp.former AS former WHERE row_issue.surrogate_id = former.surrogate_id"
         )
         export_id = pl.lit(self.export.export_id, dtype=pl.Int64).alias("export_id")
-        dropped = self.not_loaded.select("surrogate_id").unique()
         for part in self.staged.frames(staging.ISSUE):
-            frame = part.join(dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
+            frame = part.join(self.dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
             copy_frame(self.connection, "row_issue", frame)
         codes = self.staged.scan(staging.MAPPING).collect()
         if codes.is_empty():
@@ -730,10 +723,9 @@ class _Publication:
         self.report.dependents = [LandedLine(*row) for row in rows]
 
 
-def _bulk_indices(etl: str) -> list[Index]:
+def _lineage_indices(etl: str) -> list[Index]:
     tables = build_metadata(etl).tables
-    names = ["resource_state", *(lineage_table_name(table) for table in LINEAGE_TABLES)]
-    return [index for name in names for index in sorted(tables[f"{etl}.{name}"].indexes, key=lambda index: str(index.name))]
+    return [index for name in LINEAGE_TABLES for index in tables[f"{etl}.{lineage_table_name(name)}"].indexes]
 
 
 def _links_to(table: str) -> list[tuple[str, str]]:

@@ -140,7 +140,7 @@ def test_the_whole_way(terminal: CommandLine, tmp_path: Path) -> None:
     second = terminal.run("ingest", "--site", "s", "--from", folder).out
     assert "Export 2 of s: 6 lines" in second
     assert _row(second, "all") == ["6", "·", "4", "·", "·", "2"]
-    assert "measurement 1 · ·".split() in [line.split() for line in second.splitlines()]
+    assert ["measurement", "1", "·", "·"] in [line.split() for line in second.splitlines()]
     assert "checks hold" in terminal.run("verify", "--files").out
 
 

@@ -38,7 +38,13 @@ def test_the_marked_block_runs(database_url: str, tmp_path: Path) -> None:
     assert len(commands) > 10
     for command in commands:
         done = subprocess.run(
-            [PROGRAM, *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+            [PROGRAM, *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), f"{command}: {done.stdout}{done.stderr}"
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop import derive
+from pipeline.omop import converters
+from pipeline.omop.derive import conditions, observations
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 
@@ -34,13 +35,13 @@ def request(dose, timing, quantity=QUANTITY):
     ],
 )
 def test_daily_dose_is_never_invented(dose, timing, expected):
-    found = derive.daily_dose(request(dose, timing))
+    found = converters.daily_dose(request(dose, timing))
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 def test_daily_dose_of_a_bare_request():
-    assert derive.daily_dose({}) is None
-    assert derive.daily_dose({"dosageInstruction": []}) is None
+    assert converters.daily_dose({}) is None
+    assert converters.daily_dose({"dosageInstruction": []}) is None
 
 
 @pytest.mark.parametrize(
@@ -60,13 +61,13 @@ def test_daily_dose_of_a_bare_request():
     ],
 )
 def test_an_age_and_a_birth_date_give_a_date(birth, age, expected):
-    assert derive._add_age(birth, age) == expected
+    assert conditions._add_age(birth, age) == expected
 
 
 @settings(deadline=None)
 @given(st.dates(date(1900, 1, 1), date(2020, 12, 31)), st.integers(0, 110))
 def test_years_of_age_fall_on_the_birthday_or_the_last_day_before(born, years):
-    found = date.fromisoformat(derive._add_age(born.isoformat(), f"{years} a") or "")
+    found = date.fromisoformat(conditions._add_age(born.isoformat(), f"{years} a") or "")
     assert found.year == born.year + years
     assert found.month == born.month
     assert found.day in {born.day, 28}
@@ -74,28 +75,28 @@ def test_years_of_age_fall_on_the_birthday_or_the_last_day_before(born, years):
 
 @pytest.mark.parametrize(("value", "expected"), [("<", "<"), (">=", ">="), ("=", None)])
 def test_comparators(value, expected):
-    assert derive.comparator(value) == expected
+    assert converters.comparator(value) == expected
 
 
 @pytest.mark.parametrize("value", ["~", "", "ad", "=<", 1, None])
 def test_a_comparator_that_is_not_known_is_refused(value):
     with pytest.raises(ValueError, match="expected one of"):
-        derive.comparator(value)
+        converters.comparator(value)
 
 
 @given(st.integers())
 def test_integers_have_32_bits(value):
     if -(2**31) <= value < 2**31:
-        assert derive.integer32(value) == value
+        assert converters.integer32(value) == value
     else:
         with pytest.raises(ValueError, match="32 bits"):
-            derive.integer32(value)
+            converters.integer32(value)
 
 
 @pytest.mark.parametrize("value", [1.0, "1", True, None])
 def test_what_is_no_integer_is_refused(value):
     with pytest.raises(TypeError):
-        derive.integer32(value)
+        converters.integer32(value)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_what_is_no_integer_is_refused(value):
     ],
 )
 def test_values_without_a_column_become_text(element, expected):
-    assert derive.other_value(element) == expected
+    assert converters.other_value(element) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_values_without_a_column_become_text(element, expected):
     ],
 )
 def test_use_and_rank_of_a_diagnosis(diagnosis, expected):
-    assert derive.diagnosis_use(diagnosis) == expected
+    assert converters.diagnosis_use(diagnosis) == expected
 
 
 NUMBERS = pl.Series(["12", "-1.5", "+3", ".5", "5.", "1e3", " 7 ", "<0.01", ">= 100", "<=2E-3"])
@@ -134,12 +135,14 @@ NOT_NUMBERS = pl.Series(["", "abc", "1-2", "12 mg", "1,5", "<", "<<1", "1 2", "N
 
 
 def test_which_texts_are_numbers():
-    assert NUMBERS.str.contains(derive._NUMBER_TEXT).all()
-    assert not NOT_NUMBERS.str.contains(derive._NUMBER_TEXT).any()
+    assert NUMBERS.str.contains(observations._NUMBER_TEXT).all()
+    assert not NOT_NUMBERS.str.contains(observations._NUMBER_TEXT).any()
 
 
 @settings(deadline=None)
 @given(st.text(max_size=12))
 def test_no_text_makes_a_number_that_is_none(text):
-    found = pl.Series([text]).str.extract_groups(derive._NUMBER_TEXT).struct.field("2").cast(pl.Float64, strict=False)
+    found = (
+        pl.Series([text]).str.extract_groups(observations._NUMBER_TEXT).struct.field("2").cast(pl.Float64, strict=False)
+    )
     assert found.is_null().all() or found.is_not_nan().all()

@@ -4,38 +4,39 @@
 WITH event AS (
     SELECT person_id, visit_start_date AS first_day, visit_end_date AS last_day
     FROM {cdm}.visit_occurrence JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, visit_detail_start_date, visit_detail_end_date
+    UNION ALL SELECT person_id, visit_detail_start_date, visit_detail_end_date
     FROM {cdm}.visit_detail JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, condition_start_date, condition_start_date
+    UNION ALL SELECT person_id, condition_start_date, condition_start_date
     FROM {cdm}.condition_occurrence JOIN pg_temp.derived_period_person USING (person_id)
     WHERE condition_type_concept_id <> ALL(%(period_excluded_condition_types)s)
-    UNION SELECT person_id, drug_exposure_start_date, drug_exposure_start_date
+    UNION ALL SELECT person_id, drug_exposure_start_date, drug_exposure_start_date
     FROM {cdm}.drug_exposure JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, procedure_date, procedure_date
+    UNION ALL SELECT person_id, procedure_date, procedure_date
     FROM {cdm}.procedure_occurrence JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, device_exposure_start_date, device_exposure_start_date
+    UNION ALL SELECT person_id, device_exposure_start_date, device_exposure_start_date
     FROM {cdm}.device_exposure JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, measurement_date, measurement_date
+    UNION ALL SELECT person_id, measurement_date, measurement_date
     FROM {cdm}.measurement JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, observation_date, observation_date
+    UNION ALL SELECT person_id, observation_date, observation_date
     FROM {cdm}.observation JOIN pg_temp.derived_period_person USING (person_id)
     WHERE observation_concept_id <> ALL(%(period_excluded_observations)s)
-    UNION SELECT person_id, note_date, note_date
+    UNION ALL SELECT person_id, note_date, note_date
     FROM {cdm}.note JOIN pg_temp.derived_period_person USING (person_id)
-    UNION SELECT person_id, specimen_date, specimen_date
+    UNION ALL SELECT person_id, specimen_date, specimen_date
     FROM {cdm}.specimen JOIN pg_temp.derived_period_person USING (person_id)
 ), past AS (
-    SELECT person_id, first_day, least(greatest(last_day, first_day), as_of) AS last_day
+    SELECT person_id, first_day, least(greatest(max(last_day), first_day), as_of) AS last_day
     FROM event JOIN pg_temp.derived_person USING (person_id)
     WHERE first_day <= as_of
+    GROUP BY person_id, first_day, as_of
 ), marked AS (
     SELECT *, first_day - max(last_day) OVER (
-        PARTITION BY person_id ORDER BY first_day, last_day ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        PARTITION BY person_id ORDER BY first_day ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) >= %(period_gap_days)s AS after_gap
     FROM past
 ), numbered AS (
     SELECT *, count(*) FILTER (WHERE after_gap) OVER (
-        PARTITION BY person_id ORDER BY first_day, last_day ROWS UNBOUNDED PRECEDING
+        PARTITION BY person_id ORDER BY first_day ROWS UNBOUNDED PRECEDING
     ) AS number
     FROM marked
 ), span AS (

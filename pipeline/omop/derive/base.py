@@ -1,0 +1,118 @@
+"""What every derive function may ask for: concepts, value maps, dates, and facts of other resources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import polars as pl
+
+from pipeline.fhir.datetimes import parsed
+from pipeline.omop.code_sets import CodeSets
+from pipeline.omop.concepts import ConceptResolver
+
+#: Vocabulary concepts of visits in which a patient stays: their missing end is the export's as-of date.
+INPATIENT_VISITS = (9201, 262, 42898160, 8717)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What derive functions may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
+
+    site_zone: str
+    instance_zone: str
+    as_of: date
+    fixed: Callable[[tuple[int, ...]], int]
+    constants: Mapping[str, tuple[int, ...]]
+    value_maps: Mapping[str, pl.DataFrame]
+    sets: CodeSets
+    resolver: ConceptResolver
+    #: facts(name, surrogate ids) → columns surrogate_id, value
+    facts: Callable[[str, pl.Series], pl.DataFrame]
+
+    def constant(self, name: str) -> int:
+        return self.fixed(self.constants[name])
+
+    def dated(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+        """Adds `<column>_date`, `_datetime` and `_precision` for FHIR date strings."""
+        return frame.with_columns(
+            expression for name in columns for expression in parsed(name, self.site_zone, self.instance_zone)
+        )
+
+    def mapped(self, frame: pl.DataFrame, column: str, value_map: str, system: str, target: str) -> pl.DataFrame:
+        """Adds `target`: the concept of a code column by a value map; NULL where the map has no entry."""
+        entries = self.value_maps[value_map].filter(pl.col("system") == system).select("code", "concept_id")
+        return frame.join(
+            entries.rename({"code": column, "concept_id": target}), on=column, how="left", maintain_order="left"
+        )
+
+    def mapped_set(self, frame: pl.DataFrame, column: str, value_map: str, target: str) -> pl.DataFrame:
+        """Adds `target` and `<target>_code`: the concept of a code set by its first coding that the map knows.
+
+        Present but not in the map: 0 and the first code, if any; absent: NULL.
+        """
+        used = frame.select(column).drop_nulls().unique()
+        codings = self.sets.codings(0).join(used, left_on="code_set", right_on=column, how="semi")
+        known = codings.join(self.value_maps[value_map], on=["system", "code"], how="left", maintain_order="left")
+        best = (
+            known.sort("code_set", pl.col("concept_id").is_null(), "position", maintain_order=True)
+            .group_by("code_set", maintain_order=True)
+            .first()
+            .select(
+                pl.col("code_set").alias(column),
+                pl.col("concept_id").fill_null(0).alias(target),
+                pl.col("code").alias(f"{target}_code"),
+            )
+        )
+        present = pl.when(pl.col(column).is_not_null()).then(pl.col(target).fill_null(0))  # a text without codings
+        return frame.join(best, on=column, how="left", maintain_order="left").with_columns(present.alias(target))
+
+    def resolved(self, frame: pl.DataFrame, column: str, purpose: str, prefix: str) -> pl.DataFrame:
+        """Adds `<prefix>_concept_id`, `_source_concept_id`, `_source_code`: a code set resolved to one concept.
+
+        Present but unmapped → 0, absent → NULL.
+        """
+        single = self.resolver.resolve_single(purpose).select(
+            pl.col("code_set").alias(column),
+            pl.col("target_concept_id").alias(f"{prefix}_concept_id"),
+            pl.col("source_concept_id").alias(f"{prefix}_source_concept_id"),
+            pl.col("source_code").alias(f"{prefix}_source_code"),
+        )
+        return frame.join(single, on=column, how="left", maintain_order="left")
+
+    def with_fact(self, frame: pl.DataFrame, key: str, name: str, target: str) -> pl.DataFrame:
+        """Adds `target`: the value of fact `name` of the resource that column `key` refers to."""
+        keys = frame[key].drop_nulls().unique()
+        if keys.is_empty():
+            return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
+        values = self.facts(name, keys).rename({"surrogate_id": key, "value": target})
+        return frame.join(values, on=key, how="left", maintain_order="left")
+
+
+def starting(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
+    """Adds start, start_date and start_datetime: the first of the columns that is present."""
+    return derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("start")), "start")
+
+
+def ending(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
+    """Adds end_date and end_datetime; an end before the start is dropped (and counted as an issue)."""
+    frame = derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("end")), "end")
+    sensible = pl.col("end_date") >= pl.col("start_date")
+    return frame.with_columns(
+        (~sensible).fill_null(False).alias("issue_end_before_start"),
+        pl.when(sensible).then(pl.col("end_date", "end_datetime")),
+    )
+
+
+def with_visit_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds visit_start and visit_end: FHIR date strings of the encounter that the resource refers to."""
+    frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
+    period = pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
+    return (
+        frame.with_columns(period)
+        .unnest("encounter_period")
+        .with_columns(
+            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("visit_start", "visit_end")
+        )
+    )

@@ -1,0 +1,100 @@
+"""Conditions: start and end by precedence, status, history."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, timedelta
+
+import polars as pl
+
+from pipeline.omop.derive.base import Derivation, ending, starting, with_visit_period
+
+_MAX_DAYS_OUTSIDE = 7
+
+
+def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Start by precedence, end from abatement, status from the encounter's diagnosis, visit only where it fits."""
+    frame = (
+        frame.pipe(_at_age, derivation, "onset")
+        .pipe(_at_age, derivation, "abatement")
+        .pipe(with_visit_period, derivation)
+    )
+    frame = starting(
+        frame, derivation, "onset_datetime", "onset_period_start", "onset_by_age", "recorded_date", "visit_start"
+    )
+    frame = ending(frame, derivation, "abatement_datetime", "abatement_period_end", "abatement_by_age")
+    frame = derivation.dated(frame, "visit_start", "visit_end")
+    margin = pl.duration(days=_MAX_DAYS_OUTSIDE)
+    first, last = pl.col("visit_start_date"), pl.coalesce("visit_end_date", "visit_start_date")
+    outside = (pl.col("start_date") < first - margin) | (pl.col("start_date") > last + margin)
+    frame = frame.with_columns(
+        pl.when(~(outside & ~pl.col("is_encounter_diagnosis").fill_null(False)).fill_null(False))
+        .then("visit_occurrence_id")
+        .alias("visit_occurrence_id")
+    )
+    return _condition_status(frame, derivation)
+
+
+def _at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
+    """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known."""
+    age, target = f"{element}_age", f"{element}_by_age"
+    aged = frame.filter(pl.col(age).is_not_null()).select("person_id", age).unique()
+    if aged.is_empty():
+        return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
+    aged = derivation.with_fact(aged, "person_id", "birth_date", "birth_date")
+    dates = [_add_age(birth, text) for birth, text in aged.select("birth_date", age).iter_rows()]
+    aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String)).drop("birth_date")
+    return frame.join(aged, on=["person_id", age], how="left", maintain_order="left")
+
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?) (a|mo|wk|d)")
+_AGE_DAYS = {"a": 365.25, "mo": 30.4375, "wk": 7.0, "d": 1.0}
+
+
+def _add_age(birth: str | None, age: str) -> str | None:
+    """A birth date ('1960', '1960-05', '1960-05-04') and an age ('45 a') → ISO date, else None."""
+    match = _AGE.fullmatch(age)
+    if not birth or not match:
+        return None
+    try:
+        born = date.fromisoformat((birth + "-01-01")[:10] if len(birth) == 4 else (birth + "-01")[:10])
+        if match[2] == "a" and "." not in match[1]:
+            year = born.year + int(match[1])
+            return born.replace(year=year, day=min(born.day, 28) if born.month == 2 else born.day).isoformat()
+        return (born + timedelta(days=float(match[1]) * _AGE_DAYS[match[2]])).isoformat()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """From the encounter's diagnosis, else resolved, else confirmed; no verificationStatus → NULL."""
+    frame = derivation.with_fact(frame, "surrogate_id", "condition_status", "diagnosis_use")
+    uses = derivation.value_maps["diagnosis_use"].select("code", "concept_id").unique("code", maintain_order=True)
+    frame = frame.join(
+        uses.rename({"code": "diagnosis_use", "concept_id": "by_diagnosis"}),
+        on="diagnosis_use",
+        how="left",
+        maintain_order="left",
+    )
+    frame = derivation.mapped(frame, "clinical_status", "condition_status", "clinical", "by_clinical")
+    frame = derivation.mapped(frame, "verification_status", "condition_status", "verification", "by_verification")
+    return frame.with_columns(
+        pl.coalesce("by_diagnosis", "by_clinical", "by_verification").alias("condition_status_concept_id"),
+        pl.when(pl.col("by_diagnosis").is_not_null())
+        .then("diagnosis_use")
+        .when(pl.col("by_clinical").is_not_null())
+        .then("clinical_status")
+        .otherwise("verification_status")
+        .alias("condition_status_source_value"),
+    )
+
+
+def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The condition of a medical history becomes the value of "History of event"."""
+    frame = derivation.resolved(frame, "code", "condition", "value")
+    return frame.with_columns(
+        pl.col("value_concept_id").alias("value_as_concept_id"),
+        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        pl.col("value_source_code").alias("value_source_value"),
+        pl.col("value_source_code").alias("source_value"),
+    )

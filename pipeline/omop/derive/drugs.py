@@ -1,0 +1,86 @@
+"""Drugs: which, from when to when, by which route."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import orjson
+import polars as pl
+
+from pipeline.omop.derive.base import Derivation, ending, starting, with_visit_period
+
+
+def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The code of the referenced Medication where the request has none; else the reference's display as text."""
+    wanted = frame.filter(pl.col("code").is_null() & pl.col("medication_reference").is_not_null())
+    if wanted.is_empty():
+        return frame
+    found = derivation.facts("medication_code", wanted["medication_reference"].unique())
+    numbers = [derivation.sets.add_concept(orjson.loads(value)) for value in found["value"]]
+    codes = found.select(pl.col("surrogate_id").alias("medication_reference")).with_columns(
+        pl.Series("referenced_code", numbers, dtype=pl.Int32)
+    )
+    frame = frame.join(codes, on="medication_reference", how="left", maintain_order="left")
+    displays = frame.filter(pl.col("code").is_null() & pl.col("referenced_code").is_null())["medication_display"]
+    texts = {text: derivation.sets.add_concept({"text": text}) for text in displays.drop_nulls().unique()}
+    by_display = pl.col("medication_display").replace_strict(texts, default=None, return_dtype=pl.Int32)
+    return frame.with_columns(
+        pl.coalesce("code", "referenced_code", by_display).alias("code"),
+        (
+            pl.col("code").is_null()
+            & pl.col("referenced_code").is_null()
+            & pl.col("medication_reference").is_not_null()
+        ).alias("pending_medication"),
+    )
+
+
+_DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
+_DEFAULT_SUPPLY_DAYS = 29
+_MOST_SUPPLY_DAYS = 3650
+
+
+def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only.
+
+    An inpatient order ends by its bounds, else with the visit, else on its first day.
+    """
+    frame = starting(frame, derivation, "authored_on")
+    frame = ending(frame, derivation, "bounds_end", "validity_end")
+    frame = derivation.dated(with_visit_period(frame, derivation), "visit_end").drop("visit_end_precision")
+    inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
+    supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
+    dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
+    usual = pl.when(~reported).then(pl.lit(_DEFAULT_SUPPLY_DAYS, dtype=pl.Int64))
+    days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
+    by_days = pl.col("start_date") + pl.duration(days=days)
+    return frame.with_columns(
+        supply.alias("days_supply"),
+        pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
+    )
+
+
+def _days_of(unit: pl.Expr) -> pl.Expr:
+    return unit.str.to_lowercase().replace_strict(_DAYS, default=None, return_dtype=pl.Int64)
+
+
+def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"]) -> pl.Expr:
+    """A number of days as an integer; NULL for what cannot be meant: none, or more than ten years."""
+    whole = days.round() if rounding == "round" else days.ceil()
+    return pl.when(whole.is_between(1, _MOST_SUPPLY_DAYS)).then(whole).cast(pl.Int64)
+
+
+def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    frame = derivation.resolved(frame, "route", "value", "route")
+    return frame.with_columns(pl.col("route_source_code").alias("route_source_value"))
+
+
+def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """One day; route by the value map of v3-RouteOfAdministration."""
+    frame = starting(frame, derivation, "occurrence")
+    frame = derivation.mapped_set(frame, "route", "immunization_route", "route_concept_id")
+    return frame.with_columns(
+        pl.col("start_date").alias("end_date"),
+        pl.col("start_datetime").alias("end_datetime"),
+        pl.col("route_concept_id_code").alias("route_source_value"),
+    )

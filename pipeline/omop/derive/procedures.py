@@ -1,0 +1,15 @@
+"""Procedures."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.omop.derive.base import Derivation, ending, starting
+
+
+def procedure(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Date or period; body site → modifier."""
+    frame = starting(frame, derivation, "performed_datetime", "performed_start")
+    frame = ending(frame, derivation, "performed_end")
+    frame = derivation.resolved(frame, "body_site", "value", "modifier")
+    return frame.with_columns(pl.col("modifier_source_code").alias("modifier_source_value"))
