@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.commands.status import refuse_empty
 from pipeline.errors import UsageError
 
 __all__ = ["app"]
@@ -31,7 +32,9 @@ def list_(
     from pipeline.warehouse.dead_letters import list_dead_letters
 
     console = Console()
-    with Runtime.from_environment().connect() as connection:
+    runtime = Runtime.from_environment()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
         letters = list_dead_letters(connection, site=site, code=code, limit=limit)
         summary = connection.execute(
             "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
@@ -68,7 +71,9 @@ def show(
     from pipeline.runtime import Runtime
     from pipeline.warehouse.dead_letters import get_dead_letter
 
-    with Runtime.from_environment().connect() as connection:
+    runtime = Runtime.from_environment()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
         found = get_dead_letter(connection, letter)
     if found is None:
         raise UsageError(f"There is no dead letter {letter}.", "`epic-omop dead-letters list` shows the open ones.")
@@ -98,6 +103,8 @@ def replay(
 
     runtime = Runtime.from_environment()
     console = Console()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
     reports = replay_dead_letters(runtime, runtime.settings.site_or_folder(site), ids=letter, code=code)
     if not reports:
         console.print("No open dead letter matches.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.errors import UsageError
 
@@ -127,6 +128,7 @@ def verify(
     runtime = Runtime.from_environment()
     console = Console()
     with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
         if files:
             checks += verify_landing(connection, runtime.landing)

@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.errors import WarehouseError
+
 if TYPE_CHECKING:
     import psycopg
 
     from pipeline.runtime import Runtime
 
-__all__ = ["register"]
+__all__ = ["refuse_empty", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +48,12 @@ def status() -> None:
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
+
+
+def refuse_empty(connection: psycopg.Connection, schema: str) -> None:
+    """For commands that only look. Raises WarehouseError where `db init` has not been run."""
+    if not _installed(connection, schema):
+        raise WarehouseError("The database holds no warehouse yet.", "Make its schemas with `epic-omop db init`.")
 
 
 def _installed(connection: psycopg.Connection, schema: str) -> bool:

@@ -89,7 +89,7 @@ def load_metadata(connection: psycopg.Connection, report: LoadReport) -> Metadat
         **{f"lines {name}": dg.MetadataValue.int(total[name]) for name in OUTCOMES},
         "rows inserted": dg.MetadataValue.int(inserted),
         "rows deleted": dg.MetadataValue.int(deleted),
-        "open dead letters": dg.MetadataValue.int(report.open_dead_letters),
+        "open dead letters, all sites": dg.MetadataValue.int(report.open_dead_letters),
         **_publications(connection, report.export_ids, total["lines"]),
         **_tables(report),
     }

@@ -558,22 +558,26 @@ class _Publication:
             self._merge_state()
 
     def _state_rows(self, lines: pl.DataFrame, kinds: pl.DataFrame) -> pl.DataFrame:
-        return lines.join(kinds, on="resource_type", how="left", maintain_order="left").select(
-            "surrogate_id",
-            "site_resource_type_id",
-            "resource_id",
-            "raw_hash_high",
-            "raw_hash_low",
-            "outcome",
-            "reason",
-            "fingerprint",
-            pl.lit(self.export.export_id).alias("export_id"),
-            "file_number",
-            "line",
-            "byte_offset",
-            "byte_length",
-            pl.lit(self.export.transaction_time.isoformat()).alias("as_of"),
-        ).sort("surrogate_id")  # neighbours in the primary key's index
+        return (
+            lines.join(kinds, on="resource_type", how="left", maintain_order="left")
+            .select(
+                "surrogate_id",
+                "site_resource_type_id",
+                "resource_id",
+                "raw_hash_high",
+                "raw_hash_low",
+                "outcome",
+                "reason",
+                "fingerprint",
+                pl.lit(self.export.export_id).alias("export_id"),
+                "file_number",
+                "line",
+                "byte_offset",
+                "byte_length",
+                pl.lit(self.export.transaction_time.isoformat()).alias("as_of"),
+            )
+            .sort("surrogate_id")
+        )  # neighbours in the primary key's index
 
     def _merge_state(self) -> None:
         collision = self.connection.execute(
