@@ -20,7 +20,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Generate, load, measure, print; a warehouse of its own is made and removed."""
     given = _parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=max(Console().width, 110))  # the table's columns, also into a file
     folder = Path(tempfile.mkdtemp(prefix="epic-omop-benchmark-"))
     options = Options(given.patients, given.workers, given.repeat, folder)
     try:

@@ -153,7 +153,6 @@ class Settings(BaseModel):
     #: Worker processes of the transform stage.
     workers: Annotated[int, Field(ge=1, le=256)] = 2
     mappings: Path = MAPPINGS_FOLDER
-    log_format: Literal["text", "json"] = "text"
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
@@ -207,7 +206,6 @@ _VARIABLES = {
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
     "EPIC_OMOP_MAPPINGS": "mappings",
-    "EPIC_OMOP_LOG_FORMAT": "log_format",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
 }
 
