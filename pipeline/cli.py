@@ -8,6 +8,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.commands import database, dead_letters, demo, export, ingest, sandbox, status, ui, view, vocabulary
 from pipeline.errors import EpicOmopError
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         app()
     except EpicOmopError as error:
-        _errors.print(f"[bold red]Error:[/bold red] {error.message}", markup=True)
+        _errors.print(Text.assemble(("Error: ", "bold red"), error.message))  # not markup: a message may hold brackets
         if error.advice:
             _errors.print(error.advice, markup=False)
         sys.exit(error.exit_code)

@@ -71,6 +71,7 @@ def ingest(
         started = time.perf_counter()
         plan = _plan(runtime, site, export, mappings, index, staged)
         _write_known(connection, plan, marks, force=force)
+        connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
         reports = _transform(connection, runtime, plan, export, report)
         seconds = time.perf_counter() - started
         report("publish", 0, 0)
@@ -194,6 +195,7 @@ def _transform(
                 progress("transform", done, total)
             if files is first:
                 _write_facts(connection, plan, export.transaction_time)
+                connection.commit()
     return reports
 
 

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -97,14 +97,23 @@ def _remove_homes_of_dead_sessions() -> None:
     """A session that was killed could not stop its server."""
     for home in _TEMPORARY.glob(f"{_HOME_PREFIX}[0-9]*-*"):
         pid = int(home.name.removeprefix(_HOME_PREFIX).partition("-")[0])
-        if home.lstat().st_uid == os.geteuid() and home.is_dir() and not psutil.pid_exists(pid):
-            remove_server(home)
+        with suppress(FileNotFoundError):  # another session that starts at this moment cleans up as well
+            if home.lstat().st_uid == os.geteuid() and home.is_dir() and not psutil.pid_exists(pid):
+                remove_server(home)
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> str:
-    """The session's embedded server: URL of its database `epic_omop`. Tests that write take `database_url`."""
-    return EmbeddedServer(Path(os.environ[_HOME_VARIABLE])).ensure_running()
+    """The session's embedded server: URL of its database `epic_omop`. Tests that write take `database_url`.
+
+    It does not wait for the disk: its data ends with the session. Tests that kill servers start their own.
+    """
+    url = EmbeddedServer(Path(os.environ[_HOME_VARIABLE])).ensure_running()
+    with psycopg.connect(url, autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+        connection.execute("SELECT pg_reload_conf()")
+    return url
 
 
 @pytest.fixture

@@ -86,10 +86,18 @@ def age_text(age: dict[str, Any]) -> str | None:
     return None if value is None or code is None else f"{value} {code}"
 
 
-def dosage_text(request: dict[str, Any]) -> str | None:
-    """sig: the texts of all dosage instructions, in order."""
-    texts = [dosage["text"] for dosage in request.get("dosageInstruction") or () if dosage.get("text")]
+def dosage_text(resource: dict[str, Any]) -> str | None:
+    """sig: the texts of all dosage instructions (of a request or dispense) or dosages (of a statement), in order."""
+    dosages = resource.get("dosageInstruction") or resource.get("dosage") or ()
+    texts = [dosage["text"] for dosage in dosages if dosage.get("text")]
     return "; ".join(texts) or None
+
+
+def administration_text(dosage: dict[str, Any]) -> str | None:
+    """sig of an administration: the dosage's text, its dose and its rate: 'slowly; 500 mg; 100 mL/h'."""
+    rate = dosage.get("rateRatio")
+    rate_text = _value_text("valueRatio", rate) if rate else _quantity_text(dosage.get("rateQuantity"))
+    return "; ".join(filter(None, (dosage.get("text"), _quantity_text(dosage.get("dose")), rate_text))) or None
 
 
 _PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}

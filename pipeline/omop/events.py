@@ -98,6 +98,7 @@ EXCLUDED_SCHEMA = {"surrogate_id": pl.Int64, "exclude_reason": pl.String}
 _DATES = {
     "start_date": "start",
     "visit_start_date": "start",
+    "payer_plan_period_start_date": "start",
     "death_date": "deceased_datetime",
     "year_of_birth": "birth_date",
 }
@@ -155,10 +156,11 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
     """Adds concept_id, source_concept_id, source_value, table; one row for each standard concept (Themis)."""
     if view.concept_id:
         source = pl.col("source_concept_id") if "source_concept_id" in rows.columns else pl.lit(0, dtype=pl.Int64)
-        return rows.with_columns(
-            _concept(worker, view.concept_id).alias("concept_id"),
+        concept = _concept(worker, view.concept_id)
+        domain = concept.replace_strict(worker.fixed_domains, default=None, return_dtype=pl.String)
+        return rows.with_columns(concept.alias("concept_id"), domain.alias("target_domain_id")).with_columns(
             source.alias("source_concept_id"),
-            pl.col("home_table").alias("table"),
+            route("target_domain_id", "home_table").alias("table"),
             pl.lit(0, dtype=pl.Int64).alias("code_set_key"),
             pl.lit(None, dtype=pl.String).alias("source_system"),
             pl.lit(None, dtype=pl.String).alias("source_code"),

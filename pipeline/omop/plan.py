@@ -110,6 +110,7 @@ class Worker:
             sets=self.sets,
             resolver=self.resolver,
             facts=self.facts,
+            concepts=self.plan.index.concepts,
         )
 
     def bound_memory(self) -> None:
@@ -135,6 +136,12 @@ class Worker:
             )
             for name, entries in self.plan.mappings.value_maps.items()
         }
+
+    @cached_property
+    def fixed_domains(self) -> dict[int, str]:
+        """Domain of every concept that the mappings name and the vocabulary has."""
+        rows = self.plan.index.concepts([concept_id for concept_id in self.plan.fixed.values() if concept_id])
+        return dict(rows.select("concept_id", "domain_id").iter_rows())
 
     @cached_property
     def known(self) -> pl.DataFrame:
@@ -164,6 +171,11 @@ class Worker:
             )
         return self._plans[resource_type]
 
+    def _concept_as_json(self, value: Any) -> str:
+        """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
+        self.sets.add_concept(value)
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
     def _converters(self) -> dict[str, Callable[[Any], Any]]:
         by_type: dict[str, Callable[[Any], Any]] = {
             "CodeableConcept": self.sets.add_concept,
@@ -179,16 +191,13 @@ class Worker:
             "period_text": converters.period_text,
             "age_text": converters.age_text,
             "dosage_text": converters.dosage_text,
+            "administration_text": converters.administration_text,
             "daily_dose": converters.daily_dose,
-            "json": _canonical_json,
+            "json": self._concept_as_json,
         }
         for target in _REFERENCE_TARGETS:
             by_type[f"Reference({target})"] = self.keys.converter(target)
         return by_type
-
-
-def _canonical_json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _compiled(view: ViewMapping, converters: Mapping[str, Callable[[Any], Any]]) -> CompiledView:

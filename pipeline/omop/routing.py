@@ -100,8 +100,8 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
         "specimen_date": "start_date",
         "specimen_datetime": "start_datetime",
         "specimen_source_value": "source_value",
-        "unit_source_value": "unit_source_value",
-        "unit_concept_id": "unit_concept_id",
+        **_same("quantity", "unit_source_value", "unit_concept_id"),
+        **_same("anatomic_site_concept_id", "anatomic_site_source_value"),
     },
 }
 

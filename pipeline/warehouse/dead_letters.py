@@ -195,24 +195,26 @@ def record(
 
 
 def close(
-    connection: psycopg.Connection, export: LandedExport, staged: StagedExport, orphans: pl.DataFrame, now: datetime
+    connection: psycopg.Connection, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime
 ) -> None:
     """Close open letters of earlier exports whose resource or line came through this one.
 
-    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did.
+    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did. A letter
+    of a newer export stays: what came before it says nothing about it.
     """
     schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
     waiting = read_frame(
         connection,
         "SELECT id, surrogate_id, raw_hash_high, raw_hash_low FROM dead_letter"
-        " WHERE state = 'open' AND site = %s AND export_id <> %s",
+        " JOIN export_job AS job USING (export_id) WHERE dead_letter.state = 'open' AND dead_letter.site = %s"
+        " AND export_id <> %s AND job.transaction_time <= %s",
         schema,
-        (export.site, export.export_id),
+        (export.site, export.export_id, export.transaction_time),
     )
     if waiting.is_empty():
         return
     through = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
-    through = through.join(orphans.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
+    through = through.join(not_loaded.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
     resources = pl.concat([through.select("surrogate_id"), staged.scan(UNCHANGED).select("surrogate_id")])
     hashes = ["raw_hash_high", "raw_hash_low"]
     closed = pl.concat(

@@ -29,6 +29,7 @@ from pipeline.warehouse import dead_letters, staging
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, EntityIds, reserve
 from pipeline.warehouse.schema import transaction
+from pipeline.warehouse.seen import read_seen, write_seen
 from pipeline.warehouse.staging import StagedExport
 
 __all__ = ["FileLines", "LandedLine", "PublicationReport", "publish_export"]
@@ -151,6 +152,8 @@ class _Publication:
         )
 
     def run(self, files: Sequence[FileLines]) -> None:
+        # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
+        self.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
         self._decide()
         bulk = self._is_bulk_load()
         if bulk:
@@ -180,6 +183,8 @@ class _Publication:
         self._issues()
         self._account(files)
         self._find_dependents()
+        home = self.runtime.settings.home
+        write_seen(home, self.export.site, self.export.export_id, self.staged, self.orphans)
 
     # --- which lines count ------------------------------------------------------------------------------------------
 
@@ -207,22 +212,23 @@ class _Publication:
         return lines.join(last, on=_LINE, how="anti")
 
     def _older_than_known(self, lines: pl.DataFrame) -> pl.DataFrame:
-        """An older export never overwrites a newer one."""
+        """An older export never overwrites a newer one: lines of resources that a newer export held as well."""
         newer = self.connection.execute(
-            "SELECT EXISTS (SELECT FROM export_job WHERE site = %s AND published_at IS NOT NULL"
-            " AND transaction_time > %s)",
+            "SELECT export_id FROM export_job WHERE site = %s AND published_at IS NOT NULL AND transaction_time > %s",
             (self.export.site, self.export.transaction_time),
-        ).fetchone()
-        if not newer or not newer[0]:
+        ).fetchall()
+        if not newer:
             return lines.clear()
-        temporary_table(self.connection, "incoming_lines", lines)
-        return read_frame(
+        seen = read_seen(self.runtime.settings.home, self.export.site, [row[0] for row in newer])
+        temporary_table(self.connection, "incoming_lines", lines.select("surrogate_id").unique())
+        known = read_frame(
             self.connection,
-            "SELECT lines.surrogate_id, lines.file_number, lines.line FROM pg_temp.incoming_lines AS lines"
-            " JOIN resource_state AS state USING (surrogate_id) WHERE state.as_of > %s",
-            dict(lines.schema),
+            "SELECT surrogate_id FROM pg_temp.incoming_lines JOIN resource_state AS state USING (surrogate_id)"
+            " WHERE state.as_of > %s",
+            {"surrogate_id": pl.Int64},
             (self.export.transaction_time,),
         )
+        return lines.lazy().join(pl.concat([known.lazy(), seen]), on="surrogate_id", how="semi").collect()
 
     def _without_person(self) -> pl.DataFrame:
         """Lines with a row whose person is neither loaded nor in this export. Columns: _LINE, person."""
@@ -625,7 +631,7 @@ class _Publication:
         rejections = self.staged.scan(staging.REJECTION).collect()
         letters = pl.concat([rejections, self._orphan_rejections()])
         dead_letters.record(self.connection, self.export, letters, self.orphans, self.now)
-        dead_letters.close(self.connection, self.export, self.staged, self.orphans, self.now)
+        dead_letters.close(self.connection, self.export, self.staged, self.not_loaded, self.now)
 
     def _orphan_rejections(self) -> pl.DataFrame:
         lines = self.staged.scan(staging.OUTCOME).collect() if not self.orphans.is_empty() else None
@@ -708,7 +714,8 @@ class _Publication:
     def _find_dependents(self) -> None:
         """Resources that used a fact of a changed resource and did not come in this export: to be transformed again.
 
-        Their references are pending until that is done: a process that ends before leaves them to the next run.
+        Their references are pending until that is done: a process that ends before leaves them to the next run. One
+        that waits for a resource that has not come stays pending, and out of this.
         """
         self.connection.execute(
             "UPDATE reference SET state = 'pending' FROM pg_temp.changed AS target"
@@ -721,7 +728,9 @@ class _Publication:
             " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
             " JOIN site_resource_type AS kind USING (site_resource_type_id)"
             " WHERE reference.state = 'pending' AND reference.role = ANY(%s) AND state.outcome = 'loaded'"
-            " AND kind.site = %s",
+            " AND kind.site = %s AND (EXISTS (SELECT FROM pg_temp.changed WHERE surrogate_id = reference.to_surrogate_id)"
+            " OR EXISTS (SELECT FROM reference_value AS fact WHERE fact.surrogate_id = reference.to_surrogate_id))"
+            " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
             (list(FACT_ROLES), self.export.site),
         ).fetchall()
         self.report.dependents = [LandedLine(*row) for row in rows]

@@ -285,7 +285,7 @@ def _waits_for_measurement(connection: psycopg.Connection) -> bool:
 
 # --- what waits for a resource ----------------------------------------------------------------------------------------
 
-REQUEST = {
+REQUEST: dict[str, object] = {
     "id": "m1",
     "status": "active",
     "intent": "order",

@@ -29,7 +29,12 @@ def golden_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if row["standard_concept"] == "S" and not row["invalid_reason"]
     ]
     versions = {"None": "v5.0 GOLDEN"}
-    _write(folder, "concept", [{**row, "concept_class_id": "Undefined"} for row in concepts])
+    classes = {row["concept_id"]: row["concept_class_id"] for row in _read("classes")}
+    _write(
+        folder,
+        "concept",
+        [{**row, "concept_class_id": classes.get(row["concept_id"], "Undefined")} for row in concepts],
+    )
     _write(folder, "concept_relationship", [*own, *relationships])
     _write(folder, "concept_ancestor", [{**row, **_levels(row)} for row in _read("ancestors")])
     _write(
@@ -41,7 +46,9 @@ def golden_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [_named("vocabulary", name, versions.get(name)) for name in _distinct(concepts, "vocabulary_id")],
     )
     _write(folder, "domain", [_named("domain", name) for name in _distinct(concepts, "domain_id")])
-    _write(folder, "concept_class", [_named("concept_class", "Undefined")])
+    _write(
+        folder, "concept_class", [_named("concept_class", name) for name in sorted({"Undefined", *classes.values()})]
+    )
     _write(folder, "relationship", [_named("relationship", name) for name in _RELATIONSHIPS])
     return folder
 

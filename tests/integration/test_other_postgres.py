@@ -9,7 +9,7 @@ from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER, Settings
 from pipeline.warehouse.schema import install_schemas
-from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
+from tests.integration.support import START, Lines, Warehouse, encounter, observation, patient, reference
 
 
 def test_install_load_load_again_and_replay(
@@ -26,7 +26,7 @@ def test_install_load_load_again_and_replay(
         assert warehouse.value("SHOW server_version").split(".")[0] == other_postgres_folder.parent.name
 
     waiting = observation("waiting", person="p2")
-    files = {
+    files: dict[str, Lines] = {
         "Patient": [patient()],
         "Encounter": [encounter()],
         "Observation": [

@@ -7,16 +7,18 @@ say what an empty one says into which only the newest good version of each resou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
 from pipeline.warehouse import publish
+from pipeline.warehouse.ids import LINKS
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
@@ -97,7 +99,9 @@ def _request(line: Line) -> dict[str, Any]:
 def _medication(line: Line) -> dict[str, Any]:
     code = "314076" if line.version != "other" else "314077"
     coding = {"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": code}
-    return {"id": line.resource_id, "code": {"coding": [coding]} if line.version in ("same", "other") else 7}
+    made = {"id": line.resource_id, "code": 7 if line.version == "shapeless" else {"coding": [coding]}}
+    unknown = [{"url": "http://example.org/unknown"}]
+    return made | ({"modifierExtension": unknown} if line.version in ("broken", "wrong") else {})
 
 
 def _status(line: Line, *, good: str, wrong: str) -> dict[str, Any]:
@@ -142,25 +146,6 @@ def last_good(exports: Sequence[Export]) -> Export:
     )
 
 
-def returns(exports: Sequence[Export], order: Sequence[int]) -> bool:
-    """Whether an export is loaded late that lies between two in which a resource is the same.
-
-    Of such a resource the warehouse knows only that the line of the older one is loaded: see
-    `test_a_version_that_came_back_is_newer_than_one_between`.
-    """
-    known: dict[tuple[str, str], tuple[str, int, int]] = {}  # key → version, as of, last seen
-    for place in order:
-        for line in {line.key: line for line in exports[place] if _is_good(line)}.values():
-            version, as_of, seen = known.get(line.key, ("", -1, -1))
-            if version == line.version:
-                known[line.key] = version, as_of, max(seen, place)
-            elif as_of < place < seen:
-                return True
-            elif as_of < place:
-                known[line.key] = line.version, place, place
-    return False
-
-
 def files(export: Export) -> Mapping[str, list[Mapping[str, Any] | bytes]]:
     by_type: dict[str, list[Mapping[str, Any] | bytes]] = {"Patient": []}
     for line in export:
@@ -172,13 +157,17 @@ def files(export: Export) -> Mapping[str, list[Mapping[str, Any] | bytes]]:
 class History:
     """Loads exports into one database and empties it again: faster than a database an example."""
 
-    warehouse: Warehouse
-    _tables: str = field(default="")
+    warehouse: Warehouse = field(repr=False)
+    _tables: str = field(default="", repr=False)
 
     def content(self) -> Content:
         with self.warehouse.runtime.connect() as connection:
             content = warehouse_content(connection)
         content.pop("dead_letter", None)  # of what was broken: what has come of it is the matter here
+        # References to medications are kept of superseded lines too: at worst a request is mapped once more.
+        links = Counter({row: count for row, count in content.pop("reference", Counter()).items() if row[1] in LINKS})
+        if links:
+            content["reference"] = links
         return content
 
     def after(self, exports: Sequence[Export], order: Sequence[int]) -> Content:
@@ -205,12 +194,12 @@ def history(warehouse: Warehouse) -> History:
     return History(warehouse)
 
 
-lines = st.builds(lambda key, version: Line(*key, version), st.sampled_from(KEYS), st.sampled_from(VERSIONS))
+lines = st.builds(lambda key, version: Line(key[0], key[1], version), st.sampled_from(KEYS), st.sampled_from(VERSIONS))
 exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4)
 
 
 @settings(
-    max_examples=15,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
@@ -222,7 +211,6 @@ def test_any_history_ends_in_the_last_good_versions(
     history: History, exports: list[Export], data: st.DataObject
 ) -> None:
     order = data.draw(st.permutations(range(len(exports))))
-    assume(not returns(exports, order))
     reached = history.after(exports, order)
     expected = history.after([last_good(exports)], [0])
     assert reached == expected
@@ -231,7 +219,7 @@ def test_any_history_ends_in_the_last_good_versions(
 def resource(name: str, version: str = "same") -> Line:
     """`p1`, `e1`, `o1`, `c1`, `m1` or `med`, in a version."""
     key = next(key for key in KEYS if key[1] == name)
-    return Line(*key, version)
+    return Line(key[0], key[1], version)
 
 
 def world(*exports: str) -> list[Export]:
@@ -250,6 +238,7 @@ def world(*exports: str) -> list[Export]:
         (world("p1 o1:other o1"), (0,)),
         (world("p1 o1 o1:broken"), (0,)),
         (world("p1 m1 med", "p1 med:other"), (0, 1)),
+        (world("p1 m1 med:other", "p1 med:broken"), (0, 1)),
         (world("p1 m1 med med:other"), (0,)),
         (world("p1 m1 med:other med"), (0,)),
         (world("p1 o1", "p1 o1:other"), (1, 0)),
@@ -261,6 +250,9 @@ def world(*exports: str) -> list[Export]:
         (world("o1", "o1:other", "p1"), (1, 2, 0)),
         (world("o1", "o1:other", "p1"), (0, 1, 2)),
         (world("p1 o1:other", "o1:broken"), (1, 0)),
+        (world("p1 o2 p2", "p1", "o2"), (2, 1, 0)),
+        (world("o1 p1", "o1"), (1, 0)),
+        (world("p1 p1 o2 p1 p1 p2", "p1", "o2"), (2, 1, 0)),
         (world("p1:other o1", "p1"), (1, 0)),
     ],
 )
@@ -269,15 +261,13 @@ def test_histories_that_are_easily_got_wrong(history: History, exports: list[Exp
     assert reached == history.after([last_good(exports)], [0])
 
 
-@pytest.mark.xfail(strict=True, reason="an unchanged line leaves no trace of when the resource was last seen")
 def test_a_version_that_came_back_is_newer_than_one_between(history: History) -> None:
     exports = world("p1 o1", "p1 o1:other", "p1 o1")
     assert history.after(exports, (0, 2, 1)) == history.after([last_good(exports)], [0])
 
 
-@pytest.mark.xfail(strict=True, reason="the shape of Medication.code is looked at only where a request uses it")
 def test_a_broken_medication_is_a_dead_letter(history: History) -> None:
-    exports = world("p1 m1 med:other", "p1 med:broken")
+    exports = world("p1 m1 med:other", "p1 med:shapeless")
     assert history.after(exports, (0, 1)) == history.after([last_good(exports)], [0])
 
 

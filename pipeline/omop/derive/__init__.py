@@ -10,12 +10,23 @@ from collections.abc import Callable, Mapping
 
 import polars as pl
 
+from pipeline.omop.derive.allergies import allergy_date, allergy_to_substance, named_allergy
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
-from pipeline.omop.derive.conditions import condition, history
-from pipeline.omop.derive.drugs import drug_request_dates, immunization, medication, route
+from pipeline.omop.derive.conditions import condition, family_history, history
+from pipeline.omop.derive.coverages import coverage
+from pipeline.omop.derive.drugs import (
+    drug_administration_dates,
+    drug_dispense_dates,
+    drug_request_dates,
+    drug_statement_dates,
+    immunization,
+    medication,
+    route,
+)
 from pipeline.omop.derive.observations import observation_date, observation_value
 from pipeline.omop.derive.people import care_site, death, person, provider
-from pipeline.omop.derive.procedures import procedure
+from pipeline.omop.derive.procedures import imaging_date, procedure
+from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import discharge, visit
 
 __all__ = ["DERIVATIONS", "INPATIENT_VISITS", "Derivation"]
@@ -31,12 +42,22 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         discharge,
         condition,
         history,
+        family_history,
+        allergy_date,
+        named_allergy,
+        allergy_to_substance,
         observation_date,
         observation_value,
         medication,
         drug_request_dates,
+        drug_administration_dates,
+        drug_dispense_dates,
+        drug_statement_dates,
         route,
         immunization,
         procedure,
+        imaging_date,
+        specimen,
+        coverage,
     )
 }

@@ -30,6 +30,8 @@ class Derivation:
     resolver: ConceptResolver
     #: facts(name, surrogate ids) → columns surrogate_id, value
     facts: Callable[[str, pl.Series], pl.DataFrame]
+    #: concepts(ids) → their rows of the concept index: concept_id, domain_id, concept_class_id and others
+    concepts: Callable[[list[int]], pl.DataFrame]
 
     def constant(self, name: str) -> int:
         return self.fixed(self.constants[name])

@@ -15,8 +15,8 @@ _MAX_DAYS_OUTSIDE = 7
 def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Start by precedence, end from abatement, status from the encounter's diagnosis, visit only where it fits."""
     frame = (
-        frame.pipe(_at_age, derivation, "onset")
-        .pipe(_at_age, derivation, "abatement")
+        frame.pipe(at_age, derivation, "onset")
+        .pipe(at_age, derivation, "abatement")
         .pipe(with_visit_period, derivation)
     )
     frame = starting(
@@ -35,7 +35,7 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return _condition_status(frame, derivation)
 
 
-def _at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
+def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
     """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known."""
     age, target = f"{element}_age", f"{element}_by_age"
     aged = frame.filter(pl.col(age).is_not_null()).select("person_id", age).unique()
@@ -98,3 +98,8 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("value_source_code").alias("value_source_value"),
         pl.col("value_source_code").alias("source_value"),
     )
+
+
+def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The condition of a relative becomes the value of "Family history of clinical finding"."""
+    return history(starting(frame, derivation, "recorded_date"), derivation)

@@ -60,6 +60,33 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     )
 
 
+def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """From the instant or period in which the drug was given; without an end it ends when it starts."""
+    frame = starting(frame, derivation, "effective_datetime", "effective_period_start")
+    frame = ending(frame, derivation, "effective_period_end")
+    return frame.with_columns(
+        pl.coalesce("end_date", "start_date").alias("end_date"),
+        pl.coalesce("end_datetime", "start_datetime").alias("end_datetime"),
+    )
+
+
+def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Handed over, else prepared; the end by the days of supply alone, none are invented. A bare number is of days."""
+    frame = starting(frame, derivation, "handed_over", "prepared")
+    unit = _days_of(pl.col("supply_unit").fill_null("d"))
+    supply = _whole_days(pl.col("supply_value") * unit, "round")
+    return frame.with_columns(
+        supply.alias("days_supply"),
+        (pl.col("start_date") + pl.duration(days=(supply - 1).fill_null(0))).alias("end_date"),
+    )
+
+
+def drug_statement_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The period stated, else when it was stated."""
+    frame = starting(frame, derivation, "effective_datetime", "effective_period_start", "date_asserted")
+    return ending(frame, derivation, "effective_period_end")
+
+
 def _days_of(unit: pl.Expr) -> pl.Expr:
     return unit.str.to_lowercase().replace_strict(_DAYS, default=None, return_dtype=pl.Int64)
 

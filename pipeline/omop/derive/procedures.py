@@ -13,3 +13,8 @@ def procedure(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = ending(frame, derivation, "performed_end")
     frame = derivation.resolved(frame, "body_site", "value", "modifier")
     return frame.with_columns(pl.col("modifier_source_code").alias("modifier_source_value"))
+
+
+def imaging_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """An imaging study has a start only."""
+    return starting(frame, derivation, "started")

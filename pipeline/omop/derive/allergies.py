@@ -1,0 +1,56 @@
+"""Allergies and intolerances: when, and whether a code names the allergy or only its substance."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.omop.derive.base import Derivation, starting, with_visit_period
+from pipeline.omop.derive.conditions import at_age
+
+_SUBSTANCE_DOMAINS = ("Drug", "Device")
+#: Concept classes of SNOMED's things, as opposed to its findings and situations.
+_SUBSTANCE_CLASSES = ("Substance", "Organism", "Physical Object", "Pharma/Biol Product")
+
+
+def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Onset > recorded > encounter > last occurrence."""
+    frame = with_visit_period(at_age(frame, derivation, "onset"), derivation)
+    return starting(
+        frame,
+        derivation,
+        "onset_datetime",
+        "onset_period_start",
+        "onset_by_age",
+        "recorded_date",
+        "visit_start",
+        "last_occurrence",
+    )
+
+
+def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Rows whose code does not name a substance alone: pre-coordinated allergies, "no known allergy", unmapped ones."""
+    return frame.filter(~_is_substance(frame, derivation))
+
+
+def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Rows whose code names a substance alone: it becomes the value."""
+    frame = derivation.resolved(frame.filter(_is_substance(frame, derivation)), "code", "value", "value")
+    return frame.with_columns(
+        pl.col("value_concept_id").alias("value_as_concept_id"),
+        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        pl.col("value_source_code").alias("value_source_value"),
+        pl.col("value_source_code").alias("source_value"),
+    )
+
+
+def _is_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
+    """True where the code's standard concept is a thing: a code with `Maps to value` says itself what it is about."""
+    resolved = derivation.resolver.resolve_single("value").select("code_set", "target_concept_id", "value_concept_id")
+    used = resolved.filter(pl.col("code_set").is_in(frame["code"].drop_nulls().unique().implode()))
+    concepts = derivation.concepts(used["target_concept_id"].unique().to_list())
+    thing = pl.col("domain_id").is_in(_SUBSTANCE_DOMAINS) | pl.col("concept_class_id").is_in(_SUBSTANCE_CLASSES)
+    things = concepts.filter(thing)["concept_id"]
+    substances = used.filter(
+        pl.col("value_concept_id").is_null() & pl.col("target_concept_id").is_in(things.implode())
+    )["code_set"]
+    return frame["code"].is_in(substances.implode()).fill_null(False)
