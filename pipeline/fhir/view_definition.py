@@ -11,6 +11,7 @@ Specification: https://sql-on-fhir.org/ig/latest/StructureDefinition-ViewDefinit
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -382,7 +383,7 @@ def _check_type(column: Column, plan: _Plan, converters: Mapping[str, Any]) -> N
 # --- rendering ---------------------------------------------------------------------------------------------
 
 
-class _Renderer:
+class _Renderer(ABC):
     """Writes the function of a plan: navigation and loops. Subclasses say what happens to a finished row."""
 
     signature = ""
@@ -411,17 +412,17 @@ class _Renderer:
             self._end()
         return source.text()
 
-    def _begin(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _begin(self) -> None: ...
 
-    def _row(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _row(self) -> None: ...
 
-    def _end(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _end(self) -> None: ...
 
-    def _column_value(self, column: Column, value: Value) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _column_value(self, column: Column, value: Value) -> str: ...
 
     def _selects(self, selects: Sequence[_Select], context: Context, then: Callable[[], None]) -> None:
         """Every combination of the rows of `selects`; `then` continues within each."""
