@@ -20,6 +20,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigurationError
+from pipeline.mapping_options import MappingOptions
 
 __all__ = [
     "DEFAULT_RESOURCE_TYPES",
@@ -94,6 +95,8 @@ class SiteSettings(BaseModel):
     max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     #: Keep the text of text-only concepts in `*_source_value` for these resource types (free text can hold names).
     text_source_value_types: tuple[str, ...] = ()
+    #: Named settings of the mapping: docs/mapping-options.md.
+    mapping: MappingOptions = MappingOptions()
     #: Cron of the nightly schedule, in the site's zone.
     schedule: str = "0 1 * * *"
 

@@ -211,20 +211,21 @@ def _code_counts(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame
 
 
 def _references(rows: pl.DataFrame) -> pl.DataFrame:
-    """Dependence on what another resource says: when the Medication changes, its requests change too."""
-    if "medication_reference" not in rows.columns:
-        return pl.DataFrame(schema=SCHEMAS[REFERENCE])
-    pending = pl.col("pending_medication") if "pending_medication" in rows.columns else pl.lit(False)
-    return (
-        rows.filter(pl.col("medication_reference").is_not_null())
-        .select(
+    """Dependence on what another resource says (`derive.base.used`): when that changes, these rows change too."""
+    found = [
+        rows.filter(pl.col(name).is_not_null()).select(
             pl.col("surrogate_id").alias("from_surrogate_id"),
-            pl.lit("medication").alias("role"),
-            pl.col("medication_reference").alias("to_surrogate_id"),
-            pl.when(pending).then(pl.lit("pending")).otherwise(pl.lit("resolved")).alias("state"),
+            pl.lit(name.removeprefix("uses_")).alias("role"),
+            pl.col(name).alias("to_surrogate_id"),
+            pl.when(f"lacks_{name.removeprefix('uses_')}")
+            .then(pl.lit("pending"))
+            .otherwise(pl.lit("resolved"))
+            .alias("state"),
         )
-        .unique(maintain_order=True)
-    )
+        for name in rows.columns
+        if name.startswith("uses_")
+    ]
+    return pl.concat(found).unique(maintain_order=True) if found else pl.DataFrame(schema=SCHEMAS[REFERENCE])
 
 
 def _issues(rows: pl.DataFrame) -> pl.DataFrame:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import MappingError
+from pipeline.mapping_options import MappingOptions
 
 __all__ = [
     "ConceptRule",
@@ -36,6 +37,8 @@ __all__ = [
 #: Names of the value maps' special targets: the row is excluded instead of given a concept.
 EXCLUDE = "exclude"
 
+_Rule = TypeVar("_Rule", bound="_Optional")
+
 _KIND = Literal["resource", "event", "entity", "reference_value"]
 
 
@@ -43,14 +46,39 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TableRule(_Model):
+class _Optional(_Model):
+    """A rule that holds only where each named option (pipeline/mapping_options.py) has the value, or one of them."""
+
+    option: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+
+    @field_validator("option")
+    @classmethod
+    def _known(cls, value: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+        for name, wanted in value.items():
+            field = MappingOptions.model_fields.get(name)
+            if field is None:
+                raise ValueError(f"there is no option {name!r}")
+            for choice in _choices(wanted):
+                if choice not in get_args(field.annotation):
+                    raise ValueError(f"option {name!r} has no value {choice!r}")
+        return value
+
+    def holds(self, options: MappingOptions) -> bool:
+        return all(getattr(options, name) in _choices(wanted) for name, wanted in self.option.items())
+
+
+def _choices(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if isinstance(wanted, str) else wanted
+
+
+class TableRule(_Optional):
     """Home table of rows for which the boolean column `when` is true; without `when`, of all others."""
 
     table: str
     when: str | None = None
 
 
-class ConceptRule(_Model):
+class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
     concept_id: int | tuple[int, ...]
@@ -61,6 +89,13 @@ class ConceptRule(_Model):
         return self.concept_id if isinstance(self.concept_id, tuple) else (self.concept_id,)
 
 
+class StatusVariant(_Optional):
+    """Values that an option keeps or excludes instead."""
+
+    keep: tuple[str, ...] = ()
+    exclude: Mapping[str, str] = Field(default_factory=dict)
+
+
 class StatusFilter(_Model):
     """Outcome by the value of a column of the resource view: kept, excluded with a reason, else rejected."""
 
@@ -68,16 +103,27 @@ class StatusFilter(_Model):
     keep: tuple[str, ...]
     exclude: Mapping[str, str] = Field(default_factory=dict)
     missing: Literal["reject", "keep", "exclude"] = "reject"
+    variants: tuple[StatusVariant, ...] = ()
+
+    def under(self, options: MappingOptions) -> StatusFilter:
+        """The filter with the variants that hold worked in."""
+        keep, exclude = list(self.keep), dict(self.exclude)
+        for variant in self.variants:
+            if variant.holds(options):
+                exclude = {name: reason for name, reason in exclude.items() if name not in variant.keep}
+                keep = [name for name in keep if name not in variant.exclude] + list(variant.keep)
+                exclude |= variant.exclude
+        return self.model_copy(update={"keep": tuple(keep), "exclude": exclude, "variants": ()})
 
 
-class Exclusion(_Model):
+class Exclusion(_Optional):
     """Resources for which the boolean column `when` is true are excluded with `reason`."""
 
     when: str
     reason: str
 
 
-class ViewMapping(_Model):
+class ViewMapping(_Optional):
     """One view of a mapping. `definition` is the ViewDefinition itself, without the keys of this project."""
 
     name: str
@@ -132,6 +178,26 @@ class ResourceMapping(_Model):
     def resource_view(self) -> ViewMapping:
         return self.views[0]
 
+    def under(self, options: MappingOptions) -> ResourceMapping:
+        """The mapping with only the rules that hold under a site's options."""
+        return self.model_copy(
+            update={
+                "status": self.status.under(options) if self.status else None,
+                "exclude": _holding(self.exclude, options),
+                "views": tuple(
+                    view.model_copy(update={name: _holding(getattr(view, name), options) for name in _RULES_OF_A_VIEW})
+                    for view in _holding(self.views, options)
+                ),
+            }
+        )
+
+
+_RULES_OF_A_VIEW = ("home_table", "concept_id", "type_concept_id")
+
+
+def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, ...]:
+    return tuple(rule for rule in rules if rule.holds(options))
+
 
 @dataclass(frozen=True)
 class ValueMapEntry:
@@ -153,6 +219,7 @@ class Mappings:
     constants: Mapping[str, tuple[int, ...]]
     #: resource types that are landed and counted, never mapped: type → reason
     unmapped_types: Mapping[str, str]
+    options: MappingOptions = field(default_factory=MappingOptions)
 
     @cached_property
     def fixed_concepts(self) -> dict[int, str]:
@@ -160,10 +227,10 @@ class Mappings:
         named: dict[int, str] = {}
         for resource in self.resources.values():
             for view in resource.views:
-                for field in ("type_concept_id", "concept_id"):
-                    for rule in getattr(view, field):
+                for rules in ("type_concept_id", "concept_id"):
+                    for rule in getattr(view, rules):
                         for concept_id in rule.concept_ids:
-                            named.setdefault(concept_id, f"{resource.resource} {view.name} {field}")
+                            named.setdefault(concept_id, f"{resource.resource} {view.name} {rules}")
         for name, entries in self.value_maps.items():
             for entry in entries:
                 for concept_id in entry.concept_ids:
@@ -182,6 +249,7 @@ class Mappings:
         for part in (self.value_maps, self.code_systems, self.vocabulary_priority, self.constants):
             digest.update(repr(sorted(part.items())).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
+        digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
         return digest.hexdigest()
 
 
@@ -190,8 +258,8 @@ def fixed_concepts(folder: Path) -> dict[int, str]:
     return load_mappings(folder).fixed_concepts
 
 
-def load_mappings(folder: Path, site: str | None = None) -> Mappings:
-    """Read and check a folder of mappings, with a site's own entries over the value maps.
+def load_mappings(folder: Path, site: str | None = None, options: MappingOptions | None = None) -> Mappings:
+    """Read and check a folder of mappings, with a site's own entries over the value maps, under a site's options.
 
     `sites/<site>/values/*.csv` add entries to the value map of that name or replace those of the same system and code.
     Raises MappingError with file and line.
@@ -199,10 +267,11 @@ def load_mappings(folder: Path, site: str | None = None) -> Mappings:
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise MappingError(f"There are no mappings (*.yaml) in {folder}.", "Check EPIC_OMOP_MAPPINGS.")
+    chosen = options or MappingOptions()
     resources = {}
     for file in files:
         mapping = _read_resource(file)
-        resources[mapping.resource] = mapping
+        resources[mapping.resource] = mapping.under(chosen)
     maps = folder / "concept_maps"
     return Mappings(
         folder=folder,
@@ -212,6 +281,7 @@ def load_mappings(folder: Path, site: str | None = None) -> Mappings:
         vocabulary_priority={key: tuple(value) for key, value in _read_yaml(maps / "vocabulary_priority.yaml").items()},
         constants={row["name"]: _ids(row["concept_id"]) for row in _read_csv(maps / "constants.csv")},
         unmapped_types={row["resource_type"]: row["reason"] for row in _read_csv(maps / "unmapped_types.csv")},
+        options=chosen,
     )
 
 

@@ -104,6 +104,7 @@ class Worker:
             site_zone=self.plan.site.time_zone,
             instance_zone=self.plan.instance_zone,
             as_of=self.plan.as_of,
+            options=self.plan.mappings.options,
             fixed=self.fixed,
             constants=self.plan.mappings.constants,
             value_maps=self.value_maps,

@@ -40,9 +40,6 @@ IG_VERSION = "2.0.0-ballot"
 #: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
 _BULK_ROWS = 50_000
 
-#: Roles of `etl.reference` by which a resource used what another says, not only its id.
-FACT_ROLES = ("medication",)
-
 #: What the dead letter of a line says whose person is not loaded.
 _ORPHAN = {"stage": "publish", "code": "person_unknown", "reason": "the person is not loaded", "path": None}
 
@@ -719,19 +716,19 @@ class _Publication:
         """
         self.connection.execute(
             "UPDATE reference SET state = 'pending' FROM pg_temp.changed AS target"
-            " WHERE target.surrogate_id = reference.to_surrogate_id AND reference.role = ANY(%s)"
+            " WHERE target.surrogate_id = reference.to_surrogate_id AND reference.role <> ALL(%s)"
             " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
-            (list(FACT_ROLES),),
+            (list(LINKS),),
         )
         rows = self.connection.execute(
             "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
             " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
             " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-            " WHERE reference.state = 'pending' AND reference.role = ANY(%s) AND state.outcome = 'loaded'"
+            " WHERE reference.state = 'pending' AND reference.role <> ALL(%s) AND state.outcome = 'loaded'"
             " AND kind.site = %s AND (EXISTS (SELECT FROM pg_temp.changed WHERE surrogate_id = reference.to_surrogate_id)"
             " OR EXISTS (SELECT FROM reference_value AS fact WHERE fact.surrogate_id = reference.to_surrogate_id))"
             " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
-            (list(FACT_ROLES), self.export.site),
+            (list(LINKS), self.export.site),
         ).fetchall()
         self.report.dependents = [LandedLine(*row) for row in rows]
 

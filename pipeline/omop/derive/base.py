@@ -9,6 +9,7 @@ from datetime import date
 import polars as pl
 
 from pipeline.fhir.datetimes import parsed
+from pipeline.mapping_options import MappingOptions
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concepts import ConceptResolver
 
@@ -23,6 +24,7 @@ class Derivation:
     site_zone: str
     instance_zone: str
     as_of: date
+    options: MappingOptions
     fixed: Callable[[tuple[int, ...]], int]
     constants: Mapping[str, tuple[int, ...]]
     value_maps: Mapping[str, pl.DataFrame]
@@ -84,12 +86,26 @@ class Derivation:
         return frame.join(single, on=column, how="left", maintain_order="left")
 
     def with_fact(self, frame: pl.DataFrame, key: str, name: str, target: str) -> pl.DataFrame:
-        """Adds `target`: the value of fact `name` of the resource that column `key` refers to."""
+        """Adds `target`: the value of fact `name` of the resource that column `key` refers to.
+
+        Who lets a row depend on it says so by `used`.
+        """
         keys = frame[key].drop_nulls().unique()
         if keys.is_empty():
             return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
         values = self.facts(name, keys).rename({"surrogate_id": key, "value": target})
         return frame.join(values, on=key, how="left", maintain_order="left")
+
+
+def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Expr) -> pl.DataFrame:
+    """Note that rows depend on fact `name` of the resource in column `key` where `when` holds.
+
+    They are mapped again when that resource changes; `missing`: where it has not come yet. Adds `uses_<name>` (Int64)
+    and `lacks_<name>` (Boolean), which the transform stage turns into `etl.reference`.
+    """
+    return frame.with_columns(
+        pl.when(when).then(pl.col(key)).alias(f"uses_{name}"), missing.fill_null(False).alias(f"lacks_{name}")
+    )
 
 
 def starting(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from typing import Literal
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, with_visit_period
+from pipeline.omop.derive.base import Derivation, ending, starting, used, with_visit_period
 
 
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -15,6 +15,8 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     wanted = frame.filter(pl.col("code").is_null() & pl.col("medication_reference").is_not_null())
     if wanted.is_empty():
         return frame
+    by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
+    frame = frame.with_columns(by_reference.alias("by_reference"))
     found = derivation.facts("medication_code", wanted["medication_reference"].unique())
     numbers = [derivation.sets.add_concept(orjson.loads(value)) for value in found["value"]]
     codes = found.select(pl.col("surrogate_id").alias("medication_reference")).with_columns(
@@ -24,14 +26,9 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     displays = frame.filter(pl.col("code").is_null() & pl.col("referenced_code").is_null())["medication_display"]
     texts = {text: derivation.sets.add_concept({"text": text}) for text in displays.drop_nulls().unique()}
     by_display = pl.col("medication_display").replace_strict(texts, default=None, return_dtype=pl.Int32)
-    return frame.with_columns(
-        pl.coalesce("code", "referenced_code", by_display).alias("code"),
-        (
-            pl.col("code").is_null()
-            & pl.col("referenced_code").is_null()
-            & pl.col("medication_reference").is_not_null()
-        ).alias("pending_medication"),
-    )
+    missing = pl.col("referenced_code").is_null()
+    frame = used(frame, "medication", "medication_reference", pl.col("by_reference"), missing)
+    return frame.with_columns(pl.coalesce("code", "referenced_code", by_display).alias("code"))
 
 
 _DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
