@@ -127,15 +127,15 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
 
 
 def record(
-    connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, orphans: pl.DataFrame, now: datetime
+    connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, refused: pl.DataFrame, now: datetime
 ) -> None:
     """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice.
 
-    `orphans` (surrogate_id, file_number, line, person) gives the person that the resource waits for.
+    `refused` (surrogate_id, file_number, line, code, person) gives the person that a resource waits for, if any.
     """
     if letters.is_empty():
         return
-    persons = {(number, line): person for _, number, line, person in orphans.iter_rows()}
+    persons = dict(zip(refused.select("file_number", "line").iter_rows(), refused["person"], strict=True))
     connection.execute(
         "CREATE TEMP TABLE new_letter (LIKE dead_letter INCLUDING DEFAULTS) ON COMMIT DROP;"
         " ALTER TABLE pg_temp.new_letter ALTER id DROP NOT NULL"

@@ -20,16 +20,16 @@ def _file(home: Path, site: str, export_id: int) -> Path:
     return home / "seen" / site / f"{export_id}.parquet"
 
 
-def write_seen(home: Path, site: str, export_id: int, staged: StagedExport, orphans: pl.DataFrame) -> None:
+def write_seen(home: Path, site: str, export_id: int, staged: StagedExport, refused: pl.DataFrame) -> None:
     """Keep the surrogate ids of all lines that were not rejected. Written before the commit; only read after it.
 
-    `orphans` (surrogate_id, file_number, line) are rejected by publication: their person is missing.
+    `refused` (surrogate_id, file_number, line …) are rejected by publication: their person is missing.
     """
     file = _file(home, site, export_id)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     line = ["surrogate_id", "file_number", "line"]
     accepted = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
-    accepted = accepted.join(orphans.lazy(), on=line, how="anti").select("surrogate_id")
+    accepted = accepted.join(refused.lazy(), on=line, how="anti").select("surrogate_id")
     every = (
         pl.concat([accepted, staged.scan(UNCHANGED).select("surrogate_id")]).drop_nulls().unique().sort("surrogate_id")
     )

@@ -1,0 +1,1 @@
+"""The steps of a publication, one module each; `pipeline.warehouse.publish` says their order."""

@@ -1,0 +1,110 @@
+"""Dead letters, issues, and the accounts: every line has exactly one outcome, or nothing is published."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import polars as pl
+
+from pipeline.errors import AccountingError
+from pipeline.warehouse import dead_letters as letters_table
+from pipeline.warehouse import staging
+from pipeline.warehouse.copying import copy_frame
+from pipeline.warehouse.publication.context import LINE, FileLines, Publication
+
+__all__ = ["account", "dead_letters", "forget_accounts", "issues"]
+
+#: What the dead letter of a line says that publication refuses: code → reason.
+_REASONS = {"person_unknown": "the person is not loaded"}
+
+
+def dead_letters(p: Publication) -> None:
+    """Rejected lines become dead letters; letters of resources that came through are closed."""
+    rejections = p.staged.scan(staging.REJECTION).collect()
+    letters_table.record(p.connection, p.export, pl.concat([rejections, _refusals(p)]), p.refused, p.now)
+    letters_table.close(p.connection, p.export, p.staged, p.not_loaded, p.now)
+
+
+def _refusals(p: Publication) -> pl.DataFrame:
+    """The lines that publication itself rejects. Columns: REJECTION_SCHEMA."""
+    if p.refused.is_empty():
+        return pl.DataFrame(schema=staging.REJECTION_SCHEMA)
+    lines = p.staged.scan(staging.OUTCOME).drop("reason").collect()
+    lines = lines.join(p.refused.select(*LINE, "code"), on=LINE, how="inner").with_columns(
+        pl.lit("publish").alias("stage"),
+        pl.lit(None, dtype=pl.String).alias("path"),
+        pl.col("code").replace_strict(_REASONS, return_dtype=pl.String).alias("reason"),
+    )
+    return lines.select(list(staging.REJECTION_SCHEMA))
+
+
+def issues(p: Publication) -> None:
+    """What was decided below the line, unmapped codes, and the share of mapped ones."""
+    p.connection.execute(
+        "DELETE FROM row_issue USING pg_temp.former AS former WHERE row_issue.surrogate_id = former.surrogate_id"
+    )
+    export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
+    for part in p.staged.frames(staging.ISSUE):
+        frame = part.join(p.dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
+        copy_frame(p.connection, "row_issue", frame)
+    codes = p.staged.scan(staging.MAPPING).collect()
+    if codes.is_empty():
+        return
+    unmapped = codes.filter(~pl.col("mapped")).group_by("resource_type", "element", "system", "code")
+    copy_frame(p.connection, "unmapped_code", unmapped.agg(pl.col("count").sum()).with_columns(export_id))
+    rates = codes.group_by("resource_type").agg(
+        pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total")
+    )
+    p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()}
+
+
+def forget_accounts(p: Publication) -> None:
+    """An export that is published again (a backfill) is counted again, not twice."""
+    for table in ("exclusion_count", "unmapped_code"):  # issues belong to resources, not to the export: `issues`
+        p.connection.execute(f"DELETE FROM {table} WHERE export_id = %s", (p.export.export_id,))
+
+
+def account(p: Publication, files: Sequence[FileLines]) -> None:
+    """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published."""
+    outcomes = p.staged.scan(staging.OUTCOME).select(*LINE, "resource_type", "outcome", "reason").collect()
+    final = outcomes.join(
+        p.superseded.with_columns(pl.lit("superseded").alias("final")), on=LINE, how="left", nulls_equal=True
+    ).join(p.refused.select(LINE).with_columns(pl.lit("rejected").alias("refused")), on=LINE, how="left")
+    final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
+    counts: dict[int, Counter[str]] = {}
+    for number, outcome, count in final.group_by("file_number", "outcome").len().iter_rows():
+        counts.setdefault(number, Counter())[outcome] = count
+    for file in files:
+        count = counts.get(file.file_number, Counter())
+        count["unchanged"] = file.unchanged
+        if sum(count.values()) != file.lines:
+            raise AccountingError(
+                f"File {file.file_number} of export {p.export.export_id} has {file.lines} lines"
+                f" but {sum(count.values())} outcomes ({dict(count)}).",
+                "Nothing was published. This is a defect of epic-omop: please report it with these numbers.",
+            )
+        p.report.outcomes.update(count)
+        updated = p.connection.execute(
+            "UPDATE export_file SET loaded = %s, unchanged = %s, superseded = %s, excluded = %s, rejected = %s"
+            " WHERE export_id = %s AND file_number = %s AND lines = %s",
+            (
+                *(count[name] for name in ("loaded", "unchanged", "superseded", "excluded", "rejected")),
+                p.export.export_id,
+                file.file_number,
+                file.lines,
+            ),
+        )
+        if updated.rowcount != 1:
+            raise AccountingError(
+                f"File {file.file_number} of export {p.export.export_id} was landed with another number of"
+                f" lines than the {file.lines} that were transformed.",
+                "Nothing was published. Run `epic-omop verify` and land the export again.",
+            )
+    excluded = (
+        final.filter(pl.col("outcome") == "excluded")
+        .group_by("file_number", "resource_type", "reason")
+        .agg(pl.len().alias("count"))
+        .with_columns(pl.lit(p.export.export_id).alias("export_id"))
+    )
+    copy_frame(p.connection, "exclusion_count", excluded)

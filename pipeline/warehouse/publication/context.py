@@ -1,0 +1,131 @@
+"""What the steps of a publication share, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import polars as pl
+import psycopg
+from sqlalchemy import Connection
+
+from pipeline.landing.store import LandedExport
+from pipeline.runtime import Runtime
+from pipeline.warehouse.ids import EntityIds
+from pipeline.warehouse.staging import StagedExport
+
+__all__ = ["LINE", "FileLines", "LandedLine", "Publication", "PublicationReport"]
+
+#: What tells the lines of an export apart.
+LINE = ["surrogate_id", "file_number", "line"]
+
+
+@dataclass(frozen=True)
+class FileLines:
+    """What transform counted of one landed file."""
+
+    file_number: int
+    lines: int
+    unchanged: int
+
+
+class LandedLine(NamedTuple):
+    """Where a line lies in landing."""
+
+    export_id: int
+    file_number: int
+    byte_offset: int
+    byte_length: int
+
+
+@dataclass
+class PublicationReport:
+    """What came of an export. Counts are of lines by outcome, and of rows by CDM table."""
+
+    export_id: int
+    site: str
+    vocabulary_release: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    rows_inserted: Counter[str] = field(default_factory=Counter)
+    rows_deleted: Counter[str] = field(default_factory=Counter)
+    #: resource type → (rows with a standard concept, rows with a code)
+    mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    transform_seconds: float = 0.0
+    publish_seconds: float = 0.0
+    #: of which for the derived tables
+    derived_seconds: float = 0.0
+    #: lines of unchanged resources that depend on what changed
+    dependents: list[LandedLine] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def changed_rows(self) -> int:
+        return sum(self.rows_inserted.values()) + sum(self.rows_deleted.values())
+
+
+class Publication:
+    """One publication's connection, input and decisions. Steps are functions of it."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        connection: Connection,
+        export: LandedExport,
+        staged: StagedExport,
+        report: PublicationReport,
+        fingerprints: Mapping[str, int],
+    ) -> None:
+        settings = runtime.settings
+        self.settings = settings
+        self.sqlalchemy = connection
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        self.connection = driver
+        self.cdm, self.vocab, self.etl = settings.cdm_schema, settings.vocab_schema, settings.etl_schema
+        self.export = export
+        self.staged = staged
+        self.report = report
+        self.fingerprints = fingerprints
+        self.now = runtime.clock.now()
+        self.ids = EntityIds(self.connection, self.cdm)
+        #: rows for etl.reference that publication itself found: links that wait for their target
+        self.pending: list[pl.DataFrame] = []
+        #: table → surrogate_id, row_key, row_id of removed rows, whose ids are used again
+        self.old_rows: dict[str, pl.DataFrame] = {}
+        # What `decide` says:
+        no_lines = pl.DataFrame(schema={"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64})
+        #: lines that are older than what is known, or repeated
+        self.superseded = no_lines
+        #: lines that publication rejects: LINE, code, person (surrogate id of the one that is missing, or NULL)
+        self.refused = no_lines.with_columns(
+            pl.lit(None, dtype=pl.String).alias("code"), pl.lit(None, dtype=pl.Int64).alias("person")
+        )
+        #: both of them
+        self.not_loaded = no_lines
+        #: surrogate_id of resources of which no line is loaded (of a repeated one, a line is)
+        self.dropped = no_lines.select("surrogate_id")
+        self.connection.execute(f"SET LOCAL search_path TO {self.etl}, {self.cdm}, {self.vocab}")
+
+    def count(self, query: str) -> int:
+        """The first column of a query's one row."""
+        row = self.connection.execute(query).fetchone()
+        return int(row[0]) if row else 0
+
+    def taken(self, table: str) -> pl.DataFrame:
+        """All staged rows of a table whose lines are loaded, in the order of the input."""
+        parts = self.staged.parts(table)
+        if not parts:
+            return pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "row_key"), pl.Int64))
+        return pl.concat([self.loaded(pl.read_parquet(part)) for part in parts])
+
+    def loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Those of a frame's rows (with LINE) whose lines are loaded."""
+        if self.not_loaded.is_empty():
+            return frame
+        return frame.join(self.not_loaded, on=LINE, how="anti", maintain_order="left")
