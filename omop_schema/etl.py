@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-__all__ = ["LINEAGE_TABLES", "OPEN_STATES", "build_metadata", "lineage_table_name", "view_statements"]
+__all__ = ["LINEAGE_TABLES", "OPEN_STATES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
 
 #: CDM tables whose rows come from FHIR resources and have lineage.
 LINEAGE_TABLES = (
@@ -51,6 +51,20 @@ LINEAGE_TABLES = (
 
 #: States of `export_job` in which an export is open: at most one a site and group.
 OPEN_STATES = ("requested", "running", "complete", "landed")
+
+#: Facts that publication asks for by name alone, among the many that it does not.
+RARE_FACTS = (
+    "part_of",
+    "replaced_by",
+    "inpatient_visit",
+    "emergency_location",
+    "open_stay",
+    "open_stay_detail",
+    "open_coverage",
+    "race_observation",
+    "birth_year_only",
+    "discharge_death",
+)
 
 _NOW = text("now()")
 
@@ -173,6 +187,7 @@ def _export_tables(metadata: MetaData) -> None:
 
 
 def _resource_tables(metadata: MetaData) -> None:
+    rare = ", ".join(f"'{name}'" for name in RARE_FACTS)
     Table(
         "site_resource_type",
         metadata,
@@ -217,8 +232,10 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("to_surrogate_id", BigInteger, nullable=False),
         Column("state", Text, nullable=False),
         PrimaryKeyConstraint("from_surrogate_id", "role", "to_surrogate_id", name="reference_pkey"),
-        CheckConstraint("state IN ('resolved', 'pending')", name="reference_state"),
+        CheckConstraint("state IN ('resolved', 'pending', 'stale')", name="reference_state"),
         Index("reference_by_target", "to_surrogate_id"),
+        Index("reference_not_resolved", "role", postgresql_where=text("state <> 'resolved'")),
+        Index("reference_of_merged_person", "to_surrogate_id", postgresql_where=text("role = 'person_id'")),
     )
     Table(
         "reference_value",
@@ -229,6 +246,7 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("value", Text, nullable=False),
         PrimaryKeyConstraint("surrogate_id", "name", "owner_surrogate_id", name="reference_value_pkey"),
         Index("reference_value_by_owner", "owner_surrogate_id"),
+        Index("reference_value_rare", "name", postgresql_where=text(f"name IN ({rare})")),
     )
 
 

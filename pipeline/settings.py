@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
@@ -91,6 +91,8 @@ class SiteSettings(BaseModel):
     ca_file: Path | None = None
     #: Plain http and loopback addresses are allowed only with this (the simulated Epic).
     test_mode: bool = False
+    #: Observation periods do not begin before the site went live on Epic (specification, "Derived tables").
+    go_live_date: date | None = None
     #: A line longer than this becomes a dead letter, in bytes.
     max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     #: Keep the text of text-only concepts in `*_source_value` for these resource types (free text can hold names).

@@ -12,9 +12,9 @@ from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.omop.plan import Worker
 from pipeline.omop.routing import route, to_table
-from pipeline.warehouse.staging import ISSUE, MAPPING, REFERENCE, SCHEMAS
+from pipeline.warehouse.staging import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
 
-__all__ = ["EventRows", "derived", "event_rows", "refuse_incomplete"]
+__all__ = ["EventRows", "derived", "event_links", "event_rows", "refuse_incomplete"]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -226,6 +226,25 @@ def _references(rows: pl.DataFrame) -> pl.DataFrame:
         if name.startswith("uses_")
     ]
     return pl.concat(found).unique(maintain_order=True) if found else pl.DataFrame(schema=SCHEMAS[REFERENCE])
+
+
+def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
+    """Which rows of one view belong to which row of another, within a resource. Columns: SCHEMAS[EVENT_LINK].
+
+    Where the event has several rows (1 → N), it is the first in the order of tables and rows.
+    """
+    line = ["surrogate_id", "file_number", "line"]
+    own = [
+        frame.select(*line, pl.lit(table).alias("cdm_table"), "row_key") for table, frame in sorted(rows.tables.items())
+    ]
+    others = [
+        frame.select(*line, pl.lit(table).alias("event_table"), pl.col("row_key").alias("event_row_key"))
+        for table, frame in sorted(events.tables.items())
+    ]
+    if not own or not others:
+        return pl.DataFrame(schema=SCHEMAS[EVENT_LINK])
+    first = pl.concat(others).unique(line, keep="first", maintain_order=True)
+    return pl.concat(own).join(first, on=line, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
 
 
 def _issues(rows: pl.DataFrame) -> pl.DataFrame:

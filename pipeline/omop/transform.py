@@ -18,7 +18,7 @@ import xxhash
 
 from pipeline.fhir.ndjson import Chunk, Line, read_lines
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
-from pipeline.omop.events import EventRows, derived, event_rows, refuse_incomplete
+from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
@@ -341,6 +341,7 @@ class _TypeTransform:
         resources = self._with_decision(self._resource_frame())
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
+        by_view: dict[str, EventRows] = {}
         facts: list[pl.DataFrame] = []
         for number, view in enumerate(self.buffers.plan.views[1:], start=1):
             rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
@@ -349,9 +350,15 @@ class _TypeTransform:
             if view.mapping.kind == "reference_value":
                 facts.append(self._facts(view.mapping.fact or view.mapping.name, rows))
             elif view.mapping.kind == "event":
-                event_results.append(event_rows(self.worker, self.mapping, view.mapping, rows))
+                by_view[view.mapping.name] = event_rows(self.worker, self.mapping, view.mapping, rows)
+                event_results.append(by_view[view.mapping.name])
             else:
                 event_results.append(self._entity(view.mapping, rows))
+        self._event_links = [
+            event_links(by_view[view.mapping.name], by_view[view.mapping.event_of])
+            for view in self.buffers.plan.views
+            if view.mapping.event_of in by_view and view.mapping.name in by_view
+        ]
         refused = [result.refused for result in event_results if not result.refused.is_empty()]
         decisions = self._decisions(resources, event_results, refused, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
@@ -510,6 +517,7 @@ class _TypeTransform:
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
         write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
         write(staging.ISSUE, [result.issues for result in results])
+        write(staging.EVENT_LINK, self._event_links)
         codes = [result.codes for result in results if not result.codes.is_empty()]
         if codes:
             staged.write(staging.MAPPING, part, pl.concat(codes))

@@ -56,10 +56,12 @@ class EntityIds:
     def assign(self, table: str, own: pl.Series, referred: Iterable[pl.Series]) -> tuple[pl.DataFrame, pl.Series]:
         """Find the ids of the rows that others refer to, and give ids to the export's own rows, in their order.
 
-        Returns (surrogate_id, row_id of own rows; surrogate ids that are new to the warehouse).
+        Returns (surrogate_id, row_id of own rows; surrogate ids that have no row in the table). What was found for the
+        table before stays in `existing`.
         """
         own = own.unique(maintain_order=True)
         wanted = pl.concat([own, *referred]).drop_nulls().unique()
+        self._connection.execute(f"DROP TABLE IF EXISTS pg_temp.wanted_{table}")
         temporary_table(self._connection, f"wanted_{table}", pl.DataFrame({"surrogate_id": wanted}))
         known = read_frame(
             self._connection,
@@ -80,7 +82,8 @@ class EntityIds:
             pl.concat([known.select(*_SCHEMA), given]), on="surrogate_id", how="left", maintain_order="left"
         )
         present = known.filter(pl.col("in_table") == "t").select(*_SCHEMA)
-        self.existing[table] = pl.concat([present, mine]).unique("surrogate_id", maintain_order=True)
+        before = self.existing.get(table, present.clear())
+        self.existing[table] = pl.concat([before, present, mine]).unique("surrogate_id", maintain_order=True)
         in_table = present["surrogate_id"].implode()
         return mine, own.filter(~own.is_in(in_table))
 

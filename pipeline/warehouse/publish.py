@@ -24,17 +24,21 @@ from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.warehouse import staging
 from pipeline.warehouse.ids import ENTITY_TABLES
-from pipeline.warehouse.publication import accounts, references, rows, states
-from pipeline.warehouse.publication.context import FileLines, LandedLine, Publication, PublicationReport
+from pipeline.warehouse.publication import accounts, derived_rows, merges, references, rows, states, visits
+from pipeline.warehouse.publication.context import (
+    CDM_VERSION,
+    IG_VERSION,
+    FileLines,
+    LandedLine,
+    Publication,
+    PublicationReport,
+)
 from pipeline.warehouse.publication.decide import decide
 from pipeline.warehouse.schema import transaction
 from pipeline.warehouse.seen import write_seen
 from pipeline.warehouse.staging import StagedExport
 
 __all__ = ["FileLines", "LandedLine", "PublicationReport", "publish_export"]
-
-CDM_VERSION = "v5.4"
-IG_VERSION = "2.0.0-ballot"
 
 #: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
 _BULK_ROWS = 50_000
@@ -68,6 +72,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
     p.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
     decide(p)
+    derived_rows.note_persons(p)
     bulk = _is_bulk_load(p)
     if bulk:
         cdm_schema.drop_constraints(p.sqlalchemy, p.cdm, p.vocab)
@@ -76,16 +81,25 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         # its key: other sites' transforms read that table, and a change of it would wait for them.
         for index in _lineage_indices(p.etl):
             index.drop(p.sqlalchemy, checkfirst=True)
+    # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
+    p.connection.execute("SET CONSTRAINTS ALL DEFERRED")
     rows.remove_former_rows(p)
     for table in ENTITY_TABLES:
         rows.entities(p, table)
+        if table == "person":
+            merges.move_events(p)
+    visits.place_children(p)
     for table in p.staged.kinds():
         if table in LINEAGE_TABLES and table not in ENTITY_TABLES:
             rows.events(p, table)
     rows.remove_unused_locations(p)
+    references.link_events(p)
     references.relink(p)
     references.references(p)
+    visits.mark_emergency_stays(p)
     states.state(p)
+    derived_rows.note_persons(p)
+    derived_rows.refresh(p, everyone=bulk)
     if bulk:
         for index in _lineage_indices(p.etl):
             index.create(p.sqlalchemy, checkfirst=True)

@@ -18,6 +18,7 @@ from pipeline.errors import LandingError
 from pipeline.omop.routing import staged_columns
 
 __all__ = [
+    "EVENT_LINK",
     "ISSUE",
     "MAPPING",
     "OUTCOME",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
-ISSUE, MAPPING, UNCHANGED = "issue", "mapping", "unchanged"
+ISSUE, MAPPING, UNCHANGED, EVENT_LINK = "issue", "mapping", "unchanged", "event_link"
 
 _LINE_SCHEMA = {
     "file_number": pl.Int32,
@@ -78,6 +79,16 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "code": pl.String,
         "mapped": pl.Boolean,
         "count": pl.Int64,
+    },
+    #: a row (cdm_table, row_key) that belongs to another row (event_table, event_row_key) of the same resource
+    EVENT_LINK: {
+        "surrogate_id": pl.Int64,
+        "file_number": pl.Int32,
+        "line": pl.Int64,
+        "cdm_table": pl.String,
+        "row_key": pl.Int64,
+        "event_table": pl.String,
+        "event_row_key": pl.Int64,
     },
     UNCHANGED: {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64},
 }

@@ -27,7 +27,7 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     texts = {text: derivation.sets.add_concept({"text": text}) for text in displays.drop_nulls().unique()}
     by_display = pl.col("medication_display").replace_strict(texts, default=None, return_dtype=pl.Int32)
     missing = pl.col("referenced_code").is_null()
-    frame = used(frame, "medication", "medication_reference", pl.col("by_reference"), missing)
+    frame = used(frame, "medication_code", "medication_reference", pl.col("by_reference"), missing)
     return frame.with_columns(pl.coalesce("code", "referenced_code", by_display).alias("code"))
 
 

@@ -16,7 +16,11 @@ from pipeline.warehouse.publication.context import LINE, FileLines, Publication
 __all__ = ["account", "dead_letters", "forget_accounts", "issues"]
 
 #: What the dead letter of a line says that publication refuses: code → reason.
-_REASONS = {"person_unknown": "the person is not loaded"}
+_REASONS = {
+    "person_unknown": "the person is not loaded",
+    "replaced_by_cycle": "the patients replace each other in a circle",
+    "part_of_cycle": "the encounters are parts of each other in a circle",
+}
 
 
 def dead_letters(p: Publication) -> None:

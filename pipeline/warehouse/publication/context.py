@@ -14,9 +14,13 @@ from sqlalchemy import Connection
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.warehouse.ids import EntityIds
+from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["LINE", "FileLines", "LandedLine", "Publication", "PublicationReport"]
+__all__ = ["CDM_VERSION", "IG_VERSION", "LINE", "FileLines", "LandedLine", "Publication", "PublicationReport"]
+
+CDM_VERSION = "v5.4"
+IG_VERSION = "2.0.0-ballot"
 
 #: What tells the lines of an export apart.
 LINE = ["surrogate_id", "file_number", "line"]
@@ -83,6 +87,7 @@ class Publication:
     ) -> None:
         settings = runtime.settings
         self.settings = settings
+        self.site = settings.site_or_folder(export.site)
         self.sqlalchemy = connection
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
@@ -110,6 +115,11 @@ class Publication:
         self.not_loaded = no_lines
         #: surrogate_id of resources of which no line is loaded (of a repeated one, a line is)
         self.dropped = no_lines.select("surrogate_id")
+        #: persons whose events follow another one, and sub-encounters of visits: from, next, last (surrogate ids)
+        self.merged = pl.DataFrame(schema=CHAIN_SCHEMA)
+        self.children = pl.DataFrame(schema=CHAIN_SCHEMA)
+        #: sub-encounters in visit_detail that staged rows refer to: surrogate_id, detail_row_id, visit_row_id
+        self.details = pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "detail_row_id", "visit_row_id"), pl.Int64))
         self.connection.execute(f"SET LOCAL search_path TO {self.etl}, {self.cdm}, {self.vocab}")
 
     def count(self, query: str) -> int:
@@ -118,11 +128,18 @@ class Publication:
         return int(row[0]) if row else 0
 
     def taken(self, table: str) -> pl.DataFrame:
-        """All staged rows of a table whose lines are loaded, in the order of the input."""
+        """All staged rows of an entity table whose lines are loaded, in the order of the input.
+
+        Merged persons have no row of their own, and sub-encounters of visits none in visit_occurrence.
+        """
         parts = self.staged.parts(table)
         if not parts:
             return pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "row_key"), pl.Int64))
-        return pl.concat([self.loaded(pl.read_parquet(part)) for part in parts])
+        rows = pl.concat([self.loaded(pl.read_parquet(part)) for part in parts])
+        elsewhere = {"person": self.merged, "visit_occurrence": self.children}.get(table)
+        if elsewhere is None or elsewhere.is_empty():
+            return rows
+        return rows.join(elsewhere, left_on="surrogate_id", right_on="from", how="anti", maintain_order="left")
 
     def loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Those of a frame's rows (with LINE) whose lines are loaded."""

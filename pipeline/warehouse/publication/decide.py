@@ -8,6 +8,7 @@ from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
+from pipeline.warehouse.publication.chains import in_cycles, resolved_chains
 from pipeline.warehouse.publication.context import LINE, Publication
 from pipeline.warehouse.seen import read_seen
 
@@ -15,18 +16,77 @@ __all__ = ["decide"]
 
 
 def decide(p: Publication) -> None:
-    """Sets `not_loaded`: lines whose rows are not taken, with their final outcome; and the table `changed`."""
+    """Sets what `Publication` says of lines, persons and sub-encounters, and makes the temporary table `changed`."""
     lines = p.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(LINE).collect()
     lines = lines.drop_nulls("surrogate_id")
-    superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines)]).unique()
-    refused = _without_person(p).join(superseded, on=LINE, how="anti")
-    p.superseded = superseded
-    p.refused = refused.select(*LINE, pl.lit("person_unknown").alias("code"), "person")
-    p.not_loaded = pl.concat([superseded, refused.select(LINE)])
+    p.superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines)]).unique()
+    p.not_loaded = p.superseded
+    links = _links(p, "replaced_by", "replaced_by_cycle", lines)
+    p.merged = resolved_chains(links, _known(p, links, "person", lines))
+    _refuse(p, _without_person(p).with_columns(pl.lit("person_unknown").alias("code")))
+    links = _links(p, "part_of", "part_of_cycle", lines)
+    p.children = resolved_chains(links, _known(p, links, "visit_occurrence", lines))
     changed = lines.join(p.not_loaded, on=LINE, how="anti").select("surrogate_id").unique()
     # Resources of which no line is loaded; of a repeated one, a line is.
     p.dropped = p.not_loaded.select("surrogate_id").unique().join(changed, on="surrogate_id", how="anti")
     temporary_table(p.connection, "changed", changed)
+
+
+def _refuse(p: Publication, lines: pl.DataFrame) -> None:
+    """Reject lines (LINE, code, person) that are not out already."""
+    refused = lines.join(p.not_loaded, on=LINE, how="anti").select(*LINE, "code", "person")
+    p.refused = pl.concat([p.refused, refused])
+    p.not_loaded = pl.concat([p.not_loaded, refused.select(LINE)])
+
+
+def _links(p: Publication, fact: str, cycle_code: str, lines: pl.DataFrame) -> pl.DataFrame:
+    """Links from resource to resource that facts of one name say, free of cycles. Columns: from, next.
+
+    A line that would close a cycle is rejected; what its resource said before stays.
+    """
+    stored = read_frame(
+        p.connection,
+        f"SELECT surrogate_id, value::bigint FROM reference_value WHERE name = '{fact}'",
+        {"from": pl.Int64, "next": pl.Int64},
+    )
+    staged = p.staged.scan(staging.REFERENCE_VALUE).filter(pl.col("name") == fact)
+    arriving = p.loaded(
+        staged.select("surrogate_id", "file_number", "line", pl.col("value").cast(pl.Int64).alias("next")).collect()
+    ).unique(LINE)
+    if stored.is_empty() and arriving.is_empty():
+        return stored
+    links = _with_stored(p, arriving, stored, lines)
+    cycles = in_cycles(links)
+    if cycles.is_empty():
+        return links
+    closing = arriving.filter(pl.col("surrogate_id").is_in(cycles.implode()))
+    nobody = pl.lit(None, dtype=pl.Int64).alias("person")
+    _refuse(p, closing.with_columns(pl.lit(cycle_code).alias("code"), nobody))
+    return _with_stored(p, p.loaded(arriving), stored, lines)
+
+
+def _with_stored(p: Publication, arriving: pl.DataFrame, stored: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
+    """What this export says, and for all resources that it does not change what is stored."""
+    counted = p.loaded(lines).select(pl.col("surrogate_id").alias("from"))
+    said = arriving.select(pl.col("surrogate_id").alias("from"), "next")
+    return pl.concat([said, stored.join(counted, on="from", how="anti")])
+
+
+def _known(p: Publication, links: pl.DataFrame, table: str, lines: pl.DataFrame) -> pl.Series:
+    """Those of the links' targets that are loaded, or have a row of an entity table in this export."""
+    if links.is_empty():
+        return links["next"]
+    p.connection.execute("DROP TABLE IF EXISTS pg_temp.wanted_targets")
+    temporary_table(p.connection, "wanted_targets", links.select(pl.col("next").unique()))
+    stored = read_frame(
+        p.connection,
+        "SELECT surrogate_id FROM pg_temp.wanted_targets JOIN resource_state ON surrogate_id = next"
+        " WHERE outcome = 'loaded'",
+        {"surrogate_id": pl.Int64},
+    )
+    stored = stored.join(p.loaded(lines), on="surrogate_id", how="anti")
+    arriving = p.loaded(p.staged.scan(table).select(LINE).collect()).select("surrogate_id")
+    return pl.concat([stored, arriving])["surrogate_id"]
 
 
 def _repeated(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
@@ -70,7 +130,8 @@ def _without_person(p: Publication) -> pl.DataFrame:
     schema = {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64, "person": pl.Int64}
     if not rows:
         return pl.DataFrame(schema=schema)
-    arriving = p.staged.scan("person").select(pl.col("surrogate_id").alias("person")).collect()
+    arriving = p.loaded(p.staged.scan("person").select(LINE).collect()).select(pl.col("surrogate_id").alias("person"))
+    arriving = pl.concat([arriving, p.merged.select(pl.col("from").alias("person"))])
     persons = pl.concat([frame.select("person") for frame in rows]).unique().collect()
     unknown = persons.join(arriving, on="person", how="anti")
     temporary_table(p.connection, "wanted_person_ids", unknown)

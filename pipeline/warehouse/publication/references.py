@@ -11,7 +11,7 @@ from pipeline.warehouse.copying import copy_frame, temporary_table
 from pipeline.warehouse.ids import LINKS
 from pipeline.warehouse.publication.context import LandedLine, Publication
 
-__all__ = ["find_dependents", "references", "relink"]
+__all__ = ["find_dependents", "link_events", "references", "relink"]
 
 
 def relink(p: Publication) -> None:
@@ -24,6 +24,8 @@ def relink(p: Publication) -> None:
         if role not in LINKS:
             continue
         target = LINKS[role]
+        if role == "visit_occurrence_id":
+            _relink_details(p)
         for table in LINEAGE_TABLES:
             if role in polars_schema(table) and table != target:
                 own = primary_key(table) or "person_id"
@@ -45,16 +47,73 @@ def relink(p: Publication) -> None:
         )
 
 
+def _relink_details(p: Publication) -> None:
+    """Rows that waited for an encounter which came as a sub-encounter: its detail, and the visit of that."""
+    for table in LINEAGE_TABLES:
+        if table == "visit_detail" or not {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table)):
+            continue
+        p.connection.execute(
+            f"UPDATE {p.cdm}.{table} AS row SET visit_occurrence_id = detail.visit_occurrence_id,"
+            " visit_detail_id = detail.visit_detail_id"
+            f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
+            " ON lineage.surrogate_id = reference.from_surrogate_id"
+            " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id AND map.cdm_table = 'visit_detail'"
+            f" JOIN {p.cdm}.visit_detail AS detail ON detail.visit_detail_id = map.row_id"
+            " WHERE reference.state = 'pending' AND reference.role = 'visit_occurrence_id'"
+            f" AND row.{primary_key(table)} = lineage.row_id"
+        )
+    p.connection.execute(
+        "DELETE FROM reference USING id_map AS map WHERE reference.state = 'pending' AND role = 'visit_occurrence_id'"
+        " AND map.surrogate_id = to_surrogate_id AND map.cdm_table = 'visit_detail'"
+        f" AND EXISTS (SELECT FROM {p.cdm}.visit_detail AS row WHERE row.visit_detail_id = map.row_id)"
+    )
+
+
+#: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
+_EVENT_COLUMNS = {
+    "observation": ("observation_event_id", "obs_event_field_concept_id"),
+    "measurement": ("measurement_event_id", "meas_event_field_concept_id"),
+    "note": ("note_event_id", "note_event_field_concept_id"),
+}
+
+
+def link_events(p: Publication) -> None:
+    """Rows that belong to another row of their resource get its id. A table without such columns keeps them apart."""
+    links = p.loaded(p.staged.scan(staging.EVENT_LINK).collect())
+    if links.is_empty():
+        return
+    temporary_table(p.connection, "event_link", links)
+    for table, event_table in links.select("cdm_table", "event_table").unique().sort("cdm_table", "event_table").rows():
+        if table not in _EVENT_COLUMNS:
+            continue
+        identifier, field = _EVENT_COLUMNS[table]
+        event_id = primary_key(event_table)
+        p.connection.execute(
+            f"UPDATE {p.cdm}.{table} AS row SET {identifier} = event.row_id, {field} = coalesce((SELECT concept_id"
+            f" FROM {p.vocab}.concept WHERE vocabulary_id = 'CDM' AND concept_name = '{event_table}.{event_id}'), 0)"
+            f" FROM pg_temp.event_link AS link JOIN {lineage_table_name(table)} AS own USING (surrogate_id, row_key)"
+            f" JOIN {lineage_table_name(event_table)} AS event ON event.surrogate_id = link.surrogate_id"
+            " AND event.row_key = link.event_row_key"
+            f" WHERE link.cdm_table = '{table}' AND link.event_table = '{event_table}'"
+            f" AND row.{primary_key(table)} = own.row_id"
+        )
+
+
 def references(p: Publication) -> None:
+    """Replace what the changed resources wait for and depend on, and the facts that they leave."""
     p.connection.execute(
         "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
     )
     p.connection.execute(
+        "CREATE TEMP TABLE former_fact ON COMMIT DROP AS SELECT fact.* FROM reference_value AS fact"
+        " JOIN pg_temp.former AS former ON fact.owner_surrogate_id = former.surrogate_id"
+    )
+    p.connection.execute(
         "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
     )
-    references = [*p.staged.frames(staging.REFERENCE), *p.pending]
-    if references:
-        every = pl.concat(references).unique()
+    found = [*p.staged.frames(staging.REFERENCE), *p.pending]
+    if found:
+        every = pl.concat(found).unique()
         every = every.join(p.dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
         temporary_table(p.connection, "new_reference", every)
         p.connection.execute(
@@ -73,26 +132,52 @@ def references(p: Publication) -> None:
         copy_frame(p.connection, "reference_value", facts)
 
 
-def find_dependents(p: Publication) -> None:
-    """Resources that used a fact of a changed resource and did not come in this export: to be transformed again.
+#: Facts about another resource that only the derived tables ask for.
+_DERIVED_FACTS = ("discharge_death",)
 
-    Their references are pending until that is done: a process that ends before leaves them to the next run. One
-    that waits for a resource that has not come stays pending, and out of this.
+_OWN_CHANGED = "EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = {})"
+
+#: Value of a fact (surrogate id, name) before and after: what transform takes is the least.
+_BEFORE = "(SELECT min(value) FROM pg_temp.former_fact AS fact WHERE fact.surrogate_id = {} AND fact.name = {})"
+_AFTER = "(SELECT min(value) FROM reference_value AS fact WHERE fact.surrogate_id = {} AND fact.name = {})"
+
+
+def find_dependents(p: Publication) -> None:
+    """Resources that did not come in this export and used a fact that changed: to be transformed again.
+
+    Their references are stale until that is done: a process that ends before leaves them to the next run. What waits
+    for a fact stays pending until the fact is there.
     """
+    target, role = "reference.to_surrogate_id", "reference.role"
     p.connection.execute(
-        "UPDATE reference SET state = 'pending' FROM pg_temp.changed AS target"
-        " WHERE target.surrogate_id = reference.to_surrogate_id AND reference.role <> ALL(%s)"
-        " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
+        "UPDATE reference SET state = 'stale' FROM pg_temp.changed AS target"
+        f" WHERE target.surrogate_id = {target} AND {role} <> ALL(%s)"
+        f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}"
+        f" AND {_BEFORE.format(target, role)} IS DISTINCT FROM {_AFTER.format(target, role)}",
         (list(LINKS),),
+    )
+    p.connection.execute(
+        "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
+        " SELECT DISTINCT about.surrogate_id, about.name, about.owner_surrogate_id, 'stale' FROM ("
+        "  SELECT surrogate_id, name, owner_surrogate_id FROM pg_temp.former_fact UNION"
+        "  SELECT surrogate_id, name, owner_surrogate_id FROM reference_value"
+        "  JOIN pg_temp.changed AS owner ON owner.surrogate_id = owner_surrogate_id) AS about"
+        " JOIN resource_state AS state ON state.surrogate_id = about.surrogate_id AND state.outcome = 'loaded'"
+        " WHERE about.surrogate_id <> about.owner_surrogate_id AND about.name <> ALL(%s)"
+        f" AND NOT {_OWN_CHANGED.format('about.surrogate_id')}"
+        f" AND {_BEFORE.format('about.surrogate_id', 'about.name')}"
+        f" IS DISTINCT FROM {_AFTER.format('about.surrogate_id', 'about.name')}"
+        " ON CONFLICT (from_surrogate_id, role, to_surrogate_id) DO UPDATE SET state = 'stale'",
+        (list(_DERIVED_FACTS),),
     )
     rows = p.connection.execute(
         "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
         " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
         " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-        " WHERE reference.state = 'pending' AND reference.role <> ALL(%s) AND state.outcome = 'loaded'"
-        " AND kind.site = %s AND (EXISTS (SELECT FROM pg_temp.changed WHERE surrogate_id = reference.to_surrogate_id)"
-        " OR EXISTS (SELECT FROM reference_value AS fact WHERE fact.surrogate_id = reference.to_surrogate_id))"
-        " AND NOT EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = reference.from_surrogate_id)",
+        f" WHERE {role} <> ALL(%s) AND state.outcome = 'loaded' AND kind.site = %s"
+        f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
+        f" WHERE fact.surrogate_id = {target} AND fact.name = {role})))"
+        f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
         (list(LINKS), p.export.site),
     ).fetchall()
     p.report.dependents = [LandedLine(*row) for row in rows]

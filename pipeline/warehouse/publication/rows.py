@@ -10,6 +10,8 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, reserve
 from pipeline.warehouse.publication.context import Publication
+from pipeline.warehouse.publication.merges import with_survivors
+from pipeline.warehouse.publication.visits import link_details
 
 __all__ = ["entities", "events", "remove_former_rows", "remove_unused_locations"]
 
@@ -24,6 +26,7 @@ def remove_former_rows(p: Publication) -> None:
     if not row or not row[0]:
         return
     p.connection.execute("ANALYZE pg_temp.former")
+    _unlink_details(p)
     for table in LINEAGE_TABLES:
         if table not in ENTITY_TABLES:
             _remove_events(p, table)
@@ -65,6 +68,8 @@ def _remove_entities(p: Publication, table: str) -> None:
         )
         return
     remade = p.taken(table).select("surrogate_id").unique()
+    if table == "visit_occurrence":  # what becomes a detail goes without unlinking anything
+        _remove_visits_of_children(p)
     temporary_table(p.connection, f"remade_{table}", remade)
     p.connection.execute(
         f"CREATE TEMP TABLE removed_{table} ON COMMIT DROP AS"
@@ -86,24 +91,75 @@ def _remove_entities(p: Publication, table: str) -> None:
     )
 
 
+def _remove_visits_of_children(p: Publication) -> None:
+    """Former visits of changed encounters that are sub-encounters now: their events follow them, see `visits`."""
+    temporary_table(p.connection, "children_now", p.children.select(pl.col("from").alias("surrogate_id")))
+    deleted = p.connection.execute(
+        f"DELETE FROM {p.cdm}.visit_occurrence AS row USING lineage_visit_occurrence AS lineage, pg_temp.former AS former,"
+        " pg_temp.children_now AS child WHERE lineage.surrogate_id = former.surrogate_id"
+        " AND child.surrogate_id = former.surrogate_id AND row.visit_occurrence_id = lineage.row_id"
+    )
+    p.report.rows_deleted["visit_occurrence"] += deleted.rowcount
+    p.connection.execute(
+        "DELETE FROM lineage_visit_occurrence AS lineage USING pg_temp.former AS former, pg_temp.children_now AS child"
+        " WHERE lineage.surrogate_id = former.surrogate_id AND child.surrogate_id = former.surrogate_id"
+    )
+
+
+def _unlink_details(p: Publication) -> None:
+    """Rows on sub-encounters that are not loaded any more: they wait for the encounter, without a visit."""
+    temporary_table(
+        p.connection,
+        "kept_encounters",
+        pl.concat([p.taken("visit_occurrence").select("surrogate_id"), p.children.select(surrogate_id="from")]),
+    )
+    p.connection.execute(
+        "CREATE TEMP TABLE removed_detail ON COMMIT DROP AS SELECT map.surrogate_id, map.row_id"
+        " FROM pg_temp.former JOIN id_map AS map USING (surrogate_id)"
+        " JOIN lineage_visit_detail AS lineage ON lineage.surrogate_id = map.surrogate_id AND lineage.row_id = map.row_id"
+        " WHERE map.cdm_table = 'visit_detail'"
+        " AND NOT EXISTS (SELECT FROM pg_temp.kept_encounters AS kept WHERE kept.surrogate_id = former.surrogate_id)"
+    )
+    if not p.count("SELECT count(*) FROM pg_temp.removed_detail"):
+        return
+    for table in LINEAGE_TABLES:
+        if not {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table)) or table == "visit_detail":
+            continue
+        p.connection.execute(
+            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
+            " SELECT DISTINCT lineage.surrogate_id, 'visit_occurrence_id', removed.surrogate_id, 'pending'"
+            f" FROM {p.cdm}.{table} AS row JOIN pg_temp.removed_detail AS removed ON row.visit_detail_id = removed.row_id"
+            f" JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{primary_key(table)}"
+            " ON CONFLICT DO NOTHING"
+        )
+        p.connection.execute(
+            f"UPDATE {p.cdm}.{table} AS row SET visit_occurrence_id = NULL, visit_detail_id = NULL"
+            " FROM pg_temp.removed_detail AS removed WHERE row.visit_detail_id = removed.row_id"
+        )
+
+
 def _unlink(p: Publication, table: str) -> None:
+    """Links to rows that go wait for them to come back. Rows on a sub-encounter keep to that: see `visits`."""
     for column, other in _links_to(table):
         own = primary_key(other) or "person_id"
+        on_detail = column == "visit_occurrence_id" and "visit_detail_id" in polars_schema(other)
+        direct = " AND row.visit_detail_id IS NULL" if on_detail else ""
         p.connection.execute(
             f"INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
             f" SELECT DISTINCT lineage.surrogate_id, '{column}', removed.surrogate_id, 'pending'"
             f" FROM {p.cdm}.{other} AS row JOIN pg_temp.removed_{table} AS removed ON row.{column} = removed.row_id"
-            f" JOIN {lineage_table_name(other)} AS lineage ON lineage.row_id = row.{own}"
+            f" JOIN {lineage_table_name(other)} AS lineage ON lineage.row_id = row.{own}{direct}"
             " ON CONFLICT DO NOTHING"
         )
         p.connection.execute(
             f"UPDATE {p.cdm}.{other} AS row SET {column} = NULL"
-            f" FROM pg_temp.removed_{table} AS removed WHERE row.{column} = removed.row_id"
+            f" FROM pg_temp.removed_{table} AS removed WHERE row.{column} = removed.row_id{direct}"
         )
 
 
 def entities(p: Publication, table: str) -> None:
-    rows = p.taken(table)
+    """The rows of one table that other rows refer to: ids by resource, new rows by COPY, changed ones updated."""
+    rows = with_survivors(p, p.taken(table), table)
     own_id = primary_key(table)
     assert own_id is not None, "entity tables have ids"
     key = "row_key" if table == "location" else "surrogate_id"
@@ -132,7 +188,8 @@ def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None
     temporary = f"updated_{table}"
     p.connection.execute(f"CREATE TEMP TABLE {temporary} ON COMMIT DROP AS SELECT * FROM {p.cdm}.{table} WITH NO DATA")
     copy_frame(p.connection, f"pg_temp.{temporary}", rows)
-    columns = [name for name in rows.columns if name != own_id]
+    # The preceding visit follows from all visits of the person: see the derived tables.
+    columns = [name for name in rows.columns if name not in {own_id, "preceding_visit_occurrence_id"}]
     listed = ", ".join(columns)
     updated = p.connection.execute(
         f"UPDATE {p.cdm}.{table} AS row SET ({listed}) = ROW({', '.join(f'new.{name}' for name in columns)})"
@@ -145,8 +202,10 @@ def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None
 
 
 def _referred_to(p: Publication, table: str) -> list[pl.Series]:
-    """Distinct surrogate ids by which staged rows refer to an entity table."""
-    return [
+    """Distinct surrogate ids by which staged rows refer to an entity table, or what follows from them."""
+    chains = {"person": p.merged, "visit_occurrence": p.children}.get(table)
+    ends = [chains["from"], chains["last"]] if chains is not None else []
+    return ends + [
         p.staged.scan(other)
         .select(pl.col(column).alias("surrogate_id"))
         .drop_nulls()
@@ -160,15 +219,20 @@ def _referred_to(p: Publication, table: str) -> list[pl.Series]:
 
 
 def events(p: Publication, table: str) -> None:
+    """The rows of one table that other rows do not refer to by resource: links to row ids, ids, COPY, lineage."""
     own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
     old = p.old_rows.get(table)
     for part in p.staged.frames(table):
-        rows = p.loaded(part)
+        rows = with_survivors(p, p.loaded(part), table)
         if rows.is_empty():
             continue
+        rows = link_details(p, rows, table)
         _note_pending(p, rows, [column for column in links if column != "person_id"], table)
-        rows = _with_row_ids(p, p.ids.linked(rows, links), table, old)
+        rows = p.ids.linked(rows, links)
+        if "visit_occurrence_id" in links:
+            rows = rows.with_columns(pl.coalesce("visit_occurrence_id", "linked_visit").alias("visit_occurrence_id"))
+        rows = _with_row_ids(p, rows, table, old)
         if own_id:
             rows = rows.with_columns(pl.col("row_id").alias(own_id))
         p.report.rows_inserted[table] += copy_frame(
@@ -220,6 +284,7 @@ def _note_pending(p: Publication, rows: pl.DataFrame, links: list[str], table: s
 
 
 def remove_unused_locations(p: Publication) -> None:
+    """Locations that no resource and no row has any more."""
     row = p.connection.execute("SELECT to_regclass('pg_temp.left_locations') IS NOT NULL").fetchone()
     if not row or not row[0]:
         return

@@ -1,0 +1,51 @@
+"""Derived tables as a step of publication: whose rows changed, and the refresh in the same transaction."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from omop_schema.cdm import TABLES
+from pipeline.warehouse.derived import DerivedOptions, note_affected_persons, refresh_derived
+from pipeline.warehouse.publication.context import CDM_VERSION, IG_VERSION, Publication
+
+__all__ = ["note_persons", "refresh"]
+
+
+def note_persons(p: Publication) -> None:
+    """Note the persons of the changed resources' rows: once before these go, once when the new ones are there."""
+    note_affected_persons(p.connection, cdm=p.cdm, etl=p.etl)
+
+
+def refresh(p: Publication, *, everyone: bool) -> None:
+    """Bring derived rows in line, as of the export's time in the site's zone. `everyone`: an empty warehouse was filled."""
+    if everyone:
+        for table in TABLES:
+            if p.report.rows_inserted[table]:
+                p.connection.execute(f"ANALYZE {p.cdm}.{table}")
+    site = p.site
+    as_of = p.export.transaction_time.astimezone(site.zone).date()
+    options = DerivedOptions(
+        site=site.name,
+        go_live=site.go_live_date,
+        instance_zone=p.settings.time_zone,
+        facts={
+            "last_export": p.export.transaction_time,
+            "cdm_version": CDM_VERSION,
+            "ig_version": IG_VERSION,
+            "software_version": version("epic-omop"),
+        },
+    )
+    derived = refresh_derived(
+        p.connection,
+        cdm=p.cdm,
+        vocab=p.vocab,
+        etl=p.etl,
+        as_of=as_of,
+        persons=None if everyone else "affected_person",
+        options=options,
+    )
+    for table, change in derived.changes.items():
+        p.report.rows_inserted[table] += change.inserted + change.updated
+        p.report.rows_deleted[table] += change.deleted + change.updated
+    p.report.warnings += derived.warnings
+    p.report.derived_seconds = derived.seconds
