@@ -11,9 +11,26 @@ from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.ids import LINKS
 
+#: Columns that are shown as the resource of the row to which they lead.
+REFERENCES = {
+    **LINKS,
+    "visit_detail_id": "visit_detail",
+    "parent_visit_detail_id": "visit_detail",
+    "preceding_visit_occurrence_id": "visit_occurrence",
+    "preceding_visit_detail_id": "visit_detail",
+}
+
 Content = dict[str, Counter[tuple[Any, ...]]]
 
 #: State that later loads build on. Surrogate ids are hashes of site, type and id: the same in every database.
+_ERAS = {
+    name: f"SELECT {{person}}, {concept}, {name}_start_date, {name}_end_date, {name.split('_')[0]}_{count}"
+    f" FROM cdm.{name} AS row"
+    for name, concept, count in (
+        ("condition_era", "condition_concept_id", "occurrence_count"),
+        ("drug_era", "drug_concept_id", "exposure_count"),
+    )
+}
 _STATE = {
     "resource_state": "SELECT site, resource_type, resource_id, raw_hash_high, raw_hash_low, outcome, reason"
     " FROM resource_state JOIN site_resource_type USING (site_resource_type_id)",
@@ -31,6 +48,10 @@ def warehouse_content(connection: psycopg.Connection, *, state: bool = True) -> 
     `connection` has the search path etl, cdm, vocab. `state` adds what the pipeline remembers beside the rows.
     """
     found = {table: _rows(connection, _cdm_query(table)) for table in LINEAGE_TABLES}
+    found |= {
+        name: _rows(connection, query.format(person=_source("person", "row.person_id")))
+        for name, query in _ERAS.items()
+    }
     if state:
         found |= {name: _rows(connection, query) for name, query in _STATE.items()}
     return {name: rows for name, rows in found.items() if rows}
@@ -45,7 +66,7 @@ def _cdm_query(table: str) -> str:
     others = [column for column in polars_schema(table) if column != primary_key(table)]
     shown = [
         _source(table, f"row.{own}"),
-        *(_source(LINKS[name], f"row.{name}") if name in LINKS else f"row.{name}::text" for name in others),
+        *(_source(REFERENCES[name], f"row.{name}") if name in REFERENCES else f"row.{name}::text" for name in others),
     ]
     return f"SELECT {', '.join(shown)} FROM cdm.{table} AS row"
 

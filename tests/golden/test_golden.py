@@ -37,8 +37,8 @@ from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
-from pipeline.ingest import ingest
 from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse.ids import LINKS
@@ -57,6 +57,15 @@ ENCOUNTER = {
     "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
     "subject": {"reference": "Patient/p1"},
     "period": {"start": "2024-03-10T09:00:00Z", "end": "2024-03-10T10:00:00Z"},
+}
+
+#: Columns that are written as references.
+REFERENCES = {
+    **LINKS,
+    "visit_detail_id": "visit_detail",
+    "parent_visit_detail_id": "visit_detail",
+    "preceding_visit_occurrence_id": "visit_occurrence",
+    "preceding_visit_detail_id": "visit_detail",
 }
 
 #: A reference up to the id, the id, a version.
@@ -204,7 +213,7 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         for resource_type, lines in by_type.items():
             (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
         if by_type:
-            ingest(runtime, settings.site(site), ingest_folder(runtime, site, source))
+            ingest_with_follow_ups(runtime, settings.site(site), ingest_folder(runtime, site, source))
         clock.advance(1)
 
 
@@ -231,7 +240,7 @@ def _linked(row: dict[str, Any], table: str, source: str, sources: dict[tuple[st
     """The row with references instead of link ids. A location has many sources: the one of the same case is taken."""
     linked = dict(row)
     case = source.split("/")[1].rpartition(".")[0]
-    for column, target in LINKS.items():
+    for column, target in REFERENCES.items():
         if row.get(column) is not None and column != primary_key(table):
             names = sources[target, row[column]]
             linked[column] = next((name for name in names if name.split("/")[1].startswith(f"{case}.")), names[0])
@@ -305,7 +314,7 @@ def _terse(table: str, row: dict[str, Any], case: Case) -> dict[str, Any]:
         midnight = isinstance(value, datetime) and value == datetime.combine(value.date(), time())
         if empty or name == primary_key(table) or (midnight and name != "birth_datetime"):
             continue
-        if name in LINKS:
+        if name in REFERENCES:
             link = str(value).replace(case.prefix, "")
             if (name, link) != ("person_id", "Patient/p1"):
                 terse[name] = link

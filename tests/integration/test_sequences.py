@@ -51,21 +51,32 @@ class Line:
 Export = tuple[Line, ...]
 
 
+#: Sub-encounters, unless their version says otherwise: g1 is a part of f1, f1 of e1.
+_PARENTS = {"f1": "e1", "g1": "f1"}
+
+
 def _patient(line: Line) -> dict[str, Any]:
     year = {"same": 1970, "other": 1971}.get(line.version, 1970)
     made = patient(line.resource_id, birthDate=f"{year}-05-06")
+    if line.resource_id == "p3" and line.version != "other":
+        made["link"] = [{"type": "replaced-by", "other": reference("Patient", "p1")}]
     return made | ({"gender": 7} if line.version in ("broken", "wrong") else {})
 
 
 def _encounter(line: Line) -> dict[str, Any]:
     day = "2025-01-02" if line.version != "other" else "2025-01-03"
-    made = encounter(line.resource_id, line.person, period={"start": f"{day}T15:00:00Z", "end": f"{day}T16:00:00Z"})
+    hour = {"f1": 17, "g1": 19}.get(line.resource_id, 15)  # which visit is the preceding one must not hang on ids
+    period = {"start": f"{day}T{hour}:00:00Z", "end": f"{day}T{hour + 1}:00:00Z"}
+    made = encounter(line.resource_id, line.person, period=period)
+    if line.resource_id in _PARENTS and line.version != "other":
+        made["partOf"] = reference("Encounter", _PARENTS[line.resource_id])
     return made | _status(line, good="finished", wrong="entered-in-error")
 
 
 def _observation(line: Line) -> dict[str, Any]:
     quantity = {"value": 1.5 if line.version != "other" else 2.5}
-    visit = {"encounter": reference("Encounter", f"e{line.resource_id[-1]}")}
+    encounters = {"q1": "f1", "r1": "g1"}
+    visit = {"encounter": reference("Encounter", encounters.get(line.resource_id, f"e{line.resource_id[-1]}"))}
     made = observation(line.resource_id, line.person, valueQuantity=quantity, **visit)
     return made | _status(line, good="final", wrong="entered-in-error")
 
@@ -120,9 +131,15 @@ _MADE_BY = {
 KEYS = (
     ("Patient", "p1"),
     ("Patient", "p2"),
+    ("Patient", "p3"),
     ("Encounter", "e1"),
+    ("Encounter", "f1"),
+    ("Encounter", "g1"),
     ("Observation", "o1"),
     ("Observation", "o2"),
+    ("Observation", "o3"),
+    ("Observation", "q1"),
+    ("Observation", "r1"),
     ("Condition", "c1"),
     ("MedicationRequest", "m1"),
     ("Medication", "med"),
@@ -199,7 +216,7 @@ exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple)
 
 
 @settings(
-    max_examples=12,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,
@@ -217,7 +234,7 @@ def test_any_history_ends_in_the_last_good_versions(
 
 
 def resource(name: str, version: str = "same") -> Line:
-    """`p1`, `e1`, `o1`, `c1`, `m1` or `med`, in a version."""
+    """One of KEYS by its id, in a version."""
     key = next(key for key in KEYS if key[1] == name)
     return Line(key[0], key[1], version)
 
@@ -254,6 +271,25 @@ def world(*exports: str) -> list[Export]:
         (world("o1 p1", "o1"), (1, 0)),
         (world("p1 p1 o2 p1 p1 p2", "p1", "o2"), (2, 1, 0)),
         (world("p1:other o1", "p1"), (1, 0)),
+        (world("p1 e1 f1 q1", "p1"), (0, 1)),
+        (world("p1 f1 q1", "p1 e1"), (0, 1)),
+        (world("p1 q1", "p1 f1", "p1 e1"), (0, 1, 2)),
+        (world("p1 e1 f1 q1", "p1 e1:wrong"), (0, 1)),
+        (world("p1 e1 f1 q1", "p1 f1:other"), (0, 1)),
+        (world("p1 e1 f1:other q1", "p1 f1"), (0, 1)),
+        (world("p1 e1 f1 q1", "p1 f1:wrong", "f1"), (0, 1, 2)),
+        (world("p1 e1 f1 g1 q1 r1", "p1 e1:wrong", "e1:other"), (0, 1, 2)),
+        (world("p1 g1 r1", "p1 e1", "f1 q1"), (0, 1, 2)),
+        (world("p1 e1 f1 g1 q1 r1", "f1:other"), (0, 1)),
+        (world("p1 e1 f1 g1 q1 r1", "f1:wrong"), (0, 1)),
+        (world("p1 e1 f1 g1 q1 r1", "p1 e1 f1:wrong q1"), (1, 0)),
+        (world("p1 p3 o3", "p1"), (0, 1)),
+        (world("p3 o3", "p1"), (0, 1)),
+        (world("p3 o3 p1", "p3:other"), (0, 1)),
+        (world("p3:other o3 p1", "p3"), (0, 1)),
+        (world("p3:other o3 p1", "p3", "p3:other o3:other"), (0, 1, 2)),
+        (world("p3 p1", "o3", "p3:other"), (0, 1, 2)),
+        (world("p3 o3 p1", "p3:other"), (1, 0)),
     ],
 )
 def test_histories_that_are_easily_got_wrong(history: History, exports: list[Export], order: tuple[int, ...]) -> None:
@@ -271,7 +307,15 @@ def test_a_broken_medication_is_a_dead_letter(history: History) -> None:
     assert history.after(exports, (0, 1)) == history.after([last_good(exports)], [0])
 
 
-@pytest.mark.parametrize("exports", [world("med", "p1 o1 m1"), world("o1", "p1 e1 c1"), world("p1 o1 m1 med")])
+@pytest.mark.parametrize(
+    "exports",
+    [
+        world("med", "p1 o1 m1"),
+        world("o1", "p1 e1 c1"),
+        world("p1 o1 m1 med"),
+        world("p1 p3 o3 e1 f1 g1 q1 r1"),
+    ],
+)
 def test_a_large_first_load_ends_the_same(
     history: History, monkeypatch: pytest.MonkeyPatch, exports: list[Export]
 ) -> None:

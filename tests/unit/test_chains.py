@@ -12,7 +12,9 @@ NUMBERS = st.integers(0, 12)
 
 
 def _frame(links: dict[int, int]) -> pl.DataFrame:
-    return pl.DataFrame({"from": list(links), "next": list(links.values())}, schema={"from": pl.Int64, "next": pl.Int64})
+    return pl.DataFrame(
+        {"from": list(links), "next": list(links.values())}, schema={"from": pl.Int64, "next": pl.Int64}
+    )
 
 
 def _reaches_itself(start: int, links: dict[int, int]) -> bool:
