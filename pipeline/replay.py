@@ -46,8 +46,16 @@ def ingest_with_follow_ups(
     The first report is the export's own. Errors are those of `ingest`.
     """
     reports = [ingest(runtime, site, export, force=force, progress=progress)]
-    lines = [*_dependents(runtime, site, reports[0].dependents), *_unblocked(runtime, site)]
-    return reports + _replay(runtime, site, lines)
+    latest, tried = reports, set[int]()
+    while latest:
+        # What came through may be what others waited for: an encounter that waited for its person dates a condition.
+        letters = [letter for letter in _unblocked(runtime, site) if letter.id not in tried]
+        tried |= {letter.id for letter in letters}
+        dependents = [line for report in latest for line in report.dependents]
+        lines = [*_dependents(runtime, site, dependents), *(_of_letter(runtime, letter) for letter in letters)]
+        latest = _replay(runtime, site, lines)
+        reports += latest
+    return reports
 
 
 def replay_dead_letters(
@@ -59,10 +67,9 @@ def replay_dead_letters(
     return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
 
 
-def _unblocked(runtime: Runtime, site: SiteSettings) -> list[_Line]:
+def _unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
     with runtime.connect() as connection:
-        letters = dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
-    return [_of_letter(runtime, letter) for letter in letters]
+        return dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
 
 
 def _of_letter(runtime: Runtime, letter: RawLine) -> _Line:

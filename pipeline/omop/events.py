@@ -25,9 +25,9 @@ class EventRows:
     """What one view of one chunk came to. Frames are in the schemas of `pipeline.warehouse.staging`."""
 
     tables: dict[str, pl.DataFrame]
-    #: surrogate_id, reason, stage, code, path of resources with a row that cannot be made
+    #: REFUSED_SCHEMA of lines with a row that cannot be made
     refused: pl.DataFrame
-    #: surrogate_id, exclude_reason of resources that a value map excludes
+    #: index, exclude_reason of lines that a value map excludes
     excluded: pl.DataFrame
     references: pl.DataFrame
     issues: pl.DataFrame
@@ -78,21 +78,23 @@ def refuse_incomplete(
     excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
-    kept = rows.join(refused, on="surrogate_id", how="anti", maintain_order="left")
+    kept = rows.join(refused, on="index", how="anti", maintain_order="left")
     if not excluded.is_empty():
-        kept = kept.join(excluded, on="surrogate_id", how="anti", maintain_order="left")
+        kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
     return EventRows(made, refused, excluded, _references(kept), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
 
 
+#: `cause`: surrogate id of the resource that is missing, NULL where none is.
 REFUSED_SCHEMA = {
-    "surrogate_id": pl.Int64,
+    "index": pl.Int32,
     "reason": pl.String,
     "stage": pl.String,
     "code": pl.String,
     "path": pl.String,
+    "cause": pl.Int64,
 }
-EXCLUDED_SCHEMA = {"surrogate_id": pl.Int64, "exclude_reason": pl.String}
+EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
 
 #: Derived required columns: the FHIR string that they come from, and what its absence is called.
 _DATES = {
@@ -107,11 +109,14 @@ _DATES = {
 def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, name: str) -> list[pl.Expr]:
     paths = {**mapping.resource_view.column_paths, **view.column_paths}
     source = _DATES.get(name)
+    cause = pl.lit(None, dtype=pl.Int64)
     if source is None:
         path, code, reason = paths.get(name, name), pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
     else:
         path = paths.get(source, _date_paths(mapping, view))
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
+        if "visit_start" in rows.columns:  # the visit would have given the date
+            cause = pl.when(~present).then("visit_occurrence_id")
         code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
         reason = (
             pl.when(present)
@@ -119,11 +124,12 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
             .otherwise(pl.lit(f"no date from which {name} could be taken"))
         )
     return [
-        pl.col("surrogate_id"),
+        pl.col("index"),
         reason.alias("reason"),
         pl.lit("transform").alias("stage"),
         code.alias("code"),
         pl.lit(f"{mapping.resource}.{path}").alias("path"),
+        cause.alias("cause"),
     ]
 
 

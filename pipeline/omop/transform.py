@@ -294,10 +294,17 @@ class _ChunkTransform:
                     item.stage,
                     item.code,
                     item.path,
+                    None,
                 )
                 for item in self.rejected
             ],
-            schema={**_DECISION_SCHEMA, "stage": pl.String, "code": pl.String, "path": pl.String},
+            schema={
+                **_DECISION_SCHEMA,
+                "stage": pl.String,
+                "code": pl.String,
+                "path": pl.String,
+                "cause": pl.Int64,
+            },
             orient="row",
         )
         decided = [frame.filter(pl.col("outcome") != "rejected").select(*_DECISION_SCHEMA) for frame in mapped]
@@ -452,9 +459,11 @@ class _TypeTransform:
             "surrogate_id",
             *_DECISION_COLUMNS,
         ).rename({"code_": "code"})
-        if refused:
-            first = pl.concat(refused).unique("surrogate_id", keep="first", maintain_order=True)
-            decided = decided.join(first, on="surrogate_id", how="left", suffix="_view", maintain_order="left")
+        if not refused:
+            decided = decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
+        else:
+            first = pl.concat(refused).unique("index", keep="first", maintain_order=True)
+            decided = decided.join(first, on="index", how="left", suffix="_view", maintain_order="left")
             is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
             decided = decided.with_columns(
                 pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
@@ -465,8 +474,8 @@ class _TypeTransform:
             )
         excluded = [result.excluded for result in results if not result.excluded.is_empty()]
         if excluded:
-            reasons = pl.concat(excluded).unique("surrogate_id", keep="first", maintain_order=True)
-            decided = decided.join(reasons, on="surrogate_id", how="left", maintain_order="left").with_columns(
+            reasons = pl.concat(excluded).unique("index", keep="first", maintain_order=True)
+            decided = decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
                 pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
                 .then(pl.lit("excluded"))
                 .otherwise("outcome")

@@ -126,16 +126,10 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
         )
 
 
-def record(
-    connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, refused: pl.DataFrame, now: datetime
-) -> None:
-    """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice.
-
-    `refused` (surrogate_id, file_number, line, code, person) gives the person that a resource waits for, if any.
-    """
+def record(connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, now: datetime) -> None:
+    """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice."""
     if letters.is_empty():
         return
-    persons = dict(zip(refused.select("file_number", "line").iter_rows(), refused["person"], strict=True))
     connection.execute(
         "CREATE TEMP TABLE new_letter (LIKE dead_letter INCLUDING DEFAULTS) ON COMMIT DROP;"
         " ALTER TABLE pg_temp.new_letter ALTER id DROP NOT NULL"
@@ -150,7 +144,6 @@ def record(
         for letter in letters.iter_rows(named=True):
             file = files[letter["file_number"]]
             raw, complete = _raw(export, letter)
-            person = persons.get((letter["file_number"], letter["line"]))
             copy.write_row(
                 (
                     export.site,
@@ -166,8 +159,8 @@ def record(
                     letter["code"],
                     letter["path"],
                     letter["reason"],
-                    _subject(raw) if person is not None else None,
-                    person,
+                    _cause(raw, letter["code"]) if letter["cause"] is not None else None,
+                    letter["cause"],
                     raw,
                     complete,
                     letter["raw_hash_high"],
@@ -238,11 +231,12 @@ def _raw(export: LandedExport, letter: dict[str, Any]) -> tuple[bytes, bool]:
         return stream.read(letter["byte_length"] if complete else RAW_EXCERPT), complete
 
 
-def _subject(raw: bytes) -> str | None:
-    """`Patient/id` that a line refers to."""
+def _cause(raw: bytes, code: str) -> str | None:
+    """`Type/id` of the resource that a line waits for: its person, or the encounter that would have dated it."""
     resource = orjson.loads(raw)
-    for element in ("subject", "patient", "beneficiary"):
+    elements = ("subject", "patient", "beneficiary") if code == "person_unknown" else ("encounter",)
+    for element in elements:
         reference = (resource.get(element) or {}).get("reference")
-        if reference and (parsed := parse_reference(reference, "Patient")):
+        if reference and (parsed := parse_reference(reference, "Encounter" if element == "encounter" else "Patient")):
             return "/".join(parsed)
     return None

@@ -50,13 +50,14 @@ _LINE_SCHEMA = {
 }
 #: One row a line that is not unchanged: `outcome` is loaded, excluded (with `reason`) or rejected.
 OUTCOME_SCHEMA = {**_LINE_SCHEMA, "outcome": pl.String, "reason": pl.String}
-#: One row a rejected line.
+#: One row a rejected line. `cause`: surrogate id of the resource that is missing, if that is why.
 REJECTION_SCHEMA = {
     **_LINE_SCHEMA,
     "stage": pl.String,
     "code": pl.String,
     "path": pl.String,
     "reason": pl.String,
+    "cause": pl.Int64,
 }
 
 SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {

@@ -78,6 +78,8 @@ def _observation(line: Line) -> dict[str, Any]:
     encounters = {"q1": "f1", "r1": "g1"}
     visit = {"encounter": reference("Encounter", encounters.get(line.resource_id, f"e{line.resource_id[-1]}"))}
     made = observation(line.resource_id, line.person, valueQuantity=quantity, **visit)
+    if line.version == "undated":
+        del made["effectiveDateTime"]
     return made | _status(line, good="final", wrong="entered-in-error")
 
 
@@ -91,8 +93,9 @@ def _condition(line: Line) -> dict[str, Any]:
         "code": {"coding": [{"system": "http://snomed.info/sct", "code": code}]},
         "subject": reference("Patient", line.person),
         "encounter": reference("Encounter", f"e{line.resource_id[-1]}"),
-        "onsetDateTime": "2025-01-02",
     }
+    if line.resource_id != "d1":  # that one is dated by its encounter
+        made["onsetDateTime"] = "2025-01-02"
     return made | ({"onsetDateTime": 7} if line.version == "broken" else {})
 
 
@@ -141,6 +144,7 @@ KEYS = (
     ("Observation", "q1"),
     ("Observation", "r1"),
     ("Condition", "c1"),
+    ("Condition", "d1"),
     ("MedicationRequest", "m1"),
     ("Medication", "med"),
 )
@@ -156,9 +160,11 @@ def last_good(exports: Sequence[Export]) -> Export:
     """The newest version of each resource that can be loaded, given the persons who ever came."""
     found = {line.key: line for export in exports for line in export if _is_good(line)}
     persons = {resource_id for resource_type, resource_id in found if resource_type == "Patient"}
+    encounters = {resource_id for resource_type, resource_id in found if resource_type == "Encounter"}
     return tuple(
         line
         for line in found.values()
+        if (line.resource_id != "d1" or line.version == "wrong" or "e1" in encounters)
         if line.resource_type in ("Patient", "Medication") or line.version == "wrong" or line.person in persons
     )
 
@@ -271,6 +277,11 @@ def world(*exports: str) -> list[Export]:
         (world("o1 p1", "o1"), (1, 0)),
         (world("p1 p1 o2 p1 p1 p2", "p1", "o2"), (2, 1, 0)),
         (world("p1:other o1", "p1"), (1, 0)),
+        (world("p1 o1 o1:undated"), (0,)),
+        (world("p1 d1", "e1"), (0, 1)),
+        (world("d1", "e1", "p1"), (0, 1, 2)),
+        (world("p1 d1 e1", "e1:other"), (0, 1)),
+        (world("p1 d1 e1", "e1:other"), (1, 0)),
         (world("p1 e1 f1 q1", "p1"), (0, 1)),
         (world("p1 f1 q1", "p1 e1"), (0, 1)),
         (world("p1 q1", "p1 f1", "p1 e1"), (0, 1, 2)),

@@ -26,7 +26,7 @@ _REASONS = {
 def dead_letters(p: Publication) -> None:
     """Rejected lines become dead letters; letters of resources that came through are closed."""
     rejections = p.staged.scan(staging.REJECTION).collect()
-    letters_table.record(p.connection, p.export, pl.concat([rejections, _refusals(p)]), p.refused, p.now)
+    letters_table.record(p.connection, p.export, pl.concat([rejections, _refusals(p)]), p.now)
     letters_table.close(p.connection, p.export, p.staged, p.not_loaded, p.now)
 
 
@@ -35,7 +35,8 @@ def _refusals(p: Publication) -> pl.DataFrame:
     if p.refused.is_empty():
         return pl.DataFrame(schema=staging.REJECTION_SCHEMA)
     lines = p.staged.scan(staging.OUTCOME).drop("reason").collect()
-    lines = lines.join(p.refused.select(*LINE, "code"), on=LINE, how="inner").with_columns(
+    refused = p.refused.select(*LINE, "code", pl.col("person").alias("cause"))
+    lines = lines.join(refused, on=LINE, how="inner").with_columns(
         pl.lit("publish").alias("stage"),
         pl.lit(None, dtype=pl.String).alias("path"),
         pl.col("code").replace_strict(_REASONS, return_dtype=pl.String).alias("reason"),
