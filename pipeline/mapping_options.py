@@ -38,6 +38,45 @@ class MappingOptions(BaseModel):
         ),
     )
 
+    condition_not_confirmed: Literal["observation", "drop", "condition"] = _option(
+        "observation",
+        "Condition",
+        description=(
+            "Conditions of verificationStatus `provisional`, `differential` or `refuted`: `observation` gives a row of"
+            " observation whose qualifier says which (the guide); `drop` gives no row (excluded as `not_confirmed`,"
+            " `refuted`); `condition` gives provisional and differential ones a row like confirmed ones with status"
+            " 32899 (preliminary diagnosis), refuted ones stay observations."
+        ),
+    )
+    condition_resolved: Literal["status", "ignore"] = _option(
+        "status",
+        "Condition",
+        description=(
+            "clinicalStatus `resolved`: `status` makes it the condition_status_concept_id (32906, the guide's map);"
+            " `ignore` leaves that to the verificationStatus (the guide's text)."
+        ),
+    )
+    observation_encounter: Literal["outpatient", "emergency_and_inpatient"] = _option(
+        "outpatient",
+        "Encounter",
+        description=(
+            "Encounters of class OBSENC: `outpatient` is 9202; `emergency_and_inpatient` is 262 (the guide's map),"
+            " although patients under observation are not admitted."
+        ),
+    )
+    death_from_discharge: Literal["ignore", "death"] = _option(
+        "ignore",
+        "Encounter",
+        description=(
+            "A dischargeDisposition that says the patient died (`exp`, NUBC 20, 40, 41, 42, or what a site's"
+            " crosswalk calls `meaning:died`): `ignore`, or `death` for a death on the last day of the stay where"
+            " the Patient has no deceasedDateTime."
+        ),
+    )
+    procedure_in_progress: Literal["exclude", "keep"] = _option(
+        "exclude", "Procedure", description="Procedures of status `in-progress`: no row, or rows like completed ones."
+    )
+
     def of(self, resource_type: str) -> Mapping[str, str]:
         """The options that change rows of a resource type, and their values: a part of its fingerprint."""
         return {

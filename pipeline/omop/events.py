@@ -145,7 +145,7 @@ def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
 def _concept(worker: Worker, rules: tuple[ConceptRule, ...]) -> pl.Expr:
     expression = pl.lit(0, dtype=pl.Int64)
     for rule in reversed(rules):
-        value = pl.lit(worker.fixed(rule.concept_ids), dtype=pl.Int64)
+        value = pl.lit(worker.target(rule.targets), dtype=pl.Int64)
         expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
     return expression
 
@@ -166,7 +166,7 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         domain = concept.replace_strict(worker.fixed_domains, default=None, return_dtype=pl.String)
         return rows.with_columns(concept.alias("concept_id"), domain.alias("target_domain_id")).with_columns(
             source.alias("source_concept_id"),
-            route("target_domain_id", "home_table").alias("table"),
+            _table(view).alias("table"),
             pl.lit(0, dtype=pl.Int64).alias("code_set_key"),
             pl.lit(None, dtype=pl.String).alias("source_system"),
             pl.lit(None, dtype=pl.String).alias("source_code"),
@@ -184,8 +184,13 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         source_value.alias("source_value"),
         pl.coalesce(value, *own_value).alias("value_as_concept_id"),
         pl.col("code_set_key").fill_null(0),
-        route("target_domain_id", "home_table").alias("table"),
+        _table(view).alias("table"),
     )
+
+
+def _table(view: ViewMapping) -> pl.Expr:
+    """By the domain of the concept (f2o-037), unless the view says that only one table can hold what it says."""
+    return pl.lit(view.table) if view.table else route("target_domain_id", "home_table")
 
 
 def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -36,6 +37,13 @@ __all__ = [
 
 #: Names of the value maps' special targets: the row is excluded instead of given a concept.
 EXCLUDE = "exclude"
+#: … or its code means something that a derive function knows.
+MEANING = "meaning"
+
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
+
+#: A concept by its id, or by vocabulary and code (`SNOMED:410516002`).
+Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
 
 _Rule = TypeVar("_Rule", bound="_Optional")
 
@@ -81,12 +89,17 @@ class TableRule(_Optional):
 class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
-    concept_id: int | tuple[int, ...]
+    #: Ids, or `VOCABULARY:code` for the standard concept of a code.
+    concept_id: Target | tuple[Target, ...]
     when: str | None = None
 
     @property
-    def concept_ids(self) -> tuple[int, ...]:
+    def targets(self) -> tuple[Target, ...]:
         return self.concept_id if isinstance(self.concept_id, tuple) else (self.concept_id,)
+
+    @property
+    def concept_ids(self) -> tuple[int, ...]:
+        return tuple(target for target in self.targets if isinstance(target, int))
 
 
 class StatusVariant(_Optional):
@@ -129,8 +142,10 @@ class ViewMapping(_Optional):
     name: str
     kind: _KIND
     definition: Mapping[str, Any]
-    #: entity: the CDM table whose rows the resource *is*.
+    #: entity: the CDM table whose rows the resource *is*. event: the table of all its rows, whatever their domain.
     table: str | None = None
+    #: entity: columns that tell several rows of a resource apart.
+    row_key: tuple[str, ...] = ()
     #: event: where unmapped rows go.
     home_table: tuple[TableRule, ...] = ()
     #: event: column of type CodeableConcept or Coding that carries the codes.
@@ -203,10 +218,24 @@ def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, 
 
 @dataclass(frozen=True)
 class ValueMapEntry:
+    """One line of a value map: what a code stands for.
+
+    A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
+    derive function makes of the code, which itself is 0 then.
+    """
+
     system: str
     code: str
-    concept_ids: tuple[int, ...]
+    #: Concept ids and codes, the first that the vocabulary has is used.
+    targets: tuple[Target, ...]
     exclude_reason: str | None
+    #: The code of another element beside which alone the entry holds; None: beside any.
+    within: str | None = None
+    meaning: str | None = None
+
+    @property
+    def concept_ids(self) -> tuple[int, ...]:
+        return tuple(target for target in self.targets if isinstance(target, int))
 
 
 @dataclass(frozen=True)
@@ -241,6 +270,19 @@ class Mappings:
             for concept_id in concept_ids:
                 named.setdefault(concept_id, name)
         named.pop(0, None)
+        return named
+
+    @cached_property
+    def coded_concepts(self) -> dict[str, str]:
+        """Every `VOCABULARY:code` that the mappings name in place of a concept id, and where."""
+        named: dict[str, str] = {}
+        for resource in self.resources.values():
+            for view in resource.views:
+                for rule in (*view.type_concept_id, *view.concept_id):
+                    named |= {target: f"{resource.resource} {view.name}" for target in rule.targets if _is_code(target)}
+        for name, entries in self.value_maps.items():
+            for entry in entries:
+                named |= {target: f"concept_maps/{name} {entry.code}" for target in entry.targets if _is_code(target)}
         return named
 
     def fingerprint(self, resource_type: str) -> str:
@@ -288,10 +330,10 @@ def load_mappings(folder: Path, site: str | None = None, options: MappingOptions
 
 
 def _value_maps(shared: Path, own: Path | None) -> dict[str, tuple[ValueMapEntry, ...]]:
-    merged: dict[str, dict[tuple[str, str], ValueMapEntry]] = {}
+    merged: dict[str, dict[tuple[str, str, str | None], ValueMapEntry]] = {}
     for source in (shared, own):
         for file in sorted(source.glob("*.csv")) if source else ():
-            entries = {(entry.system, entry.code): entry for entry in _read_value_map(file)}
+            entries = {(entry.system, entry.code, entry.within): entry for entry in _read_value_map(file)}
             merged.setdefault(file.stem, {}).update(entries)
     return {name: tuple(entries.values()) for name, entries in merged.items()}
 
@@ -372,22 +414,34 @@ def _read_value_map(file: Path) -> tuple[ValueMapEntry, ...]:
     for line, row in enumerate(_read_csv(file), start=2):
         target = (row.get("concept_id") or "").strip()
         try:
-            excluded = target.startswith(EXCLUDE)
+            excluded, meant = target.startswith(EXCLUDE), target.startswith(f"{MEANING}:")
             entries.append(
                 ValueMapEntry(
                     system=row["system"],
                     code=row["code"],
-                    concept_ids=() if excluded else _ids(target),
+                    targets=() if excluded or meant else _targets(target),
                     exclude_reason=target.partition(":")[2] or EXCLUDE if excluded else None,
+                    within=row.get("within") or None,
+                    meaning=target.partition(":")[2] if meant else None,
                 )
             )
         except (KeyError, ValueError):
             raise MappingError(
-                "needs the columns system, code and concept_id (ids joined by |, or exclude:reason)",
+                "needs the columns system, code and concept_id (ids or VOCABULARY:code joined by |, exclude:reason or"
+                " meaning:word)",
                 file=str(file),
                 line=line,
             ) from None
     return tuple(entries)
+
+
+def _targets(text: str) -> tuple[Target, ...]:
+    parts = [part.strip() for part in text.split("|")]
+    return tuple(part if _CODE.fullmatch(part) else int(part) for part in parts)
+
+
+def _is_code(target: Target) -> TypeGuard[str]:
+    return isinstance(target, str)
 
 
 def _ids(text: str) -> tuple[int, ...]:

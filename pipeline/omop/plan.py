@@ -24,7 +24,7 @@ from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.concepts import ConceptResolver
 from pipeline.omop.derive import Derivation
 from pipeline.omop.keys import SurrogateKeys
-from pipeline.omop.mapping import Mappings, ResourceMapping, ViewMapping
+from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.staging import StagedExport
 
@@ -47,6 +47,14 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
     "integer32": pl.Int64(),
+}
+_VALUE_MAP_SCHEMA = {
+    "system": pl.String,
+    "code": pl.String,
+    "within": pl.String,
+    "concept_id": pl.Int64,
+    "exclude_reason": pl.String,
+    "meaning": pl.String,
 }
 _REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
@@ -130,18 +138,38 @@ class Worker:
                 {
                     "system": [entry.system for entry in entries],
                     "code": [entry.code for entry in entries],
-                    "concept_id": [self.fixed(entry.concept_ids) for entry in entries],
+                    "within": [entry.within for entry in entries],
+                    "concept_id": [self.target(entry.targets) for entry in entries],
                     "exclude_reason": [entry.exclude_reason for entry in entries],
+                    "meaning": [entry.meaning for entry in entries],
                 },
-                schema={"system": pl.String, "code": pl.String, "concept_id": pl.Int64, "exclude_reason": pl.String},
+                schema=_VALUE_MAP_SCHEMA,
             )
             for name, entries in self.plan.mappings.value_maps.items()
         }
 
+    def target(self, targets: tuple[Target, ...]) -> int:
+        """The first of the alternatives, ids or codes, that the loaded vocabulary has, else 0."""
+        found = (self.plan.fixed.get(given) if isinstance(given, int) else self._coded.get(given) for given in targets)
+        return next((concept_id for concept_id in found if concept_id), 0)
+
+    @cached_property
+    def _coded(self) -> dict[str, int]:
+        """`VOCABULARY:code` of the mappings → its standard concept."""
+        codings = pl.DataFrame(
+            [name.split(":", 1) for name in sorted(self.plan.mappings.coded_concepts)],
+            schema={"vocabulary_id": pl.String, "concept_code": pl.String},
+            orient="row",
+        )
+        found = self.plan.index.lookup(codings).drop_nulls("target_concept_id").sort("pair_number", descending=True)
+        rows = found.select("vocabulary_id", "concept_code", "target_concept_id").iter_rows()
+        return {f"{vocabulary}:{code}": concept_id for vocabulary, code, concept_id in rows}
+
     @cached_property
     def fixed_domains(self) -> dict[int, str]:
         """Domain of every concept that the mappings name and the vocabulary has."""
-        rows = self.plan.index.concepts([concept_id for concept_id in self.plan.fixed.values() if concept_id])
+        named = {*self.plan.fixed.values(), *self._coded.values()} - {0}
+        rows = self.plan.index.concepts(sorted(named))
         return dict(rows.select("concept_id", "domain_id").iter_rows())
 
     @cached_property

@@ -20,7 +20,7 @@ from pipeline.fhir.ndjson import Chunk, Line, read_lines
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
-from pipeline.omop.mapping import ResourceMapping
+from pipeline.omop.mapping import ResourceMapping, ViewMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
 from pipeline.omop.routing import to_staged
 from pipeline.warehouse import staging
@@ -355,7 +355,7 @@ class _TypeTransform:
             if rows.is_empty():
                 continue
             if view.mapping.kind == "reference_value":
-                facts.append(self._facts(view.mapping.fact or view.mapping.name, rows))
+                facts.append(self._facts(view.mapping, rows))
             elif view.mapping.kind == "event":
                 by_view[view.mapping.name] = event_rows(self.worker, self.mapping, view.mapping, rows)
                 event_results.append(by_view[view.mapping.name])
@@ -426,22 +426,25 @@ class _TypeTransform:
     def _path(self, column: str) -> str:
         return self.mapping.resource_view.column_paths.get(column, column)
 
-    def _facts(self, name: str, rows: pl.DataFrame) -> pl.DataFrame:
+    def _facts(self, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+        """What other resources, or the derived tables, ask about: about the resource itself unless `about` says whom."""
+        rows = derived(self.worker, view, rows)
         about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
         return rows.select(
             about.alias("surrogate_id"),
-            pl.lit(name).alias("name"),
+            pl.lit(view.fact or view.name).alias("name"),
             pl.col("surrogate_id").alias("owner_surrogate_id"),
             pl.col("value").cast(pl.String),
             "file_number",
             "line",
         ).drop_nulls(["surrogate_id", "value"])
 
-    def _entity(self, view: Any, rows: pl.DataFrame) -> EventRows:
-        """Rows of a resource that *is* a row of its table."""
+    def _entity(self, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
+        """Rows of a resource that *is* a row of its table, or several that `row_key` tells apart."""
         table = view.table
+        assert table is not None, "an entity view has a table"
         rows = derived(self.worker, view, rows)
-        rows = rows.with_columns(pl.lit(content_key(view.name), dtype=pl.Int64).alias("row_key"))
+        rows = rows.with_columns(_entity_key(view, rows).alias("row_key"))
         return refuse_incomplete(self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
     def _decisions(
@@ -536,6 +539,16 @@ class _TypeTransform:
         rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
         rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
+
+
+def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
+    """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
+    if not view.row_key:
+        return pl.repeat(content_key(view.name), rows.height, dtype=pl.Int64, eager=True)
+    columns = [pl.col(name).cast(pl.String).fill_null("") for name in view.row_key]
+    repeat = pl.int_range(pl.len()).over("file_number", "line", *view.row_key).cast(pl.String)
+    content = rows.select(pl.concat_str(*columns, repeat, separator="\x1f")).to_series()
+    return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
 
 
 _DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")

@@ -11,9 +11,9 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
   of its date. A link is written as the FHIR reference of the resource that the row came from.
 - `outcomes`: resource → `loaded` (if not listed), `excluded:reason` or `rejected:code`, with ` at <FHIRPath>` if wanted.
 - `issues`: resource → list of issue codes (none if not listed). `pending`: references that wait for their target.
-- `site`, `instance`: settings; `values`: a site's own value maps.
+- `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header).
 
-All cases of the same settings are loaded in one export: ids are prefixed by the case. Cases in `_pending` show rules
+All cases of the same settings are loaded in one export: ids are prefixed by the case.
 of the specification that the pipeline does not follow yet; they are not collected.
 """
 
@@ -192,7 +192,8 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
     for name, lines in (document.get("values") or {}).items():
         own = folder / "mappings" / "sites" / site / "values"
         own.mkdir(parents=True, exist_ok=True)
-        (own / f"{name}.csv").write_text("\n".join(["system,code,concept_id", *lines, ""]), encoding="utf-8")
+        header = [] if lines[0].startswith("system,") else ["system,code,concept_id"]
+        (own / f"{name}.csv").write_text("\n".join([*header, *lines, ""]), encoding="utf-8")
     settings = Settings(
         home=folder / "home",
         database_url=url,

@@ -658,6 +658,191 @@ def test_an_older_export_does_not_turn_the_clock_back(cdm: Cdm) -> None:
     assert report.changed_rows == 0
 
 
+def test_a_detail_that_ended_stays_beside_an_open_one_of_the_same_start(cdm: Cdm) -> None:
+    person = cdm.person("one")
+    visit = cdm.visit(person, day(0), day(50), concept=INPATIENT)
+    owner = cdm.source("visit_occurrence", visit, "one", "Encounter")
+    places = [cdm.insert("care_site", care_site_name=name) for name in ("left", "stayed")]
+    for number, place in enumerate(places):
+        detail = cdm.insert(
+            "visit_detail",
+            person_id=person,
+            visit_occurrence_id=visit,
+            visit_detail_concept_id=INPATIENT,
+            care_site_id=place,
+            visit_detail_start_date=day(5),
+            visit_detail_start_datetime=datetime.combine(day(5), datetime.min.time()),
+            visit_detail_end_date=day(6),
+        )
+        cdm.connection.execute(
+            "INSERT INTO etl.lineage_visit_detail (row_id, surrogate_id, row_key, export_id) VALUES (%s, %s, %s, 1)",
+            (detail, owner, number),
+        )
+        cdm.connection.execute("INSERT INTO etl.id_map VALUES ('care_site', %s, %s)", (-place, place))
+    cdm.connection.execute(
+        "INSERT INTO etl.reference_value VALUES (%s, 'open_stay_detail', %s, %s)", (-places[1], owner, str(day(5)))
+    )
+    cdm.refresh(day(100), site="one")
+    assert cdm.rows("visit_detail", "care_site_id, visit_detail_end_date", "1") == [
+        (places[0], day(6)),
+        (places[1], day(100)),
+    ]
+
+
+# --- what a person's other rows decide --------------------------------------------------------------------------------
+
+
+def _midnight(on_day: date) -> datetime:
+    return datetime.combine(on_day, datetime.min.time())
+
+
+def _patient(cdm: Cdm, year: int = 1970, **facts: str) -> tuple[int, int]:
+    """A person with facts of the Patient. Returns person_id and the Patient's surrogate id."""
+    person = cdm.insert("person", year_of_birth=year, birth_datetime=date(year, 6, 15))
+    owner = cdm.source("person", person, "one", "Patient")
+    for name, value in facts.items():
+        cdm.fact(name, owner, value)
+    return person, owner
+
+
+def _race(cdm: Cdm, person: int, owner: int, on_day: date) -> None:
+    row = cdm.insert(
+        "observation",
+        person_id=person,
+        observation_concept_id=4013886,
+        observation_date=on_day,
+        observation_datetime=on_day,
+    )
+    cdm.connection.execute(
+        "INSERT INTO etl.lineage_observation (row_id, surrogate_id, row_key, export_id) VALUES (%s, %s, %s, 1)",
+        (row, owner, row),
+    )
+
+
+def _race_dates(cdm: Cdm) -> list[tuple[Any, ...]]:
+    return cdm.rows("observation", "person_id, observation_date, observation_datetime", "observation_id")
+
+
+def test_races_have_the_date_of_the_latest_visit_and_keep_it(cdm: Cdm) -> None:
+    person, owner = _patient(cdm, race_observation="2")
+    for _ in range(2):
+        _race(cdm, person, owner, AS_OF)
+    cdm.observe(person, day(3))
+    for number in (10, 30, 20):
+        cdm.visit(person, day(number), day(100))
+    report = cdm.refresh(persons=[person])
+    dated = [(person, day(30), _midnight(day(30)))] * 2
+    assert _race_dates(cdm) == [*dated, (person, day(3), None)]
+    assert (report.changes["observation"].updated, report.changes["observation"].rows) == (2, 2)
+    assert "observation" not in cdm.refresh(persons=[person]).changes
+    cdm.visit(person, day(40))
+    assert cdm.refresh(persons=[person]).changes["observation"].updated == 2
+    assert _race_dates(cdm)[0] == (person, day(40), _midnight(day(40)))
+
+
+def test_races_without_a_visit_keep_the_as_of_date_and_are_no_observed_time(cdm: Cdm) -> None:
+    person, owner = _patient(cdm, race_observation="2")
+    _race(cdm, person, owner, day(50))
+    cdm.visit(cdm.person("one"), day(70))
+    report = cdm.refresh(persons=[person])
+    assert _race_dates(cdm) == [(person, day(50), _midnight(day(50)))]
+    assert "observation" not in report.changes
+    assert person not in [row[0] for row in cdm.periods()]
+
+
+def test_race_dates_are_computed_for_affected_persons(cdm: Cdm) -> None:
+    affected, other = (_patient(cdm, race_observation="2") for _ in range(2))
+    cdm.refresh(site="one")
+    for person, owner in (affected, other):
+        _race(cdm, person, owner, day(50))
+        cdm.visit(person, day(10))
+    cdm.refresh(persons=[affected[0]], site="one")
+    assert [row[:2] for row in _race_dates(cdm)] == [(affected[0], day(10)), (other[0], day(50))]
+
+
+@pytest.mark.parametrize("table", EVENT_TABLES)
+def test_a_birth_year_takes_the_day_of_its_earliest_record(cdm: Cdm, table: str) -> None:
+    person, _ = _patient(cdm, DAY_0.year, birth_year_only=str(DAY_0.year))
+    cdm.insert(table, person_id=person, **EVENT_TABLES[table])
+    cdm.visit(person, day(20))
+    cdm.observe(person, day(-5))  # of the year before
+    assert cdm.refresh(persons=[person]).changes["person"].updated == 1
+    assert cdm.rows("person", "birth_datetime", "1") == [(_midnight(day(10)),)]
+    assert "person" not in cdm.refresh(persons=[person]).changes
+
+
+def test_a_birth_year_without_a_record_in_it_is_midyear(cdm: Cdm) -> None:
+    """Rows that the Patient itself made are no records, and a birth date that is known stays."""
+    person, owner = _patient(cdm, DAY_0.year, birth_year_only=str(DAY_0.year), race_observation="2")
+    _race(cdm, person, owner, day(3))
+    known, _ = _patient(cdm, DAY_0.year)
+    cdm.visit(known, day(10))
+    report = cdm.refresh(persons=[person, known])
+    assert "person" not in report.changes
+    assert cdm.rows("person", "birth_datetime", "person_id") == [(datetime(DAY_0.year, 6, 15),)] * 2  # noqa: DTZ001
+    visit = cdm.visit(person, day(40))
+    cdm.refresh(persons=[person])
+    assert cdm.rows("person", "birth_datetime", "person_id")[0] == (_midnight(day(40)),)
+    cdm.connection.execute("DELETE FROM cdm.visit_occurrence WHERE visit_occurrence_id = %s", (visit,))
+    cdm.refresh(persons=[person])
+    assert cdm.rows("person", "birth_datetime", "person_id")[0] == (datetime(DAY_0.year, 6, 15),)  # noqa: DTZ001
+
+
+def _discharged_dead(cdm: Cdm, person: int, on_day: date, kind: int = 32827) -> int:
+    owner = cdm.source("visit_occurrence", cdm.visit(person, day(0), on_day), "one", "Encounter")
+    value = f"{on_day}|{on_day}T08:00:00|{kind}"
+    cdm.connection.execute(
+        "INSERT INTO etl.reference_value VALUES (%s, 'discharge_death', %s, %s)", (-person, owner, value)
+    )
+    return owner
+
+
+def _deaths(cdm: Cdm) -> list[tuple[Any, ...]]:
+    return cdm.rows("death", "person_id, death_date, death_type_concept_id", "1, 2")
+
+
+def test_a_discharge_tells_of_a_death_once(cdm: Cdm) -> None:
+    person, _ = _patient(cdm)
+    later, earlier = _discharged_dead(cdm, person, day(20)), _discharged_dead(cdm, person, day(12))
+    report = cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(12), 32827)]
+    assert cdm.rows("death", "death_datetime", "1") == [(_midnight(day(12)) + timedelta(hours=8),)]
+    assert report.changes["death"].inserted == 1
+    assert cdm.periods() == [(person, day(0), day(72))]
+    again = cdm.refresh(persons=[person])
+    assert "death" not in again.changes
+    lineage = cdm.connection.execute("SELECT row_id, surrogate_id FROM etl.lineage_death").fetchall()
+    assert lineage == [(person, earlier)]
+    # As the publication leaves it when the Encounter says it no longer: row, lineage and fact are gone.
+    cdm.connection.execute("DELETE FROM cdm.death WHERE person_id = %s", (person,))
+    for table in ("lineage_death WHERE surrogate_id", "reference_value WHERE owner_surrogate_id"):
+        cdm.connection.execute(f"DELETE FROM etl.{table} = %s", (earlier,))
+    cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(20), 32827)]
+    assert cdm.connection.execute("SELECT surrogate_id FROM etl.lineage_death").fetchall() == [(later,)]
+
+
+def test_a_death_of_the_patients_own_is_the_only_one(cdm: Cdm) -> None:
+    person, owner = _patient(cdm)
+    _discharged_dead(cdm, person, day(12))
+    cdm.refresh(persons=[person])
+    cdm.insert("death", person_id=person, death_date=day(12), death_type_concept_id=32817)
+    own = "INSERT INTO etl.lineage_death (row_id, surrogate_id, row_key, export_id) VALUES (%s, %s, 0, 1)"
+    cdm.connection.execute(own, (person, owner))
+    report = cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(12), 32817)]
+    assert report.changes["death"].deleted == 1
+    assert cdm.connection.execute("SELECT surrogate_id FROM etl.lineage_death").fetchall() == [(owner,)]
+    assert "death" not in cdm.refresh(persons=[person]).changes
+
+
+def test_a_death_of_a_type_that_the_vocabulary_lacks_is_not_made(cdm: Cdm) -> None:
+    person, _ = _patient(cdm)
+    _discharged_dead(cdm, person, day(12), kind=0)
+    cdm.refresh(persons=[person])
+    assert _deaths(cdm) == []
+
+
 def test_the_inpatient_visits_are_those_of_the_transform() -> None:
     assert DerivedOptions().inpatient_visits == INPATIENT_VISITS
 

@@ -10,9 +10,15 @@ from collections.abc import Callable, Mapping
 
 import polars as pl
 
-from pipeline.omop.derive.allergies import allergy_date, allergy_to_substance, named_allergy
+from pipeline.omop.derive.allergies import (
+    allergy_date,
+    allergy_to_substance,
+    named_allergy,
+    reaction_of_named_allergy,
+    reaction_to_substance,
+)
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
-from pipeline.omop.derive.conditions import condition, family_history, history
+from pipeline.omop.derive.conditions import asserted, condition, family_history, history, not_confirmed, qualified
 from pipeline.omop.derive.coverages import coverage
 from pipeline.omop.derive.drugs import (
     drug_administration_dates,
@@ -24,10 +30,25 @@ from pipeline.omop.derive.drugs import (
     route,
 )
 from pipeline.omop.derive.observations import observation_date, observation_value
-from pipeline.omop.derive.people import care_site, death, person, provider
+from pipeline.omop.derive.people import (
+    birth_year_only,
+    care_site,
+    death,
+    person,
+    provider,
+    race_observation,
+    race_observations,
+)
 from pipeline.omop.derive.procedures import imaging_date, procedure
 from pipeline.omop.derive.specimens import specimen
-from pipeline.omop.derive.visits import discharge, visit
+from pipeline.omop.derive.visits import (
+    discharge_against_advice,
+    discharge_death,
+    inpatient_visit,
+    open_stay_detail,
+    stay,
+    visit,
+)
 
 __all__ = ["DERIVATIONS", "INPATIENT_VISITS", "Derivation"]
 
@@ -36,16 +57,28 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
     for function in (
         person,
         death,
+        race_observations,
+        race_observation,
+        birth_year_only,
         provider,
         care_site,
         visit,
-        discharge,
+        stay,
+        open_stay_detail,
+        inpatient_visit,
+        discharge_against_advice,
+        discharge_death,
+        asserted,
+        not_confirmed,
+        qualified,
         condition,
         history,
         family_history,
         allergy_date,
         named_allergy,
         allergy_to_substance,
+        reaction_of_named_allergy,
+        reaction_to_substance,
         observation_date,
         observation_value,
         medication,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, starting, with_visit_period
+from pipeline.omop.derive.base import Derivation, starting, used, with_visit_period
 from pipeline.omop.derive.conditions import at_age
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
@@ -15,6 +15,9 @@ _SUBSTANCE_CLASSES = ("Substance", "Organism", "Physical Object", "Pharma/Biol P
 def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Onset > recorded > encounter > last occurrence."""
     frame = with_visit_period(at_age(frame, derivation, "onset"), derivation)
+    own = pl.coalesce("onset_datetime", "onset_period_start", "onset_by_age", "recorded_date")
+    undated = own.is_null() & pl.col("visit_occurrence_id").is_not_null()
+    frame = used(frame, "encounter_period", "visit_occurrence_id", undated, pl.col("visit_start").is_null())
     return starting(
         frame,
         derivation,
@@ -36,6 +39,32 @@ def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Data
     """Rows whose code names a substance alone: it becomes the value."""
     frame = derivation.resolved(frame.filter(_is_substance(frame, derivation)), "code", "value", "value")
     return frame.with_columns(
+        pl.col("value_concept_id").alias("value_as_concept_id"),
+        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        pl.col("value_source_code").alias("value_source_value"),
+        pl.col("value_source_code").alias("source_value"),
+    )
+
+
+def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Manifestations of what `named_allergy` has a row of."""
+    return _reaction(named_allergy(allergy_date(frame, derivation), derivation), derivation)
+
+
+def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Manifestations of what `allergy_to_substance` has a row of."""
+    frame = allergy_date(frame, derivation)
+    return _reaction(frame.filter(_is_substance(frame, derivation)), derivation)
+
+
+def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The manifestation is the value. A reaction without a day of its own has that of the allergy."""
+    frame = derivation.resolved(frame, "manifestation", "value", "value")
+    frame = derivation.dated(frame, "reaction_onset")
+    own = pl.col("reaction_onset_date").is_not_null()
+    return frame.with_columns(
+        pl.when(own).then("reaction_onset_date").otherwise("start_date").alias("start_date"),
+        pl.when(own).then("reaction_onset_datetime").otherwise("start_datetime").alias("start_datetime"),
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
         pl.col("value_source_code").alias("value_source_value"),

@@ -51,22 +51,32 @@ class Derivation:
             entries.rename({"code": column, "concept_id": target}), on=column, how="left", maintain_order="left"
         )
 
-    def mapped_set(self, frame: pl.DataFrame, column: str, value_map: str, target: str) -> pl.DataFrame:
-        """Adds `target` and `<target>_code`: the concept of a code set by its first coding that the map knows.
+    def mapped_set(
+        self, frame: pl.DataFrame, column: str, value_map: str, target: str, *, last: str | None = None
+    ) -> pl.DataFrame:
+        """Adds `target`, `<target>_code` and `<target>_meaning`: the concept of a code set, the code, its `meaning:`.
 
-        Present but not in the map: 0 and the first code, if any; absent: NULL.
+        The first coding that the map knows counts, those of system `last` after all others. Present but not in the
+        map: 0 and the first code, if any; absent: NULL.
         """
         used = frame.select(column).drop_nulls().unique()
         codings = self.sets.codings(0).join(used, left_on="code_set", right_on=column, how="semi")
         known = codings.join(self.value_maps[value_map], on=["system", "code"], how="left", maintain_order="left")
         best = (
-            known.sort("code_set", pl.col("concept_id").is_null(), "position", maintain_order=True)
+            known.sort(
+                "code_set",
+                pl.col("concept_id").is_null(),
+                (pl.col("system") == pl.lit(last, dtype=pl.String)).fill_null(False),
+                "position",
+                maintain_order=True,
+            )
             .group_by("code_set", maintain_order=True)
             .first()
             .select(
                 pl.col("code_set").alias(column),
                 pl.col("concept_id").fill_null(0).alias(target),
                 pl.col("code").alias(f"{target}_code"),
+                pl.col("meaning").alias(f"{target}_meaning"),
             )
         )
         present = pl.when(pl.col(column).is_not_null()).then(pl.col(target).fill_null(0))  # a text without codings

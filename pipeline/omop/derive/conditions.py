@@ -7,9 +7,39 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, with_visit_period
+from pipeline.omop.derive.base import Derivation, ending, starting, used, with_visit_period
 
 _MAX_DAYS_OUTSIDE = 7
+
+
+#: verificationStatus of what was thought of, but not found; `refuted` is known not to be there.
+_TENTATIVE = ("provisional", "differential")
+_REFUTED = ("refuted",)
+
+
+def asserted(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Rows that are conditions of the patient; option condition_not_confirmed says whether tentative ones are."""
+    return frame.filter(~_only_observed(derivation))
+
+
+def not_confirmed(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Rows of conditions that the patient does not have, or may not have: observations with a qualifier."""
+    return qualified(frame.filter(_only_observed(derivation)), derivation)
+
+
+def _only_observed(derivation: Derivation) -> pl.Expr:
+    keeps_tentative = derivation.options.condition_not_confirmed == "condition"
+    statuses = _REFUTED if keeps_tentative else (*_REFUTED, *_TENTATIVE)
+    return pl.col("verification_status").is_in(statuses).fill_null(False)
+
+
+def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds the qualifier of an observation on a condition that is not confirmed; of others NULL."""
+    frame = derivation.mapped(
+        frame, "verification_status", "condition_qualifier", "verification", "qualifier_concept_id"
+    )
+    known = pl.col("qualifier_concept_id").is_not_null()
+    return frame.with_columns(pl.when(known).then("verification_status").alias("qualifier_source_value"))
 
 
 def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -23,7 +53,10 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         frame, derivation, "onset_datetime", "onset_period_start", "onset_by_age", "recorded_date", "visit_start"
     )
     frame = ending(frame, derivation, "abatement_datetime", "abatement_period_end", "abatement_by_age")
-    frame = derivation.dated(frame, "visit_start", "visit_end")
+    # Visit and status depend on what the encounter says, also where it says nothing yet.
+    has_visit, unknown = pl.col("visit_occurrence_id").is_not_null(), pl.col("visit_start").is_null()
+    frame = used(frame, "encounter", "visit_occurrence_id", has_visit, unknown)
+    frame = derivation.dated(frame, "visit_start", "visit_end").drop("visit_start_precision", "visit_end_precision")
     margin = pl.duration(days=_MAX_DAYS_OUTSIDE)
     first, last = pl.col("visit_start_date"), pl.coalesce("visit_end_date", "visit_start_date")
     outside = (pl.col("start_date") < first - margin) | (pl.col("start_date") > last + margin)
@@ -38,13 +71,15 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
     """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known."""
     age, target = f"{element}_age", f"{element}_by_age"
+    has_age = pl.col(age).is_not_null()
     aged = frame.filter(pl.col(age).is_not_null()).select("person_id", age).unique()
     if aged.is_empty():
         return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
     aged = derivation.with_fact(aged, "person_id", "birth_date", "birth_date")
     dates = [_add_age(birth, text) for birth, text in aged.select("birth_date", age).iter_rows()]
-    aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String)).drop("birth_date")
-    return frame.join(aged, on=["person_id", age], how="left", maintain_order="left")
+    aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String))
+    frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
+    return used(frame, f"birth_date_of_{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) (a|mo|wk|d)")
@@ -67,7 +102,7 @@ def _add_age(birth: str | None, age: str) -> str | None:
 
 
 def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """From the encounter's diagnosis, else resolved, else confirmed; no verificationStatus → NULL."""
+    """From the encounter's diagnosis, else tentative, else resolved, else confirmed; no verificationStatus → NULL."""
     frame = derivation.with_fact(frame, "surrogate_id", "condition_status", "diagnosis_use")
     uses = derivation.value_maps["diagnosis_use"].select("code", "concept_id").unique("code", maintain_order=True)
     frame = frame.join(
@@ -78,11 +113,17 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     )
     frame = derivation.mapped(frame, "clinical_status", "condition_status", "clinical", "by_clinical")
     frame = derivation.mapped(frame, "verification_status", "condition_status", "verification", "by_verification")
+    if derivation.options.condition_resolved == "ignore":
+        frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("by_clinical"))
+    tentative = pl.col("verification_status").is_in(_TENTATIVE).fill_null(False)
+    by_tentative = pl.when(tentative).then("by_verification")
     return frame.with_columns(
-        pl.coalesce("by_diagnosis", "by_clinical", "by_verification").alias("condition_status_concept_id"),
+        pl.coalesce("by_diagnosis", by_tentative, "by_clinical", "by_verification").alias(
+            "condition_status_concept_id"
+        ),
         pl.when(pl.col("by_diagnosis").is_not_null())
         .then("diagnosis_use")
-        .when(pl.col("by_clinical").is_not_null())
+        .when(~tentative & pl.col("by_clinical").is_not_null())
         .then("clinical_status")
         .otherwise("verification_status")
         .alias("condition_status_source_value"),

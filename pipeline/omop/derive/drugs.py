@@ -100,9 +100,15 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """One day; route by the value map of v3-RouteOfAdministration."""
+    """One day; route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
     frame = starting(frame, derivation, "occurrence")
     frame = derivation.mapped_set(frame, "route", "immunization_route", "route_concept_id")
+    frame = derivation.resolved(frame, "route", "value", "resolved_route")
+    by_vocabulary = (pl.col("route_concept_id") == 0) & (pl.col("resolved_route_concept_id") != 0)
+    frame = frame.with_columns(
+        pl.when(by_vocabulary).then(f"resolved_route_{part}").otherwise(f"route_concept_id{end}").alias(f"route_{name}")
+        for part, end, name in (("concept_id", "", "concept_id"), ("source_code", "_code", "concept_id_code"))
+    )
     return frame.with_columns(
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),

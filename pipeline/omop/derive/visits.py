@@ -1,4 +1,4 @@
-"""Encounters: visits, and what a discharge says."""
+"""Encounters: visits, the stays within them, and what a discharge says."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import polars as pl
 
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation, ending, starting
 
+ACT_CODES = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+#: The codes of FHIR's own lists are asked after those of NUBC and of the site: they are what others were turned into.
+_ADMIT_SOURCES = "http://terminology.hl7.org/CodeSystem/admit-source"
+_DISPOSITIONS = "http://terminology.hl7.org/CodeSystem/discharge-disposition"
+
 
 def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """visit_occurrence: class by crosswalk, missing end by kind of visit (outpatient: start; inpatient: as-of)."""
-    frame = ending(starting(frame, derivation, "start"), derivation, "end")
-    crosswalk = derivation.value_maps["encounter_class"].rename(
-        {"system": "class_system", "code": "class_code", "concept_id": "visit_concept_id"}
+    """visit_occurrence: kind by class and type, missing end by kind (outpatient: start; inpatient: as-of)."""
+    frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
+    frame = derivation.mapped_set(
+        frame, "admit_source", "admit_source", "admitted_from_concept_id", last=_ADMIT_SOURCES
     )
-    frame = frame.join(crosswalk, on=["class_system", "class_code"], how="left", maintain_order="left")
-    frame = derivation.mapped_set(frame, "admit_source", "admit_source", "admitted_from_concept_id")
-    frame = derivation.mapped_set(frame, "discharge_disposition", "discharge_disposition", "discharged_to_concept_id")
+    frame = _disposition(frame, derivation)
     open_stay = pl.col("visit_concept_id").is_in(INPATIENT_VISITS) & pl.col("end").is_null()
     as_of = pl.max_horizontal(pl.lit(derivation.as_of), pl.col("start_date"))
     return frame.with_columns(
@@ -33,12 +36,149 @@ def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     )
 
 
-def discharge(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds visit_concept_id and exclude_reason: the crosswalk of types (within a class) before that of classes.
+
+    A class that neither knows has NULL, which the table makes 0.
+    """
+    crosswalk = derivation.value_maps["encounter_class"].select(
+        pl.col("system").alias("class_system"),
+        pl.col("code").alias("class_code"),
+        pl.col("concept_id").alias("by_class"),
+        pl.col("exclude_reason").alias("class_excludes"),
+    )
+    frame = frame.with_row_index("visit_row").join(
+        crosswalk, on=["class_system", "class_code"], how="left", maintain_order="left"
+    )
+    frame = frame.join(_by_type(frame, derivation), on="visit_row", how="left", maintain_order="left")
+    by_type = pl.col("type_known").fill_null(False)
+    by_class = pl.col("by_class")
+    if derivation.options.observation_encounter == "emergency_and_inpatient":
+        under_observation = (pl.col("class_system") == ACT_CODES) & (pl.col("class_code") == "OBSENC")
+        both = pl.lit(derivation.constant("visit_emergency_and_inpatient"), dtype=pl.Int64)
+        by_class = pl.when(under_observation).then(both).otherwise(by_class)
+    return frame.with_columns(
+        pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
+        pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
+    ).drop("visit_row")
+
+
+def _by_type(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """visit_row, by_type, type_excludes, type_known of rows with a type in the crosswalk `encounter_type`.
+
+    An entry for the class comes before one for any class, then the order of the types decides.
+    """
+    entries = derivation.value_maps["encounter_type"]
+    rows = frame.select("visit_row", "class_code", pl.col("types").alias("code_set")).explode("code_set")
+    codings = derivation.sets.codings(0).join(rows.select("code_set").unique(), on="code_set", how="semi")
+    return (
+        rows.with_row_index("type_order")
+        .join(codings, on="code_set")
+        .join(entries, on=["system", "code"])
+        .filter(pl.col("within").is_null() | (pl.col("within") == pl.col("class_code")))
+        .sort(pl.col("within").is_null(), "type_order", "position", maintain_order=True)
+        .unique("visit_row", keep="first", maintain_order=True)
+        .select(
+            "visit_row",
+            pl.col("concept_id").alias("by_type"),
+            pl.col("exclude_reason").alias("type_excludes"),
+            pl.lit(True).alias("type_known"),
+        )
+    )
+
+
+def inpatient_visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the concept of a visit in which the patient stays."""
+    frame = visit_concept(frame, derivation)
+    return frame.filter(pl.col("visit_concept_id").is_in(INPATIENT_VISITS)).with_columns(
+        pl.col("visit_concept_id").alias("value")
+    )
+
+
+def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """visit_detail: one row for each place of the visit. What a place does not say, the visit does.
+
+    The end of an inpatient's place that has none is the visit's, or the as-of date while that is open.
+    """
+    frame = _stay_period(frame, derivation)
+    inpatient, as_of = pl.col("is_open_stay"), pl.max_horizontal(pl.lit(derivation.as_of), pl.col("stay_start_date"))
+    visit_end = pl.col("end_date") >= pl.col("stay_start_date")
+    first_known = (pl.when(visit_end).then(f"end_{part}") for part in ("date", "datetime"))
+    day, moment = first_known
+    return frame.with_columns(
+        pl.col("visit_concept_id").alias("visit_detail_concept_id"),
+        pl.col("stay_start_date").alias("visit_detail_start_date"),
+        pl.col("stay_start_datetime").alias("visit_detail_start_datetime"),
+        pl.coalesce("stay_end_date", pl.when(inpatient).then(as_of), day, "stay_start_date").alias(
+            "visit_detail_end_date"
+        ),
+        pl.coalesce(
+            "stay_end_datetime", pl.when(inpatient).then(as_of.cast(pl.Datetime("us"))), moment, "stay_start_datetime"
+        ).alias("visit_detail_end_datetime"),
+        pl.lit(derivation.constant("visit_type_ehr_encounter"), dtype=pl.Int64).alias("visit_detail_type_concept_id"),
+        pl.col("class_code").alias("visit_detail_source_value"),
+        pl.col("surrogate_id").alias("visit_occurrence_id"),
+        pl.col("place").alias("care_site_id"),
+    )
+
+
+def open_stay_detail(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the start of an inpatient's place that has not ended, about the place: a visit may have several."""
+    frame = _stay_period(frame, derivation)
+    return frame.filter("is_open_stay").with_columns(
+        pl.coalesce("place", "surrogate_id").alias("about"), pl.coalesce("place_start", "start").alias("value")
+    )
+
+
+def _stay_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds stay_start_…, stay_end_… (NULL where the place has none) and is_open_stay."""
+    frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
+    frame = derivation.dated(frame, "place_start", "place_end")
+    ends = pl.col("place_end_date") >= pl.coalesce("place_start_date", "start_date")
+    inpatient = pl.col("visit_concept_id").is_in(INPATIENT_VISITS)
+    # An end that is no date, or lies before the start, is none that is missing.
+    open_stay = inpatient & pl.col("end").is_null() & pl.col("place_end").is_null()
+    has_start = pl.col("place_start_date").is_not_null()
+    return frame.with_columns(
+        (~ends).fill_null(False).alias("issue_stay_end_before_start"),
+        ((pl.col("place_start_precision") == 0) | (pl.col("place_end_precision") == 0))
+        .fill_null(False)
+        .alias("issue_stay_date_invalid"),
+        pl.coalesce("place_start_date", "start_date").alias("stay_start_date"),
+        pl.when(has_start).then("place_start_datetime").otherwise("start_datetime").alias("stay_start_datetime"),
+        pl.when(ends).then("place_end_date").alias("stay_end_date"),
+        pl.when(ends).then("place_end_datetime").alias("stay_end_datetime"),
+        open_stay.fill_null(False).alias("is_open_stay"),
+    )
+
+
+def _disposition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    return derivation.mapped_set(
+        frame, "discharge_disposition", "discharge_disposition", "discharged_to_concept_id", last=_DISPOSITIONS
+    )
+
+
+def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """An event at the end of the stay (or its start), linked to the visit itself."""
+    frame = _disposition(frame, derivation)
+    frame = frame.filter(pl.col("discharged_to_concept_id_meaning") == "against_advice")
     frame = derivation.dated(starting(frame, derivation, "start"), "end")
     ended = pl.col("end_date") >= pl.col("start_date")
     return frame.with_columns(
         pl.when(ended).then("end_date").otherwise("start_date").alias("start_date"),
         pl.when(ended).then("end_datetime").otherwise("start_datetime").alias("start_datetime"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
+        pl.col("discharged_to_concept_id_code").alias("source_value"),
+    )
+
+
+def discharge_death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact about the patient: `date|datetime|type concept` of a death at the end of the stay."""
+    frame = derivation.dated(_disposition(frame, derivation), "start", "end")
+    died = pl.col("discharged_to_concept_id_meaning") == "died"
+    frame = frame.filter(died & (pl.col("end_date") >= pl.col("start_date")))
+    kind = str(derivation.constant("visit_type_ehr_encounter"))
+    day, moment = pl.col("end_date").cast(pl.String), pl.col("end_datetime").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f")
+    return frame.with_columns(
+        pl.col("person_id").alias("about"), pl.concat_str(day, moment, pl.lit(kind), separator="|").alias("value")
     )

@@ -62,8 +62,8 @@ class DerivedOptions:
     period_tail_days: int = 60
     #: Problem list: its onsets tell of times outside the record.
     period_excluded_condition_types: tuple[int, ...] = (32840,)
-    #: History of event, family history.
-    period_excluded_observations: tuple[int, ...] = (1340204, 4167217)
+    #: History of event, family history, race and ethnicity of persons with several.
+    period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
     #: Eras go on over gaps of at most this many days.
     persistence_days: int = 30
     #: gap_days of drug_era as if patients kept what was left over when they were given more.
@@ -187,6 +187,9 @@ class _Refresh:
         self._as_of_values()
         self._update("visit_occurrence", "preceding_visit_occurrence")
         self._update("visit_detail", "preceding_visit_detail")
+        self._update("observation", "race_dates")
+        self._update("person", "birth_dates")
+        self._discharge_deaths()
         self._period_scope(everyone=everyone)
         self._derive("observation_period", "derived_period_person")
         for table in ("condition_era", "drug_era", "dose_era"):
@@ -263,6 +266,35 @@ class _Refresh:
 
     def _update(self, table: str, statement: str) -> None:
         self._changed(table, TableChange(updated=self.cursor.execute(self._sql(statement), self.parameters).rowcount))
+
+    def _discharge_deaths(self) -> None:
+        """Deaths that only a discharge tells of. Their lineage is the Encounter's, so that they go when it changes."""
+        self._temporary("fresh_death", self._sql("discharge_death"))
+        former = (
+            f" USING {self.etl}.reference_value AS fact, pg_temp.derived_affected AS affected"
+            " WHERE fact.name = 'discharge_death' AND fact.owner_surrogate_id = told.surrogate_id"
+            " AND affected.person_id = told.row_id AND NOT EXISTS (SELECT FROM pg_temp.fresh_death AS fresh"
+            " WHERE fresh.person_id = told.row_id AND fresh.owner_surrogate_id = told.surrogate_id)"
+        )
+        deleted = self.connection.execute(
+            f"WITH gone AS (DELETE FROM {self.etl}.lineage_death AS told{former}"
+            " RETURNING told.row_id, split_part(fact.value, '|', 3)::integer AS type_concept_id)"
+            f" DELETE FROM {self.cdm}.death AS row USING gone"
+            " WHERE row.person_id = gone.row_id AND row.death_type_concept_id = gone.type_concept_id"
+        ).rowcount
+        missing = (
+            f"FROM pg_temp.fresh_death AS fresh WHERE NOT EXISTS (SELECT FROM {self.etl}.lineage_death AS told"
+            " WHERE told.row_id = fresh.person_id AND told.surrogate_id = fresh.owner_surrogate_id)"
+        )
+        columns = "person_id, death_date, death_datetime, death_type_concept_id"
+        inserted = self.connection.execute(
+            f"INSERT INTO {self.cdm}.death ({columns}) SELECT {columns} {missing}"
+        ).rowcount
+        self.connection.execute(
+            f"INSERT INTO {self.etl}.lineage_death (row_id, surrogate_id, row_key, export_id)"
+            f" SELECT person_id, owner_surrogate_id, 0, export_id {missing}"
+        )
+        self._changed("death", TableChange(deleted, 0, inserted))
 
     # --- derived rows -------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 -- The same for visit_detail. One Encounter may have several details (its own, one for each location), so that the fact
--- `open_stay_detail` carries as its value the start of the detail that it means, as FHIR writes it.
+-- `open_stay_detail` carries as its value the start of the detail that it means, as FHIR writes it, and is about the
+-- place where there is one.
 UPDATE {cdm}.visit_detail AS detail
 SET visit_detail_end_date = fresh.end_date, visit_detail_end_datetime = fresh.end_datetime
 FROM (
@@ -12,7 +13,9 @@ FROM (
     JOIN pg_temp.derived_site AS site ON site.site = kind.site AND site.published
     JOIN {etl}.lineage_visit_detail AS lineage ON lineage.surrogate_id = fact.owner_surrogate_id
     JOIN {cdm}.visit_detail AS detail ON detail.visit_detail_id = lineage.row_id
+    LEFT JOIN {etl}.id_map AS place ON place.surrogate_id = fact.surrogate_id AND place.cdm_table = 'care_site'
     WHERE fact.name = 'open_stay_detail' AND detail.visit_detail_concept_id = ANY(%(inpatient_visits)s)
+      AND coalesce(detail.care_site_id = place.row_id, true)
       AND detail.visit_detail_start_datetime = CASE
           WHEN fact.value ~ 'T' THEN fact.value::timestamptz AT TIME ZONE %(instance_zone)s
           WHEN fact.value ~ '^[0-9]+-[0-9]+-[0-9]+$' THEN fact.value::timestamp END

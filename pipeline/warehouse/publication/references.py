@@ -8,7 +8,7 @@ from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import copy_frame, temporary_table
-from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.ids import LINKS, STAY_LOCATION
 from pipeline.warehouse.publication.context import LandedLine, Publication
 
 __all__ = ["find_dependents", "link_events", "references", "relink"]
@@ -29,6 +29,7 @@ def relink(p: Publication) -> None:
         for table in LINEAGE_TABLES:
             if role in polars_schema(table) and table != target:
                 own = primary_key(table) or "person_id"
+                of_encounter = f" AND {_IS_SUB_ENCOUNTER}" if table == "visit_detail" else ""
                 p.connection.execute(
                     f"UPDATE {p.cdm}.{table} AS row SET {role} = map.row_id"
                     f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
@@ -36,7 +37,7 @@ def relink(p: Publication) -> None:
                     " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id"
                     f" JOIN {p.cdm}.{target} AS target ON target.{primary_key(target)} = map.row_id"
                     f" WHERE reference.state = 'pending' AND reference.role = %s AND map.cdm_table = %s"
-                    f" AND row.{own} = lineage.row_id",
+                    f" AND row.{own} = lineage.row_id{of_encounter}",
                     (role, target),
                 )
         p.connection.execute(
@@ -45,6 +46,13 @@ def relink(p: Publication) -> None:
             f" AND EXISTS (SELECT FROM {p.cdm}.{target} AS row WHERE row.{primary_key(target)} = map.row_id)",
             (role, target),
         )
+
+
+#: A row of visit_detail that stands for a whole encounter, not for its stay in a location.
+_IS_SUB_ENCOUNTER = (
+    "EXISTS (SELECT FROM id_map AS own WHERE own.cdm_table = 'visit_detail'"
+    " AND own.surrogate_id = lineage.surrogate_id AND own.row_id = lineage.row_id)"
+)
 
 
 def _relink_details(p: Publication) -> None:
@@ -177,7 +185,9 @@ def find_dependents(p: Publication) -> None:
         " JOIN site_resource_type AS kind USING (site_resource_type_id)"
         f" WHERE {role} <> ALL(%s) AND state.outcome = 'loaded' AND kind.site = %s"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
-        f" WHERE fact.surrogate_id = {target} AND fact.name = {role})))"
+        f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
+        f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"
+        f" WHERE site.surrogate_id = {target})))"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
         (list(LINKS), p.export.site),
     ).fetchall()

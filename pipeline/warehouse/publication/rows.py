@@ -8,7 +8,7 @@ from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
-from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, reserve
+from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, reserve
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.merges import with_survivors
 from pipeline.warehouse.publication.visits import link_details
@@ -272,11 +272,12 @@ def _note_pending(p: Publication, rows: pl.DataFrame, links: list[str], table: s
         missing = rows.select("surrogate_id", pl.col(column).alias("to_surrogate_id")).drop_nulls()
         known = p.ids.existing[LINKS[column]].rename({"surrogate_id": "to_surrogate_id"})
         missing = missing.join(known, on="to_surrogate_id", how="anti")
+        role = STAY_LOCATION if table == "visit_detail" and column == "care_site_id" else column
         if not missing.is_empty():
             p.pending.append(
                 missing.select(
                     pl.col("surrogate_id").alias("from_surrogate_id"),
-                    pl.lit(column).alias("role"),
+                    pl.lit(role).alias("role"),
                     "to_surrogate_id",
                     pl.lit("pending").alias("state"),
                 )
