@@ -226,7 +226,7 @@ def _references(rows: pl.DataFrame) -> pl.DataFrame:
     found = [
         rows.filter(pl.col(name).is_not_null()).select(
             pl.col("surrogate_id").alias("from_surrogate_id"),
-            pl.lit(name.removeprefix("uses_")).alias("role"),
+            pl.lit(name.removeprefix("uses_").partition("__")[0]).alias("role"),
             pl.col(name).alias("to_surrogate_id"),
             pl.when(f"lacks_{name.removeprefix('uses_')}")
             .then(pl.lit("pending"))

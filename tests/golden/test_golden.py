@@ -14,7 +14,6 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
 - `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header).
 
 All cases of the same settings are loaded in one export: ids are prefixed by the case.
-of the specification that the pipeline does not follow yet; they are not collected.
 """
 
 from __future__ import annotations
@@ -66,6 +65,19 @@ REFERENCES = {
     "parent_visit_detail_id": "visit_detail",
     "preceding_visit_occurrence_id": "visit_occurrence",
     "preceding_visit_detail_id": "visit_detail",
+}
+
+#: Columns for the row that a row belongs to, written as "table of reference"; the columns that name its field.
+EVENTS = {
+    "observation_event_id": "obs_event_field_concept_id",
+    "measurement_event_id": "meas_event_field_concept_id",
+    "note_event_id": "note_event_field_concept_id",
+}
+FIELD_CONCEPTS = {
+    1147165: "observation",
+    1147127: "condition_occurrence",
+    1147082: "procedure_occurrence",
+    1147138: "measurement",
 }
 
 #: A reference up to the id, the id, a version.
@@ -245,6 +257,10 @@ def _linked(row: dict[str, Any], table: str, source: str, sources: dict[tuple[st
         if row.get(column) is not None and column != primary_key(table):
             names = sources[target, row[column]]
             linked[column] = next((name for name in names if name.split("/")[1].startswith(f"{case}.")), names[0])
+    for column, field_column in EVENTS.items():
+        if row.get(column) is not None:
+            event_table = FIELD_CONCEPTS[row[field_column]]
+            linked[column] = f"{event_table} of {sources[event_table, row[column]][0]}"
     return linked
 
 
@@ -314,6 +330,9 @@ def _terse(table: str, row: dict[str, Any], case: Case) -> dict[str, Any]:
         empty = value is None or (value == 0 and name.endswith("_concept_id") and name in required)
         midnight = isinstance(value, datetime) and value == datetime.combine(value.date(), time())
         if empty or name == primary_key(table) or (midnight and name != "birth_datetime"):
+            continue
+        if name in EVENTS:
+            terse[name] = str(value).replace(case.prefix, "")
             continue
         if name in REFERENCES:
             link = str(value).replace(case.prefix, "")

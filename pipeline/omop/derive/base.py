@@ -111,7 +111,8 @@ def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Ex
     """Note that rows depend on fact `name` of the resource in column `key` where `when` holds.
 
     They are mapped again when that resource changes; `missing`: where it has not come yet. Adds `uses_<name>` (Int64)
-    and `lacks_<name>` (Boolean), which the transform stage turns into `etl.reference`.
+    and `lacks_<name>` (Boolean), which the transform stage turns into `etl.reference`. Where a row asks for a fact
+    twice, `name` is the fact's name, `__`, and what for.
     """
     return frame.with_columns(
         pl.when(when).then(pl.col(key)).alias(f"uses_{name}"), missing.fill_null(False).alias(f"lacks_{name}")

@@ -55,7 +55,7 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = ending(frame, derivation, "abatement_datetime", "abatement_period_end", "abatement_by_age")
     # Visit and status depend on what the encounter says, also where it says nothing yet.
     has_visit, unknown = pl.col("visit_occurrence_id").is_not_null(), pl.col("visit_start").is_null()
-    frame = used(frame, "encounter", "visit_occurrence_id", has_visit, unknown)
+    frame = used(frame, "encounter_period", "visit_occurrence_id", has_visit, unknown)
     frame = derivation.dated(frame, "visit_start", "visit_end").drop("visit_start_precision", "visit_end_precision")
     margin = pl.duration(days=_MAX_DAYS_OUTSIDE)
     first, last = pl.col("visit_start_date"), pl.coalesce("visit_end_date", "visit_start_date")
@@ -79,7 +79,7 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     dates = [_add_age(birth, text) for birth, text in aged.select("birth_date", age).iter_rows()]
     aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String))
     frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
-    return used(frame, f"birth_date_of_{element}", "person_id", has_age, pl.col("birth_date").is_null())
+    return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) (a|mo|wk|d)")
