@@ -112,6 +112,7 @@ class Worker:
             resolver=self.resolver,
             facts=self.facts,
             concepts=self.plan.index.concepts,
+            strengths=self.plan.index.strengths,
         )
 
     def bound_memory(self) -> None:
@@ -192,8 +193,11 @@ class Worker:
             "period_text": converters.period_text,
             "age_text": converters.age_text,
             "dosage_text": converters.dosage_text,
-            "administration_text": converters.administration_text,
             "daily_dose": converters.daily_dose,
+            "dosage_end": converters.dosage_end,
+            "dosage_length": converters.dosage_length,
+            "quantity_text": converters.quantity_text,
+            "rate_text": converters.rate_text,
             "json": self._concept_as_json,
         }
         for target in _REFERENCE_TARGETS:

@@ -37,8 +37,8 @@ from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
-from pipeline.ingest import ingest
 from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse.ids import LINKS
@@ -204,7 +204,7 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         for resource_type, lines in by_type.items():
             (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
         if by_type:
-            ingest(runtime, settings.site(site), ingest_folder(runtime, site, source))
+            ingest_with_follow_ups(runtime, settings.site(site), ingest_folder(runtime, site, source))
         clock.advance(1)
 
 

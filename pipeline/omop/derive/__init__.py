@@ -15,6 +15,7 @@ from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
 from pipeline.omop.derive.conditions import condition, family_history, history
 from pipeline.omop.derive.coverages import coverage
 from pipeline.omop.derive.drugs import (
+    administered_quantity,
     drug_administration_dates,
     drug_dispense_dates,
     drug_request_dates,
@@ -51,6 +52,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         medication,
         drug_request_dates,
         drug_administration_dates,
+        administered_quantity,
         drug_dispense_dates,
         drug_statement_dates,
         route,
