@@ -181,6 +181,20 @@ def _daily(dosage: dict[str, Any], unit: str) -> float | None:
     return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days))
 
 
+def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter Location or Organization → one code set of the codings of all its types."""
+
+    def convert(resource: dict[str, Any]) -> int | None:
+        types = resource.get("type") or []
+        if types.__class__ is not list:
+            raise ValueError("expected an array of CodeableConcept")
+        codings = [coding for concept in types for coding in concept.get("coding") or ()]
+        text = next((concept["text"] for concept in types if concept.get("text")), None)
+        return sets.add_concept({"coding": codings, "text": text})
+
+    return convert
+
+
 def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     """Converter MedicationRequest → code set of its medication, None where that is another resource."""
 

@@ -418,7 +418,7 @@ class _TypeTransform:
             about.alias("surrogate_id"),
             pl.lit(name).alias("name"),
             pl.col("surrogate_id").alias("owner_surrogate_id"),
-            "value",
+            pl.col("value").cast(pl.String),  # a reference is the surrogate id of its target
             "file_number",
             "line",
         ).drop_nulls(["surrogate_id", "value"])

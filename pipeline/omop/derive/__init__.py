@@ -12,8 +12,8 @@ import polars as pl
 
 from pipeline.omop.derive.allergies import allergy_date, allergy_to_substance, named_allergy
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
+from pipeline.omop.derive.care_sites import care_site, coverage, provider
 from pipeline.omop.derive.conditions import condition, family_history, history
-from pipeline.omop.derive.coverages import coverage
 from pipeline.omop.derive.drugs import (
     administered_quantity,
     drug_administration_dates,
@@ -25,7 +25,7 @@ from pipeline.omop.derive.drugs import (
     route,
 )
 from pipeline.omop.derive.observations import observation_date, observation_value
-from pipeline.omop.derive.people import care_site, death, person, provider
+from pipeline.omop.derive.people import death, person
 from pipeline.omop.derive.procedures import imaging_date, procedure
 from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import discharge, visit
