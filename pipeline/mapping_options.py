@@ -66,6 +66,15 @@ class MappingOptions(BaseModel):
             " date of manufacture and flags the row (issue `start_is_manufacture_date`)."
         ),
     )
+    device_alone: Literal["exclude", "manufacture_date"] = _option(
+        "exclude",
+        "Device",
+        description=(
+            "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
+            " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
+            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+        ),
+    )
     notes: Literal["off", "on"] = _option(
         "off",
         "DocumentReference",

@@ -164,6 +164,8 @@ class ResourceMapping(_Model):
     order: int = 10
     status: StatusFilter | None = None
     exclude: tuple[Exclusion, ...] = ()
+    #: Reason by which a resource without a row is excluded, although others use its facts; None: it is loaded by them.
+    alone: str | None = None
     #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
     known_modifiers: tuple[str, ...] = ()
     views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]

@@ -17,7 +17,7 @@ import orjson
 import polars as pl
 
 from pipeline.fhir.view_definition import CompiledColumns, compile_columns
-from pipeline.omop import converters
+from pipeline.omop import converters, devices
 from pipeline.omop.addresses import Addresses
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concept_index import ConceptIndex
@@ -44,12 +44,23 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "Quantity": pl.Int32(),
     "medication_code": pl.Int32(),
     "merged_types": pl.Int32(),
+    "contained_device_code": pl.Int32(),
     "patient_location": pl.Int64(),
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
     "integer32": pl.Int64(),
 }
-_REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
+_REFERENCE_TARGETS = (
+    "Patient",
+    "Encounter",
+    "Practitioner",
+    "Organization",
+    "Location",
+    "Medication",
+    "Condition",
+    "Device",
+    "Binary",
+)
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 
@@ -179,6 +190,21 @@ class Worker:
         self.sets.add_concept(value)
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
+    def _device_as_json(self, device: dict[str, Any]) -> str:
+        """What an exposure takes from its device, as text; the code's shape is checked here."""
+        summary = devices.device_summary(device)
+        if summary["code"]:
+            self.sets.add_concept(summary["code"])
+        return orjson.dumps(summary, option=orjson.OPT_SORT_KEYS).decode()
+
+    def _contained_device(self, statement: dict[str, Any]) -> str | None:
+        device = devices.contained_device(statement)
+        return self._device_as_json(device) if device else None
+
+    def _contained_device_code(self, statement: dict[str, Any]) -> int | None:
+        device = devices.contained_device(statement)
+        return self.sets.add_concept(device["type"]) if device and device.get("type") else None
+
     def _converters(self) -> dict[str, Callable[[Any], Any]]:
         by_type: dict[str, Callable[[Any], Any]] = {
             "CodeableConcept": self.sets.add_concept,
@@ -201,6 +227,11 @@ class Worker:
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
             "json": self._concept_as_json,
+            "device_identifier": devices.device_identifier,
+            "device_lot": devices.device_lot,
+            "device_summary": self._device_as_json,
+            "contained_device": self._contained_device,
+            "contained_device_code": self._contained_device_code,
         }
         for target in _REFERENCE_TARGETS:
             by_type[f"Reference({target})"] = self.keys.converter(target)

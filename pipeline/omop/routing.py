@@ -82,6 +82,7 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
         **_dated("device", "device_exposure", ends=True),
         "quantity": "whole_quantity",
         "production_id": "lot_number",
+        **_same("unique_device_id"),
     },
     "measurement": {
         **_dated("measurement", "measurement", ends=False),

@@ -355,7 +355,8 @@ class _TypeTransform:
         refused = [result.refused for result in event_results if not result.refused.is_empty()]
         decisions = self._decisions(resources, event_results, refused, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        self._write_rows(event_results, facts, loaded, kept)
+        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == self.mapping.alone))
+        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
         return decisions
 
     def _resource_frame(self) -> pl.DataFrame:
@@ -472,6 +473,14 @@ class _TypeTransform:
         any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
         has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
         open_ = pl.col("outcome").is_null()
+        if self.mapping.alone is not None:
+            rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+            with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
+            is_alone = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
+            decided = decided.with_columns(
+                pl.when(is_alone).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+                pl.when(is_alone).then(pl.lit(self.mapping.alone)).otherwise("reason").alias("reason"),
+            )
         return decided.with_columns(
             pl.when(open_ & has_row)
             .then(pl.lit("loaded"))
@@ -483,19 +492,25 @@ class _TypeTransform:
         )
 
     def _write_rows(
-        self, results: list[EventRows], facts: list[pl.DataFrame], loaded: pl.DataFrame, kept: pl.DataFrame
+        self,
+        results: list[EventRows],
+        facts: list[pl.DataFrame],
+        loaded: pl.DataFrame,
+        kept: pl.DataFrame,
+        with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only: a resource that is rejected leaves nothing behind."""
+        """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
+        leaves nothing behind."""
         part = f"{self.chunk.task.part}-{self.resource_type}"
         staged = self.worker.plan.staged
 
-        def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id") -> None:
+        def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
                 staged.write(
                     kind,
                     part,
-                    whole.join(loaded, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
+                    whole.join(of, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
                 )
 
         tables: dict[str, list[pl.DataFrame]] = {}
@@ -507,7 +522,7 @@ class _TypeTransform:
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
-        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
+        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
         write(staging.ISSUE, [result.issues for result in results])
         codes = [result.codes for result in results if not result.codes.is_empty()]

@@ -14,6 +14,7 @@ from pipeline.omop.derive.allergies import allergy_date, allergy_to_substance, n
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
 from pipeline.omop.derive.care_sites import care_site, coverage, provider
 from pipeline.omop.derive.conditions import condition, family_history, history
+from pipeline.omop.derive.devices import device_by_manufacture, device_use_dates, used_device
 from pipeline.omop.derive.drugs import (
     administered_quantity,
     drug_administration_dates,
@@ -60,6 +61,9 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         procedure,
         imaging_date,
         specimen,
+        used_device,
+        device_use_dates,
+        device_by_manufacture,
         coverage,
     )
 }
