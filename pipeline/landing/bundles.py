@@ -84,10 +84,11 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         return
     _resolve_references(entries)
     kind = item["type"]
-    for entry in _turned_round(entries) if kind == "history" else entries:
+    for number, entry in enumerate(_turned_round(entries) if kind == "history" else entries, start=1):
         resource = entry.get("resource") if isinstance(entry, dict) else None
         if not isinstance(resource, dict) or not _is_content(kind, entry):
-            yield _kept({"resourceType": "Bundle", "type": kind, "entry": [entry]})
+            alone = {"resourceType": "Bundle", "type": kind, "entry": [entry]}
+            yield _kept({**alone, "id": f"{item['id']}.{number}"} if isinstance(item.get("id"), str) else alone)
         else:
             yield from _lines(resource)
 

@@ -159,13 +159,13 @@ def _lines(path: Path, report: Callable[[int], None]) -> Iterator[bytes]:
         start = False
         *whole, rest = chunk.split(b"\n")
         for line in whole:
-            open_line += line
-            if not is_blank(open_line):
-                yield bytes(open_line)
+            whole_line = bytes(open_line) + line
             open_line.clear()
+            if not is_blank(whole_line):
+                yield whole_line
         open_line += rest
         _refuse_too_large(path, len(open_line))
-    if not is_blank(open_line):
+    if not is_blank(bytes(open_line)):
         yield bytes(open_line)
 
 

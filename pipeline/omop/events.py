@@ -82,7 +82,9 @@ def refuse_incomplete(
     if not excluded.is_empty():
         kept = kept.join(excluded, on="surrogate_id", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
-    return EventRows(made, refused, excluded, _references(kept), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    # What a resource waits for that is excluded until it comes (a note's text) is noted as well.
+    references = _references(rows.join(refused, on="surrogate_id", how="anti", maintain_order="left"))
+    return EventRows(made, refused, excluded, references, _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
 
 
 REFUSED_SCHEMA = {
@@ -178,7 +180,7 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         source_value.alias("source_value"),
         pl.coalesce(value, *own_value).alias("value_as_concept_id"),
         pl.col("code_set_key").fill_null(0),
-        route("target_domain_id", "home_table").alias("table"),
+        (pl.col("home_table") if view.any_domain else route("target_domain_id", "home_table")).alias("table"),
     )
 
 

@@ -137,6 +137,10 @@ class ViewMapping(_Optional):
     code: str | None = None
     #: event: fixed concepts instead of a code.
     concept_id: tuple[ConceptRule, ...] = ()
+    #: event: rows stay in their home table, whatever the domain of their concept (a note's class).
+    any_domain: bool = False
+    #: event: the view whose row of the same resource its rows belong to.
+    event_of: str | None = None
     #: event: key of vocabulary_priority.yaml.
     priority: str | None = None
     type_concept_id: tuple[ConceptRule, ...] = ()
@@ -146,6 +150,8 @@ class ViewMapping(_Optional):
     required: tuple[str, ...] = ()
     #: reference_value: the name of the fact.
     fact: str | None = None
+    #: reference_value: the value is where the resource's line landed; large content is read there.
+    landed_line: bool = False
 
     @property
     def column_types(self) -> dict[str, str | None]:

@@ -94,6 +94,15 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
         **_VALUES,
         **_same("value_as_string", "qualifier_concept_id", "qualifier_source_value"),
     },
+    "note": {
+        **_SHARED,
+        "note_class_concept_id": "concept_id",
+        "note_type_concept_id": "type_concept_id",
+        "note_source_value": "source_value",
+        "note_date": "start_date",
+        "note_datetime": "start_datetime",
+        **_same("note_title", "note_text", "encoding_concept_id", "language_concept_id"),
+    },
     "specimen": {
         "person_id": "person_id",
         "specimen_concept_id": "concept_id",

@@ -347,7 +347,8 @@ class _TypeTransform:
             if rows.is_empty():
                 continue
             if view.mapping.kind == "reference_value":
-                facts.append(self._facts(view.mapping.fact or view.mapping.name, rows))
+                located = self._with_landed_line(rows) if view.mapping.landed_line else rows
+                facts.append(self._facts(view.mapping.fact or view.mapping.name, located))
             elif view.mapping.kind == "event":
                 event_results.append(event_rows(self.worker, self.mapping, view.mapping, rows))
             else:
@@ -357,6 +358,8 @@ class _TypeTransform:
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
         alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == self.mapping.alone))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
+        self._write_references(event_results, waiting)
         return decisions
 
     def _resource_frame(self) -> pl.DataFrame:
@@ -423,6 +426,16 @@ class _TypeTransform:
             "file_number",
             "line",
         ).drop_nulls(["surrogate_id", "value"])
+
+    def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
+        root = self.worker.plan.landing
+        paths = {piece.file_number: piece.file.relative_to(root).as_posix() for piece in self.chunk.task.pieces}
+        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
+        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
+        return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
+            pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
+        )
 
     def _entity(self, view: Any, rows: pl.DataFrame) -> EventRows:
         """Rows of a resource that *is* a row of its table."""
@@ -523,11 +536,18 @@ class _TypeTransform:
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
-        write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
         write(staging.ISSUE, [result.issues for result in results])
         codes = [result.codes for result in results if not result.codes.is_empty()]
         if codes:
             staged.write(staging.MAPPING, part, pl.concat(codes))
+
+    def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
+        """What rows depend on, also those that are excluded until it comes."""
+        if results:
+            found = pl.concat([result.references for result in results])
+            found = found.join(waiting, left_on="from_surrogate_id", right_on="surrogate_id", how="semi")
+            part = f"{self.chunk.task.part}-{self.resource_type}"
+            self.worker.plan.staged.write(staging.REFERENCE, part, found)
 
     def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
         """Location rows by content: the row's id stands for its content, so many resources share one."""

@@ -91,7 +91,7 @@ class Case:
     def compared(self) -> list[str]:
         """References of the resources whose outcomes, rows and issues are compared."""
         found = [name for item in self._of("fhir") + self._of("then") for name in _names(item)]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([*found, *(self.document.get("outcomes") or ())]))
 
     def resources(self, key: str) -> list[dict[str, Any]]:
         """The resources of the first (`fhir`) or second (`then`) export, ids and references prefixed."""
@@ -114,9 +114,11 @@ class Case:
             moved["id"] = self.prefix + moved["id"]
         return moved
 
-    def _prefixed_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _prefixed_entry(self, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
         moved = {name: self._moved(name, value) for name, value in entry.items()}
-        if "resource" in entry:
+        if isinstance(entry.get("resource"), dict):
             moved["resource"] = self._prefixed(entry["resource"])
         if "fullUrl" in entry:
             moved["fullUrl"] = self._moved("reference", entry["fullUrl"])
@@ -141,7 +143,10 @@ def _names(resource: dict[str, Any], url: str = "") -> list[str]:
     if not entries:
         return found
     return [
-        name for entry in entries if "resource" in entry for name in _names(entry["resource"], entry.get("fullUrl", ""))
+        name
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("resource"), dict)
+        for name in _names(entry["resource"], entry.get("fullUrl", ""))
     ]
 
 

@@ -25,6 +25,7 @@ from pipeline.omop.derive.drugs import (
     medication,
     route,
 )
+from pipeline.omop.derive.notes import document_note, report_note, report_texts
 from pipeline.omop.derive.observations import observation_date, observation_value
 from pipeline.omop.derive.people import death, person
 from pipeline.omop.derive.procedures import imaging_date, procedure
@@ -64,6 +65,9 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         used_device,
         device_use_dates,
         device_by_manufacture,
+        document_note,
+        report_note,
+        report_texts,
         coverage,
     )
 }

@@ -36,6 +36,8 @@ class Derivation:
     concepts: Callable[[list[int]], pl.DataFrame]
     #: strengths(drug concept ids) → rows of drug_strength, one for each ingredient
     strengths: Callable[[list[int]], pl.DataFrame]
+    #: binary_texts(values of the fact `binary`) → the text at each of those lines, where there is one
+    binary_texts: Callable[[pl.Series], Mapping[str, str]]
 
     def constant(self, name: str) -> int:
         return self.fixed(self.constants[name])

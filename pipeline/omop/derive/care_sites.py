@@ -5,14 +5,15 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, used
+from pipeline.omop.derive.base import Derivation, ending, starting
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").
 _PLACE_DOMAIN = "Visit"
 
 
 def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """provider: NPI, sex, year of birth; specialty and care site of the role."""
+    """provider: NPI, sex, year of birth; specialty and care site of the role, whose facts are about this resource: when
+    they change, publication has it mapped again."""
     frame = derivation.dated(frame, "birth_date")
     frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "gender_concept_id")
     frame = derivation.with_fact(frame, "surrogate_id", "provider_specialty", "role_specialty")
@@ -21,8 +22,6 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     by_role = pl.col("role_specialty").replace_strict(roles, default=None, return_dtype=pl.Int32)
     frame = frame.with_columns(pl.coalesce(by_role, "specialty").alias("specialty"))
     frame = derivation.resolved(frame, "specialty", "specialty", "specialty")
-    without_role = pl.col("role_specialty").is_null() & pl.col("role_care_site").is_null()
-    frame = used(frame, "provider_role", "surrogate_id", pl.lit(True), without_role)
     return frame.with_columns(
         pl.col("birth_date_date").dt.year().alias("year_of_birth"),
         pl.col("gender").alias("gender_source_value"),
