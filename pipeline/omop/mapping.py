@@ -135,12 +135,12 @@ class ViewMapping(_Optional):
     home_table: tuple[TableRule, ...] = ()
     #: event: column of type CodeableConcept or Coding that carries the codes.
     code: str | None = None
+    #: event: the view whose row of the same resource its rows belong to (observation_event_id).
+    event_of: str | None = None
     #: event: fixed concepts instead of a code.
     concept_id: tuple[ConceptRule, ...] = ()
     #: event: rows stay in their home table, whatever the domain of their concept (a note's class).
     any_domain: bool = False
-    #: event: the view whose row of the same resource its rows belong to.
-    event_of: str | None = None
     #: event: key of vocabulary_priority.yaml.
     priority: str | None = None
     type_concept_id: tuple[ConceptRule, ...] = ()

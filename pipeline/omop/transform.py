@@ -422,7 +422,7 @@ class _TypeTransform:
             about.alias("surrogate_id"),
             pl.lit(name).alias("name"),
             pl.col("surrogate_id").alias("owner_surrogate_id"),
-            pl.col("value").cast(pl.String),  # a reference is the surrogate id of its target
+            pl.col("value").cast(pl.String),
             "file_number",
             "line",
         ).drop_nulls(["surrogate_id", "value"])
