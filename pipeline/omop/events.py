@@ -79,12 +79,11 @@ def refuse_incomplete(
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
     kept = rows.join(refused, on="surrogate_id", how="anti", maintain_order="left")
+    waits = kept  # also what is excluded until another resource comes: a note without its text
     if not excluded.is_empty():
         kept = kept.join(excluded, on="surrogate_id", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
-    # What a resource waits for that is excluded until it comes (a note's text) is noted as well.
-    references = _references(rows.join(refused, on="surrogate_id", how="anti", maintain_order="left"))
-    return EventRows(made, refused, excluded, references, _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    return EventRows(made, refused, excluded, _references(waits), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
 
 
 REFUSED_SCHEMA = {
