@@ -179,8 +179,13 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         source_value.alias("source_value"),
         pl.coalesce(value, *own_value).alias("value_as_concept_id"),
         pl.col("code_set_key").fill_null(0),
-        (pl.col("home_table") if view.any_domain else route("target_domain_id", "home_table")).alias("table"),
+        _table(view).alias("table"),
     )
+
+
+def _table(view: ViewMapping) -> pl.Expr:
+    """By the domain of the concept (f2o-037), unless the view says that only one table can hold what it says."""
+    return pl.lit(view.table) if view.table else route("target_domain_id", "home_table")
 
 
 def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:

@@ -129,7 +129,7 @@ class ViewMapping(_Optional):
     name: str
     kind: _KIND
     definition: Mapping[str, Any]
-    #: entity: the CDM table whose rows the resource *is*.
+    #: entity: the CDM table whose rows the resource *is*. event: the table of all its rows, whatever their domain.
     table: str | None = None
     #: event: where unmapped rows go.
     home_table: tuple[TableRule, ...] = ()
@@ -139,8 +139,6 @@ class ViewMapping(_Optional):
     event_of: str | None = None
     #: event: fixed concepts instead of a code.
     concept_id: tuple[ConceptRule, ...] = ()
-    #: event: rows stay in their home table, whatever the domain of their concept (a note's class).
-    any_domain: bool = False
     #: event: key of vocabulary_priority.yaml.
     priority: str | None = None
     type_concept_id: tuple[ConceptRule, ...] = ()

@@ -346,9 +346,10 @@ class _TypeTransform:
             rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
+            if view.mapping.landed_line:
+                rows = self._with_landed_line(rows)
             if view.mapping.kind == "reference_value":
-                located = self._with_landed_line(rows) if view.mapping.landed_line else rows
-                facts.append(self._facts(view.mapping.fact or view.mapping.name, located))
+                facts.append(self._facts(view.mapping.fact or view.mapping.name, rows))
             elif view.mapping.kind == "event":
                 event_results.append(event_rows(self.worker, self.mapping, view.mapping, rows))
             else:
@@ -376,6 +377,16 @@ class _TypeTransform:
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(pl.Series(column.name, values, dtype=dtype))
         return pl.DataFrame(columns)
+
+    def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
+        root = self.worker.plan.landing
+        paths = {piece.file_number: piece.file.relative_to(root).as_posix() for piece in self.chunk.task.pieces}
+        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
+        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
+        return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
+            pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
+        )
 
     def _with_decision(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Adds outcome, reason, stage, code, path where status filter or exclusions decide; NULL: kept so far."""
@@ -426,16 +437,6 @@ class _TypeTransform:
             "file_number",
             "line",
         ).drop_nulls(["surrogate_id", "value"])
-
-    def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
-        root = self.worker.plan.landing
-        paths = {piece.file_number: piece.file.relative_to(root).as_posix() for piece in self.chunk.task.pieces}
-        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
-        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
-        return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
-            pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
-        )
 
     def _entity(self, view: Any, rows: pl.DataFrame) -> EventRows:
         """Rows of a resource that *is* a row of its table."""
