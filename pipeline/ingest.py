@@ -108,6 +108,7 @@ def _plan(
         known=staged.folder / "known.parquet",
         facts=staged.folder / "facts.parquet",
         staged=staged,
+        landing=export.folder.parent,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 __all__ = ["MappingOptions"]
@@ -76,6 +76,61 @@ class MappingOptions(BaseModel):
     procedure_in_progress: Literal["exclude", "keep"] = _option(
         "exclude", "Procedure", description="Procedures of status `in-progress`: no row, or rows like completed ones."
     )
+
+    medication_requests: Literal["usual", "strict"] = _option(
+        "usual",
+        "MedicationRequest",
+        description=(
+            "Which orders are drug exposures. `usual`: also those that were stopped (a departure from f2o-060, because"
+            " what was stopped had begun), of every intent but proposal, plan and option; `strict`: none that was"
+            " stopped, and of the intents only instance-order."
+        ),
+    )
+    on_hold_medication_requests: Literal["exclude", "keep"] = _option(
+        "exclude", "MedicationRequest", description="MedicationRequests of status `on-hold`: no row, or rows."
+    )
+    inpatient_medication_requests: Literal["keep", "exclude"] = _option(
+        "keep",
+        "MedicationRequest",
+        description=(
+            "Inpatient orders: rows of type 32833, or no rows; `exclude` is for sites that export"
+            " MedicationAdministration, where an order and what was given would be counted twice."
+        ),
+    )
+    device_start: Literal["use", "manufacture_date"] = _option(
+        "use",
+        "DeviceUseStatement",
+        description=(
+            "Start of a device exposure whose use has no date: `use` rejects it; `manufacture_date` takes the device's"
+            " date of manufacture and flags the row (issue `start_is_manufacture_date`)."
+        ),
+    )
+    device_alone: Literal["exclude", "manufacture_date"] = _option(
+        "exclude",
+        "Device",
+        description=(
+            "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
+            " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
+            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+        ),
+    )
+    notes: Literal["off", "on"] = _option(
+        "off",
+        "DocumentReference",
+        "DiagnosticReport",
+        "Binary",
+        description=(
+            "Texts of documents and reports in `note`: `off` excludes documents (`note_text_off`) and leaves the texts"
+            " of reports out; `on` loads them. They are free text and hold what identifies patients: `on` is for"
+            " warehouses whose legal basis covers that (f2o-022, f2o-132)."
+        ),
+    )
+
+    @field_validator("notes", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        """YAML 1.1 reads `off` and `on` as booleans."""
+        return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
 
     def of(self, resource_type: str) -> Mapping[str, str]:
         """The options that change rows of a resource type, and their values: a part of its fingerprint."""

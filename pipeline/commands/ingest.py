@@ -34,15 +34,16 @@ def ingest(
         str, typer.Option("--site", help="Name under which the resources are kept; need not be in sites.yaml.")
     ],
     source: Annotated[
-        Path | None, typer.Option("--from", help="Folder of <ResourceType>*.ndjson files, also .gz.")
+        Path | None,
+        typer.Option("--from", help="Folder of <ResourceType>*.ndjson or Bundle .json files, also .gz; or one file."),
     ] = None,
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Map every line again, also unchanged ones.")] = False,
 ) -> None:
-    """Load NDJSON files into OMOP without a server: land, transform, publish in one transaction.
+    """Load NDJSON files or Bundles into OMOP without a server: land, transform, publish in one transaction.
 
-    The files are copied into landing first; each line ends as loaded, unchanged, superseded, excluded or rejected.
-    Run again, only what changed is loaded.
+    The files are copied into landing first, Bundles as the resources in them; each line ends as loaded, unchanged,
+    superseded, excluded or rejected. Run again, only what changed is loaded.
     """
     from pipeline.exports import ingest_folder
     from pipeline.runtime import Runtime
@@ -51,8 +52,8 @@ def ingest(
         raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
     runtime = Runtime.from_environment()
     settings = runtime.settings.site_or_folder(site)
-    if source is not None and not source.is_dir():
-        raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files.")
+    if source is not None and not source.exists():
+        raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
     console = Console()
     if source is not None:

@@ -22,6 +22,8 @@ __all__ = [
     "CONCEPT_SCHEMA",
     "INDEX_FILE",
     "INDEX_SCHEMA",
+    "STRENGTH_FILE",
+    "STRENGTH_SCHEMA",
     "ConceptIndex",
     "FixedConcept",
     "normalise_code",
@@ -30,6 +32,7 @@ __all__ = [
 INDEX_FILE = "concept_index.parquet"
 CONCEPT_FILE = "concept_by_id.parquet"
 ANCESTOR_FILE = "ancestor.parquet"
+STRENGTH_FILE = "drug_strength.parquet"
 
 #: Columns of the index, one row for each (source code, standard concept, value concept).
 INDEX_SCHEMA: Mapping[str, pl.DataType] = {
@@ -60,6 +63,17 @@ CONCEPT_SCHEMA: Mapping[str, pl.DataType] = {
 ANCESTOR_SCHEMA: Mapping[str, pl.DataType] = {
     "ancestor_concept_id": pl.Int64(),
     "descendant_concept_id": pl.Int64(),
+}
+
+#: Valid rows of drug_strength: one for each drug and ingredient, in the units of their own concepts.
+STRENGTH_SCHEMA: Mapping[str, pl.DataType] = {
+    "drug_concept_id": pl.Int64(),
+    "amount_value": pl.Float64(),
+    "amount_unit_concept_id": pl.Int64(),
+    "numerator_value": pl.Float64(),
+    "numerator_unit_concept_id": pl.Int64(),
+    "denominator_value": pl.Float64(),
+    "denominator_unit_concept_id": pl.Int64(),
 }
 
 _UNDOTTED_ICD10 = re.compile(r"[A-Z][0-9][0-9A-Z][0-9A-Z]{1,4}")
@@ -173,6 +187,14 @@ class ConceptIndex:
             .filter(pl.col("concept_id").is_in(concept_ids))
             .collect(engine="streaming")
             .sort("concept_id")
+        )
+
+    def strengths(self, drug_concept_ids: list[int]) -> pl.DataFrame:
+        """Rows of drug_strength (`STRENGTH_SCHEMA`) of these drugs: one for each ingredient."""
+        return (
+            pl.scan_parquet(self.folder / STRENGTH_FILE)
+            .filter(pl.col("drug_concept_id").is_in(drug_concept_ids))
+            .collect(engine="streaming")
         )
 
     def verify_fixed(self, concept_ids: Mapping[int, str]) -> dict[int, FixedConcept]:

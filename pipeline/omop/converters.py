@@ -7,6 +7,7 @@ does not allow: the line is then a dead letter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from pipeline.omop.code_sets import CodeSets
@@ -34,15 +35,16 @@ def _value_text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if name == "valueRange":
-        return f"{_quantity_text(value.get('low'))} - {_quantity_text(value.get('high'))}".strip()
+        return f"{quantity_text(value.get('low'))} - {quantity_text(value.get('high'))}".strip()
     if name == "valueRatio":
-        return f"{_quantity_text(value.get('numerator'))}/{_quantity_text(value.get('denominator'))}"
+        return f"{quantity_text(value.get('numerator'))}/{quantity_text(value.get('denominator'))}"
     if name == "valuePeriod":
         return f"{value.get('start', '')}/{value.get('end', '')}"
     return str(value.get("data", ""))
 
 
-def _quantity_text(value: Any) -> str:
+def quantity_text(value: Any) -> str:
+    """'500 mg', with its comparator if any; '' for none."""
     if not value:
         return ""
     return f"{value.get('comparator', '')}{value.get('value', '')} {value.get('unit', value.get('code', ''))}".strip()
@@ -93,30 +95,104 @@ def dosage_text(resource: dict[str, Any]) -> str | None:
     return "; ".join(texts) or None
 
 
-def administration_text(dosage: dict[str, Any]) -> str | None:
-    """sig of an administration: the dosage's text, its dose and its rate: 'slowly; 500 mg; 100 mL/h'."""
+def rate_text(dosage: dict[str, Any]) -> str | None:
+    """The rate of an administration: '100 mL/h', '50 mL/1 h'."""
     rate = dosage.get("rateRatio")
-    rate_text = _value_text("valueRatio", rate) if rate else _quantity_text(dosage.get("rateQuantity"))
-    return "; ".join(filter(None, (dosage.get("text"), _quantity_text(dosage.get("dose")), rate_text))) or None
+    return (_value_text("valueRatio", rate) if rate else quantity_text(dosage.get("rateQuantity"))) or None
+
+
+def dosage_end(request: dict[str, Any]) -> str | None:
+    """The last end (FHIR date string) of the bounds of all dosage instructions."""
+    ends = [(_repeat(dosage).get("boundsPeriod") or {}).get("end") for dosage in _instructions(request)]
+    return max((end for end in ends if end), default=None)
+
+
+#: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.
+_LENGTH_DAYS = {"min": 1 / 1440, "h": 1 / 24, "d": 1.0, "wk": 7.0}
+_LENGTH_MONTHS = {"mo": 1, "a": 12}
+_MOST_DAYS, _MOST_MONTHS = 3650, 120
+
+
+def dosage_length(request: dict[str, Any]) -> str | None:
+    """How long the dosage instructions are followed, by boundsDuration: '10d' or '3mo' (begun days count).
+
+    Instructions with a `sequence` each follow one another, others run side by side. None where a length cannot be
+    added to the others, and for a range of lengths: nothing is invented.
+    """
+    instructions = _instructions(request)
+    found = [length for dosage in instructions if (length := _length(_repeat(dosage).get("boundsDuration")))]
+    if not found or len({unit for _, unit in found}) > 1:
+        return None
+    sequences = {dosage.get("sequence") for dosage in instructions}
+    one_after_another = None not in sequences and len(sequences) == len(found) == len(instructions)
+    numbers = [number for number, _ in found]
+    number, unit = sum(numbers) if one_after_another else max(numbers), found[0][1]
+    return f"{number}{unit}" if number <= (_MOST_DAYS if unit == "d" else _MOST_MONTHS) else None
+
+
+def _length(duration: Any) -> tuple[int, str] | None:
+    if not duration:
+        return None
+    value, unit = duration.get("value"), str(duration.get("code") or duration.get("unit"))
+    if not value or value <= 0 or value > _MOST_DAYS * 1440:
+        return None
+    if unit in _LENGTH_DAYS:
+        return ceil(value * _LENGTH_DAYS[unit]), "d"
+    months = value * _LENGTH_MONTHS.get(unit, 0)
+    return (int(months), "mo") if months and months == int(months) else None
+
+
+def _instructions(request: dict[str, Any]) -> list[dict[str, Any]]:
+    return request.get("dosageInstruction") or []
+
+
+def _repeat(dosage: dict[str, Any]) -> dict[str, Any]:
+    return (dosage.get("timing") or {}).get("repeat") or {}
 
 
 _PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}
 
 
 def daily_dose(request: dict[str, Any]) -> float | None:
-    """Dose a day in the unit of the dispensed quantity; None where units differ or anything is missing.
+    """Dose a day in the unit of the dispensed quantity, over all dosage instructions.
 
-    Never invented: tablets are not divided by milligrams.
+    Never invented: tablets are not divided by milligrams. None where anything is missing, where the drug is taken as
+    needed, and where instructions follow one another (`sequence`).
     """
     quantity = (request.get("dispenseRequest") or {}).get("quantity") or {}
-    dosage = (request.get("dosageInstruction") or [{}])[0]
+    instructions = _instructions(request)
+    unit = quantity.get("code") or quantity.get("unit")
+    if not unit or len({dosage.get("sequence") for dosage in instructions}) > 1:
+        return None
+    doses = [_daily(dosage, unit) for dosage in instructions]
+    known = [dose for dose in doses if dose is not None]
+    return sum(known) if known and len(known) == len(doses) else None
+
+
+def _daily(dosage: dict[str, Any], unit: str) -> float | None:
     dose = ((dosage.get("doseAndRate") or [{}])[0]).get("doseQuantity") or {}
-    repeat = (dosage.get("timing") or {}).get("repeat") or {}
-    unit, dose_unit = (part.get("code") or part.get("unit") for part in (quantity, dose))
+    repeat = _repeat(dosage)
     days = _PERIOD_DAYS.get(str(repeat.get("periodUnit")))
-    if not unit or unit != dose_unit or not days or not repeat.get("period") or not dose.get("value"):
+    as_needed = dosage.get("asNeededBoolean") or dosage.get("asNeededCodeableConcept")
+    if unit != (dose.get("code") or dose.get("unit")) or as_needed or not days:
+        return None
+    if not repeat.get("period") or not dose.get("value"):
         return None
     return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days))
+
+
+def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter Location or Organization → one code set of the codings of all its types."""
+
+    def convert(resource: dict[str, Any]) -> int | None:
+        types = resource.get("type") or []
+        if types.__class__ is not list:
+            raise ValueError("expected an array of CodeableConcept")
+        codings = [coding for concept in types for coding in concept.get("coding") or ()]
+        text = next((concept["text"] for concept in types if concept.get("text")), None)
+        return sets.add_concept({"coding": codings, "text": text})
+
+    return convert
 
 
 def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:

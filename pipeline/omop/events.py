@@ -79,10 +79,11 @@ def refuse_incomplete(
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
     kept = rows.join(refused, on="index", how="anti", maintain_order="left")
+    waits = kept  # also what is excluded until another resource comes: a note without its text
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
-    return EventRows(made, refused, excluded, _references(kept), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    return EventRows(made, refused, excluded, _references(waits), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
 
 
 #: `cause`: surrogate id of the resource that is missing, NULL where none is.

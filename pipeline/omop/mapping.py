@@ -163,6 +163,8 @@ class ViewMapping(_Optional):
     required: tuple[str, ...] = ()
     #: reference_value: the name of the fact.
     fact: str | None = None
+    #: reference_value: the value is where the resource's line landed; large content is read there.
+    landed_line: bool = False
 
     @property
     def column_types(self) -> dict[str, str | None]:
@@ -181,6 +183,8 @@ class ResourceMapping(_Model):
     order: int = 10
     status: StatusFilter | None = None
     exclude: tuple[Exclusion, ...] = ()
+    #: Reason by which a resource without a row is excluded, although others use its facts; None: it is loaded by them.
+    alone: str | None = None
     #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
     known_modifiers: tuple[str, ...] = ()
     views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]

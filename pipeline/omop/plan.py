@@ -7,6 +7,7 @@ as long as the process, so that views are compiled and concepts resolved once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -16,8 +17,9 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.fhir.view_definition import CompiledColumns, compile_columns
-from pipeline.omop import converters
+from pipeline.fhir.view_definition import EVALUATION_ERRORS, CompiledColumns, compile_columns
+from pipeline.landing.files import landing_errors
+from pipeline.omop import converters, devices, note_texts
 from pipeline.omop.addresses import Addresses
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concept_index import ConceptIndex
@@ -43,6 +45,10 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "Coding": pl.Int32(),
     "Quantity": pl.Int32(),
     "medication_code": pl.Int32(),
+    "merged_types": pl.Int32(),
+    "attached_binary": pl.Int64(),
+    "is_unsupported": pl.Boolean(),
+    "contained_device_code": pl.Int32(),
     "patient_location": pl.Int64(),
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
@@ -56,7 +62,17 @@ _VALUE_MAP_SCHEMA = {
     "exclude_reason": pl.String,
     "meaning": pl.String,
 }
-_REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
+_REFERENCE_TARGETS = (
+    "Patient",
+    "Encounter",
+    "Practitioner",
+    "Organization",
+    "Location",
+    "Medication",
+    "Condition",
+    "Device",
+    "Binary",
+)
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 
@@ -78,6 +94,8 @@ class TransformPlan:
     #: Parquet: surrogate_id, name, value; written after the first stage
     facts: Path
     staged: StagedExport
+    #: the site's folder in the landing store
+    landing: Path
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ class Worker:
             resolver=self.resolver,
             facts=self.facts,
             concepts=self.plan.index.concepts,
+            strengths=self.plan.index.strengths,
+            binary_texts=self.binary_texts,
         )
 
     def bound_memory(self) -> None:
@@ -188,6 +208,20 @@ class Worker:
             .collect()
         )
 
+    def binary_texts(self, lines: pl.Series) -> dict[str, str]:
+        """Texts of Binaries, read where their lines landed ('path|offset|length'). Raises LandingError."""
+        found: dict[str, str] = {}
+        for line in lines:
+            path, offset, length = line.rsplit("|", 2)
+            file = self.plan.landing / path
+            with landing_errors(file), file.open("rb") as stream:
+                stream.seek(int(offset))
+                raw = stream.read(int(length))
+            with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
+                if text := note_texts.binary_text(orjson.loads(raw)):
+                    found[line] = text
+        return found
+
     def resource_plan(self, resource_type: str) -> ResourcePlan | None:
         """The compiled mapping of a type, None for a type without one."""
         if resource_type not in self._plans:
@@ -205,12 +239,32 @@ class Worker:
         self.sets.add_concept(value)
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
+    def _device_as_json(self, device: dict[str, Any]) -> str:
+        """What an exposure takes from its device, as text; the code's shape is checked here."""
+        summary = devices.device_summary(device)
+        if summary["code"]:
+            self.sets.add_concept(summary["code"])
+        return orjson.dumps(summary, option=orjson.OPT_SORT_KEYS).decode()
+
+    def _contained_device(self, statement: dict[str, Any]) -> str | None:
+        device = devices.contained_device(statement)
+        return self._device_as_json(device) if device else None
+
+    def _contained_device_code(self, statement: dict[str, Any]) -> int | None:
+        device = devices.contained_device(statement)
+        return self.sets.add_concept(device["type"]) if device and device.get("type") else None
+
+    def _attached_binary(self, resource: dict[str, Any]) -> int | None:
+        reference = note_texts.attachment_in_binary(resource)
+        return self.keys.converter("Binary")(reference) if reference else None
+
     def _converters(self) -> dict[str, Callable[[Any], Any]]:
         by_type: dict[str, Callable[[Any], Any]] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
             "Quantity": self.sets.add_quantity,
             "medication_code": converters.medication_code(self.sets),
+            "merged_types": converters.merged_types(self.sets),
             "patient_location": self.addresses.of_patient,
             "site_location": self.addresses.of_site,
             "other_value": converters.other_value,
@@ -220,9 +274,21 @@ class Worker:
             "period_text": converters.period_text,
             "age_text": converters.age_text,
             "dosage_text": converters.dosage_text,
-            "administration_text": converters.administration_text,
             "daily_dose": converters.daily_dose,
+            "dosage_end": converters.dosage_end,
+            "dosage_length": converters.dosage_length,
+            "quantity_text": converters.quantity_text,
+            "rate_text": converters.rate_text,
             "json": self._concept_as_json,
+            "attached_text": note_texts.attached_text,
+            "attached_binary": self._attached_binary,
+            "is_unsupported": note_texts.is_unsupported,
+            "text_language": note_texts.text_language,
+            "device_identifier": devices.device_identifier,
+            "device_lot": devices.device_lot,
+            "device_summary": self._device_as_json,
+            "contained_device": self._contained_device,
+            "contained_device_code": self._contained_device_code,
         }
         for target in _REFERENCE_TARGETS:
             by_type[f"Reference({target})"] = self.keys.converter(target)

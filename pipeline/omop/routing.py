@@ -82,6 +82,7 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
         **_dated("device", "device_exposure", ends=True),
         "quantity": "whole_quantity",
         "production_id": "lot_number",
+        **_same("unique_device_id"),
     },
     "measurement": {
         **_dated("measurement", "measurement", ends=False),
@@ -92,6 +93,15 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
         **_dated("observation", "observation", ends=False),
         **_VALUES,
         **_same("value_as_string", "qualifier_concept_id", "qualifier_source_value"),
+    },
+    "note": {
+        **_SHARED,
+        "note_class_concept_id": "concept_id",
+        "note_type_concept_id": "type_concept_id",
+        "note_source_value": "source_value",
+        "note_date": "start_date",
+        "note_datetime": "start_datetime",
+        **_same("note_title", "note_text", "encoding_concept_id", "language_concept_id"),
     },
     "specimen": {
         "person_id": "person_id",

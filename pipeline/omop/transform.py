@@ -354,6 +354,8 @@ class _TypeTransform:
             rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
+            if view.mapping.landed_line:
+                rows = self._with_landed_line(rows)
             if view.mapping.kind == "reference_value":
                 facts.append(self._facts(view.mapping, rows))
             elif view.mapping.kind == "event":
@@ -369,7 +371,10 @@ class _TypeTransform:
         refused = [result.refused for result in event_results if not result.refused.is_empty()]
         decisions = self._decisions(resources, event_results, refused, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        self._write_rows(event_results, facts, loaded, kept)
+        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == self.mapping.alone))
+        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
+        self._write_references(event_results, waiting)
         return decisions
 
     def _resource_frame(self) -> pl.DataFrame:
@@ -386,6 +391,16 @@ class _TypeTransform:
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(pl.Series(column.name, values, dtype=dtype))
         return pl.DataFrame(columns)
+
+    def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
+        root = self.worker.plan.landing
+        paths = {piece.file_number: piece.file.relative_to(root).as_posix() for piece in self.chunk.task.pieces}
+        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
+        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
+        return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
+            pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
+        )
 
     def _with_decision(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Adds outcome, reason, stage, code, path where status filter or exclusions decide; NULL: kept so far."""
@@ -491,6 +506,14 @@ class _TypeTransform:
         any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
         has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
         open_ = pl.col("outcome").is_null()
+        if self.mapping.alone is not None:
+            rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+            with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
+            is_alone = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
+            decided = decided.with_columns(
+                pl.when(is_alone).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+                pl.when(is_alone).then(pl.lit(self.mapping.alone)).otherwise("reason").alias("reason"),
+            )
         return decided.with_columns(
             pl.when(open_ & has_row)
             .then(pl.lit("loaded"))
@@ -502,19 +525,25 @@ class _TypeTransform:
         )
 
     def _write_rows(
-        self, results: list[EventRows], facts: list[pl.DataFrame], loaded: pl.DataFrame, kept: pl.DataFrame
+        self,
+        results: list[EventRows],
+        facts: list[pl.DataFrame],
+        loaded: pl.DataFrame,
+        kept: pl.DataFrame,
+        with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only: a resource that is rejected leaves nothing behind."""
+        """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
+        leaves nothing behind."""
         part = f"{self.chunk.task.part}-{self.resource_type}"
         staged = self.worker.plan.staged
 
-        def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id") -> None:
+        def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
                 staged.write(
                     kind,
                     part,
-                    whole.join(loaded, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
+                    whole.join(of, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
                 )
 
         tables: dict[str, list[pl.DataFrame]] = {}
@@ -526,13 +555,20 @@ class _TypeTransform:
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
-        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id")
-        write(staging.REFERENCE, [result.references for result in results], "from_surrogate_id")
+        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.ISSUE, [result.issues for result in results])
         write(staging.EVENT_LINK, self._event_links)
         codes = [result.codes for result in results if not result.codes.is_empty()]
         if codes:
             staged.write(staging.MAPPING, part, pl.concat(codes))
+
+    def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
+        """What rows depend on, also those that are excluded until it comes."""
+        if results:
+            found = pl.concat([result.references for result in results])
+            found = found.join(waiting, left_on="from_surrogate_id", right_on="surrogate_id", how="semi")
+            part = f"{self.chunk.task.part}-{self.resource_type}"
+            self.worker.plan.staged.write(staging.REFERENCE, part, found)
 
     def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
         """Location rows by content: the row's id stands for its content, so many resources share one."""

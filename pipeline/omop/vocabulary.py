@@ -32,6 +32,8 @@ from pipeline.omop.concept_index import (
     CONCEPT_SCHEMA,
     INDEX_FILE,
     INDEX_SCHEMA,
+    STRENGTH_FILE,
+    STRENGTH_SCHEMA,
     ConceptIndex,
     FixedConcept,
     normalise_code,
@@ -74,7 +76,7 @@ _CHUNK_BYTES = 1 << 20
 _COPY_LINE = re.compile(r"line (\d+)")
 
 #: Counted up when the layout of the index changes, so that old files are not read by new code.
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 
 #: Rows a row group: small enough that the statistics of sorted codes let a lookup skip most of the file.
 _ROW_GROUP = 100_000
@@ -100,6 +102,7 @@ _CONCEPT_QUERY = "SELECT * FROM index_concept ORDER BY concept_id"
 _TRUE_ANCESTORS = """
     WHERE ancestor_concept_id <> descendant_concept_id ORDER BY descendant_concept_id, ancestor_concept_id
 """
+_VALID_STRENGTHS = "WHERE invalid_reason IS NULL ORDER BY drug_concept_id, ingredient_concept_id"
 
 
 @dataclass(frozen=True)
@@ -375,8 +378,8 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
-    concept_ancestor except a concept with itself. PostgreSQL joins and sorts and polars streams the result into
-    Parquet, so memory stays flat for a full vocabulary.
+    concept_ancestor except a concept with itself, `drug_strength.parquet` the valid strengths of drugs.
+    PostgreSQL joins and sorts and polars streams the result into Parquet, so memory stays flat for a full vocabulary.
     """
     root = home / "vocabulary"
     root.mkdir(parents=True, exist_ok=True)
@@ -451,6 +454,8 @@ def _write_index(url: str, vocab_schema: str, folder: Path) -> None:
         _write_parquet(connection, _INDEX_QUERY, INDEX_SCHEMA, folder / INDEX_FILE)
         _write_parquet(connection, _CONCEPT_QUERY, CONCEPT_SCHEMA, folder / CONCEPT_FILE)
         _write_parquet(connection, ancestors, ANCESTOR_SCHEMA, folder / ANCESTOR_FILE)
+        strengths = f"SELECT {', '.join(STRENGTH_SCHEMA)} FROM {schema}.drug_strength {_VALID_STRENGTHS}"
+        _write_parquet(connection, strengths, STRENGTH_SCHEMA, folder / STRENGTH_FILE)
 
 
 def _write_parquet(connection: psycopg.Connection, query: str, schema: Mapping[str, pl.DataType], path: Path) -> None:

@@ -28,6 +28,7 @@ def golden_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row in concepts
         if row["standard_concept"] == "S" and not row["invalid_reason"]
     ]
+    _write(folder, "drug_strength", _read("drug_strength"))
     versions = {"None": "v5.0 GOLDEN"}
     classes = {row["concept_id"]: row["concept_class_id"] for row in _read("classes")}
     _write(

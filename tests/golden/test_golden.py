@@ -3,9 +3,9 @@
 A case is a YAML document in `<Resource>/<topic>.yaml`:
 
 - `case`: its name; `title`: the rule of the mapping specification that it shows.
-- `fhir`: resources whose rows, outcomes and issues are compared. `given`: resources that only have to be there.
-  Patient `p1` and Encounter `e1` (of p1) are there in every case that has no Patient or Encounter of its own;
-  `patient: none` leaves out both. `then`: resources of a second export, loaded after the first.
+- `fhir`: resources whose rows, outcomes and issues are compared; of a Bundle those of its entries. `given`: resources
+  that only have to be there. Patient `p1` and Encounter `e1` (of p1) are there in every case that has no Patient or
+  Encounter of its own; `patient: none` leaves out both. `then`: resources of a second export, loaded after the first.
 - `rows`: table → rows. A column that is not listed must be empty: NULL, or 0 for a required concept id. Exceptions:
   the row's own id is anything; person_id is Patient/p1 if not listed; a datetime that is not listed may be midnight
   of its date. A link is written as the FHIR reference of the resource that the row came from.
@@ -111,7 +111,8 @@ class Case:
     @property
     def compared(self) -> list[str]:
         """References of the resources whose outcomes, rows and issues are compared."""
-        return list(dict.fromkeys(_name(item) for item in self._of("fhir") + self._of("then")))
+        found = [name for item in self._of("fhir") + self._of("then") for name in _names(item)]
+        return list(dict.fromkeys([*found, *(self.document.get("outcomes") or ())]))
 
     def resources(self, key: str) -> list[dict[str, Any]]:
         """The resources of the first (`fhir`) or second (`then`) export, ids and references prefixed."""
@@ -128,8 +129,20 @@ class Case:
 
     def _prefixed(self, resource: dict[str, Any]) -> dict[str, Any]:
         moved = {name: self._moved(name, value) for name, value in resource.items()}
+        if resource["resourceType"] == "Bundle":
+            moved["entry"] = [self._prefixed_entry(entry) for entry in resource.get("entry") or ()]
         if isinstance(moved.get("id"), str):
             moved["id"] = self.prefix + moved["id"]
+        return moved
+
+    def _prefixed_entry(self, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        moved = {name: self._moved(name, value) for name, value in entry.items()}
+        if isinstance(entry.get("resource"), dict):
+            moved["resource"] = self._prefixed(entry["resource"])
+        if "fullUrl" in entry:
+            moved["fullUrl"] = self._moved("reference", entry["fullUrl"])
         return moved
 
     def _moved(self, name: str, value: Any) -> Any:
@@ -142,8 +155,20 @@ class Case:
         return f"{match[1]}{self.prefix}{match[2]}{match[3] or ''}" if match else value
 
 
-def _name(resource: dict[str, Any]) -> str:
-    return f"{resource['resourceType']}/{resource['id']}"
+def _names(resource: dict[str, Any], url: str = "") -> list[str]:
+    """Type/id of a resource; of a Bundle that is unpacked those of its entries."""
+    found = []
+    if "id" in resource or url.startswith("urn:uuid:"):
+        found = [f"{resource['resourceType']}/{resource.get('id') or url.removeprefix('urn:uuid:')}"]
+    entries = resource.get("entry") if resource["resourceType"] == "Bundle" else None
+    if not entries:
+        return found
+    return [
+        name
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("resource"), dict)
+        for name in _names(entry["resource"], entry.get("fullUrl", ""))
+    ]
 
 
 class _Loader(yaml.SafeLoader):

@@ -396,6 +396,7 @@ def test_an_index_is_compiled_once_and_opened_by_release(url, download, tmp_path
         "ancestor.parquet",
         "concept_by_id.parquet",
         "concept_index.parquet",
+        "drug_strength.parquet",
         "release.json",
     }
 
@@ -410,7 +411,7 @@ def test_several_processes_may_ask_for_the_index_at_once(url, download, tmp_path
 
 def test_an_interrupted_compilation_is_begun_again(url, download, tmp_path):
     release = load(url, download)
-    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-1.partial"
+    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-2.partial"
     partial.mkdir(parents=True)
     (partial / INDEX_FILE).write_bytes(b"half a file")
     index = ensure_index(url, **SCHEMAS, home=tmp_path / "home")

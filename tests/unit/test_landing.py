@@ -279,7 +279,7 @@ def test_a_folder_is_landed_byte_for_byte(store: LandingStore, tmp_path: Path) -
 def test_a_folder_without_ndjson_is_a_users_mistake(store: LandingStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no NDJSON"):
         store.land_folder("site_a", 1, tmp_path, NOW)
-    with pytest.raises(UsageError, match="not a folder"):
+    with pytest.raises(UsageError, match="neither a folder nor"):
         store.land_folder("site_a", 1, tmp_path / "absent", NOW)
 
 

@@ -18,9 +18,11 @@ from pipeline.omop.derive.allergies import (
     reaction_to_substance,
 )
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
+from pipeline.omop.derive.care_sites import care_site, coverage, provider
 from pipeline.omop.derive.conditions import asserted, condition, family_history, history, not_confirmed, qualified
-from pipeline.omop.derive.coverages import coverage
+from pipeline.omop.derive.devices import device_by_manufacture, device_use_dates, used_device
 from pipeline.omop.derive.drugs import (
+    administered_quantity,
     drug_administration_dates,
     drug_dispense_dates,
     drug_request_dates,
@@ -29,16 +31,9 @@ from pipeline.omop.derive.drugs import (
     medication,
     route,
 )
+from pipeline.omop.derive.notes import document_note, report_note, report_texts
 from pipeline.omop.derive.observations import observation_date, observation_value
-from pipeline.omop.derive.people import (
-    birth_year_only,
-    care_site,
-    death,
-    person,
-    provider,
-    race_observation,
-    race_observations,
-)
+from pipeline.omop.derive.people import birth_year_only, death, person, race_observation, race_observations
 from pipeline.omop.derive.procedures import imaging_date, procedure
 from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import (
@@ -84,6 +79,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         medication,
         drug_request_dates,
         drug_administration_dates,
+        administered_quantity,
         drug_dispense_dates,
         drug_statement_dates,
         route,
@@ -91,6 +87,12 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         procedure,
         imaging_date,
         specimen,
+        used_device,
+        device_use_dates,
+        device_by_manufacture,
+        document_note,
+        report_note,
+        report_texts,
         coverage,
     )
 }

@@ -34,6 +34,10 @@ class Derivation:
     facts: Callable[[str, pl.Series], pl.DataFrame]
     #: concepts(ids) → their rows of the concept index: concept_id, domain_id, concept_class_id and others
     concepts: Callable[[list[int]], pl.DataFrame]
+    #: strengths(drug concept ids) → rows of drug_strength, one for each ingredient
+    strengths: Callable[[list[int]], pl.DataFrame]
+    #: binary_texts(values of the fact `binary`) → the text at each of those lines, where there is one
+    binary_texts: Callable[[pl.Series], Mapping[str, str]]
 
     def constant(self, name: str) -> int:
         return self.fixed(self.constants[name])

@@ -39,10 +39,13 @@ _MOST_SUPPLY_DAYS = 3650
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only.
 
-    An inpatient order ends by its bounds, else with the visit, else on its first day.
+    Bounds are a period's end or a length from the start. An inpatient order ends by its bounds, else with the visit,
+    else on its first day.
     """
     frame = starting(frame, derivation, "authored_on")
-    frame = ending(frame, derivation, "bounds_end", "validity_end")
+    last_day = pl.col("start_date").dt.offset_by(pl.col("bounds_length")).dt.offset_by("-1d")
+    frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
+    frame = ending(frame, derivation, "bounds_end", "bounds_by_length", "validity_end")
     frame = derivation.dated(with_visit_period(frame, derivation), "visit_end").drop("visit_end_precision")
     inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
@@ -65,6 +68,61 @@ def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl
         pl.coalesce("end_date", "start_date").alias("end_date"),
         pl.coalesce("end_datetime", "start_datetime").alias("end_datetime"),
     )
+
+
+def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """quantity of what was given, where the dose's unit fits the drug's strength; else the dose is in sig.
+
+    OHDSI's convention: a quantity counts pieces where the strength is an amount (5 mg of a 5 MG tablet is 1), and is in
+    the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
+    is not the dose itself, sig holds that as well and there is no dose unit beside it to be misread.
+    """
+    frame = derivation.resolved(frame, "dose_unit", "unit", "dose_unit")
+    strength = _single_strength(frame, derivation)
+    frame = frame.join(strength, on="code", how="left", maintain_order="left")
+    dose = pl.when((pl.col("dose_unit_concept_id") > 0) & (pl.col("dose_value") > 0)).then("dose_value")
+
+    def fits(unit: str) -> pl.Expr:
+        return (pl.col("dose_unit_concept_id") == pl.col(unit)).fill_null(False)
+
+    pieces = pl.when(fits("amount_unit_concept_id")).then(dose / pl.col("amount_value"))
+    of_unit = pl.when(fits("denominator_unit_concept_id")).then(dose)
+    content = pl.col("numerator_value") / pl.col("denominator_value").fill_null(1.0)
+    by_content = pl.when(fits("numerator_unit_concept_id")).then(dose / content)
+    same = of_unit.is_not_null()
+    return frame.with_columns(
+        pl.coalesce(of_unit, pieces, by_content).alias("quantity"),
+        pl.concat_str("dosage_text", pl.when(~same).then("dose_text"), "rate_text", separator="; ", ignore_nulls=True)
+        .replace("", None)
+        .alias("sig"),
+        pl.when(same | pl.coalesce(pieces, by_content).is_null())
+        .then("dose_unit_source_value")
+        .alias("dose_unit_source_value"),
+    )
+
+
+def _single_strength(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """code, and the strength of its drug: of codes with one standard drug that has one ingredient; of several
+    ingredients only the unit of the denominator, where it is the same for all."""
+    given = frame.filter(pl.col("dose_value") > 0)["code"].drop_nulls().unique()
+    drugs = (
+        derivation.resolver.resolve("drug")
+        .filter(pl.col("code_set").is_in(given.implode()))
+        .filter(pl.len().over("code_set") == 1)
+        .select(pl.col("code_set").alias("code"), pl.col("target_concept_id").alias("drug_concept_id"))
+    )
+    strengths = derivation.strengths(drugs["drug_concept_id"].unique().to_list())
+    one = pl.len() == 1
+    values = ("amount_value", "numerator_value", "denominator_value")
+    units = ("amount_unit_concept_id", "numerator_unit_concept_id")
+    by_drug = strengths.group_by("drug_concept_id").agg(
+        *(pl.when(one & (pl.col(name).first() > 0)).then(pl.col(name).first()).alias(name) for name in values),
+        *(pl.when(one).then(pl.col(name).first()).alias(name) for name in units),
+        pl.when(pl.col("denominator_unit_concept_id").n_unique() == 1)
+        .then(pl.col("denominator_unit_concept_id").first())
+        .alias("denominator_unit_concept_id"),
+    )
+    return drugs.join(by_drug, on="drug_concept_id", how="inner").drop("drug_concept_id")
 
 
 def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Patients, deaths, providers and care sites."""
+"""Patients and deaths."""
 
 from __future__ import annotations
 
@@ -115,21 +115,3 @@ def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),
         pl.col("surrogate_id").alias("person_id"),
     )
-
-
-def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """provider: NPI, sex, year of birth, specialty."""
-    frame = derivation.dated(frame, "birth_date")
-    frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "gender_concept_id")
-    frame = derivation.resolved(frame, "specialty", "value", "specialty")
-    return frame.with_columns(
-        pl.col("birth_date_date").dt.year().alias("year_of_birth"),
-        pl.col("gender").alias("gender_source_value"),
-        pl.col("specialty_concept_id").fill_null(0),
-        pl.col("specialty_source_code").alias("specialty_source_value"),
-    )
-
-
-def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    frame = derivation.resolved(frame, "place_of_service", "value", "place_of_service")
-    return frame.with_columns(pl.col("place_of_service_source_code").alias("place_of_service_source_value"))

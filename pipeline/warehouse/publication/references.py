@@ -183,7 +183,7 @@ def find_dependents(p: Publication) -> None:
         "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
         " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
         " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-        f" WHERE {role} <> ALL(%s) AND state.outcome = 'loaded' AND kind.site = %s"
+        f" WHERE {role} <> ALL(%s) AND state.outcome IN ('loaded', 'excluded') AND kind.site = %s"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
         f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
         f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"
