@@ -8,6 +8,7 @@ decided in `pipeline.omop.concepts`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "ConceptIndex",
     "FixedConcept",
     "normalise_code",
+    "unit_key",
 ]
 
 INDEX_FILE = "concept_index.parquet"
@@ -91,6 +93,18 @@ def normalise_code(vocabulary_id: str, code: str) -> str:
     if vocabulary_id == "UCUM":
         return _UCUM_IN_OMOP.get(code) or _BARE_UNIT.sub("[U]", code.replace("[IU]", "[iU]"))
     return code
+
+
+_SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "⁶": "^6", "⁹": "^9", "×": "x"})
+
+
+def unit_key(text: str) -> str:
+    """What spellings of a unit have in common: no spaces, one case, one micro sign, exponents on the line.
+
+    UCUM itself tells M from m; the table of aliases holds only spellings that mean one thing in any case.
+    """
+    folded = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).replace("\N{GREEK SMALL LETTER MU}", "u")
+    return "".join(folded.split()).casefold()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.concepts import ConceptResolver
 from pipeline.omop.derive import Derivation
 from pipeline.omop.keys import SurrogateKeys
-from pipeline.omop.mapping import Mappings, ResourceMapping, ViewMapping
+from pipeline.omop.mapping import Mappings, ResourceMapping, ValueMapEntry, ViewMapping
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.staging import StagedExport
 
@@ -47,6 +47,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
     "integer32": pl.Int64(),
+    "canonical_key": pl.Int64(),
 }
 _REFERENCE_TARGETS = ("Patient", "Encounter", "Practitioner", "Organization", "Location", "Medication", "Condition")
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
@@ -97,7 +98,11 @@ class Worker:
     def _reset_code_sets(self) -> None:
         self.sets = CodeSets()
         self.resolver = ConceptResolver(
-            self.sets, self.plan.index, self.plan.mappings.code_systems, self.plan.mappings.vocabulary_priority
+            self.sets,
+            self.plan.index,
+            self.plan.mappings.code_systems,
+            self.plan.mappings.vocabulary_priority,
+            self.plan.mappings.unit_aliases,
         )
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
@@ -130,12 +135,34 @@ class Worker:
                 {
                     "system": [entry.system for entry in entries],
                     "code": [entry.code for entry in entries],
-                    "concept_id": [self.fixed(entry.concept_ids) for entry in entries],
+                    "concept_id": [self._target(entry) for entry in entries],
                     "exclude_reason": [entry.exclude_reason for entry in entries],
                 },
                 schema={"system": pl.String, "code": pl.String, "concept_id": pl.Int64, "exclude_reason": pl.String},
             )
             for name, entries in self.plan.mappings.value_maps.items()
+        }
+
+    def _target(self, entry: ValueMapEntry) -> int:
+        """The first of an entry's concept ids that the vocabulary has, then of its codes, else 0."""
+        by_code = (self._coded_targets.get(pair, 0) for pair in entry.concept_codes)
+        return self.fixed(entry.concept_ids) or next((found for found in by_code if found), 0)
+
+    @cached_property
+    def _coded_targets(self) -> dict[tuple[str, str], int]:
+        """Standard concepts of the codes that value maps name as (vocabulary_id, concept_code)."""
+        entries = (entry for entries in self.plan.mappings.value_maps.values() for entry in entries)
+        pairs = {pair for entry in entries for pair in entry.concept_codes}
+        wanted = pl.DataFrame(
+            sorted(pairs), schema={"vocabulary_id": pl.String, "concept_code": pl.String}, orient="row"
+        )
+        found = self.plan.index.lookup(wanted).drop_nulls("target_concept_id")
+        found = found.unique(["vocabulary_id", "concept_code"], keep="first", maintain_order=True)
+        return {
+            (vocabulary, code): concept
+            for vocabulary, code, concept in found.select(
+                "vocabulary_id", "concept_code", "target_concept_id"
+            ).iter_rows()
         }
 
     @cached_property
@@ -175,7 +202,7 @@ class Worker:
     def _concept_as_json(self, value: Any) -> str:
         """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
         self.sets.add_concept(value)
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=float).decode()
 
     def _converters(self) -> dict[str, Callable[[Any], Any]]:
         by_type: dict[str, Callable[[Any], Any]] = {
@@ -195,6 +222,10 @@ class Worker:
             "administration_text": converters.administration_text,
             "daily_dose": converters.daily_dose,
             "json": self._concept_as_json,
+            "canonical": converters.canonical,
+            "canonical_key": converters.canonical_key(self.keys),
+            "questionnaire_codes": converters.questionnaire_codes,
+            "item_code": converters.item_code,
         }
         for target in _REFERENCE_TARGETS:
             by_type[f"Reference({target})"] = self.keys.converter(target)

@@ -7,7 +7,7 @@ views. After the views everything is set-based: rules, concepts, routing. Every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import orjson
 import polars as pl
 import xxhash
 
+from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import Chunk, Line, read_lines
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
 from pipeline.omop.events import EventRows, derived, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
-from pipeline.omop.routing import to_staged
+from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
@@ -88,6 +89,8 @@ class _Buffers:
     resource_ids: list[str] = field(default_factory=list)
     views: list[list[list[Any]]] = field(default_factory=list)
     view_indexes: list[list[int]] = field(default_factory=list)
+    #: whether a number may be an ExactNumber
+    has_long_numbers: bool = False
 
     def __post_init__(self) -> None:
         self.views = [view.compiled.new_buffers() for view in self.plan.views]
@@ -135,7 +138,7 @@ class _ChunkTransform:
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
         if len(skip) < len(lines):
-            self._read(line for line in enumerate(lines) if line[0] not in skip)
+            self._read([line for line in enumerate(lines) if line[0] not in skip])
             self._write_outcomes(self._transformed())
         of_file = dict(unchanged.group_by("file_number").agg(pl.col("index").n_unique()).iter_rows())
         return tuple(
@@ -187,9 +190,10 @@ class _ChunkTransform:
 
     # --- reading: the only per-row Python ---------------------------------------------------------------------------
 
-    def _read(self, lines: Iterable[tuple[int, Line]]) -> None:
+    def _read(self, lines: Sequence[tuple[int, Line]]) -> None:
         limit = self.worker.plan.site.max_line_bytes
         key_of = self.worker.keys.of
+        long_numbers = self._long_numbers(lines)
         for index, (_, _, raw) in lines:
             if len(raw) > limit:
                 self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
@@ -202,6 +206,9 @@ class _ChunkTransform:
             buffers = self._buffers_for(index, resource)
             if buffers is None:
                 continue
+            if long_numbers and index in long_numbers:
+                resource = exact_numbers.loads(raw)
+                buffers.has_long_numbers = True
             if b"\\u0000" in raw and (path := _path_of_nul(resource, resource["resourceType"])):
                 self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
                 continue
@@ -226,6 +233,12 @@ class _ChunkTransform:
             buffers.indexes.append(index)
             buffers.resource_ids.append(resource["id"])
             buffers.surrogate_ids.append(key_of(resource["resourceType"], resource["id"]))
+
+    @staticmethod
+    def _long_numbers(lines: Sequence[tuple[int, Line]]) -> set[int]:
+        """Indexes of the lines that are read a second time for the digits that a double cannot hold."""
+        found = exact_numbers.lines_with_long_numbers([line.raw for _, line in lines])
+        return {lines[position][0] for position in found}
 
     def _buffers_for(self, index: int, resource: Any) -> _Buffers | None:
         """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
@@ -371,6 +384,10 @@ class _TypeTransform:
         for column, dtype, values in zip(view.compiled.columns, view.dtypes, self.buffers.views[number], strict=True):
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(pl.Series(column.name, values, dtype=dtype))
+            if self.buffers.has_long_numbers and dtype == pl.Float64:
+                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
+                if texts.null_count() < len(texts):
+                    columns.append(texts)
         return pl.DataFrame(columns)
 
     def _with_decision(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -428,7 +445,7 @@ class _TypeTransform:
         table = view.table
         rows = derived(self.worker, view, rows)
         rows = rows.with_columns(pl.lit(content_key(view.name), dtype=pl.Int64).alias("row_key"))
-        return refuse_incomplete(self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
+        return refuse_incomplete(self.worker, self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
     def _decisions(
         self,
@@ -504,6 +521,9 @@ class _TypeTransform:
                 tables.setdefault(table, []).append(frame)
         if "location_id" in kept.columns:
             tables["location"] = [self._location_rows(kept)]
+        for table in {table for result in results for table in result.exact}:
+            texts = [result.exact[table] for result in results if table in result.exact]
+            write(staging.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])

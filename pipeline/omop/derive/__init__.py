@@ -26,6 +26,7 @@ from pipeline.omop.derive.drugs import (
 from pipeline.omop.derive.observations import observation_date, observation_value
 from pipeline.omop.derive.people import care_site, death, person, provider
 from pipeline.omop.derive.procedures import imaging_date, procedure
+from pipeline.omop.derive.questionnaires import answer, question
 from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import discharge, visit
 
@@ -58,6 +59,8 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         procedure,
         imaging_date,
         specimen,
+        question,
+        answer,
         coverage,
     )
 }

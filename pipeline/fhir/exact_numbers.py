@@ -1,0 +1,96 @@
+"""Decimals that a double cannot hold: FHIR's have any number of digits, and what was written is what is kept.
+
+Up to 15 significant digits a double gives the text back, so that the usual line needs nothing of this. A line with a
+longer number is found by one search over all lines of a chunk, and is read a second time, slowly, with each long
+number as an `ExactNumber`: a float to everything that calculates, and the text of the source to who asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import polars as pl
+
+__all__ = ["EXACT_DIGITS", "ExactNumber", "exact_number", "lines_with_long_numbers", "loads", "text_of"]
+
+#: Significant digits that a double always gives back.
+EXACT_DIGITS = 15
+
+#: PostgreSQL's NUMERIC takes 16,383 digits after the point; nobody measures a twentieth of them.
+_MOST_CHARACTERS = 800
+
+#: A number of 16 or more characters of digits and point as the value of a member (Quantity.value, valueDecimal …). It
+#: may have fewer significant digits, "0.00000000000000012": such a line is only read twice for nothing.
+_LONG_NUMBER = r'value(?:Decimal)?"\s*:\s*-?[0-9.]{16}'
+
+
+class ExactNumber(float):
+    """A float that knows its text, and is written as it."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> ExactNumber:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def lines_with_long_numbers(lines: Sequence[bytes]) -> set[int]:
+    """Positions of the lines in which a number may have more than 15 significant digits."""
+    try:
+        texts = pl.Series(lines, dtype=pl.Binary).cast(pl.String)
+    except pl.exceptions.ComputeError:  # a line that is not UTF-8 will be rejected; the others count
+        search = re.compile(_LONG_NUMBER.encode()).search
+        return {position for position, line in enumerate(lines) if search(line)}
+    return set(texts.str.contains(_LONG_NUMBER).arg_true())
+
+
+def loads(raw: bytes) -> Any:
+    """What `orjson.loads` gives, with numbers of more than 15 significant digits as ExactNumber.
+
+    For lines that orjson has accepted. One that is nested too deeply for Python's parser comes as orjson reads it.
+    """
+    try:
+        return json.loads(raw, parse_float=_decimal, parse_int=_integer)
+    except RecursionError:
+        return orjson.loads(raw)
+
+
+def text_of(value: object) -> str | None:
+    """The text of a number that a double cannot hold, else None."""
+    return value.text if value.__class__ is ExactNumber else None
+
+
+def significant_digits(text: str) -> int:
+    """Digits of a decimal literal without leading zeros and exponent; trailing zeros count."""
+    mantissa = text.lower().partition("e")[0].lstrip("+-").replace(".", "")
+    return len(mantissa.lstrip("0"))
+
+
+def _decimal(text: str) -> float:
+    return exact_number(text) or float(text)
+
+
+def _integer(text: str) -> float:
+    return exact_number(text) or int(text)
+
+
+def exact_number(text: str) -> ExactNumber | None:
+    """A decimal literal as ExactNumber; None for what a double holds, and for what no NUMERIC column would take.
+
+    That stays the nearest double.
+    """
+    if len(text) > _MOST_CHARACTERS or significant_digits(text) <= EXACT_DIGITS:
+        return None
+    number = ExactNumber(text)
+    return number if float(number) else None  # too small for a double, as 1e-20000 is for NUMERIC
