@@ -127,12 +127,13 @@ class ConceptResolver:
             },
             orient="row",
         )
-        found = self._index.lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
-        known = spellings.join(found, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
+        rows = self._index.lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
         known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
         known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
-        return codings.join(known, on=key, how="left", maintain_order="left")
+        found = codings.join(known, on=key, how="left", maintain_order="left")
+        return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
 
     def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
         own = normalise_code(vocabulary, code)

@@ -29,7 +29,7 @@ def question(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         derivation.sets.add_concept({"coding": _codings(*row, by_loinc=by_loinc)}) for row in distinct.iter_rows()
     ]
     codes = distinct.with_columns(pl.Series("code", numbers, dtype=pl.Int32))
-    return frame.join(codes, on=_QUESTION, how="left", nulls_equal=True, maintain_order="left")
+    return frame.drop("code").join(codes, on=_QUESTION, how="left", nulls_equal=True, maintain_order="left")
 
 
 def _codings(
