@@ -158,10 +158,18 @@ def _show_counts(counts: dict[str, int]) -> None:
 
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
-    from pipeline.omop.mapping import fixed_concepts
+    from pipeline.omop.mapping import load_mappings
 
-    wanted = fixed_concepts(settings.mappings)
-    warnings = [found.warning for found in _index(settings).verify_fixed(wanted).values() if found.warning is not None]
+    mappings, index = load_mappings(settings.mappings), _index(settings)
+    codes, held = mappings.fixed_codes, index.standard_of_codes(mappings.fixed_codes)
+    wanted = {**mappings.fixed_concepts, **codes}
+    checked = index.verify_fixed(mappings.fixed_concepts).values()
+    warnings = [found.warning for found in checked if found.warning is not None]
+    warnings += [
+        f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
+        for (vocabulary, code), name in codes.items()
+        if (vocabulary, code) not in held
+    ]
     if not warnings:
         typer.echo(f"All {len(wanted)} concepts that the mappings name are Standard and valid in it.")
         return

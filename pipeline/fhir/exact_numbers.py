@@ -1,8 +1,9 @@
 """Decimals that a double cannot hold: FHIR's have any number of digits, and what was written is what is kept.
 
-Up to 15 significant digits a double gives the text back, so that the usual line needs nothing of this. A line with a
-longer number is found by one search over all lines of a chunk, and is read a second time, slowly, with each long
-number as an `ExactNumber`: a float to everything that calculates, and the text of the source to who asks for it.
+Up to 15 significant digits a double gives the text back, so that the usual line needs nothing of this. Lines with a
+number that it does not give back are found by one search over all lines of a chunk, and are read a second time, slowly,
+with each such number as an `ExactNumber`: a float to everything that calculates, and the text of the source to who asks
+for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -23,9 +25,9 @@ EXACT_DIGITS = 15
 #: PostgreSQL's NUMERIC takes 16,383 digits after the point; nobody measures a twentieth of them.
 _MOST_CHARACTERS = 800
 
-#: A number of 16 or more characters of digits and point as the value of a member (Quantity.value, valueDecimal …). It
-#: may have fewer significant digits, "0.00000000000000012": such a line is only read twice for nothing.
-_LONG_NUMBER = r'value(?:Decimal)?"\s*:\s*-?[0-9.]{16}'
+#: A number of 16 or more characters of digits and point as the value of a member (Quantity.value, valueDecimal …):
+#: what has fewer has at most 15 significant digits, and a double gives it back.
+_LONG_NUMBER = r'value(?:Decimal)?"\s*:\s*(-?[0-9.]{16}[0-9.eE+-]*)'
 
 
 class ExactNumber(float):
@@ -46,17 +48,25 @@ class ExactNumber(float):
 
 
 def lines_with_long_numbers(lines: Sequence[bytes]) -> set[int]:
-    """Positions of the lines in which a number may have more than 15 significant digits."""
+    """Positions of the lines with a number whose double does not give its text back."""
     try:
-        texts = pl.Series(lines, dtype=pl.Binary).cast(pl.String)
+        texts = pl.Series("text", lines, dtype=pl.Binary).cast(pl.String)
     except pl.exceptions.ComputeError:  # a line that is not UTF-8 will be rejected; the others count
         search = re.compile(_LONG_NUMBER.encode()).search
         return {position for position, line in enumerate(lines) if search(line)}
-    return set(texts.str.contains(_LONG_NUMBER).arg_true())
+    long = pl.DataFrame({"position": texts.str.contains(_LONG_NUMBER).arg_true()})
+    if long.is_empty():
+        return set()
+    # Most long numbers are doubles that a program wrote: 82.59838370183087. They come back as they are.
+    number = pl.col("number")
+    numbers = long.select("position", texts.gather(long["position"]).str.extract_all(_LONG_NUMBER).alias("number"))
+    numbers = numbers.explode("number").with_columns(number.str.extract(_LONG_NUMBER))
+    given_back = number == number.cast(pl.Float64, strict=False).cast(pl.String)
+    return set(numbers.filter(~given_back.fill_null(False))["position"])
 
 
 def loads(raw: bytes) -> Any:
-    """What `orjson.loads` gives, with numbers of more than 15 significant digits as ExactNumber.
+    """What `orjson.loads` gives, with numbers that a double does not hold as ExactNumber.
 
     For lines that orjson has accepted. One that is nested too deeply for Python's parser comes as orjson reads it.
     """
@@ -69,12 +79,6 @@ def loads(raw: bytes) -> Any:
 def text_of(value: object) -> str | None:
     """The text of a number that a double cannot hold, else None."""
     return value.text if value.__class__ is ExactNumber else None
-
-
-def significant_digits(text: str) -> int:
-    """Digits of a decimal literal without leading zeros and exponent; trailing zeros count."""
-    mantissa = text.lower().partition("e")[0].lstrip("+-").replace(".", "")
-    return len(mantissa.lstrip("0"))
 
 
 def _decimal(text: str) -> float:
@@ -90,7 +94,9 @@ def exact_number(text: str) -> ExactNumber | None:
 
     That stays the nearest double.
     """
-    if len(text) > _MOST_CHARACTERS or significant_digits(text) <= EXACT_DIGITS:
+    if len(text) <= EXACT_DIGITS or len(text) > _MOST_CHARACTERS:
         return None
     number = ExactNumber(text)
-    return number if float(number) else None  # too small for a double, as 1e-20000 is for NUMERIC
+    if not float(number) or Decimal(text) == Decimal(float.__repr__(number)):  # 0: too small, as for NUMERIC
+        return None
+    return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -159,6 +159,13 @@ class ConceptIndex:
             .select(list(INDEX_SCHEMA))
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
+
+    def standard_of_codes(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """(vocabulary_id, concept_code) → the first Standard concept, of those codes that have one."""
+        key = {"vocabulary_id": pl.String, "concept_code": pl.String}
+        found = self.lookup(pl.DataFrame(sorted(codes), schema=key, orient="row")).drop_nulls("target_concept_id")
+        first = found.unique(list(key), keep="first", maintain_order=True)
+        return {(row[0], row[1]): row[2] for row in first.select(*key, "target_concept_id").iter_rows()}
 
     def descends(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Those of the pairs (columns ancestor and descendant: concept ids) in which one is truly below the other."""

@@ -246,6 +246,16 @@ class Mappings:
         named.pop(0, None)
         return named
 
+    @property
+    def fixed_codes(self) -> dict[tuple[str, str], str]:
+        """Every (vocabulary_id, concept_code) that the value maps name, and where."""
+        named: dict[tuple[str, str], str] = {}
+        for name, entries in self.value_maps.items():
+            for entry in entries:
+                for pair in entry.concept_codes:
+                    named.setdefault(pair, f"concept_maps/{name} {entry.code}")
+        return named
+
     def fingerprint(self, resource_type: str) -> str:
         """SHA-256 over everything in the mappings that can change a row of this resource type."""
         digest = hashlib.sha256()

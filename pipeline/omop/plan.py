@@ -151,19 +151,7 @@ class Worker:
     @cached_property
     def _coded_targets(self) -> dict[tuple[str, str], int]:
         """Standard concepts of the codes that value maps name as (vocabulary_id, concept_code)."""
-        entries = (entry for entries in self.plan.mappings.value_maps.values() for entry in entries)
-        pairs = {pair for entry in entries for pair in entry.concept_codes}
-        wanted = pl.DataFrame(
-            sorted(pairs), schema={"vocabulary_id": pl.String, "concept_code": pl.String}, orient="row"
-        )
-        found = self.plan.index.lookup(wanted).drop_nulls("target_concept_id")
-        found = found.unique(["vocabulary_id", "concept_code"], keep="first", maintain_order=True)
-        return {
-            (vocabulary, code): concept
-            for vocabulary, code, concept in found.select(
-                "vocabulary_id", "concept_code", "target_concept_id"
-            ).iter_rows()
-        }
+        return self.plan.index.standard_of_codes(self.plan.mappings.fixed_codes)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:

@@ -138,7 +138,7 @@ class _ChunkTransform:
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
         if len(skip) < len(lines):
-            self._read([line for line in enumerate(lines) if line[0] not in skip])
+            self._read(lines, [index for index in range(len(lines)) if index not in skip])
             self._write_outcomes(self._transformed())
         of_file = dict(unchanged.group_by("file_number").agg(pl.col("index").n_unique()).iter_rows())
         return tuple(
@@ -190,11 +190,14 @@ class _ChunkTransform:
 
     # --- reading: the only per-row Python ---------------------------------------------------------------------------
 
-    def _read(self, lines: Sequence[tuple[int, Line]]) -> None:
+    def _read(self, lines: Sequence[Line], wanted: Sequence[int]) -> None:
         limit = self.worker.plan.site.max_line_bytes
         key_of = self.worker.keys.of
-        long_numbers = self._long_numbers(lines)
-        for index, (_, _, raw) in lines:
+        # Of these few, numbers are read a second time for the digits that a double cannot hold.
+        found = exact_numbers.lines_with_long_numbers([lines[index].raw for index in wanted])
+        long_numbers = {wanted[position] for position in found}
+        for index in wanted:
+            raw = lines[index].raw
             if len(raw) > limit:
                 self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
                 continue
@@ -233,12 +236,6 @@ class _ChunkTransform:
             buffers.indexes.append(index)
             buffers.resource_ids.append(resource["id"])
             buffers.surrogate_ids.append(key_of(resource["resourceType"], resource["id"]))
-
-    @staticmethod
-    def _long_numbers(lines: Sequence[tuple[int, Line]]) -> set[int]:
-        """Indexes of the lines that are read a second time for the digits that a double cannot hold."""
-        found = exact_numbers.lines_with_long_numbers([line.raw for _, line in lines])
-        return {lines[position][0] for position in found}
 
     def _buffers_for(self, index: int, resource: Any) -> _Buffers | None:
         """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""

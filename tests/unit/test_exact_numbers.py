@@ -124,15 +124,21 @@ def test_lines_without_long_numbers_are_read_once():
         exact_numbers.lines_with_long_numbers([observation(1, "13.2"), observation(2, "120"), b"not JSON \xff"])
         == set()
     )
-    spaced = b'{"value" : -0.1234567890123456}'
+    spaced = b'{"value" : -0.12345678901234567890}'
     assert exact_numbers.lines_with_long_numbers([observation(1, "13.2"), spaced]) == {1}
 
 
 @pytest.mark.parametrize(
-    ("text", "digits"), [("0", 0), ("0.0010", 2), ("-12.5e10", 3), ("100", 3), ("1.000000000000000", 16)]
+    "text", ["82.59838370183087", "0.30000000000000004", "1.000000000000000000", "100000000000000000"]
 )
-def test_significant_digits(text, digits):
-    assert exact_numbers.significant_digits(text) == digits
+def test_what_a_double_holds_is_no_exact_number(text):
+    assert exact_numbers.exact_number(text) is None
+
+
+def test_a_double_that_a_program_wrote_is_read_once():
+    assert exact_numbers.lines_with_long_numbers(
+        [observation(1, "82.59838370183087"), observation(2, "0.1" + "0" * 18 + "1")]
+    ) == {1}
 
 
 def test_what_no_column_takes_stays_a_double():
