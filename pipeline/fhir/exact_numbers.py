@@ -9,8 +9,6 @@ for it.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,13 +45,8 @@ class ExactNumber(float):
     __repr__ = __str__
 
 
-def lines_with_long_numbers(lines: Sequence[bytes]) -> set[int]:
-    """Positions of the lines with a number whose double does not give its text back."""
-    try:
-        texts = pl.Series("text", lines, dtype=pl.Binary).cast(pl.String)
-    except pl.exceptions.ComputeError:  # a line that is not UTF-8 will be rejected; the others count
-        search = re.compile(_LONG_NUMBER.encode()).search
-        return {position for position, line in enumerate(lines) if search(line)}
+def lines_with_long_numbers(texts: pl.Series) -> set[int]:
+    """Positions of the lines (texts) with a number whose double does not give its text back."""
     long = pl.DataFrame({"position": texts.str.contains(_LONG_NUMBER).arg_true()})
     if long.is_empty():
         return set()

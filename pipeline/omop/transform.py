@@ -17,7 +17,7 @@ import polars as pl
 import xxhash
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.ndjson import Chunk, Line, read_lines
+from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
 from pipeline.omop.events import EventRows, derived, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
@@ -193,9 +193,10 @@ class _ChunkTransform:
     def _read(self, lines: Sequence[Line], wanted: Sequence[int]) -> None:
         limit = self.worker.plan.site.max_line_bytes
         key_of = self.worker.keys.of
+        texts = texts_of(lines, wanted)
         # Of these few, numbers are read a second time for the digits that a double cannot hold.
-        found = exact_numbers.lines_with_long_numbers([lines[index].raw for index in wanted])
-        long_numbers = {wanted[position] for position in found}
+        long_numbers = {wanted[position] for position in exact_numbers.lines_with_long_numbers(texts)}
+        modified = {wanted[position] for position in texts.str.contains(_MODIFIER).arg_true()}
         for index in wanted:
             raw = lines[index].raw
             if len(raw) > limit:
@@ -215,8 +216,8 @@ class _ChunkTransform:
             if b"\\u0000" in raw and (path := _path_of_nul(resource, resource["resourceType"])):
                 self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
                 continue
-            if "modifierExtension" in resource and (url := _unknown_modifier(resource, buffers.plan.mapping)):
-                path = f"{resource['resourceType']}.modifierExtension"
+            if modified and index in modified and (unknown := _unknown_modifier(resource, buffers.plan.mapping)):
+                path, url = unknown
                 self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
                 continue
             try:
@@ -567,10 +568,31 @@ def _path_of_nul(value: Any, path: str) -> str | None:
     return None
 
 
-def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> str | None:
-    extensions = resource["modifierExtension"]
-    for extension in extensions if isinstance(extensions, list) else [extensions]:
-        url = extension.get("url") if isinstance(extension, dict) else None
-        if url not in mapping.known_modifiers:
-            return str(url)[:200] if isinstance(url, str) else "a modifierExtension without url"
-    return None
+#: What may change the meaning of a resource, at any depth (f2o-063).
+_MODIFIER = '"modifierExtension"|"implicitRules"'
+
+
+def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> tuple[str, str] | None:
+    """FHIRPath and name of the first modifier that the mapping does not know."""
+    if "implicitRules" in resource:
+        return f"{mapping.resource}.implicitRules", "implicit rules"
+    try:
+        return _unknown_extension(resource, mapping.resource, mapping.known_modifiers)
+    except RecursionError:
+        return f"{mapping.resource}.modifierExtension", "what is nested this deeply"
+
+
+def _unknown_extension(value: Any, path: str, known: tuple[str, ...]) -> tuple[str, str] | None:
+    if isinstance(value, list):
+        parts = ((item, f"{path}[{number}]") for number, item in enumerate(value))
+    elif isinstance(value, dict):
+        extensions = value.get("modifierExtension", ())
+        for extension in extensions if isinstance(extensions, list | tuple) else [extensions]:
+            url = extension.get("url") if isinstance(extension, dict) else None
+            if url not in known:
+                named = url[:200] if isinstance(url, str) else "a modifierExtension without url"
+                return f"{path}.modifierExtension", named
+        parts = ((item, f"{path}.{name}") for name, item in value.items())
+    else:
+        return None
+    return next((found for item, place in parts if (found := _unknown_extension(item, place, known))), None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.ndjson import plan_chunks
+from pipeline.fhir.ndjson import Line, plan_chunks, texts_of
 from pipeline.omop.concept_index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -119,13 +119,15 @@ def test_a_number_whose_double_has_a_short_text_is_found(transformed, text):
     assert Decimal(transformed(["1.5", text, "2"])[1]) == Decimal(text)
 
 
+def found(*raws):
+    lines = [Line(number, 0, raw) for number, raw in enumerate(raws)]
+    return exact_numbers.lines_with_long_numbers(texts_of(lines, range(len(lines))))
+
+
 def test_lines_without_long_numbers_are_read_once():
-    assert (
-        exact_numbers.lines_with_long_numbers([observation(1, "13.2"), observation(2, "120"), b"not JSON \xff"])
-        == set()
-    )
+    assert found(observation(1, "13.2"), observation(2, "120"), b"not JSON \xff") == set()
     spaced = b'{"value" : -0.12345678901234567890}'
-    assert exact_numbers.lines_with_long_numbers([observation(1, "13.2"), spaced]) == {1}
+    assert found(observation(1, "13.2"), spaced) == {1}
 
 
 @pytest.mark.parametrize(
@@ -136,9 +138,7 @@ def test_what_a_double_holds_is_no_exact_number(text):
 
 
 def test_a_double_that_a_program_wrote_is_read_once():
-    assert exact_numbers.lines_with_long_numbers(
-        [observation(1, "82.59838370183087"), observation(2, "0.1" + "0" * 18 + "1")]
-    ) == {1}
+    assert found(observation(1, "82.59838370183087"), observation(2, "0.1" + "0" * 18 + "1")) == {1}
 
 
 def test_what_no_column_takes_stays_a_double():
