@@ -10,7 +10,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.commands import database, dead_letters, demo, export, ingest, sandbox, status, ui, view, vocabulary
+from pipeline.commands import (
+    database,
+    dead_letters,
+    demo,
+    export,
+    ingest,
+    report,
+    sandbox,
+    status,
+    ui,
+    view,
+    vocabulary,
+)
 from pipeline.errors import EpicOmopError
 
 __all__ = ["app", "main"]
@@ -33,6 +45,7 @@ app.add_typer(vocabulary.app, name="vocabulary")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(report.app, name="report")
 export.register(app)
 ingest.register(app)
 status.register(app)

@@ -37,6 +37,38 @@ class MappingOptions(BaseModel):
             " (f2o-051); `general` is 32817 (EHR) for all."
         ),
     )
+    data_absent: Literal["row", "exclude"] = _option(
+        "row",
+        "Observation",
+        description=(
+            "An Observation or component that has a dataAbsentReason instead of a value: `row` is a row whose value is"
+            " NULL (Themis: the test was done); `exclude` makes none, as the guide says, and counts it as `data_absent`."
+        ),
+    )
+    panel_row: Literal["with_value", "always"] = _option(
+        "with_value",
+        "Observation",
+        description=(
+            "The own row of an Observation with components: `with_value` makes it only where the panel itself has a"
+            " value; `always` makes it in any case."
+        ),
+    )
+    questionnaire_codes: Literal["link_id", "explicit"] = _option(
+        "link_id",
+        "QuestionnaireResponse",
+        description=(
+            "The code of a question: `link_id` takes a linkId that ends in a LOINC code (`/68517-2`) for that code, as"
+            " forms made from LOINC panels have it; `explicit` takes none but what an extension or the definition names."
+        ),
+    )
+    questionnaire_text: Literal["drop", "keep"] = _option(
+        "drop",
+        "QuestionnaireResponse",
+        description=(
+            "Answers in free text, which can hold names and addresses: `drop` keeps only those that are a number;"
+            " `keep` writes them to value_as_string."
+        ),
+    )
 
     condition_not_confirmed: Literal["observation", "drop", "condition"] = _option(
         "observation",

@@ -158,14 +158,26 @@ def _show_counts(counts: dict[str, int]) -> None:
 
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
-    from pipeline.omop.mapping import fixed_concepts
+    from pipeline.omop.mapping import load_mappings
 
-    wanted = fixed_concepts(settings.mappings)
-    warnings = [found.warning for found in _index(settings).verify_fixed(wanted).values() if found.warning is not None]
+    mappings, index = load_mappings(settings.mappings), _index(settings)
+    codes: dict[tuple[str, str], str] = {}
+    for name, where in mappings.coded_concepts.items():
+        vocabulary, _, code = name.partition(":")
+        codes[vocabulary, code] = where
+    held = index.standard_of_codes(codes)
+    wanted = len(mappings.fixed_concepts) + len(codes)
+    checked = index.verify_fixed(mappings.fixed_concepts).values()
+    warnings = [found.warning for found in checked if found.warning is not None]
+    warnings += [
+        f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
+        for (vocabulary, code), name in codes.items()
+        if (vocabulary, code) not in held
+    ]
     if not warnings:
-        typer.echo(f"All {len(wanted)} concepts that the mappings name are Standard and valid in it.")
+        typer.echo(f"All {wanted} concepts that the mappings name are Standard and valid in it.")
         return
-    typer.echo(f"Of {len(wanted)} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    typer.echo(f"Of {wanted} concepts that the mappings name, {len(warnings)} are missing or changed:")
     for warning in warnings:
         typer.echo(f"  {warning}")
 

@@ -18,6 +18,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+from pipeline.fhir.exact_numbers import ExactNumber
+
 __all__ = [
     "FUNCTIONS",
     "EvaluationError",
@@ -45,6 +47,7 @@ _TYPE_NAMES: Final[dict[type, str]] = {
     bool: "a boolean",
     int: "a whole number",
     float: "a number with a decimal point",
+    ExactNumber: "a number of many digits",
     str: "a string",
     dict: "an object",
     list: "an array",
@@ -287,7 +290,7 @@ def _compare_loose(left: Json, right: Json) -> int | None:
 
 
 def _is_number(value: Json) -> bool:
-    return value.__class__ is int or value.__class__ is float
+    return value.__class__ is int or value.__class__ is float or value.__class__ is ExactNumber
 
 
 _DATE: Final = re.compile(
@@ -549,7 +552,7 @@ def as_integer(loose: Json) -> int | None:
 
 def as_number(loose: Json) -> float | None:
     value = single(loose)
-    if value is None or value.__class__ is float or value.__class__ is int:
+    if value is None or value.__class__ is float or value.__class__ is int or value.__class__ is ExactNumber:
         return value
     raise expected("a number", value)
 

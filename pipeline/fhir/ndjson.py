@@ -5,14 +5,16 @@ What a line is, and which lines are blank, is said in `pipeline.landing.lines`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
+
 from pipeline.landing.lines import is_blank
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Line", "plan_chunks", "read_lines"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Line", "plan_chunks", "read_lines", "texts_of"]
 
 #: Large enough that polars' fixed costs vanish, small enough that a worker stays below a few hundred MB.
 CHUNK_BYTES = 24 * 1024 * 1024
@@ -76,3 +78,12 @@ def read_lines(file: Path, chunk: Chunk) -> list[Line]:
             lines.append(Line(number, offset, raw))
         offset += length + 1
     return lines
+
+
+def texts_of(lines: Sequence[Line], indexes: Sequence[int]) -> pl.Series:
+    """Some of the lines as texts, to be searched all at once. Bytes that are not UTF-8 are replaced."""
+    raws = [lines[index].raw for index in indexes]
+    try:
+        return pl.Series("text", raws, dtype=pl.Binary).cast(pl.String)
+    except pl.exceptions.ComputeError:
+        return pl.Series("text", [raw.decode("utf-8", "replace") for raw in raws], dtype=pl.String)

@@ -5,6 +5,7 @@ Rows carry the number; concepts are then resolved once per distinct code set ins
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,6 @@ from pipeline.omop.keys import content_key
 
 __all__ = ["CodeSets"]
 
-UCUM = "http://unitsofmeasure.org"
 _CODING_SCHEMA = {
     "code_set": pl.Int32,
     "position": pl.Int32,
@@ -62,13 +62,18 @@ class CodeSets:
         return self.add_concept({"coding": [value]})
 
     def add_quantity(self, value: dict[str, Any]) -> int | None:
-        """The unit of a Quantity: its code in its system, else its text, tried as a UCUM code (aliases follow)."""
+        """The unit of a Quantity: its code in its system, and its text, which has no system (`resolve_single("unit")`).
+
+        A code without a system is a text as well.
+        """
         system, code, unit = value.get("system"), value.get("code"), value.get("unit")
         key = ("unit", system, code, unit)
         if key in self._numbers:
             return self._numbers[key]
-        codings = [_checked({"system": system or UCUM, "code": code or unit, "display": unit})] if code or unit else []
-        return self._new(key, codings, unit)
+        named = [(system if code else None, code or unit)]
+        if unit != code and code:
+            named.append((None, unit))
+        return self._new(key, [_checked({"system": of, "code": name}) for of, name in named], unit)
 
     def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
         if text is not None and not isinstance(text, str):
@@ -83,12 +88,19 @@ class CodeSets:
 
     def codings(self, first: int) -> pl.DataFrame:
         """Columns code_set, position, system, code, display, user_selected of the sets numbered from `first`."""
+        return self.codings_of(range(first, len(self._codings)))
+
+    def codings_of(self, numbers: Iterable[int]) -> pl.DataFrame:
+        """The same of these sets alone, in their order."""
         rows = [
-            (number, position, *coding)
-            for number in range(first, len(self._codings))
-            for position, coding in enumerate(self._codings[number])
+            (number, position, *coding) for number in numbers for position, coding in enumerate(self._codings[number])
         ]
         return pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
+
+    def first_coding(self, number: int) -> tuple[str | None, str | None]:
+        """System and code of the first coding; (None, None) of a text."""
+        codings = self._codings[number]
+        return codings[0][:2] if codings else (None, None)
 
     def sets(self, first: int) -> pl.DataFrame:
         """Columns code_set, code_set_key (Int64, stable between runs) and text of the sets numbered from `first`."""

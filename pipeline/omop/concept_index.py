@@ -8,7 +8,8 @@ decided in `pipeline.omop.concepts`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ __all__ = [
     "ConceptIndex",
     "FixedConcept",
     "normalise_code",
+    "unit_key",
 ]
 
 INDEX_FILE = "concept_index.parquet"
@@ -107,6 +109,18 @@ def normalise_code(vocabulary_id: str, code: str) -> str:
     return code
 
 
+_SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "⁶": "^6", "⁹": "^9", "×": "x"})
+
+
+def unit_key(text: str) -> str:
+    """What spellings of a unit have in common: no spaces, one case, one micro sign, exponents on the line.
+
+    UCUM itself tells M from m; the table of aliases holds only spellings that mean one thing in any case.
+    """
+    folded = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).replace("\N{GREEK SMALL LETTER MU}", "u")
+    return "".join(folded.split()).casefold()
+
+
 @dataclass(frozen=True)
 class FixedConcept:
     """What became of a concept id that a mapping names."""
@@ -159,6 +173,13 @@ class ConceptIndex:
             .select(list(INDEX_SCHEMA))
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
+
+    def standard_of_codes(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """(vocabulary_id, concept_code) → the first Standard concept, of those codes that have one."""
+        key = {"vocabulary_id": pl.String, "concept_code": pl.String}
+        found = self.lookup(pl.DataFrame(sorted(codes), schema=key, orient="row")).drop_nulls("target_concept_id")
+        first = found.unique(list(key), keep="first", maintain_order=True)
+        return {(row[0], row[1]): row[2] for row in first.select(*key, "target_concept_id").iter_rows()}
 
     def descends(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """Those of the pairs (columns ancestor and descendant: concept ids) in which one is truly below the other."""

@@ -12,9 +12,12 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.omop.code_sets import CodeSets
-from pipeline.omop.concept_index import normalise_code
+from pipeline.omop.concept_index import normalise_code, unit_key
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
+
+#: The purpose under which units are resolved, a key of vocabulary_priority.yaml.
+UNIT = "unit"
 
 #: One row a code set and standard target; at least one a code set.
 RESOLVED_SCHEMA = {
@@ -51,6 +54,7 @@ class ConceptResolver:
         index: ConceptLookup,
         code_systems: Mapping[str, str],
         priorities: Mapping[str, tuple[str, ...]],
+        unit_aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._sets = sets
         self._index = index
@@ -59,6 +63,7 @@ class ConceptResolver:
             schema={"system": pl.String, "vocabulary_id": pl.String},
         )
         self._priorities = priorities
+        self._unit_aliases = unit_aliases or {}
         self._resolved: dict[str, pl.DataFrame] = {}
         self._done: dict[str, int] = {}
 
@@ -78,7 +83,8 @@ class ConceptResolver:
 
     def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
         sets = self._sets.sets(first)
-        chosen = self._choose(self._candidates(first), purpose)
+        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first)
+        chosen = self._choose(candidates, purpose)
         return (
             sets.join(chosen, on="code_set", how="left", maintain_order="left")
             .with_columns(pl.col("target_concept_id", "source_concept_id").fill_null(0))
@@ -95,6 +101,46 @@ class ConceptResolver:
         codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
         found = self._index.lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
         return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
+
+    def _unit_candidates(self, first: int) -> pl.DataFrame:
+        """The same for units, each looked up in several spellings; a code without a system is a text.
+
+        A code is UCUM before it is a customary spelling; a text the other way round: nobody writes coulombs as "C".
+        The spelling that has a standard concept counts, then the one that is known at all.
+        """
+        codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
+        codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("UCUM")).alias("vocabulary_id"))
+        key = ["vocabulary_id", "code", "is_text"]
+        codings = codings.with_columns(pl.col("system").is_null().alias("is_text"))
+        spellings = pl.DataFrame(
+            [
+                (vocabulary, code, is_text, attempt, spelling)
+                for vocabulary, code, is_text in codings.select(key).unique(maintain_order=True).iter_rows()
+                for attempt, spelling in enumerate(self._spellings(vocabulary, code, is_text))
+            ],
+            schema={
+                "vocabulary_id": pl.String,
+                "code": pl.String,
+                "is_text": pl.Boolean,
+                "attempt": pl.Int32,
+                "concept_code": pl.String,
+            },
+            orient="row",
+        )
+        rows = self._index.lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
+        known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
+        best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
+        known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
+        found = codings.join(known, on=key, how="left", maintain_order="left")
+        return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
+
+    def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
+        own = normalise_code(vocabulary, code)
+        alias = self._unit_aliases.get(unit_key(code)) if vocabulary == "UCUM" else None
+        if alias is None or alias == own:
+            return [own]
+        return [alias, own] if is_text else [own, alias]
 
     def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """The rows of the best coding of each code set.

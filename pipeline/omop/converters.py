@@ -10,7 +10,10 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
+import orjson
+
 from pipeline.omop.code_sets import CodeSets
+from pipeline.omop.keys import SurrogateKeys, parse_reference
 
 #: Quantity.comparator → the name of its concept in constants.csv.
 COMPARATORS = {
@@ -20,14 +23,23 @@ COMPARATORS = {
     ">": "operator_greater",
 }
 
-_OTHER_VALUES = ("valueRange", "valueRatio", "valueSampledData", "valueTime", "valueDateTime", "valuePeriod")
+_OTHER_VALUES = (
+    "valueRange",
+    "valueRatio",
+    "valueSampledData",
+    "valueTime",
+    "valueDateTime",
+    "valuePeriod",
+    "valueDate",
+    "valueUri",
+)
 
 
 def other_value(element: dict[str, Any]) -> str | None:
     """Text of the value types that OMOP has no column for, None for the others."""
     for name in _OTHER_VALUES:
         if name in element:
-            return _value_text(name, element[name])
+            return _value_text(name, element[name]) or None
     return None
 
 
@@ -39,7 +51,7 @@ def _value_text(name: str, value: Any) -> str:
     if name == "valueRatio":
         return f"{quantity_text(value.get('numerator'))}/{quantity_text(value.get('denominator'))}"
     if name == "valuePeriod":
-        return f"{value.get('start', '')}/{value.get('end', '')}"
+        return period_text(value)
     return str(value.get("data", ""))
 
 
@@ -210,3 +222,55 @@ def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
         return None
 
     return convert
+
+
+def canonical(url: str) -> str:
+    """A canonical URL without version and fragment."""
+    return url.partition("|")[0].partition("#")[0]
+
+
+def canonical_key(keys: SurrogateKeys) -> Callable[[str], int]:
+    """Converter canonical URL → surrogate id: that of the resource which the URL's end names, else of the URL itself."""
+
+    def convert(url: str) -> int:
+        plain = canonical(url)
+        parsed = parse_reference(plain)
+        resource_type, resource_id = parsed if parsed and parsed[0] == "Questionnaire" else ("Questionnaire", plain)
+        return keys.of(resource_type, resource_id)
+
+    return convert
+
+
+def questionnaire_codes(questionnaire: dict[str, Any]) -> str | None:
+    """The codings of all items as JSON, linkId → [Coding]; None where no item has one."""
+    codes: dict[str, list[dict[str, Any]]] = {}
+    items = [*questionnaire.get("item", ())]
+    for item in items:
+        items += item.get("item", ())
+        found = [_bare_coding(coding) for coding in item.get("code", ())]
+        if found and item.get("linkId"):
+            codes[item["linkId"]] = found
+    return orjson.dumps(codes, option=orjson.OPT_SORT_KEYS).decode() if codes else None
+
+
+def item_code(item: dict[str, Any]) -> str | None:
+    """What an answered item says of its question's code, as JSON: {"extension": [Coding], "definition": [Coding]}.
+
+    An extension counts whose URL ends in "code" and whose value is a Coding or CodeableConcept. A definition is a code
+    where its URL is a code system's and the code: `http://loinc.org/44250-9`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for extension in item.get("extension", ()):
+        if extension.get("url", "").lower().endswith("code"):
+            concept = extension.get("valueCodeableConcept") or {"coding": [extension.get("valueCoding") or {}]}
+            found.setdefault("extension", []).extend(_bare_coding(coding) for coding in concept.get("coding", ()))
+    definition = item.get("definition")
+    if definition:
+        system, separator, code = definition.rpartition("#" if "#" in definition else "/")
+        if separator and system and code:
+            found["definition"] = [{"system": system, "code": code}]
+    return orjson.dumps(found).decode() if found else None
+
+
+def _bare_coding(coding: dict[str, Any]) -> dict[str, Any]:
+    return {name: coding[name] for name in ("system", "code", "userSelected") if name in coding}

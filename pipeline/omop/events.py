@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from pipeline.omop.derive import DERIVATIONS
+from pipeline.omop.derive.base import UNMAPPED
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.omop.plan import Worker
-from pipeline.omop.routing import route, to_table
+from pipeline.omop.routing import exact_numbers, route, to_table
 from pipeline.warehouse.staging import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
 
 __all__ = ["EventRows", "derived", "event_links", "event_rows", "refuse_incomplete"]
@@ -33,6 +34,8 @@ class EventRows:
     issues: pl.DataFrame
     #: codes met: element, system, code, mapped, count
     codes: pl.DataFrame
+    #: by table: texts of the numbers that a double cannot hold, as `pipeline.omop.routing.exact_numbers` gives them
+    exact: dict[str, pl.DataFrame] = field(default_factory=dict)
 
 
 def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
@@ -47,21 +50,28 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
     codes = pl.DataFrame(schema=SCHEMAS[MAPPING])
+    exact: dict[str, pl.DataFrame] = {}
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
         nonlocal codes
         coded = _with_concepts(worker, mapping, view, kept)
         codes = _code_counts(mapping, view, coded)
         coded = _with_row_key(coded, view)
-        return {
-            table: to_table(coded.filter(pl.col("table") == table), table) for table in coded["table"].unique().sort()
-        }
+        made: dict[str, pl.DataFrame] = {}
+        for table in coded["table"].unique().sort():
+            events = coded.filter(pl.col("table") == table)
+            made[table] = to_table(events, table)
+            texts = exact_numbers(events, table)
+            if texts is not None:
+                exact[table] = texts
+        return made
 
-    result = refuse_incomplete(mapping, view, rows, tables)
-    return EventRows(result.tables, result.refused, result.excluded, result.references, result.issues, codes)
+    result = refuse_incomplete(worker, mapping, view, rows, tables)
+    return replace(result, codes=pl.concat([codes, result.codes]), exact=exact)
 
 
 def refuse_incomplete(
+    worker: Worker,
     mapping: ResourceMapping,
     view: ViewMapping,
     rows: pl.DataFrame,
@@ -83,7 +93,8 @@ def refuse_incomplete(
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
-    return EventRows(made, refused, excluded, _references(waits), _issues(kept), pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    failures = _failure_counts(worker, mapping, kept)
+    return EventRows(made, refused, excluded, _references(waits), _issues(kept), failures)
 
 
 #: `cause`: surrogate id of the resource that is missing, NULL where none is.
@@ -218,8 +229,33 @@ def _code_counts(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame
             pl.col("source_code").alias("code"),
             "mapped",
             "count",
+            pl.lit(True).alias("is_event_code"),
         )
     )
+
+
+def _failure_counts(worker: Worker, mapping: ResourceMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Codes without a concept in the other elements (units, values, routes, sites …), which `derive.base` marks."""
+    found = [pl.DataFrame(schema=SCHEMAS[MAPPING])]
+    for name in rows.columns:
+        if not name.startswith(UNMAPPED):
+            continue
+        numbers = rows[name].drop_nulls().value_counts()
+        if numbers.is_empty():
+            continue
+        codings = [worker.sets.first_coding(number) for number in numbers[name]]
+        found.append(
+            numbers.select(
+                pl.lit(mapping.resource).alias("resource_type"),
+                pl.lit(name.removeprefix(UNMAPPED)).alias("element"),
+                pl.Series("system", [system for system, _ in codings], dtype=pl.String),
+                pl.Series("code", [code for _, code in codings], dtype=pl.String),
+                pl.lit(False).alias("mapped"),
+                pl.col("count").cast(pl.Int64),
+                pl.lit(False).alias("is_event_code"),
+            )
+        )
+    return pl.concat(found)
 
 
 def _references(rows: pl.DataFrame) -> pl.DataFrame:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import MappingError
 from pipeline.mapping_options import MappingOptions
+from pipeline.omop.concept_index import unit_key
 
 __all__ = [
     "ConceptRule",
@@ -255,6 +256,8 @@ class Mappings:
     #: resource types that are landed and counted, never mapped: type → reason
     unmapped_types: Mapping[str, str]
     options: MappingOptions = field(default_factory=MappingOptions)
+    #: `unit_key` of a customary spelling of a unit → UCUM code as OMOP writes it
+    unit_aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def fixed_concepts(self) -> dict[int, str]:
@@ -294,7 +297,13 @@ class Mappings:
         digest = hashlib.sha256()
         mapping = self.resources.get(resource_type)
         digest.update(mapping.model_dump_json().encode() if mapping else b"unmapped")
-        for part in (self.value_maps, self.code_systems, self.vocabulary_priority, self.constants):
+        for part in (
+            self.value_maps,
+            self.code_systems,
+            self.vocabulary_priority,
+            self.constants,
+            self.unit_aliases,
+        ):
             digest.update(repr(sorted(part.items())).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
@@ -330,6 +339,7 @@ def load_mappings(folder: Path, site: str | None = None, options: MappingOptions
         constants={row["name"]: _ids(row["concept_id"]) for row in _read_csv(maps / "constants.csv")},
         unmapped_types={row["resource_type"]: row["reason"] for row in _read_csv(maps / "unmapped_types.csv")},
         options=chosen,
+        unit_aliases=_unit_aliases(maps / "unit_aliases.csv"),
     )
 
 
@@ -340,6 +350,17 @@ def _value_maps(shared: Path, own: Path | None) -> dict[str, tuple[ValueMapEntry
             entries = {(entry.system, entry.code, entry.within): entry for entry in _read_value_map(file)}
             merged.setdefault(file.stem, {}).update(entries)
     return {name: tuple(entries.values()) for name, entries in merged.items()}
+
+
+def _unit_aliases(file: Path) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for line, row in enumerate(_read_csv(file), start=2):
+        unit, code = row.get("unit"), row.get("ucum")
+        if not unit or not code:
+            raise MappingError("needs the columns unit and ucum", file=str(file), line=line)
+        if aliases.setdefault(unit_key(unit), code) != code:
+            raise MappingError(f"the spelling {unit!r} is there twice, for two units", file=str(file), line=line)
+    return aliases
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "site_location": pl.Int64(),
     "daily_dose": pl.Float64(),
     "integer32": pl.Int64(),
+    "canonical_key": pl.Int64(),
 }
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
@@ -123,7 +124,11 @@ class Worker:
     def _reset_code_sets(self) -> None:
         self.sets = CodeSets()
         self.resolver = ConceptResolver(
-            self.sets, self.plan.index, self.plan.mappings.code_systems, self.plan.mappings.vocabulary_priority
+            self.sets,
+            self.plan.index,
+            self.plan.mappings.code_systems,
+            self.plan.mappings.vocabulary_priority,
+            self.plan.mappings.unit_aliases,
         )
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
@@ -176,14 +181,10 @@ class Worker:
     @cached_property
     def _coded(self) -> dict[str, int]:
         """`VOCABULARY:code` of the mappings → its standard concept."""
-        codings = pl.DataFrame(
-            [name.split(":", 1) for name in sorted(self.plan.mappings.coded_concepts)],
-            schema={"vocabulary_id": pl.String, "concept_code": pl.String},
-            orient="row",
-        )
-        found = self.plan.index.lookup(codings).drop_nulls("target_concept_id").sort("pair_number", descending=True)
-        rows = found.select("vocabulary_id", "concept_code", "target_concept_id").iter_rows()
-        return {f"{vocabulary}:{code}": concept_id for vocabulary, code, concept_id in rows}
+        parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
+        pairs = [(vocabulary, code) for vocabulary, _, code in parted]
+        found = self.plan.index.standard_of_codes(pairs)
+        return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:
@@ -237,7 +238,7 @@ class Worker:
     def _concept_as_json(self, value: Any) -> str:
         """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
         self.sets.add_concept(value)
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=float).decode()
 
     def _device_as_json(self, device: dict[str, Any]) -> str:
         """What an exposure takes from its device, as text; the code's shape is checked here."""
@@ -289,6 +290,10 @@ class Worker:
             "device_summary": self._device_as_json,
             "contained_device": self._contained_device,
             "contained_device_code": self._contained_device_code,
+            "canonical": converters.canonical,
+            "canonical_key": converters.canonical_key(self.keys),
+            "questionnaire_codes": converters.questionnaire_codes,
+            "item_code": converters.item_code,
         }
         for target in _REFERENCE_TARGETS:
             by_type[f"Reference({target})"] = self.keys.converter(target)

@@ -10,7 +10,10 @@ import polars as pl
 
 from omop_schema.cdm import column_length, polars_schema, primary_key, required_columns
 
-__all__ = ["DOMAIN_TABLES", "KEY_COLUMNS", "route", "staged_columns", "to_staged", "to_table"]
+__all__ = ["DOMAIN_TABLES", "EXACT", "KEY_COLUMNS", "exact_numbers", "route", "staged_columns", "to_staged", "to_table"]
+
+#: `<column>_exact`: texts of the numbers in `<column>` that a double cannot hold. There only where there are any.
+EXACT = "_exact"
 
 #: f2o-037: the domain of the resolved concept decides. A domain that is not named here stays in the home table if
 #: that takes any domain (observation), else goes to observation, the CDM's table for all that has no other.
@@ -115,6 +118,9 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
     },
 }
 
+#: The CDM's integers have 32 bits.
+_MOST_PIECES = 2**31 - 1
+
 #: Required by the CDM, and what stands in where the source has nothing.
 _END_REQUIRED = ("drug_exposure_end_date",)
 
@@ -139,10 +145,29 @@ def to_table(events: pl.DataFrame, table: str) -> pl.DataFrame:
     if set(_END_REQUIRED) & set(names):
         end = pl.coalesce("end_date", "start_date") if "end_date" in events.columns else pl.col("start_date")
         events = events.with_columns(end.alias("end_date"))
+    if table == "device_exposure" and "quantity" in events.columns and "whole_quantity" not in events.columns:
+        pieces = pl.col("quantity")  # of a drug that is a device: its column takes whole numbers only
+        whole = (pieces == pieces.round()) & pieces.is_between(0, _MOST_PIECES)
+        events = events.with_columns(pl.when(whole).then(pieces.cast(pl.Int64, strict=False)).alias("whole_quantity"))
     return events.select(
         _column(events, table, name, kind, names.get(name, name if name in KEY_COLUMNS else None), name in required)
         for name, kind in staged_columns(table).items()
     )
+
+
+def exact_numbers(events: pl.DataFrame, table: str) -> pl.DataFrame | None:
+    """surrogate_id, row_key and, as text, the numbers of an event table that a double cannot hold; None without any."""
+    texts = [
+        pl.col(f"{source}{EXACT}").alias(name)
+        for name, source in EVENT_COLUMNS[table].items()
+        if f"{source}{EXACT}" in events.columns and polars_schema(table)[name] == pl.Float64
+    ]
+    if not texts:
+        return None
+    found = events.select("surrogate_id", "row_key", *texts)
+    names = found.columns[2:]
+    found = found.filter(pl.any_horizontal(pl.col(names).is_not_null()))
+    return None if found.is_empty() else found
 
 
 def to_staged(rows: pl.DataFrame, table: str) -> pl.DataFrame:

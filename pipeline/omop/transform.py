@@ -7,7 +7,7 @@ views. After the views everything is set-based: rules, concepts, routing. Every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import orjson
 import polars as pl
 import xxhash
 
-from pipeline.fhir.ndjson import Chunk, Line, read_lines
+from pipeline.fhir import exact_numbers
+from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping, ViewMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
-from pipeline.omop.routing import to_staged
+from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
@@ -88,6 +89,8 @@ class _Buffers:
     resource_ids: list[str] = field(default_factory=list)
     views: list[list[list[Any]]] = field(default_factory=list)
     view_indexes: list[list[int]] = field(default_factory=list)
+    #: whether a number may be an ExactNumber
+    has_long_numbers: bool = False
 
     def __post_init__(self) -> None:
         self.views = [view.compiled.new_buffers() for view in self.plan.views]
@@ -135,7 +138,7 @@ class _ChunkTransform:
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
         if len(skip) < len(lines):
-            self._read(line for line in enumerate(lines) if line[0] not in skip)
+            self._read(lines, [index for index in range(len(lines)) if index not in skip])
             self._write_outcomes(self._transformed())
         of_file = dict(unchanged.group_by("file_number").agg(pl.col("index").n_unique()).iter_rows())
         return tuple(
@@ -187,10 +190,15 @@ class _ChunkTransform:
 
     # --- reading: the only per-row Python ---------------------------------------------------------------------------
 
-    def _read(self, lines: Iterable[tuple[int, Line]]) -> None:
+    def _read(self, lines: Sequence[Line], wanted: Sequence[int]) -> None:
         limit = self.worker.plan.site.max_line_bytes
         key_of = self.worker.keys.of
-        for index, (_, _, raw) in lines:
+        texts = texts_of(lines, wanted)
+        # Of these few, numbers are read a second time for the digits that a double cannot hold.
+        long_numbers = {wanted[position] for position in exact_numbers.lines_with_long_numbers(texts)}
+        modified = {wanted[position] for position in texts.str.contains(_MODIFIER).arg_true()}
+        for index in wanted:
+            raw = lines[index].raw
             if len(raw) > limit:
                 self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
                 continue
@@ -202,11 +210,14 @@ class _ChunkTransform:
             buffers = self._buffers_for(index, resource)
             if buffers is None:
                 continue
+            if long_numbers and index in long_numbers:
+                resource = exact_numbers.loads(raw)
+                buffers.has_long_numbers = True
             if b"\\u0000" in raw and (path := _path_of_nul(resource, resource["resourceType"])):
                 self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
                 continue
-            if "modifierExtension" in resource and (url := _unknown_modifier(resource, buffers.plan.mapping)):
-                path = f"{resource['resourceType']}.modifierExtension"
+            if modified and index in modified and (unknown := _unknown_modifier(resource, buffers.plan.mapping)):
+                path, url = unknown
                 self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
                 continue
             try:
@@ -390,6 +401,10 @@ class _TypeTransform:
         for column, dtype, values in zip(view.compiled.columns, view.dtypes, self.buffers.views[number], strict=True):
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(pl.Series(column.name, values, dtype=dtype))
+            if self.buffers.has_long_numbers and dtype == pl.Float64:
+                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
+                if texts.null_count() < len(texts):
+                    columns.append(texts)
         return pl.DataFrame(columns)
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -460,7 +475,7 @@ class _TypeTransform:
         assert table is not None, "an entity view has a table"
         rows = derived(self.worker, view, rows)
         rows = rows.with_columns(_entity_key(view, rows).alias("row_key"))
-        return refuse_incomplete(self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
+        return refuse_incomplete(self.worker, self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
     def _decisions(
         self,
@@ -552,6 +567,9 @@ class _TypeTransform:
                 tables.setdefault(table, []).append(frame)
         if "location_id" in kept.columns:
             tables["location"] = [self._location_rows(kept)]
+        for table in {table for result in results for table in result.exact}:
+            texts = [result.exact[table] for result in results if table in result.exact]
+            write(staging.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
@@ -616,10 +634,31 @@ def _path_of_nul(value: Any, path: str) -> str | None:
     return None
 
 
-def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> str | None:
-    extensions = resource["modifierExtension"]
-    for extension in extensions if isinstance(extensions, list) else [extensions]:
-        url = extension.get("url") if isinstance(extension, dict) else None
-        if url not in mapping.known_modifiers:
-            return str(url)[:200] if isinstance(url, str) else "a modifierExtension without url"
-    return None
+#: What may change the meaning of a resource, at any depth (f2o-063).
+_MODIFIER = '"modifierExtension"|"implicitRules"'
+
+
+def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> tuple[str, str] | None:
+    """FHIRPath and name of the first modifier that the mapping does not know."""
+    if "implicitRules" in resource:
+        return f"{mapping.resource}.implicitRules", "implicit rules"
+    try:
+        return _unknown_extension(resource, mapping.resource, mapping.known_modifiers)
+    except RecursionError:
+        return f"{mapping.resource}.modifierExtension", "what is nested this deeply"
+
+
+def _unknown_extension(value: Any, path: str, known: tuple[str, ...]) -> tuple[str, str] | None:
+    if isinstance(value, list):
+        parts = ((item, f"{path}[{number}]") for number, item in enumerate(value))
+    elif isinstance(value, dict):
+        extensions = value.get("modifierExtension", ())
+        for extension in extensions if isinstance(extensions, list | tuple) else [extensions]:
+            url = extension.get("url") if isinstance(extension, dict) else None
+            if url not in known:
+                named = url[:200] if isinstance(url, str) else "a modifierExtension without url"
+                return f"{path}.modifierExtension", named
+        parts = ((item, f"{path}.{name}") for name, item in value.items())
+    else:
+        return None
+    return next((found for item, place in parts if (found := _unknown_extension(item, place, known))), None)

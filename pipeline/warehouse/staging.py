@@ -30,6 +30,7 @@ __all__ = [
     "UNCHANGED",
     "StagedExport",
     "clear_site",
+    "exact_kind",
     "staging_for",
     "write_frame",
 ]
@@ -80,6 +81,8 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "code": pl.String,
         "mapped": pl.Boolean,
         "count": pl.Int64,
+        # the code of the event itself, as opposed to its unit, value, route …: what mapping rates are about
+        "is_event_code": pl.Boolean,
     },
     #: a row (cdm_table, row_key) that belongs to another row (event_table, event_row_key) of the same resource
     EVENT_LINK: {
@@ -129,8 +132,13 @@ class StagedExport:
         return sorted(path.name for path in self.folder.iterdir() if path.is_dir()) if self.folder.exists() else []
 
     def frames(self, kind: str) -> Iterator[pl.DataFrame]:
+        """The parts in their order. A column with numbers that a double cannot hold comes as text (`exact_kind`)."""
+        exact = self.folder / exact_kind(kind)
+        has_exact = exact.exists()
         for part in self.parts(kind):
-            yield pl.read_parquet(part)
+            frame = pl.read_parquet(part)
+            texts = exact / part.name
+            yield _with_texts(frame, pl.read_parquet(texts)) if has_exact and texts.exists() else frame
 
     def scan(self, kind: str) -> pl.LazyFrame:
         """All parts of a kind as one lazy frame, empty with the kind's schema where there are none."""
@@ -139,6 +147,19 @@ class StagedExport:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def exact_kind(table: str) -> str:
+    """Where the texts of a table's long numbers are: parts of the same names, with surrogate_id, row_key and texts."""
+    return f"exact_{table}"
+
+
+def _with_texts(frame: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
+    key = ["surrogate_id", "row_key"]
+    frame = frame.join(texts, on=key, how="left", maintain_order="left", suffix="_text")
+    names = [name for name in texts.columns if name not in key]
+    exact = [pl.coalesce(f"{name}_text", pl.col(name).cast(pl.String)).alias(name) for name in names]
+    return frame.with_columns(exact).drop(f"{name}_text" for name in names)
 
 
 def clear_site(root: Path, site: str) -> None:

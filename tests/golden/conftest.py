@@ -38,9 +38,7 @@ def golden_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     _write(folder, "concept_relationship", [*own, *relationships])
     _write(folder, "concept_ancestor", [{**row, **_levels(row)} for row in _read("ancestors")])
-    _write(
-        folder, "source_to_concept_map", [{**row, "source_concept_id": "0"} for row in _read("source_to_concept_map")]
-    )
+    _write(folder, "source_to_concept_map", _read("source_to_concept_map"))
     _write(
         folder,
         "vocabulary",

@@ -6,7 +6,8 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
 - `fhir`: resources whose rows, outcomes and issues are compared; of a Bundle those of its entries. `given`: resources
   that only have to be there. Patient `p1` and Encounter `e1` (of p1) are there in every case that has no Patient or
   Encounter of its own; `patient: none` leaves out both. `then`: resources of a second export, loaded after the first.
-- `rows`: table → rows. A column that is not listed must be empty: NULL, or 0 for a required concept id. Exceptions:
+- `rows`: table → rows. A column that is not listed must be empty: NULL, or 0 for a required concept id. Numbers of
+  more digits than a float holds are texts. Exceptions:
   the row's own id is anything; person_id is Patient/p1 if not listed; a datetime that is not listed may be midnight
   of its date. A link is written as the FHIR reference of the resource that the row came from.
 - `outcomes`: resource → `loaded` (if not listed), `excluded:reason` or `rejected:code`, with ` at <FHIRPath>` if wanted.
@@ -36,7 +37,9 @@ from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
+from pipeline.omop.mapping import load_mappings
 from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.quality.mapping_report import MappingReport, mapping_report
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
@@ -172,13 +175,28 @@ def _names(resource: dict[str, Any], url: str = "") -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates and booleans like `no`: FHIR's are strings, and a case says `true` and `false`."""
+    """YAML without dates and booleans like `no`: FHIR's are strings, and a case says `true` and `false`.
+
+    `!number "0.10000000000000001"` is a JSON number with just these digits.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class _Number:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_Loader.add_constructor("!number", lambda loader, node: _Number(loader.construct_scalar(node)))
+
+
+def _as_json(resource: dict[str, Any]) -> bytes:
+    return orjson.dumps(resource, default=lambda number: orjson.Fragment(number.text))
 
 
 def _cases() -> Iterator[Case]:
@@ -247,7 +265,7 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         by_type: dict[str, list[bytes]] = {}
         for case in cases:
             for resource in case.resources(key):
-                by_type.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+                by_type.setdefault(resource["resourceType"], []).append(_as_json(resource))
         for resource_type, lines in by_type.items():
             (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
         if by_type:
@@ -369,8 +387,8 @@ def _terse(table: str, row: dict[str, Any], case: Case) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return float(value)
+    if isinstance(value, Decimal):  # with more digits than a float holds: as text
+        return float(value) if Decimal(repr(float(value))) == value else format(value, "f")
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -394,6 +412,80 @@ def _in_order(table: str, row: dict[str, Any]) -> dict[str, Any]:
         for name, kind in columns.items()
         if name in row
     }
+
+
+@pytest.fixture
+def warehouse(loaded: Loaded, module_database_url: str) -> Iterator[psycopg.Connection]:
+    """The warehouse with all cases; what a test changes is rolled back."""
+    with psycopg.connect(module_database_url) as connection:
+        connection.execute("SET search_path TO etl, cdm, vocab")
+        yield connection
+        connection.rollback()
+
+
+def _report(connection: psycopg.Connection) -> MappingReport:
+    systems = load_mappings(MAPPINGS_FOLDER).code_systems
+    return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", code_systems=systems)
+
+
+def test_no_code_is_unmapped_that_the_vocabulary_maps(warehouse: psycopg.Connection) -> None:
+    report = _report(warehouse)
+    assert report.defects == ()
+    shares = {share.table: share for share in report.tables}
+    assert 0 < shares["measurement"].mapped < shares["measurement"].rows
+    assert {code.finding for code in report.codes} >= {"no_standard", "system_unknown", "text_only"}
+
+
+@pytest.mark.parametrize(
+    ("resource_type", "element", "system", "code", "finding"),
+    [
+        ("Condition", "code", "urn:example:golden", "UNMAPPED", "no_standard"),
+        ("Condition", "code", "urn:example:golden", "RETIRED", "no_standard"),
+        ("Condition", "code", "http://hl7.org/fhir/sid/icd-10-cm", "Z99.UNMAPPED", "no_standard"),
+        ("Condition", "code", None, None, "text_only"),
+        ("Observation", "unit", None, "wheelbarrows", "system_unknown"),
+        ("Observation", "value_code", "https://example.org/answers", "TRACE", "system_unknown"),
+        ("Observation", "value_code", None, None, "text_only"),
+        ("Specimen", "body_site", "urn:oid:1.2.840.114350.1.13", "77", "system_unknown"),
+        ("MedicationRequest", "route", "urn:oid:1.2.840.114350.1.13.0.1.7.4.698288.7025", "15", "system_unknown"),
+    ],
+)
+def test_failures_are_counted_with_their_element(
+    warehouse: psycopg.Connection, resource_type: str, element: str, system: str | None, code: str | None, finding: str
+) -> None:
+    found = [
+        item.finding
+        for item in _report(warehouse).codes
+        if (item.resource_type, item.element, item.system, item.code) == (resource_type, element, system, code)
+    ]
+    assert found == [finding]
+
+
+@pytest.mark.parametrize(
+    ("system", "code", "finding"),
+    [
+        ("http://snomed.info/sct", "44054006", "defect"),
+        ("http://hl7.org/fhir/sid/icd-10-cm", "E11.9", "defect"),
+        ("urn:oid:2.16.840.1.113883.6.90", "e119", "defect"),
+        ("urn:example:golden", "REPLACED-TWICE", "defect"),
+        ("urn:example:local", "HGB", "defect"),
+        ("http://snomed.info/sct", "golden-RETIRED", "no_standard"),
+        ("http://snomed.info/sct", "404684003000", "absent"),
+    ],
+)
+def test_a_code_that_is_held_and_stays_unmapped_is_a_defect(
+    warehouse: psycopg.Connection, system: str, code: str, finding: str
+) -> None:
+    export_id = warehouse.execute("SELECT max(export_id) FROM publication").fetchone()
+    assert export_id is not None
+    warehouse.execute(
+        "INSERT INTO unmapped_code (export_id, resource_type, element, system, code, count)"
+        " VALUES (%s, 'Condition', 'planted', %s, %s, 7)",
+        (*export_id, system, code),
+    )
+    report = _report(warehouse)
+    assert [(item.finding, item.count) for item in report.codes if item.element == "planted"] == [(finding, 7)]
+    assert len(report.defects) == (finding == "defect")
 
 
 def test_cases_are_many_and_cover_each_resource() -> None:

@@ -99,6 +99,7 @@ def test_there_are_the_commands_that_the_readme_promises() -> None:
         "dead-letters list",
         "dead-letters show",
         "dead-letters replay",
+        "report mapping",
         "ui",
         "demo",
     }
@@ -185,6 +186,16 @@ def test_status_says_where_everything_stands(loaded: CommandLine) -> None:
     assert "epic-omop demo 1" in shown
     assert str(loaded.home) in shown
     assert "export 1, " in shown
+
+
+def test_the_mapping_report_says_which_tables_and_codes_lack_a_concept(loaded: CommandLine) -> None:
+    shown = loaded.run("report", "mapping").out
+    assert "person" in shown
+    report = json.loads(loaded.run("report", "mapping", "--json").out)
+    (persons,) = [table for table in report["tables"] if table["table"] == "person"]
+    assert persons == {"table": "person", "concept_column": "gender_concept_id", "rows": 1, "mapped": 1, "share": 1.0}
+    assert [code for code in report["codes"] if code["finding"] == "defect"] == []
+    assert json.loads(loaded.run("report", "mapping", "--json", "--site", "nobody").out)["codes"] == []
 
 
 def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loaded: CommandLine) -> None:

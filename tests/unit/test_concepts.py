@@ -19,8 +19,17 @@ from pipeline.omop.concept_index import (
 )
 from pipeline.omop.concepts import RESOLVED_SCHEMA, ConceptResolver
 
-SYSTEMS = {"sct": "SNOMED", "icd": "ICD10CM", "loinc": "LOINC", "oid-of-icd": "ICD10CM"}
-PRIORITIES = {"condition": ("SNOMED", "ICD10CM"), "lab": ("LOINC", "SNOMED")}
+#: An OID of a site is longer than the 20 characters of source_vocabulary_id: code_systems.csv gives it a short name.
+EPIC_OID = "urn:oid:1.2.840.114350.1.13.0.1.7.2.696871"
+SYSTEMS = {
+    "sct": "SNOMED",
+    "icd": "ICD10CM",
+    "loinc": "LOINC",
+    "oid-of-icd": "ICD10CM",
+    EPIC_OID: "EPIC DIAGNOSES 12345",
+    "ucum": "UCUM",
+}
+PRIORITIES = {"condition": ("SNOMED", "ICD10CM"), "lab": ("LOINC", "SNOMED"), "unit": ("UCUM",)}
 
 #: vocabulary, code, source concept, pair number, target, its domain, value
 ROWS = [
@@ -34,7 +43,18 @@ ROWS = [
     ("ICD10CM", "NONE", 13, 1, None, None, None),
     ("LOINC", "718-7", 21, 1, 21, "Measurement", None),
     ("urn:local", "L1", 0, 1, 3, "Condition", None),
+    ("EPIC DIAGNOSES 12345", "121586", 2_000_000_001, 1, 3, "Condition", None),
+    ("urn:local", "CUSTOM", 2_000_000_002, 1, 2_000_000_003, "Condition", None),
+    ("UCUM", "mm[Hg]", 31, 1, 31, "Unit", None),
+    ("UCUM", "Cel", 32, 1, 32, "Unit", None),
+    ("UCUM", "C", 33, 1, 33, "Unit", None),
+    ("UCUM", "K/uL", 34, 1, None, None, None),
+    ("UCUM", "10*3/uL", 35, 1, 35, "Unit", None),
+    ("UCUM", "[U]/L", 36, 1, 36, "Unit", None),
+    ("urn:units", "42", 0, 1, 32, "Unit", None),
 ]
+
+ALIASES = {"mmhg": "mm[Hg]", "c": "Cel", "k/ul": "10*3/uL", "gone": "not in the vocabulary"}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +114,45 @@ def coded(*codings, text=None):
 )
 def test_the_chosen_coding(index, codings, chosen):
     assert resolve(index, coded(*codings))[0][0] == chosen
+
+
+@pytest.mark.parametrize(
+    ("coding", "chosen", "target"),
+    [
+        ((EPIC_OID, "121586"), 2_000_000_001, 3),
+        (("EPIC DIAGNOSES 12345", "121586"), 2_000_000_001, 3),
+        (("urn:local", "CUSTOM"), 2_000_000_002, 2_000_000_003),
+    ],
+)
+def test_local_codes_and_custom_concepts(index, coding, chosen, target):
+    assert resolve(index, coded(coding)) == [(coding[1], chosen, [(target, None)])]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "source", "target"),
+    [
+        ({"system": "ucum", "code": "mm[Hg]", "unit": "mmHg"}, "mm[Hg]", 31),
+        ({"unit": "mmHg"}, "mmHg", 31),
+        ({"unit": "MM  HG"}, "MM  HG", 31),
+        ({"system": "ucum", "code": "mmHg"}, "mmHg", 31),
+        ({"unit": "C"}, "C", 32),
+        ({"system": "ucum", "code": "C"}, "C", 33),
+        ({"unit": "K/\u00b5L"}, "K/\u00b5L", 35),
+        ({"unit": "K/\u03bcL"}, "K/\u03bcL", 35),
+        ({"system": "ucum", "code": "K/uL", "unit": "K/uL"}, "K/uL", 35),
+        ({"system": "ucum", "code": "U/L", "unit": "units"}, "U/L", 36),
+        ({"system": "urn:units", "code": "42", "unit": "degrees"}, "42", 32),
+        ({"system": "urn:units", "code": "43", "unit": "mmHg"}, "mmHg", 31),
+        ({"system": "urn:units", "code": "43", "unit": "wheelbarrows"}, "43", 0),
+        ({"unit": "gone"}, "gone", 0),
+    ],
+)
+def test_a_unit_by_code_by_text_and_by_alias(index, quantity, source, target):
+    sets = CodeSets()
+    number = sets.add_quantity({"value": 1, **quantity})
+    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES, ALIASES).resolve_single("unit")
+    (row,) = frame.filter(pl.col("code_set") == number).to_dicts()
+    assert (row["source_code"], row["target_concept_id"]) == (source, target)
 
 
 def test_the_purpose_decides_the_order_of_vocabularies(index):

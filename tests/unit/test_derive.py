@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.omop import converters
-from pipeline.omop.derive import conditions, observations
+from pipeline.omop.derive import conditions, observations, questionnaires
+from pipeline.omop.keys import SurrogateKeys
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 
@@ -135,14 +136,78 @@ NOT_NUMBERS = pl.Series(["", "abc", "1-2", "12 mg", "1,5", "<", "<<1", "1 2", "N
 
 
 def test_which_texts_are_numbers():
-    assert NUMBERS.str.contains(observations._NUMBER_TEXT).all()
-    assert not NOT_NUMBERS.str.contains(observations._NUMBER_TEXT).any()
+    assert NUMBERS.str.contains(observations.NUMBER_TEXT).all()
+    assert not NOT_NUMBERS.str.contains(observations.NUMBER_TEXT).any()
 
 
 @settings(deadline=None)
 @given(st.text(max_size=12))
 def test_no_text_makes_a_number_that_is_none(text):
     found = (
-        pl.Series([text]).str.extract_groups(observations._NUMBER_TEXT).struct.field("2").cast(pl.Float64, strict=False)
+        pl.Series([text]).str.extract_groups(observations.NUMBER_TEXT).struct.field("2").cast(pl.Float64, strict=False)
     )
     assert found.is_null().all() or found.is_not_nan().all()
+
+
+@pytest.mark.parametrize(
+    ("link_id", "code"),
+    [
+        ("68517-2", "68517-2"),
+        ("/68517-2", "68517-2"),
+        ("/82667-7/82669-3", "82669-3"),
+        ("718-7", "718-7"),
+        ("http://loinc.org/44250-9", "44250-9"),
+        ("68517-3", None),
+        ("LTR4SC7", None),
+        ("1-", None),
+        ("12345678-9", None),
+        ("68517-2 (a)", None),
+        ("", None),
+    ],
+)
+def test_the_loinc_code_at_the_end_of_a_link_id(link_id, code):
+    assert questionnaires.loinc_code(link_id) == code
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9_999_999))
+def test_of_ten_check_digits_one_fits(number):
+    assert sum(questionnaires.loinc_code(f"{number}-{digit}") is not None for digit in range(10)) == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"linkId": "1"}, None),
+        ({"definition": "http://loinc.org/1-8"}, '{"definition":[{"system":"http://loinc.org","code":"1-8"}]}'),
+        ({"definition": "urn:x#y.z"}, '{"definition":[{"system":"urn:x","code":"y.z"}]}'),
+        ({"definition": "plain"}, None),
+        (
+            {"extension": [{"url": "urn:itemCode", "valueCoding": {"system": "s", "code": "c", "display": "d"}}]},
+            '{"extension":[{"system":"s","code":"c"}]}',
+        ),
+        (
+            {"extension": [{"url": "urn:code", "valueCodeableConcept": {"coding": [{"code": "c"}], "text": "t"}}]},
+            '{"extension":[{"code":"c"}]}',
+        ),
+        ({"extension": [{"url": "urn:other", "valueCoding": {"code": "c"}}]}, None),
+    ],
+)
+def test_what_an_item_says_of_its_code(item, expected):
+    assert converters.item_code(item) == expected
+
+
+def test_the_codes_of_a_questionnaire():
+    inner = {"linkId": "2", "code": [{"system": "s", "code": "b", "display": "not kept"}]}
+    form = {"item": [{"linkId": "1", "code": [{"code": "a"}], "item": [inner]}, {"linkId": "3"}]}
+    assert converters.questionnaire_codes(form) == '{"1":[{"code":"a"}],"2":[{"code":"b","system":"s"}]}'
+    assert converters.questionnaire_codes({}) is None
+
+
+def test_a_canonical_url_names_the_resource_at_its_end_or_itself():
+    keys = SurrogateKeys("site")
+    key = converters.canonical_key(keys)
+    assert key("http://example.org/fhir/Questionnaire/phq|2.0") == keys.of("Questionnaire", "phq")
+    assert key("Questionnaire/phq") == keys.of("Questionnaire", "phq")
+    assert key("http://loinc.org/q/44249-1#x") == keys.of("Questionnaire", "http://loinc.org/q/44249-1")
+    assert key("http://example.org/Library/x") == keys.of("Questionnaire", "http://example.org/Library/x")

@@ -35,6 +35,7 @@ from pipeline.omop.derive.notes import document_note, report_note, report_texts
 from pipeline.omop.derive.observations import observation_date, observation_value
 from pipeline.omop.derive.people import birth_year_only, death, person, race_observation, race_observations
 from pipeline.omop.derive.procedures import imaging_date, procedure
+from pipeline.omop.derive.questionnaires import answer, question
 from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import (
     discharge_against_advice,
@@ -93,6 +94,8 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         document_note,
         report_note,
         report_texts,
+        question,
+        answer,
         coverage,
     )
 }

@@ -17,6 +17,10 @@ from pipeline.omop.concepts import ConceptResolver
 INPATIENT_VISITS = (9201, 262, 42898160, 8717)
 
 
+#: `unmapped_<element>`: code set of an element that is present and has no concept, for the count of failures.
+UNMAPPED = "unmapped_"
+
+
 @dataclass(frozen=True)
 class Derivation:
     """What derive functions may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
@@ -61,10 +65,9 @@ class Derivation:
         """Adds `target`, `<target>_code` and `<target>_meaning`: the concept of a code set, the code, its `meaning:`.
 
         The first coding that the map knows counts, those of system `last` after all others. Present but not in the
-        map: 0 and the first code, if any; absent: NULL.
+        map: 0 and the first code, if any; absent: NULL. `unmapped_<column>`: failures.
         """
-        used = frame.select(column).drop_nulls().unique()
-        codings = self.sets.codings(0).join(used, left_on="code_set", right_on=column, how="semi")
+        codings = self.sets.codings_of(frame[column].drop_nulls().unique(maintain_order=True))
         known = codings.join(self.value_maps[value_map], on=["system", "code"], how="left", maintain_order="left")
         best = (
             known.sort(
@@ -84,12 +87,13 @@ class Derivation:
             )
         )
         present = pl.when(pl.col(column).is_not_null()).then(pl.col(target).fill_null(0))  # a text without codings
-        return frame.join(best, on=column, how="left", maintain_order="left").with_columns(present.alias(target))
+        frame = frame.join(best, on=column, how="left", maintain_order="left").with_columns(present.alias(target))
+        return _noted_failures(frame, column, target)
 
     def resolved(self, frame: pl.DataFrame, column: str, purpose: str, prefix: str) -> pl.DataFrame:
         """Adds `<prefix>_concept_id`, `_source_concept_id`, `_source_code`: a code set resolved to one concept.
 
-        Present but unmapped → 0, absent → NULL.
+        Present but unmapped → 0, absent → NULL. `unmapped_<column>`: failures.
         """
         single = self.resolver.resolve_single(purpose).select(
             pl.col("code_set").alias(column),
@@ -97,7 +101,8 @@ class Derivation:
             pl.col("source_concept_id").alias(f"{prefix}_source_concept_id"),
             pl.col("source_code").alias(f"{prefix}_source_code"),
         )
-        return frame.join(single, on=column, how="left", maintain_order="left")
+        frame = frame.join(single, on=column, how="left", maintain_order="left")
+        return _noted_failures(frame, column, f"{prefix}_concept_id")
 
     def with_fact(self, frame: pl.DataFrame, key: str, name: str, target: str) -> pl.DataFrame:
         """Adds `target`: the value of fact `name` of the resource that column `key` refers to.
@@ -109,6 +114,10 @@ class Derivation:
             return frame.with_columns(pl.lit(None, dtype=pl.String).alias(target))
         values = self.facts(name, keys).rename({"surrogate_id": key, "value": target})
         return frame.join(values, on=key, how="left", maintain_order="left")
+
+
+def _noted_failures(frame: pl.DataFrame, column: str, concept: str) -> pl.DataFrame:
+    return frame.with_columns(pl.when(pl.col(concept) == 0).then(pl.col(column)).alias(f"{UNMAPPED}{column}"))
 
 
 def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Expr) -> pl.DataFrame:

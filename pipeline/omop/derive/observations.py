@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.fhir.exact_numbers import EXACT_DIGITS, exact_number
 from pipeline.omop.converters import COMPARATORS
 from pipeline.omop.derive.base import Derivation, starting
+from pipeline.omop.routing import EXACT
 
 
 def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    return starting(frame, derivation, "effective_datetime", "effective_instant", "effective_period_start", "issued")
+    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first event of effectiveTiming > issued.
+
+    Of these, those that the resource has: a DiagnosticReport has no Timing.
+    """
+    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
 
 
-_NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
+_DATES = ("effective_datetime", "effective_instant", "effective_period_start", "effective_timing_event", "issued")
+
+
+#: A decimal with or without comparator: groups comparator and number.
+NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
 
 
 def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """value[x], unit, range and interpretation → OMOP value columns.
 
     A string that is a number, with or without comparator, is parsed ("<0.01"); other types become text. The
-    interpretation is the value only where there is no other.
+    interpretation is the value only where there is no other. A row without a value whose absence has a reason is
+    dropped under the option `data_absent: exclude`.
     """
-    parts = pl.col("value_string").str.extract_groups(_NUMBER_TEXT)
-    number = parts.struct.field("2").cast(pl.Float64, strict=False)
-    frame = frame.with_columns(
-        pl.when(number.is_finite()).then(number).alias("string_number"),
-        pl.when(number.is_finite()).then(parts.struct.field("1")).alias("string_comparator"),
+    has_value = pl.any_horizontal(
+        pl.col(
+            "value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"
+        ).is_not_null()
     )
+    if derivation.options.data_absent == "exclude":
+        frame = frame.filter(has_value | ~pl.col("is_data_absent").fill_null(False))
+    frame = _with_string_number(frame)
     frame = derivation.resolved(frame, "value_code", "value", "value")
     frame = derivation.resolved(frame, "unit", "unit", "unit")
     frame = derivation.mapped_set(frame, "interpretation", "interpretation", "interpretation_concept_id")
@@ -39,31 +52,61 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
         .when(~boolean)
         .then(pl.lit(derivation.constant("value_false"), dtype=pl.Int64))
     )
-    has_value = pl.any_horizontal(
-        pl.col(
-            "value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"
-        ).is_not_null()
-    )
     interpretation = pl.when(~has_value).then("interpretation_concept_id")
     text = pl.coalesce("value_string", "value_other", boolean.cast(pl.String))
-    return frame.with_columns(
-        pl.coalesce("value_quantity", pl.col("value_integer").cast(pl.Float64), "string_number").alias(
-            "value_as_number"
-        ),
-        comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
-        pl.coalesce("value_concept_id", truth, interpretation).alias("value_as_concept_id"),
-        pl.coalesce("value_string", "value_other").alias("value_as_string"),
-        pl.coalesce(
-            "value_source_code", text, pl.when(~has_value).then("interpretation_concept_id_code"), _number_text()
-        ).alias("value_source_value"),
-        pl.coalesce("unit_source_code", "unit_text").alias("unit_source_value"),
-        pl.col("interpretation_concept_id").alias("qualifier_concept_id"),
-        pl.col("interpretation_concept_id_code").alias("qualifier_source_value"),
-    ).drop("value_source_code")
+    return (
+        _with_exact_value(frame)
+        .with_columns(
+            pl.coalesce("value_quantity", pl.col("value_integer").cast(pl.Float64), "string_number").alias(
+                "value_as_number"
+            ),
+            comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
+            pl.coalesce("value_concept_id", truth, interpretation).alias("value_as_concept_id"),
+            pl.coalesce("value_string", "value_other").alias("value_as_string"),
+            pl.coalesce(
+                "value_source_code",
+                text,
+                pl.when(~has_value).then("interpretation_concept_id_code"),
+                _number_text(frame),
+            ).alias("value_source_value"),
+            pl.coalesce("unit_source_code", "unit_text").alias("unit_source_value"),
+            pl.col("interpretation_concept_id").alias("qualifier_concept_id"),
+            pl.col("interpretation_concept_id_code").alias("qualifier_source_value"),
+        )
+        .drop("value_source_code")
+    )
 
 
-def _number_text() -> pl.Expr:
+def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
+    """Adds string_number, string_comparator, and string_number_exact where a double does not hold all the digits."""
+    parts = pl.col("value_string").str.extract_groups(NUMBER_TEXT)
+    number = parts.struct.field("2").cast(pl.Float64, strict=False)
+    frame = frame.with_columns(
+        pl.when(number.is_finite()).then(number).alias("string_number"),
+        pl.when(number.is_finite()).then(parts.struct.field("1")).alias("string_comparator"),
+        pl.when(number.is_finite()).then(parts.struct.field("2")).alias("string_number_text"),
+    )
+    long = [
+        text
+        for text in frame["string_number_text"].drop_nulls().unique()
+        if len(text) > EXACT_DIGITS and exact_number(text) is not None
+    ]
+    if long:
+        is_long = pl.col("string_number_text").is_in(long)
+        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(f"string_number{EXACT}"))
+    return frame.drop("string_number_text")
+
+
+def _with_exact_value(frame: pl.DataFrame) -> pl.DataFrame:
+    """Adds value_as_number_exact where a number has more digits than a double holds, in its own type or in a string."""
+    sources = [f"{name}{EXACT}" for name in ("value_quantity", "string_number") if f"{name}{EXACT}" in frame.columns]
+    return frame.with_columns(pl.coalesce(sources).alias(f"value_as_number{EXACT}")) if sources else frame
+
+
+def _number_text(frame: pl.DataFrame) -> pl.Expr:
     """The number as the source wrote it, with its comparator."""
-    number = pl.coalesce(pl.col("value_integer").cast(pl.String), pl.col("value_quantity").cast(pl.String))
-    number = number.str.strip_suffix(".0")
+    quantity = pl.col("value_quantity").cast(pl.String).str.strip_suffix(".0")
+    if f"value_quantity{EXACT}" in frame.columns:
+        quantity = pl.coalesce(f"value_quantity{EXACT}", quantity)
+    number = pl.coalesce(pl.col("value_integer").cast(pl.String), quantity)
     return pl.when(number.is_not_null()).then(pl.col("value_comparator").fill_null("") + number)

@@ -58,8 +58,10 @@ def issues(p: Publication) -> None:
         return
     unmapped = codes.filter(~pl.col("mapped")).group_by("resource_type", "element", "system", "code")
     copy_frame(p.connection, "unmapped_code", unmapped.agg(pl.col("count").sum()).with_columns(export_id))
-    rates = codes.group_by("resource_type").agg(
-        pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total")
+    rates = (
+        codes.filter("is_event_code")
+        .group_by("resource_type")
+        .agg(pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total"))
     )
     p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()}
 

@@ -1,0 +1,102 @@
+"""`epic-omop report`: what the warehouse says about the quality of its own content."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.commands.status import refuse_empty
+from pipeline.commands.tables import number_table
+
+if TYPE_CHECKING:
+    from pipeline.quality.mapping_report import MappingReport
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Reports over the whole warehouse.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `report mapping` a command of a group while it is the only one."""
+
+
+@app.command()
+def mapping(
+    site: Annotated[str | None, typer.Option("--site", help="Codes of this site only; tables are of all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="The most frequent so many codes.")] = 30,
+) -> None:
+    """Rows with a concept by table, and codes that stay unmapped although the vocabulary holds them.
+
+    "defect" is a code that the loaded vocabulary has with a valid Standard concept: there should be none.
+    """
+    import orjson
+
+    from pipeline.omop.mapping import load_mappings
+    from pipeline.quality.mapping_report import mapping_report
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = runtime.settings
+    mappings = load_mappings(settings.mappings, site)
+    with runtime.connect() as connection:
+        refuse_empty(connection, settings.etl_schema)
+        report = mapping_report(
+            connection,
+            cdm_schema=settings.cdm_schema,
+            vocab_schema=settings.vocab_schema,
+            code_systems=mappings.code_systems,
+            site=site,
+        )
+    if as_json:
+        sys.stdout.write(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    _print(Console(highlight=False), report, limit)
+
+
+def _print(console: Console, report: MappingReport, limit: int) -> None:
+    tables = number_table("OMOP table", "rows", "with a concept", "share", "column", title="Rows with a concept")
+    for share in report.tables:
+        tables.add_row(
+            share.table,
+            f"{share.rows:,}",
+            f"{share.mapped:,}",
+            f"{100 * share.mapped / share.rows:.1f} %",
+            share.concept_column,
+        )
+    console.print(tables)
+    if not report.codes:
+        console.print("Every code has a Standard concept.")
+        return
+    systems = number_table(
+        "code system", "places", "defect", "no Standard concept", "not in the vocabulary", title="Unmapped codes"
+    )
+    for system in report.systems:
+        name = system.vocabulary_id or system.system or "(no system)"
+        systems.add_row(
+            name, f"{system.count:,}", *(str(n) for n in (system.defect, system.no_standard, system.absent))
+        )
+    console.print(systems)
+    codes = number_table("code", "places", "finding", "element", "code system", title="The most frequent of them")
+    for column in codes.columns[2:]:
+        column.justify = "left"
+    codes.columns[4].overflow = "fold"
+    for code in report.codes[:limit]:
+        codes.add_row(
+            code.code or "(text only)",
+            f"{code.count:,}",
+            code.finding,
+            f"{code.resource_type}.{code.element}",
+            code.vocabulary_id or code.system or "–",
+        )
+    console.print(codes)
+    found = len(report.defects)
+    console.print(
+        f"{found:,} codes are unmapped although the vocabulary has a Standard concept for them: defects."
+        if found
+        else "No code is unmapped that the vocabulary has a Standard concept for."
+    )
