@@ -10,7 +10,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.commands import database, dead_letters, demo, export, ingest, sandbox, status, ui, view, vocabulary
+from pipeline.commands import (
+    database,
+    dead_letters,
+    demo,
+    export,
+    ingest,
+    mappings,
+    sandbox,
+    status,
+    ui,
+    view,
+    vocabulary,
+)
 from pipeline.errors import EpicOmopError
 
 __all__ = ["app", "main"]
@@ -32,6 +44,7 @@ app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_
 app.add_typer(vocabulary.app, name="vocabulary")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")
+app.add_typer(mappings.app, name="mappings")
 app.add_typer(dead_letters.app, name="dead-letters")
 export.register(app)
 ingest.register(app)

@@ -95,26 +95,27 @@ class _Walk:
 
     def types(self, node: Node, this: Types) -> Types:
         """The types that `node` leads to from `this`; problems are collected on the way."""
+        found = _PRIMITIVE
         match node:
             case This():
-                return this
-            case Constant():
-                return frozenset({self.resource_type}) if node.name in {"resource", "rootResource"} else _PRIMITIVE
+                found = this
+            case Constant(name="resource" | "rootResource"):
+                found = frozenset({self.resource_type})
             case Member():
-                return self._member(node, this)
+                found = self._member(node, this)
             case OfType():
-                return self._of_type(node, this)
+                found = self._of_type(node, this)
             case Index():
                 self.types(node.position, this)
-                return self.types(node.target, this)
+                found = self.types(node.target, this)
             case Call():
-                return self._call(node, this)
+                found = self._call(node, this)
             case Binary():
-                left, right = self.types(node.left, this), self.types(node.right, this)
-                return _union((left, right)) if node.operator == "|" else _PRIMITIVE
+                both = (self.types(node.left, this), self.types(node.right, this))
+                found = _union(both) if node.operator == "|" else _PRIMITIVE
             case Negative():
                 self.types(node.operand, this)
-        return _PRIMITIVE
+        return found
 
     def _member(self, node: Member, this: Types) -> Types:
         if node.target is None and node.name == self.resource_type:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import yaml
 
@@ -143,7 +143,7 @@ class _Overlay:
             if one in given and other not in given:
                 merged.pop(other, None)  # a view has codes or a fixed concept: the site's choice replaces the other
         if columns:
-            merged["select"] = (columns[0], self._columns(merged["select"][1], columns[1]))
+            merged["select"] = (merged["select"][0], self._columns(merged["select"][1], columns[1]))
         return _mapping(merged, own)
 
     def _columns(self, select: yaml.Node, own: yaml.Node) -> yaml.Node:
@@ -214,8 +214,8 @@ def _mapping(pairs: _Entries, like: yaml.Node) -> yaml.MappingNode:
     return yaml.MappingNode(_MAP, list(pairs.values()), like.start_mark, like.end_mark)
 
 
-def _sequence(items: list[yaml.Node], like: yaml.Node) -> yaml.SequenceNode:
-    return yaml.SequenceNode(_LIST, items, like.start_mark, like.end_mark)
+def _sequence(items: Sequence[yaml.Node], like: yaml.Node) -> yaml.SequenceNode:
+    return yaml.SequenceNode(_LIST, list(items), like.start_mark, like.end_mark)
 
 
 def _text(value: str, like: yaml.Node) -> yaml.ScalarNode:

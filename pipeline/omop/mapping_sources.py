@@ -17,7 +17,7 @@ import yaml
 from pipeline.errors import MappingError
 from pipeline.omop.mapping_overlays import OverlayError, entries, overlaid
 
-__all__ = ["MappingProblem", "Row", "Sources", "line_of", "node_at", "plain", "read_sources"]
+__all__ = ["MappingProblem", "Row", "Sources", "column_nodes", "line_of", "node_at", "plain", "read_sources"]
 
 _PRIORITY = "vocabulary_priority.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
@@ -121,6 +121,19 @@ def node_at(node: yaml.Node, location: Iterable[Any]) -> yaml.Node:
         else:
             return node
     return node
+
+
+def column_nodes(selects: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:
+    """Name and node of every column of a view's selects, nested ones included."""
+    for select in selects.value if isinstance(selects, yaml.SequenceNode) else ():
+        pairs = entries(select)
+        for column in pairs["column"][1].value if "column" in pairs else ():
+            name = entries(column).get("name")
+            if name:
+                yield str(name[1].value), column
+        for key in ("select", "unionAll"):
+            if key in pairs:
+                yield from column_nodes(pairs[key][1])
 
 
 def _document(file: Path, problems: list[MappingProblem]) -> yaml.MappingNode | None:

@@ -3,8 +3,8 @@
 A derive function asks for columns, value maps and constants by their names, so a name that stands nowhere in its
 code, in what it calls, or in the constants that it uses, cannot be asked for. The reverse does not hold (a text may be
 something else), so use this only where too many names do no harm: to tell a mistyped column from one that a rule
-reads, and to leave out of a fingerprint what certainly has no part in it. Formatted texts (`f"{name}_codes"`) stand
-for every name of their form.
+reads, and to leave out of a fingerprint what certainly has no part in it. A formatted text (`f"{name}_codes"`) stands
+for the names that it can give with the other texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Texts:
     formatted: frozenset[str]
 
     def has(self, name: str) -> bool:
-        return name in self.plain or any(re.fullmatch(pattern, name) for pattern in self.formatted)
+        if name in self.plain:
+            return True
+        matches = (re.fullmatch(pattern, name) for pattern in self.formatted)
+        return any(match is not None and self.plain.issuperset(match.groups()) for match in matches)
 
 
 @lru_cache(maxsize=256)
@@ -62,10 +65,10 @@ def _texts(parts: Iterator[ast.AST] | Any) -> Texts:
                 plain.add(node.value)
             elif isinstance(node, ast.JoinedStr):
                 pattern = "".join(
-                    re.escape(str(piece.value)) if isinstance(piece, ast.Constant) else r"\w+" for piece in node.values
+                    re.escape(str(piece.value)) if isinstance(piece, ast.Constant) else r"(\w+)"
+                    for piece in node.values
                 )
-                if re.sub(r"\\w\+", "", pattern):  # a name that is nothing but a variable would be any name
-                    formatted.add(pattern)
+                formatted.add(pattern)
     return Texts(frozenset(plain), frozenset(formatted))
 
 
