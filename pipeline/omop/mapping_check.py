@@ -267,7 +267,8 @@ class _ResourceCheck:
                 tables = sorted({view.table} if view.table else _home_tables(view))
                 where = f"the table {tables[0]}" if len(tables) == 1 else "any table"
                 yield MappingProblem(
-                    *line_of(nodes[name]), f"{_unknown('column', name, known)}: neither {where} nor a rule has it"
+                    *line_of(nodes[name]),
+                    f"{_unknown('column', name, known | rules.plain)}: neither {where} nor a rule has it",
                 )
             if name in nodes and view.kind != "resource" and name in self.resource_columns and name != "resource_id":
                 yield MappingProblem(*line_of(nodes[name]), f"the first view has a column {name} already")
