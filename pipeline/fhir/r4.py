@@ -1,8 +1,8 @@
 """FHIR R4's elements by type, and where a path names one that does not exist.
 
 `r4_elements.csv` holds, for the resource types that a clinical export can have and all their data types, the names of
-their elements with the complex types of each (`[x]`: one of several types). Source: HL7 FHIR R4 (4.0.1), CC0. What is
-not in it is not judged: a path into a type that is unknown here has no problems.
+their elements with the complex types of each (`[x]`: one of several types, `*`: an array). Source: HL7 FHIR R4 (4.0.1),
+CC0. What is not in it is not judged: a path into a type that is unknown here has no problems.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.fhir.fhirpath import Binary, Call, Constant, Index, Member, Negative, Node, OfType, This
 
-__all__ = ["ElementProblem", "Types", "element_problems", "elements_of"]
+__all__ = ["ElementProblem", "Types", "element_problems", "elements_of", "is_array"]
 
 #: The types that a path may lead to; None: not known. The empty text and names in lower case are primitives.
 Types = frozenset[str] | None
@@ -46,6 +46,7 @@ class ElementProblem:
 class _Type:
     elements: Mapping[str, Types]
     choices: frozenset[str]
+    arrays: frozenset[str]
 
 
 @cache
@@ -54,14 +55,17 @@ def _types() -> Mapping[str, _Type]:
     with Path(__file__).with_name("r4_elements.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             elements: dict[str, Types] = {}
-            choices = set()
+            choices, arrays = set(), set()
             for item in row["elements"].split():
                 name, _, types = item.partition(":")
+                if name.endswith("*"):
+                    name = name.removesuffix("*")
+                    arrays.add(name)
                 if name.endswith("[x]"):
                     name = name.removesuffix("[x]")
                     choices.add(name)
                 elements[name] = None if types == "Resource" else frozenset(types.split("|"))
-            found[row["type"]] = _Type(elements, frozenset(choices))
+            found[row["type"]] = _Type(elements, frozenset(choices), frozenset(arrays))
     return found
 
 
@@ -80,6 +84,11 @@ def elements_of(type_name: str) -> Mapping[str, Types] | None:
         return None
     of_resources = {} if type_name in _data_types() else _OF_EVERY_RESOURCE
     return {**_OF_EVERY_ELEMENT, **of_resources, **known.elements}
+
+
+def is_array(type_name: str, element: str) -> bool:
+    """Whether an element of a type that is known here may be there more than once."""
+    return element in _types()[type_name].arrays or element in {"contained", "extension", "modifierExtension"}
 
 
 def element_problems(node: Node, resource_type: str, this: Types) -> tuple[list[ElementProblem], Types]:
