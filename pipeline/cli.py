@@ -16,6 +16,7 @@ from pipeline.commands import (
     demo,
     export,
     ingest,
+    manifest,
     mappings,
     sandbox,
     status,
@@ -51,6 +52,7 @@ ingest.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)
+manifest.register(app)
 
 _errors = Console(stderr=True, highlight=False)
 

@@ -16,6 +16,7 @@ from pipeline.settings import MAPPINGS_FOLDER
 DEMO = demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
 
 
+@pytest.mark.requirement("f2o-050")
 def test_the_projects_own_mappings_are_right():
     assert check_mappings(MAPPINGS_FOLDER, concepts=DEMO) == []
 
@@ -134,6 +135,7 @@ def test_rows_of_value_maps(folder, row, words):
     assert not words or words in found[0][1]
 
 
+@pytest.mark.requirement("f2o-050")
 def test_a_type_concept_is_of_the_type_concept_domain(folder):
     line = edit(folder, "Procedure.yaml", "concept_id: 32827", "concept_id: 8507")
     assert told(folder, concepts=DEMO) == [

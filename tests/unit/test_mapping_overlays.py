@@ -181,6 +181,7 @@ def test_tables_are_laid_over_by_key(own):
     assert found.vocabulary_priority == {**PLAIN.vocabulary_priority, "lab": ("SNOMED", "LOINC")}
 
 
+@pytest.mark.requirement("f2o-061")
 @pytest.mark.parametrize(
     ("file", "text", "changed"),
     [
