@@ -26,15 +26,8 @@ from pipeline.fhir.fhirpath import FhirPathError, parse
 from pipeline.fhir.r4 import Types, element_problems, elements_of
 from pipeline.fhir.view_definition import compile_columns
 from pipeline.landing.resource_types import RESOURCE_TYPES
-from pipeline.omop.concept_index import (
-    ANCESTOR_FILE,
-    ANCESTOR_SCHEMA,
-    CONCEPT_FILE,
-    CONCEPT_SCHEMA,
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    ConceptIndex,
-)
+from pipeline.omop import concept_index
+from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.derive import DERIVATIONS
 from pipeline.omop.events import derived, event_rows, refuse_incomplete
 from pipeline.omop.mapping import (
@@ -57,6 +50,8 @@ __all__ = ["KnownConcepts", "check_mappings", "demo_concepts", "indexed_concepts
 
 _TYPE_CONCEPT = "Type Concept"
 _CODE_SET = pl.Int32()
+#: How the release of the demonstration vocabulary begins (demo_vocabulary/VOCABULARY.csv).
+_DEMO_RELEASE = "epic-omop demo"
 
 
 # --- concepts ------------------------------------------------------------------------------------------------------
@@ -75,8 +70,9 @@ class KnownConcepts:
 
 
 def indexed_concepts(index: ConceptIndex) -> KnownConcepts:
-    """The vocabulary that is loaded."""
-    return KnownConcepts(f"vocabulary {index.release}", index.concepts, is_whole=True)
+    """The vocabulary that is loaded, which may be the demonstration vocabulary."""
+    is_demo = index.release.startswith(_DEMO_RELEASE)
+    return KnownConcepts(f"vocabulary {index.release}", index.concepts, is_whole=not is_demo)
 
 
 def demo_concepts(folder: Path) -> KnownConcepts:
@@ -121,23 +117,9 @@ def check_mappings(
     for row in reading.sources.tables["unmapped_types.csv"].values():
         if row.values["resource_type"] in reading.resources:
             problems.add(row.problem(f"{row.values['resource_type']} has a mapping as well"))
-    problems.update(_empty_cells(reading))
     if concepts is not None:
         problems.update(_concept_problems(reading, concepts))
     return sorted(problems)
-
-
-def _empty_cells(reading: MappingReading) -> Iterator[MappingProblem]:
-    rows = [
-        row
-        for table in (reading.sources.tables, reading.sources.values)
-        for of in table.values()
-        for row in of.values()
-    ]
-    for row in rows:
-        for name, value in row.values.items():
-            if not value:
-                yield row.problem(f"{name} is empty")
 
 
 class _ResourceCheck:
@@ -370,12 +352,8 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
     empty = Mappings(folder, {}, {}, {}, {}, {}, {})
     with tempfile.TemporaryDirectory(prefix="epic-omop-check-") as name:
         place = Path(name)
-        for file, schema in (
-            (INDEX_FILE, INDEX_SCHEMA),
-            (CONCEPT_FILE, CONCEPT_SCHEMA),
-            (ANCESTOR_FILE, ANCESTOR_SCHEMA),
-            ("facts.parquet", {"surrogate_id": pl.Int64(), "name": pl.String(), "value": pl.String()}),
-        ):
+        facts = {"surrogate_id": pl.Int64(), "name": pl.String(), "value": pl.String()}
+        for file, schema in (*_index_files(), ("facts.parquet", facts)):
             pl.DataFrame(schema=dict(schema)).write_parquet(place / file)
         yield Worker(
             TransformPlan(
@@ -391,6 +369,14 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
                 staged=StagedExport(place),
             )
         )
+
+
+def _index_files() -> Iterator[tuple[str, Mapping[str, pl.DataType]]]:
+    """Every file of a concept index: the module names them `…_FILE`, with `…_SCHEMA` beside each."""
+    names = vars(concept_index)
+    for name in names:
+        if name.endswith("_FILE"):
+            yield names[name], names[f"{name.removesuffix('_FILE')}_SCHEMA"]
 
 
 def _rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Iterator[MappingProblem]:
@@ -462,7 +448,7 @@ def _concept_problems(reading: MappingReading, known: KnownConcepts) -> Iterator
     found = {row["concept_id"]: row for row in rows.to_dicts()}
     for one in named:
         reasons = [_judged(concept_id, found.get(concept_id), one.domain, known) for concept_id in one.concept_ids]
-        if all(reasons):  # of alternatives, one that is right is enough
+        if reasons and all(reasons):  # of alternatives, one that is right is enough
             yield MappingProblem(one.file, one.line, "; ".join(reasons))
 
 

@@ -27,6 +27,8 @@ _TABLES = {
     "unmapped_types.csv": ("resource_type", "reason"),
 }
 _VALUE_COLUMNS = ("system", "code", "concept_id")
+#: What tells the rows of a value map apart; a map may do without the last.
+_VALUE_KEYS = ("system", "code", "within")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,6 +47,7 @@ class MappingProblem:
 class Row:
     """One line of a CSV file."""
 
+    #: Column → text, without surrounding blanks; what is empty is left out.
     values: dict[str, str]
     file: str
     line: int
@@ -59,7 +62,7 @@ class Sources:
 
     #: resource type → the document of its mapping
     resources: dict[str, yaml.MappingNode] = field(default_factory=dict)
-    #: value map → (system, code) → row
+    #: value map → key → row
     values: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=dict)
     #: file name of a table → key → row
     tables: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _TABLES})
@@ -201,10 +204,19 @@ def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProbl
                 problems.append(MappingProblem(str(file), 1, f"needs the columns {', '.join(columns)}"))
                 return []
             for values in reader:
-                row = Row({name: (values[name] or "").strip() for name in columns}, str(file), reader.line_num)
-                if None in values or None in values.values():
-                    problems.append(row.problem(f"needs the columns {', '.join(columns)}, one value for each"))
-                else:
+                is_whole = None not in values and None not in values.values()
+                row = Row(
+                    {name: value.strip() for name, value in values.items() if name and value},
+                    str(file),
+                    reader.line_num,
+                )
+                if not is_whole:
+                    names = ", ".join(reader.fieldnames or ())
+                    problems.append(row.problem(f"needs one value for each of the columns {names}"))
+                    continue
+                empty = [name for name in columns if name not in row.values]
+                problems += [row.problem(f"{name} is empty") for name in empty]
+                if not empty:
                     rows.append(row)
     except (OSError, UnicodeDecodeError) as error:
         problems.append(MappingProblem(str(file), 0, f"cannot be read ({type(error).__name__})"))
@@ -216,16 +228,18 @@ def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProbl
 def _keyed(rows: list[Row], keys: tuple[str, ...], problems: list[MappingProblem]) -> dict[tuple[str, ...], Row]:
     found: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        key = tuple(row.values[name] for name in keys)
+        key = tuple(row.values.get(name, "") for name in keys)
         if key in found:
-            problems.append(row.problem(f"{' '.join(key)} is there twice, first in line {found[key].line}"))
+            problems.append(
+                row.problem(f"{' '.join(filter(None, key))} is there twice, first in line {found[key].line}")
+            )
         else:
             found[key] = row
     return found
 
 
 def _read_values(found: Sources, file: Path) -> None:
-    rows = _keyed(_read_rows(file, _VALUE_COLUMNS, found.problems), _VALUE_COLUMNS[:2], found.problems)
+    rows = _keyed(_read_rows(file, _VALUE_COLUMNS, found.problems), _VALUE_KEYS, found.problems)
     found.values.setdefault(file.stem, {}).update(rows)
 
 

@@ -244,7 +244,12 @@ def test_the_folder_is_in_the_home_or_where_the_setting_says(tmp_path):
         ("values/encounter_clas.csv", "system,code,concept_id\n", "encounter_clas.csv", "no rule reads"),
         ("values/gender.csv", "system,code,concept_id\ns,c,1\ns,c,2\n", "gender.csv:3", "there twice, first in line 2"),
         ("values/gender.csv", "system;code;concept_id\n", "gender.csv:1", "needs the columns"),
-        ("values/gender.csv", "system,code,concept_id\ns,c,1,2\n", "gender.csv:2", "one value for each"),
+        (
+            "values/gender.csv",
+            "system,code,concept_id\ns,c,1,2\n",
+            "gender.csv:2",
+            "one value for each of the columns system, code, concept_id",
+        ),
         ("code_systems.csv", "system\nurn:x\n", "code_systems.csv:1", "needs the columns"),
         ("constants.csv", "name,concept_id\nvalue_true,yes\n", "constants.csv:2", "ids joined"),
         ("vocabulary_priority.yaml", "lab: LOINC\n", "vocabulary_priority.yaml:1", "list of vocabulary ids"),
