@@ -299,7 +299,7 @@ class _ResourceCheck:
             yield self._problem([*at, "priority"], _unknown("vocabulary priority", view.priority, self.priorities))
         if view.kind == "event":
             yield from self._event(at, view, columns)
-        if view.kind == "reference_value" and "value" not in view.column_types:
+        if view.kind == "reference_value" and "value" not in view.column_types and not made.has("value"):
             yield self._problem(at, "a view that leaves a fact needs a column value")
 
     def _event(self, at: list[Any], view: ViewMapping, columns: Mapping[str, str | None]) -> Iterator[MappingProblem]:
