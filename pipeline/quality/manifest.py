@@ -77,7 +77,10 @@ def manifest(mappings: Mappings, site: str | None = None) -> dict[str, Any]:
         "site": site,
         "input": {
             "fhir_version": FHIR_VERSION,
-            "form": "application/fhir+ndjson, one resource a line",
+            "forms": [
+                "application/fhir+ndjson",
+                "application/fhir+json: one resource, or a Bundle (document, collection, message)",
+            ],
             "resources": [_resource(mapping) for _, mapping in sorted(mappings.resources.items())],
             "excluded_types": dict(sorted(mappings.unmapped_types.items())),
             "code_systems": dict(sorted(mappings.code_systems.items())),
