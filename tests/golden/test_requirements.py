@@ -318,7 +318,7 @@ def test_each_run_says_by_what_it_was_made(instance: Instance) -> None:
     runs = instance.rows(
         "SELECT vocabulary_release, cdm_version, ig_version, software_version, published_at IS NOT NULL FROM publication"
     )
-    assert len(runs) == 4
+    assert len(runs) >= 4
     assert {run[0] for run in runs} == {"v5.0 GOLDEN"}
     assert all("5.4" in run[1] and run[2] and run[3] and run[4] for run in runs)
 
