@@ -1,7 +1,6 @@
 """Landing a folder of NDJSON files: what `ingest --from` and a served download have in common ends here.
 
-Files are copied byte for byte (gzip is decompressed) and numbered in the order of their names. JSON files with one
-resource or one Bundle are taken apart into lines by type.
+Files are copied byte for byte (gzip is decompressed) and numbered in the order of their names.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 import orjson
 
 from pipeline.errors import LandingError, UsageError
-from pipeline.landing.bundles import JSON_SUFFIXES, is_resource, lines_by_type
 from pipeline.landing.files import COPY_BYTES, LandingWriter, landing_errors
 from pipeline.landing.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
 from pipeline.landing.resource_types import TYPE_NAME, type_in_file_name
@@ -33,26 +31,15 @@ _SEARCH_BYTES = 4 * COPY_BYTES
 
 
 def ndjson_files(source: Path) -> list[Path]:
-    """The NDJSON files directly in a folder, and JSON files with a resource, by name. Raises UsageError for none."""
+    """The NDJSON files directly in a folder, by name. Raises UsageError when there are none."""
     if not source.is_dir():
         raise UsageError(f"{source} is not a folder.", "Name a folder that holds <ResourceType>.ndjson files.")
     with landing_errors(source):
-        files = sorted(path for path in source.iterdir() if path.is_file() and _is_source(path))
+        files = sorted(path for path in source.iterdir() if path.is_file() and path.name.endswith(_SUFFIXES))
     if not files:
         advice = f"Files must end with {', '.join(_SUFFIXES)}; folders inside it are not searched."
         raise UsageError(f"{source} holds no NDJSON file.", advice)
     return files
-
-
-def _is_source(path: Path) -> bool:
-    return path.name.endswith(_SUFFIXES) or (path.name.endswith(JSON_SUFFIXES) and is_resource(_whole(path)))
-
-
-def _whole(path: Path) -> bytes:
-    try:
-        return b"".join(_content(path))
-    except DamagedGzipError as error:
-        raise LandingError(f"{path} cannot be decompressed: {error}.", "Get the file again from its source.") from None
 
 
 def land_folder(
@@ -68,19 +55,15 @@ def land_folder(
     file that is damaged or for a full disk.
     """
     sources = ndjson_files(source)
-    landed: list[LandedFile] = []
-    for position, path in enumerate(sources, start=1):
+    landed = []
+    for number, path in enumerate(sources, start=1):
 
-        def report(added: int, *, path: Path = path, done: int = position - 1) -> None:
+        def report(added: int, *, path: Path = path, done: int = number - 1) -> None:
             if progress:
                 progress(LandingProgress(path.name, done, len(sources), added))
 
-        if path.name.endswith(JSON_SUFFIXES):
-            for resource_type, lines in lines_by_type(_whole(path), path.name).items():
-                landed.append(_land_lines(draft, len(landed) + 1, resource_type, lines))
-        else:
-            landed.append(_land_file(draft, len(landed) + 1, path, report))
-        report(0, done=position)
+        landed.append(_land_file(draft, number, path, report))
+        report(0, done=number)
     return draft.finish("folder", transaction_time, tuple(landed))
 
 
@@ -91,15 +74,6 @@ def _land_file(draft: LandingDraft, number: int, path: Path, report: Callable[[i
         return done
     with draft.writer(number, resource_type) as writer:
         _copy(path, writer, report)
-        return draft.keep(writer, number, resource_type)
-
-
-def _land_lines(draft: LandingDraft, number: int, resource_type: str, lines: bytes) -> LandedFile:
-    done = draft.landed(number, resource_type)
-    if done:
-        return done
-    with draft.writer(number, resource_type) as writer:
-        writer.write(lines)
         return draft.keep(writer, number, resource_type)
 
 

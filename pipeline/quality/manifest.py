@@ -79,7 +79,7 @@ def manifest(mappings: Mappings, site: str | None = None) -> dict[str, Any]:
             "fhir_version": FHIR_VERSION,
             "forms": [
                 "application/fhir+ndjson",
-                "application/fhir+json: one resource, or a Bundle (document, collection, message)",
+                "application/fhir+json",
             ],
             "resources": [_resource(mapping) for _, mapping in sorted(mappings.resources.items())],
             "excluded_types": dict(sorted(mappings.unmapped_types.items())),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.errors import SiteBusy, UsageError
+from pipeline.errors import SiteBusy
 from pipeline.replay import replay_dead_letters
 from pipeline.warehouse.export_jobs import site_lock
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
@@ -286,41 +286,3 @@ def test_nothing_that_identifies_a_patient_is_in_the_cdm(warehouse: Warehouse) -
     )
     assert not [value for value in [*secret, "Springfield", "02139"] if value in everything]
     assert "021" in everything
-
-
-@pytest.mark.requirement("f2o-013")
-@pytest.mark.parametrize("kind", ["collection", "document", "message"])
-def test_bundles_and_single_resources_are_taken_apart(warehouse: Warehouse, kind: str) -> None:
-    """Entries refer to each other by `urn:uuid:`; a JSON file that is no resource is left alone."""
-    folder = warehouse.write({"Organization": [{"id": "org", "name": "Clinic"}]})
-    person, visit = "8f0e1a52-0b1c-4a6e-9d53-0d4d3b6d1c01", "8f0e1a52-0b1c-4a6e-9d53-0d4d3b6d1c02"
-    resources = {
-        person: {key: value for key, value in patient().items() if key != "id"},
-        visit: {
-            "resourceType": "Encounter",
-            **encounter(person=person),
-            "subject": {"reference": f"urn:uuid:{person}"},
-        },
-    }
-    del resources[visit]["id"]
-    entries = [{"fullUrl": f"urn:uuid:{name}", "resource": item} for name, item in reversed(resources.items())]
-    (folder / "bundle.json").write_text(json.dumps({"resourceType": "Bundle", "type": kind, "entry": entries}))
-    single = {"resourceType": "Observation", **observation(), "subject": {"reference": f"Patient/{person}"}}
-    (folder / "one.json").write_text(json.dumps(single))
-    (folder / "manifest.json").write_text('{"transactionTime": "2025-01-01T00:00:00Z"}')
-    warehouse.load(folder)
-    assert warehouse.rows("SELECT outcome, count(*) FROM resource_state GROUP BY 1") == [("loaded", 4)]
-    assert warehouse.rows(
-        "SELECT resource_type, resource_id FROM row_source WHERE cdm_table IN ('person', 'visit_occurrence') ORDER BY 1 DESC"
-    ) == [("Patient", person), ("Encounter", visit)]
-    assert warehouse.value("SELECT count(*) FROM cdm.measurement JOIN cdm.person USING (person_id)") == 1
-
-
-def test_a_bundle_of_another_type_is_refused(warehouse: Warehouse) -> None:
-    folder = warehouse.write({"Patient": [patient()]})
-    (folder / "answer.json").write_text(json.dumps({"resourceType": "Bundle", "type": "searchset", "entry": []}))
-    with pytest.raises(
-        UsageError, match=r"answer.json is a Bundle whose type is none of collection, document, message"
-    ):
-        warehouse.load(folder)
-    assert warehouse.rows("SELECT count(*) FROM resource_state") == [(0,)]

@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import LandingError, UsageError
-from pipeline.landing.bundles import lines_by_type
 from pipeline.landing.files import landing_errors
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
 from pipeline.landing.lines import LineCounter, is_blank
@@ -283,46 +281,6 @@ def test_a_folder_without_ndjson_is_a_users_mistake(store: LandingStore, tmp_pat
         store.land_folder("site_a", 1, tmp_path, NOW)
     with pytest.raises(UsageError, match="not a folder"):
         store.land_folder("site_a", 1, tmp_path / "absent", NOW)
-
-
-def test_a_bundle_is_taken_apart_by_type_and_nothing_of_it_is_passed_over() -> None:
-    inner = {
-        "resourceType": "Bundle",
-        "type": "collection",
-        "entry": [{"resource": {"resourceType": "Device", "id": "d"}}],
-    }
-    bundle = {
-        "resourceType": "Bundle",
-        "type": "document",
-        "entry": [
-            {"fullUrl": "urn:uuid:1-2", "resource": {"resourceType": "Patient"}},
-            {"fullUrl": "urn:uuid:3-4", "resource": {"resourceType": "Device", "id": "own"}},
-            {"resource": inner},
-            {"resource": {"id": "no type"}},
-            {"response": {"status": "404"}},
-            "no entry",
-        ],
-    }
-    lines = lines_by_type(orjson.dumps(bundle), "a.json")
-    assert {name: [orjson.loads(line) for line in content.splitlines()] for name, content in lines.items()} == {
-        "Patient": [{"resourceType": "Patient", "id": "1-2"}],
-        "Device": [{"resourceType": "Device", "id": "own"}, {"resourceType": "Device", "id": "d"}],
-        "Unknown": [{"id": "no type"}, None, None],
-    }
-
-
-def test_json_files_are_landed_by_type_beside_ndjson(store: LandingStore, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(b'{"resourceType": "Patient",\n "id": "p2"}')
-    (tmp_path / "b.json.gz").write_bytes(gzip.compress(PATIENT))
-    (tmp_path / "c.ndjson").write_bytes(PATIENT)
-    (tmp_path / "manifest.json").write_bytes(b'{"output": []}')
-    (tmp_path / "notes.json").write_bytes(b"{")
-    landed = store.land_folder("site_a", 1, tmp_path, NOW)
-    assert [(file.number, file.resource_type, file.lines) for file in landed.files] == [
-        (1, "Patient", 1),
-        (2, "Patient", 1),
-        (3, "Patient", 1),
-    ]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
