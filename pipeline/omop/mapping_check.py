@@ -384,6 +384,7 @@ def _rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Ite
     plan = worker.resource_plan(mapping.resource)
     assert plan is not None
     first = _sample(plan.views[0], worker).with_columns(
+        pl.lit(0, dtype=pl.Int32).alias("index"),
         pl.lit("1").alias("resource_id"),
         pl.lit(1, dtype=pl.Int64).alias("surrogate_id"),
         pl.lit(1, dtype=pl.Int32).alias("file_number"),
