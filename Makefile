@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint benchmark clean
+.PHONY: help setup demo test lint benchmark documents conformance clean
 
 help:
 	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
 	@echo "make test       formatting, lint, types, and all tests"
 	@echo "make setup      only the virtual environment in $(VENV)"
 	@echo "make benchmark  the pipeline against its floor, with peak memory"
+	@echo "make documents  the pages of docs/ that are made from the mappings"
+	@echo "make conformance  docs/conformance.md, from the results of the tests that show a requirement"
 
 setup: $(STAMP)
 
@@ -33,6 +35,13 @@ test: lint
 
 benchmark: setup
 	$(BIN)/python -m benchmarks
+
+documents: setup
+	$(BIN)/python -m pipeline.quality.documents
+
+conformance: setup
+	$(BIN)/pytest -n 2 --dist loadfile -m requirement --requirements-json .requirements.json
+	$(BIN)/python -m pipeline.quality.conformance --results .requirements.json
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -16,6 +16,8 @@ from pipeline.commands import (
     demo,
     export,
     ingest,
+    manifest,
+    mappings,
     report,
     sandbox,
     status,
@@ -44,6 +46,7 @@ app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_
 app.add_typer(vocabulary.app, name="vocabulary")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")
+app.add_typer(mappings.app, name="mappings")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 export.register(app)
@@ -51,6 +54,7 @@ ingest.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)
+manifest.register(app)
 
 _errors = Console(stderr=True, highlight=False)
 

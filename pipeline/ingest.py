@@ -63,7 +63,7 @@ def ingest(
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
-    mappings = load_mappings(settings.mappings, site.name, site.mapping)
+    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
     marks = fingerprints(runtime, site, mappings, index)
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):

@@ -158,6 +158,8 @@ class Settings(BaseModel):
     #: Worker processes of the transform stage.
     workers: Annotated[int, Field(ge=1, le=256)] = 2
     mappings: Path = MAPPINGS_FOLDER
+    #: Each site's own part of the mappings is in a folder of its name here; None: `mappings/sites` in the home.
+    site_mappings: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
@@ -181,6 +183,10 @@ class Settings(BaseModel):
     @property
     def staging(self) -> Path:
         return self.home / "staging"
+
+    @property
+    def site_mappings_folder(self) -> Path:
+        return self.site_mappings or self.home / "mappings" / "sites"
 
     @property
     def sites_file(self) -> Path:
@@ -211,6 +217,7 @@ _VARIABLES = {
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
     "EPIC_OMOP_MAPPINGS": "mappings",
+    "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
 }
 

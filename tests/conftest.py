@@ -31,15 +31,26 @@ from pipeline.clock import SystemClock
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_binaries import Account, server_account
+from tests.requirement_results import RequirementResults, note_requirements
 
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
 _HOME_PREFIX = "epic-omop-test-"
 _TEMPORARY = Path("/tmp")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--requirements-json", type=Path, metavar="FILE", help="write what came of marked requirements")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    note_requirements(items)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """In the main process, name the session's home; workers inherit the variable. Nothing is started yet."""
     if not hasattr(config, "workerinput"):
+        if config.getoption("--requirements-json"):
+            config.pluginmanager.register(RequirementResults(config.getoption("--requirements-json").absolute()))
         _remove_homes_of_dead_sessions()
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
 

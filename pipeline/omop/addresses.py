@@ -38,6 +38,8 @@ RESTRICTED_ZIP3 = frozenset(
 )
 
 _STATE = re.compile("[A-Za-z]{2}")
+#: ISO 3166, of two or three letters.
+_COUNTRY = re.compile("[A-Za-z]{2,3}")
 _ZIP3 = re.compile(r"\s*([0-9]{3})")
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
@@ -50,11 +52,11 @@ class Addresses:
         self._content: dict[int, tuple[str | None, ...]] = {}
 
     def of_patient(self, patient: dict[str, Any]) -> int | None:
-        """Key of the home (else first) address: state, three-digit zip, country."""
+        """Key of the home (else first) address: state, three-digit zip, country code."""
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country(address))
+        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country_code(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address."""
@@ -108,6 +110,12 @@ def _state(address: dict[str, Any]) -> str | None:
 
 def _country(address: dict[str, Any]) -> str | None:
     return _text(address, "country", 80)
+
+
+def _country_code(address: dict[str, Any]) -> str | None:
+    """A patient's country where it is a code. FHIR takes any text there, and a text can hold the rest of an address."""
+    country = _country(address)
+    return country.upper() if country and _COUNTRY.fullmatch(country) else None
 
 
 def _zip3(postal_code: Any) -> str | None:

@@ -1,16 +1,16 @@
 """Mappings are data: `mappings/*.yaml` and `mappings/concept_maps/*` → checked, typed objects.
 
 One YAML file a resource: a list of SQL on FHIR views whose columns carry OMOP names, and around them the rules that
-the specification gives: home table, type concept, status filter, required columns. This module reads and checks;
-it runs nothing. Everything wrong is a MappingError with file and, where known, line.
+the specification gives: home table, type concept, status filter, required columns. Here is what they mean; how the
+files are read, and a site's laid over them, is in `mapping_sources`. Nothing is run here: `mapping_check` looks at
+what only running would show. Everything wrong is a MappingError with file and, where known, line.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,15 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import MappingError
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.concept_index import unit_key
+from pipeline.omop.mapping_sources import MappingProblem, Row, Sources, line_of, node_at, plain, read_sources
+from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
 
 __all__ = [
     "ConceptRule",
     "Exclusion",
+    "MappingReading",
     "Mappings",
     "ResourceMapping",
     "StatusFilter",
@@ -34,6 +36,7 @@ __all__ = [
     "ViewMapping",
     "fixed_concepts",
     "load_mappings",
+    "read_mappings",
 ]
 
 #: Names of the value maps' special targets: the row is excluded instead of given a concept.
@@ -293,21 +296,33 @@ class Mappings:
         return named
 
     def fingerprint(self, resource_type: str) -> str:
-        """SHA-256 over everything in the mappings that can change a row of this resource type."""
+        """SHA-256 over everything in the mappings that can change a row of this resource type.
+
+        Of value maps, constants and priorities only those count that the type's rules can ask for by name.
+        """
         digest = hashlib.sha256()
         mapping = self.resources.get(resource_type)
         digest.update(mapping.model_dump_json().encode() if mapping else b"unmapped")
-        for part in (
-            self.value_maps,
-            self.code_systems,
-            self.vocabulary_priority,
-            self.constants,
-            self.unit_aliases,
-        ):
-            digest.update(repr(sorted(part.items())).encode())
+        for part in (self.value_maps, self.vocabulary_priority, self.constants):
+            used = {name: value for name, value in part.items() if self._is_used(name, mapping)}
+            digest.update(repr(sorted(used.items())).encode())
+        for table in (self.code_systems, self.unit_aliases):
+            digest.update(repr(sorted(table.items())).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
         return digest.hexdigest()
+
+    def _is_used(self, name: str, mapping: ResourceMapping | None) -> bool:
+        """Whether a type's rows can depend on the value map, constant or priority `name`: when in doubt, yes."""
+        if mapping is None:
+            return False
+        own = texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive})))
+        if own.has(name) or name in {view.priority for view in mapping.views}:
+            return True
+        claimed = texts_of_rules(None).has(name) or name in {
+            view.priority for other in self.resources.values() for view in other.views
+        }
+        return not claimed or texts_of_pipeline().has(name)
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:
@@ -315,85 +330,93 @@ def fixed_concepts(folder: Path) -> dict[int, str]:
     return load_mappings(folder).fixed_concepts
 
 
-def load_mappings(folder: Path, site: str | None = None, options: MappingOptions | None = None) -> Mappings:
-    """Read and check a folder of mappings, with a site's own entries over the value maps, under a site's options.
+def load_mappings(
+    folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
+) -> Mappings:
+    """Read and check a folder of mappings, with a site's own entries over them, under a site's options.
 
-    `sites/<site>/values/*.csv` add entries to the value map of that name or replace those of the same system and code.
-    Raises MappingError with file and line.
+    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md tells what
+    they may hold. Raises MappingError with file and line of the first problem.
     """
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
-        raise MappingError(f"There are no mappings (*.yaml) in {folder}.", "Check EPIC_OMOP_MAPPINGS.")
-    chosen = options or MappingOptions()
+    reading = read_mappings(folder, site, options, site_mappings)
+    if reading.mappings is None:
+        first, *others = sorted(reading.problems)
+        more = f"{len(others):,} more: " if others else "All about it: "
+        advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
+        raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
+    return reading.mappings
+
+
+@dataclass(frozen=True)
+class MappingReading:
+    """What reading the mappings came to."""
+
+    #: The files, entry by entry, with their places.
+    sources: Sources
+    #: Resource type → its mapping with the rules of all options.
+    resources: Mapping[str, ResourceMapping]
+    problems: tuple[MappingProblem, ...]
+    #: None where there are problems.
+    mappings: Mappings | None
+
+
+def read_mappings(
+    folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
+) -> MappingReading:
+    """As `load_mappings`, but everything that is wrong is told at once, and nothing is raised."""
+    parents = [folder / "sites", *([site_mappings] if site_mappings else [])]
+    sources = read_sources(folder, [parent / site for parent in parents] if site else [])
+    problems = list(sources.problems)
     resources = {}
-    for file in files:
-        mapping = _read_resource(file)
-        resources[mapping.resource] = mapping.under(chosen)
-    maps = folder / "concept_maps"
-    return Mappings(
+    for name, node in sorted(sources.resources.items()):
+        mapping = _resource(node, problems)
+        if mapping is not None:
+            resources[name] = mapping
+    chosen = options or MappingOptions()
+    tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
+    mappings = Mappings(
         folder=folder,
-        resources=resources,
-        value_maps=_value_maps(maps / "values", folder / "sites" / site / "values" if site else None),
-        code_systems={row["system"]: row["vocabulary_id"] for row in _read_csv(maps / "code_systems.csv")},
-        vocabulary_priority={key: tuple(value) for key, value in _read_yaml(maps / "vocabulary_priority.yaml").items()},
-        constants={row["name"]: _ids(row["concept_id"]) for row in _read_csv(maps / "constants.csv")},
-        unmapped_types={row["resource_type"]: row["reason"] for row in _read_csv(maps / "unmapped_types.csv")},
+        resources={name: mapping.under(chosen) for name, mapping in resources.items()},
+        value_maps={
+            name: tuple(filter(None, (_entry(row, problems) for row in rows.values())))
+            for name, rows in sources.values.items()
+        },
+        code_systems={row.values["system"]: row.values["vocabulary_id"] for row in tables["code_systems.csv"]},
+        vocabulary_priority=_priority(sources.priority, problems),
+        constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
+        unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
         options=chosen,
-        unit_aliases=_unit_aliases(maps / "unit_aliases.csv"),
+        unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
+    return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
 
 
-def _value_maps(shared: Path, own: Path | None) -> dict[str, tuple[ValueMapEntry, ...]]:
-    merged: dict[str, dict[tuple[str, str, str | None], ValueMapEntry]] = {}
-    for source in (shared, own):
-        for file in sorted(source.glob("*.csv")) if source else ():
-            entries = {(entry.system, entry.code, entry.within): entry for entry in _read_value_map(file)}
-            merged.setdefault(file.stem, {}).update(entries)
-    return {name: tuple(entries.values()) for name, entries in merged.items()}
-
-
-def _unit_aliases(file: Path) -> dict[str, str]:
+def _unit_aliases(rows: list[Row], problems: list[MappingProblem]) -> dict[str, str]:
     aliases: dict[str, str] = {}
-    for line, row in enumerate(_read_csv(file), start=2):
-        unit, code = row.get("unit"), row.get("ucum")
-        if not unit or not code:
-            raise MappingError("needs the columns unit and ucum", file=str(file), line=line)
+    for row in rows:
+        unit, code = row.values["unit"], row.values["ucum"]
         if aliases.setdefault(unit_key(unit), code) != code:
-            raise MappingError(f"the spelling {unit!r} is there twice, for two units", file=str(file), line=line)
+            problems.append(row.problem(f"the spelling {unit!r} is there twice, for two units"))
     return aliases
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MappingError(f"cannot be read ({type(error).__name__})", file=str(file)) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        raise MappingError("is not valid YAML", file=str(file), line=line) from None
-    if not isinstance(document, dict):
-        raise MappingError("must hold a mapping of keys", file=str(file))
-    return document
 
 
 _VIEW_KEYS = set(ViewMapping.model_fields) - {"definition"}
 
 
-def _read_resource(file: Path) -> ResourceMapping:
-    document = _read_yaml(file)
+def _resource(node: yaml.MappingNode, problems: list[MappingProblem]) -> ResourceMapping | None:
+    document = plain(node)
     views = document.get("views")
     if isinstance(views, list):
         document["views"] = [_split_view(view, document.get("resource")) for view in views]
     try:
         return ResourceMapping.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        location = [part for part in first["loc"] if part != "definition"]
-        name = ".".join(str(part) for part in location)
-        raise MappingError(
-            f"{name or 'mapping'}: {first['msg']}", file=str(file), line=_line_of(file, location)
-        ) from None
+        for problem in error.errors(include_input=False):
+            location = [part for part in problem["loc"] if part != "definition"]
+            name = ".".join(str(part) for part in location) or "mapping"
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(MappingProblem(*line_of(node_at(node, location)), f"{name}: {message}"))
+        return None
 
 
 def _split_view(view: Any, resource: Any) -> Any:
@@ -405,59 +428,43 @@ def _split_view(view: Any, resource: Any) -> Any:
     return {**own, "definition": {"resource": resource, **definition}}
 
 
-def _line_of(file: Path, location: Iterable[Any]) -> int | None:
-    """The line (1-based) of the innermost YAML node that a pydantic location names."""
-    node = yaml.compose(file.read_text(encoding="utf-8"))
-    line = None
-    for part in location:
-        if node is None:
-            return line
-        line = node.start_mark.line + 1
-        if isinstance(node, yaml.MappingNode):
-            match = [(key, value) for key, value in node.value if key.value == part]
-            if not match:
-                return line
-            line, node = match[0][0].start_mark.line + 1, match[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
+def _priority(nodes: Mapping[str, yaml.Node], problems: list[MappingProblem]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for purpose, node in nodes.items():
+        names = plain(node)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            found[purpose] = tuple(names)
         else:
-            return line
-    return line
+            problems.append(MappingProblem(*line_of(node), f"{purpose} must be a list of vocabulary ids"))
+    return found
 
 
-def _read_csv(file: Path) -> list[dict[str, str]]:
+def _entry(row: Row, problems: list[MappingProblem]) -> ValueMapEntry | None:
+    system, code, target = (row.values[name] for name in ("system", "code", "concept_id"))
+    excluded = target == EXCLUDE or target.startswith(f"{EXCLUDE}:")
+    meant = target.startswith(f"{MEANING}:")
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except OSError as error:
-        raise MappingError(f"cannot be read ({type(error).__name__})", file=str(file)) from error
+        return ValueMapEntry(
+            system=system,
+            code=code,
+            targets=() if excluded or meant else _targets(target),
+            exclude_reason=target.partition(":")[2] or EXCLUDE if excluded else None,
+            within=row.values.get("within"),
+            meaning=target.partition(":")[2] if meant else None,
+        )
+    except ValueError:
+        problems.append(
+            row.problem("concept_id must be ids or VOCABULARY:code joined by |, exclude:reason or meaning:word")
+        )
+        return None
 
 
-def _read_value_map(file: Path) -> tuple[ValueMapEntry, ...]:
-    entries = []
-    for line, row in enumerate(_read_csv(file), start=2):
-        target = (row.get("concept_id") or "").strip()
-        try:
-            excluded, meant = target.startswith(EXCLUDE), target.startswith(f"{MEANING}:")
-            entries.append(
-                ValueMapEntry(
-                    system=row["system"],
-                    code=row["code"],
-                    targets=() if excluded or meant else _targets(target),
-                    exclude_reason=target.partition(":")[2] or EXCLUDE if excluded else None,
-                    within=row.get("within") or None,
-                    meaning=target.partition(":")[2] if meant else None,
-                )
-            )
-        except (KeyError, ValueError):
-            raise MappingError(
-                "needs the columns system, code and concept_id (ids or VOCABULARY:code joined by |, exclude:reason or"
-                " meaning:word)",
-                file=str(file),
-                line=line,
-            ) from None
-    return tuple(entries)
+def _constant(row: Row, problems: list[MappingProblem]) -> tuple[int, ...]:
+    try:
+        return _ids(row.values["concept_id"])
+    except ValueError:
+        problems.append(row.problem("concept_id must be ids joined by |"))
+        return ()
 
 
 def _targets(text: str) -> tuple[Target, ...]:

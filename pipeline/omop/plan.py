@@ -30,7 +30,7 @@ from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["ResourcePlan", "TransformPlan", "Worker"]
+__all__ = ["CompiledView", "ResourcePlan", "TransformPlan", "Worker"]
 
 _PRIMITIVES: Mapping[str, pl.DataType] = {
     "decimal": pl.Float64(),
@@ -234,6 +234,16 @@ class Worker:
                 mapping, tuple(_compiled(view, converters) for view in mapping.views)
             )
         return self._plans[resource_type]
+
+    @property
+    def column_types(self) -> frozenset[str]:
+        """The types of columns that are converted here, beside FHIR's own."""
+        return frozenset(self._converters())
+
+    @staticmethod
+    def column_dtype(fhir_type: str | None) -> pl.DataType:
+        """What a column of a type holds."""
+        return _dtype(fhir_type, collection=False)
 
     def _concept_as_json(self, value: Any) -> str:
         """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""

@@ -12,7 +12,9 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
   of its date. A link is written as the FHIR reference of the resource that the row came from.
 - `outcomes`: resource → `loaded` (if not listed), `excluded:reason` or `rejected:code`, with ` at <FHIRPath>` if wanted.
 - `issues`: resource → list of issue codes (none if not listed). `pending`: references that wait for their target.
-- `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header).
+- `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header);
+  `mappings`: its own parts of mappings, by resource.
+- `requirements`: statements of the FHIR-to-OMOP guide that the case shows (docs/conformance.md).
 
 All cases of the same settings are loaded in one export: ids are prefixed by the case.
 """
@@ -88,6 +90,7 @@ _REFERENCE = re.compile(r"((?:.*/)?[A-Z][A-Za-z]+/|urn:uuid:)([^/]+)(/_history/.
 
 _KEYS = {
     "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "site", "instance", "values",
+    "mappings", "requirements",
 }  # fmt: skip
 
 
@@ -108,7 +111,7 @@ class Case:
     @property
     def group(self) -> str:
         """Cases of equal settings are loaded together."""
-        keys = ("site", "instance", "values")
+        keys = ("site", "instance", "values", "mappings")
         return orjson.dumps({key: self.document.get(key) for key in keys}, option=orjson.OPT_SORT_KEYS).decode()
 
     @property
@@ -249,6 +252,9 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         own.mkdir(parents=True, exist_ok=True)
         header = [] if lines[0].startswith("system,") else ["system,code,concept_id"]
         (own / f"{name}.csv").write_text("\n".join([*header, *lines, ""]), encoding="utf-8")
+    for resource, part in (document.get("mappings") or {}).items():
+        (folder / "mappings" / "sites" / site).mkdir(parents=True, exist_ok=True)
+        (folder / "mappings" / "sites" / site / f"{resource}.yaml").write_text(yaml.safe_dump(part), encoding="utf-8")
     settings = Settings(
         home=folder / "home",
         database_url=url,
@@ -328,7 +334,13 @@ def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
         found.pending.setdefault(names[surrogate_id], []).append(role)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def _parameter(case: Case) -> Any:
+    """The case as a parameter of the test, under its name and with the marker of what it shows."""
+    requirements = case.document.get("requirements")
+    return pytest.param(case, id=case.name, marks=[pytest.mark.requirement(*requirements)] if requirements else [])
+
+
+@pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
 def test_golden(case: Case, loaded: Loaded) -> None:
     document = case.document
     names = {_with_prefix(name, case): name for name in case.compared}

@@ -96,6 +96,9 @@ def test_there_are_the_commands_that_the_readme_promises() -> None:
         "status",
         "verify",
         "view run",
+        "mappings check",
+        "mappings show",
+        "manifest",
         "dead-letters list",
         "dead-letters show",
         "dead-letters replay",
@@ -233,6 +236,44 @@ def test_a_view_is_run_on_a_file(loaded: CommandLine) -> None:
     assert {row["view"] for row in rows} >= {"observation", "value"}
     assert "Observation.value.ofType(Quantity).value: expected a number, found a string" in ran.err
     assert "2 of 4 lines are broken" in ran.err
+
+
+def test_mappings_are_checked_and_shown_with_a_sites_own(loaded: CommandLine) -> None:
+    assert (
+        "The mappings are right; concepts looked up in vocabulary epic-omop demo 1"
+        in loaded.run("mappings", "check").out
+    )
+    own = loaded.home / "mappings" / "sites" / "north"
+    (own / "values").mkdir(parents=True)
+    (own / "Procedure.yaml").write_text(
+        "status: {keep: [in-progress]}\nviews:\n- name: procedure\n  columns:\n"
+        "  - {name: provider_id, path: asserter, type: Reference(Practitioner)}\n"
+    )
+    shown = loaded.run("mappings", "show", "Procedure", "--site", "north").out
+    assert "status: kept completed, in-progress" in shown
+    [line] = [line.split() for line in shown.splitlines() if line.strip().startswith("provider_id")]
+    assert line[1:3] == ["asserter", "Reference(Practitioner)"]
+    assert line[3].endswith("mappings/sites/north/Procedure.yaml:5")
+    assert "asserter" not in loaded.run("mappings", "show", "Procedure").out
+    (own / "Procedure.yaml").write_text("views:\n- name: procedure\n  columns:\n  - {name: code, path: kode}\n")
+    (own / "values" / "gender.csv").write_text("system,code,concept_id\nurn:x,1,four\n")
+    checked = loaded.run("mappings", "check", "--site", "north", "--no-vocabulary", code=1).out
+    assert "north/Procedure.yaml:4" in checked
+    assert "Procedure has no element 'kode' in FHIR R4; did you mean 'code'?" in checked
+    assert "north/values/gender.csv:2" in checked
+    assert "problems; concepts not looked up" in checked
+    assert "gender.csv:2" in loaded.run("mappings", "show", "Procedure", "--site", "north", code=2).err
+    assert (
+        "not mapped: its resources are excluded, with the reason plan_not_event"
+        in loaded.run("mappings", "show", "Goal").out
+    )
+    assert "There is no mapping of Nothing" in loaded.run("mappings", "show", "Nothing", code=2).err
+
+
+def test_the_manifest_is_json(loaded: CommandLine) -> None:
+    manifest = json.loads(loaded.run("manifest", "--site", "s").out)
+    assert manifest["site"] == "s"
+    assert manifest["output"]["tables"]["person"]["from"] == ["Patient"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.requirement("f2o-012", "f2o-014")
 def test_each_broken_line_is_a_dead_letter_and_the_rest_loads(warehouse: Warehouse) -> None:
     good = [observation(f"good-{number}") for number in range(5)]
     lines: list[dict[str, object] | bytes] = []
@@ -76,6 +77,7 @@ def test_an_escaped_backslash_is_no_nul(warehouse: Warehouse) -> None:
     assert report.outcomes["rejected"] == 0
 
 
+@pytest.mark.requirement("f2o-103")
 def test_loading_twice_changes_nothing(warehouse: Warehouse) -> None:
     files = {"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]}
     warehouse.load(files)
@@ -108,6 +110,7 @@ def test_a_changed_resource_replaces_its_rows_and_keeps_their_ids(warehouse: War
     assert (report.rows_inserted["measurement"], report.rows_deleted["measurement"]) == (1, 1)
 
 
+@pytest.mark.requirement("f2o-037")
 def test_a_row_moves_when_its_concept_has_another_domain(warehouse: Warehouse) -> None:
     warehouse.load({"Patient": [patient()], "Observation": [observation()]})
     condition_code = {"coding": [{"system": "http://snomed.info/sct", "code": "44054006"}]}
@@ -213,6 +216,7 @@ def test_an_older_export_never_overwrites_a_newer_one(warehouse: Warehouse) -> N
     assert [float(row[0]) for row in warehouse.rows("SELECT value_as_number FROM cdm.measurement")] == [2.0]
 
 
+@pytest.mark.requirement("f2o-103")
 def test_mapping_again_changes_no_row(warehouse: Warehouse) -> None:
     export = warehouse.land({"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]})
     warehouse.ingest(export)
@@ -243,6 +247,7 @@ def test_two_runs_of_a_site_do_not_meet(warehouse: Warehouse) -> None:
     assert warehouse.ingest(export)[0].outcomes["loaded"] == 1
 
 
+@pytest.mark.requirement("f2o-013")
 def test_lines_of_other_types_and_files_without_lines_are_accounted_for(warehouse: Warehouse) -> None:
     outcome = json.dumps({"resourceType": "OperationOutcome", "issue": []}).encode()
     reports = warehouse.load(
@@ -256,12 +261,14 @@ def test_lines_of_other_types_and_files_without_lines_are_accounted_for(warehous
     ]
 
 
+@pytest.mark.requirement("f2o-021")
 def test_one_person_at_two_sites_stays_two(warehouse: Warehouse) -> None:
     warehouse.load({"Patient": [patient()]}, site="one")
     warehouse.load({"Patient": [patient()]}, site="two")
     assert warehouse.rows("SELECT site, row_id FROM row_source ORDER BY 1") == [("one", 1), ("two", 2)]
 
 
+@pytest.mark.requirement("f2o-022")
 def test_nothing_that_identifies_a_patient_is_in_the_cdm(warehouse: Warehouse) -> None:
     secret = ["Zephyrine", "Quillfeather", "MRN-99871234", "555-0147-8899", "12 Hidden Lane", "zq@example.org"]
     person = patient(

@@ -354,6 +354,7 @@ def test_no_target_and_no_value_is_ever_lost(module_url, tmp_path_factory, targe
     assert len(pairs) == (targets if targets == values else targets * values)
 
 
+@pytest.mark.requirement("f2o-030")
 def test_a_site_map_is_loaded_kept_by_later_downloads_and_wins_over_the_vocabulary(url, download, tmp_path):
     write(
         download,

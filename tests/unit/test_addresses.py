@@ -24,6 +24,7 @@ def patient_row(**address):
     return rows[0] if rows else None
 
 
+@pytest.mark.requirement("f2o-022")
 @UNTIMED
 @given(st.text(max_size=8), TEXTS, TEXTS, st.text(min_size=1, max_size=20))
 def test_a_patients_address_never_holds_more_than_state_zip3_and_country(zip_code, state, country, street):
@@ -97,3 +98,12 @@ def test_a_sites_address_is_whole_and_cut_to_the_columns():
 def test_a_wrong_shape_is_told():
     with pytest.raises(AttributeError):
         Addresses().of_patient({"address": ["1 Example Street"]})
+
+
+@pytest.mark.parametrize(
+    ("country", "expected"),
+    [("US", "US"), ("usa", "USA"), ("United States", None), ("1 Example Street", None), (None, None)],
+)
+def test_a_patients_country_is_a_code_or_nothing(country, expected):
+    """FHIR takes any text there."""
+    assert patient_row(country=country, postalCode="78701")["country_source_value"] == expected

@@ -24,6 +24,7 @@ def test_all_39_tables_are_there_and_only_vocabulary_tables_are_in_the_vocabular
     assert {"cohort", "cohort_definition"} <= set(cdm.CDM_TABLES)
 
 
+@pytest.mark.requirement("f2o-001")
 def test_the_fields_are_as_many_as_the_specification_has():
     assert sum(len(cdm.fields(table)) for table in cdm.TABLES) == 432
 

@@ -59,6 +59,7 @@ def test_surrogate_ids_stay_the_same_in_every_release():
     assert content_key("location", None, "TX") == 7971170610370327076
 
 
+@pytest.mark.requirement("f2o-021")
 @UNTIMED
 @given(st.lists(st.tuples(st.sampled_from(["north", "south"]), st.sampled_from(["", "salt"]), TYPES, IDS), unique=True))
 def test_surrogate_ids_are_distinct_by_site_salt_type_and_id(resources):

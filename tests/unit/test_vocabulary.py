@@ -152,6 +152,7 @@ def test_only_true_descendants_count(index):
     assert index.descends(pairs).rows() == [(1, 3), (2, 3)]
 
 
+@pytest.mark.requirement("f2o-030", "f2o-093")
 def test_fixed_concepts_are_checked_and_each_trouble_is_told_by_name(index):
     names = {8507: "gender M", 5083: "class VR", 8551: "gender U", 9117: "unit", 99: "nothing", 12: "absent", 0: "none"}
     found = index.verify_fixed(names)

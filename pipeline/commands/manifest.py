@@ -1,0 +1,29 @@
+"""`epic-omop manifest`: what is read and what is filled, as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(manifest)
+
+
+def manifest(
+    site: Annotated[str, typer.Option("--site", help="With this site's options and own mappings.")] = "",
+) -> None:
+    """Print what the transformation reads and which OMOP tables it fills, as JSON for machines."""
+    import orjson
+
+    from pipeline.omop.mapping import load_mappings
+    from pipeline.quality.manifest import manifest as made
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    options = settings.site_or_folder(site).mapping if site else None
+    mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
+    typer.echo(orjson.dumps(made(mappings, site or None), option=orjson.OPT_INDENT_2).decode())

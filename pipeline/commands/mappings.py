@@ -1,0 +1,217 @@
+"""`epic-omop mappings`: check the mappings, and show what holds for a resource, for people.
+
+Words and layout only; the work is done in `pipeline/omop/mapping_check.py` and `pipeline/omop/mapping.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.omop.mapping import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
+    from pipeline.omop.mapping_check import KnownConcepts
+    from pipeline.settings import Settings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The mappings: check them, and show what holds for a resource.\n\n"
+    "A site's own part is in mappings/sites/SITE in the home, and is laid over the shared mappings.",
+)
+
+_WIDTH_OF_FILES = 200
+
+Site = Annotated[str, typer.Option("--site", help="With this site's own mappings laid over the shared ones.")]
+
+
+@app.command()
+def check(
+    site: Site = "",
+    vocabulary: Annotated[bool, typer.Option(help="Look up concept ids in the vocabulary that is loaded.")] = True,
+) -> None:
+    """Find everything that is wrong in the mappings, each with file and line. Exit code 1 if there is anything.
+
+    Concept ids are looked up in the loaded vocabulary, or in the demonstration vocabulary where none is loaded; that
+    one is small, so that an id which it lacks is not called wrong.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.omop.mapping_check import check_mappings
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    known = _known_concepts(settings) if vocabulary else None
+    problems = check_mappings(settings.mappings, _checked(site), settings.site_mappings_folder, known)
+    console = _console()
+    judged = f"concepts looked up in {known.name}" if known else "concepts not looked up"
+    if not problems:
+        console.print(f"The mappings{f' of {site}' if site else ''} are right; {judged}.")
+        return
+    table = Table("where", "what is wrong", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for problem in problems:
+        where = f"{_short(problem.file, settings)}:{problem.line}" if problem.line else _short(problem.file, settings)
+        table.add_row(Text(where), Text(problem.message))
+    console.print(table)
+    console.print(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}; {judged}.")
+    raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    resource: Annotated[str, typer.Argument(help="The resource type, such as Observation.")],
+    site: Site = "",
+) -> None:
+    """Show the mapping that holds for a resource: filters, tables, concepts, and each column with its path.
+
+    With --site: under that site's options and own mappings; what comes from its own files is marked by file and line.
+    """
+    from pipeline.omop.mapping import load_mappings, read_mappings
+    from pipeline.settings import load_settings
+
+    settings = load_settings()
+    options = settings.site_or_folder(site).mapping if site else None
+    mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
+    mapping = mappings.resources.get(resource)
+    if mapping is None:
+        reason = mappings.unmapped_types.get(resource)
+        if reason:
+            typer.echo(f"{resource} is not mapped: its resources are excluded, with the reason {reason}.")
+            return
+        raise UsageError(f"There is no mapping of {resource}.", f"There are: {', '.join(sorted(mappings.resources))}.")
+    reading = read_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
+    console = _console()
+    for line in _filters(mapping):
+        console.print(line, markup=False)
+    for view in mapping.views:
+        console.print()
+        for line in _view(view):
+            console.print(line, markup=False)
+        console.print(_columns(view, _own_places(reading, resource, view.name, settings)))
+
+
+def _console() -> Console:
+    """Wide where no terminal sets the width: paths and messages are then read by programs, or in a log."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
+
+
+def _checked(site: str) -> str | None:
+    from pipeline.settings import SiteSettings, load_settings
+
+    if not site:
+        return None
+    named: SiteSettings = load_settings().site_or_folder(site)
+    return named.name
+
+
+def _known_concepts(settings: Settings) -> KnownConcepts:
+    """The loaded vocabulary; the demonstration vocabulary where there is none. Starts no database for that."""
+    from pipeline.errors import VocabularyError
+    from pipeline.omop.mapping_check import demo_concepts, indexed_concepts
+    from pipeline.omop.vocabulary import ensure_index
+    from pipeline.settings import MAPPINGS_FOLDER
+    from pipeline.warehouse.connection import database_url
+
+    if settings.database_url or settings.home.exists():
+        try:
+            index = ensure_index(
+                database_url(settings.database_url, settings.home),
+                vocab_schema=settings.vocab_schema,
+                etl_schema=settings.etl_schema,
+                home=settings.home,
+            )
+            return indexed_concepts(index)
+        except VocabularyError:
+            pass
+    return demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
+
+
+def _short(file: str, settings: Settings) -> str:
+    """A path below the mappings or the home without what all of them share."""
+    for folder, name in ((settings.mappings, settings.mappings.name), (settings.home, settings.home.name)):
+        if Path(file).is_relative_to(folder):
+            return str(Path(name) / Path(file).relative_to(folder))
+    return file
+
+
+def _filters(mapping: ResourceMapping) -> Iterator[str]:
+    yield mapping.resource
+    status = mapping.status
+    if status:
+        yield f"  {status.column}: kept {', '.join(status.keep)}; missing: {status.missing}"
+        for value, reason in status.exclude.items():
+            yield f"    excluded {value}: {reason}"
+    for rule in mapping.exclude:
+        yield f"  excluded where {rule.when}: {rule.reason}"
+    for url in mapping.known_modifiers:
+        yield f"  modifier known: {url}"
+
+
+def _view(view: ViewMapping) -> Iterator[str]:
+    kinds = {
+        "resource": "one row a resource; its columns are joined to every other view",
+        "event": "events, in the table of their concept's domain",
+        "entity": f"rows of {view.table}",
+        "reference_value": f"the fact {view.fact or view.name}, for other resources",
+    }
+    yield f"{view.name}: {kinds[view.kind]}"
+    for condition in view.definition.get("where", ()):
+        yield f"  where {condition['path']}"
+    if view.code:
+        yield f"  codes: {view.code}" + (f", vocabularies by {view.priority}" if view.priority else "")
+    for name in ("concept_id", "type_concept_id", "home_table"):
+        for rule in getattr(view, name):
+            yield f"  {name.replace('_', ' ')}: {_rule(rule)}"
+    if view.derive:
+        yield f"  rules: {', '.join(view.derive)}"
+    if view.required:
+        yield f"  required: {', '.join(view.required)}"
+
+
+def _rule(rule: TableRule | ConceptRule) -> str:
+    from pipeline.omop.mapping import ConceptRule
+
+    value = " else ".join(map(str, rule.concept_ids)) if isinstance(rule, ConceptRule) else rule.table
+    return f"{value} where {rule.when}" if rule.when else value
+
+
+def _columns(view: ViewMapping, own: dict[str, str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    headers = ["column", "path", "type", *(["from"] if own else [])]
+    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    types = view.column_types
+    for name, path in view.column_paths.items():
+        table.add_row(*(Text(text) for text in (name, path, types[name] or "", *([own.get(name, "")] if own else []))))
+    return table
+
+
+def _own_places(reading: MappingReading, resource: str, view: str, settings: Settings) -> dict[str, str]:
+    """Column → file and line, for those that a site's own files give."""
+    from pipeline.omop.mapping_overlays import entries
+    from pipeline.omop.mapping_sources import column_nodes, line_of
+
+    own = {}
+    for node in entries(reading.sources.resources[resource])["views"][1].value:
+        pairs = entries(node)
+        if pairs["name"][1].value == view and "select" in pairs:
+            for name, column in column_nodes(pairs["select"][1]):
+                file, line = line_of(column)
+                if Path(file).parent != settings.mappings:
+                    own[name] = f"{_short(file, settings)}:{line}"
+    return own

@@ -1,0 +1,133 @@
+"""The pages of docs/ that are made from the mappings: `python -m pipeline.quality.documents` (`make documents`).
+
+- docs/mapping-options.md: the named settings of the mapping.
+- docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
+- docs/manifest.json: `epic-omop manifest` of the shared mappings.
+
+A test holds them against what they are made from, so that they cannot grow old.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import orjson
+
+from pipeline.mapping_options import MappingOptions, resources_of
+from pipeline.omop.mapping import Mappings, ResourceMapping, load_mappings, read_mappings
+from pipeline.quality.manifest import manifest
+from pipeline.settings import MAPPINGS_FOLDER
+
+__all__ = ["documents"]
+
+_MADE = "Made by `make documents`; do not edit."
+
+
+def documents() -> dict[str, str]:
+    """File name in docs/ → its content."""
+    mappings = load_mappings(MAPPINGS_FOLDER)
+    return {
+        "mapping-options.md": _joined(_options()),
+        "mapping-tables.md": _joined(_tables(mappings)),
+        "manifest.json": orjson.dumps(manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
+    }
+
+
+def _joined(lines: Iterator[str]) -> str:
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _options() -> Iterator[str]:
+    yield from ["# Options of the mapping", "", _MADE, ""]
+    yield "Where sources contradict each other, or a site may want what the guide says, the mapping has a named setting."
+    yield "They are set for each site under `mapping:` in sites.yaml, and change only the rows of the resources named here:"
+    yield "the next run maps those again. `epic-omop mappings show RESOURCE --site SITE` shows what comes of them."
+    yield from ["", "```yaml", "sites:", "  north:", "    mapping:"]
+    name, field = next(iter(MappingOptions.model_fields.items()))
+    yield from [f"      {name}: {field.default}", "```", ""]
+    yield from [_row("option", "values, the default first", "resources", "what it does"), _row(*["---"] * 4)]
+    for name, field in MappingOptions.model_fields.items():
+        others = [str(value) for value in get_args(field.annotation) if value != field.default]
+        values = ", ".join(f"`{value}`" for value in [str(field.default), *others])
+        yield _row(f"`{name}`", values, ", ".join(resources_of(field)), field.description or "")
+
+
+def _tables(mappings: Mappings) -> Iterator[str]:
+    resources = read_mappings(MAPPINGS_FOLDER).resources
+    yield from ["# Filters and fixed maps", "", _MADE, "How they are used is told in [mapping.md](mapping.md).", ""]
+    yield from [
+        "## Filters",
+        "",
+        "Which resources make rows; the others are counted by these reasons in `etl.exclusion`.",
+        "",
+    ]
+    yield from [_row("resource", "kept", "excluded, with the reason", "by option"), _row(*["---"] * 4)]
+    for name in sorted(resources):
+        yield _row(name, *_filters(resources[name]))
+    yield from ["", "## Types that are never mapped", "", _row("resource", "reason"), _row("---", "---")]
+    yield from (_row(name, reason) for name, reason in sorted(mappings.unmapped_types.items()))
+    yield from [
+        "",
+        "## Value maps",
+        "",
+        "`mappings/concept_maps/values/*.csv`; a site's own entries come before them.",
+        "",
+    ]
+    yield from [_row("map", "system", "entries"), _row(*["---"] * 3)]
+    for name, entries in sorted(mappings.value_maps.items()):
+        for system, count in sorted(Counter(entry.system for entry in entries).items()):
+            yield _row(name, system, count)
+    yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
+    yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
+    yield from ["", "## Choice among codings", "", _row("element", "vocabularies in order"), _row("---", "---")]
+    yield from (_row(name, ", ".join(order)) for name, order in mappings.vocabulary_priority.items())
+
+
+def _filters(mapping: ResourceMapping) -> tuple[str, str, str]:
+    status = mapping.status
+    kept = f"{status.column}: {', '.join(status.keep)}" if status else "all"
+    if status and status.missing != "reject":
+        kept += f"; missing: {status.missing}"
+    excluded = [f"{value}: {reason}" for value, reason in (status.exclude if status else {}).items()]
+    plain = [rule for rule in mapping.exclude if not rule.option]
+    excluded += [f"where {rule.when}: {rule.reason}" for rule in plain]
+    options = []
+    for variant in status.variants if status else ():
+        changes = [f"keeps {value}" for value in variant.keep]
+        changes += [f"excludes {value}: {reason}" for value, reason in variant.exclude.items()]
+        options.append(f"{_named(variant.option)} {', '.join(changes)}")
+    options += [
+        f"{_named(rule.option)} excludes where {rule.when}: {rule.reason}" for rule in mapping.exclude if rule.option
+    ]
+    return kept, "; ".join(excluded) or "none", "; ".join(options)
+
+
+def _named(option: object) -> str:
+    assert isinstance(option, dict)
+    return " and ".join(
+        f"`{name}: {value if isinstance(value, str) else ' or '.join(value)}`" for name, value in option.items()
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.quality.documents", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder to write to (docs)")
+    folder = parser.parse_args(arguments).out
+    for name, content in documents().items():
+        (folder / name).write_text(content, encoding="utf-8")
+        sys.stdout.write(f"{folder / name} is written.\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""What the guide asks of a whole OMOP instance, by SQL over one that holds everything that the golden cases have.
+
+All golden cases are loaded once more, with identifying values in every place where FHIR can hold them, and with the
+patients of the simulated Epic beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+
+from omop_schema.cdm import CDM_TABLES, fields, primary_key
+from omop_schema.etl import LINEAGE_TABLES
+from pipeline.clock import ManualClock
+from pipeline.exports import ingest_folder
+from pipeline.ingest import ingest
+from pipeline.omop.routing import DOMAIN_TABLES
+from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.runtime import Runtime
+from pipeline.sandbox.generator import generate
+from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.warehouse.schema import install_schemas
+from tests.golden.planting import Planter
+from tests.golden.test_golden import CASES, ENCOUNTER, NOW, PATIENT, Case
+
+_PATIENTS = 6
+
+
+@dataclass
+class Instance:
+    connection: psycopg.Connection
+    planter: Planter
+    #: ids of the resources that were loaded, and identifying texts of the simulated Epic's patients
+    resource_ids: set[str]
+    simulated: set[str]
+    settings: Settings
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self.connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def instance(
+    module_database_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Instance]:
+    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
+    load_vocabulary(module_database_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
+    folder = tmp_path_factory.mktemp("requirements")
+    settings = Settings(
+        home=folder / "home",
+        database_url=module_database_url,
+        workers=1,
+        sites={name: SiteSettings(name=name) for name in ("planted", "simulated", "bare")},
+    )
+    runtime = Runtime(settings, ManualClock(NOW))
+    planter = Planter()
+    cases = [_planted(case, planter) for case in CASES if not case.document.get("values")]
+    ids = set()
+    for key in ("fhir", "then"):
+        lines: dict[str, list[bytes]] = {}
+        for case in cases:
+            for resource in case.resources(key):
+                lines.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+                ids.add(str(resource.get("id")))
+        _load(runtime, "planted", folder / key, lines)
+    simulated: dict[str, list[bytes]] = {}
+    for kind, line in generate(_PATIENTS, 11, date(2024, 6, 1)):
+        simulated.setdefault(kind, []).append(line)
+    _load(runtime, "simulated", folder / "simulated", simulated)
+    mapped = sorted(file.stem for file in MAPPINGS_FOLDER.glob("*.yaml"))
+    _load(runtime, "bare", folder / "bare", {kind: [_bare(kind)] for kind in mapped})
+    with psycopg.connect(module_database_url) as connection:
+        connection.execute("SET search_path TO etl, cdm, vocab")
+        yield Instance(connection, planter, ids, set(_identifying(simulated)), settings)
+
+
+def _planted(case: Case, planter: Planter) -> Case:
+    """The case with planted values; the patient and the encounter that it has by default are written out for that."""
+    document = dict(case.document)
+    types = {item["resourceType"] for key in ("given", "fhir") for item in document.get(key) or ()}
+    added = [item for item in (PATIENT, ENCOUNTER) if item["resourceType"] not in types]
+    if document.get("patient") == "none":
+        added = []
+    document["given"] = [*added, *(document.get("given") or ())]
+    document["patient"] = "none"
+    for key in ("given", "fhir", "then"):
+        document[key] = [planter.plant(item) for item in document.get(key) or ()]
+    return replace(case, document=document)
+
+
+def _load(runtime: Runtime, site: str, source: Path, lines: dict[str, list[bytes]]) -> None:
+    source.mkdir()
+    for kind, content in lines.items():
+        (source / f"{kind}.ndjson").write_bytes(b"\n".join(content) + b"\n")
+    ingest(runtime, runtime.settings.site(site), ingest_folder(runtime, site, source))
+    assert isinstance(runtime.clock, ManualClock)
+    runtime.clock.advance(1)
+
+
+def _bare(kind: str) -> bytes:
+    """A resource without anything that a profile does not require of every resource."""
+    return orjson.dumps({"resourceType": kind, "id": "bare"})
+
+
+def _identifying(lines: dict[str, list[bytes]]) -> Iterator[str]:
+    """Names, contacts, streets, identifiers of the simulated patients."""
+    for line in lines["Patient"]:
+        patient = orjson.loads(line)
+        for name in patient["name"]:
+            yield from [name["family"], " ".join(name["given"])]
+        for address in patient["address"]:
+            yield from [*address["line"], address["city"], address["postalCode"]]
+        yield from [item["value"] for key in ("telecom", "identifier") for item in patient.get(key, ())]
+
+
+def cdm_rows(instance: Instance) -> Iterator[tuple[str, dict[str, Any]]]:
+    for table in CDM_TABLES:
+        for (row,) in instance.rows(f"SELECT to_jsonb(t) FROM cdm.{table} AS t"):
+            yield table, row
+
+
+# --- privacy -------------------------------------------------------------------------------------------------------
+
+
+def test_the_planted_resources_are_loaded(instance: Instance) -> None:
+    """Without this the search would prove nothing."""
+    outcomes = Counter(dict(instance.rows("SELECT outcome, count(*) FROM resource_state GROUP BY outcome")))
+    assert outcomes["loaded"] > 0.7 * outcomes.total()
+    filled = {table for table, _ in cdm_rows(instance)}
+    assert {"person", "location", "condition_occurrence", "measurement", "observation", "drug_exposure"} <= filled
+    assert len(instance.planter.planted) > 5_000
+    assert len(instance.simulated) > 6 * _PATIENTS
+
+
+@pytest.mark.requirement("f2o-020", "f2o-022")
+def test_no_identifying_value_is_in_any_column_of_the_cdm(instance: Instance) -> None:
+    found = Counter(
+        f"{table}.{column}: {place}"
+        for table, row in cdm_rows(instance)
+        for column, value in row.items()
+        if value is not None
+        for place in instance.planter.found(str(value))
+    )
+    assert dict(found) == {}
+
+
+@pytest.mark.requirement("f2o-022")
+def test_nothing_of_the_simulated_patients_is_in_the_cdm(instance: Instance) -> None:
+    found = {
+        f"{table}.{column}"
+        for table, row in cdm_rows(instance)
+        if table not in {"care_site", "location"}  # sites are in the same streets and cities
+        for column, value in row.items()
+        if isinstance(value, str) and any(text in value for text in instance.simulated)
+    }
+    assert found == set()
+
+
+@pytest.mark.requirement("f2o-021", "f2o-024")
+def test_ids_of_resources_are_in_the_etl_schema_alone(instance: Instance) -> None:
+    found = {
+        f"{table}.{column}"
+        for table, row in cdm_rows(instance)
+        for column, value in row.items()
+        if isinstance(value, str) and value in instance.resource_ids
+    }
+    assert found == set()
+    assert instance.rows("SELECT count(*) FROM resource_state WHERE resource_id = ANY (ARRAY['planted-patient'])") == [
+        (0,)
+    ]
+
+
+@pytest.mark.requirement("f2o-024")
+def test_who_reads_the_cdm_does_not_thereby_read_the_map_of_ids(instance: Instance) -> None:
+    connection = instance.connection
+    connection.execute("CREATE ROLE requirement_analyst")
+    try:
+        connection.execute("GRANT USAGE ON SCHEMA cdm, vocab TO requirement_analyst")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA cdm, vocab TO requirement_analyst")
+        connection.execute("SET LOCAL ROLE requirement_analyst")
+        assert connection.execute("SELECT count(*) > 0 FROM cdm.person").fetchone() == (True,)
+        for name in ("resource_state", "row_source", "dead_letter", "reference_value"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), connection.transaction():
+                connection.execute(f"SELECT * FROM etl.{name}")
+    finally:
+        connection.rollback()
+    connection.execute("SET search_path TO etl, cdm, vocab")
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("f2o-001", "f2o-090")
+def test_the_tables_are_those_of_the_cdm(instance: Instance) -> None:
+    """Every table and column of CDM 5.4, required where it says so, and no others."""
+    columns = instance.rows(
+        "SELECT table_name, column_name, is_nullable = 'NO' FROM information_schema.columns"
+        " WHERE table_schema = 'cdm' ORDER BY table_name, ordinal_position"
+    )
+    expected = [(table, field.name, field.required) for table in sorted(CDM_TABLES) for field in fields(table)]
+    assert columns == expected
+
+
+@pytest.mark.requirement("f2o-070")
+def test_every_required_date_is_there(instance: Instance) -> None:
+    for table in LINEAGE_TABLES:
+        dates = [field.name for field in fields(table) if field.required and field.datatype in {"date", "datetime"}]
+        for name in dates:
+            assert instance.rows(f"SELECT count(*) FROM cdm.{table} WHERE {name} IS NULL") == [(0,)], f"{table}.{name}"
+    assert instance.rows("SELECT count(*) > 100 FROM cdm.measurement") == [(True,)]
+
+
+def _concept_columns(*, types: bool) -> Iterator[tuple[str, str]]:
+    for table in CDM_TABLES:
+        if table == "cdm_source":  # its concept is that of the CDM's version, which no source has
+            continue
+        for field in fields(table):
+            is_concept = field.name.endswith("_concept_id") and not field.name.endswith("_source_concept_id")
+            if is_concept and field.name.endswith("_type_concept_id") == types:
+                yield table, field.name
+
+
+@pytest.mark.requirement("f2o-030", "f2o-031", "f2o-032")
+def test_concept_columns_hold_standard_concepts_or_0(instance: Instance) -> None:
+    wrong = [
+        f"{table}.{name}: {concept_id}"
+        for table, name in _concept_columns(types=False)
+        for (concept_id,) in instance.rows(
+            f"SELECT DISTINCT {name} FROM cdm.{table} LEFT JOIN vocab.concept ON concept_id = {name}"
+            f" WHERE {name} <> 0 AND (standard_concept IS DISTINCT FROM 'S' OR invalid_reason IS NOT NULL)"
+        )
+    ]
+    assert wrong == []
+    assert instance.rows("SELECT count(*) FILTER (WHERE measurement_concept_id <> 0) > 50 FROM cdm.measurement") == [
+        (True,)
+    ]
+
+
+@pytest.mark.requirement("f2o-050")
+def test_type_concepts_are_standard_and_of_their_domain(instance: Instance) -> None:
+    """Among the tables of this load; what publication derives has its type from the same list."""
+    wrong = [
+        f"{table}.{name}: {concept_id}"
+        for table, name in _concept_columns(types=True)
+        for (concept_id,) in instance.rows(
+            f"SELECT DISTINCT {name} FROM cdm.{table} LEFT JOIN vocab.concept ON concept_id = {name}"
+            f" WHERE standard_concept IS DISTINCT FROM 'S' OR domain_id IS DISTINCT FROM 'Type Concept'"
+        )
+    ]
+    assert wrong == []
+
+
+@pytest.mark.requirement("f2o-037")
+def test_rows_are_in_the_table_of_their_concepts_domain(instance: Instance) -> None:
+    wrong = []
+    for table in sorted(set(DOMAIN_TABLES.values())):
+        [concept] = [name for one, name in _concept_columns(types=False) if one == table and name == _concept_of(table)]
+        for domain, count in instance.rows(
+            f"SELECT domain_id, count(*) FROM cdm.{table} JOIN vocab.concept ON concept_id = {concept}"
+            f" WHERE {concept} <> 0 GROUP BY domain_id"
+        ):
+            if DOMAIN_TABLES.get(domain, "observation") != table:
+                wrong.append(f"{count} rows of {domain} in {table}")
+    assert wrong == []
+
+
+def _concept_of(table: str) -> str:
+    return f"{table.removesuffix('_occurrence').removesuffix('_exposure')}_concept_id"
+
+
+# --- lineage, reports, runs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("f2o-023", "f2o-100")
+def test_every_row_leads_back_to_its_resource(instance: Instance) -> None:
+    for table in LINEAGE_TABLES:
+        own = primary_key(table) or "person_id"
+        assert instance.rows(
+            f"SELECT count(*) FROM cdm.{table} AS row WHERE NOT EXISTS (SELECT FROM etl.row_source AS source"
+            f" WHERE source.cdm_table = '{table}' AND source.row_id = row.{own} AND source.resource_id IS NOT NULL)"
+        ) == [(0,)], table
+
+
+@pytest.mark.requirement("f2o-062")
+def test_what_is_filtered_out_is_counted_by_type_and_reason(instance: Instance) -> None:
+    counted = dict(instance.rows("SELECT export_id, sum(count)::bigint FROM exclusion GROUP BY export_id"))
+    lines = dict(
+        instance.rows("SELECT export_id, sum(excluded)::bigint FROM file_account GROUP BY 1 HAVING sum(excluded) > 0")
+    )
+    assert counted == lines
+    assert instance.rows("SELECT count(DISTINCT (resource_type, reason)) > 15 FROM exclusion") == [(True,)]
+
+
+@pytest.mark.requirement("f2o-063")
+def test_a_code_that_has_no_concept_is_counted(instance: Instance) -> None:
+    assert (
+        instance.rows(
+            "SELECT DISTINCT measurement_source_value FROM cdm.measurement WHERE measurement_concept_id = 0"
+            " AND measurement_source_value IS NOT NULL"
+            " EXCEPT SELECT left(code, 50) FROM unmapped_code"
+        )
+        == []
+    )
+    assert instance.rows("SELECT count(*) > 3 FROM unmapped_code") == [(True,)]
+
+
+@pytest.mark.requirement("f2o-040", "f2o-102")
+def test_each_run_says_by_what_it_was_made(instance: Instance) -> None:
+    runs = instance.rows(
+        "SELECT vocabulary_release, cdm_version, ig_version, software_version, published_at IS NOT NULL FROM publication"
+    )
+    assert len(runs) >= 4
+    assert {run[0] for run in runs} == {"v5.0 GOLDEN"}
+    assert all("5.4" in run[1] and run[2] and run[3] and run[4] for run in runs)
+
+
+@pytest.mark.requirement("f2o-011", "f2o-012")
+def test_a_resource_without_any_optional_element_has_its_outcome(instance: Instance) -> None:
+    """Nothing that a source may leave out is taken for granted: no run ends, and no rule fails."""
+    outcomes = dict(
+        instance.rows(
+            "SELECT resource_type, outcome || coalesce(':' || reason, '') FROM resource_state"
+            " JOIN site_resource_type USING (site_resource_type_id) WHERE site = 'bare'"
+            " UNION SELECT resource_type, 'rejected:' || code FROM dead_letter_open WHERE site = 'bare'"
+        )
+    )
+    assert set(outcomes) == {file.stem for file in MAPPINGS_FOLDER.glob("*.yaml")}
+    allowed = re.compile("loaded|excluded:.*|rejected:(required_missing|date_missing|person_unknown)")
+    assert {kind: outcome for kind, outcome in outcomes.items() if not allowed.fullmatch(outcome)} == {}

@@ -1,0 +1,196 @@
+"""The documentation that the FHIR-to-OMOP guide asks for: it is there, and says what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omop_schema.cdm import CDM_TABLES
+from pipeline.mapping_options import MappingOptions, resources_of
+from pipeline.omop.mapping import load_mappings
+from pipeline.omop.mapping_check import check_mappings
+from pipeline.quality import conformance
+from pipeline.quality.conformance import load_requirements, merged, render
+from pipeline.quality.documents import documents
+from pipeline.quality.manifest import manifest
+from pipeline.settings import MAPPINGS_FOLDER
+from tests.requirement_results import marked_tests
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "mapping.md").read_text(encoding="utf-8")
+MAPPINGS = load_mappings(MAPPINGS_FOLDER)
+REQUIREMENTS = load_requirements()
+MARKED = marked_tests(ROOT / "tests")
+
+
+def section(title):
+    """The text under a heading of docs/mapping.md, up to the next of its level or above."""
+    match = re.search(rf"^(#+) {re.escape(title)}.*?$(.*?)(?=^#{{1,3}} |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/mapping.md has no section {title}"
+    return match[2]
+
+
+# --- pages that are made -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("f2o-061", "f2o-082", "f2o-093")
+def test_pages_that_are_made_are_current():
+    for name, content in documents().items():
+        assert (DOCS / name).read_text(encoding="utf-8") == content, f"docs/{name} is old: run `make documents`"
+
+
+@pytest.mark.requirement("f2o-092")
+def test_every_option_is_documented_and_changes_a_resource_that_is_mapped():
+    page = documents()["mapping-options.md"]
+    for name, field in MappingOptions.model_fields.items():
+        assert f"| `{name}` | `{field.default}`" in page
+        assert field.description
+        assert resources_of(field)
+
+
+def test_the_conformance_page_is_current():
+    """Made of the statements and of the tests that are marked: all of them have passed, else it is not committed."""
+    expected = render(REQUIREMENTS, merged([MARKED]))
+    page = (DOCS / "conformance.md").read_text(encoding="utf-8")
+    assert page == expected, "docs/conformance.md is old: run `make conformance`"
+
+
+# --- statements ----------------------------------------------------------------------------------------------------
+
+
+def test_all_56_statements_are_answered_and_tests_name_no_others():
+    ids = [requirement.id for requirement in REQUIREMENTS]
+    assert len(ids) == len(set(ids)) == 56
+    assert ids == sorted(ids)
+    assert set(MARKED) <= set(ids)
+
+
+@pytest.mark.parametrize("requirement", [one for one in REQUIREMENTS if one.status == "met"], ids=lambda one: one.id)
+def test_what_is_met_is_shown_by_a_test(requirement):
+    assert MARKED.get(requirement.id), f"no test has the marker requirement({requirement.id!r})"
+
+
+@pytest.mark.requirement("f2o-092")
+def test_departures_are_told_with_their_reason():
+    told = section("Departures from the guide and its maps")
+    for requirement in REQUIREMENTS:
+        if requirement.status == "departed" and requirement.id not in {"f2o-120", "f2o-121"}:  # of a suite, not of maps
+            assert requirement.id in told
+    for departure in ("dataAbsentReason", "resolved", "OBSENC", "userSelected"):
+        assert departure in told
+
+
+def test_results_of_several_runs_and_parameters_are_put_together():
+    first = {"f2o-001": {"tests/unit/test_a.py::test_x[1]": "passed", "tests/unit/test_a.py::test_x[2]": "failed"}}
+    second = {"f2o-001": {"tests/golden/test_golden.py::test_golden[A/b/c]": "skipped"}}
+    assert merged([first, second]) == {"f2o-001": {"unit/test_a.py::test_x": "failed", "golden case A/b/c": "skipped"}}
+
+
+def test_the_page_is_written_from_result_files(tmp_path, capsys):
+    file, page = tmp_path / "results.json", tmp_path / "page.md"
+    file.write_text(json.dumps({"f2o-001": {"tests/unit/test_a.py::test_x": "passed"}}))
+    assert conformance.main(["--results", str(file), "--out", str(page)]) == 0
+    assert "- `unit/test_a.py::test_x`: passed" in page.read_text()
+    file.write_text(json.dumps({"f2o-001": {"tests/unit/test_a.py::test_x": "failed"}}))
+    assert conformance.main(["--results", str(file), "--out", str(page)]) == 1
+    assert conformance.main(["--results", str(tmp_path / "missing.json"), "--out", str(page)]) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+# --- declarations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.requirement("f2o-002", "f2o-004", "f2o-010")
+def test_versions_profiles_and_use_cases_are_declared():
+    declared = manifest(MAPPINGS)
+    assert declared["input"]["fhir_version"] == "4.0.1"
+    assert declared["use_cases"]
+    assert {resource["type"] for resource in declared["input"]["resources"]} == set(MAPPINGS.resources)
+    assert all(resource["profiles"][0].endswith(resource["type"]) for resource in declared["input"]["resources"])
+    told = section("Declarations")
+    for words in ("R4, 4.0.1", "Use cases", "Profiles", "CDM 5.4"):
+        assert words in told
+
+
+@pytest.mark.requirement("f2o-003", "f2o-122")
+def test_the_manifest_says_of_every_table_how_far_it_is_filled():
+    tables = manifest(MAPPINGS)["output"]["tables"]
+    assert set(tables) == set(CDM_TABLES)
+    assert {one["populated"] for one in tables.values()} == {"full", "partial", "none"}
+    assert tables["condition_occurrence"] == {
+        "populated": "full",
+        "from": tables["condition_occurrence"]["from"],
+        "from_others_by_domain": True,
+    }
+    assert "Patient" in tables["person"]["from"]
+    assert "person_source_value" in tables["person"]["columns_left_empty"], "it would hold an identifier"
+    assert tables["cohort"] == {"populated": "none"}
+    for resource in manifest(MAPPINGS)["input"]["resources"]:
+        for table in resource["tables"]:
+            assert resource["type"] in tables[table]["from"]
+
+
+def test_a_sites_manifest_has_its_options_and_own_mappings(tmp_path):
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "unmapped_types.csv").write_text("resource_type,reason\nCoverage,elsewhere\n")
+    found = manifest(load_mappings(MAPPINGS_FOLDER, "north", MappingOptions(), tmp_path), "north")
+    assert found["site"] == "north"
+    assert found["input"]["excluded_types"]["Coverage"] == "elsewhere"
+    assert found["output"]["tables"]["payer_plan_period"] == {"populated": "none"}
+
+
+@pytest.mark.requirement("f2o-025", "f2o-026")
+def test_every_identifier_system_that_a_mapping_reads_has_its_strategy():
+    told = section("Identifiers and privacy")
+    read = {
+        system
+        for file in MAPPINGS_FOLDER.glob("*.yaml")
+        for system in re.findall(r"identifier\.where\(system = '([^']+)'", file.read_text(encoding="utf-8"))
+    }
+    assert read == {"http://hl7.org/fhir/sid/us-npi"}, "another identifier is read: assess it in docs/mapping.md"
+    assert all(system in told for system in read)
+    for strategy in ("surrogate key", "stored outside the CDM", "excluded"):
+        assert strategy in told
+
+
+@pytest.mark.requirement("f2o-025", "f2o-132")
+def test_there_is_a_form_for_what_only_a_site_can_say():
+    form = section("To be filled in by each site")
+    for words in ("Legal instrument", "retention", "Privacy framework", "identifier system"):
+        assert words in form
+
+
+@pytest.mark.requirement("f2o-034")
+def test_the_order_of_choice_is_told():
+    told = section("Choice among codings")
+    places = [
+        told.index(words)
+        for words in ("standard concept before", "vocabulary's place", "more specific", "`userSelected`; the")
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.requirement("f2o-072", "f2o-080", "f2o-082")
+def test_time_zone_losses_and_limits_are_told():
+    assert "EPIC_OMOP_TIME_ZONE" in section("Declarations")
+    assert len(re.findall(r"^- ", section("What is lost"), re.MULTILINE)) >= 8
+    assert len(re.findall(r"^- ", section("Limits"), re.MULTILINE)) >= 3
+    assert "| 0.1.0 |" in section("Changes of filters")
+    assert "etl.row_issue" in section("Imputed dates")
+
+
+def test_the_example_of_a_sites_own_mapping_works(tmp_path):
+    example = re.search(r"```yaml\n# mappings/sites/north/Observation.yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "north").mkdir()
+    (tmp_path / "north" / "Observation.yaml").write_text(example[1])
+    assert yaml.safe_load(example[1])["views"]
+    assert check_mappings(MAPPINGS_FOLDER, "north", tmp_path) == []
+    found = load_mappings(MAPPINGS_FOLDER, "north", None, tmp_path).resources["Observation"]
+    assert [view.name for view in found.views][:2] == ["observation", "value"]
+    assert "component" not in {view.name for view in found.views}
+    assert "preliminary" in found.status.keep
