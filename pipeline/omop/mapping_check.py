@@ -40,7 +40,7 @@ from pipeline.omop.mapping import (
 )
 from pipeline.omop.mapping_overlays import entries
 from pipeline.omop.mapping_sources import MappingProblem, Row, column_nodes, line_of, node_at, plain
-from pipeline.omop.plan import CompiledView, TransformPlan, Worker
+from pipeline.omop.plan import JSON_TYPES, CompiledView, TransformPlan, Worker
 from pipeline.omop.routing import EVENT_COLUMNS, to_staged
 from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.settings import SiteSettings
@@ -130,17 +130,21 @@ class _ResourceCheck:
         self.node = node
         self.worker = worker
         self.priorities = reading.sources.priority
-        self.resource_columns = mapping.resource_view.column_types
+        #: of every form of the first view that options choose from
+        self.resource_columns: dict[str, str | None] = {}
+        for view in mapping.views:
+            if view.kind == "resource":
+                self.resource_columns |= view.column_types
 
     def problems(self) -> Iterator[MappingProblem]:
         if self.mapping.resource not in RESOURCE_TYPES:
             yield self._problem(["resource"], f"FHIR R4 has no resource {self.mapping.resource}")
         yield from self._filters()
-        names: set[str] = set()
+        seen: list[ViewMapping] = []
         for number, view in enumerate(self.mapping.views):
-            if view.name in names:
+            if any(view.name == other.name and not _exclude_each_other(view, other) for other in seen):
                 yield self._problem(["views", number, "name"], f"the view {view.name} is there twice")
-            names.add(view.name)
+            seen.append(view)
             yield from self._paths(number, view)
             yield from self._columns(number, view)
             yield from self._rules(number, view)
@@ -198,9 +202,10 @@ class _ResourceCheck:
                     texts = [str(item.value) for item in value.value] if kind == "repeat" else [str(value.value)]
                     loop: dict[str, Any] = {kind: texts if kind == "repeat" else texts[0]}
                     probe = within({**loop, "column": [{"name": "x", "path": "$this"}]})
-                    for text in texts:
-                        yield from self._path(key, text, this, {**shared, "select": probe})
                     inner = _types(texts[0], self.mapping.resource, this)
+                    for text in texts:  # `repeat` goes on from what its other paths lead to
+                        at = inner if kind == "repeat" and text != texts[0] else this
+                        yield from self._path(key, text, at, {**shared, "select": probe})
                     wrapped = _nested(loop, within)
             for column in pairs["column"][1].value if "column" in pairs else ():
                 path = entries(column).get("path")
@@ -299,7 +304,8 @@ class _ResourceCheck:
             yield self._problem([*at, "priority"], _unknown("vocabulary priority", view.priority, self.priorities))
         if view.kind == "event":
             yield from self._event(at, view, columns)
-        if view.kind == "reference_value" and "value" not in view.column_types and not made.has("value"):
+        has_value = view.landed_line or "value" in view.column_types or made.has("value")
+        if view.kind == "reference_value" and not has_value:
             yield self._problem(at, "a view that leaves a fact needs a column value")
 
     def _event(self, at: list[Any], view: ViewMapping, columns: Mapping[str, str | None]) -> Iterator[MappingProblem]:
@@ -332,6 +338,18 @@ def _nested(loop: Mapping[str, Any], within: Callable[[Any], list[Any]]) -> Call
 
 def _home_tables(view: ViewMapping) -> set[str]:
     return {rule.table for rule in view.home_table}
+
+
+def _exclude_each_other(one: ViewMapping, other: ViewMapping) -> bool:
+    """Whether two forms of a view never hold together: an option has values for one that the other has not."""
+    return any(
+        name in other.option and not set(_values(wanted)) & set(_values(other.option[name]))
+        for name, wanted in one.option.items()
+    )
+
+
+def _values(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if isinstance(wanted, str) else wanted
 
 
 def _unknown(kind: str, name: str, known: Collection[str]) -> str:
@@ -410,14 +428,15 @@ def _entity_tables(table: str) -> Callable[[pl.DataFrame], dict[str, pl.DataFram
 
 
 def _sample(view: CompiledView, worker: Worker) -> pl.DataFrame:
-    """One row in the form that the view gives: every text is a date, every code the same."""
+    """One row in the form that the view gives: every text is a date, every code the same; what is JSON is left out."""
     code = worker.sets.add_concept({"text": "check"})
     columns = []
     for column, dtype in zip(view.compiled.columns, view.dtypes, strict=True):
         if column.name == "resource_id":
             continue
         value = {pl.String(): "2020-01-01", pl.Boolean(): False, pl.Int32(): code, pl.Float64(): 1.0}.get(dtype, 1)
-        columns.append(pl.Series(column.name, [[] if isinstance(dtype, pl.List) else value], dtype=dtype))
+        value = None if column.type in JSON_TYPES else [] if isinstance(dtype, pl.List) else value
+        columns.append(pl.Series(column.name, [value], dtype=dtype))
     return pl.DataFrame(columns) if columns else pl.DataFrame({"__row": [1]}).select()
 
 

@@ -74,6 +74,8 @@ _REFERENCE_TARGETS = (
     "Device",
     "Binary",
 )
+#: Converters whose result is JSON text, for derive functions and facts.
+JSON_TYPES = frozenset({"json", "item_code", "questionnaire_codes", "device_summary", "contained_device"})
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 

@@ -158,7 +158,13 @@ def find_dependents(p: Publication) -> None:
     """
     target, role = "reference.to_surrogate_id", "reference.role"
     p.connection.execute(
-        "UPDATE reference SET state = 'stale' FROM pg_temp.changed AS target"
+        "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT surrogate_id FROM pg_temp.changed UNION"
+        " SELECT surrogate_id FROM pg_temp.former_fact UNION SELECT fact.surrogate_id FROM reference_value AS fact"
+        " JOIN pg_temp.changed AS owner ON owner.surrogate_id = fact.owner_surrogate_id"
+    )
+    p.connection.execute("ANALYZE pg_temp.touched")
+    p.connection.execute(
+        "UPDATE reference SET state = 'stale' FROM pg_temp.touched AS target"
         f" WHERE target.surrogate_id = {target} AND {role} <> ALL(%s)"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}"
         f" AND {_BEFORE.format(target, role)} IS DISTINCT FROM {_AFTER.format(target, role)}",
