@@ -382,7 +382,7 @@ class _TypeTransform:
         refused = [result.refused for result in event_results if not result.refused.is_empty()]
         decisions = self._decisions(resources, event_results, refused, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == self.mapping.alone))
+        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
         self._write_references(event_results, waiting)
