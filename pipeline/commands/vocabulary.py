@@ -162,7 +162,7 @@ def _check_fixed_concepts(settings: Settings) -> None:
 
     mappings, index = load_mappings(settings.mappings), _index(settings)
     codes, held = mappings.fixed_codes, index.standard_of_codes(mappings.fixed_codes)
-    wanted = len(mappings.fixed_concepts) + len(codes)
+    wanted = {**mappings.fixed_concepts, **codes}
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]
     warnings += [
@@ -171,9 +171,9 @@ def _check_fixed_concepts(settings: Settings) -> None:
         if (vocabulary, code) not in held
     ]
     if not warnings:
-        typer.echo(f"All {wanted} concepts that the mappings name are Standard and valid in it.")
+        typer.echo(f"All {len(wanted)} concepts that the mappings name are Standard and valid in it.")
         return
-    typer.echo(f"Of {wanted} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    typer.echo(f"Of {len(wanted)} concepts that the mappings name, {len(warnings)} are missing or changed:")
     for warning in warnings:
         typer.echo(f"  {warning}")
 
