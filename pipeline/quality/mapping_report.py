@@ -156,40 +156,35 @@ WHERE export_id IN (
 GROUP BY resource_type, element, system, code
 """
 
-#: Concepts of the wanted codes, and those that replaced them; which of them lead to a valid Standard concept.
+#: Concepts of the wanted codes and of those that replaced them; whether any leads to a valid Standard concept.
 _CLASSIFY = """
 WITH RECURSIVE held (number, concept_id) AS (
     SELECT wanted.number, concept.concept_id
     FROM pg_temp.wanted_code AS wanted
-    JOIN {vocab}.concept USING (vocabulary_id)
-    WHERE wanted.code_key = CASE
-        WHEN vocabulary_id LIKE 'ICD%%' THEN replace(upper(concept_code), '.', '')
-        WHEN vocabulary_id = 'NDC' THEN regexp_replace(concept_code, '[^0-9]', '', 'g')
+    JOIN {vocab}.concept ON concept.vocabulary_id = wanted.vocabulary_id AND wanted.code_key = CASE
+        WHEN concept.vocabulary_id LIKE 'ICD%' THEN replace(upper(concept_code), '.', '')
+        WHEN concept.vocabulary_id = 'NDC' THEN regexp_replace(concept_code, '[^0-9]', '', 'g')
         ELSE concept_code END
     UNION
     SELECT held.number, link.concept_id_2
     FROM held JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = held.concept_id
     WHERE link.relationship_id = 'Concept replaced by' AND link.invalid_reason IS NULL
 ),
-valid_standard AS (
-    SELECT concept_id FROM {vocab}.concept WHERE standard_concept = 'S' AND invalid_reason IS NULL
+candidate (number, concept_id) AS (
+    SELECT number, concept_id FROM held
+    UNION
+    SELECT held.number, link.concept_id_2
+    FROM held JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = held.concept_id
+    WHERE link.relationship_id = 'Maps to' AND link.invalid_reason IS NULL
+    UNION
+    SELECT wanted.number, local.target_concept_id
+    FROM pg_temp.wanted_code AS wanted
+    JOIN {vocab}.source_to_concept_map AS local
+      ON local.source_vocabulary_id = wanted.vocabulary_id AND local.source_code = wanted.code
+    WHERE local.invalid_reason IS NULL
 )
-SELECT number, bool_or(
-    held.concept_id IN (SELECT concept_id FROM valid_standard)
-    OR EXISTS (
-        SELECT FROM {vocab}.concept_relationship AS link
-        WHERE link.concept_id_1 = held.concept_id AND link.relationship_id = 'Maps to' AND link.invalid_reason IS NULL
-          AND link.concept_id_2 IN (SELECT concept_id FROM valid_standard)
-    )
-)
-FROM held GROUP BY number
-UNION ALL
-SELECT wanted.number, true
-FROM pg_temp.wanted_code AS wanted
-JOIN {vocab}.source_to_concept_map AS local
-  ON local.source_vocabulary_id = wanted.vocabulary_id AND local.source_code = wanted.code
-WHERE local.invalid_reason IS NULL
-  AND local.target_concept_id IN (SELECT concept_id FROM valid_standard)
+SELECT candidate.number, coalesce(bool_or(standard_concept = 'S' AND invalid_reason IS NULL), false)
+FROM candidate JOIN {vocab}.concept USING (concept_id) GROUP BY candidate.number
 """
 
 
@@ -205,9 +200,7 @@ def _findings(
     ]
     schema = {"number": pl.Int64, "vocabulary_id": pl.String, "code": pl.String, "code_key": pl.String}
     temporary_table(connection, "wanted_code", pl.DataFrame(wanted, schema=schema, orient="row"))
-    held: dict[int, bool] = {}
-    for number, has_standard in connection.execute(_CLASSIFY.format(vocab=vocab_schema)):
-        held[number] = held.get(number, False) or has_standard
+    held: dict[int, bool] = dict(connection.execute(_CLASSIFY.format(vocab=vocab_schema)).fetchall())
     connection.execute("DROP TABLE pg_temp.wanted_code")
     findings = [
         CodeFinding(
