@@ -419,6 +419,8 @@ def _rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Ite
             elif view.kind == "entity":
                 made = derived(worker, view, rows).with_columns(pl.lit(1, dtype=pl.Int64).alias("row_key"))
                 refuse_incomplete(worker, plan.mapping, view, made, _entity_tables(str(view.table)))
+            elif view.kind == "reference_value":
+                derived(worker, view, rows)
         except (pl.exceptions.PolarsError, LookupError, TypeError, ValueError, AttributeError) as error:
             yield MappingProblem(*line_of(node_at(node, ["views", numbers[view.name]])), _missing(view, error))
 
