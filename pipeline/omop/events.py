@@ -25,7 +25,7 @@ class EventRows:
     """What one view of one chunk came to. Frames are in the schemas of `pipeline.warehouse.staging`."""
 
     tables: dict[str, pl.DataFrame]
-    #: surrogate_id, reason, stage, code, path of resources with a row that cannot be made
+    #: REFUSED_SCHEMA: resources with a row that cannot be made
     refused: pl.DataFrame
     #: surrogate_id, exclude_reason of resources that a value map excludes
     excluded: pl.DataFrame
@@ -91,6 +91,7 @@ REFUSED_SCHEMA = {
     "stage": pl.String,
     "code": pl.String,
     "path": pl.String,
+    "caused_by_surrogate_id": pl.Int64,
 }
 EXCLUDED_SCHEMA = {"surrogate_id": pl.Int64, "exclude_reason": pl.String}
 
@@ -124,7 +125,16 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         pl.lit("transform").alias("stage"),
         code.alias("code"),
         pl.lit(f"{mapping.resource}.{path}").alias("path"),
+        (pl.lit(None, dtype=pl.Int64) if source is None else _awaited(rows)).alias("caused_by_surrogate_id"),
     ]
+
+
+def _awaited(rows: pl.DataFrame) -> pl.Expr:
+    """The resource that would have given a date, had it come yet (`derive.base.used`)."""
+    names = [name.removeprefix("uses_") for name in rows.columns if name.startswith("uses_")]
+    return pl.coalesce(
+        pl.lit(None, dtype=pl.Int64), *(pl.when(f"lacks_{name}").then(pl.col(f"uses_{name}")) for name in names)
+    )
 
 
 def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:

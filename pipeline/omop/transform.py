@@ -294,10 +294,17 @@ class _ChunkTransform:
                     item.stage,
                     item.code,
                     item.path,
+                    None,
                 )
                 for item in self.rejected
             ],
-            schema={**_DECISION_SCHEMA, "stage": pl.String, "code": pl.String, "path": pl.String},
+            schema={
+                **_DECISION_SCHEMA,
+                "stage": pl.String,
+                "code": pl.String,
+                "path": pl.String,
+                "caused_by_surrogate_id": pl.Int64,
+            },
             orient="row",
         )
         decided = [frame.filter(pl.col("outcome") != "rejected").select(*_DECISION_SCHEMA) for frame in mapped]
@@ -407,6 +414,7 @@ class _TypeTransform:
             pl.when(refused).then(pl.lit("transform")).alias("stage"),
             pl.when(invalid).then(pl.lit("code_invalid")).when(absent).then(pl.lit("required_missing")).alias("code_"),
             pl.when(refused).then(pl.lit(path, dtype=pl.String)).alias("path"),
+            pl.lit(None, dtype=pl.Int64).alias("caused_by_surrogate_id"),
         )
 
     def _path(self, column: str) -> str:
@@ -456,7 +464,7 @@ class _TypeTransform:
                 pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
                 *(
                     pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
-                    for name in ("reason", "stage", "code", "path")
+                    for name in ("reason", "stage", "code", "path", "caused_by_surrogate_id")
                 ),
             )
         excluded = [result.excluded for result in results if not result.excluded.is_empty()]
@@ -534,7 +542,7 @@ def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
 
 
-_DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")
+_DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path", "caused_by_surrogate_id")
 
 
 def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:

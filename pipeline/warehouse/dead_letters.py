@@ -151,6 +151,7 @@ def record(
             file = files[letter["file_number"]]
             raw, complete = _raw(export, letter)
             person = persons.get((letter["file_number"], letter["line"]))
+            cause = letter["caused_by_surrogate_id"] if person is None else person
             copy.write_row(
                 (
                     export.site,
@@ -166,8 +167,8 @@ def record(
                     letter["code"],
                     letter["path"],
                     letter["reason"],
-                    _subject(raw) if person is not None else None,
-                    person,
+                    None if cause is None else _subject(raw) if person is not None else _dated_by(raw),
+                    cause,
                     raw,
                     complete,
                     letter["raw_hash_high"],
@@ -240,9 +241,18 @@ def _raw(export: LandedExport, letter: dict[str, Any]) -> tuple[bytes, bool]:
 
 def _subject(raw: bytes) -> str | None:
     """`Patient/id` that a line refers to."""
+    return _referred(raw, "Patient", "subject", "patient", "beneficiary")
+
+
+def _dated_by(raw: bytes) -> str | None:
+    """`Encounter/id`, else `Patient/id` (by whose birth an age is a date), that a line refers to."""
+    return _referred(raw, "Encounter", "encounter", "context") or _subject(raw)
+
+
+def _referred(raw: bytes, kind: str, *elements: str) -> str | None:
     resource = orjson.loads(raw)
-    for element in ("subject", "patient", "beneficiary"):
+    for element in elements:
         reference = (resource.get(element) or {}).get("reference")
-        if reference and (parsed := parse_reference(reference, "Patient")):
+        if reference and (parsed := parse_reference(reference, kind)):
             return "/".join(parsed)
     return None

@@ -41,7 +41,13 @@ IG_VERSION = "2.0.0-ballot"
 _BULK_ROWS = 50_000
 
 #: What the dead letter of a line says whose person is not loaded.
-_ORPHAN = {"stage": "publish", "code": "person_unknown", "reason": "the person is not loaded", "path": None}
+_ORPHAN = {
+    "stage": "publish",
+    "code": "person_unknown",
+    "reason": "the person is not loaded",
+    "path": None,
+    "caused_by_surrogate_id": None,
+}
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
@@ -635,8 +641,8 @@ class _Publication:
         if lines is None:
             return pl.DataFrame(schema=staging.REJECTION_SCHEMA)
         return lines.join(self.orphans, on=_LINE, how="semi").select(
-            pl.lit(_ORPHAN[name], dtype=pl.String).alias(name) if name in _ORPHAN else pl.col(name)
-            for name in staging.REJECTION_SCHEMA
+            pl.lit(_ORPHAN[name], dtype=kind).alias(name) if name in _ORPHAN else pl.col(name)
+            for name, kind in staging.REJECTION_SCHEMA.items()
         )
 
     def _issues(self) -> None:

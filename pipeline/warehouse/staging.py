@@ -49,13 +49,14 @@ _LINE_SCHEMA = {
 }
 #: One row a line that is not unchanged: `outcome` is loaded, excluded (with `reason`) or rejected.
 OUTCOME_SCHEMA = {**_LINE_SCHEMA, "outcome": pl.String, "reason": pl.String}
-#: One row a rejected line.
+#: One row a rejected line. `caused_by_surrogate_id`: the resource that it waits for, such as an encounter that dates it.
 REJECTION_SCHEMA = {
     **_LINE_SCHEMA,
     "stage": pl.String,
     "code": pl.String,
     "path": pl.String,
     "reason": pl.String,
+    "caused_by_surrogate_id": pl.Int64,
 }
 
 SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
