@@ -158,14 +158,22 @@ def _show_counts(counts: dict[str, int]) -> None:
 
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
-    from pipeline.omop.mapping import fixed_concepts
+    from pipeline.omop.mapping import load_mappings
 
-    wanted = fixed_concepts(settings.mappings)
-    warnings = [found.warning for found in _index(settings).verify_fixed(wanted).values() if found.warning is not None]
+    mappings, index = load_mappings(settings.mappings), _index(settings)
+    wanted, coded = mappings.fixed_concepts, mappings.coded_concepts
+    warnings = [found.warning for found in index.verify_fixed(wanted).values() if found.warning is not None]
+    known = index.standard_of(coded)
+    warnings += [
+        f"{name}: {code} has no standard concept in vocabulary {index.release}."
+        for code, name in coded.items()
+        if code not in known
+    ]
+    named = len(wanted) + len(coded)
     if not warnings:
-        typer.echo(f"All {len(wanted)} concepts that the mappings name are Standard and valid in it.")
+        typer.echo(f"All {named} concepts that the mappings name are Standard and valid in it.")
         return
-    typer.echo(f"Of {len(wanted)} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    typer.echo(f"Of {named} concepts that the mappings name, {len(warnings)} are missing or changed:")
     for warning in warnings:
         typer.echo(f"  {warning}")
 

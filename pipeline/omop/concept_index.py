@@ -8,7 +8,7 @@ decided in `pipeline.omop.concepts`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -174,6 +174,17 @@ class ConceptIndex:
             .collect(engine="streaming")
             .sort("concept_id")
         )
+
+    def standard_of(self, codes: Iterable[str]) -> dict[str, int]:
+        """`VOCABULARY:code` → its (first) standard concept, for those that have one."""
+        codings = pl.DataFrame(
+            [name.split(":", 1) for name in sorted(set(codes))],
+            schema={"vocabulary_id": pl.String, "concept_code": pl.String},
+            orient="row",
+        )
+        found = self.lookup(codings).drop_nulls("target_concept_id").sort("pair_number", descending=True)
+        rows = found.select("vocabulary_id", "concept_code", "target_concept_id").iter_rows()
+        return {f"{vocabulary}:{code}": concept_id for vocabulary, code, concept_id in rows}
 
     def verify_fixed(self, concept_ids: Mapping[int, str]) -> dict[int, FixedConcept]:
         """Check ids that mappings name (id → what it is used for) against this release.

@@ -156,14 +156,7 @@ class Worker:
     @cached_property
     def _coded(self) -> dict[str, int]:
         """`VOCABULARY:code` of the mappings → its standard concept."""
-        codings = pl.DataFrame(
-            [name.split(":", 1) for name in sorted(self.plan.mappings.coded_concepts)],
-            schema={"vocabulary_id": pl.String, "concept_code": pl.String},
-            orient="row",
-        )
-        found = self.plan.index.lookup(codings).drop_nulls("target_concept_id").sort("pair_number", descending=True)
-        rows = found.select("vocabulary_id", "concept_code", "target_concept_id").iter_rows()
-        return {f"{vocabulary}:{code}": concept_id for vocabulary, code, concept_id in rows}
+        return self.plan.index.standard_of(self.plan.mappings.coded_concepts)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:
