@@ -127,8 +127,7 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
     else:
         path = paths.get(source, _date_paths(mapping, view))
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
-        if "visit_start" in rows.columns:  # the visit would have given the date
-            cause = pl.when(~present).then("visit_occurrence_id")
+        cause = pl.when(~present).then(_awaited(rows))
         code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
         reason = (
             pl.when(present)
@@ -143,6 +142,14 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         pl.lit(f"{mapping.resource}.{path}").alias("path"),
         cause.alias("cause"),
     ]
+
+
+def _awaited(rows: pl.DataFrame) -> pl.Expr:
+    """The resource that would have given a date, had it come yet (`derive.base.used`)."""
+    names = [name.removeprefix("uses_") for name in rows.columns if name.startswith("uses_")]
+    return pl.coalesce(
+        pl.lit(None, dtype=pl.Int64), *(pl.when(f"lacks_{name}").then(pl.col(f"uses_{name}")) for name in names)
+    )
 
 
 def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:

@@ -232,11 +232,13 @@ def _raw(export: LandedExport, letter: dict[str, Any]) -> tuple[bytes, bool]:
 
 
 def _cause(raw: bytes, code: str) -> str | None:
-    """`Type/id` of the resource that a line waits for: its person, or the encounter that would have dated it."""
+    """`Type/id` of the resource that a line waits for: its person, else the encounter or the birth that would date it."""
     resource = orjson.loads(raw)
-    elements = ("subject", "patient", "beneficiary") if code == "person_unknown" else ("encounter",)
-    for element in elements:
+    elements = [("subject", "Patient"), ("patient", "Patient"), ("beneficiary", "Patient")]
+    if code != "person_unknown":
+        elements = [("encounter", "Encounter"), ("context", "Encounter"), *elements]
+    for element, kind in elements:
         reference = (resource.get(element) or {}).get("reference")
-        if reference and (parsed := parse_reference(reference, "Encounter" if element == "encounter" else "Patient")):
+        if reference and (parsed := parse_reference(reference, kind)):
             return "/".join(parsed)
     return None

@@ -40,6 +40,9 @@ def test_the_projects_mappings_name_only_what_exists(resource, view):
     assert set(conditions) <= columns
     assert view.code is None or view.code in columns
     assert view.priority is None or view.priority in PROJECT.vocabulary_priority
+    events = {other.name for other in resource.views if other.kind == "event" and other.event_of is None}
+    assert view.event_of is None or (view.kind == "event" and view.event_of in events)
+    assert not view.row_key or view.kind == "entity"
     if view.kind == "event":
         assert bool(view.code) != bool(view.concept_id)
         assert {"person_id", "start_date"} <= set(view.required)
@@ -127,6 +130,42 @@ def test_a_site_adds_and_replaces_entries_of_its_own(folder):
     assert north["urn:epic", "11"].exclude_reason == "telephone"
     assert north["urn:epic", "12"].exclude_reason == "exclude"
     assert north["urn:epic", "5"].concept_ids == (1, 2)
+
+
+def own_map(folder, name, text):
+    values = folder / "sites" / "north" / "values"
+    values.mkdir(parents=True)
+    (values / f"{name}.csv").write_text(text, encoding="utf-8")
+    return load_mappings(folder, "north").value_maps[name]
+
+
+def test_an_entry_may_hold_beside_another_code_only(folder):
+    found = own_map(
+        folder, "encounter_type", "system,code,within,concept_id\nurn:t,A,,9202\nurn:t,A,IMP,9201\nurn:t,A,IMP,262\n"
+    )
+    own = {entry.within: entry.concept_ids for entry in found if entry.system == "urn:t"}
+    assert own == {None: (9202,), "IMP": (262,)}
+
+
+def test_a_target_may_be_a_code_or_a_meaning(folder):
+    text = "system,code,concept_id\nurn:t,A,SNOMED:410516002|9189\nurn:t,B,meaning:died\n"
+    by_code = {entry.code: entry for entry in own_map(folder, "discharge_disposition", text) if entry.system == "urn:t"}
+    assert by_code["A"].targets == ("SNOMED:410516002", 9189)
+    assert by_code["A"].concept_ids == (9189,)
+    assert (by_code["B"].targets, by_code["B"].meaning) == ((), "died")
+    assert by_code["A"].meaning is None
+
+
+def test_codes_in_place_of_ids_are_known_by_where_they_stand():
+    assert PROJECT.coded_concepts["SNOMED:416093006"] == "AllergyIntolerance reaction_to_substance"
+    assert PROJECT.coded_concepts["SNOMED:723511001"] == "concept_maps/condition_qualifier refuted"
+    assert not [target for target in PROJECT.fixed_concepts if isinstance(target, str)]
+
+
+def test_a_code_without_its_vocabulary_is_told(folder):
+    edit(folder, "AllergyIntolerance.yaml", '"SNOMED:281647001"}', '"281647001 x"}')
+    with pytest.raises(MappingError, match=r"AllergyIntolerance\.yaml"):
+        load_mappings(folder)
 
 
 def test_a_fingerprint_changes_with_what_can_change_a_row(folder):
