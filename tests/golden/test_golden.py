@@ -198,7 +198,7 @@ class _Number:
 _Loader.add_constructor("!number", lambda loader, node: _Number(loader.construct_scalar(node)))
 
 
-def _as_json(resource: dict[str, Any]) -> bytes:
+def as_json(resource: dict[str, Any]) -> bytes:
     return orjson.dumps(resource, default=lambda number: orjson.Fragment(number.text))
 
 
@@ -271,7 +271,7 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         by_type: dict[str, list[bytes]] = {}
         for case in cases:
             for resource in case.resources(key):
-                by_type.setdefault(resource["resourceType"], []).append(_as_json(resource))
+                by_type.setdefault(resource["resourceType"], []).append(as_json(resource))
         for resource_type, lines in by_type.items():
             (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
         if by_type:

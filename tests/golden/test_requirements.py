@@ -30,7 +30,7 @@ from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse.schema import install_schemas
 from tests.golden.planting import Planter
-from tests.golden.test_golden import CASES, ENCOUNTER, NOW, PATIENT, Case
+from tests.golden.test_golden import CASES, ENCOUNTER, NOW, PATIENT, Case, as_json
 
 _PATIENTS = 6
 
@@ -69,7 +69,7 @@ def instance(
         lines: dict[str, list[bytes]] = {}
         for case in cases:
             for resource in case.resources(key):
-                lines.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+                lines.setdefault(resource["resourceType"], []).append(as_json(resource))
                 ids.add(str(resource.get("id")))
         _load(runtime, "planted", folder / key, lines)
     simulated: dict[str, list[bytes]] = {}
