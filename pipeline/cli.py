@@ -10,7 +10,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.commands import database, dead_letters, demo, export, ingest, sandbox, status, ui, view, vocabulary
+from pipeline.commands import (
+    database,
+    dead_letters,
+    demo,
+    export,
+    hydrate,
+    ingest,
+    sandbox,
+    status,
+    ui,
+    view,
+    vocabulary,
+)
 from pipeline.errors import EpicOmopError
 
 __all__ = ["app", "main"]
@@ -35,6 +47,7 @@ app.add_typer(view.app, name="view")
 app.add_typer(dead_letters.app, name="dead-letters")
 export.register(app)
 ingest.register(app)
+hydrate.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

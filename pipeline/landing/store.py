@@ -113,6 +113,12 @@ class LandingDraft:
             landed = _from_json(_read_json(sidecar), self.folder)
             return landed if path.stat().st_size == landed.bytes else None
 
+    def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
+        """The files that an earlier run completed, whatever their numbers."""
+        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
+        landed = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        return _by_number(tuple(file for file in landed if self.landed(file.number, file.resource_type, category)))
+
     def finish(
         self,
         kind: str,
