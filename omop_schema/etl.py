@@ -205,6 +205,7 @@ def _rest_tables(metadata: MetaData) -> None:
         Column("state", Text, nullable=False),
         Column("resources", Integer, nullable=False),
         Column("codes", JSONB, nullable=False, server_default=text("'{}'"), comment="what the server said → how often"),
+        Column("searches", Text, nullable=False, comment="what was asked for beside the patient"),
         _time("started_at", nullable=False),
         CheckConstraint(
             "state IN ('complete', 'incomplete', 'refused', 'missing', 'failed')", name="crawl_search_state"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.commands import (
+    crawl,
     database,
     dead_letters,
     demo,
@@ -48,6 +49,7 @@ app.add_typer(dead_letters.app, name="dead-letters")
 export.register(app)
 ingest.register(app)
 hydrate.register(app)
+crawl.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

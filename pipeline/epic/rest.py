@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import orjson
 
 from pipeline.clock import Clock
-from pipeline.epic.bundle import SearchPage, as_line, identity, parse_page
+from pipeline.epic.bundle import SearchPage, as_line, identity, parse_page, said
 from pipeline.epic.pace import Pace
 from pipeline.epic.session import EpicSession, open_session
 from pipeline.epic.transport import Answer, RemoteRequest, RetryPolicy
 from pipeline.errors import ProtocolError, RemoteRefused
 from pipeline.settings import SiteSettings
 
-__all__ = ["RestClient", "is_readable_id", "open_rest"]
+__all__ = ["RestClient", "SearchRefused", "is_readable_id", "open_rest"]
 
 _FHIR_JSON = "application/fhir+json"
 
@@ -37,6 +37,19 @@ _ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9.\-_~]{1,256}")
 _ADVICE = {
     403: "Check that the type's read and search APIs are registered for the app: `.read` does not include `.search`.",
 }
+
+
+class SearchRefused(RemoteRefused):
+    """The server refuses a search. `codes`: Epic's numbers or FHIR's issue types, else the HTTP status (rule 13)."""
+
+    def __init__(self, answer: Answer) -> None:
+        error = answer.error()
+        super().__init__(error.message, error.advice, status=answer.status)
+        try:
+            codes = tuple(issue.code for issue in said(answer.body, answer.request.action))
+        except ProtocolError:  # a gateway's page
+            codes = ()
+        self.codes = codes or (f"HTTP {answer.status}",)
 
 
 @contextmanager
@@ -100,7 +113,7 @@ class RestClient:
     ) -> Iterator[SearchPage]:
         """All pages of a search. `unspoken` (the patient's id) is kept out of messages.
 
-        Raises RemoteRefused, ProtocolError (no Bundle, or links that lead in a circle), UnsafeRemote for a link to
+        Raises SearchRefused, ProtocolError (no Bundle, or links that lead in a circle), UnsafeRemote for a link to
         another host, RemoteUnavailable after the last attempt.
         """
         action = f"Searching {resource_type} of a patient of site {self.session.site.name}"
@@ -128,8 +141,19 @@ class RestClient:
             unspoken=unspoken,
             advice=_ADVICE,
         )
+        transport = self.session.transport
+
+        def once() -> Answer:
+            answer = transport.send(request)
+            if answer.is_transient or answer.status == 401:
+                raise answer.error()
+            return answer
+
         self.pace.wait()
-        return parse_page(self.session.transport.fetch(request).body, action)
+        answer = transport.retrying(once)
+        if answer.status >= 300:
+            raise SearchRefused(answer)
+        return parse_page(answer.body, action)
 
     @property
     def _base(self) -> str:

@@ -169,6 +169,10 @@ class LandingStore:
             make_folder(folder / category)
         return LandingDraft(folder, site, export_id)
 
+    def draft_of(self, site: str, export_id: int) -> LandingDraft:
+        """The folder of an export, finished or not, as a draft: for what lies in it beside the export's files."""
+        return LandingDraft(self.folder(site, export_id), site, export_id)
+
     def discard(self, site: str, export_id: int) -> None:
         """Remove an unfinished draft; a finished export stays. Raises LandingError."""
         if self.is_finished(site, export_id):

@@ -6,7 +6,7 @@ known are compared as sets of surrogate ids.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import datetime
 
 import polars as pl
@@ -15,7 +15,7 @@ import psycopg
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.publish import FACT_ROLES, LandedLine
 
-__all__ = ["counts", "forget", "known_ids", "pending_lines", "pending_targets", "record"]
+__all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 
 _IDS = {"surrogate_id": pl.Int64}
 
@@ -82,12 +82,3 @@ def record(
 def forget(connection: psycopg.Connection, export_id: int) -> None:
     """What came with an export that is lost is to be asked for again."""
     connection.execute("DELETE FROM hydrated_reference WHERE export_id = %s", (export_id,))
-
-
-def counts(connection: psycopg.Connection, site: str) -> Sequence[tuple[str, str, int]]:
-    """(resource type, state, references) of a site, for people."""
-    return connection.execute(
-        "SELECT split_part(reference, '/', 1), state, count(*) FROM hydrated_reference WHERE site = %s"
-        " GROUP BY 1, 2 ORDER BY 1, 2",
-        (site,),
-    ).fetchall()

@@ -52,6 +52,7 @@ def upgrade() -> None:
             nullable=False,
             comment="what the server said → how often",
         ),
+        sa.Column("searches", sa.Text(), nullable=False, comment="what was asked for beside the patient"),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
             "state IN ('complete', 'incomplete', 'refused', 'missing', 'failed')", name="crawl_search_state"
