@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -18,14 +20,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.exports import export_site
 from pipeline.landing.store import LandedExport
+from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.quality.verify import verify_warehouse
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import Settings, SiteSettings
+from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.schema import install_schemas
+from tests.conftest import fresh_database
 from tests.warehouse_content import Content, warehouse_content
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -94,9 +99,11 @@ class World:
         return replace(self, site=site, runtime=Runtime(settings, self.clock))
 
     def export(self) -> LandedExport:
-        """A bulk export, landed; the sandbox's window is passed first."""
+        """A bulk export, landed; the next one comes a day later."""
+        landed = export_site(self.runtime, self.site)[0]
+        self.landed.append(landed)
         self.clock.sleep(25 * 3600)
-        return export_site(self.runtime, self.site)[0]
+        return landed
 
     def content(self) -> Content:
         with self.runtime.connect() as connection:
@@ -133,13 +140,40 @@ def generated(day: date) -> Iterator[dict[str, Any]]:
             continue
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A database with schemas and the demonstration vocabulary, and a home with its index, to copy for each test."""
+
+    server_url: str
+    database: str
+    home: Path
+
+    @contextmanager
+    def copy(self, home: Path) -> Iterator[str]:
+        """The URL of a copy of the database, as long as the block lasts; its home is copied to `home`."""
+        shutil.copytree(self.home, home)
+        with fresh_database(self.server_url, self.database) as url:
+            yield url
+
+
 @contextmanager
-def world(
-    folder: Path, database_url: str, index_home: Path, *, site: dict[str, Any] | None = None, **changes: Any
-) -> Iterator[World]:
-    """A running sandbox, and a site of it in an installed warehouse. `changes` are the sandbox's."""
-    folder.mkdir(exist_ok=True)
-    key = folder / "key.pem"
+def prepared(server_url: str, home: Path) -> Iterator[Prepared]:
+    with fresh_database(server_url) as url:
+        install_schemas(url, cdm="cdm", vocab="vocab", etl="etl")
+        release = load_vocabulary(url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
+        compile_index(url, release, vocab_schema="vocab", home=home)
+        yield Prepared(server_url, urlsplit(url).path.removeprefix("/"), home)
+
+
+@contextmanager
+def world(base: Prepared, home: Path, *, site: dict[str, Any] | None = None, **changes: Any) -> Iterator[World]:
+    """A running sandbox, and a site of it in a warehouse of its own. `changes` are the sandbox's."""
+    with base.copy(home) as url:
+        yield from _world(url, home, site or {}, changes)
+
+
+def _world(database_url: str, home: Path, site: dict[str, Any], changes: dict[str, Any]) -> Iterator[World]:
+    key = home / "key.pem"
     key.touch(mode=0o600)
     key.write_bytes(KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     clock = ShiftedClock()
@@ -162,13 +196,9 @@ def world(
             "poll_floor_seconds": 0,
             "test_mode": True,
             "requests_per_second": 1000,
-            **(site or {}),
+            **site,
         }
-        settings = Settings(home=index_home, database_url=database_url, workers=1)
+        settings = Settings(home=home, database_url=database_url, workers=1)
         made = SiteSettings(**values)
         runtime = Runtime(settings.model_copy(update={"sites": {"site_a": made}}), clock)
         yield World(sandbox, watched, clock, runtime, made)
-
-
-def only(content: Content, tables: Sequence[str]) -> Content:
-    return {table: rows for table, rows in content.items() if table in tables}
