@@ -25,7 +25,7 @@ import psycopg
 
 from pipeline.epic.bundle import NO_RESULTS, SearchPage
 from pipeline.epic.rest import RestClient, SearchRefused, open_rest
-from pipeline.errors import ProtocolError, RemoteUnavailable
+from pipeline.errors import EpicOmopError, ProtocolError, RemoteRefused, RemoteUnavailable
 from pipeline.exports import new_job
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
 from pipeline.landing.store import LandedExport
@@ -118,10 +118,15 @@ def crawl(
         elif runtime.landing.is_finished(site.name, job.export_id):  # the process ended before the warehouse knew
             landed = _saved(runtime, connection, runtime.landing.open(site.name, job.export_id))
         else:
-            with nullcontext(client) if client else open_rest(site, runtime.clock) as used:
-                run = _CrawlRun(runtime, site, used, job, full=full, progress=progress)
-                run.run()
-            run.check_whole(accept_failed=accept_failed)
+            try:
+                with nullcontext(client) if client else open_rest(site, runtime.clock) as used:
+                    run = _CrawlRun(runtime, site, used, job, full=full, progress=progress)
+                    run.run()
+                run.check_whole(accept_failed=accept_failed)
+            except EpicOmopError as error:
+                export_jobs.save_error(connection, job.export_id, error.message)
+                connection.commit()
+                raise
             landed = _saved(runtime, connection, run.land())
         return _summary(connection, landed)
 
@@ -223,6 +228,7 @@ class _CrawlRun:
 
     def run(self) -> None:
         """Ask for what is not recorded yet, some patients side by side; the first error that is not passing ends it."""
+        self._not_granted = self._checked_access()
         with self._runtime.connect() as connection:
             self._ledger = _Ledger(connection, self._job.export_id)
             with ThreadPoolExecutor(self._site.rest_workers, "crawl") as pool:
@@ -237,6 +243,18 @@ class _CrawlRun:
                     pool.shutdown(wait=True, cancel_futures=True)
                     raise
             self._failed = self._ledger.failed()
+
+    def _checked_access(self) -> frozenset[str]:
+        """Types that the token does not cover: named as refused, not asked for patient by patient (rule 8)."""
+        session = self._client.session
+        session.transport.retrying(lambda: session.tokens.current(session.transport))
+        missing = frozenset(session.tokens.missing_types())
+        if "Patient" in missing:
+            raise RemoteRefused(
+                f"Site {self._site.name} grants no access to Patient: no patient could be crawled.",
+                "Register Patient.Search for the app, and wait until the site has synchronised it.",
+            )
+        return missing
 
     def check_whole(self, *, accept_failed: bool) -> None:
         """Raises RemoteUnavailable where searches failed for now, or the server was down before all was asked for."""
@@ -275,6 +293,8 @@ class _CrawlRun:
         started = self._runtime.clock.now()
         searches = self._site.searches_of(resource_type)
         asked = " ".join(searches)
+        if resource_type in self._not_granted:
+            return CrawlSearch(position, resource_type, "refused", 0, started, asked, {"not granted": 1})
         since = self._since(position, resource_type, asked)
         with self._spool.entry(position, resource_type) as entry:
             found = _Found(entry)

@@ -55,7 +55,6 @@ class RestDesk:
         self._lock = threading.Lock()
 
     def read(self, token: AccessToken, resource_type: str, resource_id: str) -> bytes:
-        _check_type(resource_type)
         _check_scope(token, "r", resource_type)
         found = self._indexes.current().by_id.get((resource_type, resource_id))
         if found is None:
@@ -64,7 +63,6 @@ class RestDesk:
 
     def search(self, token: AccessToken, resource_type: str, parameters: Sequence[tuple[str, str]], url: str) -> bytes:
         """The first page. `url` is the type's address, on which the `next` link is built."""
-        _check_type(resource_type)
         _check_scope(token, "s", resource_type)
         given = dict(parameters)
         issues = [
@@ -144,13 +142,15 @@ def rest_routes(base: str, desk: RestDesk, authorized: Callable[[Request], Acces
     """Routes of reads and searches below `base`. `authorized` gives a request's token, or refuses it."""
 
     def read(request: Request) -> Response:
-        token = authorized(request)
         path = request.path_params
+        _check_type(path["type"])
+        token = authorized(request)
         return Response(desk.read(token, path["type"], path["id"]), media_type=_JSON)
 
     def search(request: Request) -> Response:
-        token = authorized(request)
         resource_type = request.path_params["type"]
+        _check_type(resource_type)
+        token = authorized(request)
         url = str(request.url.replace(query=""))
         session = _raw_parameter(request, _NEXT)
         if session is not None:

@@ -33,7 +33,7 @@ _PENDING = (
 def known_ids(
     connection: psycopg.Connection, site: str, resource_types: Collection[str], asked_before: datetime
 ) -> pl.DataFrame:
-    """Column surrogate_id: resources of these types that need not be fetched.
+    """Column surrogate_id: resources of these types that need not be fetched; some may be there twice.
 
     Those are in the warehouse, or wait in a dead letter, or were asked for since `asked_before`. A resource that came
     by reference, longer ago than that, is not among them: nothing but asking tells whether it has changed.
@@ -42,8 +42,8 @@ def known_ids(
         "SELECT surrogate_id FROM resource_state AS state JOIN site_resource_type AS kind USING (site_resource_type_id)"
         " WHERE kind.site = %s AND kind.resource_type = ANY(%s) AND NOT EXISTS (SELECT FROM hydrated_reference AS asked"
         " WHERE asked.surrogate_id = state.surrogate_id AND asked.checked_at <= %s)"
-        " UNION SELECT surrogate_id FROM hydrated_reference WHERE site = %s AND checked_at > %s"
-        " UNION SELECT surrogate_id FROM dead_letter WHERE site = %s AND state = 'open' AND surrogate_id IS NOT NULL"
+        " UNION ALL SELECT surrogate_id FROM hydrated_reference WHERE site = %s AND checked_at > %s"
+        " UNION ALL SELECT surrogate_id FROM dead_letter WHERE site = %s AND state = 'open' AND surrogate_id IS NOT NULL"
     )
     return read_frame(connection, query, _IDS, (site, list(resource_types), asked_before, site, asked_before, site))
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline.crawl import crawl, unfinished_crawls
-from pipeline.errors import RemoteUnavailable, SiteBusy, UnsafeRemote
+from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote
 from pipeline.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine
@@ -164,6 +164,21 @@ def test_what_the_site_refuses_is_told_with_its_code(place: World) -> None:
         "SELECT DISTINCT state FROM crawl_search WHERE export_id = %s AND resource_type = 'Observation'",
         result.export.export_id,
     ) == [("refused",)]
+
+
+def test_types_that_are_not_granted_are_named_and_not_asked_for(base: Prepared, tmp_path: Path) -> None:
+    scopes = ("system/Patient.rs", "system/Encounter.rs")
+    site = {"resource_types": ("Patient", "Encounter", "Goal")}
+    with world(base, tmp_path / "home", site=site, scopes=scopes) as place:
+        result = crawl(place.runtime, place.site, place.patients())
+        assert result.refused == {("Goal", "not granted"): PATIENTS}
+        assert result.resources["Encounter"] > PATIENTS
+        assert not searches(place, "Goal")
+    with world(base, tmp_path / "other", site=site, scopes=("system/Encounter.rs",)) as place:
+        with pytest.raises(RemoteRefused, match="no access to Patient"):
+            crawl(place.runtime, place.site, place.patients())
+        assert not searches(place, "Encounter")
+        assert "no access to Patient" in (place.jobs("crawl")[0].error or "")
 
 
 def test_outcomes_in_a_page_are_classified(place: World) -> None:
