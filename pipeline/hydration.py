@@ -23,7 +23,6 @@ import psycopg
 from pipeline.epic.hydrate import Asking
 from pipeline.epic.rest import RestClient, open_rest
 from pipeline.errors import (
-    AuthenticationRefused,
     ConfigurationError,
     EpicOmopError,
     LandingError,
@@ -281,6 +280,7 @@ class _HydrationRun:
         self._progress = progress or (lambda _done, _total: None)
         self._total = 0
         self._files = 0
+        self._last_failure: EpicOmopError | None = None
         every = (*site.hydrate_types, *wanted.types)
         self._shared = tuple(name for name in dict.fromkeys(every) if name not in (RESULT_TYPE, DOCUMENT_TYPE))
 
@@ -293,10 +293,7 @@ class _HydrationRun:
         types = tuple(self._wanted.types)
         job = new_job(self._runtime, self._connection, self._site.name, "hydration", resource_types=types)
         draft = self._runtime.landing.begin(self._site.name, job.export_id)
-        try:
-            self._rounds(draft)
-        except AuthenticationRefused as error:
-            self._result.error = error
+        self._rounds(draft)
         self._result.refused_types = self._asking.refused_types
         landed = _finish(self._runtime, self._connection, job, "Nothing of what was asked for is there.")
         if landed:
@@ -312,6 +309,7 @@ class _HydrationRun:
             for batch in asked.iter_slices(_BATCH):
                 following |= self._batch(draft, batch)
                 if self._asking.is_down:
+                    self._result.error = self._last_failure
                     return
             self._wanted = self._follow(asked, following)
 
@@ -334,7 +332,7 @@ class _HydrationRun:
             kind = answer.resource_type
             if answer.failure:
                 self._result.failed[kind] += 1
-                self._result.error = answer.failure
+                self._last_failure = answer.failure
                 continue
             if answer.line is None:
                 self._result.missing[kind] += 1

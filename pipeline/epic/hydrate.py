@@ -12,7 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.epic.rest import RestClient
-from pipeline.errors import ProtocolError, RemoteRefused, RemoteUnavailable, UnsafeRemote
+from pipeline.errors import (
+    AuthenticationRefused,
+    EpicOmopError,
+    ProtocolError,
+    RemoteRefused,
+    TransientError,
+    UnsafeRemote,
+)
 
 __all__ = ["Answer", "Asking"]
 
@@ -27,12 +34,12 @@ _MOST_FAILURES = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one reference (`Type/id`): a line, or none and the HTTP status of a refusal, or a passing failure."""
+    """What came of one reference (`Type/id`): a line; or none, and the HTTP status of a refusal; or nothing for now."""
 
     reference: str
     line: bytes | None = None
     status: int | None = None
-    failure: RemoteUnavailable | None = None
+    failure: EpicOmopError | None = None
 
     @property
     def resource_type(self) -> str:
@@ -63,7 +70,7 @@ class Asking:
     def answers(self, references: Sequence[str]) -> Iterator[Answer]:
         """The answers, in the order of the references; none for types that are refused.
 
-        Ends early when the server is down (`is_down`). Raises AuthenticationRefused.
+        Ends early, raising nothing, when asking on is of no use (`is_down`): what came before counts.
         """
         with ThreadPoolExecutor(self._workers, "hydrate") as pool:
             size = self._workers * 2  # small: a server that is down, or refuses a type, is seen soon
@@ -84,17 +91,20 @@ class Asking:
         resource_type, resource_id = reference.split("/", 1)
         try:
             return Answer(reference, self._client.read(resource_type, resource_id))
-        except RemoteUnavailable as error:
-            return Answer(reference, failure=error)
         except RemoteRefused as error:
             return Answer(reference, status=error.status)
-        except (ProtocolError, UnsafeRemote) as error:  # another resource, one too large, or at another host
+        except ProtocolError as error:  # another resource than the one asked for
             _log.warning("%s", error.message)
             return Answer(reference)
+        except (TransientError, AuthenticationRefused, UnsafeRemote) as error:
+            return Answer(reference, failure=error)
 
     def _count(self, answer: Answer) -> None:
         kind = answer.resource_type
-        self._failures = self._failures + 1 if answer.failure else 0
+        if isinstance(answer.failure, AuthenticationRefused):
+            self._failures = _MOST_FAILURES
+        else:
+            self._failures = self._failures + 1 if answer.failure else 0
         if answer.line is not None:
             self._granted.add(kind)
         elif answer.status == 403 and kind not in self._granted:

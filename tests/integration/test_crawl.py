@@ -12,9 +12,12 @@ from pathlib import Path
 import orjson
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.crawl import crawl, unfinished_crawls
-from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote
+from pipeline.epic.transport import RetryPolicy
+from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
 from pipeline.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine
@@ -307,59 +310,74 @@ def test_other_lists_are_other_crawls_and_one_is_done_by_one_process(place: Worl
     assert crawl(place.runtime, place.site, patients[:2]).export.export_id > other.export.export_id, "loaded: anew"
 
 
+class Terminal:
+    """`epic-omop` in this process; the clock is the real one, and no request is repeated."""
+
+    def __init__(self, place: World, folder: Path, patched: pytest.MonkeyPatch) -> None:
+        environment = _terminal(place, folder).environment
+        for name in ("EPIC_OMOP_HOME", "EPIC_OMOP_DATABASE_URL", "COLUMNS"):
+            patched.setenv(name, environment[name])
+        patched.setattr(RetryPolicy.__init__, "__defaults__", (1, 0.0, 0.0))
+
+    def run(self, *arguments: str | Path) -> str:
+        """What a command prints. Raises what it raises."""
+        result = CliRunner().invoke(app, [str(one) for one in arguments])
+        if result.exception:
+            raise result.exception
+        return result.output
+
+
+@pytest.fixture
+def terminal(place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    return Terminal(place, tmp_path, monkeypatch)
+
+
 def test_no_patient_is_named_in_files_logs_or_messages(
-    place: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: World, terminal: Terminal, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every id of the world is searched for in the names of files, in the debug log and in what a terminal shows."""
     caplog.set_level("DEBUG")
-    patients = place.patients()
-    told = [{"severity": "error", "code": "processing", "diagnostics": f"Patient/{patients[1]} cannot be shown"}]
-    place.watched.answers["Goal"] = (503, orjson.dumps({"resourceType": "OperationOutcome", "issue": told}), 8)
-    terminal = _terminal(place, tmp_path)
+    patient = place.patients()[1]
+    told = [{"severity": "error", "code": "processing", "diagnostics": f"Patient/{patient} cannot be shown"}]
+    place.watched.answers["Goal"] = (503, orjson.dumps({"resourceType": "OperationOutcome", "issue": told}), -1)
     with pytest.raises(RemoteUnavailable) as caught:
-        crawl(place.runtime, place.site, patients[1:2])
-    done = terminal.run("crawl", "site_a", "--patient", patients[1])
+        crawl(place.runtime, place.site, [patient])
     status = terminal.run("status")
+    place.watched.answers.clear()
+    done = terminal.run("crawl", "site_a", "--patient", patient)
     ids = {resource.get("id") for resource in generated(place.sandbox.state.desk.started.date())} - {None}
     names = "\n".join(str(path) for path in place.runtime.landing.root.rglob("*"))
-    shown = "\n".join((caplog.text, str(caught.value), done.out, done.err, status.out, names))
+    shown = "\n".join((caplog.text, str(caught.value), done, status, terminal.run("status"), names))
     assert "cannot be shown" in shown
+    assert "is not whole" in shown
+    assert len(ids) > 500
     assert [one for one in ids if one in shown] == []
 
 
-def test_the_command_goes_on_and_loads(place: World, tmp_path: Path) -> None:
-    terminal = _terminal(place, tmp_path)
-    place.watched.answers["Goal"] = (500, b"", 10_000)
-    stopped = terminal.run("crawl", "site_a", "--patients", tmp_path / "patients.csv", code=75, program=_impatient())
-    assert "goes on where it was" in stopped.err
+def test_the_commands_go_on_load_and_hydrate(place: World, terminal: Terminal, tmp_path: Path) -> None:
+    place.watched.answers["Goal"] = (500, b"", -1)
+    with pytest.raises(RemoteUnavailable, match="goes on where it was"):
+        terminal.run("crawl", "site_a", "--patients", tmp_path / "patients.csv")
+    assert "crawl" in terminal.run("status")
     place.watched.answers.clear()
-    done = terminal.run("crawl", "site_a", "--resume")
-    assert f"{PATIENTS} patients" in done.out
+    assert f"{PATIENTS} patients" in terminal.run("crawl", "site_a", "--resume")
     assert place.rows("SELECT count(*) FROM cdm.person") == [(PATIENTS,)]
     place.content()
-    assert "no unfinished crawl" in terminal.run("crawl", "site_a", "--resume", code=2).err
-    assert "which patients" in terminal.run("crawl", "site_a", code=2).err
-    hydrated = terminal.run("hydrate", "site_a")
-    assert "resources fetched by reference" in hydrated.out
+    with pytest.raises(UsageError, match="no unfinished crawl"):
+        terminal.run("crawl", "site_a", "--resume")
+    with pytest.raises(UsageError, match="which patients"):
+        terminal.run("crawl", "site_a")
+    with pytest.raises(UsageError, match="exclude each other"):
+        terminal.run("crawl", "site_a", "--resume", "--patient", "e1")
+    (tmp_path / "bad.csv").write_text("eGood\n../../etc\n")
+    with pytest.raises(UsageError, match="number 2 is no FHIR id"):
+        terminal.run("crawl", "site_a", "--patients", tmp_path / "bad.csv")
+    assert "resources fetched by reference" in terminal.run("hydrate", "site_a")
     assert place.rows("SELECT count(*) FROM cdm.provider")[0][0] > 0
     place.content()
-    assert "fetched by reference" not in terminal.run("hydrate", "site_a").out
-
-
-def _impatient() -> tuple[str, ...]:
-    """The program with one attempt a request: the real clock is not shifted in a child."""
-    code = (
-        "import sys, pipeline.epic.transport as transport, pipeline.cli\n"
-        "transport.RetryPolicy.__init__.__defaults__ = (1, 0.0, 0.0)\n"
-        "sys.argv[0] = 'epic-omop'\n"
-        "pipeline.cli.main()\n"
-    )
-    return (sys.executable, "-c", code)
-
-
-def test_an_unusable_list_is_refused(place: World, tmp_path: Path) -> None:
-    terminal = _terminal(place, tmp_path)
-    (tmp_path / "bad.csv").write_text("eGood\n../../etc\n")
-    refused = terminal.run("crawl", "site_a", "--patients", tmp_path / "bad.csv", code=2)
-    assert "number 2 is no FHIR id" in refused.err
-    assert "etc" not in refused.err.replace("bad.csv", "")
+    assert "fetched by reference" not in terminal.run("hydrate", "site_a")
+    landed = terminal.run("crawl", "site_a", "--patient", place.patients()[0], "--no-load")
+    number = place.jobs("crawl")[0].export_id
+    assert f"--export {number}" in landed
+    terminal.run("ingest", "--site", "site_a", "--export", str(number))
+    assert place.jobs("crawl")[0].state == "published"

@@ -149,7 +149,7 @@ def test_a_single_failure_is_left_for_the_next_run(lacking: World) -> None:
     number = references(lacking, "Medication")[0]
     lacking.watched.answers[f"Medication/{number}"] = (503, b"", -1)
     before, _ = load(lacking, export)
-    assert before.failed == {"Medication": 1}
+    assert (before.failed, before.error) == ({"Medication": 1}, None)
     assert before.found["Practitioner"] == 5
     lacking.watched.answers.clear()
     assert hydrate(lacking.runtime, lacking.site, [export]).found == {"Medication": 1}
@@ -190,6 +190,23 @@ def test_a_token_that_is_refused_ends_the_hydration_and_not_the_load(lacking: Wo
     assert isinstance(before.error, AuthenticationRefused)
     assert after.landed == []
     assert lacking.rows("SELECT count(*) FROM cdm.person") == [(12,)]
+
+
+def test_a_token_that_is_refused_in_the_middle_loses_nothing_that_came(lacking: World) -> None:
+    export = lacking.export()
+    answered = {f"Practitioner/{number}" for number in references(lacking, "Practitioner")[:2]}
+    for path in answered:
+        lacking.watched.answers[path] = (401, b"", -1)
+    before, _ = load(lacking, export)
+    assert isinstance(before.error, AuthenticationRefused)
+    assert before.found.total() > 0
+    found = lacking.rows("SELECT count(*) FROM hydrated_reference WHERE state = 'found'")
+    assert found == [(before.found.total(),)]
+    lacking.watched.answers.clear()
+    before, _ = load(lacking, lacking.export())
+    assert before.error is None
+    assert lacking.rows("SELECT count(*) FROM cdm.provider") == [(5,)]
+    lacking.content()
 
 
 def test_documents_only_where_the_setting_says_so(lacking: World) -> None:
