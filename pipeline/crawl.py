@@ -59,8 +59,14 @@ _WITHOUT_PATIENT = frozenset(
 #: As Epic's own files (rule 7).
 _LINES_PER_FILE = 3000
 
-#: So many failed searches in a row: the server is down, and asking on is of no use.
+#: So many failed searches in a row, of the patients themselves or of several types: the server is down.
 _MOST_FAILURES = 3
+
+#: So many failures of a type that never succeeded: the server cannot answer it; it is left for the next call.
+_MOST_FAILURES_OF_A_TYPE = 5
+
+#: Begins the label of a crawl that asks for everything.
+_FULL = "full "
 
 #: `_lastUpdated` is compared with the server's clock, and changes are written some time after their instant.
 _OVERLAP = timedelta(minutes=10)
@@ -85,11 +91,14 @@ def crawl_types(site: SiteSettings) -> tuple[str, ...]:
     return tuple(sorted(own, key=lambda name: name != "Patient"))
 
 
-def unfinished_crawls(runtime: Runtime, site: SiteSettings) -> list[list[str]]:
-    """The lists of patients of the site's crawls that were begun and not landed, oldest first."""
+def unfinished_crawls(runtime: Runtime, site: SiteSettings) -> dict[str, list[str]]:
+    """The site's crawls that were begun and not landed, oldest first: label → list of patients."""
     with runtime.connect() as connection:
         jobs = export_jobs.jobs_of_kind(connection, site.name, "crawl", "requested")
-        return [[patient for _, patient in crawls.patients(connection, job.export_id)] for job in reversed(jobs)]
+        return {
+            job.group_id or "": [patient for _, patient in crawls.patients(connection, job.export_id)]
+            for job in reversed(jobs)
+        }
 
 
 def crawl(
@@ -99,16 +108,19 @@ def crawl(
     *,
     full: bool = False,
     accept_failed: bool = False,
+    label: str | None = None,
     client: RestClient | None = None,
     progress: CrawlProgress | None = None,
 ) -> Crawl:
     """Search, patient by patient, and land what was found; goes on with the same crawl if it is not loaded yet.
 
     `full`: not only what changed since the last crawl (where the site knows `_lastUpdated`). `accept_failed`: land
-    although searches failed for now. Raises RemoteUnavailable when searches failed (call again), SiteBusy while
+    although searches failed for now. `label`: finish this one of `unfinished_crawls`, although the settings may have
+    changed since. Raises RemoteUnavailable when searches failed (call again), SiteBusy while
     another process does this crawl, AuthenticationRefused, UnsafeRemote, ConfigurationError, LandingError.
     """
-    label = _label(runtime, site, patients, full=full)
+    label = label or _label(runtime, site, patients, full=full)
+    full = label.startswith(_FULL)
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, label):
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
@@ -134,8 +146,8 @@ def crawl(
 def _label(runtime: Runtime, site: SiteSettings, patients: Sequence[str], *, full: bool) -> str:
     """Names a crawl by what is asked for: the same call adopts it. A salted hash; says nothing of the patients."""
     searches = [f"{name}?{search}" for name in crawl_types(site) for search in site.searches_of(name)]
-    parts = [runtime.settings.surrogate_salt, site.name, str(full), *searches, *sorted(patients)]
-    return f"crawl {hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:12]}"
+    parts = [runtime.settings.surrogate_salt, site.name, *searches, *sorted(patients)]
+    return f"{_FULL if full else ''}crawl {hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:12]}"
 
 
 def _new(
@@ -222,7 +234,8 @@ class _CrawlRun:
         self._draft = runtime.landing.begin(site.name, job.export_id)
         self._spool = CrawlSpool(self._draft)
         self._stop = threading.Event()
-        self._failures = 0
+        self._failures: list[str] = []
+        self._failures_of: Counter[str] = Counter()
         self._not_reached = 0
         self._failed = 0
 
@@ -284,8 +297,15 @@ class _CrawlRun:
         return True
 
     def _count_failure(self, search: CrawlSearch) -> None:
-        self._failures = self._failures + 1 if search.state == "failed" else 0
-        if self._failures >= _MOST_FAILURES:
+        """A type that fails for everybody is one thing, a server that answers nothing another."""
+        if search.state != "failed":
+            self._failures = []
+            self._failures_of[search.resource_type] = -(1 << 30)
+            return
+        self._failures = [*self._failures, search.resource_type]
+        self._failures_of[search.resource_type] += 1
+        several = "Patient" in self._failures or len(set(self._failures)) > 1
+        if several and len(self._failures) >= _MOST_FAILURES:
             self._stop.set()
 
     def _searched(self, position: int, patient_id: str, resource_type: str) -> CrawlSearch:
@@ -295,6 +315,8 @@ class _CrawlRun:
         asked = " ".join(searches)
         if resource_type in self._not_granted:
             return CrawlSearch(position, resource_type, "refused", 0, started, asked, {"not granted": 1})
+        if self._failures_of[resource_type] >= _MOST_FAILURES_OF_A_TYPE:
+            return CrawlSearch(position, resource_type, "failed", 0, started, asked)
         since = self._since(position, resource_type, asked)
         with self._spool.entry(position, resource_type) as entry:
             found = _Found(entry)

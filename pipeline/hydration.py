@@ -31,6 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress
+from pipeline.landing.files import landing_errors
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.omop.keys import SurrogateKeys
@@ -105,7 +106,7 @@ def ingest_hydrated(
     In this order nothing has to be mapped twice: prescriptions find the codes of their medications, and results their
     persons. Reports: those of the export come first. Raises what `ingest` raises, nothing for want of the server.
     """
-    if not (site.hydrate and site.fhir_url):
+    if not (site.hydrate and site.fhir_url) or export.kind in ("hydration", "replay"):
         return ingest_with_follow_ups(runtime, site, export, force=force, progress=progress), []
     late = [name for name in site.hydrate_types if name in (RESULT_TYPE, DOCUMENT_TYPE)]
     early = [name for name in site.hydrate_types if name not in late]
@@ -245,7 +246,7 @@ def _add_pending(
         files = {file.number: file.path for file in runtime.landing.open(site.name, export_id).files}
         lines = []
         for number, offset, length in numbers:
-            with files[number].open("rb") as stream:
+            with landing_errors(files[number]), files[number].open("rb") as stream:
                 stream.seek(offset)
                 lines.append(stream.read(length))
         pending.scan_lines(lines)

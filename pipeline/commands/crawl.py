@@ -58,9 +58,11 @@ def crawl(
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
     console = Console()
-    for ids in _lists(runtime, settings, patients, patient, resume=resume):
+    for label, ids in _lists(runtime, settings, patients, patient, resume=resume):
         with rest_progress(console, "patients") as show:
-            result = crawl_patients(runtime, settings, ids, full=full, accept_failed=accept_failed, progress=show)
+            result = crawl_patients(
+                runtime, settings, ids, full=full, accept_failed=accept_failed, label=label, progress=show
+            )
         _print_crawl(console, result)
         if load:
             ingest_landed(console, runtime, settings, [result.export], hydrated=True)
@@ -71,8 +73,8 @@ def crawl(
 
 def _lists(
     runtime: Runtime, site: SiteSettings, file: Path | None, ids: list[str] | None, *, resume: bool
-) -> Iterator[list[str]]:
-    """The lists of patients to crawl: one, or with `resume` those of unfinished crawls."""
+) -> Iterator[tuple[str | None, list[str]]]:
+    """The lists of patients to crawl: one, or with `resume` those of unfinished crawls, with their labels."""
     from pipeline.crawl import unfinished_crawls
     from pipeline.patient_list import checked_patients, read_patients
 
@@ -82,16 +84,16 @@ def _lists(
         lists = unfinished_crawls(runtime, site)
         if not lists:
             raise UsageError(f"Site {site.name} has no unfinished crawl.", "Begin one with --patients FILE.")
-        yield from lists
+        yield from lists.items()
     elif ids:
-        yield checked_patients(enumerate(ids, start=1), "--patient")
+        yield None, checked_patients(enumerate(ids, start=1), "--patient")
     else:
         listed = file or site.patients_file
         if listed is None:
             raise UsageError(
                 "Say which patients to crawl.", "Give --patients FILE, or name a patients_file in sites.yaml."
             )
-        yield read_patients(listed)
+        yield None, read_patients(listed)
 
 
 def _print_crawl(console: Console, result: Crawl) -> None:
