@@ -77,6 +77,7 @@ def build_metadata(schema: str) -> MetaData:
     """The tables of the `etl` schema under the given schema name."""
     metadata = MetaData(schema=schema)
     _export_tables(metadata)
+    _rest_tables(metadata)
     _resource_tables(metadata)
     _failure_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
@@ -110,7 +111,7 @@ def _export_tables(metadata: MetaData) -> None:
         _time("landed_at"),
         _time("published_at"),
         _time("deleted_at"),
-        CheckConstraint("kind IN ('bulk', 'folder', 'replay')", name="export_job_kind"),
+        CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
         CheckConstraint(
             "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
             name="export_job_state",
@@ -183,6 +184,46 @@ def _export_tables(metadata: MetaData) -> None:
         Column("concept_count", BigInteger, nullable=False),
         Column("content_hash", Text, nullable=False),
         Column("is_current", Boolean, nullable=False),
+    )
+
+
+def _rest_tables(metadata: MetaData) -> None:
+    """What was asked for one by one: references that exports lack, and the patients of crawls."""
+    Table(
+        "hydrated_reference",
+        metadata,
+        Column("surrogate_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("site", Text, nullable=False),
+        Column("reference", Text, nullable=False, comment="Type/id"),
+        Column("state", Text, nullable=False),
+        Column("status", Integer, comment="HTTP status of a refusal"),
+        _time("checked_at", nullable=False),
+        Column("export_id", BigInteger, nullable=False, comment="the hydration that asked last"),
+        CheckConstraint("state IN ('found', 'missing')", name="hydrated_reference_state"),
+        Index("hydrated_reference_by_site", "site", "checked_at"),
+    )
+    Table(
+        "crawl_patient",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("position", Integer, primary_key=True, comment="1-based place in the list of patients"),
+        Column("patient_id", Text, nullable=False),
+        Index("crawl_patient_by_id", "patient_id"),
+    )
+    Table(
+        "crawl_search",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("position", Integer, primary_key=True),
+        Column("resource_type", Text, primary_key=True),
+        Column("state", Text, nullable=False),
+        Column("resources", Integer, nullable=False),
+        Column("codes", JSONB, nullable=False, server_default=text("'{}'"), comment="what the server said → how often"),
+        Column("searches", Text, nullable=False, comment="what was asked for beside the patient"),
+        _time("started_at", nullable=False),
+        CheckConstraint(
+            "state IN ('complete', 'incomplete', 'refused', 'missing', 'failed')", name="crawl_search_state"
+        ),
     )
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.commands import (
+    crawl,
     database,
     dead_letters,
     demo,
     export,
+    hydrate,
     ingest,
     manifest,
     mappings,
@@ -51,6 +53,8 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 export.register(app)
 ingest.register(app)
+hydrate.register(app)
+crawl.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline.orchestration.asset_checks import accounting_check
+from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
@@ -27,8 +28,11 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
     """
     settings = settings or load_settings()
     sites = [settings.sites[name] for name in sorted(settings.sites)]
-    with_epic = [site for site in sites if site.fhir_url]
+    with_epic = [site for site in sites if site.fhir_url and site.groups]
     kick_offs = {site.name: kick_off_job(site) for site in with_epic}
+    crawls = {site.name: crawl_job(site) for site in sites if site.fhir_url and site.patients_file}
+    # The night's job: the exports of the groups; where there is none, the crawl.
+    nightly = {**crawls, **kick_offs}
     ingests = {site.name: ingest_job(site) for site in sites}
     return dg.Definitions(
         assets=[
@@ -36,8 +40,8 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
             *warehouse_assets(settings, [load_key(site) for site in sites]),
         ],
         asset_checks=[accounting_check(site) for site in sites],
-        jobs=[*kick_offs.values(), *ingests.values()],
-        schedules=[nightly_schedule(site, kick_offs[site.name]) for site in with_epic],
+        jobs=[*kick_offs.values(), *crawls.values(), *ingests.values()],
+        schedules=[nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly],
         sensors=[export_sensor(site, ingests[site.name]) for site in with_epic],
         resources=site_resources(settings, overrides or {}),
         executor=dg.in_process_executor,

@@ -43,7 +43,7 @@ from pipeline.landing.folder import ndjson_files
 from pipeline.landing.store import LandedExport, LandingProgress, ProgressCallback
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
-from pipeline.warehouse import export_jobs
+from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
 
 __all__ = [
@@ -137,8 +137,9 @@ def new_job(
     *,
     group: str | None = None,
     resource_types: Sequence[str] = (),
+    patients: Sequence[str] = (),
 ) -> ExportJob:
-    """A committed `requested` row, under an id that the landing store does not know either.
+    """A committed `requested` row, under an id that the landing store does not know either; of a crawl, with its list.
 
     The store may be older than the warehouse: a new database begins to count at 1 again.
     """
@@ -154,6 +155,8 @@ def new_job(
         resource_types=resource_types,
         requested_at=runtime.clock.now(),
     )
+    if patients:
+        crawls.add_patients(connection, export_id, patients)
     connection.commit()
     return job
 

@@ -24,7 +24,9 @@ from pipeline.mapping_options import MappingOptions
 
 __all__ = [
     "DEFAULT_RESOURCE_TYPES",
+    "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
+    "RESULT_TYPE",
     "Settings",
     "SiteSettings",
     "load_settings",
@@ -49,8 +51,33 @@ DEFAULT_RESOURCE_TYPES = (
     "Location",
 )
 
+#: Fetched by reference where an export lacks them (rule 11): what many patients share, and results of reports.
+DEFAULT_HYDRATE_TYPES = ("Medication", "Location", "Practitioner", "PractitionerRole", "Organization", "Observation")
+#: In `hydrate_types`: Observations that a DiagnosticReport.result refers to.
+RESULT_TYPE = "Observation"
+#: In `hydrate_types`: attachments of DocumentReference and DiagnosticReport.
+DOCUMENT_TYPE = "Binary"
+
+#: What a search for a type needs beside the patient: each text is one search, and their results are put together.
+#: Rule 6: categories that a site's API does not have (procedure, therapy, activity) are refused, so the list is a
+#: setting. A type that is not named is searched for by the patient alone.
+DEFAULT_CRAWL_SEARCHES: Mapping[str, tuple[str, ...]] = {
+    "Observation": tuple(
+        f"category={category}"
+        for category in ("laboratory", "vital-signs", "social-history", "survey", "exam", "imaging")
+    ),
+    "Condition": tuple(
+        f"category={category}" for category in ("problem-list-item", "encounter-diagnosis", "health-concern")
+    ),
+    "DocumentReference": ("category=clinical-note",),
+    "CarePlan": ("category=38717003",),
+}
+
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
+#: Parameters of a search beside `patient`, as they stand in the address; `patient` itself is never a setting.
+_SEARCH = re.compile(r"(?!.*(^|&)(patient|subject)=)[A-Za-z_][\w:.-]*=[^&#\s]+(&[A-Za-z_][\w:.-]*=[^&#\s]+)*")
 
 
 def _checked_zone(value: str) -> str:
@@ -101,6 +128,23 @@ class SiteSettings(BaseModel):
     mapping: MappingOptions = MappingOptions()
     #: Cron of the nightly schedule, in the site's zone.
     schedule: str = "0 1 * * *"
+    #: Fetch by reference what an export lacks, after each export (docs/extraction.md).
+    hydrate: bool = False
+    hydrate_types: tuple[str, ...] = DEFAULT_HYDRATE_TYPES
+    #: What was fetched by reference, or was not there, is asked for again after so many days.
+    hydrate_again_days: Annotated[float, Field(ge=0)] = 30.0
+    #: The patients of a crawl, for sites without bulk export: one FHIR id a line, or CSV.
+    patients_file: Path | None = None
+    #: By resource type, in place of that type's default: what its searches need beside the patient.
+    crawl_searches: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: `_count` of searches: a ceiling for the server (rule 14).
+    search_count: Annotated[int, Field(ge=1, le=1000)] = 200
+    #: The site's searches know `_lastUpdated`: a crawl then asks for what changed since the last one.
+    search_last_updated: bool = False
+    #: Patients of a crawl, or references, that are worked on side by side.
+    rest_workers: Annotated[int, Field(ge=1, le=16)] = 4
+    #: Limit of reads and searches, all workers together.
+    requests_per_second: Annotated[float, Field(gt=0, le=1000)] = 10.0
 
     @field_validator("name")
     @classmethod
@@ -123,6 +167,25 @@ class SiteSettings(BaseModel):
             raise ValueError(f"{value!r} is not a cron expression such as '0 1 * * *'") from None
         return value
 
+    @field_validator("hydrate_types")
+    @classmethod
+    def _hydrate_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = (*DEFAULT_HYDRATE_TYPES, DOCUMENT_TYPE)
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError(f"{unknown[0]} cannot be fetched by reference; known are {', '.join(known)}")
+        return value
+
+    @field_validator("crawl_searches")
+    @classmethod
+    def _crawl_searches(cls, value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+        for resource_type, searches in value.items():
+            if not _TYPE.fullmatch(resource_type):
+                raise ValueError(f"{resource_type!r} is no resource type")
+            for search in searches:
+                if not _SEARCH.fullmatch(search):
+                    raise ValueError(f"{resource_type}: {search!r} is no search such as category=laboratory")
+        return value
+
     @model_validator(mode="after")
     def _whole(self) -> SiteSettings:
         if self.fhir_url is None:
@@ -133,13 +196,21 @@ class SiteSettings(BaseModel):
             raise ValueError("client_id is missing: the client id that Epic gave for this environment")
         if (self.private_key_file is None) == (self.private_key_env is None):
             raise ValueError("give exactly one of private_key_file and private_key_env")
-        if not self.groups:
-            raise ValueError("groups is empty: list the group ids that the site's administrators gave you")
+        if not self.groups and self.patients_file is None:
+            raise ValueError(
+                "groups is empty: list the group ids that the site's administrators gave you, or, for a site without"
+                " bulk export, name a patients_file to crawl"
+            )
         return self
 
     @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
+
+    def searches_of(self, resource_type: str) -> tuple[str, ...]:
+        """The parameters of each search for a type, beside the patient; one empty text: the patient alone."""
+        searches = self.crawl_searches.get(resource_type, DEFAULT_CRAWL_SEARCHES.get(resource_type, ()))
+        return tuple(searches) or ("",)
 
 
 class Settings(BaseModel):
@@ -287,9 +358,9 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     sites = {}
     for name, entry in entries.items():
         given = dict(entry or {})
-        key_file = given.get("private_key_file")
-        if key_file:  # relative to the file that names it, so that the folder can be moved as a whole
-            given["private_key_file"] = file.parent / Path(key_file).expanduser()
+        for key in ("private_key_file", "patients_file"):
+            if given.get(key):  # relative to the file that names it, so that the folder can be moved as a whole
+                given[key] = file.parent / Path(given[key]).expanduser()
         sites[str(name)] = _validated(SiteSettings, {"name": str(name), **given}, f"{file}, site {name!r}")
     return sites
 

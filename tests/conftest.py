@@ -160,11 +160,13 @@ def other_database_url(other_postgres_url: str) -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """CREATE DATABASE in the server, its URL, DROP DATABASE."""
+def fresh_database(server_url: str, template: str = "template0") -> Iterator[str]:
+    """CREATE DATABASE in the server, its URL, DROP DATABASE. A `template` is a database that nobody is connected to."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
         try:
             yield urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
         finally:

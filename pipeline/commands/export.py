@@ -84,6 +84,8 @@ def _site_row(site: SiteSettings) -> tuple[str, ...]:
 
 
 def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
+    if not site.groups:
+        raise UsageError(f"Site {site.name} has no groups to export.", f"Its patients: epic-omop crawl {site.name}.")
     unknown = [name for name in chosen or () if name not in site.groups]
     if unknown:
         known = ", ".join(site.groups) or "none"

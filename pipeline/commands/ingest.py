@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from pipeline.commands.tables import ingest_progress, number_table, print_load_r
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.landing.store import LandedExport
     from pipeline.runtime import Runtime
@@ -84,15 +85,26 @@ def run(
     with ExportProgress(console) as progress:
         result = export_groups(runtime, settings, groups, progress.show)
     if result.landed:
-        ingest_landed(console, runtime, settings, result.landed)
+        ingest_landed(console, runtime, settings, result.landed, hydrated=True)
     for error in result.failures.values():
         raise error
 
 
 def ingest_landed(
-    console: Console, runtime: Runtime, site: SiteSettings, exports: Sequence[LandedExport], *, force: bool = False
+    console: Console,
+    runtime: Runtime,
+    site: SiteSettings,
+    exports: Sequence[LandedExport],
+    *,
+    force: bool = False,
+    hydrated: bool = False,
 ) -> None:
-    """Load landed exports in the order of their times, with a bar, and print what came of them."""
+    """Load landed exports in the order of their times, with a bar, and print what came of them.
+
+    `hydrated`: with what they lack, where the site's settings say so.
+    """
+    from pipeline.commands.hydrate import tell_hydrations
+    from pipeline.hydration import ingest_hydrated
     from pipeline.quality.report import load_report
     from pipeline.replay import ingest_with_follow_ups
 
@@ -100,7 +112,11 @@ def ingest_landed(
     for export in sorted(exports, key=lambda export: (export.transaction_time, export.export_id)):
         progress, show = ingest_progress(console)
         with progress:
-            reports = ingest_with_follow_ups(runtime, site, export, force=force, progress=show)
+            if hydrated:
+                asked = partial(_show_asked, show)
+                reports, hydrations = ingest_hydrated(runtime, site, export, force=force, progress=show, asked=asked)
+            else:
+                reports, hydrations = ingest_with_follow_ups(runtime, site, export, force=force, progress=show), []
         ids += [report.export_id for report in reports]
         first = reports[0]
         seconds = first.transform_seconds + first.publish_seconds
@@ -108,11 +124,17 @@ def ingest_landed(
             f"Export {first.export_id} of {site.name}: {first.lines:,} lines in {seconds:.1f} s"
             f" (transform {first.transform_seconds:.1f}, publish {first.publish_seconds:.1f})."
         )
-        replayed = sum(report.lines for report in reports[1:])
+        tell_hydrations(console, hydrations)
+        fetched = sum(landed.lines for result in hydrations for landed in result.landed)
+        replayed = sum(report.lines for report in reports[1:]) - fetched
         if replayed:
             console.print(f"{replayed:,} lines that had waited for these resources went through again.")
     with runtime.connect() as connection:
         print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
+
+
+def _show_asked(show: Callable[[str, int, int], None], done: int, total: int) -> None:
+    show(f"references {done:,} of {total:,}", 0, 0)
 
 
 def verify(

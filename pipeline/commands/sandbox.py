@@ -93,6 +93,7 @@ def serve(
         "groups": list(groups),
         "resource_types": site_types(groups),
         "poll_floor_seconds": 1,
+        "requests_per_second": 200,
         "test_mode": True,
     }
     if window_hours > 0:

@@ -71,6 +71,10 @@ _TRANSIENT_STATUS = frozenset({408, 429})
 _EPOCH_FROM = 1_000_000_000
 _EPOCH_MILLISECONDS_FROM = 1_000_000_000_000
 
+#: `/Patient/abc` at the end of an address. A group's id is the administrators', and a job's is no resource's.
+_RESOURCE_ID = re.compile(r"/([A-Z][A-Za-z]+)/[^/]+$")
+_SHOWN_IDS = frozenset({"Group", "BulkRequest"})
+
 
 class TokenSource(Protocol):
     """Where access tokens come from; they are asked for with the limits of the transport that needs one."""
@@ -125,6 +129,8 @@ class RemoteRequest:
     max_bytes: int = 1 << 20
     #: What to check, by status, where that can be said better than in general.
     advice: Mapping[int, str] = field(default_factory=dict)
+    #: Texts such as a patient's id, which a server may repeat in its words: left out of messages.
+    unspoken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,8 @@ class Answer:
     def error(self) -> EpicOmopError:
         """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
         told = "; ".join(dict.fromkeys(f"{issue.code}: {issue.text}".strip(": ") for issue in self.issues))
+        for text in self.request.unspoken:
+            told = told.replace(text, "…")
         message = f"{self.request.action}: the server answered {self.status}{f' ({told})' if told else ''}."
         if self.is_transient:
             wait = self.retry_after
@@ -229,7 +237,7 @@ class Transport:
             headers={"User-Agent": "epic-omop", "Accept-Encoding": "gzip"},  # _chunks decodes gzip and nothing else
             follow_redirects=False,  # _follow checks each address first
             trust_env=not site.test_mode,  # a proxy of the environment is meant for real sites, not for loopback
-            limits=httpx.Limits(max_connections=site.download_workers + 2),
+            limits=httpx.Limits(max_connections=max(site.download_workers, site.rest_workers) + 2),
         )
 
     def __enter__(self) -> Transport:
@@ -404,11 +412,12 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
 
 
 def shown_url(url: str) -> str:
-    """The address without its query's values, fragment and user part, as logs and messages may show it."""
+    """The address without its query's values, fragment, user part and ids of resources, as logs may show it."""
     parts = urllib.parse.urlsplit(url)
+    path = _RESOURCE_ID.sub(lambda found: found[0] if found[1] in _SHOWN_IDS else f"/{found[1]}/…", parts.path)
     names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
     query = f"?{'&'.join(f'{name}=…' for name in names)}" if names else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}{query}"
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{path}{query}"
 
 
 def plain_text(text: object, limit: int = 200) -> str:

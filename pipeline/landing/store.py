@@ -113,6 +113,12 @@ class LandingDraft:
             landed = _from_json(_read_json(sidecar), self.folder)
             return landed if path.stat().st_size == landed.bytes else None
 
+    def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
+        """The files that an earlier run completed, whatever their numbers."""
+        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
+        landed = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        return _by_number(tuple(file for file in landed if self.landed(file.number, file.resource_type, category)))
+
     def finish(
         self,
         kind: str,
@@ -162,6 +168,10 @@ class LandingStore:
         for category in _CATEGORIES:
             make_folder(folder / category)
         return LandingDraft(folder, site, export_id)
+
+    def draft_of(self, site: str, export_id: int) -> LandingDraft:
+        """The folder of an export, finished or not, as a draft: for what lies in it beside the export's files."""
+        return LandingDraft(self.folder(site, export_id), site, export_id)
 
     def discard(self, site: str, export_id: int) -> None:
         """Remove an unfinished draft; a finished export stays. Raises LandingError."""

@@ -16,8 +16,8 @@ __all__ = ["FIRST_DAY", "day_of", "jobs_of_day", "landed_jobs_of_day", "site_par
 #: Before the first export of any instance. Changing it moves nothing: partitions are named by their day.
 FIRST_DAY = "2026-01-01"
 
-#: What a person asks for by hand; `replay` exports follow from others and are not mapped again by themselves.
-_KINDS = ("bulk", "folder")
+#: `replay` exports follow from others and are not mapped again by themselves.
+_KINDS = ("bulk", "folder", "crawl", "hydration")
 
 
 def site_partitions(site: SiteSettings) -> dg.DailyPartitionsDefinition:
@@ -31,7 +31,7 @@ def day_of(site: SiteSettings, instant: datetime) -> str:
 
 
 def jobs_of_day(connection: psycopg.Connection, site: SiteSettings, day: str) -> list[ExportJob]:
-    """The exports (bulk and folder) that were requested on that day in the site's zone, oldest first."""
+    """The exports (all but replays) that were requested on that day in the site's zone, oldest first."""
     start = datetime.fromisoformat(day).replace(tzinfo=site.zone)
     end = start + timedelta(days=1)  # wall-clock arithmetic: the next midnight, also when the clocks change
     rows = connection.execute(

@@ -15,7 +15,7 @@ def nightly_schedule(site: SiteSettings, job: dg.JobDefinition) -> dg.ScheduleDe
 
     @dg.schedule(
         name=f"{site.name}__nightly",
-        description=f"Kick off the exports of site {site.name}, by its `schedule` in sites.yaml.",
+        description=f"Run {job.name}, by the `schedule` of site {site.name} in sites.yaml.",
         cron_schedule=site.schedule,
         execution_timezone=site.time_zone,
         job=job,

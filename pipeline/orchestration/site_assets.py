@@ -13,6 +13,7 @@ from importlib.metadata import version
 import dagster as dg
 
 from pipeline.errors import TransientError
+from pipeline.hydration import ingest_hydrated
 from pipeline.orchestration.attempts import EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
@@ -151,7 +152,12 @@ def _ingested(
         return []
     landed = runtime.landing.open(site.name, job.export_id)
     context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
-    reports = ingest_with_follow_ups(runtime, site, landed, force=again)
+    if again:  # a backfill: the site is not asked
+        reports = ingest_with_follow_ups(runtime, site, landed, force=True)
+    else:
+        reports, hydrations = ingest_hydrated(runtime, site, landed)
+        for hydration in hydrations:
+            context.log.info("Hydration: %s", hydration.told())
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")

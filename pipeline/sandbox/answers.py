@@ -7,14 +7,17 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-__all__ = ["FhirRefusal", "OAuthRefusal", "fhir_answer", "oauth_answer", "outcome_answer"]
+__all__ = ["FhirRefusal", "OAuthRefusal", "epic_issue", "fhir_answer", "oauth_answer", "outcome_answer"]
 
 
 class FhirRefusal(Exception):
-    """`code` is FHIR's issue type."""
+    """`code` is FHIR's issue type, `epic_code` Epic's own number such as 59108."""
 
-    def __init__(self, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, text: str, headers: dict[str, str] | None = None, epic_code: str | None = None
+    ) -> None:
         super().__init__(text)
+        self.epic_code = epic_code
         self.status = status
         self.code = code
         self.text = text
@@ -34,13 +37,30 @@ def fhir_answer(body: dict[str, Any], status: int = 200, headers: dict[str, str]
     return Response(orjson.dumps(body), status, headers, media_type="application/fhir+json")
 
 
+#: Epic's own words for its numbers, as they stand in `details`; what is special goes to `diagnostics`.
+_EPIC_TEXTS = {
+    "4101": "Resource request returns no results.",
+    "4102": "The read resource request contained an invalid resource ID.",
+    "59100": "The content/value for an element was invalid.",
+    "59108": "A required element is missing.",
+    "59109": "An element that was sent is not known and was ignored.",
+}
+
+
+def epic_issue(severity: str, code: str, epic_code: str, diagnostics: str = "") -> dict[str, Any]:
+    """An issue as Epic writes it: its number as a coding of `details` (rule 13)."""
+    text = _EPIC_TEXTS[epic_code]
+    coding = {"system": "urn:oid:1.2.840.114350.1.13.0.1.7.2.657369", "code": epic_code, "display": text}
+    issue: dict[str, Any] = {"severity": severity, "code": code, "details": {"coding": [coding], "text": text}}
+    return {**issue, "diagnostics": diagnostics} if diagnostics else issue
+
+
 def outcome_answer(refusal: FhirRefusal) -> Response:
-    issue = {
-        "severity": "error",
-        "code": refusal.code,
-        "details": {"text": refusal.text},
-        "diagnostics": refusal.text,
-    }
+    if refusal.epic_code:
+        issue = epic_issue("fatal", refusal.code, refusal.epic_code, refusal.text)
+    else:
+        details: dict[str, Any] = {"text": refusal.text}
+        issue = {"severity": "error", "code": refusal.code, "details": details, "diagnostics": refusal.text}
     return fhir_answer({"resourceType": "OperationOutcome", "issue": [issue]}, refusal.status, refusal.headers)
 
 

@@ -52,6 +52,17 @@ class SandboxConfig:
     seconds_until_complete: float = 0
     retry_after_seconds: int = 2
     resources_per_file: int = 3000
+    #: Types, and ids of single resources, that reads and searches give and the bulk export leaves out (rule 11).
+    left_out_types: frozenset[str] = frozenset()
+    left_out_ids: frozenset[str] = frozenset()
+    #: Entries on a page of search results, whatever `_count` asks for above it.
+    entries_per_page: int = 50
+    #: Categories of Observation that the search API has (rule 6).
+    observation_categories: frozenset[str] = frozenset(
+        {"laboratory", "vital-signs", "social-history", "survey", "exam", "imaging"}
+    )
+    #: Whether searches know `_lastUpdated`; where they do not, it is ignored with a warning.
+    knows_last_updated: bool = False
     token_seconds: int = 3600
     #: Jobs, files, kick-offs and the clock outlive a restart when this folder is given.
     state_dir: Path | None = None

@@ -89,6 +89,11 @@ class ExportDesk:
         self._stack.close()
 
     @property
+    def started(self) -> datetime:
+        """The sandbox's first start."""
+        return self._state.started
+
+    @property
     def day(self) -> int:
         """Whole days of the sandbox's clock since its first start."""
         return (self.clock.now() - self._state.started).days
@@ -162,12 +167,23 @@ class ExportDesk:
         source = self._config.groups[job.group]
         try:
             with _FileCutter(folder, self._config.resources_per_file) as cutter:
-                for resource_type, line in source.lines(job.types, self._state.started.date(), job.day):
-                    cutter.add(resource_type, line)
+                types = [name for name in job.types if name not in self._config.left_out_types]
+                for resource_type, line in source.lines(types, self._state.started.date(), job.day):
+                    if not self._is_left_out(line):
+                        cutter.add(resource_type, line)
         except Exception:
             _log.exception("Export %s of group %s could not be written.", job.id, job.group)
             raise
         return sorted(cutter.files, key=lambda file: job.types.index(file.resource_type))
+
+    def _is_left_out(self, line: bytes) -> bool:
+        left_out = self._config.left_out_ids
+        if not left_out:
+            return False
+        try:
+            return orjson.loads(line).get("id") in left_out
+        except (orjson.JSONDecodeError, AttributeError):
+            return False
 
     def _load(self) -> _State:
         file = self._folder / "state.json"

@@ -33,6 +33,7 @@ from pipeline.errors import UsageError
 from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job
+from pipeline.sandbox.rest import RestDesk, rest_routes
 from pipeline.sandbox.sources import EXPORTED_TYPES
 from pipeline.sandbox.tokens import ALGORITHMS, AccessToken, TokenOffice
 
@@ -79,6 +80,7 @@ def create_app(config: SandboxConfig) -> Starlette:
             Route(job + "/{file}", _file),
             Route(TOKEN_PATH, _token, methods=["POST"]),
             Route("/sandbox/clock", _clock, methods=["GET", "POST"]),
+            *rest_routes(FHIR_PATH, RestDesk(config, state.desk), _authorized),  # last: they match any type
         ],
         exception_handlers={FhirRefusal: _refused, OAuthRefusal: _refused, HTTPException: _refused, Exception: _failed},
         lifespan=lifespan,
@@ -208,7 +210,8 @@ async def _smart_configuration(request: Request) -> Response:
 async def _metadata(request: Request) -> Response:
     state = _state(request)
     types = sorted({kind for source in state.config.groups.values() for kind in source.resource_types()} | {"Group"})
-    resources: list[dict[str, Any]] = [{"type": kind, "interaction": [{"code": "read"}]} for kind in types]
+    interactions = [{"code": "read"}, {"code": "search-type"}]
+    resources: list[dict[str, Any]] = [{"type": kind, "interaction": interactions} for kind in types]
     definition = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/group-export"
     for resource in resources:
         if resource["type"] == "Group":

@@ -45,6 +45,10 @@ class AccessToken:
     def reads(self, resource_type: str) -> bool:
         return _covered(f"system/{resource_type}.read", self.scopes)
 
+    def may(self, permission: str, resource_type: str) -> bool:
+        """`permission` is a letter of SMART's version 2: r to read by id, s to search."""
+        return _covered(f"system/{resource_type}.{permission}", self.scopes)
+
 
 class TokenOffice:
     """Issues opaque tokens and knows those that are still good. Everything is in memory: a restart ends all tokens."""

@@ -28,6 +28,7 @@ __all__ = [
     "cool_down",
     "create_job",
     "get_job",
+    "jobs_of_kind",
     "last_started",
     "list_jobs",
     "mark_deleted",
@@ -46,7 +47,7 @@ __all__ = [
     "unfinished_folder_jobs",
 ]
 
-Kind = Literal["bulk", "folder", "replay"]
+Kind = Literal["bulk", "folder", "replay", "hydration", "crawl"]
 
 _COLUMNS = (
     "export_id, site, group_id, kind, state, attempt, resource_types, status_url, manifest, progress, error,"
@@ -167,6 +168,11 @@ def open_job(connection: psycopg.Connection, site: str, group: str) -> ExportJob
 def unfinished_folder_jobs(connection: psycopg.Connection, site: str) -> list[ExportJob]:
     """Folder exports of a site that were begun and not landed."""
     return _select(connection, "kind = 'folder' AND site = %s AND state = 'requested'", [site])
+
+
+def jobs_of_kind(connection: psycopg.Connection, site: str, kind: Kind, state: str) -> list[ExportJob]:
+    """Jobs of a site in one state, the newest first: such as hydrations that are landed and not loaded."""
+    return _select(connection, "kind = %s AND site = %s AND state = %s", [kind, site, state])
 
 
 def list_jobs(connection: psycopg.Connection, site: str | None = None, *, limit: int = 100) -> list[ExportJob]:

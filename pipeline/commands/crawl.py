@@ -1,0 +1,110 @@
+"""`epic-omop crawl`: words for people around `pipeline.crawl`. Counts only; no id of a patient is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.commands.hydrate import rest_progress
+from pipeline.commands.ingest import ingest_landed
+from pipeline.commands.tables import number_table
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.crawl import Crawl
+    from pipeline.runtime import Runtime
+    from pipeline.settings import SiteSettings
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `crawl` to the program."""
+    app.command("crawl")(crawl)
+
+
+def crawl(
+    site: Annotated[str, typer.Argument(help="Name of a site in sites.yaml.")],
+    patients: Annotated[
+        Path | None,
+        typer.Option("--patients", help="File of FHIR ids of patients: one a line, or CSV. Default: `patients_file`."),
+    ] = None,
+    patient: Annotated[
+        list[str] | None, typer.Option("--patient", help="FHIR id of a patient; repeat for several.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish the crawls that were begun, whatever their lists.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Everything, also where the site can tell what changed since the last crawl.")
+    ] = False,
+    accept_failed: Annotated[
+        bool, typer.Option("--accept-failed", help="Land although searches fail again and again; they are named.")
+    ] = False,
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Also load what was found.")] = True,
+) -> None:
+    """Search for the resources of listed patients, one by one, for sites without bulk export; land and load them.
+
+    Safe to stop: the same command goes on where it was. Requests keep to `requests_per_second` in sites.yaml;
+    what each type is searched by is `crawl_searches`. Exit code 75: some searches failed for now, call again.
+    """
+    from pipeline.crawl import crawl as crawl_patients
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = runtime.settings.site(site)
+    console = Console()
+    for label, ids in _lists(runtime, settings, patients, patient, resume=resume):
+        with rest_progress(console, "patients") as show:
+            result = crawl_patients(
+                runtime, settings, ids, full=full, accept_failed=accept_failed, label=label, progress=show
+            )
+        _print_crawl(console, result)
+        if load:
+            ingest_landed(console, runtime, settings, [result.export], hydrated=True)
+        else:
+            number = result.export.export_id
+            console.print(f"Load it with [bold]epic-omop ingest --site {site} --export {number}[/bold].")
+
+
+def _lists(
+    runtime: Runtime, site: SiteSettings, file: Path | None, ids: list[str] | None, *, resume: bool
+) -> Iterator[tuple[str | None, list[str]]]:
+    """The lists of patients to crawl: one, or with `resume` those of unfinished crawls, with their labels."""
+    from pipeline.crawl import unfinished_crawls
+    from pipeline.patient_list import checked_patients, read_patients
+
+    if sum((file is not None, bool(ids), resume)) > 1:
+        raise UsageError("--patients, --patient and --resume exclude each other.", "Give one of them.")
+    if resume:
+        lists = unfinished_crawls(runtime, site)
+        if not lists:
+            raise UsageError(f"Site {site.name} has no unfinished crawl.", "Begin one with --patients FILE.")
+        yield from lists.items()
+    elif ids:
+        yield None, checked_patients(enumerate(ids, start=1), "--patient")
+    else:
+        listed = file or site.patients_file
+        if listed is None:
+            raise UsageError(
+                "Say which patients to crawl.", "Give --patients FILE, or name a patients_file in sites.yaml."
+            )
+        yield None, read_patients(listed)
+
+
+def _print_crawl(console: Console, result: Crawl) -> None:
+    title = f"Crawl {result.export.export_id}: {result.patients:,} patients"
+    table = number_table("resource type", "resources", title=title)
+    for resource_type, count in sorted(result.resources.items()):
+        table.add_row(resource_type, f"{count:,}" if count else "·")
+    console.print(table)
+    if result.missing_patients:
+        console.print(f"{result.missing_patients:,} patients are not there, or not shown to this client.")
+    for (resource_type, code), count in sorted(result.refused.items()):
+        console.print(f"{resource_type}: not whole for {count:,} patients; the server said {code}.", style="yellow")
+    if result.export.outcomes:
+        console.print(f"What the server said in words is in {result.export.folder / 'outcomes'}.", soft_wrap=True)

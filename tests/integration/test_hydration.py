@@ -1,0 +1,297 @@
+"""Hydration against the simulated Epic and a real PostgreSQL: what an export lacks is fetched by reference, once."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from pipeline import hydration as hydration_module
+from pipeline.epic.hydrate import Asking
+from pipeline.epic.rest import open_rest
+from pipeline.errors import AuthenticationRefused, RemoteUnavailable
+from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
+from pipeline.landing.store import LandedExport
+from pipeline.quality.verify import verify_landing
+from tests.integration.rest_world import SHARED, Prepared, World, generated, prepared, world
+
+LEFT_OUT = frozenset(SHARED)
+OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "forbidden"}]}
+
+
+@pytest.fixture(scope="module")
+def base(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    with prepared(postgres_url, tmp_path_factory.mktemp("prepared") / "home") as made:
+        yield made
+
+
+@pytest.fixture
+def lacking(base: Prepared, tmp_path: Path) -> Iterator[World]:
+    """A site whose exports lack what patients share."""
+    with world(base, tmp_path / "home", site={"hydrate": True}, left_out_types=LEFT_OUT) as made:
+        yield made
+
+
+def load(place: World, export: LandedExport) -> list[Hydration]:
+    return ingest_hydrated(place.runtime, place.site, export)[1]
+
+
+def references(place: World, resource_type: str) -> list[str]:
+    """Ids of a shared type that the world's patients refer to."""
+    text = b"\n".join(
+        line for export in place.landed for file in export.files for line in file.path.read_bytes().splitlines()
+    )
+    ids = (resource.get("id") for resource in generated(place.sandbox.state.desk.started.date()))
+    return [one for one in dict.fromkeys(ids) if f'"{resource_type}/{one}"'.encode() in text]
+
+
+def test_a_hydrated_export_ends_as_a_whole_one(base: Prepared, tmp_path: Path) -> None:
+    """Shared resources and some results are left out; the rows are those of an export that has them all."""
+    with world(base, tmp_path / "whole") as whole:
+        started = whole.sandbox.state.desk.started
+        ingest_hydrated(whole.runtime, whole.site, whole.export())
+        expected = whole.content()
+    resources = list(generated(started.date()))
+    results = [
+        result["reference"].removeprefix("Observation/")
+        for report in resources
+        if report["resourceType"] == "DiagnosticReport"
+        for result in report["result"]
+    ][::3]
+    changes = {"left_out_types": LEFT_OUT, "left_out_ids": frozenset(results)}
+    with world(base, tmp_path / "lacking", site={"hydrate": True}, **changes) as place:
+        export = place.export()
+        assert not {file.resource_type for file in export.files} & LEFT_OUT
+        before, after = load(place, export)
+        assert place.content() == expected
+        assert (before.missing, after.missing, before.error, after.error) == (Counter(), Counter(), None, None)
+        assert before.found["Medication"] == len(references(place, "Medication"))
+        assert after.found == {"Observation": len(results)}
+        reads = Counter(path for path in place.watched.paths if path.partition("/")[0] in {*SHARED, "Observation"})
+        assert set(reads.values()) == {1}, "each once"
+        assert reads.total() == before.asked + after.asked
+        assert place.rows("SELECT state, count(*) FROM hydrated_reference GROUP BY state") == [("found", reads.total())]
+        assert [job.state for job in place.jobs("hydration")] == ["published", "published"]
+        assert not place.rows("SELECT 1 FROM export_job WHERE kind = 'replay'"), "facts come first: nothing twice"
+        accounts = place.rows(
+            "SELECT sum(lines), sum(loaded + excluded) FROM file_account WHERE export_id <> %s", export.export_id
+        )
+        assert accounts == [(reads.total(), reads.total())]
+        assert hydrate(place.runtime, place.site, newest_exports(place.runtime, place.site)).asked == 0
+
+
+def test_what_came_once_is_not_asked_for_again_before_its_days_are_over(lacking: World) -> None:
+    first, _ = load(lacking, lacking.export())
+    asked = len(lacking.watched.paths)
+    again, _ = load(lacking, lacking.export())
+    assert again.asked == 0
+    assert not [path for path in lacking.watched.paths[asked:] if path.startswith(SHARED)]
+    lacking.clock.sleep(lacking.site.hydrate_again_days * 86_400)
+    later, _ = load(lacking, lacking.export())
+    assert later.found >= first.found
+    assert lacking.rows("SELECT count(*) FROM hydrated_reference") == [(later.asked,)]
+    lines = lacking.rows("SELECT sum(unchanged) FROM file_account WHERE export_id = %s", later.landed[0].export_id)
+    assert lines == [(first.asked,)], "the same bytes: unchanged"
+
+
+def test_refusals_are_recorded_and_stop_nothing(lacking: World) -> None:
+    export = lacking.export()
+    gone = dict(zip(references(lacking, "Practitioner"), (403, 404, 410), strict=False))
+    for number, status in gone.items():
+        lacking.watched.answers[f"Practitioner/{number}"] = (status, orjson.dumps(OUTCOME), -1)
+    before, _ = load(lacking, export)
+    assert (before.missing, before.error) == ({"Practitioner": 3}, None)
+    assert lacking.rows("SELECT count(*) FROM cdm.provider") == [(before.found["Practitioner"],)]
+    assert sorted(lacking.rows("SELECT status FROM hydrated_reference WHERE state = 'missing'")) == [
+        (403,),
+        (404,),
+        (410,),
+    ]
+    assert "Practitioner 3" in before.told()
+    asked = len(lacking.watched.paths)
+    assert load(lacking, lacking.export())[0].asked == 0
+    assert not lacking.watched.paths[asked:] or not [p for p in lacking.watched.paths[asked:] if p.startswith("Practi")]
+    waiting = lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'provider_id'")[0][0]
+    assert waiting > 0
+    lacking.watched.answers.clear()
+    lacking.clock.sleep(lacking.site.hydrate_again_days * 86_400)
+    result = hydrate(lacking.runtime, lacking.site, [], ["Practitioner"])
+    assert result.found == {"Practitioner": 3}, "found by the rows that wait, without looking through an export"
+    for landed in result.landed:
+        ingest_hydrated(lacking.runtime, lacking.site, landed)
+    lacking.content()
+    assert lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'provider_id'") == [(0,)]
+
+
+def test_a_server_that_is_down_ends_the_hydration_and_not_the_load(lacking: World) -> None:
+    export = lacking.export()
+    for number in references(lacking, "Practitioner"):
+        lacking.watched.answers[f"Practitioner/{number}"] = (500, b"", -1)
+    before, _ = load(lacking, export)
+    assert isinstance(before.error, RemoteUnavailable)
+    assert before.failed["Practitioner"] >= 3
+    assert lacking.rows("SELECT count(*) FROM cdm.person") == [(12,)]
+    assert not lacking.rows("SELECT 1 FROM hydrated_reference WHERE reference LIKE 'Practitioner/%%'")
+    lacking.watched.answers.clear()
+    before, _ = load(lacking, lacking.export())
+    assert before.error is None
+    assert before.found["Practitioner"] == 5
+    lacking.content()
+
+
+def test_a_single_failure_is_left_for_the_next_run(lacking: World) -> None:
+    export = lacking.export()
+    number = references(lacking, "Medication")[0]
+    lacking.watched.answers[f"Medication/{number}"] = (503, b"", -1)
+    before, _ = load(lacking, export)
+    assert (before.failed, before.error) == ({"Medication": 1}, None)
+    assert before.found["Practitioner"] == 5
+    lacking.watched.answers.clear()
+    assert hydrate(lacking.runtime, lacking.site, [export]).found == {"Medication": 1}
+
+
+def test_types_without_access_are_named_and_not_asked_for(base: Prepared, tmp_path: Path) -> None:
+    readable = [name for name in (*SHARED, "Patient", "Encounter", "MedicationRequest") if name != "Practitioner"]
+    scopes = tuple(f"system/{name}.rs" for name in readable)
+    changes = {"left_out_types": LEFT_OUT, "scopes": scopes}
+    types = ("Patient", "Encounter", "MedicationRequest")
+    with world(base, tmp_path / "home", site={"hydrate": True, "resource_types": types}, **changes) as place:
+        before, _ = load(place, place.export())
+        assert "Practitioner" in before.refused_types
+        assert place.watched.asked("Practitioner") == []
+        assert before.found["Medication"] > 0
+        place.content()
+
+
+def test_an_api_that_is_not_registered_is_seen_after_a_few_refusals(lacking: World) -> None:
+    """403 for every read although the scope is granted: rule 8."""
+    lacking.export()
+    ids = [f"e{number}" for number in range(60)]
+    for number in ids:
+        lacking.watched.answers[f"Location/{number}"] = (403, orjson.dumps(OUTCOME), -1)
+    with open_rest(lacking.site, lacking.clock) as client:
+        asking = Asking(client)
+        answers = list(asking.answers([f"Location/{number}" for number in ids]))
+    assert asking.refused_types == ("Location",)
+    assert 20 <= len(answers) < 30
+    assert len(lacking.watched.asked("Location")) == len(answers)
+
+
+def test_a_token_that_is_refused_ends_the_hydration_and_not_the_load(lacking: World) -> None:
+    export = lacking.export()
+    lacking.sandbox.state.tokens._keys["client-1"] = []  # the key is withdrawn
+    lacking.sandbox.state.tokens.revoke_all()
+    before, after = load(lacking, export)
+    assert isinstance(before.error, AuthenticationRefused)
+    assert after.landed == []
+    assert lacking.rows("SELECT count(*) FROM cdm.person") == [(12,)]
+
+
+def test_a_token_that_is_refused_in_the_middle_loses_nothing_that_came(lacking: World) -> None:
+    export = lacking.export()
+    answered = {f"Practitioner/{number}" for number in references(lacking, "Practitioner")[:2]}
+    for path in answered:
+        lacking.watched.answers[path] = (401, b"", -1)
+    before, _ = load(lacking, export)
+    assert isinstance(before.error, AuthenticationRefused)
+    assert before.found.total() > 0
+    found = lacking.rows("SELECT count(*) FROM hydrated_reference WHERE state = 'found'")
+    assert found == [(before.found.total(),)]
+    lacking.watched.answers.clear()
+    before, _ = load(lacking, lacking.export())
+    assert before.error is None
+    assert lacking.rows("SELECT count(*) FROM cdm.provider") == [(5,)]
+    lacking.content()
+
+
+def test_documents_only_where_the_setting_says_so(lacking: World) -> None:
+    export = lacking.export()
+    load(lacking, export)
+    assert lacking.watched.asked("Binary") == []
+    place = lacking.with_site(hydrate_types=(*lacking.site.hydrate_types, "Binary"))
+    result = hydrate(place.runtime, place.site, [export])
+    documents = sum(file.lines for file in export.files if file.resource_type == "DocumentReference")
+    assert result.found == {"Binary": documents}
+    assert documents > 0
+    (landed,) = result.landed
+    (file,) = landed.files
+    assert orjson.loads(file.path.read_bytes().splitlines()[0])["contentType"] == "text/html"
+    ingest_hydrated(place.runtime, place.site, landed)
+    place.content()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("step", ["kept", "recorded", "finished", "saved"])
+def test_a_run_that_ended_early_is_finished_by_the_next(
+    lacking: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """What was fetched is loaded, and fetched once, wherever the first process ended after its first batch."""
+    export = lacking.export()
+    monkeypatch.setattr(hydration_module, "_BATCH", 10)
+    owner: Any
+    owner, name, number = {
+        "kept": (hydration_module, "_write", 3),
+        "recorded": (hydration_module.hydrated, "record", 2),
+        "finished": (hydration_module, "_finish", 1),
+        "saved": (hydration_module.export_jobs, "save_landed", 1),
+    }[step]
+    real, calls = getattr(owner, name), 0
+
+    def ends_early(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, ends_early)
+        with pytest.raises(Killed):
+            load(lacking, export)
+    load(lacking, export)
+    reads = Counter(path for path in lacking.watched.paths if path.startswith(SHARED))
+    assert len(reads) == 35
+    repeated = {"kept": 10, "recorded": 10, "finished": 0, "saved": 0}[step]
+    assert reads.total() - len(reads) <= repeated, "at most the batch under way"
+    assert lacking.rows("SELECT count(*) FROM hydrated_reference WHERE state = 'found'") == [(35,)]
+    assert {job.state for job in lacking.jobs("hydration")} == {"published"}
+    assert lacking.rows("SELECT count(*) FROM cdm.provider") == [(5,)]
+    lacking.content()
+    with lacking.runtime.connect() as connection:
+        assert [check for check in verify_landing(connection, lacking.runtime.landing) if not check.ok] == []
+
+
+def test_two_hydrations_at_once_are_one(lacking: World) -> None:
+    export = lacking.export()
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(hydrate(lacking.runtime, lacking.site, [export]))
+        except Exception as error:  # noqa: BLE001 - compared below
+            results.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reads = Counter(path for path in lacking.watched.paths if path.startswith(SHARED))
+    assert set(reads.values()) == {1}
+
+
+def test_the_pace_is_kept(lacking: World) -> None:
+    place = lacking.with_site(requests_per_second=2.0)
+    export = place.export()
+    before = place.clock.now()
+    result = hydrate(place.runtime, place.site, [export])
+    seconds = (place.clock.now() - before).total_seconds()
+    assert seconds >= (result.asked - 1) / 2
