@@ -6,6 +6,7 @@ Nothing else in the project reads the environment.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -24,8 +25,10 @@ from pipeline.errors import ConfigurationError
 __all__ = [
     "DEFAULT_RESOURCE_TYPES",
     "MAPPINGS_FOLDER",
+    "LogSettings",
     "Settings",
     "SiteSettings",
+    "load_log_settings",
     "load_settings",
     "register_site",
 ]
@@ -72,6 +75,15 @@ class SiteSettings(BaseModel):
     private_key_env: str | None = None
     key_id: str | None = None
     algorithm: Literal["RS384", "ES384"] | None = None
+    #: Rotation: the key that is used when the site does not know the new one yet. A file, a variable, or only
+    #: another kid of the same JWK Set.
+    previous_private_key_file: Path | None = None
+    previous_private_key_env: str | None = None
+    previous_key_id: str | None = None
+    #: Where the public keys are hosted (a JWK Set); only `site check` and `keys check` read it.
+    jwks_url: str | None = None
+    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery tells, else v1.
+    scope_version: Literal["v1", "v2"] | None = None
     #: `aud` of the assertion where a proxy stands before the token endpoint (rule 9).
     audience: str | None = None
     #: IANA zone in which the site's `*_date` columns are taken.
@@ -88,6 +100,11 @@ class SiteSettings(BaseModel):
     #: Further origins (scheme://host:port) that may be given the bearer token.
     allowed_origins: tuple[str, ...] = ()
     ca_file: Path | None = None
+    #: Private networks (CIDR) in which the site's server may stand, such as 10.20.0.0/16; none by default, so that
+    #: a name that turns out to be an address of our own network is refused.
+    private_networks: tuple[str, ...] = ()
+    #: Requests an hour that we allow ourselves at this site, over all processes; None: only counted.
+    request_budget_per_hour: Annotated[int, Field(ge=1)] | None = None
     #: Plain http and loopback addresses are allowed only with this (the simulated Epic).
     test_mode: bool = False
     #: A line longer than this becomes a dead letter, in bytes.
@@ -109,6 +126,18 @@ class SiteSettings(BaseModel):
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
 
+    @field_validator("private_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                network = ipaddress.ip_network(text)
+            except ValueError:
+                raise ValueError(f"{text!r} is not a network such as 10.20.0.0/16") from None
+            if not network.is_private or network.is_loopback or network.is_link_local:
+                raise ValueError(f"{text} is no private network; loopback and link-local addresses are never allowed")
+        return value
+
     @field_validator("schedule")
     @classmethod
     def _cron(cls, value: str) -> str:
@@ -128,6 +157,8 @@ class SiteSettings(BaseModel):
             raise ValueError("client_id is missing: the client id that Epic gave for this environment")
         if (self.private_key_file is None) == (self.private_key_env is None):
             raise ValueError("give exactly one of private_key_file and private_key_env")
+        if self.previous_private_key_file and self.previous_private_key_env:
+            raise ValueError("give only one of previous_private_key_file and previous_private_key_env")
         if not self.groups:
             raise ValueError("groups is empty: list the group ids that the site's administrators gave you")
         return self
@@ -224,6 +255,28 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     return _validated(Settings, values, "the environment")
 
 
+class LogSettings(BaseModel):
+    """How our own log lines are written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "WARNING"
+    format: Literal["text", "json"] = "text"
+
+
+def load_log_settings(environment: Mapping[str, str] | None = None) -> LogSettings:
+    """EPIC_OMOP_LOG_LEVEL and EPIC_OMOP_LOG_FORMAT, apart from the rest: they must hold before that can be wrong.
+
+    Raises ConfigurationError.
+    """
+    variables = os.environ if environment is None else environment
+    values = {
+        "level": variables.get("EPIC_OMOP_LOG_LEVEL", "").upper() or "WARNING",
+        "format": variables.get("EPIC_OMOP_LOG_FORMAT", "").lower() or "text",
+    }
+    return _validated(LogSettings, values, "EPIC_OMOP_LOG_LEVEL, EPIC_OMOP_LOG_FORMAT")
+
+
 def register_site(home: Path, name: str, entry: Mapping[str, Any]) -> Path:
     """Write or replace one site's entry in `<home>/sites.yaml`; the other entries stay. Returns the file."""
     _validated(SiteSettings, {"name": name, **entry}, f"site {name!r}")
@@ -275,9 +328,9 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     sites = {}
     for name, entry in entries.items():
         given = dict(entry or {})
-        key_file = given.get("private_key_file")
-        if key_file:  # relative to the file that names it, so that the folder can be moved as a whole
-            given["private_key_file"] = file.parent / Path(key_file).expanduser()
+        for setting in ("private_key_file", "previous_private_key_file"):
+            if given.get(setting):  # relative to the file that names it, so that the folder can be moved as a whole
+                given[setting] = file.parent / Path(given[setting]).expanduser()
         sites[str(name)] = _validated(SiteSettings, {"name": str(name), **given}, f"{file}, site {name!r}")
     return sites
 
