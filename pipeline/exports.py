@@ -179,6 +179,10 @@ def _kick_off(
         _rest(connection, site, job, "a kick-off without a clear answer may have started an export")
         connection.commit()
         raise
+    except RequestBudgetSpent as error:
+        export_jobs.mark_skipped(connection, job.export_id, error.message)
+        connection.commit()
+        raise
     except EpicOmopError as error:  # the server started nothing
         export_jobs.mark_failed(connection, job.export_id, error.message)
         connection.commit()

@@ -83,6 +83,7 @@ class AccessToken:
     value: str
     renew_at: datetime
     scope: str | None
+    expires_at: datetime
 
     def __repr__(self) -> str:
         return f"AccessToken(renew_at={self.renew_at.isoformat()}, scope={self.scope!r})"
@@ -374,7 +375,8 @@ def _token_of(answer: Answer) -> AccessToken:
     usable = life - min(_RENEW_EARLY_SECONDS, life / 5)
     scope = document.get("scope")
     renew_at = answer.received_at + timedelta(seconds=min(usable, 86_400.0))
-    return AccessToken(value, renew_at, scope if isinstance(scope, str) else None)
+    expires_at = answer.received_at + timedelta(seconds=min(life, 86_400.0))
+    return AccessToken(value, renew_at, scope if isinstance(scope, str) else None, expires_at)
 
 
 def _is_unknown_client(answer: Answer) -> bool:

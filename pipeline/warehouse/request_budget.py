@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -45,11 +45,22 @@ def beginning_of_hour(instant: datetime) -> datetime:
     return instant.replace(minute=0, second=0, microsecond=0)
 
 
+@contextmanager
+def _of_this_version() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.UndefinedTable:
+        raise WarehouseError(
+            "The warehouse has not the tables of this version.", "Add them with `epic-omop db init`."
+        ) from None
+
+
 def requests_in_hour(connection: psycopg.Connection, site: str, instant: datetime) -> int:
     """Requests to a site in the hour of that instant, those set apart included."""
-    row = connection.execute(
-        "SELECT requests FROM request_count WHERE site = %s AND hour = %s", [site, beginning_of_hour(instant)]
-    ).fetchone()
+    with _of_this_version():
+        row = connection.execute(
+            "SELECT requests FROM request_count WHERE site = %s AND hour = %s", [site, beginning_of_hour(instant)]
+        ).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -101,7 +112,7 @@ class WarehouseRequestBudget:
         return self._lease
 
     def _leased(self, hour: datetime) -> _Lease:
-        with self._connect() as connection:
+        with _of_this_version(), self._connect() as connection:
             key = [self._site, hour]
             connection.execute(
                 "INSERT INTO request_count (site, hour, requests) VALUES (%s, %s, 0) ON CONFLICT DO NOTHING", key
