@@ -37,6 +37,10 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+#: RFC 6052: IPv4 addresses as a NAT64 gateway is asked for them.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
 @dataclass(frozen=True)
 class AddressRule:
     """Which addresses may be connected to: public ones and those of `networks`, or any at all."""
@@ -63,6 +67,8 @@ def address_rule(site: SiteSettings) -> AddressRule:
 def _plain(address: _Address) -> _Address:
     """The IPv4 address inside one of IPv6 that stands for it: it decides where the connection ends."""
     if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(address.packed[-4:])
         return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1] or address
     return address
 
