@@ -11,7 +11,6 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, TextIO
 
 import orjson
@@ -26,8 +25,6 @@ __all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "configure_logging"]
 FIELDS = "epic_omop_fields"
 
 _OURS = ("pipeline", "omop_schema")
-
-_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> logging.Handler:
@@ -49,11 +46,10 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> lo
 class TextFormatter(logging.Formatter):
     """`LEVEL logger: message`, exceptions without their text."""
 
-    def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
-
-    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - the name that logging calls
-        return _told(ei[1])
+    def format(self, record: logging.LogRecord) -> str:
+        # Not by the base class: it shows an exception as another handler may have formatted it already.
+        line = f"{record.levelname} {record.name}: {record.getMessage()}"
+        return f"{line}\n{_told(record.exc_info[1])}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
