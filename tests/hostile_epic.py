@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ class HostileEpic:
 
         async def edited(message: Message) -> None:
             if message["type"] == "http.response.start":
+                date = format_datetime(self.clock.now(), usegmt=True)  # the server's own clock, not the machine's
+                message["headers"] = [*message["headers"], (b"date", date.encode())]
                 start.append(message)
                 return
             if start:
@@ -139,9 +142,14 @@ class HostileEpic:
         return edited
 
 
+def is_file(path: str) -> bool:
+    """Whether a path is that of a file of an export."""
+    return "/BulkRequest/" in path and path.rpartition("/BulkRequest/")[2].count("/") == 1
+
+
 @contextmanager
 def running(epic: HostileEpic) -> Iterator[HostileEpic]:
-    server = uvicorn.Server(uvicorn.Config(epic, log_level="critical", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(epic, log_level="critical", timeout_graceful_shutdown=1, date_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [epic.listener]}, daemon=True)
     thread.start()
     try:

@@ -36,7 +36,8 @@ order other our out outcome output over overload overloaded own page pages param
 patients pending perform permission permissions permitted please possible prefer previous problem process processed
 processing progress protocol provide provided proxy queue queued quota rate read reading reason received recent
 recently record records reference refused register registered rejected remain remaining request requested requester
-requests require required requires resource resources respond response restricted result results retrieve retry returns sent ignored
+requests require required requires resource resources respond response restricted result results retrieve retry
+returns sent ignored
 returned running same scope scopes search second seconds secure security see server service session set should
 since site some soon source specified standard start started state status still stop storage structure subject
 submitted success successful supplied support supported system tenant than that the their them then there these

@@ -39,6 +39,7 @@ from pipeline.errors import (
     ProtocolError,
     RemoteRefused,
     RemoteUnavailable,
+    RequestBudgetSpent,
     UnsafeRemote,
 )
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
@@ -383,6 +384,8 @@ class Transport:
             self.check_address(request.action, url)
             self._budget.take(self._remaining(request))
             return self._sent(request, url, token)
+        except RequestBudgetSpent:  # nothing was asked
+            raise
         except EpicOmopError as error:
             self._access.record(entry_of(request, url, error))
             raise

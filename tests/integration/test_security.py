@@ -39,7 +39,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.schema import install_schemas
-from tests.hostile_epic import HostileEpic, ShiftedClock, running, site_entry
+from tests.hostile_epic import HostileEpic, ShiftedClock, is_file, running, site_entry
 
 ONCE = RetryPolicy(attempts=1)
 
@@ -339,10 +339,6 @@ def test_a_file_name_comes_from_our_own_counter(runtime: Runtime, epic: HostileE
 
 
 # --- sizes
-
-
-def is_file(path: str) -> bool:
-    return "/BulkRequest/" in path and path.rpartition("/BulkRequest/")[2].count("/") == 1
 
 
 def file_answers(epic: HostileEpic, body: Callable[[], Response]) -> None:
