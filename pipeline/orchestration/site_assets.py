@@ -71,7 +71,7 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
         with told_as_failures(), _new_attempt_later(runtime, scope):
-            with working_as(context.job_name, context.run_id):
+            with working_as(context.job_name, context.run.run_id):
                 result = land(runtime, site, scope, context.log.info)
             if result.landed:
                 with runtime.connect() as connection:
@@ -108,7 +108,7 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 return
-            with working_as(context.job_name, context.run_id):
+            with working_as(context.job_name, context.run.run_id):
                 published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
             report, metadata = _told_of_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
