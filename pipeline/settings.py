@@ -55,6 +55,18 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
+#: Where private_networks may lie: RFC 1918 and 6598, RFC 4193.
+_PRIVATE_IPV4 = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
+_PRIVATE_IPV6 = ipaddress.IPv6Network("fc00::/7")
+
+
+def _is_private(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Not by Python's own `is_private`, which takes 0.0.0.0/1 for a private network."""
+    if isinstance(network, ipaddress.IPv6Network):
+        return network.subnet_of(_PRIVATE_IPV6)
+    return any(network.subnet_of(block) for block in _PRIVATE_IPV4)
+
+
 def _checked_zone(value: str) -> str:
     if value not in available_timezones():
         raise ValueError(f"{value!r} is not an IANA time zone such as America/Chicago")
@@ -134,7 +146,7 @@ class SiteSettings(BaseModel):
                 network = ipaddress.ip_network(text)
             except ValueError:
                 raise ValueError(f"{text!r} is not a network such as 10.20.0.0/16") from None
-            if not network.is_private or network.is_loopback or network.is_link_local:
+            if not _is_private(network):
                 raise ValueError(f"{text} is no private network; loopback and link-local addresses are never allowed")
         return value
 

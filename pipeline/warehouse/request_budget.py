@@ -19,6 +19,7 @@ import psycopg
 from pipeline.clock import Clock
 from pipeline.errors import RequestBudgetSpent, WarehouseError
 from pipeline.settings import SiteSettings
+from pipeline.warehouse.connection import server_errors
 
 __all__ = ["WarehouseRequestBudget", "beginning_of_hour", "requests_in_hour"]
 
@@ -112,7 +113,7 @@ class WarehouseRequestBudget:
         return self._lease
 
     def _leased(self, hour: datetime) -> _Lease:
-        with _of_this_version(), self._connect() as connection:
+        with server_errors(), _of_this_version(), self._connect() as connection:
             key = [self._site, hour]
             connection.execute(
                 "INSERT INTO request_count (site, hour, requests) VALUES (%s, %s, 0) ON CONFLICT DO NOTHING", key

@@ -500,3 +500,15 @@ def test_an_ingest_that_the_budget_stopped_gets_its_attempt_at_that_time(
     with runtime.connect() as connection:
         (later,) = export_jobs.list_jobs(connection)
     assert (later.attempt, later.next_poll_at) == (job.attempt + 1, caught.value.next_try)
+
+
+def test_a_warehouse_of_an_earlier_version_says_what_to_do(
+    epic: HostileEpic, tmp_path: Path, database_url: str
+) -> None:
+    install_schemas(database_url, cdm="cdm", vocab="vocab", etl="etl")
+    runtime = runtime_of(epic, tmp_path, database_url)
+    with runtime.connect() as connection:
+        connection.execute("DROP TABLE request_count")
+    with pytest.raises(WarehouseError, match="db init"), site_session(runtime, site_of(runtime)) as session:
+        session.transport.fetch(RemoteRequest("A test", f"{epic.fhir_url}/metadata"))
+    assert epic.requests == []

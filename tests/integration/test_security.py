@@ -306,7 +306,16 @@ def test_a_name_that_answers_differently_is_connected_to_where_it_was_checked() 
 def test_a_private_network_can_be_named_and_this_machine_cannot() -> None:
     site = real_site("https://epic.example", private_networks=("10.20.0.0/16",))
     assert site.private_networks == ("10.20.0.0/16",)
-    for network in ("127.0.0.0/8", "169.254.0.0/16", "0.0.0.0/0", "8.8.8.0/24", "fe80::/10", "rubbish"):
+    for network in (
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "0.0.0.0/0",
+        "0.0.0.0/1",
+        "::/0",
+        "8.8.8.0/24",
+        "fe80::/10",
+        "rubbish",
+    ):
         with pytest.raises(ValueError, match="network"):
             real_site("https://epic.example", private_networks=(network,))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.cli import _command_named
 from pipeline.errors import ConfigurationError, LandingError
 from pipeline.logs import FIELDS, configure_logging
 from pipeline.settings import LogSettings, load_log_settings
@@ -108,3 +109,18 @@ def test_a_workflow_ends_with_its_block() -> None:
             assert current_workflow().run_id == outside.run_id
         assert current_workflow() == inside
     assert current_workflow() == outside
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["export", "--site", "north"], "epic-omop export"),
+        (["site", "check", "north"], "epic-omop site check"),
+        (["keys", "check", "--site", "north"], "epic-omop keys check"),
+        (["ingest", "/data/Anna Miller"], "epic-omop ingest"),
+        (["--help"], "epic-omop"),
+        ([], "epic-omop"),
+    ],
+)
+def test_a_command_is_named_without_its_arguments(arguments: list[str], name: str) -> None:
+    assert _command_named(arguments) == name
