@@ -80,6 +80,7 @@ def build_metadata(schema: str) -> MetaData:
     _rest_tables(metadata)
     _resource_tables(metadata)
     _failure_tables(metadata)
+    _access_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -352,6 +353,39 @@ def _failure_tables(metadata: MetaData) -> None:
         Column("code", Text),
         Column("count", BigInteger, nullable=False),
         Index("unmapped_code_by_export", "export_id"),
+    )
+
+
+def _access_tables(metadata: MetaData) -> None:
+    """Who asked a site for what. `access_log` takes rows only: a trigger of its revision refuses every change."""
+    Table(
+        "access_log",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        _time("at", nullable=False),
+        Column("site", Text, nullable=False),
+        Column("client_id", Text, comment="as registered with the site"),
+        Column("run_id", Text, nullable=False, comment="of Dagster, or of the process"),
+        Column("os_user", Text, nullable=False),
+        Column("workflow", Text, nullable=False, comment="command or job"),
+        Column("event", Text, nullable=False),
+        Column("outcome", Text, nullable=False),
+        Column("method", Text),
+        Column("url", Text, comment="without values of the query and ids of resources"),
+        Column("resource_type", Text),
+        Column("status", Integer),
+        Column("resources", BigInteger, comment="lines of a file, entries of a page"),
+        Column("bytes", BigInteger, comment="of the body, decompressed"),
+        Column("detail", Text, comment="an error code; never the words of a server"),
+        CheckConstraint("outcome IN ('ok', 'refused', 'failed', 'blocked')", name="access_log_outcome"),
+        Index("access_log_by_site", "site", "at"),
+    )
+    Table(
+        "request_count",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("hour", DateTime(timezone=True), primary_key=True, comment="its beginning"),
+        Column("requests", BigInteger, nullable=False, comment="sent, or set apart for a process that runs"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -18,6 +17,7 @@ from pipeline.commands import (
     export,
     hydrate,
     ingest,
+    keys,
     manifest,
     mappings,
     report,
@@ -28,6 +28,9 @@ from pipeline.commands import (
     vocabulary,
 )
 from pipeline.errors import EpicOmopError
+from pipeline.logs import configure_logging
+from pipeline.settings import load_log_settings
+from pipeline.workflow import working_as
 
 __all__ = ["app", "main"]
 
@@ -49,6 +52,7 @@ app.add_typer(vocabulary.app, name="vocabulary")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")
 app.add_typer(mappings.app, name="mappings")
+app.add_typer(keys.app, name="keys")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 export.register(app)
@@ -65,11 +69,10 @@ _errors = Console(stderr=True, highlight=False)
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped."""
-    logging.basicConfig(
-        level=os.environ.get("EPIC_OMOP_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
     try:
-        app()
+        configure_logging(load_log_settings())
+        with working_as(_command_named(sys.argv[1:])):
+            app()
     except EpicOmopError as error:
         _errors.print(Text.assemble(("Error: ", "bold red"), error.message))  # not markup: a message may hold brackets
         if error.advice:
@@ -81,6 +84,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _command_named(arguments: list[str]) -> str:
+    """`epic-omop export`, `epic-omop site check`: without options, which may name what is nobody's business."""
+    groups = {group.name for group in app.registered_groups}
+    words = [word for word in arguments[:2] if not word.startswith("-")]
+    return " ".join(["epic-omop", *words[: 2 if words[:1] and words[0] in groups else 1]])
 
 
 if __name__ == "__main__":

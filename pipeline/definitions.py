@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline.logs import configure_logging
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
@@ -15,7 +16,7 @@ from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
 from pipeline.orchestration.site_assets import load_key, site_assets
 from pipeline.orchestration.warehouse_assets import warehouse_assets
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings, load_log_settings, load_settings
 
 __all__ = ["build_definitions", "defs"]
 
@@ -51,4 +52,5 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads; read from the environment when it is loaded, not when this module is imported."""
+    configure_logging(load_log_settings())
     return build_definitions()

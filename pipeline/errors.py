@@ -11,6 +11,7 @@ EpicOmopError
 │   ├── RemoteUnavailable     network, time-out, 408, 429, 5xx
 │   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
 │   ├── ExportNotReady        the export still runs; ask again at `next_try`
+│   ├── RequestBudgetSpent    the site's requests of this hour are used up; go on at `next_try`
 │   └── SiteBusy              another run of the same site holds the lock
 ├── PermanentError            repeating does not help until somebody changes something (exit 1)
 │   ├── AuthenticationRefused token endpoint said no
@@ -42,6 +43,7 @@ __all__ = [
     "ProtocolError",
     "RemoteRefused",
     "RemoteUnavailable",
+    "RequestBudgetSpent",
     "SiteBusy",
     "TransientError",
     "UnsafeRemote",
@@ -102,6 +104,10 @@ class CooldownActive(TransientError):
 
 
 class ExportNotReady(TransientError):
+    pass
+
+
+class RequestBudgetSpent(TransientError):
     pass
 
 

@@ -25,7 +25,7 @@ import psycopg
 
 from pipeline.epic import bulk_export
 from pipeline.epic.bulk_export import AcceptedWithoutAddress, KickOffUnknown, Manifest, StillRunning
-from pipeline.epic.session import EpicSession, open_session
+from pipeline.epic.session import EpicSession
 from pipeline.errors import (
     AuthenticationRefused,
     CooldownActive,
@@ -36,6 +36,7 @@ from pipeline.errors import (
     PermanentError,
     RemoteRefused,
     RemoteUnavailable,
+    RequestBudgetSpent,
     UnsafeRemote,
 )
 from pipeline.export_files import ExportDownload
@@ -43,6 +44,7 @@ from pipeline.landing.folder import ndjson_files
 from pipeline.landing.store import LandedExport, LandingProgress, ProgressCallback
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.site_session import site_session
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
 
@@ -180,6 +182,10 @@ def _kick_off(
         _rest(connection, site, job, "a kick-off without a clear answer may have started an export")
         connection.commit()
         raise
+    except RequestBudgetSpent as error:
+        export_jobs.mark_skipped(connection, job.export_id, error.message)
+        connection.commit()
+        raise
     except EpicOmopError as error:  # the server started nothing
         export_jobs.mark_failed(connection, job.export_id, error.message)
         connection.commit()
@@ -230,7 +236,7 @@ def poll_once(
     with runtime.connect() as connection, _session(runtime, site, session) as used:
         try:
             status = _status(connection, used, job)
-        except RemoteUnavailable as error:
+        except (RemoteUnavailable, RequestBudgetSpent) as error:
             now = runtime.clock.now()
             _give_up_an_old_job(connection, job, error, now)
             _log.warning("Export %d of site %s: %s", job.export_id, site.name, error.message)
@@ -275,7 +281,7 @@ def _end_by(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, 
 
 
 def _give_up_an_old_job(
-    connection: psycopg.Connection, job: ExportJob, error: RemoteUnavailable, now: datetime
+    connection: psycopg.Connection, job: ExportJob, error: RemoteUnavailable | RequestBudgetSpent, now: datetime
 ) -> None:
     if now - job.requested_at > _GIVE_UP_AFTER:
         export_jobs.mark_failed(connection, job.export_id, error.message)
@@ -443,7 +449,7 @@ def export_groups(
     runtime: Runtime, site: SiteSettings, groups: Sequence[str], progress: EventCallback | None = None
 ) -> SiteExport:
     """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned."""
-    with open_session(site, runtime.clock) as session:
+    with site_session(runtime, site) as session:
         return _SiteRun(runtime, site, session, progress or (lambda _: None)).run(groups)
 
 
@@ -530,5 +536,5 @@ def _session(runtime: Runtime, site: SiteSettings, given: EpicSession | None) ->
     if given is not None:
         yield given
         return
-    with open_session(site, runtime.clock) as session:
+    with site_session(runtime, site) as session:
         yield session

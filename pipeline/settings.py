@@ -6,6 +6,7 @@ Nothing else in the project reads the environment.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -27,8 +28,10 @@ __all__ = [
     "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
     "RESULT_TYPE",
+    "LogSettings",
     "Settings",
     "SiteSettings",
+    "load_log_settings",
     "load_settings",
     "register_site",
 ]
@@ -80,6 +83,18 @@ _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _SEARCH = re.compile(r"(?!.*(^|&)(patient|subject)=)[A-Za-z_][\w:.-]*=[^&#\s]+(&[A-Za-z_][\w:.-]*=[^&#\s]+)*")
 
 
+#: Where private_networks may lie: RFC 1918 and 6598, RFC 4193.
+_PRIVATE_IPV4 = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
+_PRIVATE_IPV6 = ipaddress.IPv6Network("fc00::/7")
+
+
+def _is_private(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Not by Python's own `is_private`, which takes 0.0.0.0/1 for a private network."""
+    if isinstance(network, ipaddress.IPv6Network):
+        return network.subnet_of(_PRIVATE_IPV6)
+    return any(network.subnet_of(block) for block in _PRIVATE_IPV4)
+
+
 def _checked_zone(value: str) -> str:
     if value not in available_timezones():
         raise ValueError(f"{value!r} is not an IANA time zone such as America/Chicago")
@@ -100,6 +115,15 @@ class SiteSettings(BaseModel):
     private_key_env: str | None = None
     key_id: str | None = None
     algorithm: Literal["RS384", "ES384"] | None = None
+    #: Rotation: the key that is used when the site does not know the new one yet. A file, a variable, or only
+    #: another kid of the same JWK Set.
+    previous_private_key_file: Path | None = None
+    previous_private_key_env: str | None = None
+    previous_key_id: str | None = None
+    #: Where the public keys are hosted (a JWK Set); only `site check` and `keys check` read it.
+    jwks_url: str | None = None
+    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery tells, else v1.
+    scope_version: Literal["v1", "v2"] | None = None
     #: `aud` of the assertion where a proxy stands before the token endpoint (rule 9).
     audience: str | None = None
     #: IANA zone in which the site's `*_date` columns are taken.
@@ -116,6 +140,11 @@ class SiteSettings(BaseModel):
     #: Further origins (scheme://host:port) that may be given the bearer token.
     allowed_origins: tuple[str, ...] = ()
     ca_file: Path | None = None
+    #: Private networks (CIDR) in which the site's server may stand, such as 10.20.0.0/16; none by default, so that
+    #: a name that turns out to be an address of our own network is refused.
+    private_networks: tuple[str, ...] = ()
+    #: Requests an hour that we allow ourselves at this site, over all processes; None: only counted.
+    request_budget_per_hour: Annotated[int, Field(ge=1)] | None = None
     #: Plain http and loopback addresses are allowed only with this (the simulated Epic).
     test_mode: bool = False
     #: Observation periods do not begin before the site went live on Epic (specification, "Derived tables").
@@ -158,6 +187,18 @@ class SiteSettings(BaseModel):
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
 
+    @field_validator("private_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                network = ipaddress.ip_network(text)
+            except ValueError:
+                raise ValueError(f"{text!r} is not a network such as 10.20.0.0/16") from None
+            if not _is_private(network):
+                raise ValueError(f"{text} is no private network; loopback and link-local addresses are never allowed")
+        return value
+
     @field_validator("schedule")
     @classmethod
     def _cron(cls, value: str) -> str:
@@ -196,6 +237,8 @@ class SiteSettings(BaseModel):
             raise ValueError("client_id is missing: the client id that Epic gave for this environment")
         if (self.private_key_file is None) == (self.private_key_env is None):
             raise ValueError("give exactly one of private_key_file and private_key_env")
+        if self.previous_private_key_file and self.previous_private_key_env:
+            raise ValueError("give only one of previous_private_key_file and previous_private_key_env")
         if not self.groups and self.patients_file is None:
             raise ValueError(
                 "groups is empty: list the group ids that the site's administrators gave you, or, for a site without"
@@ -307,6 +350,28 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     return _validated(Settings, values, "the environment")
 
 
+class LogSettings(BaseModel):
+    """How our own log lines are written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "WARNING"
+    format: Literal["text", "json"] = "text"
+
+
+def load_log_settings(environment: Mapping[str, str] | None = None) -> LogSettings:
+    """EPIC_OMOP_LOG_LEVEL and EPIC_OMOP_LOG_FORMAT, apart from the rest: they must hold before that can be wrong.
+
+    Raises ConfigurationError.
+    """
+    variables = os.environ if environment is None else environment
+    values = {
+        "level": variables.get("EPIC_OMOP_LOG_LEVEL", "").upper() or "WARNING",
+        "format": variables.get("EPIC_OMOP_LOG_FORMAT", "").lower() or "text",
+    }
+    return _validated(LogSettings, values, "EPIC_OMOP_LOG_LEVEL, EPIC_OMOP_LOG_FORMAT")
+
+
 def register_site(home: Path, name: str, entry: Mapping[str, Any]) -> Path:
     """Write or replace one site's entry in `<home>/sites.yaml`; the other entries stay. Returns the file."""
     _validated(SiteSettings, {"name": name, **entry}, f"site {name!r}")
@@ -358,7 +423,7 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     sites = {}
     for name, entry in entries.items():
         given = dict(entry or {})
-        for key in ("private_key_file", "patients_file"):
+        for key in ("private_key_file", "previous_private_key_file", "patients_file"):
             if given.get(key):  # relative to the file that names it, so that the folder can be moved as a whole
                 given[key] = file.parent / Path(given[key]).expanduser()
         sites[str(name)] = _validated(SiteSettings, {"name": str(name), **given}, f"{file}, site {name!r}")

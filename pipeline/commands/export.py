@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline.commands.site_check import site_check
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export)
     site_app = typer.Typer(no_args_is_help=True, help="The Epic sites of sites.yaml.")
     site_app.command("list")(site_list)
+    site_app.command("check")(site_check)
     app.add_typer(site_app, name="site")
 
 

@@ -44,7 +44,7 @@ def status() -> None:
         if not names:
             console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
             return
-        table = Table("site", "last published", "now", "next", "open dead letters", "last error")
+        table = Table("site", "last published", "now", "next", "requests this hour", "open dead letters", "last error")
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
@@ -81,6 +81,7 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
         f"export {last[0]}, {_time(last[1])}" if last else "never",
         _now(connection, site),
         _next(connection, runtime, site),
+        _requests(connection, runtime, site),
         f"{letters[0]:,}" if letters and letters[0] else "·",
         error,
     )
@@ -118,6 +119,19 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
     ).fetchall()
     texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
     return "\n".join(texts) or "by hand"
+
+
+def _requests(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
+    """Sent to the site since the hour began, and the budget where there is one."""
+    from pipeline.warehouse.request_budget import requests_in_hour
+
+    known = runtime.settings.sites.get(site)
+    budget = known.request_budget_per_hour if known else None
+    count = requests_in_hour(connection, site, runtime.clock.now())
+    if budget is None:
+        return f"{count:,}" if count else "·"
+    spent = ", spent" if count >= budget else ""
+    return f"{count:,} of {budget:,}{spent}"
 
 
 def _time(value: datetime) -> str:

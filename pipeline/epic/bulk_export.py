@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from pipeline.epic.server_words import progress_words
 from pipeline.epic.session import EpicSession
-from pipeline.epic.transport import Answer, RemoteRequest, Unreachable, plain_text, shown_url
+from pipeline.epic.transport import Answer, RemoteRequest, Unreachable, shown_url
 from pipeline.errors import CooldownActive, ExportGone, ProtocolError, RemoteRefused, RemoteUnavailable, UnsafeRemote
 from pipeline.landing.resource_types import TYPE_NAME
 
@@ -150,6 +151,7 @@ def _kick_off_request(session: EpicSession, group: str, resource_types: Sequence
         tokens=session.tokens,
         read_seconds=_IDLE_SECONDS,
         advice={404: "Check the group's id in sites.yaml with the site's administrators, and fhir_url."},
+        event="kick-off",
     )
 
 
@@ -184,7 +186,7 @@ def poll(
     request = _status_request(session, status_url)
     answer = session.transport.send(request)
     if answer.status == 202:
-        return StillRunning(answer.retry_after, plain_text(answer.headers.get("x-progress"), 100) or None)
+        return StillRunning(answer.retry_after, progress_words(answer.headers.get("x-progress")) or None)
     if answer.status in (404, 410) and not answer.is_transient:
         raise ExportGone(
             f"{request.action}: the server no longer knows this export.",
@@ -202,6 +204,7 @@ def _status_request(session: EpicSession, url: str) -> RemoteRequest:
         headers={"Accept": f"{_FHIR_JSON}, application/json"},
         tokens=session.tokens,
         max_bytes=MAX_MANIFEST_BYTES,
+        event="status",
     )
 
 
@@ -323,6 +326,8 @@ def download(
         headers={"Accept": _FHIR_NDJSON},
         tokens=session.tokens if requires_access_token else None,
         read_seconds=_IDLE_SECONDS,
+        event="file",
+        resource_type=file.resource_type,
     )
     try:
         return session.transport.stream(request, lambda chunks: consume(_limited(request, chunks)))
@@ -349,6 +354,7 @@ def delete_job(session: EpicSession, status_url: str) -> None:
         method="DELETE",
         headers={"Accept": _FHIR_JSON},
         tokens=session.tokens,
+        event="delete",
     )
     try:
         session.transport.fetch(request)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pipeline.clock import Clock
-from pipeline.epic.signing_key import load_signing_key
+from pipeline.epic.recording import AccessLog, RequestBudget
+from pipeline.epic.signing_key import load_signing_keys
 from pipeline.epic.smart_auth import SmartClient
 from pipeline.epic.transport import RetryPolicy, Transport
 from pipeline.errors import ConfigurationError
@@ -28,9 +29,18 @@ class EpicSession:
 
 
 @contextmanager
-def open_session(site: SiteSettings, clock: Clock, *, policy: RetryPolicy | None = None) -> Iterator[EpicSession]:
+def open_session(
+    site: SiteSettings,
+    clock: Clock,
+    *,
+    policy: RetryPolicy | None = None,
+    access: AccessLog | None = None,
+    budget: RequestBudget | None = None,
+) -> Iterator[EpicSession]:
     """A session with the site; its connections are closed at the end of the block. Sends nothing yet.
 
+    Work of the pipeline opens it by `pipeline.site_session.site_session`, with the warehouse's access log and budget;
+    without them, entries go to the log file alone and nothing is counted.
     Raises ConfigurationError for a site without a FHIR server and for an unusable key.
     """
     if site.fhir_url is None:
@@ -38,6 +48,6 @@ def open_session(site: SiteSettings, clock: Clock, *, policy: RetryPolicy | None
             f"Site {site.name} has no fhir_url: there is nothing to export from.",
             "Give it fhir_url, client_id, a key and groups in sites.yaml, or load a folder with `ingest --from`.",
         )
-    key = load_signing_key(site)
-    with Transport(site, clock, policy=policy) as transport:
-        yield EpicSession(site, transport, SmartClient(site, key, clock))
+    keys = load_signing_keys(site)
+    with Transport(site, clock, policy=policy, access=access, budget=budget) as transport:
+        yield EpicSession(site, transport, SmartClient(site, keys, clock))

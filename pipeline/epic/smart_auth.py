@@ -9,19 +9,29 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pipeline.clock import Clock
+from pipeline.epic.recording import AccessEntry
+from pipeline.epic.server_words import shown_url
 from pipeline.epic.signing_key import SigningKey
 from pipeline.epic.transport import Answer, RemoteRequest, Transport
 from pipeline.errors import AuthenticationRefused, EpicOmopError, ProtocolError, RemoteRefused
 from pipeline.settings import SiteSettings
 
-__all__ = ["AccessToken", "SmartClient", "SmartConfiguration", "discover", "missing_types", "scopes_for"]
+__all__ = [
+    "AccessToken",
+    "SmartClient",
+    "SmartConfiguration",
+    "clock_difference",
+    "discover",
+    "missing_types",
+    "scopes_for",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +47,7 @@ _DEFAULT_TOKEN_SECONDS = 300.0
 #: A token is renewed this long before its end, or a fifth of its life for short ones (rule 10).
 _RENEW_EARLY_SECONDS = 60.0
 
-#: A difference between the clocks that is worth naming when an assertion is refused.
+#: A difference between the clocks that is worth naming, and correcting for, when an assertion is refused.
 _NOTABLE_SKEW_SECONDS = 30.0
 
 _SCOPE = re.compile(r"system/(?P<type>\*|[A-Za-z]+)\.(?P<rights>\*|read|write|[cruds]+)(\?.*)?")
@@ -49,6 +59,21 @@ class SmartConfiguration:
 
     token_endpoint: str
     scopes_supported: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    #: Seconds by which the server's clock is ahead of ours.
+    clock_difference: float | None = None
+
+    @property
+    def scope_version(self) -> str | None:
+        """v1 or v2 where discovery tells; v1 where it tells both, because older clients are registered with it."""
+        for version, permission in (("v1", "permission-v1"), ("v2", "permission-v2")):
+            if permission in self.capabilities:
+                return version
+        rights = {match["rights"] for scope in self.scopes_supported if (match := _SCOPE.fullmatch(scope))}
+        if not rights:
+            return None
+        return "v1" if rights & {"read", "*"} else "v2"
 
 
 @dataclass(frozen=True)
@@ -58,27 +83,31 @@ class AccessToken:
     value: str
     renew_at: datetime
     scope: str | None
+    expires_at: datetime
 
     def __repr__(self) -> str:
         return f"AccessToken(renew_at={self.renew_at.isoformat()}, scope={self.scope!r})"
 
 
-def scopes_for(resource_types: Iterable[str]) -> str:
-    """The scopes to ask for: `system/<Type>.read` for each type."""
-    return " ".join(f"system/{resource_type}.read" for resource_type in resource_types)
+def scopes_for(resource_types: Iterable[str], version: str = "v1") -> str:
+    """The scopes to ask for: `system/<Type>.read` (v1) or `system/<Type>.rs` (v2) for each type."""
+    right = "rs" if version == "v2" else "read"
+    return " ".join(f"system/{resource_type}.{right}" for resource_type in resource_types)
 
 
-def missing_types(granted: str | None, resource_types: Iterable[str]) -> tuple[str, ...]:
-    """The types that the granted scopes (version 1 or 2) do not allow to read, in the order asked (rule 8).
+def missing_types(granted: str | None, resource_types: Iterable[str], *, search: bool = False) -> tuple[str, ...]:
+    """The types that the granted scopes (version 1 or 2) do not allow to read, or to search, in the order asked
+    (rule 8).
 
     A token answer without `scope` grants what was asked (RFC 6749, section 5.1).
     """
     if granted is None:
         return ()
+    letter = "s" if search else "r"
     readable = set()
     for scope in granted.split():
         match = _SCOPE.fullmatch(scope)
-        if match and (match["rights"] in ("*", "read") or "r" in match["rights"].replace("write", "")):
+        if match and (match["rights"] in ("*", "read") or letter in match["rights"].replace("write", "")):
             readable.add(match["type"])
     return () if "*" in readable else tuple(name for name in resource_types if name not in readable)
 
@@ -89,46 +118,58 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
     Sends once each: who calls it decides on retries. Raises ProtocolError when neither names a token endpoint.
     """
     base = fhir_url.rstrip("/")
-    document = _json_or_none(
+    answer, document = _json_or_none(
         transport,
         RemoteRequest(
             "Discovery of the SMART configuration",
             f"{base}/.well-known/smart-configuration",
             headers={"Accept": "application/json"},
+            event="discovery",
         ),
     )
-    endpoint = document.get("token_endpoint") if document else None
-    if isinstance(endpoint, str) and document:
-        scopes = document.get("scopes_supported")
-        return SmartConfiguration(endpoint, tuple(map(str, scopes)) if isinstance(scopes, list) else ())
-    statement = _json_or_none(
+    endpoint = document.get("token_endpoint")
+    if isinstance(endpoint, str):
+        return SmartConfiguration(
+            endpoint,
+            _texts(document.get("scopes_supported")),
+            _texts(document.get("token_endpoint_auth_signing_alg_values_supported")),
+            _texts(document.get("capabilities")),
+            clock_difference(answer),
+        )
+    answer, statement = _json_or_none(
         transport,
         RemoteRequest(
             "Reading the CapabilityStatement",
             f"{base}/metadata",
             headers={"Accept": "application/fhir+json"},
             max_bytes=32 << 20,
+            event="capabilities",
         ),
     )
-    endpoint = _oauth_token_uri(statement or {})
+    endpoint = _oauth_token_uri(statement)
     if endpoint is None:
         raise ProtocolError(
             f"Neither {base}/.well-known/smart-configuration nor its CapabilityStatement names a token endpoint.",
             "Check fhir_url in sites.yaml: it ends with /api/FHIR/R4 at most Epic sites.",
         )
-    return SmartConfiguration(endpoint)
+    return SmartConfiguration(endpoint, clock_difference=clock_difference(answer))
 
 
-def _json_or_none(transport: Transport, request: RemoteRequest) -> dict[str, Any] | None:
+def _json_or_none(transport: Transport, request: RemoteRequest) -> tuple[Answer, dict[str, Any]]:
+    """The answer and its document, empty where there is none."""
     answer = transport.send(request)
     if answer.is_transient:
         raise answer.error()
     if answer.status != 200:
-        return None
+        return answer, {}
     try:
-        return answer.json()
+        return answer, answer.json()
     except ProtocolError:  # some servers answer an unknown path with a page
-        return None
+        return answer, {}
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _oauth_token_uri(statement: dict[str, Any]) -> str | None:
@@ -147,12 +188,18 @@ def _oauth_token_uri(statement: dict[str, Any]) -> str | None:
 
 
 class SmartClient:
-    """Access tokens of one site's client: one at a time, kept in memory, renewed early. Thread-safe."""
+    """Access tokens of one site's client: one at a time, kept in memory, renewed early. Thread-safe.
 
-    def __init__(self, site: SiteSettings, key: SigningKey, clock: Clock) -> None:
+    Of several keys the first that the site accepts is used: while keys are changed, the site may not know the new
+    one yet.
+    """
+
+    def __init__(self, site: SiteSettings, keys: Sequence[SigningKey], clock: Clock) -> None:
         self._site = site
-        self._key = key
+        self._keys = tuple(keys)
         self._clock = clock
+        #: What is added to our clock in assertions, once the server has refused one and its clock is another.
+        self._clock_shift = 0.0
         self._lock = threading.Lock()
         self._token: AccessToken | None = None
         self._configuration: SmartConfiguration | None = None
@@ -176,16 +223,26 @@ class SmartClient:
                 self._token = self._request_token(transport)
             return self._token.value
 
-    def missing_types(self) -> tuple[str, ...]:
-        """Types asked for that the last token does not allow to read."""
+    def missing_types(self, *, search: bool = False) -> tuple[str, ...]:
+        """Types asked for that the last token does not allow to read (or to search)."""
         token = self._token
-        return missing_types(token.scope, self._site.resource_types) if token else ()
+        return missing_types(token.scope, self._site.resource_types, search=search) if token else ()
 
-    def assertion(self, audience: str) -> str:
+    @property
+    def token(self) -> AccessToken | None:
+        """The last token."""
+        return self._token
+
+    @property
+    def key(self) -> SigningKey:
+        """The key that is tried first: the one that the site accepted last."""
+        return self._keys[0]
+
+    def assertion(self, audience: str, key: SigningKey | None = None) -> str:
         """A signed JWT as rule 9 has it: never longer valid than five minutes, used once."""
-        now = int(self._clock.now().timestamp())
+        now = int(self._clock.now().timestamp() + self._clock_shift)
         client_id = self._site.client_id
-        return self._key.sign(
+        return (key or self.key).sign(
             {
                 "iss": client_id,
                 "sub": client_id,
@@ -201,8 +258,27 @@ class SmartClient:
         if self._configuration is None:
             self._configuration = discover(transport, self._site.fhir_url or "")
         endpoint = self._configuration.token_endpoint
-        audience = self._site.audience or endpoint
-        answer = transport.send(
+        transport.record(AccessEntry("auth start", url=shown_url(endpoint)))
+        refused: list[tuple[Answer, SigningKey]] = []
+        for key in self._keys:
+            answer = self._asked(transport, key)
+            if _is_unknown_client(answer) and self._goes_by_server_clock(answer):
+                answer = self._asked(transport, key)
+            if answer.status == 200:
+                self._keep_to(key)
+                token = _token_of(answer)
+                self._tell_missing(token)
+                return token
+            refused.append((answer, key))
+            if not _is_unknown_client(answer):
+                break
+        raise self._refusal(*refused[0])
+
+    def _asked(self, transport: Transport, key: SigningKey) -> Answer:
+        assert self._configuration is not None
+        endpoint = self._configuration.token_endpoint
+        version = self._site.scope_version or self._configuration.scope_version or "v1"
+        return transport.send(
             RemoteRequest(
                 f"Asking for an access token of site {self._site.name}",
                 endpoint,
@@ -211,16 +287,41 @@ class SmartClient:
                 form={
                     "grant_type": "client_credentials",
                     "client_assertion_type": _ASSERTION_TYPE,
-                    "client_assertion": self.assertion(audience),
-                    "scope": scopes_for(self._site.resource_types),
+                    "client_assertion": self.assertion(self._audience, key),
+                    "scope": scopes_for(self._site.resource_types, version),
                 },
+                event="token",
             )
         )
-        if answer.status != 200:
-            raise self._refusal(answer, audience)
-        token = _token_of(answer)
-        self._tell_missing(token)
-        return token
+
+    @property
+    def _audience(self) -> str:
+        assert self._configuration is not None
+        return self._site.audience or self._configuration.token_endpoint
+
+    def _goes_by_server_clock(self, answer: Answer) -> bool:
+        """Whether another assertion makes sense because ours went by a clock that differs from the server's."""
+        difference = clock_difference(answer)
+        if difference is None or abs(difference - self._clock_shift) <= _NOTABLE_SKEW_SECONDS:
+            return False
+        self._clock_shift = difference
+        _log.warning(
+            "This machine's clock differs from that of site %s by %.0f s: correct it. Assertions go by the site's.",
+            self._site.name,
+            difference,
+        )
+        return True
+
+    def _keep_to(self, key: SigningKey) -> None:
+        if key is self.key:
+            return
+        _log.warning(
+            "Site %s does not know the key with kid %s yet; the previous one, %s, is used.",
+            self._site.name,
+            self.key.key_id,
+            key.key_id,
+        )
+        self._keys = (key, *(other for other in self._keys if other is not key))
 
     def _tell_missing(self, token: AccessToken) -> None:
         missing = missing_types(token.scope, self._site.resource_types)
@@ -233,23 +334,23 @@ class SmartClient:
             )
         self._told_missing = missing
 
-    def _refusal(self, answer: Answer, audience: str) -> EpicOmopError:
+    def _refusal(self, answer: Answer, key: SigningKey) -> EpicOmopError:
         if answer.is_transient:
             return answer.error()
-        code = _error_code(answer)
+        code = answer.code
         what = f"{answer.request.action}: the server refused ({answer.status}{f', {code}' if code else ''})."
         if code == "invalid_client":
-            return AuthenticationRefused(what, self._invalid_client_advice(answer, audience))
+            return AuthenticationRefused(what, self._invalid_client_advice(answer, key))
         if code == "invalid_scope":
             advice = "None of resource_types in sites.yaml may be registered for this app: compare them with the app."
             return AuthenticationRefused(what, advice)
         if answer.status in (400, 401, 403):
-            return AuthenticationRefused(what, self._invalid_client_advice(answer, audience))
+            return AuthenticationRefused(what, self._invalid_client_advice(answer, key))
         return RemoteRefused(what, "Check fhir_url in sites.yaml.", status=answer.status)
 
-    def _invalid_client_advice(self, answer: Answer, audience: str) -> str:
+    def _invalid_client_advice(self, answer: Answer, key: SigningKey) -> str:
         """The four things behind nearly every refusal (rule 9), with what this client sent."""
-        skew = _clock_difference(answer)
+        skew = clock_difference(answer)
         clock = (
             f"this machine's clock differs from the server's by {skew:.0f} s: correct it"
             if skew is not None and abs(skew) > _NOTABLE_SKEW_SECONDS
@@ -257,8 +358,8 @@ class SmartClient:
         )
         return (
             f"Check: (1) client_id {self._site.client_id}: non-production and production ids differ; "
-            f"(2) the public key with kid {self._key.key_id}: a new key takes hours to days until Epic has synced it; "
-            f"(3) the audience {audience}: behind a proxy set `audience` in sites.yaml; (4) {clock}."
+            f"(2) the public key with kid {key.key_id}: a new key takes hours to days until Epic has synced it; "
+            f"(3) the audience {self._audience}: behind a proxy set `audience` in sites.yaml; (4) {clock}."
         )
 
 
@@ -274,21 +375,19 @@ def _token_of(answer: Answer) -> AccessToken:
     usable = life - min(_RENEW_EARLY_SECONDS, life / 5)
     scope = document.get("scope")
     renew_at = answer.received_at + timedelta(seconds=min(usable, 86_400.0))
-    return AccessToken(value, renew_at, scope if isinstance(scope, str) else None)
+    expires_at = answer.received_at + timedelta(seconds=min(life, 86_400.0))
+    return AccessToken(value, renew_at, scope if isinstance(scope, str) else None, expires_at)
 
 
-def _error_code(answer: Answer) -> str:
-    """RFC 6749's `error`, the only part of the body that is read."""
+def _is_unknown_client(answer: Answer) -> bool:
+    """Refused for what the assertion says or is signed with; not for its scopes, and not for now."""
+    return not answer.is_transient and answer.status in (400, 401, 403) and answer.code in (None, "invalid_client")
+
+
+def clock_difference(answer: Answer) -> float | None:
+    """Seconds by which the server's clock, by its Date header, is ahead of this machine's."""
     try:
-        code = answer.json().get("error")
-    except ProtocolError:
-        return ""
-    return code if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code) else ""
-
-
-def _clock_difference(answer: Answer) -> float | None:
-    """Seconds by which the server's Date header differs from this machine's clock."""
-    try:
-        return (parsedate_to_datetime(answer.headers["date"]) - answer.received_at).total_seconds()
+        server = parsedate_to_datetime(answer.headers["date"])
     except (KeyError, ValueError, TypeError):
         return None
+    return ((server if server.tzinfo else server.replace(tzinfo=UTC)) - answer.received_at).total_seconds()

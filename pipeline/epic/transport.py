@@ -4,8 +4,10 @@
 - Each failure is told permanent or transient here, once (`Answer.error`).
 - The allow-list of origins is enforced here, for every address that is about to be contacted: a status address, a
   manifest's link or file and a redirect all come from a server and are not trusted.
-- Nothing of a resource ever gets into a message or a log: of an error body only the codes and the server's own
-  explanation in an OperationOutcome are read.
+- Every address behind a name is checked before it is connected to (`network.py`).
+- Nothing of a resource ever gets into a message or a log: of an error body only the codes and those words of an
+  OperationOutcome that cannot be about a patient are shown (`server_words.py`).
+- Every request counts against the site's budget and leaves an entry in the access log (`recording.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ import httpx
 import orjson
 
 from pipeline.clock import Clock
+from pipeline.epic.exchange import Exchange, entry_of
+from pipeline.epic.network import CheckedNetwork, address_rule, check_network, is_refused_address
+from pipeline.epic.recording import AccessEntry, AccessLog, Event, LoggedAccess, RequestBudget, UnlimitedRequests
+from pipeline.epic.server_words import known_words, plain_text, shown_url
 from pipeline.errors import (
     AuthenticationRefused,
     ConfigurationError,
@@ -33,6 +39,7 @@ from pipeline.errors import (
     ProtocolError,
     RemoteRefused,
     RemoteUnavailable,
+    RequestBudgetSpent,
     UnsafeRemote,
 )
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
@@ -72,8 +79,6 @@ _EPOCH_FROM = 1_000_000_000
 _EPOCH_MILLISECONDS_FROM = 1_000_000_000_000
 
 #: `/Patient/abc` at the end of an address. A group's id is the administrators', and a job's is no resource's.
-_RESOURCE_ID = re.compile(r"/([A-Z][A-Za-z]+)/[^/]+$")
-_SHOWN_IDS = frozenset({"Group", "BulkRequest"})
 
 
 class TokenSource(Protocol):
@@ -131,6 +136,9 @@ class RemoteRequest:
     advice: Mapping[int, str] = field(default_factory=dict)
     #: Texts such as a patient's id, which a server may repeat in its words: left out of messages.
     unspoken: tuple[str, ...] = ()
+    #: For the access log.
+    event: Event = "read"
+    resource_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,31 @@ class Answer:
         if not isinstance(document, dict):
             raise ProtocolError(f"{self.request.action}: the server's answer is not a JSON object.")
         return document
+
+    @property
+    def code(self) -> str | None:
+        """The codes of a refusal, for the access log: OAuth's `error`, or those of an OperationOutcome."""
+        if self.status < 400:
+            return None
+        codes = dict.fromkeys(issue.code for issue in self.issues if issue.code)
+        if codes:
+            return ", ".join(codes)
+        try:
+            error = self.json().get("error")
+        except ProtocolError:
+            return None
+        return error if isinstance(error, str) and re.fullmatch(r"[a-z_]{1,40}", error) else None
+
+    @property
+    def entries(self) -> int | None:
+        """How many resources a page of a search holds."""
+        if self.request.event != "search" or self.status != 200:
+            return None
+        try:
+            found = self.json().get("entry")
+        except ProtocolError:
+            return None
+        return len(found) if isinstance(found, list) else 0
 
     @property
     def retry_after(self) -> float | None:
@@ -225,12 +258,17 @@ class Transport:
         *,
         policy: RetryPolicy | None = None,
         chance: random.Random | None = None,
+        access: AccessLog | None = None,
+        budget: RequestBudget | None = None,
     ) -> None:
         self.clock = clock
         self.policy = policy or RetryPolicy()
         self.chance = chance or random.SystemRandom()
         self._site = site
         self._origins = _allowed_origins(site)
+        self._addresses = address_rule(site)
+        self._access = access or LoggedAccess(site.name, site.client_id)
+        self._budget = budget or UnlimitedRequests()
         self._deadline: datetime | None = None
         self._client = httpx.Client(
             verify=_tls_context(site),
@@ -239,6 +277,7 @@ class Transport:
             trust_env=not site.test_mode,  # a proxy of the environment is meant for real sites, not for loopback
             limits=httpx.Limits(max_connections=max(site.download_workers, site.rest_workers) + 2),
         )
+        check_network(self._client, CheckedNetwork(self._addresses))
 
     def __enter__(self) -> Transport:
         return self
@@ -248,6 +287,10 @@ class Transport:
 
     def close(self) -> None:
         self._client.close()
+
+    def record(self, entry: AccessEntry) -> None:
+        """An entry of the access log for what is no request."""
+        self._access.record(entry)
 
     def within(self, seconds: float) -> Transport:
         """The same connections for one short call: one attempt, and everything done in so many seconds."""
@@ -283,10 +326,8 @@ class Transport:
 
     def send(self, request: RemoteRequest) -> Answer:
         """Send once (a refused token is renewed once) and return the answer, whatever its status."""
-        with self._opened(request) as response:
-            limit = request.max_bytes if response.status_code < 300 else _ERROR_BODY_BYTES
-            body = self._limited_body(request, response, limit)
-            return self._answer(request, response, body)
+        with self._opened(request) as exchange:
+            return self._answered(exchange, request.max_bytes)
 
     def stream(self, request: RemoteRequest, consume: Callable[[Iterator[bytes]], _T]) -> _T:
         """Send with retries and hand the decompressed body to `consume` in pieces of at most about 1 MiB.
@@ -296,30 +337,41 @@ class Transport:
         """
 
         def once() -> _T:
-            with self._opened(request) as response:
-                if response.status_code != 200:
-                    body = self._limited_body(request, response, _ERROR_BODY_BYTES)
-                    raise self._answer(request, response, body).error()
-                return consume(self._chunks(request, response))
+            with self._opened(request) as exchange:
+                if exchange.response.status_code != 200:
+                    raise self._answered(exchange, _ERROR_BODY_BYTES).error()
+                return consume(self._chunks(exchange))
 
         return self.retrying(once)
 
-    def _answer(self, request: RemoteRequest, response: httpx.Response, body: bytes) -> Answer:
-        return Answer(request, response.status_code, str(response.url), response.headers, body, self.clock.now())
+    def _answered(self, exchange: Exchange, max_bytes: int) -> Answer:
+        response = exchange.response
+        body = self._limited_body(exchange, max_bytes if response.status_code < 300 else _ERROR_BODY_BYTES)
+        now = self.clock.now()
+        answer = Answer(exchange.request, response.status_code, str(response.url), response.headers, body, now)
+        exchange.detail = answer.code
+        exchange.entries = answer.entries
+        return answer
 
     @contextmanager
-    def _opened(self, request: RemoteRequest) -> Iterator[httpx.Response]:
+    def _opened(self, request: RemoteRequest) -> Iterator[Exchange]:
         """The response with its body unread, after redirects and, on 401, with a renewed token (rule 10)."""
         token = request.tokens.current(self) if request.tokens else None
-        response = self._follow(request, token)
+        exchange = Exchange(request, self._follow(request, token))
+        failure: BaseException | None = None
         try:
-            if response.status_code == 401 and request.tokens and token:
-                response.close()
+            if exchange.response.status_code == 401 and request.tokens and token:
+                exchange.response.close()
+                self._access.record(exchange.entry(None))
                 _log.info("%s: the token was refused; renewing it.", request.action)
-                response = self._follow(request, request.tokens.renew(token, self))
-            yield response
+                exchange = Exchange(request, self._follow(request, request.tokens.renew(token, self)))
+            yield exchange
+        except BaseException as error:
+            failure = error
+            raise
         finally:
-            response.close()
+            exchange.response.close()
+            self._access.record(exchange.entry(failure))
 
     def _follow(self, request: RemoteRequest, token: str | None) -> httpx.Response:
         url = request.url
@@ -329,21 +381,34 @@ class Transport:
             if response.status_code not in _REDIRECTS or request.method != "GET" or not location:
                 return response
             response.close()
+            self._access.record(Exchange(request, response).entry(None))
             url = urllib.parse.urljoin(url, location)
         raise ProtocolError(f"{request.action}: more than {_MAX_REDIRECTS} redirects.")
 
     def _send_to(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
-        self.check_address(request.action, url)
-        headers = {"Epic-Client-ID": self._site.client_id or "", **request.headers}
+        try:
+            self.check_address(request.action, url)
+            self._budget.take(self._remaining(request))
+            return self._sent(request, url, token)
+        except RequestBudgetSpent:  # nothing was asked
+            raise
+        except EpicOmopError as error:
+            self._access.record(entry_of(request, url, error))
+            raise
+
+    def _sent(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
+        headers = {"Epic-Client-ID": self._site.client_id} if self._site.client_id else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         with _network_errors(request.action):
             prepared = self._client.build_request(
-                request.method, url, headers=headers, data=request.form, timeout=self._timeout(request)
+                request.method,
+                url,
+                headers={**headers, **request.headers},
+                data=request.form,
+                timeout=self._timeout(request),
             )
-            response = self._client.send(prepared, stream=True)
-        _log.debug("%s %s: %d", request.method, shown_url(url), response.status_code)
-        return response
+            return self._client.send(prepared, stream=True)
 
     def check_address(self, action: str, url: str) -> None:
         """Raises UnsafeRemote unless the address belongs to an allow-listed origin."""
@@ -352,6 +417,11 @@ class Transport:
             raise UnsafeRemote(
                 f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed.",
                 "If that host is the site's own, add it to allowed_origins in sites.yaml.",
+            )
+        if is_refused_address(self._addresses, httpx.URL(url).host):
+            raise UnsafeRemote(
+                f"{action}: {origin} is an address inside a network that is not open to it.",
+                "If the site's server stands in your own network, name it as private_networks in sites.yaml.",
             )
 
     def _timeout(self, request: RemoteRequest) -> httpx.Timeout:
@@ -366,27 +436,29 @@ class Transport:
             raise RemoteUnavailable(f"{request.action}: the server took too long.", "Trying again later may succeed.")
         return remaining
 
-    def _limited_body(self, request: RemoteRequest, response: httpx.Response, limit: int) -> bytes:
+    def _limited_body(self, exchange: Exchange, limit: int) -> bytes:
         body = bytearray()
-        for chunk in self._chunks(request, response):
-            self._remaining(request)
+        for chunk in self._chunks(exchange):
+            self._remaining(exchange.request)
             body += chunk
             if len(body) > limit:
-                if response.status_code >= 300:
+                if exchange.response.status_code >= 300:
                     return b""  # an error page this long is no OperationOutcome
-                raise UnsafeRemote(f"{request.action}: the answer is longer than {limit} bytes.")
+                raise UnsafeRemote(f"{exchange.request.action}: the answer is longer than {limit} bytes.")
         return bytes(body)
 
-    def _chunks(self, request: RemoteRequest, response: httpx.Response) -> Iterator[bytes]:
-        with _network_errors(request.action):
-            raw = response.iter_raw(_CHUNK_BYTES)
+    def _chunks(self, exchange: Exchange) -> Iterator[bytes]:
+        """The body, decompressed, in pieces of at most about 1 MiB; counted for the access log."""
+        action, response = exchange.request.action, exchange.response
+        with _network_errors(action):
+            raw = exchange.received(response.iter_raw(_CHUNK_BYTES))
             encoding = response.headers.get("content-encoding", "identity").strip().lower()
             if encoding in ("", "identity"):
-                yield from raw
+                yield from exchange.passed_on(raw)
             elif encoding in ("gzip", "x-gzip"):
-                yield from gunzip(raw)
+                yield from exchange.passed_on(gunzip(raw))
             else:
-                raise ProtocolError(f"{request.action}: the server used an encoding that was not asked for.")
+                raise ProtocolError(f"{action}: the server used an encoding that was not asked for.")
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
@@ -411,36 +483,25 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     return max(0.0, (instant - now).total_seconds())
 
 
-def shown_url(url: str) -> str:
-    """The address without its query's values, fragment, user part and ids of resources, as logs may show it."""
-    parts = urllib.parse.urlsplit(url)
-    path = _RESOURCE_ID.sub(lambda found: found[0] if found[1] in _SHOWN_IDS else f"/{found[1]}/…", parts.path)
-    names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
-    query = f"?{'&'.join(f'{name}=…' for name in names)}" if names else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{path}{query}"
-
-
-def plain_text(text: object, limit: int = 200) -> str:
-    """A server's words for a message: one line, short, without anything that looks like a token or a key."""
-    if not isinstance(text, str):
-        return ""
-    words = (word if len(word) <= 60 else "…" for word in "".join(c if c.isprintable() else " " for c in text).split())
-    joined = " ".join(words)
-    return joined if len(joined) <= limit else f"{joined[:limit]}…"
-
-
 def _issue(entry: dict[str, Any]) -> Issue:
     details = entry.get("details")
     details = details if isinstance(details, dict) else {}
     codings = details.get("coding")
     codes = [
-        plain_text(coding.get("code"), 20)  # such as Epic's 59108 (rule 13)
+        code  # such as Epic's 59108 (rule 13)
         for coding in (codings if isinstance(codings, list) else [])
-        if isinstance(coding, dict)
+        if isinstance(coding, dict) and re.fullmatch(r"[0-9]{3,6}|[A-Z_]{3,40}", code := str(coding.get("code")))
     ]
-    words = [*codes, plain_text(details.get("text")), plain_text(entry.get("diagnostics"))]
-    text = " ".join(dict.fromkeys(word for word in words if word))
-    return Issue(plain_text(entry.get("severity"), 20), plain_text(entry.get("code"), 40), text)
+    told = [plain_text(details.get("text"), 1000), plain_text(entry.get("diagnostics"), 1000)]
+    words = [*codes, *(known_words(text) for text in told)]
+    text = " ".join(dict.fromkeys(word for word in words if word and word != "…"))
+    severity, code = (_code(entry.get(name)) for name in ("severity", "code"))
+    return Issue(severity, code, text)
+
+
+def _code(value: object) -> str:
+    """A word of a FHIR value set, such as `not-found`; empty for anything else."""
+    return value if isinstance(value, str) and re.fullmatch(r"[a-z][a-z-]{1,39}", value) else ""
 
 
 def _tls_context(site: SiteSettings) -> ssl.SSLContext:

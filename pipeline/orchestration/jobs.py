@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError
+from pipeline.errors import CooldownActive, EpicOmopError, RequestBudgetSpent
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.failures import as_failure, told_as_failures
 from pipeline.orchestration.partitions import day_of
@@ -21,13 +21,15 @@ from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.workflow import working_as
 
 __all__ = ["GroupState", "ingest_job", "ingest_job_name", "kick_off_groups", "kick_off_job", "kick_off_job_name"]
 
 
 @dataclass(frozen=True)
 class GroupState:
-    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `failed`."""
+    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `postponed`
+    (the site's request budget is spent), or `failed`."""
 
     group: str
     state: str
@@ -55,7 +57,8 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
     )
     def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
         with told_as_failures():
-            states = kick_off_groups(runtime, site, context.instance)
+            with working_as(context.job_name, context.run_id):
+                states = kick_off_groups(runtime, site, context.instance)
             for state in states:
                 context.log.info(_told(state))
             today = day_of(site, runtime.clock.now())
@@ -95,9 +98,17 @@ def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
 def kick_off_groups(runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance) -> list[GroupState]:
     """Open or adopt the export of every group; a group that fails does not hold up the others.
 
-    An adopted export that waits for its ingest while no run is under way gets a new attempt.
+    An adopted export that waits for its ingest while no run is under way gets a new attempt. Groups for which the
+    site's request budget does not suffice get another turn when the next hour has begun.
     """
-    return [_kick_off(runtime, site, group, instance) for group in site.groups]
+    states = [_kick_off(runtime, site, group, instance) for group in site.groups]
+    times = [state.next_try for state in states if state.state == "postponed" and state.next_try]
+    if not times:
+        return states
+    runtime.clock.sleep(max(0.0, (min(times) - runtime.clock.now()).total_seconds()))
+    return [
+        _kick_off(runtime, site, state.group, instance) if state.state == "postponed" else state for state in states
+    ]
 
 
 def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
@@ -105,6 +116,8 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
         job = exports.open_or_adopt(runtime, site, group)
     except CooldownActive as rest:
         return GroupState(group, "skipped", next_try=rest.next_try)
+    except RequestBudgetSpent as spent:
+        return GroupState(group, "postponed", next_try=spent.next_try)
     except EpicOmopError as error:
         return GroupState(group, "failed", error=error)
     if job.state in WAITING and not is_under_way(instance, job.export_id):
@@ -115,6 +128,8 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
 def _told(state: GroupState) -> str:
     if state.error:
         return f"Group {state.group}: {state.error.message}"
+    if state.state == "postponed":
+        return f"Group {state.group} is postponed to {_shown(state.next_try)}: the request budget of the site is spent."
     if state.export_id is None:
         return f"Group {state.group} is skipped: Epic allows no kick-off before {_shown(state.next_try)}."
     return f"Group {state.group}: export {state.export_id} is {state.state}."
@@ -126,7 +141,7 @@ def _metadata(states: Sequence[GroupState]) -> Metadata:
         "groups": table_value(("group", "state", "export", "next try or status request (UTC)"), rows),
         "open exports": dg.MetadataValue.int(sum(state.export_id is not None for state in states)),
     }
-    skipped = [state.next_try for state in states if state.state == "skipped" and state.next_try]
+    skipped = [state.next_try for state in states if state.state in ("skipped", "postponed") and state.next_try]
     if skipped:
         metadata["skipped groups"] = dg.MetadataValue.int(len(skipped))
         metadata["next try"] = dg.MetadataValue.timestamp(min(skipped))

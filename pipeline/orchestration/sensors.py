@@ -22,6 +22,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import working_as
 
 __all__ = ["Polled", "export_sensor", "poll_open_exports", "sensor_name"]
 
@@ -58,7 +59,7 @@ def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.S
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def exports_of_site(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SensorResult:
-        with told_as_failures():
+        with told_as_failures(), working_as(sensor_name(site)):
             polled = poll_open_exports(runtime, site)
         for error in polled.errors:
             context.log.error(error)

@@ -25,6 +25,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.publish import PublicationReport
+from pipeline.workflow import working_as
 
 __all__ = ["landing_key", "load_key", "pool_of", "site_assets"]
 
@@ -71,7 +72,8 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
         with told_as_failures(), _new_attempt_later(runtime, scope):
-            result = land(runtime, site, scope, context.log.info)
+            with working_as(context.job_name, context.run.run_id):
+                result = land(runtime, site, scope, context.log.info)
             if result.landed:
                 with runtime.connect() as connection:
                     metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
@@ -107,7 +109,8 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 return
-            published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
+            with working_as(context.job_name, context.run.run_id):
+                published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
             report, metadata = _told_of_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)

@@ -42,6 +42,7 @@ __all__ = ["FHIR_PATH", "RunningSandbox", "SandboxState", "create_app", "serve"]
 FHIR_PATH = "/api/FHIR/R4"
 TOKEN_PATH = "/oauth2/token"  # noqa: S105 - a path, no secret
 
+_OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _NDJSON = "application/fhir+ndjson"
 _OUTPUT_FORMATS = (_NDJSON, "application/ndjson", "ndjson")
 #: A status answer waits this long for files that are nearly written, rather than send the client away.
@@ -75,6 +76,7 @@ def create_app(config: SandboxConfig) -> Starlette:
             Route(f"{FHIR_PATH}/.well-known/smart-configuration", _smart_configuration),
             Route(f"{FHIR_PATH}/metadata", _metadata),
             Route(FHIR_PATH + "/Group/{group}/$export", _kick_off),
+            Route(FHIR_PATH + "/Group/{group}", _group),
             Route(job, _status, methods=["GET"]),
             Route(job, _delete, methods=["DELETE"]),
             Route(job + "/{file}", _file),
@@ -230,9 +232,26 @@ async def _metadata(request: Request) -> Response:
             "fhirVersion": "4.0.1",
             "format": ["application/fhir+json"],
             "instantiates": ["http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"],
-            "rest": [{"mode": "server", "resource": resources}],
+            "rest": [{"mode": "server", "security": _security(request), "resource": resources}],
         }
     )
+
+
+def _security(request: Request) -> dict[str, Any]:
+    """Where tokens are had, as sites without a SMART configuration tell it."""
+    token = {"url": "token", "valueUri": _base(request) + TOKEN_PATH}
+    return {"extension": [{"url": _OAUTH_URIS, "extension": [token]}]}
+
+
+async def _group(request: Request) -> Response:
+    """The Group itself, without its members: no kick-off, and nothing of the window."""
+    token = _authorized(request)
+    group = request.path_params["group"]
+    if not token.reads("Group"):
+        raise FhirRefusal(403, "forbidden", "The client's scopes do not cover: Group.")
+    if group not in _state(request).config.groups:
+        raise FhirRefusal(404, "not-found", "There is no Group with this id, or the client may not see it.")
+    return fhir_answer({"resourceType": "Group", "id": group, "type": "person", "actual": True, "name": group})
 
 
 async def _token(request: Request) -> Response:

@@ -206,7 +206,7 @@ class History:
             if not self._tables:
                 rows = connection.execute(
                     "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('cdm', 'etl')"
-                    " AND tablename NOT IN ('vocabulary_release', 'alembic_version')"
+                    " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log')"
                 ).fetchall()
                 self._tables = ", ".join(row[0] for row in rows)
             connection.execute(f"TRUNCATE {self._tables} CASCADE")

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +28,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pipeline.clock import ManualClock
 from pipeline.epic import signing_key
 from pipeline.epic.session import open_session
-from pipeline.epic.signing_key import load_signing_key
+from pipeline.epic.signing_key import load_signing_key, load_signing_keys
 from pipeline.epic.smart_auth import SmartClient, discover, missing_types, scopes_for
 from pipeline.epic.transport import RetryPolicy, Transport
 from pipeline.errors import (
@@ -168,6 +168,37 @@ def test_a_missing_key_file_and_a_wrong_algorithm(tmp_path: Path) -> None:
 
 def test_scopes_asked_for() -> None:
     assert scopes_for(("Patient", "Goal")) == "system/Patient.read system/Goal.read"
+    assert scopes_for(("Patient", "Goal"), "v2") == "system/Patient.rs system/Goal.rs"
+
+
+@pytest.mark.parametrize(
+    ("granted", "missing"),
+    [("system/Patient.r system/Goal.rs", ("Patient",)), ("system/Patient.read system/Goal.s", ()), (None, ())],
+)
+def test_searching_is_a_right_of_its_own(granted: str | None, missing: tuple[str, ...]) -> None:
+    assert missing_types(granted, ("Patient", "Goal"), search=True) == missing
+
+
+@pytest.mark.parametrize(
+    ("told", "setting", "scope"),
+    [
+        ({}, None, "system/Patient.read system/Observation.read"),
+        ({"capabilities": ["permission-v2"]}, None, "system/Patient.rs system/Observation.rs"),
+        ({"capabilities": ["permission-v2", "permission-v1"]}, None, "system/Patient.read system/Observation.read"),
+        ({"scopes_supported": ["openid", "system/*.rs"]}, None, "system/Patient.rs system/Observation.rs"),
+        ({"scopes_supported": ["system/*.rs", "system/*.read"]}, None, "system/Patient.read system/Observation.read"),
+        ({"capabilities": ["permission-v1"]}, "v2", "system/Patient.rs system/Observation.rs"),
+        ({"capabilities": ["permission-v2"]}, "v1", "system/Patient.read system/Observation.read"),
+    ],
+)
+def test_the_version_of_scopes_is_the_sites(
+    server: TokenServer, tmp_path: Path, told: dict[str, Any], setting: Any, scope: str
+) -> None:
+    server.discovery = (200, {"token_endpoint": f"{server.url}/token", **told})
+    site = site_with(tmp_path, pem(RSA_KEY), url=server.url, scope_version=setting)
+    with open_session(site, ManualClock(NOW)) as session:
+        session.tokens.current(session.transport)
+    assert server.forms[0]["scope"] == scope
 
 
 @pytest.mark.parametrize(
@@ -202,6 +233,8 @@ class TokenServer:
     answer: tuple[int, Any] = (200, None)
     expires_in: Any = 3600
     date: str | None = None
+    #: Looks at a token request before `answer`; None lets it pass.
+    judge: Callable[[dict[str, str]], tuple[int, Any] | None] = lambda form: None
     forms: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -209,7 +242,7 @@ class TokenServer:
         self.paths.append(path)
         if path == "/token":
             self.forms.append(dict(urllib.parse.parse_qsl(body.decode())))
-            status, document = self.answer
+            status, document = self.judge(self.forms[-1]) or self.answer
             number = len(self.forms)
             return status, document or {"access_token": f"token-{number}", "expires_in": self.expires_in}
         status, document = self.metadata if path == "/fhir/metadata" else self.discovery
@@ -282,6 +315,87 @@ def test_the_assertion_obeys_rule_9(server: TokenServer, client: Client) -> None
 def test_each_assertion_is_used_once(client: Client) -> None:
     claims = [jwt.decode(client.tokens.assertion("a"), options={"verify_signature": False}) for _ in range(3)]
     assert len({claim["jti"] for claim in claims}) == 3
+
+
+# --- two keys, and two clocks
+
+
+def kid_of(form: dict[str, str]) -> str:
+    return str(jwt.get_unverified_header(form["client_assertion"])["kid"])
+
+
+def rotating_site(tmp_path: Path, url: str) -> SiteSettings:
+    previous = tmp_path / "previous"
+    previous.touch(mode=0o600)
+    previous.write_bytes(json.dumps(jwk(RSA_KEY, "old")).encode())
+    return site_with(tmp_path, pem(EC_KEY), url=url, key_id="new", previous_private_key_file=previous)
+
+
+def test_the_previous_key_is_used_until_the_site_knows_the_new_one(
+    server: TokenServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = {"old"}
+    server.judge = lambda form: None if kid_of(form) in known else (400, {"error": "invalid_client"})
+    clock = ManualClock(NOW)
+    with open_session(rotating_site(tmp_path, server.url), clock) as session:
+        session.tokens.current(session.transport)
+        assert [kid_of(form) for form in server.forms] == ["new", "old"]
+        assert "does not know the key with kid new yet; the previous one, old, is used" in caplog.text
+        clock.advance(4000)
+        session.tokens.current(session.transport)
+        assert [kid_of(form) for form in server.forms[2:]] == ["old"]
+    known.add("new")
+    with open_session(rotating_site(tmp_path, server.url), clock) as session:
+        session.tokens.current(session.transport)
+    assert kid_of(server.forms[-1]) == "new"
+
+
+def test_when_neither_key_is_known_the_new_one_is_named(server: TokenServer, tmp_path: Path) -> None:
+    server.answer = (401, {"error": "invalid_client"})
+    with (
+        open_session(rotating_site(tmp_path, server.url), ManualClock(NOW)) as session,
+        pytest.raises(AuthenticationRefused) as caught,
+    ):
+        session.tokens.current(session.transport)
+    assert "kid new" in caught.value.advice
+    assert len(server.forms) == 2
+
+
+def test_another_refusal_than_of_the_key_is_not_tried_with_the_other(server: TokenServer, tmp_path: Path) -> None:
+    server.answer = (400, {"error": "invalid_scope"})
+    with (
+        open_session(rotating_site(tmp_path, server.url), ManualClock(NOW)) as session,
+        pytest.raises(AuthenticationRefused, match="resource_types"),
+    ):
+        session.tokens.current(session.transport)
+    assert len(server.forms) == 1
+
+
+def test_two_keys_of_one_set(tmp_path: Path) -> None:
+    content = json.dumps({"keys": [jwk(RSA_KEY, "old"), jwk(EC_KEY, "new")]}).encode()
+    site = site_with(tmp_path, content, key_id="new", previous_key_id="old")
+    assert [(key.key_id, key.algorithm) for key in load_signing_keys(site)] == [("new", "ES384"), ("old", "RS384")]
+
+
+@pytest.mark.parametrize("difference", [400, -400])
+def test_assertions_go_by_the_servers_clock_once_it_has_refused_ours(
+    server: TokenServer, client: Client, caplog: pytest.LogCaptureFixture, difference: int
+) -> None:
+    server_time = NOW + timedelta(seconds=difference)
+    server.date = server_time.strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+    def judge(form: dict[str, str]) -> tuple[int, Any] | None:
+        claims = jwt.decode(form["client_assertion"], options={"verify_signature": False})
+        at = server_time.timestamp()
+        good = claims["iat"] <= at and claims["nbf"] <= at < claims["exp"] <= at + 300
+        return None if good else (400, {"error": "invalid_client"})
+
+    server.judge = judge
+    assert client.token() == "token-2"
+    assert f"differs from that of site site_a by {difference} s" in caplog.text
+    client.clock.advance(3600)
+    server_time += timedelta(seconds=3600)
+    assert client.token() == "token-3"
 
 
 def test_the_audience_can_be_set(server: TokenServer, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Sessions with a site for the pipeline's own work: every request is in the access log and counts for the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.epic.session import EpicSession, open_session
+from pipeline.epic.transport import RetryPolicy
+from pipeline.runtime import Runtime
+from pipeline.settings import SiteSettings
+from pipeline.warehouse.access_log import WarehouseAccessLog
+from pipeline.warehouse.request_budget import WarehouseRequestBudget
+
+__all__ = ["site_session"]
+
+
+@contextmanager
+def site_session(runtime: Runtime, site: SiteSettings, *, policy: RetryPolicy | None = None) -> Iterator[EpicSession]:
+    """A session with the site, in the name of the current workflow (`pipeline.workflow`).
+
+    Any request may raise RequestBudgetSpent, with the time to go on. Raises ConfigurationError for a site without a
+    FHIR server and for an unusable key.
+    """
+    with (
+        WarehouseAccessLog(runtime.connect, site, runtime.clock) as access,
+        WarehouseRequestBudget(runtime.connect, site, runtime.clock) as budget,
+        open_session(site, runtime.clock, policy=policy, access=access, budget=budget) as session,
+    ):
+        yield session

@@ -1,0 +1,51 @@
+"""Who is at work: the command or job, its run and the account. Log lines and the access log name them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+
+__all__ = ["Workflow", "current_workflow", "working_as"]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """`run_id` is Dagster's in a Dagster run, else one of this process."""
+
+    name: str
+    run_id: str
+    os_user: str
+
+
+def current_workflow() -> Workflow:
+    """What this thread works for; outside of `working_as`, the process itself."""
+    return _current.get() or _process()
+
+
+@contextmanager
+def working_as(name: str, run_id: str | None = None) -> Iterator[Workflow]:
+    """Everything that the block does is done for this command or job."""
+    workflow = Workflow(name, run_id or _process().run_id, _process().os_user)
+    token = _current.set(workflow)
+    try:
+        yield workflow
+    finally:
+        _current.reset(token)
+
+
+_current: ContextVar[Workflow | None] = ContextVar("epic_omop_workflow", default=None)
+
+
+@cache
+def _process() -> Workflow:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's account without an entry in /etc/passwd
+        user = f"uid {os.getuid()}"
+    return Workflow("epic-omop", f"p-{uuid.uuid4().hex[:12]}", user)

@@ -1,0 +1,126 @@
+"""Log lines: their two forms, whom they name, and what they never say."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.cli import _command_named
+from pipeline.errors import ConfigurationError, LandingError
+from pipeline.logs import FIELDS, configure_logging
+from pipeline.settings import LogSettings, load_log_settings
+from pipeline.workflow import current_workflow, working_as
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Loggers are the process's: what a test changes is put back."""
+    root = logging.getLogger()
+    before = root.level, [*root.handlers]
+    levels = {name: logging.getLogger(name).level for name in ("pipeline", "omop_schema")}
+    yield io.StringIO()
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_json_lines_hold_fields_and_name_the_workflow(stream: io.StringIO) -> None:
+    configure_logging(LogSettings(level="INFO", format="json"), stream)
+    with working_as("epic-omop export", "run-7"):
+        fields = {"event": "file", "bytes": 17}
+        logging.getLogger("pipeline.access").info("file: %s", "ok", extra={FIELDS: fields})
+        logging.getLogger("pipeline.access").debug("not at this level")
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert {**line, "time": ""} == {
+        "time": "",
+        "level": "INFO",
+        "logger": "pipeline.access",
+        "message": "file: ok",
+        "workflow": "epic-omop export",
+        "run_id": "run-7",
+        "os_user": current_workflow().os_user,
+        "event": "file",
+        "bytes": 17,
+    }
+    assert line["time"].endswith("+00:00")
+
+
+def failing() -> None:
+    raise ValueError("Key (name)=(Anna Miller) already exists")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_exception_is_told_without_its_text(stream: io.StringIO, form: str) -> None:
+    configure_logging(LogSettings(level="INFO", format=form), stream)  # type: ignore[arg-type]  # both are tested
+    try:
+        failing()
+    except ValueError:
+        logging.getLogger("pipeline.x").exception("It failed.")
+    told = stream.getvalue()
+    assert "builtins.ValueError" in told
+    assert "in failing" in told
+    assert "Miller" not in told
+    assert (len(told.splitlines()) == 1) is (form == "json")
+
+
+def full() -> None:
+    raise LandingError("The disk is full.")
+
+
+def test_our_own_errors_are_told_with_their_words(stream: io.StringIO) -> None:
+    configure_logging(LogSettings(level="INFO", format="json"), stream)
+    try:
+        full()
+    except LandingError:
+        logging.getLogger("pipeline.x").exception("It failed.")
+    assert "The disk is full." in json.loads(stream.getvalue())["exception"]
+
+
+def test_libraries_are_heard_from_warnings_on(stream: io.StringIO) -> None:
+    """At DEBUG they write queries with their values, headers with tokens."""
+    configure_logging(LogSettings(level="DEBUG", format="text"), stream)
+    configure_logging(LogSettings(level="DEBUG", format="text"), stream)
+    for name in ("httpx", "httpcore.http11", "sqlalchemy.engine", "psycopg", "asyncio", "dagster"):
+        logging.getLogger(name).debug("Authorization: Bearer secret")
+    logging.getLogger("pipeline.x").debug("ours")
+    assert stream.getvalue() == "DEBUG pipeline.x: ours\n"
+
+
+def test_settings_of_the_log() -> None:
+    assert load_log_settings({}) == LogSettings(level="WARNING", format="text")
+    chosen = load_log_settings({"EPIC_OMOP_LOG_LEVEL": "debug", "EPIC_OMOP_LOG_FORMAT": "JSON"})
+    assert chosen == LogSettings(level="DEBUG", format="json")
+    for name in ("EPIC_OMOP_LOG_LEVEL", "EPIC_OMOP_LOG_FORMAT"):
+        with pytest.raises(ConfigurationError, match=name):
+            load_log_settings({name: "loud"})
+
+
+def test_a_workflow_ends_with_its_block() -> None:
+    outside = current_workflow()
+    assert outside.run_id.startswith("p-")
+    with working_as("a job", "run-1") as inside:
+        assert current_workflow() == inside
+        with working_as("epic-omop crawl"):
+            assert current_workflow().run_id == outside.run_id
+        assert current_workflow() == inside
+    assert current_workflow() == outside
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["export", "--site", "north"], "epic-omop export"),
+        (["site", "check", "north"], "epic-omop site check"),
+        (["keys", "check", "--site", "north"], "epic-omop keys check"),
+        (["ingest", "/data/Anna Miller"], "epic-omop ingest"),
+        (["--help"], "epic-omop"),
+        ([], "epic-omop"),
+    ],
+)
+def test_a_command_is_named_without_its_arguments(arguments: list[str], name: str) -> None:
+    assert _command_named(arguments) == name
