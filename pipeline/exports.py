@@ -24,14 +24,16 @@ from typing import NoReturn
 import psycopg
 
 from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import AcceptedWithoutAddress, KickOffUnknown, Manifest, StillRunning
+from pipeline.epic.bulk_export import Manifest, StillRunning
 from pipeline.epic.session import EpicSession, open_session
 from pipeline.errors import (
+    AcceptedWithoutAddress,
     AuthenticationRefused,
     CooldownActive,
     EpicOmopError,
     ExportGone,
     ExportNotReady,
+    KickOffUnknown,
     LandingError,
     PermanentError,
     RemoteRefused,

@@ -14,14 +14,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pipeline.epic.session import EpicSession
-from pipeline.epic.transport import Answer, RemoteRequest, Unreachable, plain_text, shown_url
-from pipeline.errors import CooldownActive, ExportGone, ProtocolError, RemoteRefused, RemoteUnavailable, UnsafeRemote
+from pipeline.epic.transport import Answer, RemoteRequest, plain_text, shown_url
+from pipeline.errors import (
+    AcceptedWithoutAddress,
+    CooldownActive,
+    ExportGone,
+    KickOffUnknown,
+    ProtocolError,
+    RemoteRefused,
+    RemoteUnavailable,
+    Unreachable,
+    UnsafeRemote,
+)
 from pipeline.landing.resource_types import TYPE_NAME
 
 __all__ = [
-    "AcceptedWithoutAddress",
     "KickOff",
-    "KickOffUnknown",
     "Manifest",
     "ManifestFile",
     "StillRunning",
@@ -49,14 +57,6 @@ MAX_FILE_BYTES = 64 << 30
 _IDLE_SECONDS = 300.0
 
 _TOO_RECENTLY = "too recently"
-
-
-class KickOffUnknown(RemoteUnavailable):
-    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again."""
-
-
-class AcceptedWithoutAddress(ProtocolError):
-    """The server started an export and did not say where to ask for it: it runs, and cannot be reached."""
 
 
 @dataclass(frozen=True)

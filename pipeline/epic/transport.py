@@ -33,6 +33,7 @@ from pipeline.errors import (
     ProtocolError,
     RemoteRefused,
     RemoteUnavailable,
+    Unreachable,
     UnsafeRemote,
 )
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
@@ -45,7 +46,6 @@ __all__ = [
     "RetryPolicy",
     "TokenSource",
     "Transport",
-    "Unreachable",
     "plain_text",
     "retry_after_seconds",
     "shown_url",
@@ -80,10 +80,6 @@ class TokenSource(Protocol):
     def renew(self, rejected: str, transport: Transport) -> str:
         """A token other than `rejected`, which the server refused with 401."""
         ...
-
-
-class Unreachable(RemoteUnavailable):
-    """No connection was made: the server has seen nothing of the request."""
 
 
 @dataclass(frozen=True)

@@ -21,26 +21,28 @@ from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
 from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import KickOff, KickOffUnknown, Manifest, ManifestFile, StillRunning
+from pipeline.epic.bulk_export import KickOff, Manifest, ManifestFile, StillRunning
 from pipeline.epic.session import EpicSession
 from pipeline.epic.transport import (
     RemoteRequest,
     RetryPolicy,
     Transport,
-    Unreachable,
     plain_text,
     retry_after_seconds,
     shown_url,
 )
 from pipeline.errors import (
+    AcceptedWithoutAddress,
     AuthenticationRefused,
     ConfigurationError,
     CooldownActive,
     EpicOmopError,
     ExportGone,
+    KickOffUnknown,
     ProtocolError,
     RemoteRefused,
     RemoteUnavailable,
+    Unreachable,
     UnsafeRemote,
 )
 from pipeline.settings import SiteSettings
@@ -514,7 +516,7 @@ def test_a_kick_off_whose_connection_fails_is_unknown(server: Server, transport:
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (Reply(202), bulk_export.AcceptedWithoutAddress),
+        (Reply(202), AcceptedWithoutAddress),
         (Reply(200), ProtocolError),
         (Reply(404), RemoteRefused),
         (Reply(401), AuthenticationRefused),
