@@ -116,8 +116,8 @@ def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: 
         rest = export_jobs.cool_down(connection, site.name, site.client_id or "", group, runtime.clock.now())
         if rest:
             raise rest.error(site.name, group)
-        job = new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
-        return _kick_off(runtime, connection, site, job, session)
+        with _session(runtime, site, session) as used:
+            return _kicked_off(runtime, connection, used, group)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -160,13 +160,26 @@ def new_job(
     return job
 
 
-def _kick_off(
-    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, job: ExportJob, session: EpicSession | None
-) -> ExportJob:
-    group = job.group_id or ""
+def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str) -> ExportJob:
+    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
+    site = session.site
+
+    def requested() -> ExportJob:
+        return new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
+
     try:
-        with _session(runtime, site, session) as used:
-            started = bulk_export.kick_off(used, group, site.resource_types)
+        bulk_export.ask_for_token(session)
+    except EpicOmopError as error:
+        export_jobs.mark_failed(connection, requested().export_id, error.message)
+        connection.commit()
+        raise
+    return _kick_off(runtime, connection, session, requested())
+
+
+def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
+    site, group = session.site, job.group_id or ""
+    try:
+        started = bulk_export.kick_off(session, group, site.resource_types)
     except CooldownActive as refusal:
         next_try = _end_of_window(connection, site, group, refusal)
         export_jobs.mark_skipped(connection, job.export_id, refusal.message)

@@ -44,6 +44,7 @@ __all__ = [
     "Issue",
     "RemoteRequest",
     "RetryPolicy",
+    "StreamedAnswer",
     "TokenSource",
     "Transport",
     "plain_text",
@@ -63,7 +64,6 @@ _CONNECT_SECONDS = 10.0
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_BYTES = 64 * 1024
-_CHUNK_BYTES = 1 << 20
 _PORTS = {"https": 443, "http": 80}
 _TRANSIENT_STATUS = frozenset({408, 429})
 
@@ -188,6 +188,16 @@ class Answer:
         return RemoteRefused(message, advice, status=self.status)
 
 
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """A response whose decompressed body streams by: 200 the whole, 206 a part of it, 416 no such part (empty)."""
+
+    request: RemoteRequest
+    status: int
+    headers: httpx.Headers
+    chunks: Iterator[bytes]
+
+
 _ADVICE = {
     400: "The server calls the request itself wrong: compare resource_types and groups in sites.yaml with what the "
     "site offers.",
@@ -282,13 +292,24 @@ class Transport:
         `consume` is called anew for each attempt; when it raises RemoteUnavailable, the request is repeated as
         well. A body that ends early or whose gzip is damaged never passes as whole.
         """
+        return self.stream_from(lambda: request, lambda answer: consume(answer.chunks))
+
+    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedAnswer], _T]) -> _T:
+        """As `stream`, with a request of its own for each attempt, which may ask for the rest only (Range).
+
+        `consume` is given 200, and 206 or 416 where the request has a Range. Damaged gzip is a RemoteUnavailable
+        whose cause is a DamagedGzipError: what came of it is worth nothing.
+        """
 
         def once() -> _T:
+            request = next_request()
             with self._opened(request) as response:
-                if response.status_code != 200:
-                    body = self._limited_body(request, response, _ERROR_BODY_BYTES)
-                    raise self._answer(request, response, body).error()
-                return consume(self._chunks(request, response))
+                if response.status_code == 200 or (response.status_code in (206, 416) and "Range" in request.headers):
+                    chunks = self._chunks(request, response) if response.status_code != 416 else iter(())
+                    return consume(StreamedAnswer(request, response.status_code, response.headers, chunks))
+                body = self._limited_body(request, response, _ERROR_BODY_BYTES)
+                answer = self._answer(request, response, body)
+                raise answer.error() if answer.status >= 300 else _no_content(answer)
 
         return self.retrying(once)
 
@@ -367,7 +388,7 @@ class Transport:
 
     def _chunks(self, request: RemoteRequest, response: httpx.Response) -> Iterator[bytes]:
         with _network_errors(request.action):
-            raw = response.iter_raw(_CHUNK_BYTES)
+            raw = response.iter_raw()  # as the network gives it: httpx throws a gathered piece away when it is cut
             encoding = response.headers.get("content-encoding", "identity").strip().lower()
             if encoding in ("", "identity"):
                 yield from raw
@@ -375,6 +396,10 @@ class Transport:
                 yield from gunzip(raw)
             else:
                 raise ProtocolError(f"{request.action}: the server used an encoding that was not asked for.")
+
+
+def _no_content(answer: Answer) -> ProtocolError:
+    return ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 200.")
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
@@ -466,7 +491,7 @@ def _network_errors(action: str) -> Iterator[None]:
     try:
         yield
     except DamagedGzipError as error:
-        raise RemoteUnavailable(f"{action}: the body cannot be decompressed: {error}.") from None
+        raise RemoteUnavailable(f"{action}: the body cannot be decompressed: {error}.") from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ProtocolError(f"{action}: the server named an address that cannot be used.") from error
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:
