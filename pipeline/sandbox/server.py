@@ -33,6 +33,8 @@ from pipeline.errors import UsageError
 from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job
+from pipeline.sandbox.fault_player import TOO_RECENTLY, ClosableProtocol, FaultMiddleware, SkewedClock, skew_of
+from pipeline.sandbox.shaping import ManifestShape
 from pipeline.sandbox.sources import EXPORTED_TYPES
 from pipeline.sandbox.tokens import ALGORITHMS, AccessToken, TokenOffice
 
@@ -57,11 +59,14 @@ class SandboxState:
     config: SandboxConfig
     desk: ExportDesk
     tokens: TokenOffice
+    manifests: ManifestShape
 
 
 def create_app(config: SandboxConfig) -> Starlette:
     """The whole simulated server as one ASGI application."""
-    state = SandboxState(config, ExportDesk(config), TokenOffice(config.clients, config.clock, config.token_seconds))
+    clock = SkewedClock(config.clock, skew_of(config.faults))
+    tokens = TokenOffice(config.clients, clock, config.token_seconds)
+    state = SandboxState(config, ExportDesk(config), tokens, ManifestShape(config.faults))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -84,6 +89,15 @@ def create_app(config: SandboxConfig) -> Starlette:
         lifespan=lifespan,
     )
     app.state.sandbox = state
+    if config.faults:
+
+        def find_file(path: str) -> tuple[int, str] | None:
+            folder, _, name = path.rpartition("/")
+            return state.desk.place(folder.rpartition("/")[2], name)
+
+        app.add_middleware(
+            FaultMiddleware, faults=config.faults, clock=clock, find_file=find_file, end_tokens=tokens.revoke_all
+        )
     return app
 
 
@@ -151,8 +165,11 @@ def _url_of(listener: socket.socket) -> str:
 
 
 def _uvicorn(config: SandboxConfig) -> uvicorn.Server:
+    disturbed: dict[str, Any] = {"http": ClosableProtocol, "date_header": False} if config.faults else {}
     return uvicorn.Server(
-        uvicorn.Config(create_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(
+            create_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=5, **disturbed
+        )
     )
 
 
@@ -259,8 +276,7 @@ async def _kick_off(request: Request) -> Response:
         raise FhirRefusal(404, "not-found", "There is no Group with this id, or the client may not see it.")
     types = _checked_types(request, token)
     if state.desk.too_recent(token.client_id, group):
-        text = "Error normalizing bulk request: this client has requested this Group too recently."
-        raise FhirRefusal(state.config.too_recently_status, "business-rule", text)
+        raise FhirRefusal(state.config.too_recently_status, "business-rule", TOO_RECENTLY)
     job = state.desk.kick_off(token.client_id, group, types, str(request.url))
     return Response(status_code=202, headers={"Content-Location": _job_url(request, job)})
 
@@ -317,23 +333,35 @@ async def _status(request: Request) -> Response:
             "X-Progress": f"in progress, asked {job.polls} times",
             "Retry-After": str(state.config.retry_after_seconds),
         }
-        return Response(status_code=202, headers=headers)
+        return _with_export_status(state, Response(status_code=202, headers=headers))
     state.desk.complete(job, files)
-    return _manifest(request, job)
+    return _with_export_status(state, _manifest(request, job))
+
+
+def _with_export_status(state: SandboxState, answer: Response) -> Response:
+    if state.manifests.separate_status:
+        answer.headers["X-Export-Status"] = str(answer.status_code)
+        answer.status_code = 200
+    return answer
 
 
 def _manifest(request: Request, job: Job) -> Response:
     url = _job_url(request, job)
+    lists: dict[str, list[dict[str, Any]]] = {"output": [], "error": [], "deleted": []}
+    for file in job.files or []:
+        entry = {"type": file.resource_type, "url": f"{url}/{file.name}", "count": file.count}
+        lists[file.category].append(entry)
+    if not lists["deleted"]:
+        del lists["deleted"]
     manifest = {
         "transactionTime": job.accepted.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "request": job.request,
         "requiresAccessToken": True,
-        "output": [
-            {"type": file.resource_type, "url": f"{url}/{file.name}", "count": file.count} for file in job.files or []
-        ],
-        "error": [],
+        **lists,
     }
-    return Response(orjson.dumps(manifest), media_type="application/json")
+    page = request.query_params.get("page", "1")
+    shaped = _state(request).manifests.shaped(manifest, url, int(page) if page.isdecimal() and page != "0" else 1)
+    return Response(orjson.dumps(shaped), media_type="application/json")
 
 
 async def _delete(request: Request) -> Response:
