@@ -38,6 +38,7 @@ from pipeline.errors import (
     PermanentError,
     RemoteRefused,
     RemoteUnavailable,
+    SiteBusy,
     UnsafeRemote,
 )
 from pipeline.export_files import ExportDownload
@@ -241,19 +242,30 @@ def poll_once(
     dice = chance or random.SystemRandom()
     with runtime.connect() as connection, _session(runtime, site, session) as used:
         try:
-            status = _status(connection, used, job)
-        except RemoteUnavailable as error:
-            now = runtime.clock.now()
-            _give_up_an_old_job(connection, job, error, now)
-            _log.warning("Export %d of site %s: %s", job.export_id, site.name, error.message)
-            asked = (error.next_try - now).total_seconds() if error.next_try else None
-            next_poll = _next_poll(site, now, asked, dice)
-            return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, error=error.message)
-        if isinstance(status, Manifest):
-            _log.info("Export %d of site %s is complete: %d files.", job.export_id, site.name, len(status.output))
-            return export_jobs.save_manifest(connection, job.export_id, status.to_json(), status.transaction_time)
-        next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
-        return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
+            return _polled(runtime, connection, used, job, dice)
+        except SiteBusy:  # another process asked at the same time, and was told more
+            connection.rollback()
+            return export_jobs.get_job(connection, job.export_id)
+
+
+def _polled(
+    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob, dice: random.Random
+) -> ExportJob:
+    site = session.site
+    try:
+        status = _status(connection, session, job)
+    except RemoteUnavailable as error:
+        now = runtime.clock.now()
+        _give_up_an_old_job(connection, job, error, now)
+        _log.warning("Export %d of site %s: %s", job.export_id, site.name, error.message)
+        asked = (error.next_try - now).total_seconds() if error.next_try else None
+        next_poll = _next_poll(site, now, asked, dice)
+        return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, error=error.message)
+    if isinstance(status, Manifest):
+        _log.info("Export %d of site %s is complete: %d files.", job.export_id, site.name, len(status.output))
+        return export_jobs.save_manifest(connection, job.export_id, status.to_json(), status.transaction_time)
+    next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
+    return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
 
 
 def _status(connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> StillRunning | Manifest:

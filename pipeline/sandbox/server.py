@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import UsageError
 from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
@@ -50,6 +51,23 @@ _PATIENCE_SECONDS = 10.0
 _GZIP_WINDOW = 31  # zlib's largest window, with a gzip header
 _BLOCK = 256 * 1024
 _log = logging.getLogger(__name__)
+
+#: (`before` or `after` the answer, method, path)
+Watch = Callable[[str, str, str], None]
+
+
+class _Watched:
+    def __init__(self, app: ASGIApp, watch: Watch) -> None:
+        self._app = app
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._watch("before", scope["method"], scope["path"])
+        await self._app(scope, receive, send)
+        self._watch("after", scope["method"], scope["path"])
 
 
 @dataclass(frozen=True)
@@ -118,16 +136,18 @@ def serve(
 class RunningSandbox:
     """Context manager: the simulated Epic on a free loopback port, in a thread of this process.
 
-    `base_url` is the server's root, `fhir_url` the FHIR base, `state` what the application knows.
+    `base_url` is the server's root, `fhir_url` the FHIR base, `port` what it listens on, `state` what the application
+    knows. `watch` is told of every request before it is looked at and after it was answered.
     """
 
-    def __init__(self, config: SandboxConfig, port: int = 0) -> None:
+    def __init__(self, config: SandboxConfig, port: int = 0, watch: Watch | None = None) -> None:
         self._listener = _listen("127.0.0.1", port)
-        self._server = _uvicorn(config)
+        self._server = _uvicorn(config, watch)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, name="sandbox", daemon=True
         )
         self.base_url = _url_of(self._listener)
+        self.port: int = self._listener.getsockname()[1]
         self.fhir_url = self.base_url + FHIR_PATH
         self.token_url = self.base_url + TOKEN_PATH
         self.state: SandboxState = self._server.config.app.state.sandbox  # type: ignore[union-attr]  # always our own app
@@ -164,12 +184,13 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _uvicorn(config: SandboxConfig) -> uvicorn.Server:
+def _uvicorn(config: SandboxConfig, watch: Watch | None = None) -> uvicorn.Server:
+    app = create_app(config)
+    if watch is not None:
+        app.add_middleware(_Watched, watch=watch)
     disturbed: dict[str, Any] = {"http": ClosableProtocol, "date_header": False} if config.faults else {}
     return uvicorn.Server(
-        uvicorn.Config(
-            create_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=5, **disturbed
-        )
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, **disturbed)
     )
 
 

@@ -61,7 +61,8 @@ class FileShape:
             return
         if self._is_deleted(resource_type, line):
             return
-        self._first.setdefault(resource_type, line)
+        if resource_type not in self._first and _id_of(line):
+            self._first[resource_type] = line
         how = self._of(resource_type)
         if resource_type not in self._begun:
             self._begun.add(resource_type)
@@ -78,8 +79,8 @@ class FileShape:
 
     def _is_deleted(self, resource_type: str, line: bytes) -> bool:
         for fault, gone in self._deleted.items():
-            if fault.type == resource_type and len(gone) < fault.resources:
-                gone.append(orjson.loads(line)["id"])
+            if fault.type == resource_type and len(gone) < fault.resources and (resource_id := _id_of(line)):
+                gone.append(resource_id)
                 return True
         return False
 
@@ -102,6 +103,15 @@ class FileShape:
         for deleted, ids in self._deleted.items():
             if ids:
                 yield ExtraFile("deleted", "Bundle", (_bundle(deleted.type, ids),))
+
+
+def _id_of(line: bytes) -> str | None:
+    try:
+        resource = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    found = resource.get("id") if isinstance(resource, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _lines_before(resource_type: str, how: dict[str, LinesFault]) -> Iterator[bytes]:
