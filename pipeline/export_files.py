@@ -21,7 +21,7 @@ from pipeline.epic.bulk_export import Manifest, ManifestFile
 from pipeline.epic.ranges import OVERLAP_BYTES, OtherContent, ResumePoint, continuation, range_headers, validator_of
 from pipeline.epic.session import EpicSession
 from pipeline.epic.transport import StreamedAnswer
-from pipeline.errors import ExportGone, RemoteUnavailable
+from pipeline.errors import ExportGone, RemoteUnavailable, UnsafeRemote
 from pipeline.landing.files import FileDigest
 from pipeline.landing.gzip_stream import DamagedGzipError
 from pipeline.landing.partial import PartialFile
@@ -41,6 +41,10 @@ class _Place:
     number: int
     entry: ManifestFile
     source: str
+
+
+class _OtherCount(RemoteUnavailable):
+    """A file stays shorter than the manifest's `count`, which is perhaps wrong."""
 
 
 class _ReadAgain(Exception):
@@ -109,7 +113,7 @@ class ExportDownload:
         if landed is None:
             try:
                 landed = self._download(place)
-            except ExportGone:
+            except (ExportGone, UnsafeRemote, _OtherCount):
                 if self._second_round:
                     raise
                 self._read_manifest_again()
@@ -134,7 +138,8 @@ class ExportDownload:
             )
 
     def _read_manifest_again(self) -> None:
-        """A file is gone: its address may be new. The manifest is read again once, by whoever needs it first."""
+        """A file is gone, or its address or count cannot be right: the site may have mended that. The manifest is read
+        again once, by whoever needs it first."""
         with self._lock:
             if self._read_again:
                 return
@@ -202,7 +207,7 @@ class _FileReceiver:
         if self._expected is None or digest.lines == self._expected or self._is_longer_again(digest):
             return
         self._part.restart()
-        raise RemoteUnavailable(
+        raise _OtherCount(
             f"{self._part.path.name} came with {digest.lines} lines; the manifest says {self._expected}.",
             "The file is fetched again by the next run; the export stays on the server.",
         )

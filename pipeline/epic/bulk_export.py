@@ -360,7 +360,10 @@ def download(
         return session.transport.stream_from(request, lambda answer: receive(_limited(answer)))
     except RemoteRefused as error:
         if error.status in (404, 410):
-            raise ExportGone(f"{action}: the file is not there any more.") from error
+            raise ExportGone(
+                f"{action}: the file is not there any more.",
+                "The next run after this group's window starts a new export.",
+            ) from error
         raise
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from email.utils import format_datetime
@@ -27,11 +26,11 @@ from pipeline.sandbox.faults import (
     EndTokens,
     Exchange,
     Fault,
+    FaultTally,
     NoAnswer,
     NoRanges,
     Redirect,
     SmallPieces,
-    Times,
     TooRecently,
 )
 
@@ -80,7 +79,7 @@ class FaultMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        faults: Sequence[Fault],
+        tally: FaultTally,
         *,
         clock: Clock,
         find_file: FindFile,
@@ -90,11 +89,8 @@ class FaultMiddleware:
         self._clock = clock
         self._find_file = find_file
         self._end_tokens = end_tokens
-        self._no_ranges = any(isinstance(fault, NoRanges) for fault in faults)
-        self._faults = faults
-        self._passed = [0] * len(faults)
-        self._played = [0] * len(faults)
-        self._lock = threading.Lock()
+        self._no_ranges = any(isinstance(fault, NoRanges) for fault in tally.faults)
+        self._tally = tally
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,19 +119,8 @@ class FaultMiddleware:
 
     def _due(self, kind: type[_F], exchange: Exchange | None, file: tuple[int, str] | None) -> _F | None:
         """The first fault of that kind whose turn it is; it is counted as played."""
-        found: _F | None = None
-        with self._lock:
-            for index, fault in enumerate(self._faults):
-                if not isinstance(fault, kind) or not _concerns(fault, exchange, file):
-                    continue
-                if self._passed[index] < getattr(fault, "after", 0):
-                    self._passed[index] += 1
-                    continue
-                times: Times = getattr(fault, "times", "always")
-                if found is None and (times == "always" or self._played[index] < times):
-                    self._played[index] += 1
-                    found = fault
-        return found
+        found = self._tally.take(lambda fault: isinstance(fault, kind) and _concerns(fault, exchange, file), most=1)
+        return found[0] if found and isinstance(found[0], kind) else None
 
     def _answer(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         if refusal := self._due(TooRecently, exchange, file):

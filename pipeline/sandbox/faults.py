@@ -6,6 +6,9 @@ refused. `epic-omop sandbox faults` prints an example that holds every kind, wit
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +29,7 @@ __all__ = [
     "EndTokens",
     "Exchange",
     "Fault",
+    "FaultTally",
     "LinesFault",
     "LinkLoop",
     "ManifestVersion",
@@ -37,7 +41,6 @@ __all__ = [
     "Pages",
     "Redirect",
     "SmallPieces",
-    "Times",
     "TooRecently",
     "TypeName",
     "WrongCount",
@@ -293,6 +296,41 @@ Fault = Annotated[
     | ManifestVersion,
     Field(discriminator="fault"),
 ]
+
+
+class FaultTally:
+    """How often each fault was played, for all who play them. Thread-safe."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = faults
+        self._passed: Counter[int] = Counter()
+        self._played: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, wanted: Callable[[Fault], bool], *, most: int | None = None) -> list[Fault]:
+        """The faults that are wanted and whose turn it is, in the order of the file; they count as played. Of the
+        others that are wanted, one more request has passed. At most `most`."""
+        found: list[Fault] = []
+        with self._lock:
+            for index, fault in enumerate(self.faults):
+                if not wanted(fault):
+                    continue
+                if self._passed[index] < getattr(fault, "after", 0):
+                    self._passed[index] += 1
+                elif len(found) != most and self._played[index] < _limit(fault):
+                    self._played[index] += 1
+                    found.append(fault)
+        return found
+
+    def played(self) -> list[tuple[Fault, int]]:
+        """Each fault and how often it was played."""
+        with self._lock:
+            return [(fault, self._played[index]) for index, fault in enumerate(self.faults)]
+
+
+def _limit(fault: Fault) -> float:
+    times: Times = getattr(fault, "times", "always")
+    return float("inf") if times == "always" else times
 
 
 class _File(_Model):

@@ -35,6 +35,7 @@ from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oau
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job
 from pipeline.sandbox.fault_player import TOO_RECENTLY, ClosableProtocol, FaultMiddleware, SkewedClock, skew_of
+from pipeline.sandbox.faults import FaultTally
 from pipeline.sandbox.shaping import ManifestShape
 from pipeline.sandbox.sources import EXPORTED_TYPES
 from pipeline.sandbox.tokens import ALGORITHMS, AccessToken, TokenOffice
@@ -52,8 +53,8 @@ _GZIP_WINDOW = 31  # zlib's largest window, with a gzip header
 _BLOCK = 256 * 1024
 _log = logging.getLogger(__name__)
 
-#: (`before` or `after` the answer, method, path)
-Watch = Callable[[str, str, str], None]
+#: (`before` or `after` the answer, the request)
+Watch = Callable[[str, Request], None]
 
 
 class _Watched:
@@ -65,9 +66,9 @@ class _Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._watch("before", scope["method"], scope["path"])
+        self._watch("before", Request(scope))
         await self._app(scope, receive, send)
-        self._watch("after", scope["method"], scope["path"])
+        self._watch("after", Request(scope))
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,15 @@ class SandboxState:
     desk: ExportDesk
     tokens: TokenOffice
     manifests: ManifestShape
+    faults: FaultTally
 
 
 def create_app(config: SandboxConfig) -> Starlette:
     """The whole simulated server as one ASGI application."""
     clock = SkewedClock(config.clock, skew_of(config.faults))
     tokens = TokenOffice(config.clients, clock, config.token_seconds)
-    state = SandboxState(config, ExportDesk(config), tokens, ManifestShape(config.faults))
+    tally = FaultTally(config.faults)
+    state = SandboxState(config, ExportDesk(config), tokens, ManifestShape(tally), tally)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -113,9 +116,7 @@ def create_app(config: SandboxConfig) -> Starlette:
             folder, _, name = path.rpartition("/")
             return state.desk.place(folder.rpartition("/")[2], name)
 
-        app.add_middleware(
-            FaultMiddleware, faults=config.faults, clock=clock, find_file=find_file, end_tokens=tokens.revoke_all
-        )
+        app.add_middleware(FaultMiddleware, tally=tally, clock=clock, find_file=find_file, end_tokens=tokens.revoke_all)
     return app
 
 

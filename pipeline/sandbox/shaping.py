@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from pipeline.sandbox.faults import (
     Duplicate,
     EmptyOutput,
     Fault,
+    FaultTally,
     LinesFault,
     LinkLoop,
     ManifestVersion,
@@ -22,7 +21,6 @@ from pipeline.sandbox.faults import (
     OtherAddress,
     Outcomes,
     Pages,
-    Times,
     TypeName,
     WrongCount,
 )
@@ -153,14 +151,16 @@ def _bundle(resource_type: str, ids: Sequence[str]) -> bytes:
     return orjson.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries})
 
 
-class ManifestShape:
-    """What the faults make of manifests; counts how often each was played."""
+_OF_MANIFEST = (EmptyOutput, MissingTypes, WrongCount, OtherAddress, TypeName, Pages, LinkLoop)
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        self._faults = faults
-        self._played: Counter[int] = Counter()
-        self._lock = threading.Lock()
-        versions = [fault for fault in faults if isinstance(fault, ManifestVersion)]
+
+class ManifestShape:
+    """What the faults make of manifests."""
+
+    def __init__(self, tally: FaultTally) -> None:
+        self._tally = tally
+        self._of_pages: list[Fault] = []
+        versions = [fault for fault in tally.faults if isinstance(fault, ManifestVersion)]
         self._version = versions[-1] if versions else None
 
     @property
@@ -170,7 +170,9 @@ class ManifestShape:
 
     def shaped(self, manifest: dict[str, Any], url: str, page: int) -> dict[str, Any]:
         """One page (from 1) of the manifest that `url` gives. Lists are changed in place."""
-        due = self._due(page)
+        if page == 1:  # the others are of the manifest whose first page was asked for
+            self._of_pages = self._tally.take(lambda fault: isinstance(fault, _OF_MANIFEST))
+        due = self._of_pages
         for fault in due:
             _edit(fault, manifest)
         pages = next((fault for fault in due if isinstance(fault, Pages)), None)
@@ -179,17 +181,6 @@ class ManifestShape:
         if any(isinstance(fault, LinkLoop) for fault in due):
             manifest["link"] = [{"relation": "next", "url": url}]
         return self._in_version(manifest)
-
-    def _due(self, page: int) -> list[Fault]:
-        with self._lock:
-            due = []
-            for index, fault in enumerate(self._faults):
-                times: Times = getattr(fault, "times", "always")
-                played = self._played[index] - (page > 1)  # further pages are of the manifest that was counted
-                if times == "always" or played < times:
-                    self._played[index] += page == 1
-                    due.append(fault)
-            return due
 
     def _in_version(self, manifest: dict[str, Any]) -> dict[str, Any]:
         if self._version is None:

@@ -17,6 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydantic import TypeAdapter
+from starlette.requests import Request
 
 from pipeline import exports
 from pipeline.landing.store import LandedExport
@@ -72,6 +73,8 @@ class FaultyEpic:
     resources_per_file: int = 3000
     clock: ShiftedClock = field(default_factory=ShiftedClock)
     requests: list[str] = field(default_factory=list)
+    #: Range headers, in the order in which they came.
+    ranges: list[str] = field(default_factory=list)
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -83,11 +86,12 @@ class FaultyEpic:
     def serving(self, *faults: Mapping[str, Any], watch: Watch | None = None, **config: Any) -> Iterator[Runtime]:
         """The server with these faults, and a runtime whose one site it is."""
 
-        def watched(when: str, method: str, path: str) -> None:
+        def watched(when: str, request: Request) -> None:
             if when == "before":
-                self.requests.append(f"{method} {path}")
+                self.requests.append(f"{request.method} {request.url.path}")
+                self.ranges += [value] if (value := request.headers.get("range")) else []
             if watch:
-                watch(when, method, path)
+                watch(when, request)
 
         settings = SandboxConfig(
             groups={"g1": self.source},

@@ -16,6 +16,7 @@ from typing import Literal
 
 import orjson
 import pytest
+from starlette.requests import Request
 
 from pipeline.errors import CooldownActive
 from pipeline.runtime import Runtime
@@ -89,11 +90,11 @@ class Killer:
         self._pid = pid
         self._known.set()
 
-    def __call__(self, moment: str, method: str, path: str) -> None:
+    def __call__(self, moment: str, request: Request) -> None:
         if self._step and len(self.exchanges) > self._step:  # the run after the kill
             return
         if moment == "before":
-            self.exchanges.append(f"{method} {path}")
+            self.exchanges.append(f"{request.method} {request.url.path}")
         if moment == self._when and len(self.exchanges) == self._step:
             self._known.wait()
             os.kill(self._pid, signal.SIGKILL)

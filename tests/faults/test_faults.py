@@ -1,0 +1,261 @@
+"""Every fault that the simulated Epic plays, one case each, over real HTTP into a real warehouse.
+
+A case either ends with every line landed once, or stops with an error that says what to do; then the same command is
+run again on a server without faults, goes on where the first one stood, and ends whole. Cases that change what lines
+hold are loaded as well, and compared with the load of the undisturbed export.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import (
+    AuthenticationRefused,
+    CooldownActive,
+    EpicOmopError,
+    ExportGone,
+    KickOffUnknown,
+    ProtocolError,
+    RemoteUnavailable,
+    TransientError,
+    UnsafeRemote,
+)
+from pipeline.landing.store import LandedExport
+from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.runtime import Runtime
+from pipeline.sandbox.sources import GeneratedSource
+from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.warehouse.schema import install_schemas
+from tests.faults.support import (
+    FaultyEpic,
+    empty_warehouse,
+    exported,
+    is_file,
+    landed_lines,
+    states,
+)
+
+SOURCE = GeneratedSource(3, seed=11)
+TYPES = ("Patient", "Encounter", "Condition", "Observation")
+
+Faults = tuple[Mapping[str, Any], ...]
+
+
+@pytest.fixture(scope="module")
+def installed(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
+    load_vocabulary(module_database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
+    return module_database_url
+
+
+@pytest.fixture
+def epic(tmp_path: Path, installed: str) -> FaultyEpic:
+    epic = FaultyEpic(tmp_path / "home", installed, SOURCE, TYPES, resources_per_file=30)
+    empty_warehouse(epic.runtime())
+    return epic
+
+
+@pytest.fixture(scope="module")
+def every_line() -> Counter[bytes]:
+    """What an undisturbed export holds, as the source gives it."""
+    return Counter(line for _, line in SOURCE.lines(TYPES, datetime.now(UTC).date(), 0))
+
+
+def fault(kind: str, **values: Any) -> dict[str, Any]:
+    return {"fault": kind, **values}
+
+
+# --- faults that the export outlives by itself
+
+
+OUTLIVED: dict[str, Faults] = {
+    "status 401 once": (fault("answer", at="status", status=401),),
+    "tokens end before a poll": (fault("end-tokens", at="status", after=1),),
+    "tokens end in the middle of the download": (fault("end-tokens", at="file", after=2, times=2),),
+    "token endpoint down for a while": (fault("answer", at="token", status=503, times=3),),
+    "discovery fails once": (fault("answer", at="discovery", status=500),),
+    "server's clock 15 seconds behind": (fault("clock-skew", seconds=-15),),
+    "server's clock a minute ahead": (fault("clock-skew", seconds=60),),
+    "status without an answer": (fault("no-answer", at="status"),),
+    "file without an answer": (fault("no-answer", at="file", after=1, times=2),),
+    "body cut": (fault("cut-body", type="Observation", bytes=3000, times=2),),
+    "body cut before its first byte": (fault("cut-body", bytes=0, times=2),),
+    "gzip cut": (fault("cut-gzip", type="Observation", times=2),),
+    "small pieces": (fault("small-pieces", type="Patient", bytes=3),),
+    "no ranges": (fault("no-ranges"), fault("cut-body", type="Observation", bytes=9000, times=2)),
+    "count too large, in the first manifest": (fault("wrong-count", type="Patient", off_by=1, times=1),),
+    "count 0": (fault("wrong-count", type="Observation", count=0),),
+    "count too small": (fault("wrong-count", type="Observation", off_by=-1),),
+    "file 404 once": (fault("answer", at="file", number=2, status=404),),
+    "file 410 once": (fault("answer", at="file", type="Observation", status=410),),
+    "file 500 once": (fault("answer", at="file", status=500),),
+    "file 408": (fault("answer", at="file", status=408),),
+    "status 500 three times": (fault("answer", at="status", status=500, times=3),),
+    "status 422 that calls itself transient": (fault("answer", at="status", status=422, code="transient"),),
+    "delete answered with 404": (fault("answer", at="delete", status=404),),
+    "delete fails": (fault("answer", at="delete", status=403, times="always"),),
+    "202 for a long time": (fault("answer", at="status", status=202, times=200, retry_after="3600"),),
+    "manifest in pages": (fault("pages", files=2),),
+    "a file's address is new": (fault("other-address", type="Observation", url="/nowhere/1", times=1),),
+    **{
+        f"Retry-After {form!r}": (
+            fault("answer", at="status", status=202, times=2, retry_after=form),
+            fault("answer", at="file", status=429, times=2, retry_after=form),
+            fault("answer", at="file", status=503, after=2, retry_after=form),
+        )
+        for form in ("7", "date", "past", "0", "-5", "soon, please", "epoch", "epoch-milliseconds", "99999999999", "")
+    },
+    **{f"manifest of {version}": (fault("manifest-version", version=version),) for version in ("stu2", "stu3", "stu4")},
+    "separate export status": (fault("manifest-version", version="stu4", separate_status=True),),
+}
+
+
+@pytest.mark.parametrize("name", OUTLIVED)
+def test_the_export_ends_whole(epic: FaultyEpic, every_line: Counter[bytes], name: str) -> None:
+    with epic.serving(*OUTLIVED[name]) as runtime:
+        landed = exported(runtime)
+        assert_whole(epic, runtime, landed, every_line)
+        assert_played(epic)
+    assert epic.clock.shift < timedelta(days=9), "200 polls of an hour are the longest wait"
+
+
+def assert_played(epic: FaultyEpic) -> None:
+    """The case is worth nothing if its fault never came to pass."""
+    for one, played in epic.sandbox.state.faults.played():
+        times = getattr(one, "times", None)
+        if times is not None:
+            assert played >= (1 if times == "always" else times), one
+
+
+def assert_whole(epic: FaultyEpic, runtime: Runtime, landed: LandedExport, every_line: Counter[bytes]) -> None:
+    assert landed_lines(landed) == every_line
+    assert runtime.landing.open("site_a", landed.export_id, verify=True) == landed
+    assert not [path for path in landed.folder.rglob("*") if ".part" in path.name or path.suffix == ".tmp"]
+    assert epic.kick_offs == 1
+    assert states(runtime) == ["landed"]
+    with runtime.connect() as connection:
+        row = connection.execute("SELECT count(DISTINCT file_number), sum(lines) FROM export_file").fetchone()
+    assert row == (len(landed.files), every_line.total())
+
+
+# --- faults that stop the run, which goes on when they are over
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The error of the first run, the export's state after it, and whether the next run needs a new export."""
+
+    faults: Faults
+    error: type[EpicOmopError]
+    words: str
+    state: str
+    #: The group has to rest until its window has passed, and a new export begins.
+    rests: bool = False
+
+
+EVER: Mapping[str, Any] = {"times": "always"}
+NOWHERE = "http://127.0.0.2:9/file"
+
+STOPPED: dict[str, Stop] = {
+    "token endpoint down": Stop(
+        (fault("answer", at="token", status=503, **EVER),), RemoteUnavailable, "access token .* answered 503", "failed"
+    ),
+    "token endpoint down in the middle": Stop(
+        (fault("end-tokens", at="status", after=1), fault("answer", at="token", status=503, after=1, **EVER)),
+        RemoteUnavailable,
+        "10 status calls in a row failed",
+        "running",
+    ),
+    "401 for ever at the status": Stop(
+        (fault("answer", at="status", status=401, **EVER),), AuthenticationRefused, "answered 401", "running"
+    ),
+    "401 for ever in the middle of the download": Stop(
+        (fault("answer", at="file", status=401, after=2, **EVER),), AuthenticationRefused, "answered 401", "complete"
+    ),
+    "403 at a file": Stop(
+        (fault("answer", at="file", status=403, after=2, **EVER),), EpicOmopError, "registration", "complete"
+    ),
+    "server's clock ten minutes ahead": Stop(
+        (fault("clock-skew", seconds=600),),
+        AuthenticationRefused,
+        r"clock differs from the server's by (599|600) s",
+        "failed",
+    ),
+    "body cut for ever": Stop(
+        (fault("cut-body", type="Observation", bytes=500, **EVER),), RemoteUnavailable, "connection failed", "complete"
+    ),
+    "gzip cut for ever": Stop(
+        (fault("cut-gzip", type="Patient", **EVER),), RemoteUnavailable, "cannot be decompressed", "complete"
+    ),
+    "count too large": Stop(
+        (fault("wrong-count", type="Patient", off_by=3),), RemoteUnavailable, r"the manifest says \d+", "complete"
+    ),
+    "file 500 for ever": Stop(
+        (fault("answer", at="file", number=2, status=500, **EVER),), RemoteUnavailable, "answered 500", "complete"
+    ),
+    "status 500 for ever": Stop(
+        (fault("answer", at="status", status=500, after=1, **EVER),), RemoteUnavailable, "10 status calls", "running"
+    ),
+    "file 404 for ever": Stop(
+        (fault("answer", at="file", number=2, status=404, **EVER),), ExportGone, "not there any more", "failed", True
+    ),
+    "job 404": Stop((fault("answer", at="status", status=404),), ExportGone, "no longer knows", "gone", True),
+    "kick-off refused for what it asks": Stop(
+        (fault("answer", at="kick-off", status=400, code="invalid"),), EpicOmopError, r"400 \(invalid", "failed"
+    ),
+    "kick-off 503": Stop((fault("answer", at="kick-off", status=503),), RemoteUnavailable, "503", "failed"),
+    "kick-off that nobody answers": Stop(
+        (fault("no-answer", at="kick-off", processed=True),), KickOffUnknown, "connection failed", "failed", True
+    ),
+    "kick-off that a gateway gives up": Stop(
+        (fault("answer", at="kick-off", status=504),), KickOffUnknown, "504", "failed", True
+    ),
+    "too recently": Stop((fault("too-recently", status=429),), CooldownActive, "too recently", "skipped", True),
+    "link loop": Stop((fault("link-loop"),), ProtocolError, "circle", "failed", True),
+    "file on another host": Stop(
+        (fault("other-address", type="Patient", url=NOWHERE),), UnsafeRemote, "not allow-listed", "complete"
+    ),
+    "redirect to another host": Stop(
+        (fault("redirect", number=2, location=NOWHERE),), UnsafeRemote, "not allow-listed", "complete"
+    ),
+    "type that is a path": Stop(
+        (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "no resource type", "running"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_the_run_stops_and_the_next_goes_on(epic: FaultyEpic, every_line: Counter[bytes], name: str) -> None:
+    stop = STOPPED[name]
+    with epic.serving(*stop.faults) as runtime:
+        with pytest.raises(stop.error, match=stop.words) as caught:
+            exported(runtime)
+        assert_played(epic)
+        assert states(runtime) == [stop.state]
+        assert caught.value.advice or isinstance(caught.value, TransientError), "a person is told what to do"
+        assert not any(line.startswith("DELETE") for line in epic.requests), "what is missing stays on the server"
+        complete = [path.name for path in runtime.landing.root.rglob("*.ndjson")]
+    assert not list(epic.home.parent.rglob("x.*"))
+    with epic.serving() as runtime:
+        if stop.rests:
+            asked = epic.kick_offs
+            with pytest.raises(CooldownActive):
+                exported(runtime)
+            assert epic.kick_offs == asked, "the group rests: Epic is not asked"
+            epic.clock.sleep(25 * 3600)
+        before = len(epic.requests)
+        landed = exported(runtime)
+        assert landed_lines(landed) == every_line if not stop.rests else landed_lines(landed).total() > 0
+        assert runtime.landing.open("site_a", landed.export_id, verify=True) == landed
+        if stop.state in ("running", "complete"):
+            assert epic.kick_offs == 1
+            fetched = {line for line in epic.requests[before:] if is_file(line)}
+            assert len(fetched) == len(landed.files) - len(complete), "what was complete is not fetched again"
+        assert states(runtime)[0] == "landed"
