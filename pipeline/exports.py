@@ -44,6 +44,7 @@ from pipeline.errors import (
 from pipeline.export_files import ExportDownload
 from pipeline.landing.folder import ndjson_files
 from pipeline.landing.store import LandedExport, LandingProgress, ProgressCallback
+from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
@@ -97,6 +98,8 @@ class SiteExport:
     failures: Mapping[str, EpicOmopError] = field(default_factory=dict)
     #: By export id: types that were asked for and did not come.
     missing_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    #: By export id: all that is to be told besides, a sentence each.
+    notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 EventCallback = Callable[[ExportEvent], None]
@@ -358,7 +361,8 @@ def _landed(
             raise
         export_jobs.save_landed(connection, landed, runtime.clock.now())
         connection.commit()
-        _tell_missing_types(job, landed)
+        _tell_notes(connection, job)
+        connection.commit()
         return landed
     try:
         return runtime.landing.open(job.site, job.export_id)
@@ -412,13 +416,10 @@ def types_not_received(job: ExportJob, landed: LandedExport) -> tuple[str, ...]:
     return tuple(name for name in job.resource_types if name not in received)
 
 
-def _tell_missing_types(job: ExportJob, landed: LandedExport) -> None:
-    missing = types_not_received(job, landed)
-    if missing:
-        _log.warning("Export %d of site %s has no file of: %s.", job.export_id, job.site, ", ".join(missing))
-    if landed.outcomes:
-        lines = sum(file.lines for file in landed.outcomes)
-        _log.warning("Export %d of site %s came with %d messages in outcomes/.", job.export_id, job.site, lines)
+def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
+    """Types that did not come, and what the site says: from the warehouse, where everybody finds it."""
+    for sentence in export_notes(connection, [job.export_id]).told():
+        _log.warning("Export %d of site %s: %s", job.export_id, job.site, sentence)
 
 
 def ingest_folder(
@@ -482,6 +483,7 @@ class _SiteRun:
         self._failures: dict[str, EpicOmopError] = {}
         self._landed: list[LandedExport] = []
         self._missing: dict[int, tuple[str, ...]] = {}
+        self._notes: dict[int, Sequence[str]] = {}
         self._failed_polls: dict[int, int] = {}
 
     def run(self, groups: Sequence[str]) -> SiteExport:
@@ -492,7 +494,7 @@ class _SiteRun:
             later = self._step(job)
             if later:
                 waiting.append(later)
-        return SiteExport(tuple(self._landed), self._failures, self._missing)
+        return SiteExport(tuple(self._landed), self._failures, self._missing, self._notes)
 
     def _opened(self, group: str) -> ExportJob | None:
         try:
@@ -516,6 +518,8 @@ class _SiteRun:
             return None
         self._landed.append(landed)
         self._missing[job.export_id] = types_not_received(job, landed)
+        with self._runtime.connect() as connection:
+            self._notes[job.export_id] = export_notes(connection, [job.export_id]).told()
         self._tell(ExportEvent(group, "landed", f"{len(landed.files)} files, {landed.lines} resources"))
         return None
 

@@ -308,7 +308,8 @@ def _file(entry: object, name: str) -> ManifestFile:
     default = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}.get(name)
     resource_type = entry.get("type", default)
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
-        raise UnsafeRemote(f"An entry of the manifest's `{name}` has a type that is no resource type.")
+        message = f"An entry of the manifest's `{name}` has a type that is no resource type."
+        raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
     count = entry.get("count")
     known = isinstance(count, int) and not isinstance(count, bool) and count >= 0
     return ManifestFile(resource_type, entry["url"], count if known else None)

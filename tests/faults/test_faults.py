@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from pipeline.errors import (
 )
 from pipeline.landing.store import LandedExport
 from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.quality.verify import verify_warehouse
+from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.settings import MAPPINGS_FOLDER
@@ -39,6 +41,7 @@ from tests.faults.support import (
     exported,
     is_file,
     landed_lines,
+    site_of,
     states,
 )
 
@@ -259,3 +262,122 @@ def test_the_run_stops_and_the_next_goes_on(epic: FaultyEpic, every_line: Counte
             fetched = {line for line in epic.requests[before:] if is_file(line)}
             assert len(fetched) == len(landed.files) - len(complete), "what was complete is not fetched again"
         assert states(runtime)[0] == "landed"
+
+
+# --- faults of what the files hold: the export is loaded, and compared with the undisturbed one
+
+
+@dataclass
+class Loaded:
+    """What the warehouse holds after a load, told by source so that exports can be compared whatever their ids."""
+
+    rows: Counter[tuple[Any, ...]]
+    outcomes: Counter[str]
+    dead_letters: Counter[str]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the load of an export with these faults differs from the undisturbed one: outcomes of lines, dead letters."""
+
+    faults: Faults
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+
+
+LOADED: dict[str, Load] = {
+    "byte order mark": Load((fault("lines", how="bom"),)),
+    "CR LF": Load((fault("lines", how="crlf"),)),
+    "blank lines": Load((fault("lines", how="blank-lines"),)),
+    "no last newline": Load((fault("lines", how="no-last-newline"),)),
+    "all four": Load(tuple(fault("lines", how=how) for how in ("bom", "crlf", "blank-lines", "no-last-newline"))),
+    "characters of several bytes in small pieces": Load(
+        (fault("lines", how="not-ascii", type="Patient"), fault("small-pieces", bytes=3, type="Patient"))
+    ),
+    "malformed lines": Load(
+        (fault("lines", how="malformed-line"),), {"rejected": len(TYPES)}, {"json_invalid": len(TYPES)}
+    ),
+    "a line of 20 MB": Load(
+        (fault("lines", how="long-line", type="Observation"),), {"rejected": 1}, {"line_too_long": 1}
+    ),
+    "no lastUpdated": Load((fault("lines", how="no-last-updated"),)),
+    "the same resource in two files": Load(
+        (fault("duplicate", type="Patient", set={"birthDate": "1950-01-01"}),), {"superseded": 1}
+    ),
+    "messages of the site": Load((fault("outcomes", epic_code="59108"),)),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    epic = FaultyEpic(tmp_path_factory.mktemp("undisturbed") / "home", installed, SOURCE, TYPES, resources_per_file=30)
+    empty_warehouse(epic.runtime())
+    with epic.serving() as runtime:
+        return loaded(runtime, exported(runtime))
+
+
+def loaded(runtime: Runtime, landed: LandedExport) -> Loaded:
+    """Load a landed export, check what must always hold, and see what is there."""
+    ingest_with_follow_ups(runtime, site_of(runtime), landed)
+    with runtime.connect() as connection:
+        assert [check for check in verify_warehouse(connection, "cdm") if not check.ok] == []
+        rows = connection.execute("SELECT cdm_table, resource_type, resource_id FROM row_source").fetchall()
+        letters = connection.execute("SELECT code FROM dead_letter WHERE state = 'open'").fetchall()
+        counts = connection.execute(
+            "SELECT sum(loaded), sum(unchanged), sum(superseded), sum(excluded), sum(rejected) FROM file_account"
+        ).fetchone()
+    assert counts is not None
+    names = ("loaded", "unchanged", "superseded", "excluded", "rejected")
+    outcomes = Counter(dict(zip(names, map(int, counts), strict=True)))
+    return Loaded(Counter(rows), outcomes, Counter(code for (code,) in letters))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_every_line_is_loaded_once(epic: FaultyEpic, undisturbed: Loaded, name: str) -> None:
+    case = LOADED[name]
+    with epic.serving(*case.faults) as runtime:
+        landed = exported(runtime)
+        assert_played(epic)
+        found = loaded(runtime, landed)
+    assert found.rows == undisturbed.rows
+    assert found.outcomes == undisturbed.outcomes + Counter(case.outcomes)
+    assert found.dead_letters == undisturbed.dead_letters + Counter(case.dead_letters)
+    assert states(runtime) == ["published"]
+
+
+def test_the_last_of_two_is_the_resource(epic: FaultyEpic, undisturbed: Loaded) -> None:
+    """The rule: the last line of a resource in the order of files wins."""
+    with epic.serving(fault("duplicate", type="Patient", set={"birthDate": "1950-01-01"})) as runtime:
+        loaded(runtime, exported(runtime))
+        with runtime.connect() as connection:
+            born = connection.execute("SELECT count(*) FROM cdm.person WHERE year_of_birth = 1950").fetchone()
+    assert born == (1,)
+
+
+def test_deleted_resources_lose_their_rows(epic: FaultyEpic, undisturbed: Loaded) -> None:
+    with epic.serving() as runtime:
+        first = loaded(runtime, exported(runtime))
+    assert first.rows == undisturbed.rows
+    epic.clock.sleep(25 * 3600)
+    with epic.serving(fault("deleted", type="Condition", resources=2), fault("deleted", type="Observation")) as runtime:
+        landed = exported(runtime)
+        second = loaded(runtime, landed)
+        with runtime.connect() as connection:
+            gone = connection.execute(
+                "SELECT kind.resource_type, state.resource_id FROM resource_state AS state"
+                " JOIN site_resource_type AS kind USING (site_resource_type_id) WHERE state.reason = 'deleted'"
+            ).fetchall()
+            excluded = connection.execute(
+                "SELECT resource_type, count FROM exclusion WHERE reason = 'deleted'"
+            ).fetchall()
+        missing = first.rows - second.rows
+        assert Counter(kind for kind, _ in gone) == {"Condition": 2, "Observation": 1}
+        assert {(kind, one) for _, kind, one in missing} == set(gone)
+        assert not second.rows - first.rows
+        assert sorted(excluded) == [("Condition", 2), ("Observation", 1)]
+        again = ingest_with_follow_ups(runtime, site_of(runtime), landed)
+        assert sum(report.changed_rows for report in again) == 0, "an export that is loaded again deletes nothing more"
+    epic.clock.sleep(25 * 3600)
+    with epic.serving() as runtime:
+        third = loaded(runtime, exported(runtime))
+    assert third.rows == first.rows, "a resource that is exported again is there again"

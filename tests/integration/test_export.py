@@ -153,7 +153,7 @@ def test_a_site_is_exported_whole(world: World, caplog: pytest.LogCaptureFixture
         assert all(file.lines == file.expected_count for file in landed.files)
         assert world.runtime.landing.open("site_a", landed.export_id, verify=True) == landed
     assert world.jobs() == [("group-b", "landed"), ("group-a", "landed")]
-    assert "no file of: Goal" in caplog.text
+    assert "no file came: Goal" in caplog.text
     with world.runtime.connect() as connection:
         job = export_jobs.get_job(connection, first.export_id)
         rows = connection.execute(
