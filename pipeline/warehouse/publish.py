@@ -28,6 +28,7 @@ from pipeline.runtime import Runtime
 from pipeline.warehouse import dead_letters, staging
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, EntityIds, reserve
+from pipeline.warehouse.removed_persons import remove_rows_of_persons
 from pipeline.warehouse.schema import transaction
 from pipeline.warehouse.seen import read_seen, write_seen
 from pipeline.warehouse.staging import StagedExport
@@ -193,7 +194,9 @@ class _Publication:
         lines = self.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(_LINE).collect()
         lines = lines.drop_nulls("surrogate_id")
         superseded = pl.concat([self._repeated(lines), self._older_than_known(lines)]).unique()
-        orphans = self._without_person().join(superseded, on=_LINE, how="anti")
+        orphans = self._without_person(lines.join(superseded, on=_LINE, how="anti")).join(
+            superseded, on=_LINE, how="anti"
+        )
         self.superseded, self.orphans = superseded, orphans
         self.not_loaded = pl.concat([superseded, orphans.select(_LINE)])
         changed = lines.join(self.not_loaded, on=_LINE, how="anti").select("surrogate_id").unique()
@@ -230,8 +233,11 @@ class _Publication:
         )
         return lines.lazy().join(pl.concat([known.lazy(), seen]), on="surrogate_id", how="semi").collect()
 
-    def _without_person(self) -> pl.DataFrame:
-        """Lines with a row whose person is neither loaded nor in this export. Columns: _LINE, person."""
+    def _without_person(self, counted: pl.DataFrame) -> pl.DataFrame:
+        """Lines with a row whose person is neither loaded nor in this export. Columns: _LINE, person.
+
+        A person whose Patient is among the counted lines and makes no row any more is not loaded.
+        """
         rows = [
             self.staged.scan(table).select(*_LINE, pl.col("person_id").alias("person"))
             for table in self.staged.kinds()
@@ -250,6 +256,7 @@ class _Publication:
             f" JOIN {self.cdm}.person AS row ON row.person_id = row_id WHERE cdm_table = 'person'",
             {"person": pl.Int64},
         )
+        known = known.join(counted, left_on="person", right_on="surrogate_id", how="anti")
         unknown = unknown.join(known, on="person", how="anti")
         if unknown.is_empty():
             return pl.DataFrame(schema=schema)
@@ -326,6 +333,8 @@ class _Publication:
         )
         row = self.connection.execute(f"SELECT count(*) FROM pg_temp.removed_{table}").fetchone()
         if row and row[0]:
+            if table == "person":
+                self.report.rows_deleted += remove_rows_of_persons(self.connection, self.cdm)
             self._unlink(table)
             deleted = self.connection.execute(
                 f"DELETE FROM {self.cdm}.{table} USING pg_temp.removed_{table} AS removed WHERE {own} = removed.row_id"
