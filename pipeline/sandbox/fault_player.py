@@ -28,6 +28,7 @@ from pipeline.sandbox.faults import (
     Fault,
     FaultTally,
     NoAnswer,
+    NoGzip,
     NoRanges,
     Redirect,
     SmallPieces,
@@ -89,7 +90,8 @@ class FaultMiddleware:
         self._clock = clock
         self._find_file = find_file
         self._end_tokens = end_tokens
-        self._no_ranges = any(isinstance(fault, NoRanges) for fault in tally.faults)
+        unheard = {NoRanges: b"range", NoGzip: b"accept-encoding"}
+        self._unheard = {unheard[type(fault)] for fault in tally.faults if isinstance(fault, NoRanges | NoGzip)}
         self._tally = tally
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,8 +111,7 @@ class FaultMiddleware:
         if silent is not None and not silent.processed:
             await _close(scope, receive)
             return
-        if self._no_ranges:
-            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+        scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in self._unheard]}
         if silent is not None:
             await self._app(scope, receive, _nowhere)
             await _close(scope, receive)

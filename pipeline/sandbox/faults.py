@@ -35,6 +35,7 @@ __all__ = [
     "ManifestVersion",
     "MissingTypes",
     "NoAnswer",
+    "NoGzip",
     "NoRanges",
     "OtherAddress",
     "Outcomes",
@@ -144,6 +145,12 @@ class NoRanges(_Model):
     """The server knows no HTTP Range: it always sends the whole file."""
 
     fault: Literal["no-ranges"] = "no-ranges"
+
+
+class NoGzip(_Model):
+    """The server never compresses."""
+
+    fault: Literal["no-gzip"] = "no-gzip"
 
 
 class Redirect(_OfFile):
@@ -281,6 +288,7 @@ Fault = Annotated[
     | CutGzip
     | SmallPieces
     | NoRanges
+    | NoGzip
     | Redirect
     | LinesFault
     | Duplicate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -39,15 +40,15 @@ class DurableWrites:
     """Counts the calls that make something last, and kills the process before one of them."""
 
     def __init__(self, kill_at: int) -> None:
-        self.count = 0
+        self.names: list[str] = []
         self._kill_at = kill_at
         for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (psycopg.Connection, "commit")):
-            setattr(owner, name, self._counted(getattr(owner, name)))
+            setattr(owner, name, self._counted(name, getattr(owner, name)))
 
-    def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
-            self.count += 1
-            if self.count == self._kill_at:
+            self.names.append(name)
+            if len(self.names) == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments)
 
@@ -56,6 +57,9 @@ class DurableWrites:
 
 def export(order: dict[str, Any]) -> int:
     """Export the site to its end; returns the exit code, as the command has it."""
+    if order["largest_file"]:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], hard))
     settings = load_settings(order["environment"])
     runtime = Runtime(settings, ShiftedClock(order["shift"]))
     writes = DurableWrites(order["kill_at"]) if order["durable"] else None
@@ -64,7 +68,7 @@ def export(order: dict[str, Any]) -> int:
     except EpicOmopError as error:
         return error.exit_code
     if writes:
-        (settings.home / "durable").write_text(str(writes.count))
+        (settings.home / "durable").write_text(" ".join(writes.names))
     return 0
 
 

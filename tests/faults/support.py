@@ -73,8 +73,8 @@ class FaultyEpic:
     resources_per_file: int = 3000
     clock: ShiftedClock = field(default_factory=ShiftedClock)
     requests: list[str] = field(default_factory=list)
-    #: Range headers, in the order in which they came.
-    ranges: list[str] = field(default_factory=list)
+    #: First byte and If-Range of every request with a Range, in the order in which they came.
+    ranges: list[tuple[int, str | None]] = field(default_factory=list)
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +89,8 @@ class FaultyEpic:
         def watched(when: str, request: Request) -> None:
             if when == "before":
                 self.requests.append(f"{request.method} {request.url.path}")
-                self.ranges += [value] if (value := request.headers.get("range")) else []
+                if asked := request.headers.get("range"):
+                    self.ranges.append((int(asked.removeprefix("bytes=").rstrip("-")), request.headers.get("if-range")))
             if watch:
                 watch(when, request)
 
@@ -200,14 +201,16 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
-    def start(self, epic: FaultyEpic, *, kill_at: int = 0, durable: bool = False) -> int:
+    def start(
+        self, epic: FaultyEpic, *, kill_at: int = 0, durable: bool = False, largest_file: int | None = None
+    ) -> int:
         """Fork an export of the site; returns the process id. `ended` must be called next.
 
-        With `durable`, it kills itself before its `kill_at`-th durable write (0: never, and the number of them is
-        left in the file `durable` of the home).
+        With `durable`, it kills itself before its `kill_at`-th durable write (0: never, and what they
+        were is left in the file `durable` of the home). `largest_file`: the system lets it write no longer file, in bytes.
         """
         order = {"environment": epic.environment, "shift": epic.clock.shift.total_seconds()}
-        return int(self._told({**order, "kill_at": kill_at, "durable": durable})["pid"])
+        return int(self._told({**order, "kill_at": kill_at, "durable": durable, "largest_file": largest_file})["pid"])
 
     def ended(self) -> int:
         """The exit code of the process that was started; a negative one is the signal that ended it."""

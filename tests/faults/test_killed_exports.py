@@ -142,7 +142,7 @@ def undisturbed(epic: FaultyEpic, nursery: Nursery) -> tuple[list[str], int, dic
         nursery.start(epic, durable=True)
         assert nursery.ended() == 0
         exchanges = list(killer.exchanges)
-        return exchanges, int((epic.home / "durable").read_text()), landed_bytes(exported(runtime))
+        return exchanges, len((epic.home / "durable").read_text().split()), landed_bytes(exported(runtime))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
