@@ -7,15 +7,21 @@ hold are loaded as well, and compared with the load of the undisturbed export.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import httpx
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from pipeline import exports
+from pipeline.cli import app as program
 from pipeline.errors import (
     AuthenticationRefused,
     CooldownActive,
@@ -26,15 +32,21 @@ from pipeline.errors import (
     RemoteUnavailable,
     TransientError,
     UnsafeRemote,
+    UsageError,
 )
 from pipeline.landing.store import LandedExport
 from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.orchestration.run_metadata import landing_metadata
+from pipeline.quality.report import load_report
 from pipeline.quality.verify import verify_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
+from pipeline.sandbox.faults import EXAMPLE_FILE, Fault, load_faults
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.warehouse import export_jobs
 from pipeline.warehouse.schema import install_schemas
+from tests.command_line import CommandLine, finish
 from tests.faults.support import (
     FaultyEpic,
     FixedLines,
@@ -409,3 +421,129 @@ def test_a_deleted_patient_takes_all_rows_along(epic: FaultyEpic, undisturbed: L
     with epic.serving() as runtime:
         third = loaded(runtime, exported(runtime))
     assert third.rows == undisturbed.rows, "when the patient is exported again, everything is there again"
+
+
+# --- what people are told
+
+
+@pytest.fixture
+def told(epic: FaultyEpic, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What `epic-omop status` prints."""
+    for name, value in {**epic.environment, "COLUMNS": "300", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def status() -> str:
+        result = CliRunner().invoke(program, ["status"])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return status
+
+
+def in_dagster(runtime: Runtime) -> dict[str, Any]:
+    with runtime.connect() as connection:
+        metadata = landing_metadata(connection, export_jobs.list_jobs(connection))
+    return {name: entry.value for name, entry in metadata.items()}
+
+
+def test_fewer_types_than_asked(epic: FaultyEpic, told: Callable[[], str]) -> None:
+    sentence = "Asked for, but no file came: Encounter, Observation."
+    with epic.serving(fault("missing-types", types=["Observation", "Encounter"])) as runtime:
+        result = exports.export_groups(runtime, site_of(runtime), ("g1",))
+        (landed,) = result.landed
+        assert result.notes[landed.export_id] == [sentence]
+        loaded(runtime, landed)
+    assert sentence in told()
+    assert in_dagster(runtime)["asked for, no file came"] == "Encounter, Observation"
+    with runtime.connect() as connection:
+        assert load_report(connection, "cdm", [landed.export_id]).notes.told() == [sentence]
+
+
+def test_empty_output(epic: FaultyEpic, told: Callable[[], str]) -> None:
+    with epic.serving(fault("empty-output")) as runtime:
+        landed = exported(runtime)
+        assert (landed.files, landed.lines) == ((), 0)
+        assert loaded(runtime, landed).outcomes.total() == 0
+    assert states(runtime) == ["published"]
+    assert f"no file came: {', '.join(TYPES)}." in told()
+
+
+def test_a_manifest_with_error_entries(epic: FaultyEpic, told: Callable[[], str]) -> None:
+    issues = ["information informational", "error processing", "error processing", "error forbidden", "fatal exception"]
+    versions = (fault("manifest-version", version="stu4"), fault("manifest-version", version="stu2"))
+    for version in versions:
+        with epic.serving(version, fault("outcomes", issues=issues)) as runtime:
+            landed = exported(runtime)
+            assert [file.lines for file in landed.outcomes] == [5]
+            loaded(runtime, landed)
+        sentence = "Messages of the site: 2 fatal, 2 resource, 1 informational (error forbidden, fatal exception, error"
+        assert sentence in " ".join(told().split())
+        shown = in_dagster(runtime)
+        assert (shown["messages fatal"], shown["messages resource"], shown["messages informational"]) == (2, 2, 1)
+        empty_warehouse(runtime)
+        epic.clock.sleep(25 * 3600)
+
+
+def test_a_cool_down_is_shown_until_it_ends(epic: FaultyEpic, told: Callable[[], str]) -> None:
+    with epic.serving(fault("too-recently", status=403)) as runtime:
+        with pytest.raises(CooldownActive) as caught:
+            exported(runtime)
+        assert caught.value.next_try is not None
+        assert timedelta(hours=23) < caught.value.next_try - epic.clock.now() <= timedelta(hours=24)
+        assert f"group g1 rests until {caught.value.next_try:%Y-%m-%d %H:%M} UTC" in told()
+        with pytest.raises(
+            CooldownActive
+        ) as later:  # kept in the warehouse: another process knows it, Epic is not asked
+            exported(epic.runtime())
+        assert later.value.next_try == caught.value.next_try
+        assert (epic.kick_offs, states(runtime)) == (1, ["skipped"])
+
+
+# --- the faults file
+
+
+def test_the_example_holds_every_kind_and_is_printed() -> None:
+    faults = load_faults(EXAMPLE_FILE)
+    kinds = {option.model_fields["fault"].default for option in get_args(get_args(Fault)[0])}
+    assert {one.fault for one in faults} == kinds
+    printed = CliRunner().invoke(program, ["sandbox", "faults"])
+    assert printed.output == EXAMPLE_FILE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("faults: [{fault: answer, at: status, status: 99}]", r"fault 1 \(answer\), status: .*200"),
+        ("faults: [{fault: no-ranges}, {fault: thunder}]", "fault 2: .*thunder"),
+        ("faults: [{fault: cut-body, byte: 5}]", r"fault 1 \(cut-body\), byte: "),
+        ("faults: {", "not valid YAML at line 1"),
+        ("[]", "the file"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_faults_file_is_told(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "faults.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_faults(file)
+    assert "sandbox faults" in caught.value.advice
+
+
+def test_the_serve_command_plays_faults(tmp_path: Path) -> None:
+    (tmp_path / "faults.yaml").write_text("faults: [{fault: answer, at: discovery, status: 503, retry_after: '9'}]")
+    terminal = CommandLine(tmp_path, "")
+    options = ("--patients", "2", "--port", "0", "--site", "demo", "--faults", tmp_path / "faults.yaml")
+    server = terminal.start("sandbox", "serve", *options)
+    try:
+        assert server.stdout is not None
+        lines = iter(server.stdout.readline, "")
+        assert next(line for line in lines if line.startswith("Faults")).split(": ")[1] == "answer.\n"
+        url = yaml.safe_load((tmp_path / "sites.yaml").read_text())["sites"]["demo"]["fhir_url"]
+        discovery = f"{url}/.well-known/smart-configuration"
+        first, second = (httpx.get(discovery, trust_env=False) for _ in range(2))
+        assert (first.status_code, first.headers["retry-after"]) == (503, "9")
+        assert second.status_code == 200
+    finally:
+        server.send_signal(signal.SIGTERM)
+        finish(server)
