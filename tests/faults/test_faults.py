@@ -342,7 +342,7 @@ def loaded(runtime: Runtime, landed: LandedExport) -> Loaded:
         ).fetchone()
     assert counts is not None
     names = ("loaded", "unchanged", "superseded", "excluded", "rejected")
-    outcomes = Counter(dict(zip(names, map(int, counts), strict=True)))
+    outcomes = Counter(dict(zip(names, (int(count or 0) for count in counts), strict=True)))
     return Loaded(Counter(rows), outcomes, Counter(code for (code,) in letters))  # type: ignore[arg-type]
 
 
