@@ -152,6 +152,17 @@ def _export_tables(metadata: MetaData) -> None:
         Column("rejected", BigInteger),
     )
     Table(
+        "export_outcome",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("weight", Text, nullable=False, comment="informational, resource or fatal"),
+        Column("severity", Text, primary_key=True),
+        Column("code", Text, primary_key=True, comment="FHIR issue type; `unreadable` for a broken line"),
+        Column("site_code", Text, primary_key=True, comment="Epic's own code such as 59108, or empty"),
+        Column("count", BigInteger, nullable=False),
+        CheckConstraint("weight IN ('informational', 'resource', 'fatal')", name="export_outcome_weight"),
+    )
+    Table(
         "exclusion_count",
         metadata,
         Column("export_id", BigInteger, primary_key=True),

@@ -9,6 +9,8 @@ EpicOmopError
 │   └── MappingError          a mapping file; carries the file and, where known, the line
 ├── TransientError            the same call may succeed later (exit 75)
 │   ├── RemoteUnavailable     network, time-out, 408, 429, 5xx
+│   │   ├── Unreachable       no connection was made: the server has seen nothing of the request
+│   │   └── KickOffUnknown    sent, and no clear answer came: an export may run; never repeated blindly
 │   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
 │   ├── ExportNotReady        the export still runs; ask again at `next_try`
 │   ├── RequestBudgetSpent    the site's requests of this hour are used up; go on at `next_try`
@@ -17,6 +19,7 @@ EpicOmopError
 │   ├── AuthenticationRefused token endpoint said no
 │   ├── RemoteRefused         400, 403, 404, 422 and the like
 │   ├── ProtocolError         the server's answer breaks the specification
+│   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
 │   ├── ExportGone            the job or its files no longer exist on the server
 │   └── UnsafeRemote          an address or a size that the security rules refuse
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
@@ -30,6 +33,7 @@ from __future__ import annotations
 from datetime import datetime
 
 __all__ = [
+    "AcceptedWithoutAddress",
     "AccountingError",
     "AuthenticationRefused",
     "ConfigurationError",
@@ -37,6 +41,7 @@ __all__ = [
     "EpicOmopError",
     "ExportGone",
     "ExportNotReady",
+    "KickOffUnknown",
     "LandingError",
     "MappingError",
     "PermanentError",
@@ -46,6 +51,7 @@ __all__ = [
     "RequestBudgetSpent",
     "SiteBusy",
     "TransientError",
+    "Unreachable",
     "UnsafeRemote",
     "UsageError",
     "VocabularyError",
@@ -99,6 +105,14 @@ class RemoteUnavailable(TransientError):
     pass
 
 
+class Unreachable(RemoteUnavailable):
+    """No connection was made: the server has seen nothing of the request."""
+
+
+class KickOffUnknown(RemoteUnavailable):
+    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again."""
+
+
 class CooldownActive(TransientError):
     pass
 
@@ -133,6 +147,10 @@ class RemoteRefused(PermanentError):
 
 class ProtocolError(PermanentError):
     pass
+
+
+class AcceptedWithoutAddress(ProtocolError):
+    """The server started an export and did not say where to ask for it: it runs, and cannot be reached."""
 
 
 class ExportGone(PermanentError):

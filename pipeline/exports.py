@@ -24,24 +24,28 @@ from typing import NoReturn
 import psycopg
 
 from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import AcceptedWithoutAddress, KickOffUnknown, Manifest, StillRunning
+from pipeline.epic.bulk_export import Manifest, StillRunning
 from pipeline.epic.session import EpicSession
 from pipeline.errors import (
+    AcceptedWithoutAddress,
     AuthenticationRefused,
     CooldownActive,
     EpicOmopError,
     ExportGone,
     ExportNotReady,
+    KickOffUnknown,
     LandingError,
     PermanentError,
     RemoteRefused,
     RemoteUnavailable,
     RequestBudgetSpent,
+    SiteBusy,
     UnsafeRemote,
 )
 from pipeline.export_files import ExportDownload
 from pipeline.landing.folder import ndjson_files
 from pipeline.landing.store import LandedExport, LandingProgress, ProgressCallback
+from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.site_session import site_session
@@ -96,6 +100,8 @@ class SiteExport:
     failures: Mapping[str, EpicOmopError] = field(default_factory=dict)
     #: By export id: types that were asked for and did not come.
     missing_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    #: By export id: all that is to be told besides, a sentence each.
+    notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 EventCallback = Callable[[ExportEvent], None]
@@ -116,8 +122,8 @@ def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: 
         rest = export_jobs.cool_down(connection, site.name, site.client_id or "", group, runtime.clock.now())
         if rest:
             raise rest.error(site.name, group)
-        job = new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
-        return _kick_off(runtime, connection, site, job, session)
+        with _session(runtime, site, session) as used:
+            return _kicked_off(runtime, connection, used, group)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -163,13 +169,26 @@ def new_job(
     return job
 
 
-def _kick_off(
-    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, job: ExportJob, session: EpicSession | None
-) -> ExportJob:
-    group = job.group_id or ""
+def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str) -> ExportJob:
+    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
+    site = session.site
+
+    def requested() -> ExportJob:
+        return new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
+
     try:
-        with _session(runtime, site, session) as used:
-            started = bulk_export.kick_off(used, group, site.resource_types)
+        bulk_export.ask_for_token(session)
+    except EpicOmopError as error:
+        export_jobs.mark_failed(connection, requested().export_id, error.message)
+        connection.commit()
+        raise
+    return _kick_off(runtime, connection, session, requested())
+
+
+def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
+    site, group = session.site, job.group_id or ""
+    try:
+        started = bulk_export.kick_off(session, group, site.resource_types)
     except CooldownActive as refusal:
         next_try = _end_of_window(connection, site, group, refusal)
         export_jobs.mark_skipped(connection, job.export_id, refusal.message)
@@ -235,19 +254,30 @@ def poll_once(
     dice = chance or random.SystemRandom()
     with runtime.connect() as connection, _session(runtime, site, session) as used:
         try:
-            status = _status(connection, used, job)
-        except (RemoteUnavailable, RequestBudgetSpent) as error:
-            now = runtime.clock.now()
-            _give_up_an_old_job(connection, job, error, now)
-            _log.warning("Export %d of site %s: %s", job.export_id, site.name, error.message)
-            asked = (error.next_try - now).total_seconds() if error.next_try else None
-            next_poll = _next_poll(site, now, asked, dice)
-            return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, error=error.message)
-        if isinstance(status, Manifest):
-            _log.info("Export %d of site %s is complete: %d files.", job.export_id, site.name, len(status.output))
-            return export_jobs.save_manifest(connection, job.export_id, status.to_json(), status.transaction_time)
-        next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
-        return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
+            return _polled(runtime, connection, used, job, dice)
+        except SiteBusy:  # another process asked at the same time, and was told more
+            connection.rollback()
+            return export_jobs.get_job(connection, job.export_id)
+
+
+def _polled(
+    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob, dice: random.Random
+) -> ExportJob:
+    site = session.site
+    try:
+        status = _status(connection, session, job)
+    except (RemoteUnavailable, RequestBudgetSpent) as error:
+        now = runtime.clock.now()
+        _give_up_an_old_job(connection, job, error, now)
+        _log.warning("Export %d of site %s: %s", job.export_id, site.name, error.message)
+        asked = (error.next_try - now).total_seconds() if error.next_try else None
+        next_poll = _next_poll(site, now, asked, dice)
+        return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, error=error.message)
+    if isinstance(status, Manifest):
+        _log.info("Export %d of site %s is complete: %d files.", job.export_id, site.name, len(status.output))
+        return export_jobs.save_manifest(connection, job.export_id, status.to_json(), status.transaction_time)
+    next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
+    return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
 
 
 def _status(connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> StillRunning | Manifest:
@@ -340,7 +370,8 @@ def _landed(
             raise
         export_jobs.save_landed(connection, landed, runtime.clock.now())
         connection.commit()
-        _tell_missing_types(job, landed)
+        _tell_notes(connection, job)
+        connection.commit()
         return landed
     try:
         return runtime.landing.open(job.site, job.export_id)
@@ -394,13 +425,10 @@ def types_not_received(job: ExportJob, landed: LandedExport) -> tuple[str, ...]:
     return tuple(name for name in job.resource_types if name not in received)
 
 
-def _tell_missing_types(job: ExportJob, landed: LandedExport) -> None:
-    missing = types_not_received(job, landed)
-    if missing:
-        _log.warning("Export %d of site %s has no file of: %s.", job.export_id, job.site, ", ".join(missing))
-    if landed.outcomes:
-        lines = sum(file.lines for file in landed.outcomes)
-        _log.warning("Export %d of site %s came with %d messages in outcomes/.", job.export_id, job.site, lines)
+def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
+    """Types that did not come, and what the site says: from the warehouse, where everybody finds it."""
+    for sentence in export_notes(connection, [job.export_id]).told():
+        _log.warning("Export %d of site %s: %s", job.export_id, job.site, sentence)
 
 
 def ingest_folder(
@@ -464,6 +492,7 @@ class _SiteRun:
         self._failures: dict[str, EpicOmopError] = {}
         self._landed: list[LandedExport] = []
         self._missing: dict[int, tuple[str, ...]] = {}
+        self._notes: dict[int, Sequence[str]] = {}
         self._failed_polls: dict[int, int] = {}
 
     def run(self, groups: Sequence[str]) -> SiteExport:
@@ -474,7 +503,7 @@ class _SiteRun:
             later = self._step(job)
             if later:
                 waiting.append(later)
-        return SiteExport(tuple(self._landed), self._failures, self._missing)
+        return SiteExport(tuple(self._landed), self._failures, self._missing, self._notes)
 
     def _opened(self, group: str) -> ExportJob | None:
         try:
@@ -498,6 +527,8 @@ class _SiteRun:
             return None
         self._landed.append(landed)
         self._missing[job.export_id] = types_not_received(job, landed)
+        with self._runtime.connect() as connection:
+            self._notes[job.export_id] = export_notes(connection, [job.export_id]).told()
         self._tell(ExportEvent(group, "landed", f"{len(landed.files)} files, {landed.lines} resources"))
         return None
 

@@ -17,10 +17,12 @@ from pathlib import Path
 import polars as pl
 import psycopg
 
+from pipeline.deleted import stage_deletions
 from pipeline.errors import EpicOmopError
 from pipeline.fhir.ndjson import CHUNK_BYTES, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, load_mappings
 from pipeline.omop.plan import TransformPlan
 from pipeline.omop.transform import ChunkPiece, ChunkReport, ChunkTask, start_worker, transform_chunk
@@ -73,13 +75,14 @@ def ingest(
         _write_known(connection, plan, marks, force=force)
         connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
         reports = _transform(connection, runtime, plan, export, report)
+        deleted = stage_deletions(export, staged, SurrogateKeys(site.name, settings.surrogate_salt))
         seconds = time.perf_counter() - started
         report("publish", 0, 0)
         published = publish_export(
             runtime,
             export,
             staged,
-            files=_by_file(export, reports),
+            files=[*_by_file(export, reports), *deleted],
             fingerprints=marks,
             vocabulary_release=index.release,
             transform_seconds=seconds,

@@ -105,9 +105,8 @@ def _show_result(console: Console, result: SiteExport) -> None:
         for resource_type, count in sorted(lines.items()):
             table.add_row(resource_type, f"{count:,}")
         console.print(table)
-        missing = result.missing_types.get(landed.export_id)
-        if missing:
-            console.print(f"Asked for, but no file came: {', '.join(missing)}.")
+        for note in result.notes.get(landed.export_id, ()):
+            console.print(note, markup=False)
     for group, error in result.failures.items():
         console.print(f"Group {group}: {error}", style="yellow", markup=False)
 

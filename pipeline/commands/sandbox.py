@@ -63,6 +63,13 @@ def serve(
         str | None,
         typer.Option(help="The site's zone.", show_default="America/Chicago; UTC with --data"),
     ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of faults to play: refusals, cut and damaged files, wrong manifests and more."
+            " `epic-omop sandbox faults` prints an example with every kind."
+        ),
+    ] = None,
 ) -> None:
     """Run the simulated Epic until Ctrl-C.
 
@@ -70,6 +77,7 @@ def serve(
     entry in sites.yaml is written at every start, because the port is in it.
     """
     from pipeline.sandbox.config import RegisteredClient, SandboxConfig
+    from pipeline.sandbox.faults import load_faults
     from pipeline.sandbox.keys import client_key
     from pipeline.sandbox.server import FHIR_PATH
     from pipeline.sandbox.server import serve as run_server
@@ -78,6 +86,7 @@ def serve(
     settings = load_settings()
     _refuse_real_site(settings, site)
     groups = _groups(patients, data, seed, list(dict.fromkeys(group or ["all"])))
+    asked = load_faults(faults) if faults else ()
     folder = settings.home / "sandbox"
     key_file = folder / "private_key.pem"
     config = SandboxConfig(
@@ -85,6 +94,7 @@ def serve(
         clients=(RegisteredClient(CLIENT_ID, (client_key(key_file),)),),
         kickoff_window_seconds=window_hours * 3600,
         state_dir=folder / f"state-{site}",
+        faults=asked,
     )
     entry: dict[str, Any] = {
         "client_id": CLIENT_ID,
@@ -103,9 +113,24 @@ def serve(
         base_url = _reachable(listening)
         sites_file = register_site(settings.home, site, {"fhir_url": base_url + FHIR_PATH, **entry})
         _say_ready(base_url, listening, site, sites_file, groups)
+        if asked:
+            kinds = ", ".join(dict.fromkeys(one.fault for one in asked))
+            typer.echo(f"Faults, in the order of their file for each kind: {kinds}.")
 
     run_server(config, host, port, ready)
     typer.echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
+
+
+@app.command("faults")
+def show_faults() -> None:
+    """Print an example of a faults file for `serve --faults`: every kind, with comments.
+
+    Take the lines that you want to see: `epic-omop sandbox faults > faults.yaml`, edit, `serve --faults faults.yaml`.
+    Each fault of a request says how many such requests pass first (`after`) and how many it disturbs (`times`).
+    """
+    from pipeline.sandbox.faults import EXAMPLE_FILE
+
+    typer.echo(EXAMPLE_FILE.read_text(encoding="utf-8"), nl=False)
 
 
 @app.command()

@@ -44,7 +44,10 @@ def status() -> None:
         if not names:
             console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
             return
-        table = Table("site", "last published", "now", "next", "requests this hour", "open dead letters", "last error")
+        table = Table(
+            "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
+            "last exports lack",
+        )  # fmt: skip
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
@@ -84,7 +87,20 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
         _requests(connection, runtime, site),
         f"{letters[0]:,}" if letters and letters[0] else "·",
         error,
+        _notes(connection, site),
     )
+
+
+def _notes(connection: psycopg.Connection, site: str) -> str:
+    """Of each group's last landed export: types that did not come, and what the site said."""
+    from pipeline.quality.export_notes import export_notes
+
+    rows = connection.execute(
+        "SELECT max(export_id) FROM export_job WHERE site = %s AND kind = 'bulk' AND landed_at IS NOT NULL"
+        " GROUP BY group_id ORDER BY 1",
+        (site,),
+    ).fetchall()
+    return "\n".join(export_notes(connection, [row[0] for row in rows]).told()) or "·"
 
 
 def _now(connection: psycopg.Connection, site: str) -> str:

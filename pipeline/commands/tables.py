@@ -48,6 +48,8 @@ def print_load_report(console: Console, report: LoadReport) -> None:
         console.print(
             f"{total['unchanged']:,} of {total['lines']:,} lines ({share:.1f} %) were unchanged and cost nothing."
         )
+    for note in report.notes.told():
+        console.print(note, markup=False)
     if report.open_dead_letters:
         console.print(
             f"{report.open_dead_letters:,} open dead letters: [bold]epic-omop dead-letters list[/bold] says what and where."

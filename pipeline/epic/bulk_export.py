@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import logging
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline.epic.server_words import progress_words
 from pipeline.epic.session import EpicSession
-from pipeline.epic.transport import Answer, RemoteRequest, Unreachable, shown_url
-from pipeline.errors import CooldownActive, ExportGone, ProtocolError, RemoteRefused, RemoteUnavailable, UnsafeRemote
+from pipeline.epic.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
+from pipeline.errors import (
+    AcceptedWithoutAddress,
+    CooldownActive,
+    ExportGone,
+    KickOffUnknown,
+    ProtocolError,
+    RemoteRefused,
+    RemoteUnavailable,
+    Unreachable,
+    UnsafeRemote,
+)
 from pipeline.landing.resource_types import TYPE_NAME
 
 __all__ = [
-    "AcceptedWithoutAddress",
     "KickOff",
-    "KickOffUnknown",
     "Manifest",
     "ManifestFile",
+    "Receiver",
     "StillRunning",
+    "ask_for_token",
     "delete_job",
     "download",
     "kick_off",
@@ -33,7 +43,7 @@ __all__ = [
     "poll",
 ]
 
-_T = TypeVar("_T")
+_Received_co = TypeVar("_Received_co", covariant=True)
 
 _log = logging.getLogger(__name__)
 
@@ -51,13 +61,7 @@ _IDLE_SECONDS = 300.0
 
 _TOO_RECENTLY = "too recently"
 
-
-class KickOffUnknown(RemoteUnavailable):
-    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again."""
-
-
-class AcceptedWithoutAddress(ProtocolError):
-    """The server started an export and did not say where to ask for it: it runs, and cannot be reached."""
+_BLANK_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,11 @@ class Manifest:
         }
 
 
+def ask_for_token(session: EpicSession) -> None:
+    """Before a kick-off, with patience: what fails until here is known to have started nothing."""
+    session.transport.retrying(lambda: session.tokens.current(session.transport))
+
+
 def kick_off(session: EpicSession, group: str, resource_types: Sequence[str]) -> KickOff:
     """Start the export of a group. Sent once, never repeated (rule 2); `_type` always goes with it (rule 5).
 
@@ -115,8 +124,7 @@ def kick_off(session: EpicSession, group: str, resource_types: Sequence[str]) ->
     connection failed or a gateway answered after the request was sent; AcceptedWithoutAddress when the accepted
     export cannot be reached; RemoteRefused, AuthenticationRefused or RemoteUnavailable when no export was started.
     """
-    # A token first: what fails until here is known to have started nothing.
-    session.transport.retrying(lambda: session.tokens.current(session.transport))
+    ask_for_token(session)
     answer = _sent_kick_off(session, _kick_off_request(session, group, resource_types))
     if answer.status == 202:
         location = answer.headers.get("content-location")
@@ -184,7 +192,7 @@ def poll(
     RemoteRefused when the export failed, ProtocolError for a manifest that breaks the specification.
     """
     request = _status_request(session, status_url)
-    answer = session.transport.send(request)
+    answer = _with_status_of_export(session.transport.send(request))
     if answer.status == 202:
         return StillRunning(answer.retry_after, progress_words(answer.headers.get("x-progress")) or None)
     if answer.status in (404, 410) and not answer.is_transient:
@@ -194,7 +202,15 @@ def poll(
         )
     if answer.status != 200:
         raise answer.error()
+    if not answer.body.lstrip(_BLANK_BEFORE_JSON).startswith(b"{"):  # a gateway's page: it says nothing of the export
+        raise RemoteUnavailable(f"{request.action}: the server answered with something that is no manifest.")
     return _all_pages(session_for_pages or session, answer)
+
+
+def _with_status_of_export(answer: Answer) -> Answer:
+    """With `separate-export-status` (STU3 and later) 200 speaks of the question, and a header of the export."""
+    told = answer.headers.get("x-export-status", "").strip()[:3]
+    return replace(answer, status=int(told)) if answer.status == 200 and told.isdecimal() else answer
 
 
 def _status_request(session: EpicSession, url: str) -> RemoteRequest:
@@ -295,7 +311,8 @@ def _file(entry: object, name: str) -> ManifestFile:
     default = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}.get(name)
     resource_type = entry.get("type", default)
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
-        raise UnsafeRemote(f"An entry of the manifest's `{name}` has a type that is no resource type.")
+        message = f"An entry of the manifest's `{name}` has a type that is no resource type."
+        raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
     count = entry.get("count")
     known = isinstance(count, int) and not isinstance(count, bool) and count >= 0
     return ManifestFile(resource_type, entry["url"], count if known else None)
@@ -306,44 +323,66 @@ def _file_to_json(file: ManifestFile) -> dict[str, Any]:
     return entry if file.count is None else {**entry, "count": file.count}
 
 
+class Receiver(Protocol[_Received_co]):
+    """Takes one file, over as many attempts as it needs."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Of the next attempt: a Range, where something is there already."""
+        ...
+
+    def __call__(self, answer: StreamedAnswer) -> _Received_co:
+        """Take an answer; RemoteUnavailable asks for another attempt."""
+        ...
+
+
 def download(
     session: EpicSession,
     file: ManifestFile,
-    consume: Callable[[Iterator[bytes]], _T],
+    receive: Receiver[_Received_co],
     *,
     status_url: str,
     requires_access_token: bool,
-) -> _T:
-    """Stream one file, decompressed, into `consume`, which is called anew for each attempt.
+) -> _Received_co:
+    """Stream one file, decompressed, to `receive`, which is asked for headers and called anew for each attempt.
 
     A relative address is resolved against the status address. Raises ExportGone for 404 and 410, UnsafeRemote for
     another host, RemoteUnavailable after the last attempt.
     """
     url = urllib.parse.urljoin(status_url, file.url)
-    request = RemoteRequest(
-        f"The download of {shown_url(url)}",
-        url,
-        headers={"Accept": _FHIR_NDJSON},
-        tokens=session.tokens if requires_access_token else None,
-        read_seconds=_IDLE_SECONDS,
-        event="file",
-        resource_type=file.resource_type,
-    )
+    action = f"The download of {shown_url(url)}"
+
+    def request() -> RemoteRequest:
+        return RemoteRequest(
+            action,
+            url,
+            headers={"Accept": _FHIR_NDJSON, **receive.headers()},
+            tokens=session.tokens if requires_access_token else None,
+            read_seconds=_IDLE_SECONDS,
+            event="file",
+            resource_type=file.resource_type,
+        )
+
     try:
-        return session.transport.stream(request, lambda chunks: consume(_limited(request, chunks)))
+        return session.transport.stream_from(request, lambda answer: receive(_limited(answer)))
     except RemoteRefused as error:
         if error.status in (404, 410):
-            raise ExportGone(f"{request.action}: the file is not there any more.") from error
+            raise ExportGone(
+                f"{action}: the file is not there any more.",
+                "The next run after this group's window starts a new export.",
+            ) from error
         raise
 
 
-def _limited(request: RemoteRequest, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > MAX_FILE_BYTES:
-            raise UnsafeRemote(f"{request.action}: the file is longer than {MAX_FILE_BYTES >> 30} GiB.")
-        yield chunk
+def _limited(answer: StreamedAnswer) -> StreamedAnswer:
+    def chunks() -> Iterator[bytes]:
+        total = 0
+        for chunk in answer.chunks:
+            total += len(chunk)
+            if total > MAX_FILE_BYTES:
+                raise UnsafeRemote(f"{answer.request.action}: the file is longer than {MAX_FILE_BYTES >> 30} GiB.")
+            yield chunk
+
+    return replace(answer, chunks=chunks())
 
 
 def delete_job(session: EpicSession, status_url: str) -> None:

@@ -40,6 +40,7 @@ from pipeline.errors import (
     RemoteRefused,
     RemoteUnavailable,
     RequestBudgetSpent,
+    Unreachable,
     UnsafeRemote,
 )
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
@@ -50,9 +51,9 @@ __all__ = [
     "Issue",
     "RemoteRequest",
     "RetryPolicy",
+    "StreamedAnswer",
     "TokenSource",
     "Transport",
-    "Unreachable",
     "plain_text",
     "retry_after_seconds",
     "shown_url",
@@ -70,7 +71,6 @@ _CONNECT_SECONDS = 10.0
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_BYTES = 64 * 1024
-_CHUNK_BYTES = 1 << 20
 _PORTS = {"https": 443, "http": 80}
 _TRANSIENT_STATUS = frozenset({408, 429})
 
@@ -89,10 +89,6 @@ class TokenSource(Protocol):
     def renew(self, rejected: str, transport: Transport) -> str:
         """A token other than `rejected`, which the server refused with 401."""
         ...
-
-
-class Unreachable(RemoteUnavailable):
-    """No connection was made: the server has seen nothing of the request."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +229,16 @@ class Answer:
         return RemoteRefused(message, advice, status=self.status)
 
 
+@dataclass(frozen=True)
+class StreamedAnswer:
+    """A response whose decompressed body streams by: 200 the whole, 206 a part of it, 416 no such part (empty)."""
+
+    request: RemoteRequest
+    status: int
+    headers: httpx.Headers
+    chunks: Iterator[bytes]
+
+
 _ADVICE = {
     400: "The server calls the request itself wrong: compare resource_types and groups in sites.yaml with what the "
     "site offers.",
@@ -335,12 +341,24 @@ class Transport:
         `consume` is called anew for each attempt; when it raises RemoteUnavailable, the request is repeated as
         well. A body that ends early or whose gzip is damaged never passes as whole.
         """
+        return self.stream_from(lambda: request, lambda answer: consume(answer.chunks))
+
+    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedAnswer], _T]) -> _T:
+        """As `stream`, with a request of its own for each attempt, which may ask for the rest only (Range).
+
+        `consume` is given 200, and 206 or 416 where the request has a Range. Damaged gzip is a RemoteUnavailable
+        whose cause is a DamagedGzipError: what came of it is worth nothing.
+        """
 
         def once() -> _T:
+            request = next_request()
             with self._opened(request) as exchange:
-                if exchange.response.status_code != 200:
-                    raise self._answered(exchange, _ERROR_BODY_BYTES).error()
-                return consume(self._chunks(exchange))
+                status, headers = exchange.response.status_code, exchange.response.headers
+                if status == 200 or (status in (206, 416) and "Range" in request.headers):
+                    chunks = self._chunks(exchange) if status != 416 else iter(())
+                    return consume(StreamedAnswer(request, status, headers, chunks))
+                answer = self._answered(exchange, _ERROR_BODY_BYTES)
+                raise answer.error() if answer.status >= 300 else _no_content(answer)
 
         return self.retrying(once)
 
@@ -448,10 +466,11 @@ class Transport:
         return bytes(body)
 
     def _chunks(self, exchange: Exchange) -> Iterator[bytes]:
-        """The body, decompressed, in pieces of at most about 1 MiB; counted for the access log."""
+        """The body, decompressed, in pieces as the network gives them; counted for the access log."""
         action, response = exchange.request.action, exchange.response
         with _network_errors(action):
-            raw = exchange.received(response.iter_raw(_CHUNK_BYTES))
+            # as the network gives it: httpx throws a gathered piece away when it is cut
+            raw = exchange.received(response.iter_raw())
             encoding = response.headers.get("content-encoding", "identity").strip().lower()
             if encoding in ("", "identity"):
                 yield from exchange.passed_on(raw)
@@ -459,6 +478,10 @@ class Transport:
                 yield from exchange.passed_on(gunzip(raw))
             else:
                 raise ProtocolError(f"{action}: the server used an encoding that was not asked for.")
+
+
+def _no_content(answer: Answer) -> ProtocolError:
+    return ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 200.")
 
 
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
@@ -540,7 +563,7 @@ def _network_errors(action: str) -> Iterator[None]:
     try:
         yield
     except DamagedGzipError as error:
-        raise RemoteUnavailable(f"{action}: the body cannot be decompressed: {error}.") from None
+        raise RemoteUnavailable(f"{action}: the body cannot be decompressed: {error}.") from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ProtocolError(f"{action}: the server named an address that cannot be used.") from error
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError) as error:

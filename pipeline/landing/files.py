@@ -19,7 +19,17 @@ from typing import BinaryIO
 from pipeline.errors import LandingError
 from pipeline.landing.lines import LineCounter
 
-__all__ = ["COPY_BYTES", "FileDigest", "LandingWriter", "file_digest", "landing_errors", "make_folder", "write_whole"]
+__all__ = [
+    "COPY_BYTES",
+    "FileDigest",
+    "LandingWriter",
+    "RunningDigest",
+    "file_digest",
+    "landing_errors",
+    "make_folder",
+    "sync_folder",
+    "write_whole",
+]
 
 #: Size of the pieces in which files are read and written.
 COPY_BYTES = 1 << 20
@@ -67,12 +77,12 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def file_digest(path: Path) -> FileDigest:
     """Size, lines and SHA-256 of a file on disk. Raises LandingError."""
-    digest = _RunningDigest()
+    digest = RunningDigest()
     with landing_errors(path), path.open("rb", buffering=0) as file:
         while chunk := file.read(COPY_BYTES):
             digest.add(chunk)
@@ -88,7 +98,7 @@ class LandingWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temporary = path.with_name(f"{path.name}.part")
-        self._digest = _RunningDigest()
+        self._digest = RunningDigest()
 
     def __enter__(self) -> LandingWriter:
         with landing_errors(self.path):
@@ -114,7 +124,7 @@ class LandingWriter:
         with landing_errors(self.path):
             self._file.seek(0)
             self._file.truncate()
-        self._digest = _RunningDigest()
+        self._digest = RunningDigest()
 
     @property
     def bytes_written(self) -> int:
@@ -130,11 +140,13 @@ class LandingWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._temporary.rename(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         return self._digest.result()
 
 
-class _RunningDigest:
+class RunningDigest:
+    """Size, lines and SHA-256 of bytes that stream by, in constant memory."""
+
     def __init__(self) -> None:
         self.size = 0
         self._lines = LineCounter()
@@ -154,7 +166,8 @@ def _create(path: Path) -> BinaryIO:
     return open(descriptor, "wb", buffering=COPY_BYTES)  # noqa: PTH123 - a Path cannot open a descriptor
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.errors import LandingError
-from pipeline.landing.files import FileDigest, LandingWriter, file_digest, landing_errors, make_folder, write_whole
+from pipeline.landing.files import LandingWriter, file_digest, landing_errors, make_folder, write_whole
+from pipeline.landing.partial import PartialFile
 from pipeline.landing.resource_types import TYPE_NAME
 
 __all__ = ["Category", "LandedExport", "LandedFile", "LandingDraft", "LandingProgress", "LandingStore"]
@@ -45,6 +46,8 @@ class LandedFile:
     sha256: str
     #: `count` of the server's manifest, where it gave one.
     expected_count: int | None = None
+    #: Which remote file it is, as a hash of its address; None for files of a folder.
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,23 +98,46 @@ class LandingDraft:
         """A writer for one file; `keep` makes it part of the export. Raises LandingError for an impossible type."""
         return LandingWriter(self._path(number, resource_type, category))
 
+    def partial(self, number: int, resource_type: str, category: Category, source: str) -> PartialFile:
+        """One remote file on its way, beginning with what an earlier run has of it. Raises LandingError."""
+        return PartialFile(self._path(number, resource_type, category), source)
+
     def keep(
-        self, writer: LandingWriter, number: int, resource_type: str, *, expected_count: int | None = None
+        self,
+        writer: LandingWriter | PartialFile,
+        number: int,
+        resource_type: str,
+        *,
+        expected_count: int | None = None,
+        source: str | None = None,
     ) -> LandedFile:
         """Commit what the writer wrote, with its sidecar: from here on `landed` finds it."""
-        landed = _landed(number, resource_type, writer.path, writer.commit(), expected_count)
+        digest = writer.commit()
+        landed = LandedFile(
+            number,
+            resource_type,
+            writer.path,
+            digest.bytes,
+            digest.lines,
+            digest.sha256,
+            expected_count,
+            source,
+        )
         write_whole(_sidecar(writer.path), orjson.dumps(_to_json(landed, self.folder)))
         return landed
 
-    def landed(self, number: int, resource_type: str, category: Category = "files") -> LandedFile | None:
-        """The file of that number if an earlier run completed it; None: it must be fetched."""
+    def landed(
+        self, number: int, resource_type: str, category: Category = "files", *, source: str | None = None
+    ) -> LandedFile | None:
+        """The file of that number if an earlier run completed it from that source; None: it must be fetched."""
         path = self._path(number, resource_type, category)
         sidecar = _sidecar(path)
         with landing_errors(sidecar):
             if not sidecar.exists() or not path.exists():
                 return None
             landed = _from_json(_read_json(sidecar), self.folder)
-            return landed if path.stat().st_size == landed.bytes else None
+            same = landed.source == source and path.stat().st_size == landed.bytes
+            return landed if same else None
 
     def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
         """The files that an earlier run completed, whatever their numbers."""
@@ -128,12 +154,22 @@ class LandingDraft:
         outcomes: tuple[LandedFile, ...] = (),
         deleted: tuple[LandedFile, ...] = (),
     ) -> LandedExport:
-        """Write our manifest; the export is immutable from here on."""
+        """Write our manifest; the export is immutable from here on. What belongs to no file of it is removed first:
+        parts that nobody went on with, and files that a manifest read again no longer lists."""
         export = LandedExport(
             self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
         )
+        self._sweep({file.path for file in (*files, *outcomes, *deleted)})
         write_whole(self.folder / _MANIFEST, orjson.dumps(_export_to_json(export), option=orjson.OPT_INDENT_2))
         return export
+
+    def _sweep(self, kept: set[Path]) -> None:
+        listed = kept | {_sidecar(path) for path in kept}
+        with landing_errors(self.folder):
+            for category in _CATEGORIES:
+                for path in sorted((self.folder / category).iterdir()):
+                    if path not in listed:
+                        path.unlink()
 
     def _path(self, number: int, resource_type: str, category: Category) -> Path:
         if not TYPE_NAME.fullmatch(resource_type):
@@ -218,10 +254,6 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _landed(number: int, resource_type: str, path: Path, digest: FileDigest, expected: int | None) -> LandedFile:
-    return LandedFile(number, resource_type, path, digest.bytes, digest.lines, digest.sha256, expected)
-
-
 def _check(file: LandedFile, *, verify: bool) -> None:
     advice = "The landing store was changed from outside: restore that file, or export again."
     with landing_errors(file.path):
@@ -243,6 +275,7 @@ def _to_json(file: LandedFile, folder: Path) -> dict[str, Any]:
         "lines": file.lines,
         "sha256": file.sha256,
         "expected_count": file.expected_count,
+        **({"source": file.source} if file.source else {}),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from pipeline.quality.export_notes import export_notes
 from pipeline.quality.report import OUTCOMES, LoadReport
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.publish import PublicationReport
@@ -59,10 +60,17 @@ def landing_metadata(connection: psycopg.Connection, jobs: Sequence[ExportJob]) 
         "by resource type": table_value(("resource type", "files", "lines", "bytes"), by_type),
         "exports": table_value(columns, every),
     }
-    received = {row[0] for row in by_type}
-    missing = sorted({name for job in jobs for name in job.resource_types} - received)
-    if missing:
-        metadata["asked for, no file came"] = dg.MetadataValue.text(", ".join(missing))
+    notes = export_notes(connection, ids)
+    if notes.missing_types:
+        metadata["asked for, no file came"] = dg.MetadataValue.text(", ".join(notes.missing_types))
+    if notes.messages:
+        messages: list[tuple[_Cell, ...]] = [
+            (kind.weight, kind.severity, kind.code, kind.site_code or "–", count)
+            for kind, count in sorted(notes.messages.items())
+        ]
+        head = ("weight", "severity", "code", "Epic's code", "count")
+        metadata["messages of the site"] = table_value(head, messages)
+        metadata |= {f"messages {weight}": dg.MetadataValue.int(count) for weight, count in notes.by_weight.items()}
     return metadata
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
+from pipeline.quality.export_notes import ExportNotes, export_notes
 
 __all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts"]
 
@@ -40,6 +41,7 @@ class LoadReport:
     mapping_rates: dict[str, tuple[int, int]]
     unmapped: tuple[UnmappedCode, ...]
     open_dead_letters: int
+    notes: ExportNotes = field(default_factory=ExportNotes)
 
     @property
     def total(self) -> Counter[str]:
@@ -70,6 +72,7 @@ def load_report(
         rates,
         _unmapped(connection, ids, most_unmapped),
         _count(connection, "SELECT count(*) FROM dead_letter_open"),
+        export_notes(connection, ids),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.sandbox.faults import Fault
 
 __all__ = ["RegisteredClient", "ResourceSource", "SandboxConfig"]
 
@@ -66,3 +67,5 @@ class SandboxConfig:
     token_seconds: int = 3600
     #: Jobs, files, kick-offs and the clock outlive a restart when this folder is given.
     state_dir: Path | None = None
+    #: What goes wrong; see `faults.py`.
+    faults: tuple[Fault, ...] = ()

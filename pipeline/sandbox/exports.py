@@ -17,6 +17,7 @@ import orjson
 
 from pipeline.clock import Clock
 from pipeline.sandbox.config import SandboxConfig
+from pipeline.sandbox.shaping import Category, ExtraFile, FileShape
 
 __all__ = ["ExportDesk", "ExportFile", "Job", "SandboxClock"]
 
@@ -41,6 +42,8 @@ class ExportFile:
     resource_type: str
     name: str
     count: int
+    #: The manifest's list in which it stands.
+    category: Category = "output"
 
 
 @dataclass
@@ -148,6 +151,12 @@ class ExportDesk:
         known = any(file.name == name for file in job.files or [])
         return self._job_folder(job) / f"{name}.ndjson" if known else None
 
+    def place(self, job_id: str, name: str) -> tuple[int, str] | None:
+        """Number (from 1, as the manifest lists them) and type of a file."""
+        job = self._state.jobs.get(job_id)
+        files = enumerate(job.files or [], start=1) if job else ()
+        return next(((number, file.resource_type) for number, file in files if file.name == name), None)
+
     def delete(self, job: Job) -> None:
         """Forget the job and its files. The kick-off still counts for the window."""
         writing = self._writing.pop(job.id, None)
@@ -166,15 +175,19 @@ class ExportDesk:
         folder.mkdir(parents=True, mode=0o700)
         source = self._config.groups[job.group]
         try:
-            with _FileCutter(folder, self._config.resources_per_file) as cutter:
+            shape = FileShape(self._config.faults)
+            with _FileCutter(folder, self._config.resources_per_file, shape) as cutter:
                 types = [name for name in job.types if name not in self._config.left_out_types]
                 for resource_type, line in source.lines(types, self._state.started.date(), job.day):
-                    if not self._is_left_out(line):
-                        cutter.add(resource_type, line)
+                    if self._is_left_out(line):
+                        continue
+                    for written in shape.lines(resource_type, line):
+                        cutter.add(resource_type, written)
         except Exception:
             _log.exception("Export %s of group %s could not be written.", job.id, job.group)
             raise
-        return sorted(cutter.files, key=lambda file: job.types.index(file.resource_type))
+        files = sorted(cutter.files, key=lambda file: job.types.index(file.resource_type))
+        return [*files, *(cutter.add_file(file) for file in shape.extra_files())]
 
     def _is_left_out(self, line: bytes) -> bool:
         left_out = self._config.left_out_ids
@@ -211,9 +224,10 @@ def _job_from(raw: dict[str, Any]) -> Job:
 class _FileCutter:
     """Writes lines to one open file a type, beginning another after `limit` lines that are not blank."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, shape: FileShape) -> None:
         self._folder = folder
         self._limit = limit
+        self._shape = shape
         self._number = 0
         self._open: dict[str, tuple[str, BinaryIO]] = {}
         self._counts: dict[str, int] = {}
@@ -234,6 +248,7 @@ class _FileCutter:
             self._number += 1
             name = f"{self._number:06}"
             self._open[resource_type] = name, (self._folder / f"{name}.ndjson").open("wb")
+            self._open[resource_type][1].write(self._shape.start(resource_type))
             self._counts[resource_type] = 0
         self._counts[resource_type] += not blank
         stream = self._open[resource_type][1]
@@ -242,5 +257,14 @@ class _FileCutter:
 
     def _finish(self, resource_type: str) -> None:
         name, stream = self._open.pop(resource_type)
+        if not self._shape.ends_with_newline(resource_type):
+            stream.truncate(stream.tell() - 1)
         stream.close()
         self.files.append(ExportFile(resource_type, name, self._counts.pop(resource_type)))
+
+    def add_file(self, file: ExtraFile) -> ExportFile:
+        """Write a file besides the others."""
+        self._number += 1
+        name = f"{self._number:06}"
+        (self._folder / f"{name}.ndjson").write_bytes(b"".join(line + b"\n" for line in file.lines))
+        return ExportFile(file.resource_type, name, len(file.lines), file.category)

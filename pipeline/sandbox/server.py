@@ -28,12 +28,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import UsageError
 from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job
+from pipeline.sandbox.fault_player import TOO_RECENTLY, ClosableProtocol, FaultMiddleware, SkewedClock, skew_of
+from pipeline.sandbox.faults import FaultTally
 from pipeline.sandbox.rest import RestDesk, rest_routes
+from pipeline.sandbox.shaping import ManifestShape
 from pipeline.sandbox.sources import EXPORTED_TYPES
 from pipeline.sandbox.tokens import ALGORITHMS, AccessToken, TokenOffice
 
@@ -51,6 +55,23 @@ _GZIP_WINDOW = 31  # zlib's largest window, with a gzip header
 _BLOCK = 256 * 1024
 _log = logging.getLogger(__name__)
 
+#: (`before` or `after` the answer, the request)
+Watch = Callable[[str, Request], None]
+
+
+class _Watched:
+    def __init__(self, app: ASGIApp, watch: Watch) -> None:
+        self._app = app
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._watch("before", Request(scope))
+        await self._app(scope, receive, send)
+        self._watch("after", Request(scope))
+
 
 @dataclass(frozen=True)
 class SandboxState:
@@ -59,11 +80,16 @@ class SandboxState:
     config: SandboxConfig
     desk: ExportDesk
     tokens: TokenOffice
+    manifests: ManifestShape
+    faults: FaultTally
 
 
 def create_app(config: SandboxConfig) -> Starlette:
     """The whole simulated server as one ASGI application."""
-    state = SandboxState(config, ExportDesk(config), TokenOffice(config.clients, config.clock, config.token_seconds))
+    clock = SkewedClock(config.clock, skew_of(config.faults))
+    tokens = TokenOffice(config.clients, clock, config.token_seconds)
+    tally = FaultTally(config.faults)
+    state = SandboxState(config, ExportDesk(config), tokens, ManifestShape(tally), tally)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -88,6 +114,13 @@ def create_app(config: SandboxConfig) -> Starlette:
         lifespan=lifespan,
     )
     app.state.sandbox = state
+    if config.faults:
+
+        def find_file(path: str) -> tuple[int, str] | None:
+            folder, _, name = path.rpartition("/")
+            return state.desk.place(folder.rpartition("/")[2], name)
+
+        app.add_middleware(FaultMiddleware, tally=tally, clock=clock, find_file=find_file, end_tokens=tokens.revoke_all)
     return app
 
 
@@ -108,16 +141,18 @@ def serve(
 class RunningSandbox:
     """Context manager: the simulated Epic on a free loopback port, in a thread of this process.
 
-    `base_url` is the server's root, `fhir_url` the FHIR base, `state` what the application knows.
+    `base_url` is the server's root, `fhir_url` the FHIR base, `port` what it listens on, `state` what the application
+    knows. `watch` is told of every request before it is looked at and after it was answered.
     """
 
-    def __init__(self, config: SandboxConfig, port: int = 0) -> None:
+    def __init__(self, config: SandboxConfig, port: int = 0, watch: Watch | None = None) -> None:
         self._listener = _listen("127.0.0.1", port)
-        self._server = _uvicorn(config)
+        self._server = _uvicorn(config, watch)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, name="sandbox", daemon=True
         )
         self.base_url = _url_of(self._listener)
+        self.port: int = self._listener.getsockname()[1]
         self.fhir_url = self.base_url + FHIR_PATH
         self.token_url = self.base_url + TOKEN_PATH
         self.state: SandboxState = self._server.config.app.state.sandbox  # type: ignore[union-attr]  # always our own app
@@ -154,9 +189,13 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _uvicorn(config: SandboxConfig) -> uvicorn.Server:
+def _uvicorn(config: SandboxConfig, watch: Watch | None = None) -> uvicorn.Server:
+    app = create_app(config)
+    if watch is not None:
+        app.add_middleware(_Watched, watch=watch)
+    disturbed: dict[str, Any] = {"http": ClosableProtocol, "date_header": False} if config.faults else {}
     return uvicorn.Server(
-        uvicorn.Config(create_app(config), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, **disturbed)
     )
 
 
@@ -281,8 +320,7 @@ async def _kick_off(request: Request) -> Response:
         raise FhirRefusal(404, "not-found", "There is no Group with this id, or the client may not see it.")
     types = _checked_types(request, token)
     if state.desk.too_recent(token.client_id, group):
-        text = "Error normalizing bulk request: this client has requested this Group too recently."
-        raise FhirRefusal(state.config.too_recently_status, "business-rule", text)
+        raise FhirRefusal(state.config.too_recently_status, "business-rule", TOO_RECENTLY)
     job = state.desk.kick_off(token.client_id, group, types, str(request.url))
     return Response(status_code=202, headers={"Content-Location": _job_url(request, job)})
 
@@ -339,23 +377,35 @@ async def _status(request: Request) -> Response:
             "X-Progress": f"in progress, asked {job.polls} times",
             "Retry-After": str(state.config.retry_after_seconds),
         }
-        return Response(status_code=202, headers=headers)
+        return _with_export_status(state, Response(status_code=202, headers=headers))
     state.desk.complete(job, files)
-    return _manifest(request, job)
+    return _with_export_status(state, _manifest(request, job))
+
+
+def _with_export_status(state: SandboxState, answer: Response) -> Response:
+    if state.manifests.separate_status:
+        answer.headers["X-Export-Status"] = str(answer.status_code)
+        answer.status_code = 200
+    return answer
 
 
 def _manifest(request: Request, job: Job) -> Response:
     url = _job_url(request, job)
+    lists: dict[str, list[dict[str, Any]]] = {"output": [], "error": [], "deleted": []}
+    for file in job.files or []:
+        entry = {"type": file.resource_type, "url": f"{url}/{file.name}", "count": file.count}
+        lists[file.category].append(entry)
+    if not lists["deleted"]:
+        del lists["deleted"]
     manifest = {
         "transactionTime": job.accepted.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "request": job.request,
         "requiresAccessToken": True,
-        "output": [
-            {"type": file.resource_type, "url": f"{url}/{file.name}", "count": file.count} for file in job.files or []
-        ],
-        "error": [],
+        **lists,
     }
-    return Response(orjson.dumps(manifest), media_type="application/json")
+    page = request.query_params.get("page", "1")
+    shaped = _state(request).manifests.shaped(manifest, url, int(page) if page.isdecimal() and page != "0" else 1)
+    return Response(orjson.dumps(shaped), media_type="application/json")
 
 
 async def _delete(request: Request) -> Response:

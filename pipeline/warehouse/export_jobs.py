@@ -19,6 +19,8 @@ from psycopg.types.json import Jsonb
 
 from omop_schema.etl import OPEN_STATES
 from pipeline.errors import CooldownActive, SiteBusy, WarehouseError
+from pipeline.landing.deletions import read_deletions
+from pipeline.landing.outcomes import site_messages
 from pipeline.landing.store import LandedExport
 
 __all__ = [
@@ -234,7 +236,8 @@ def save_manifest(
 
 
 def save_landed(connection: psycopg.Connection, export: LandedExport, landed_at: datetime) -> ExportJob:
-    """complete (of a folder: requested) → landed, and a row of `export_file` for each file of resources."""
+    """complete (of a folder: requested) → landed; a row of `export_file` for each file of resources and of deleted
+    ones (whose lines are their entries), and a row of `export_outcome` for each kind of message of the site."""
     job = _update(
         connection,
         export.export_id,
@@ -254,10 +257,18 @@ def save_landed(connection: psycopg.Connection, export: LandedExport, landed_at:
                     export.relative_name(file),
                     file.expected_count,
                     file.bytes,
-                    file.lines,
+                    sum(1 for _ in read_deletions(file.path)) if file in export.deleted else file.lines,
                     file.sha256,
                 )
-                for file in export.files
+                for file in (*export.files, *export.deleted)
+            ],
+        )
+        cursor.executemany(
+            "INSERT INTO export_outcome (export_id, weight, severity, code, site_code, count)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            [
+                (export.export_id, kind.weight, kind.severity, kind.code, kind.site_code, count)
+                for kind, count in site_messages(export.outcomes).items()
             ],
         )
     return job

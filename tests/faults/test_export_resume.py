@@ -1,4 +1,6 @@
-"""Exports under faults: the process killed at every request, files that are cut, lost or wrongly counted.
+"""Exports under faults that a test makes request by request: files that are cut, lost or wrongly counted.
+
+Faults by configuration are in `test_faults.py`, killed processes in `test_killed_exports.py`.
 
 The server is the simulated Epic with a disturbance before it, which a test sets request by request. In each case the
 run ends with every line landed once, or stops with a clear error and goes on where it stood.
@@ -7,11 +9,7 @@ run ends with every line landed once, or stops with a clear error and goes on wh
 from __future__ import annotations
 
 import gzip
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -25,16 +23,16 @@ import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, ExportGone, LandingError, RemoteUnavailable, UnsafeRemote
+from pipeline.errors import EpicOmopError, ExportGone, LandingError, RemoteUnavailable, UnsafeRemote
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import create_app
-from pipeline.settings import Settings, SiteSettings, load_settings, register_site
+from pipeline.settings import SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.schema import install_schemas
 
@@ -43,9 +41,6 @@ KEY = ec.generate_private_key(ec.SECP384R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 CONTENT = tuple((kind, orjson.dumps({"resourceType": kind, "id": f"{kind}-{n}"})) for kind in TYPES for n in range(6))
 ALL_LINES = sorted(line for _, line in CONTENT)
-
-#: What one export sends, in order; a process is killed when the server sees each of these.
-STEPS = ("discovery", "token", "kick-off", "poll", "manifest", "file 1", "file 2", "file 3", "file 4", "delete")
 
 
 class ShiftedClock:
@@ -197,89 +192,10 @@ def assert_whole(runtime: Runtime, landed: LandedExport) -> None:
     assert not [path for path in landed.folder.rglob("*") if path.suffix in (".part", ".tmp")]
     with runtime.connect() as connection:
         row = connection.execute(
-            "SELECT count(*), sum(lines) FROM export_file WHERE export_id = %s", [landed.export_id]
+            "SELECT count(*), sum(lines) FROM export_file WHERE export_id = %s AND file LIKE 'files/%%'",
+            [landed.export_id],
         ).fetchone()
     assert row == (4, 12)
-
-
-# --- kill -9
-
-
-CHILD = """
-from pipeline import exports
-from pipeline.runtime import Runtime
-runtime = Runtime.from_environment()
-exports.export_site(runtime, runtime.settings.site("site_a"))
-"""
-
-
-def run_child(settings: Settings, started: Callable[[int], None]) -> int:
-    environment = {
-        **os.environ,
-        "EPIC_OMOP_HOME": str(settings.home),
-        "EPIC_OMOP_DATABASE_URL": settings.database_url or "",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    child = subprocess.Popen([sys.executable, "-c", CHILD], env=environment)
-    started(child.pid)
-    return child.wait(timeout=60)
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_at_each_step_and_run_again(runtime: Runtime, epic: DisturbedEpic, step: str) -> None:
-    pids: list[int] = []
-    ready = threading.Event()
-
-    def kill(number: int, request: Request) -> Response | None:
-        if number == STEPS.index(step) + 1:
-            ready.wait()
-            os.kill(pids[0], signal.SIGKILL)
-        return None
-
-    def started(pid: int) -> None:
-        pids.append(pid)
-        ready.set()
-
-    epic.disturb = kill
-    assert run_child(runtime.settings, started) == -signal.SIGKILL
-    seen = list(epic.requests)
-    epic.disturb = lambda number, request: None
-    if step in ("discovery", "token", "kick-off"):  # nobody can tell whether Epic has seen the kick-off
-        with pytest.raises(CooldownActive):
-            exported(runtime)
-        assert states(runtime) == ["failed"]
-        epic.clock.sleep(25 * 3600)
-    assert_whole(runtime, exported(runtime))
-    fetched_before = [line for line in seen if is_file(line)][: max(0, STEPS.index(step) - STEPS.index("file 1"))]
-    assert not set(fetched_before) & set(epic.requests[len(seen) :]), "a file that was complete is not fetched again"
-    assert states(runtime)[0] == "landed"
-    if step not in ("discovery", "token", "kick-off", "delete"):
-        assert sum("$export" in line for line in epic.requests) == 1
-        assert not epic.desk._state.jobs, "the job was deleted on the server"
-
-
-def test_killed_in_the_middle_of_a_file(runtime: Runtime, epic: DisturbedEpic) -> None:
-    pids: list[int] = []
-    ready = threading.Event()
-
-    def half_a_file() -> Iterator[bytes]:
-        yield ALL_LINES[0][:10]
-        ready.wait()
-        os.kill(pids[0], signal.SIGKILL)
-        yield b"more"
-
-    def kill(number: int, request: Request) -> Response | None:
-        return StreamingResponse(half_a_file()) if number == STEPS.index("file 2") + 1 else None
-
-    def started(pid: int) -> None:
-        pids.append(pid)
-        ready.set()
-
-    epic.disturb = kill
-    assert run_child(runtime.settings, started) == -signal.SIGKILL
-    epic.disturb = lambda number, request: None
-    assert_whole(runtime, exported(runtime))
-    assert len(epic.files()) == 5
 
 
 def test_ended_between_the_last_file_and_the_warehouse(runtime: Runtime, epic: DisturbedEpic) -> None:
@@ -410,7 +326,7 @@ def test_outcomes_and_deleted_are_kept_apart(
     assert_whole(runtime, landed)
     assert [(file.resource_type, file.lines) for file in landed.outcomes] == [("OperationOutcome", 2)]
     assert [(file.resource_type, file.number) for file in landed.deleted] == [("Bundle", 6)]
-    assert "2 messages in outcomes/" in caplog.text
+    assert "Messages of the site: 2 resource (error unreadable)" in caplog.text
 
 
 # --- status, kick-off, delete

@@ -21,26 +21,29 @@ from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
 from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import KickOff, KickOffUnknown, Manifest, ManifestFile, StillRunning
+from pipeline.epic.bulk_export import KickOff, Manifest, ManifestFile, StillRunning
 from pipeline.epic.session import EpicSession
 from pipeline.epic.transport import (
     RemoteRequest,
     RetryPolicy,
+    StreamedAnswer,
     Transport,
-    Unreachable,
     plain_text,
     retry_after_seconds,
     shown_url,
 )
 from pipeline.errors import (
+    AcceptedWithoutAddress,
     AuthenticationRefused,
     ConfigurationError,
     CooldownActive,
     EpicOmopError,
     ExportGone,
+    KickOffUnknown,
     ProtocolError,
     RemoteRefused,
     RemoteUnavailable,
+    Unreachable,
     UnsafeRemote,
 )
 from pipeline.settings import SiteSettings
@@ -514,7 +517,7 @@ def test_a_kick_off_whose_connection_fails_is_unknown(server: Server, transport:
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        (Reply(202), bulk_export.AcceptedWithoutAddress),
+        (Reply(202), AcceptedWithoutAddress),
         (Reply(200), ProtocolError),
         (Reply(404), RemoteRefused),
         (Reply(401), AuthenticationRefused),
@@ -596,10 +599,42 @@ def test_manifests_that_are_refused(
         polled(server, transport, manifest(**changes))
 
 
+def test_a_page_of_a_gateway_is_no_manifest(server: Server, transport: Transport) -> None:
+    """A maintenance page says nothing of the export, which may have run for days."""
+    with pytest.raises(RemoteUnavailable, match="no manifest"):
+        polled(server, transport, b"<html>We are back at 6 am</html>")
+
+
+@pytest.mark.parametrize(("told", "running"), [("202 Accepted", True), ("200", False)])
+def test_the_status_of_the_export_apart_from_that_of_the_question(
+    server: Server, transport: Transport, told: str, running: bool
+) -> None:
+    url = server.on("/fhir/job", Reply(200, manifest(), {"X-Export-Status": told, "Retry-After": "7"}))
+    status = bulk_export.poll(session_of(transport), url)
+    assert (status == StillRunning(7, None)) is running
+    assert isinstance(status, Manifest) is not running
+
+
+def test_an_export_that_failed_by_its_own_status(server: Server, transport: Transport) -> None:
+    url = server.on("/fhir/job", Reply(200, outcome("exception", "no"), {"X-Export-Status": "422"}))
+    with pytest.raises(RemoteRefused, match="exception: no"):
+        bulk_export.poll(session_of(transport), url)
+
+
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_job_that_is_gone(server: Server, transport: Transport, status: int) -> None:
     with pytest.raises(ExportGone):
         bulk_export.poll(session_of(transport), server.on("/fhir/job", Reply(status)))
+
+
+class Body:
+    """The simplest receiver: the whole body."""
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+    def __call__(self, answer: StreamedAnswer) -> bytes:
+        return b"".join(answer.chunks)
 
 
 @pytest.mark.parametrize("needs_token", [True, False])
@@ -610,7 +645,7 @@ def test_a_file_is_fetched_with_a_token_only_where_it_needs_one(
     body = bulk_export.download(
         session_of(transport),
         ManifestFile("Patient", "/fhir/file"),
-        b"".join,
+        Body(),
         status_url=f"{server.url}/fhir/job",
         requires_access_token=needs_token,
     )

@@ -23,7 +23,7 @@ def decide(p: Publication) -> None:
     p.not_loaded = p.superseded
     links = _links(p, "replaced_by", "replaced_by_cycle", lines)
     p.merged = resolved_chains(links, _known(p, links, "person", lines))
-    _refuse(p, _without_person(p).with_columns(pl.lit("person_unknown").alias("code")))
+    _refuse(p, _without_person(p, p.loaded(lines)).with_columns(pl.lit("person_unknown").alias("code")))
     links = _links(p, "part_of", "part_of_cycle", lines)
     p.children = resolved_chains(links, _known(p, links, "visit_occurrence", lines))
     changed = lines.join(p.not_loaded, on=LINE, how="anti").select("surrogate_id").unique()
@@ -120,8 +120,11 @@ def _older_than_known(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
     return lines.lazy().join(pl.concat([known.lazy(), seen]), on="surrogate_id", how="semi").collect()
 
 
-def _without_person(p: Publication) -> pl.DataFrame:
-    """Lines with a row whose person is neither loaded nor in this export. Columns: LINE, person."""
+def _without_person(p: Publication, counted: pl.DataFrame) -> pl.DataFrame:
+    """Lines with a row whose person is neither loaded nor in this export. Columns: LINE, person.
+
+    A person whose Patient is among the counted lines and makes no row any more is not loaded.
+    """
     rows = [
         p.staged.scan(table).select(*LINE, pl.col("person_id").alias("person"))
         for table in p.staged.kinds()
@@ -141,6 +144,7 @@ def _without_person(p: Publication) -> pl.DataFrame:
         f" JOIN {p.cdm}.person AS row ON row.person_id = row_id WHERE cdm_table = 'person'",
         {"person": pl.Int64},
     )
+    known = known.join(counted, left_on="person", right_on="surrogate_id", how="anti")
     unknown = unknown.join(known, on="person", how="anti")
     if unknown.is_empty():
         return pl.DataFrame(schema=schema)

@@ -82,9 +82,8 @@ def _follow_survivors(p: Publication) -> None:
         )
     for table in ("death", "person"):
         deleted = p.connection.execute(
-            f"DELETE FROM {p.cdm}.{table} AS row USING pg_temp.merged_person AS merged,"
-            f" {lineage_table_name(table)} AS lineage WHERE lineage.surrogate_id = merged.patient"
-            " AND lineage.row_id = merged.person_id AND row.person_id = merged.person_id"
+            f"DELETE FROM {p.cdm}.{table} AS row USING pg_temp.merged_person AS merged"
+            " WHERE row.person_id = merged.person_id"
         )
         p.report.rows_deleted[table] += deleted.rowcount
         p.connection.execute(

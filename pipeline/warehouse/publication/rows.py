@@ -12,6 +12,7 @@ from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, reserve
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.merges import with_survivors
 from pipeline.warehouse.publication.visits import link_details
+from pipeline.warehouse.removed_persons import remove_rows_of_persons
 
 __all__ = ["entities", "events", "remove_former_rows", "remove_unused_locations"]
 
@@ -68,6 +69,8 @@ def _remove_entities(p: Publication, table: str) -> None:
         )
         return
     remade = p.taken(table).select("surrogate_id").unique()
+    if table == "person":  # a merged patient's events follow the survivor, and then the row goes: see `merges`
+        remade = pl.concat([remade, p.merged.select(surrogate_id="from")])
     if table == "visit_occurrence":  # what becomes a detail goes without unlinking anything
         _remove_visits_of_children(p)
     temporary_table(p.connection, f"remade_{table}", remade)
@@ -80,6 +83,8 @@ def _remove_entities(p: Publication, table: str) -> None:
     )
     row = p.connection.execute(f"SELECT count(*) FROM pg_temp.removed_{table}").fetchone()
     if row and row[0]:
+        if table == "person":
+            p.report.rows_deleted += remove_rows_of_persons(p.connection, p.cdm)
         _unlink(p, table)
         deleted = p.connection.execute(
             f"DELETE FROM {p.cdm}.{table} USING pg_temp.removed_{table} AS removed WHERE {own} = removed.row_id"

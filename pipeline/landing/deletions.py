@@ -1,0 +1,67 @@
+"""The files of deleted resources that a manifest lists: Bundles of type transaction with DELETE entries.
+
+Each entry counts as one line of the file's account, whatever the number of Bundles in it. One that cannot be read is
+an entry without a resource: it is counted, never passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from pipeline.landing.files import landing_errors
+from pipeline.landing.lines import is_blank
+
+__all__ = ["Deletion", "read_deletions"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+#: `Type/id`, also at the end of an absolute address; not a conditional delete, which names no resource.
+_RESOURCE = re.compile(r"(?:.*/)?(?P<type>[A-Z][A-Za-z]{1,63})/(?P<id>[^/#?\s]+)")
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The `number`-th entry (from 1) of a file, and the line in which it lies. No resource: it cannot be read."""
+
+    number: int
+    byte_offset: int
+    byte_length: int
+    resource_type: str | None
+    resource_id: str | None
+
+
+def read_deletions(path: Path) -> Iterator[Deletion]:
+    """All entries of a file, in constant memory but for one Bundle. Raises LandingError."""
+    number = offset = 0
+    with landing_errors(path), path.open("rb") as stream:
+        for line in stream:
+            if not is_blank(line.removeprefix(_BYTE_ORDER_MARK)):
+                for resource in _deleted(line.removeprefix(_BYTE_ORDER_MARK)):
+                    number += 1
+                    yield Deletion(number, offset, len(line.rstrip(b"\r\n")), *resource)
+            offset += len(line)
+
+
+def _deleted(line: bytes) -> list[tuple[str, str] | tuple[None, None]]:
+    try:
+        bundle = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return [(None, None)]
+    entries = bundle.get("entry", []) if isinstance(bundle, dict) and bundle.get("resourceType") == "Bundle" else None
+    if not isinstance(entries, list):
+        return [(None, None)]
+    return [_resource(entry) for entry in entries]
+
+
+def _resource(entry: object) -> tuple[str, str] | tuple[None, None]:
+    request = entry.get("request") if isinstance(entry, dict) else None
+    if not isinstance(request, dict) or request.get("method") != "DELETE":
+        return (None, None)
+    url = request.get("url")
+    match = _RESOURCE.fullmatch(url) if isinstance(url, str) else None
+    return (match["type"], match["id"]) if match else (None, None)

@@ -1,0 +1,86 @@
+"""A program that forks a process for each order on its standard input, and says how it ended; see `support.Nursery`.
+
+It has one thread and has imported what an export needs, so that forking is safe and quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from pipeline import exports
+from pipeline.errors import EpicOmopError
+from pipeline.runtime import Runtime
+from pipeline.settings import load_settings
+
+
+class ShiftedClock:
+    """The clock of the test that gave the order; waits cost nothing here too."""
+
+    def __init__(self, shift: float) -> None:
+        self._shift = timedelta(seconds=shift)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._shift
+
+    def sleep(self, seconds: float) -> None:
+        self._shift += timedelta(seconds=seconds)
+
+
+class DurableWrites:
+    """Counts the calls that make something last, and kills the process before one of them."""
+
+    def __init__(self, kill_at: int) -> None:
+        self.names: list[str] = []
+        self._kill_at = kill_at
+        for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (psycopg.Connection, "commit")):
+            setattr(owner, name, self._counted(name, getattr(owner, name)))
+
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            self.names.append(name)
+            if len(self.names) == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments)
+
+        return counted
+
+
+def export(order: dict[str, Any]) -> int:
+    """Export the site to its end; returns the exit code, as the command has it."""
+    if order["largest_file"]:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], hard))
+    settings = load_settings(order["environment"])
+    runtime = Runtime(settings, ShiftedClock(order["shift"]))
+    writes = DurableWrites(order["kill_at"]) if order["durable"] else None
+    try:
+        exports.export_site(runtime, settings.site("site_a"))
+    except EpicOmopError as error:
+        return error.exit_code
+    if writes:
+        (settings.home / "durable").write_text(" ".join(writes.names))
+    return 0
+
+
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os._exit(export(json.loads(line)))
+        print(json.dumps({"pid": child}), flush=True)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
