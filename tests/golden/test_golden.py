@@ -12,6 +12,8 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
   of its date. A link is written as the FHIR reference of the resource that the row came from.
 - `outcomes`: resource → `loaded` (if not listed), `excluded:reason` or `rejected:code`, with ` at <FHIRPath>` if wanted.
 - `issues`: resource → list of issue codes (none if not listed). `pending`: references that wait for their target.
+- `facts`: resource → name → value of what it left for others, where a case is about that. An id of a resource is
+  written as its reference.
 - `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header);
   `mappings`: its own parts of mappings, by resource.
 - `requirements`: statements of the FHIR-to-OMOP guide that the case shows (docs/conformance.md).
@@ -89,8 +91,8 @@ FIELD_CONCEPTS = {
 _REFERENCE = re.compile(r"((?:.*/)?[A-Z][A-Za-z]+/|urn:uuid:)([^/]+)(/_history/.*)?")
 
 _KEYS = {
-    "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "site", "instance", "values",
-    "mappings", "requirements",
+    "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "facts", "site",
+    "instance", "values", "mappings", "requirements",
 }  # fmt: skip
 
 
@@ -224,6 +226,8 @@ class Loaded:
     paths: dict[str, str] = field(default_factory=dict)
     issues: dict[str, list[str]] = field(default_factory=dict)
     pending: dict[str, list[str]] = field(default_factory=dict)
+    #: owner → name → value
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +336,9 @@ def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
         "SELECT from_surrogate_id, role FROM reference WHERE state = 'pending' ORDER BY role"
     ):
         found.pending.setdefault(names[surrogate_id], []).append(role)
+    by_text = {str(surrogate_id): name for surrogate_id, name in names.items()}
+    for owner, name, value in connection.execute("SELECT owner_surrogate_id, name, value FROM reference_value"):
+        found.facts.setdefault(names.get(owner, ""), {})[name] = by_text.get(value, value)
 
 
 def _parameter(case: Case) -> Any:
@@ -356,6 +363,9 @@ def test_golden(case: Case, loaded: Loaded) -> None:
     assert issues == (document.get("issues") or {})
     pending = {name: loaded.pending[full] for full, name in names.items() if full in loaded.pending}
     assert pending == (document.get("pending") or {})
+    for name, facts in (document.get("facts") or {}).items():
+        left = loaded.facts.get(_with_prefix(name, case), {})
+        assert {key: left.get(key, "").replace(case.prefix, "") for key in facts} == facts
 
 
 def _shown(tables: dict[str, list[dict[str, Any]]]) -> str:
