@@ -215,7 +215,8 @@ class Answer:
 
     def error(self) -> EpicOmopError:
         """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
-        told = "; ".join(dict.fromkeys(f"{issue.code}: {issue.text}".strip(": ") for issue in self.issues))
+        issues = (f"{issue.code}: {plain_text(issue.text, 300)}".strip(": ") for issue in self.issues)
+        told = plain_text("; ".join(dict.fromkeys(issues)), 600)
         for text in self.request.unspoken:
             told = told.replace(text, "…")
         message = f"{self.request.action}: the server answered {self.status}{f' ({told})' if told else ''}."
@@ -516,7 +517,7 @@ def _issue(entry: dict[str, Any]) -> Issue:
         if isinstance(coding, dict) and re.fullmatch(r"[0-9]{3,6}|[A-Z_]{3,40}", code := str(coding.get("code")))
     ]
     told = [plain_text(details.get("text"), 1000), plain_text(entry.get("diagnostics"), 1000)]
-    words = [*codes, *(known_words(text) for text in told)]
+    words = [*codes, *(known_words(text, 1000) for text in told)]
     text = " ".join(dict.fromkeys(word for word in words if word and word != "…"))
     severity, code = (_code(entry.get(name)) for name in ("severity", "code"))
     return Issue(severity, code, text)

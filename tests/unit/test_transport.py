@@ -496,6 +496,13 @@ def test_too_recently_is_understood_with_any_status(server: Server, transport: T
     assert len(server.requests) == 1
 
 
+def test_too_recently_is_understood_at_the_end_of_a_long_text(server: Server, transport: Transport) -> None:
+    text = f"{'Error normalizing bulk request. ' * 12} This client has requested this Group too recently."
+    server.on("/fhir/Group/g1/$export", Reply(400, outcome("business-rule", text)))
+    with pytest.raises(CooldownActive):
+        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+
+
 @pytest.mark.parametrize("status", [408, 500, 502, 504])
 def test_a_kick_off_without_a_clear_answer_is_unknown(server: Server, transport: Transport, status: int) -> None:
     server.on("/fhir/Group/g1/$export", Reply(status))
