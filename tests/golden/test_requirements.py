@@ -23,6 +23,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
 from pipeline.ingest import ingest
+from pipeline.omop.mapping import read_mappings
 from pipeline.omop.routing import DOMAIN_TABLES
 from pipeline.omop.vocabulary import load_vocabulary
 from pipeline.runtime import Runtime
@@ -264,13 +265,23 @@ def test_rows_are_in_the_table_of_their_concepts_domain(instance: Instance) -> N
     wrong = []
     for table in sorted(set(DOMAIN_TABLES.values())):
         [concept] = [name for one, name in _concept_columns(types=False) if one == table and name == _concept_of(table)]
-        for domain, count in instance.rows(
-            f"SELECT domain_id, count(*) FROM cdm.{table} JOIN vocab.concept ON concept_id = {concept}"
-            f" WHERE {concept} <> 0 GROUP BY domain_id"
+        for domain, kind, count in instance.rows(
+            f"SELECT domain_id, resource_type, count(*) FROM cdm.{table} JOIN vocab.concept ON concept_id = {concept}"
+            f" JOIN etl.row_source ON cdm_table = '{table}' AND row_id = {table}.{primary_key(table)}"
+            f" WHERE {concept} <> 0 GROUP BY domain_id, resource_type"
         ):
-            if DOMAIN_TABLES.get(domain, "observation") != table:
-                wrong.append(f"{count} rows of {domain} in {table}")
+            if DOMAIN_TABLES.get(domain, "observation") != table and (kind, table) not in _FIXED_TABLES:
+                wrong.append(f"{count} rows of {kind} with domain {domain} in {table}")
     assert wrong == []
+
+
+#: (resource, table) of event views that name a table for all their rows: a refuted condition is an observation.
+_FIXED_TABLES = {
+    (name, view.table)
+    for name, mapping in read_mappings(MAPPINGS_FOLDER).resources.items()
+    for view in mapping.views
+    if view.kind == "event" and view.table
+}
 
 
 def _concept_of(table: str) -> str:
