@@ -55,6 +55,8 @@ class Asking:
         self._refusals: Counter[str] = Counter()
         self._granted: set[str] = set()
         self._failures = 0
+        #: Asking on is of no use: the server fails, or refuses the token.
+        self.is_down = False
         #: Types that are not asked for any more: not granted, or refused every time.
         self.refused_types: tuple[str, ...] = ()
 
@@ -83,10 +85,6 @@ class Asking:
                 if self.is_down:
                     return
 
-    @property
-    def is_down(self) -> bool:
-        return self._failures >= _MOST_FAILURES
-
     def _answer(self, reference: str) -> Answer:
         resource_type, resource_id = reference.split("/", 1)
         try:
@@ -101,10 +99,9 @@ class Asking:
 
     def _count(self, answer: Answer) -> None:
         kind = answer.resource_type
-        if isinstance(answer.failure, AuthenticationRefused):
-            self._failures = _MOST_FAILURES
-        else:
-            self._failures = self._failures + 1 if answer.failure else 0
+        self._failures = self._failures + 1 if answer.failure else 0
+        if self._failures >= _MOST_FAILURES or isinstance(answer.failure, AuthenticationRefused):
+            self.is_down = True  # for good: answers that were under way may still come
         if answer.line is not None:
             self._granted.add(kind)
         elif answer.status == 403 and kind not in self._granted:
