@@ -24,13 +24,14 @@ from datetime import datetime, timedelta
 import psycopg
 
 from pipeline.epic.bundle import NO_RESULTS, SearchPage
-from pipeline.epic.rest import RestClient, SearchRefused, open_rest
+from pipeline.epic.rest import RestClient, SearchRefused
 from pipeline.errors import EpicOmopError, ProtocolError, RemoteRefused, RemoteUnavailable
 from pipeline.exports import new_job
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.site_session import rest_session
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.crawls import CrawlSearch, SearchState
 from pipeline.warehouse.export_jobs import ExportJob
@@ -131,7 +132,7 @@ def crawl(
             landed = _saved(runtime, connection, runtime.landing.open(site.name, job.export_id))
         else:
             try:
-                with nullcontext(client) if client else open_rest(site, runtime.clock) as used:
+                with nullcontext(client) if client else rest_session(runtime, site) as used:
                     run = _CrawlRun(runtime, site, used, job, full=full, progress=progress)
                     run.run()
                 run.check_whole(accept_failed=accept_failed)

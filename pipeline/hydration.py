@@ -21,7 +21,7 @@ import polars as pl
 import psycopg
 
 from pipeline.epic.hydrate import Asking
-from pipeline.epic.rest import RestClient, open_rest
+from pipeline.epic.rest import RestClient
 from pipeline.errors import (
     ConfigurationError,
     EpicOmopError,
@@ -39,6 +39,7 @@ from pipeline.omop.mapping import load_mappings
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import DOCUMENT_TYPE, RESULT_TYPE, SiteSettings
+from pipeline.site_session import rest_session
 from pipeline.wanted import WantedReferences
 from pipeline.warehouse import export_jobs, hydrated
 from pipeline.warehouse.export_jobs import ExportJob
@@ -166,7 +167,7 @@ def hydrate(
         connection.commit()
         if not wanted.wanted.is_empty():
             try:
-                with nullcontext(client) if client else open_rest(site, runtime.clock, site.hydrate_types) as used:
+                with nullcontext(client) if client else rest_session(runtime, site, site.hydrate_types) as used:
                     _HydrationRun(runtime, connection, site, used, wanted, result, progress).run()
             except ConfigurationError as error:  # such as a key that cannot be read
                 result.error = error

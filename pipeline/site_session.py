@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from pipeline.epic.pace import Pace
+from pipeline.epic.rest import RestClient
 from pipeline.epic.session import EpicSession, open_session
 from pipeline.epic.transport import RetryPolicy
 from pipeline.runtime import Runtime
@@ -12,7 +14,7 @@ from pipeline.settings import SiteSettings
 from pipeline.warehouse.access_log import WarehouseAccessLog
 from pipeline.warehouse.request_budget import WarehouseRequestBudget
 
-__all__ = ["site_session"]
+__all__ = ["rest_session", "site_session"]
 
 
 @contextmanager
@@ -28,3 +30,11 @@ def site_session(runtime: Runtime, site: SiteSettings, *, policy: RetryPolicy | 
         open_session(site, runtime.clock, policy=policy, access=access, budget=budget) as session,
     ):
         yield session
+
+
+@contextmanager
+def rest_session(runtime: Runtime, site: SiteSettings, resource_types: Sequence[str] = ()) -> Iterator[RestClient]:
+    """A client for reads and searches of a site; its tokens also cover `resource_types` beside the site's own."""
+    every = tuple(dict.fromkeys((*site.resource_types, *resource_types)))
+    with site_session(runtime, site.model_copy(update={"resource_types": every})) as session:
+        yield RestClient(session, Pace(runtime.clock, site.requests_per_second))

@@ -10,20 +10,17 @@ import re
 import urllib.parse
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import orjson
 
-from pipeline.clock import Clock
 from pipeline.epic.bundle import SearchPage, as_line, identity, parse_page, said
 from pipeline.epic.pace import Pace
-from pipeline.epic.session import EpicSession, open_session
-from pipeline.epic.transport import Answer, RemoteRequest, RetryPolicy
+from pipeline.epic.session import EpicSession
+from pipeline.epic.transport import Answer, RemoteRequest
 from pipeline.errors import ProtocolError, RemoteRefused
-from pipeline.settings import SiteSettings
 
-__all__ = ["RestClient", "SearchRefused", "is_readable_id", "open_rest"]
+__all__ = ["RestClient", "SearchRefused", "is_readable_id"]
 
 _FHIR_JSON = "application/fhir+json"
 
@@ -50,19 +47,6 @@ class SearchRefused(RemoteRefused):
         except ProtocolError:  # a gateway's page
             codes = ()
         self.codes = codes or (f"HTTP {answer.status}",)
-
-
-@contextmanager
-def open_rest(
-    site: SiteSettings, clock: Clock, resource_types: Sequence[str] = (), *, policy: RetryPolicy | None = None
-) -> Iterator[RestClient]:
-    """A client for reads and searches of a site; its tokens also cover `resource_types` beside the site's own.
-
-    Raises ConfigurationError for a site without a FHIR server and for an unusable key. Sends nothing yet.
-    """
-    every = tuple(dict.fromkeys((*site.resource_types, *resource_types)))
-    with open_session(site.model_copy(update={"resource_types": every}), clock, policy=policy) as session:
-        yield RestClient(session, Pace(clock, site.requests_per_second))
 
 
 def is_readable_id(resource_id: str) -> bool:
@@ -93,6 +77,8 @@ class RestClient:
             max_bytes=self.session.site.max_line_bytes,
             unspoken=(resource_id,),
             advice=_ADVICE,
+            event="read",
+            resource_type=resource_type,
         )
         self.pace.wait()
         answer = self.session.transport.fetch(request)
@@ -123,7 +109,7 @@ class RestClient:
             seen.add(url)
             if len(seen) > _MAX_PAGES:
                 raise ProtocolError(f"{action}: more than {_MAX_PAGES} pages.")
-            page = self._page(action, url, unspoken)
+            page = self._page(action, resource_type, url, unspoken)
             yield page
             if page.next_url is None:
                 return
@@ -131,7 +117,7 @@ class RestClient:
             url = page.next_url if absolute else urllib.parse.urljoin(url, page.next_url)
         raise ProtocolError(f"{action}: the links of its pages lead in a circle.")
 
-    def _page(self, action: str, url: str, unspoken: tuple[str, ...]) -> SearchPage:
+    def _page(self, action: str, resource_type: str, url: str, unspoken: tuple[str, ...]) -> SearchPage:
         request = RemoteRequest(
             action,
             url,
@@ -140,6 +126,8 @@ class RestClient:
             max_bytes=_MAX_PAGE_BYTES,
             unspoken=unspoken,
             advice=_ADVICE,
+            event="search",
+            resource_type=resource_type,
         )
         transport = self.session.transport
 

@@ -13,11 +13,11 @@ import pytest
 
 from pipeline import hydration as hydration_module
 from pipeline.epic.hydrate import Asking
-from pipeline.epic.rest import open_rest
 from pipeline.errors import AuthenticationRefused, RemoteUnavailable
 from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_landing
+from pipeline.site_session import rest_session
 from tests.integration.rest_world import SHARED, Prepared, World, generated, prepared, world
 
 LEFT_OUT = frozenset(SHARED)
@@ -175,7 +175,7 @@ def test_an_api_that_is_not_registered_is_seen_after_a_few_refusals(lacking: Wor
     ids = [f"e{number}" for number in range(60)]
     for number in ids:
         lacking.watched.answers[f"Location/{number}"] = (403, orjson.dumps(OUTCOME), -1)
-    with open_rest(lacking.site, lacking.clock) as client:
+    with rest_session(lacking.runtime, lacking.site) as client:
         asking = Asking(client)
         answers = list(asking.answers([f"Location/{number}" for number in ids]))
     assert asking.refused_types == ("Location",)
