@@ -33,6 +33,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
 from pipeline.warehouse.staging import StagedExport, staging_for
 
@@ -134,7 +135,10 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
         )
     )
     types = ["", *mappings.resources, *mappings.unmapped_types]
-    return {name: _signed_hash(common + mappings.fingerprint(name)) for name in types}
+    # A patient who is no longer the same as another one needs a row of their own again.
+    patients = read_crosswalk(runtime.settings.person_crosswalk, runtime.settings.surrogate_salt).rows()
+    own = {"Patient": str(sorted(patients)) if patients else ""}
+    return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
 
 
 def _signed_hash(text: str) -> int:

@@ -274,6 +274,8 @@ class Settings(BaseModel):
     mappings: Path = MAPPINGS_FOLDER
     #: Each site's own part of the mappings is in a folder of its name here; None: `mappings/sites` in the home.
     site_mappings: Path | None = None
+    #: CSV that says which patient of one site is which of another: docs/mapping.md.
+    person_crosswalk: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
@@ -332,6 +334,7 @@ _VARIABLES = {
     "EPIC_OMOP_WORKERS": "workers",
     "EPIC_OMOP_MAPPINGS": "mappings",
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
+    "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
 }
 

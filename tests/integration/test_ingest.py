@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SiteBusy
+from pipeline.errors import ConfigurationError, SiteBusy
 from pipeline.replay import replay_dead_letters
+from pipeline.runtime import Runtime
 from pipeline.warehouse.export_jobs import site_lock
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 
@@ -286,3 +289,22 @@ def test_nothing_that_identifies_a_patient_is_in_the_cdm(warehouse: Warehouse) -
     )
     assert not [value for value in [*secret, "Springfield", "02139"] if value in everything]
     assert "021" in everything
+
+
+def test_a_person_crosswalk_makes_one_person_of_two(warehouse: Warehouse, tmp_path: Path) -> None:
+    file = tmp_path / "crosswalk.csv"
+    file.write_text("site,patient_id,same_as_site,same_as_patient_id\ntwo,q1,one,p1\n", encoding="utf-8")
+    settings = warehouse.runtime.settings.model_copy(update={"person_crosswalk": file})
+    joined = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
+    joined.load({"Patient": [patient("p1")], "Observation": [observation("o1", "p1")]}, "one")
+    second = {"Patient": [patient("q1")], "Observation": [observation("o2", "q1")]}
+    joined.load(second, "two")
+    persons = "SELECT count(*) FROM cdm.person"
+    of_rows = "SELECT count(DISTINCT person_id) FROM cdm.measurement"
+    assert (joined.value(persons), joined.value(of_rows)) == (1, 1)
+    apart = replace(warehouse, loads=joined.loads)
+    apart.load(second, "two")
+    assert (apart.value(persons), apart.value(of_rows)) == (2, 2)
+    file.write_text("site,patient_id\ntwo,q1\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="Line 2 of the person crosswalk is wrong"):
+        replace(joined, loads=apart.loads).load(second, "two")

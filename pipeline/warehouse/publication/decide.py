@@ -6,10 +6,12 @@ import polars as pl
 
 from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
+from pipeline.errors import ConfigurationError
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.publication.chains import in_cycles, resolved_chains
 from pipeline.warehouse.publication.context import LINE, Publication
+from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.seen import read_seen
 
 __all__ = ["decide"]
@@ -22,6 +24,13 @@ def decide(p: Publication) -> None:
     p.superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines)]).unique()
     p.not_loaded = p.superseded
     links = _links(p, "replaced_by", "replaced_by_cycle", lines)
+    crosswalk = read_crosswalk(p.settings.person_crosswalk, p.settings.surrogate_salt)
+    links = pl.concat([links, crosswalk]).unique("from", keep="first", maintain_order=True)
+    if not in_cycles(links).is_empty():
+        raise ConfigurationError(
+            "The person crosswalk and what patients say of themselves make a circle.",
+            "Take one of the lines out of the crosswalk; nothing was published.",
+        )
     p.merged = resolved_chains(links, _known(p, links, "person", lines))
     _refuse(p, _without_person(p, p.loaded(lines)).with_columns(pl.lit("person_unknown").alias("code")))
     links = _links(p, "part_of", "part_of_cycle", lines)

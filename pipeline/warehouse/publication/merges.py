@@ -100,6 +100,7 @@ def _bring_back(p: Publication) -> None:
         " FROM reference LEFT JOIN pg_temp.merged_patient AS merged ON merged.patient = reference.to_surrogate_id"
         " JOIN id_map AS map ON map.cdm_table = 'person'"
         " AND map.surrogate_id = coalesce(merged.last, reference.to_surrogate_id)"
+        f" JOIN {p.cdm}.person AS person ON person.person_id = map.row_id"
         " WHERE reference.role = 'person_id'"
     )
     p.connection.execute(
@@ -120,4 +121,5 @@ def _bring_back(p: Publication) -> None:
     p.connection.execute(
         "DELETE FROM reference WHERE role = 'person_id'"
         " AND NOT EXISTS (SELECT FROM pg_temp.merged_patient AS merged WHERE merged.patient = to_surrogate_id)"
+        " AND EXISTS (SELECT FROM lineage_person AS own WHERE own.surrogate_id = to_surrogate_id)"
     )
