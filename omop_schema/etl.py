@@ -64,6 +64,7 @@ RARE_FACTS = (
     "race_observation",
     "birth_year_only",
     "discharge_death",
+    "site_part_of",
 )
 
 _NOW = text("now()")

@@ -63,8 +63,13 @@ _DERIVED = {
     "cdm_source": "the instance",
     "metadata": "the runs and sites",
 }
+#: The same for a part of what a table may hold.
+_DERIVED_PARTLY = {"fact_relationship": "partOf of Organization and Location: care sites only"}
 #: Columns that publication fills, because they depend on other resources.
-_LINKED = {"preceding_visit_occurrence_id", "preceding_visit_detail_id", "visit_detail_id", "parent_visit_detail_id"}
+_LINKED = {
+    *("preceding_visit_occurrence_id", "preceding_visit_detail_id", "visit_detail_id", "parent_visit_detail_id"),
+    *("observation_event_id", "obs_event_field_concept_id", "note_event_id", "note_event_field_concept_id"),
+}
 _OF_EVERY_EVENT = {"concept_id", "source_concept_id", "source_value", "type_concept_id", "value_as_concept_id"}
 
 
@@ -123,6 +128,8 @@ def _tables(view: ViewMapping) -> Iterator[str]:
 
 
 def _table(table: str, mappings: Mappings) -> dict[str, Any]:
+    if table in _DERIVED_PARTLY:
+        return {"populated": "partial", "derived_from": _DERIVED_PARTLY[table]}
     if table in _DERIVED:
         return {"populated": "full", "derived_from": _DERIVED[table]}
     filled: set[str] = set()

@@ -25,6 +25,7 @@ from pipeline.runtime import Runtime
 from pipeline.warehouse import staging
 from pipeline.warehouse.ids import ENTITY_TABLES
 from pipeline.warehouse.publication import accounts, derived_rows, merges, references, rows, states, visits
+from pipeline.warehouse.publication.care_sites import relate_care_sites
 from pipeline.warehouse.publication.context import (
     CDM_VERSION,
     IG_VERSION,
@@ -97,6 +98,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     references.relink(p)
     references.references(p)
     visits.mark_emergency_stays(p)
+    relate_care_sites(p)
     states.state(p)
     derived_rows.note_persons(p)
     derived_rows.refresh(p, everyone=bulk)

@@ -308,3 +308,23 @@ def test_a_person_crosswalk_makes_one_person_of_two(warehouse: Warehouse, tmp_pa
     file.write_text("site,patient_id\ntwo,q1\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="Line 2 of the person crosswalk is wrong"):
         replace(joined, loads=apart.loads).load(second, "two")
+
+
+def test_care_sites_are_related_as_their_resources_say(warehouse: Warehouse) -> None:
+    part = {"id": "b", "name": "Clinic", "partOf": reference("Organization", "a")}
+    ward = {"id": "w", "name": "Ward", "managingOrganization": reference("Organization", "b")}
+    query = (
+        "SELECT one.care_site_name, other.care_site_name FROM cdm.fact_relationship"
+        " JOIN cdm.care_site AS one ON one.care_site_id = fact_id_1"
+        " JOIN cdm.care_site AS other ON other.care_site_id = fact_id_2 ORDER BY 1, 2"
+    )
+    warehouse.load({"Organization": [part], "Location": [ward]})
+    assert warehouse.rows(query) == [("Clinic", "Ward"), ("Ward", "Clinic")]
+    warehouse.load({"Organization": [part, {"id": "a", "name": "System"}], "Location": [ward]})
+    pairs = [("Clinic", "System"), ("Clinic", "Ward"), ("System", "Clinic"), ("Ward", "Clinic")]
+    assert warehouse.rows(query) == pairs
+    before = warehouse.checksums()["fact_relationship"]
+    warehouse.load({"Organization": [part], "Location": [ward]})
+    assert warehouse.checksums()["fact_relationship"] == before
+    warehouse.load({"Organization": [{"id": "b", "name": "Clinic"}]})
+    assert warehouse.rows(query) == [("Clinic", "Ward"), ("Ward", "Clinic")]

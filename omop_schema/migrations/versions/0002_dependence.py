@@ -9,7 +9,7 @@ depends_on = None
 
 _RARE = (
     "'part_of', 'replaced_by', 'inpatient_visit', 'emergency_location', 'open_stay', 'open_stay_detail',"
-    " 'open_coverage', 'race_observation', 'birth_year_only', 'discharge_death'"
+    " 'open_coverage', 'race_observation', 'birth_year_only', 'discharge_death', 'site_part_of'"
 )
 
 
