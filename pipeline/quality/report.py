@@ -15,6 +15,9 @@ __all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts"]
 
 OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
 
+#: Tables with rows of patients, in the order in which people read them.
+SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_era", "dose_era")
+
 
 @dataclass(frozen=True)
 class UnmappedCode:
@@ -49,8 +52,8 @@ class LoadReport:
 
 
 def table_counts(connection: psycopg.Connection, cdm_schema: str) -> dict[str, int]:
-    """Rows of every CDM table that resources fill."""
-    return {table: _count(connection, f"SELECT count(*) FROM {cdm_schema}.{table}") for table in LINEAGE_TABLES}
+    """Rows of every CDM table that resources fill, and of those that follow from them by person."""
+    return {table: _count(connection, f"SELECT count(*) FROM {cdm_schema}.{table}") for table in SHOWN_TABLES}
 
 
 def load_report(

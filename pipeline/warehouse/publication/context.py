@@ -54,6 +54,8 @@ class PublicationReport:
     outcomes: Counter[str] = field(default_factory=Counter)
     rows_inserted: Counter[str] = field(default_factory=Counter)
     rows_deleted: Counter[str] = field(default_factory=Counter)
+    #: by the derived tables: ends that moved with the as-of date, preceding visits
+    rows_updated: Counter[str] = field(default_factory=Counter)
     #: resource type → (rows with a standard concept, rows with a code)
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
     transform_seconds: float = 0.0
@@ -70,7 +72,8 @@ class PublicationReport:
 
     @property
     def changed_rows(self) -> int:
-        return sum(self.rows_inserted.values()) + sum(self.rows_deleted.values())
+        changes = (self.rows_inserted, self.rows_deleted, self.rows_updated)
+        return sum(sum(counts.values()) for counts in changes)
 
 
 class Publication:

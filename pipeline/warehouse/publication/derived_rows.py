@@ -45,7 +45,8 @@ def refresh(p: Publication, *, everyone: bool) -> None:
         options=options,
     )
     for table, change in derived.changes.items():
-        p.report.rows_inserted[table] += change.inserted + change.updated
-        p.report.rows_deleted[table] += change.deleted + change.updated
+        p.report.rows_inserted[table] += change.inserted
+        p.report.rows_deleted[table] += change.deleted
+        p.report.rows_updated[table] += change.updated
     p.report.warnings += derived.warnings
     p.report.derived_seconds = derived.seconds
