@@ -178,6 +178,10 @@ def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicS
 
     try:
         bulk_export.ask_for_token(session)
+    except RequestBudgetSpent as error:
+        export_jobs.mark_skipped(connection, requested().export_id, error.message)
+        connection.commit()
+        raise
     except EpicOmopError as error:
         export_jobs.mark_failed(connection, requested().export_id, error.message)
         connection.commit()

@@ -46,12 +46,14 @@ def ingest_with_follow_ups(
     The first report is the export's own. Errors are those of `ingest`.
     """
     reports = [ingest(runtime, site, export, force=force, progress=progress)]
-    latest, tried = reports, set[int]()
+    latest, tried, mapped = reports, set[int](), set[LandedLine]()
     while latest:
         # What came through may be what others waited for: an encounter that waited for its person dates a condition.
         letters = [letter for letter in _unblocked(runtime, site) if letter.id not in tried]
         tried |= {letter.id for letter in letters}
-        dependents = [line for report in latest for line in report.dependents]
+        # Once each: a dependent whose line is older than what is known would stay one for ever.
+        dependents = [line for report in latest for line in report.dependents if line not in mapped]
+        mapped |= set(dependents)
         lines = [*_dependents(runtime, site, dependents), *(_of_letter(runtime, letter) for letter in letters)]
         latest = _replay(runtime, site, lines)
         reports += latest

@@ -66,9 +66,16 @@ def _cdm_query(table: str) -> str:
     others = [column for column in polars_schema(table) if column != primary_key(table)]
     shown = [
         _source(table, f"row.{own}"),
-        *(_source(REFERENCES[name], f"row.{name}") if name in REFERENCES else f"row.{name}::text" for name in others),
+        *(_shown(name) for name in others),
     ]
     return f"SELECT {', '.join(shown)} FROM cdm.{table} AS row"
+
+
+def _shown(column: str) -> str:
+    if column in REFERENCES:
+        return _source(REFERENCES[column], f"row.{column}")
+    # The row that a row belongs to is of the same resource: whether there is one says enough.
+    return f"(row.{column} IS NOT NULL)::text" if column.endswith("_event_id") else f"row.{column}::text"
 
 
 def _source(table: str, row_id: str) -> str:

@@ -103,7 +103,9 @@ class _Overlay:
             self.problems.append((own, "views must be a list"))
             return base
         names = [_name(view) for view in base.value]
-        views = dict(zip(names, base.value, strict=True))
+        views: dict[str, list[yaml.Node]] = {}
+        for name, view in zip(names, base.value, strict=True):  # several where options choose between forms of a view
+            views.setdefault(name, []).append(view)
         given: set[str] = set()
         for view in own.value:
             name = _name(view)
@@ -114,13 +116,13 @@ class _Overlay:
             elif "remove" in entries(view):
                 self._remove_view(view, name, names, views)
             elif name in views:
-                views[name] = self._view(views[name], view)
+                views[name] = [self._view(form, view) for form in views[name]]
             else:
-                views[name] = view
+                views[name] = [view]
             given.add(name)
-        return _sequence(list(views.values()), own)
+        return _sequence([form for forms in views.values() for form in forms], own)
 
-    def _remove_view(self, view: yaml.Node, name: str, names: list[str], views: dict[str, yaml.Node]) -> None:
+    def _remove_view(self, view: yaml.Node, name: str, names: list[str], views: dict[str, list[yaml.Node]]) -> None:
         keys = entries(view)
         if keys["remove"][1].value != "true" or set(keys) != {"name", "remove"}:
             self.problems.append((keys["remove"][0], "a view is dropped by its name and `remove: true` alone"))

@@ -172,7 +172,7 @@ def empty_warehouse(runtime: Runtime) -> None:
     with runtime.connect() as connection:
         row = connection.execute(
             "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables"
-            " WHERE schemaname IN ('cdm', 'etl') AND tablename NOT IN ('alembic_version', 'vocabulary_release')"
+            " WHERE schemaname IN ('cdm', 'etl') AND tablename NOT IN ('alembic_version', 'vocabulary_release', 'access_log')"
         ).fetchone()
         assert row is not None
         connection.execute(f"TRUNCATE {row[0]} CASCADE")

@@ -65,6 +65,7 @@ def transformed(tmp_path_factory):
             known=folder / "known.parquet",
             facts=folder / "facts.parquet",
             staged=staged,
+            landing=folder,
         )
     )
 

@@ -140,9 +140,7 @@ def own_map(folder, name, text):
 
 
 def test_an_entry_may_hold_beside_another_code_only(folder):
-    found = own_map(
-        folder, "encounter_type", "system,code,within,concept_id\nurn:t,A,,9202\nurn:t,A,IMP,9201\nurn:t,A,IMP,262\n"
-    )
+    found = own_map(folder, "encounter_type", "system,code,within,concept_id\nurn:t,A,,9202\nurn:t,A,IMP,262\n")
     own = {entry.within: entry.concept_ids for entry in found if entry.system == "urn:t"}
     assert own == {None: (9202,), "IMP": (262,)}
 
