@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 benchmark: setup
 	$(BIN)/python -m benchmarks
@@ -40,7 +40,7 @@ documents: setup
 	$(BIN)/python -m pipeline.quality.documents
 
 conformance: setup
-	$(BIN)/pytest -n 2 --dist loadfile -m requirement --requirements-json .requirements.json
+	$(BIN)/pytest -n 4 --dist loadfile -m requirement --requirements-json .requirements.json
 	$(BIN)/python -m pipeline.quality.conformance --results .requirements.json
 
 clean:

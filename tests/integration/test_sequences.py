@@ -222,7 +222,7 @@ exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple)
 
 
 @settings(
-    max_examples=15,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     database=None,
