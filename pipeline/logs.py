@@ -32,6 +32,7 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> lo
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     handler.set_name("epic-omop")
+    handler.addFilter(_is_ours_or_a_warning)
     root = logging.getLogger()
     for old in [one for one in root.handlers if one.get_name() == handler.get_name()]:
         root.removeHandler(old)
@@ -41,6 +42,11 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> lo
     for name in _OURS:
         logging.getLogger(name).setLevel(settings.level)
     return handler
+
+
+def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:
+    """At the handler as well: a library may set its logger's own level at any time, Dagster's is DEBUG from a run on."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS
 
 
 class TextFormatter(logging.Formatter):

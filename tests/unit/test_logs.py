@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import dagster as dg
 import pytest
 
 from pipeline.cli import _command_named
@@ -21,7 +22,7 @@ def stream() -> Iterator[io.StringIO]:
     """Loggers are the process's: what a test changes is put back."""
     root = logging.getLogger()
     before = root.level, [*root.handlers]
-    levels = {name: logging.getLogger(name).level for name in ("pipeline", "omop_schema")}
+    levels = {name: logging.getLogger(name).level for name in ("pipeline", "omop_schema", "dagster", "httpx")}
     yield io.StringIO()
     root.setLevel(before[0])
     root.handlers[:] = before[1]
@@ -89,6 +90,24 @@ def test_libraries_are_heard_from_warnings_on(stream: io.StringIO) -> None:
         logging.getLogger(name).debug("Authorization: Bearer secret")
     logging.getLogger("pipeline.x").debug("ours")
     assert stream.getvalue() == "DEBUG pipeline.x: ours\n"
+
+
+@pytest.mark.parametrize("first", ["library", "ours"])
+def test_a_library_that_sets_its_own_level_is_heard_from_warnings_on(stream: io.StringIO, first: str) -> None:
+    """Dagster sets its logger to DEBUG whenever a run, or anyone, asks for `get_dagster_logger`."""
+    if first == "ours":
+        configure_logging(LogSettings(level="DEBUG", format="text"), stream)
+    loggers = dg.get_dagster_logger(), logging.getLogger("dagster"), logging.getLogger("httpx")
+    loggers[2].setLevel(logging.DEBUG)
+    if first == "library":
+        configure_logging(LogSettings(level="DEBUG", format="text"), stream)
+    assert [logger.isEnabledFor(logging.DEBUG) for logger in loggers] == [True, True, True]
+    for logger in loggers:
+        logger.debug("Authorization: Bearer secret")
+        logger.info("GET https://fhir.example/Patient/e1")
+    loggers[0].warning("The run took long.")
+    logging.getLogger("pipeline.x").debug("ours")
+    assert stream.getvalue() == "WARNING dagster.builtin: The run took long.\nDEBUG pipeline.x: ours\n"
 
 
 def test_settings_of_the_log() -> None:
