@@ -316,13 +316,20 @@ class Mappings:
         """Whether a type's rows can depend on the value map, constant or priority `name`: when in doubt, yes."""
         if mapping is None:
             return False
-        own = texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive})))
-        if own.has(name) or name in {view.priority for view in mapping.views}:
+        if name in self._used_everywhere or name in {view.priority for view in mapping.views}:
             return True
-        claimed = texts_of_rules(None).has(name) or name in {
-            view.priority for other in self.resources.values() for view in other.views
-        }
-        return not claimed or texts_of_pipeline().has(name)
+        return texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive}))).has(name)
+
+    @cached_property
+    def _used_everywhere(self) -> frozenset[str]:
+        """Names that every type's rows go by, or that nobody is known to ask for."""
+        priorities = {view.priority for resource in self.resources.values() for view in resource.views}
+        names = {*self.value_maps, *self.vocabulary_priority, *self.constants}
+        return frozenset(
+            name
+            for name in names
+            if texts_of_pipeline().has(name) or not (name in priorities or texts_of_rules(None).has(name))
+        )
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:

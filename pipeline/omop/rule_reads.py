@@ -13,9 +13,9 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -37,8 +37,12 @@ class Texts:
     def has(self, name: str) -> bool:
         if name in self.plain:
             return True
-        matches = (re.fullmatch(pattern, name) for pattern in self.formatted)
+        matches = (pattern.fullmatch(name) for pattern in self._patterns)
         return any(match is not None and self.plain.issuperset(match.groups()) for match in matches)
+
+    @cached_property
+    def _patterns(self) -> list[re.Pattern[str]]:
+        return [re.compile(pattern) for pattern in self.formatted]
 
 
 @lru_cache(maxsize=256)
@@ -47,46 +51,78 @@ def texts_of_rules(names: tuple[str, ...] | None) -> Texts:
     from pipeline.omop.derive import DERIVATIONS
 
     functions = [DERIVATIONS[name] for name in (DERIVATIONS if names is None else names) if name in DERIVATIONS]
-    return _texts(part for function in functions for part in _reached(function))
+    return _joined(_reached(functions))
 
 
 @cache
 def texts_of_pipeline() -> Texts:
     """The texts of the modules that every view's rows go through."""
-    return _texts(ast.parse((_OMOP / name).read_text(encoding="utf-8")) for name in _SHARED)
+    return _joined(_texts(ast.parse((_OMOP / name).read_text(encoding="utf-8"))) for name in _SHARED)
 
 
-def _texts(parts: Iterator[ast.AST] | Any) -> Texts:
+def _joined(parts: Iterable[Texts]) -> Texts:
+    found = list(parts)
+    return Texts(
+        frozenset().union(*(part.plain for part in found)), frozenset().union(*(part.formatted for part in found))
+    )
+
+
+def _texts(tree: ast.AST) -> Texts:
     plain: set[str] = set()
     formatted: set[str] = set()
-    for part in parts:
-        for node in ast.walk(part):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                plain.add(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                pattern = "".join(
-                    re.escape(str(piece.value)) if isinstance(piece, ast.Constant) else r"(\w+)"
-                    for piece in node.values
-                )
-                formatted.add(pattern)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            plain.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            pattern = "".join(
+                re.escape(str(piece.value)) if isinstance(piece, ast.Constant) else r"(\w+)" for piece in node.values
+            )
+            formatted.add(pattern)
     return Texts(frozenset(plain), frozenset(formatted))
 
 
-def _reached(function: Callable[..., Any]) -> Iterator[ast.AST]:
-    """The code of a function, of the project's functions that it names, and the constants of its modules."""
+def _reached(functions: Sequence[Callable[..., Any]]) -> Iterator[Texts]:
+    """The texts of functions, of the project's functions that they name, and of the constants of their modules."""
     seen: set[int] = set()
-    todo: list[Any] = [function]
+    todo: list[Any] = [*functions]
     while todo:
         thing = todo.pop()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if not isinstance(thing, FunctionType):
-            yield from (ast.Constant(text) for text in _texts_in(thing))
-            continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-        yield tree
-        todo += [value for value in _globals_of(thing, tree) if _is_ours(value)]
+        if isinstance(thing, FunctionType):
+            texts, named = _read(thing)
+            yield texts
+            todo += named
+        else:
+            yield Texts(frozenset(_texts_in(thing)), frozenset())
+
+
+@cache
+def _read(function: FunctionType) -> tuple[Texts, tuple[Any, ...]]:
+    """A function's own texts, and what of the project it names."""
+    tree = _tree(function)
+    return _texts(tree), tuple(value for value in _globals_of(function, tree) if _is_ours(value))
+
+
+def _tree(function: FunctionType) -> ast.AST:
+    inner = inspect.unwrap(function)
+    found = _functions_by_line(inner.__code__.co_filename).get(inner.__code__.co_firstlineno)
+    return found or ast.parse(textwrap.dedent(inspect.getsource(function)))  # such as a lambda
+
+
+@cache
+def _functions_by_line(file: str) -> dict[int, ast.AST]:
+    """Functions and methods of a module by their first lines, decorators included: one reading of the file for all."""
+    found: dict[int, ast.AST] = {}
+    todo: list[ast.stmt] = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.ClassDef):
+            todo += node.body
+        elif isinstance(node, ast.FunctionDef):
+            found[min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])] = node
+    return found
 
 
 def _globals_of(function: FunctionType, tree: ast.AST) -> Iterator[Any]:
