@@ -1,13 +1,14 @@
 """Folders of NDJSON that a benchmark loads: a world of synthetic patients, its next day, and a volatile copy.
 
-Made in parallel processes, in files as small as Epic's.
+Written by parallel processes, each with a share of the patients, in files as small as Epic's. No process holds more
+than one open file of each resource type, so that a world may have millions of resources.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +21,7 @@ from pipeline.sandbox.directory import Directory
 from pipeline.sandbox.generator import generate
 from pipeline.settings import DEFAULT_RESOURCE_TYPES
 
-__all__ = ["FIRST_DAY", "World", "write_day", "write_volatile"]
+__all__ = ["FIRST_DAY", "World", "make_volatile", "patients_of", "write_day"]
 
 #: All dates of the world lie around this day; the runs' clock begins there too.
 FIRST_DAY = date(2026, 1, 1)
@@ -28,8 +29,12 @@ FIRST_DAY = date(2026, 1, 1)
 #: Epic's files hold no more resources than this, so that a large export is thousands of files.
 LINES_PER_FILE = 3000
 
+#: Resources of a patient of the synthetic world, on average.
+_RESOURCES_PER_PATIENT = 49
+
 #: What a server stamps anew on every line of a volatile export.
 _VOLATILE_STAMP = "2026-02-03T04:05:06.789Z"
+_SIGNATURE = "signature=6f9e2c"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class World:
 
     patients: int
     seed: int = 1
+
+
+def patients_of(resources: int) -> int:
+    """How many patients have about as many resources."""
+    return max(1, round(resources / _RESOURCES_PER_PATIENT))
 
 
 def write_day(world: World, day: int, folder: Path, processes: int) -> Path:
@@ -70,37 +80,50 @@ def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> 
         write(resource_type)
 
 
-def write_volatile(source: Path, folder: Path, processes: int) -> Path:
-    """A copy whose every line differs in bytes and in nothing else: keys in another order, new meta.lastUpdated."""
-    folder.mkdir(parents=True)
-    _each_file(_volatile_file, source, folder, processes)
-    return folder
-
-
-def _each_file(function: Callable[[Path, Path], None], source: Path, folder: Path, processes: int) -> None:
+def make_volatile(folder: Path, processes: int) -> None:
+    """Write every line of a folder anew so that it differs in bytes and in nothing else: see `volatile_line`."""
+    files = sorted(folder.glob("*.ndjson"))
     with _pool(processes) as pool:
-        files = sorted(source.glob("*.ndjson"))
-        for done in [pool.submit(function, file, folder / file.name) for file in files]:
-            done.result()
+        for _ in pool.map(_volatile_file, files):
+            pass
 
 
-def _volatile_file(source: Path, target: Path) -> None:
-    with source.open("rb") as lines, target.open("wb", buffering=1 << 20) as out:
+def _volatile_file(file: Path) -> None:
+    target = file.with_suffix(".new")
+    with file.open("rb") as lines, target.open("wb", buffering=1 << 20) as out:
         for line in lines:
             out.write(volatile_line(line))
+    target.replace(file)
 
 
 def volatile_line(line: bytes) -> bytes:
-    """The line with its keys in reverse order and a new meta.lastUpdated; one that is no resource stays as it is."""
+    """The line as a server may write the same resource next time; one that is no resource stays as it is.
+
+    Keys are in another order at every depth, meta.lastUpdated and meta.versionId are new, and the URLs of attachments
+    carry a new signature.
+    """
     try:
         resource: Any = orjson.loads(line)
     except orjson.JSONDecodeError:
         return line
     if not isinstance(resource, dict):
         return line
-    turned = dict(reversed(resource.items()))
-    turned["meta"] = {**(turned.get("meta") or {}), "lastUpdated": _VOLATILE_STAMP}
-    return orjson.dumps(turned) + b"\n"
+    for attachment in _attachments(resource):
+        if isinstance(attachment.get("url"), str):
+            attachment["url"] = f"{attachment['url'].partition('?')[0]}?{_SIGNATURE}"
+    resource["meta"] = {**(resource.get("meta") or {}), "lastUpdated": _VOLATILE_STAMP, "versionId": "2"}
+    return orjson.dumps(_turned(resource)) + b"\n"
+
+
+def _attachments(resource: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from (content["attachment"] for content in resource.get("content", ()) if "attachment" in content)
+    yield from resource.get("presentedForm", ())
+
+
+def _turned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _turned(value[key]) for key in reversed(value)}
+    return [_turned(item) for item in value] if isinstance(value, list) else value
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

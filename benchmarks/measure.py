@@ -6,17 +6,17 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
 
-from benchmarks.exports import FIRST_DAY, World, write_day, write_volatile
+from benchmarks.exports import FIRST_DAY, World, make_volatile, write_day
 from benchmarks.floor import CopyFloor, copy_floor, parse_floor, save_rows
-from benchmarks.memory import MemoryPeak, PeakMemory
+from benchmarks.memory import CpuSeconds, MemoryPeak, PeakMemory
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
 from pipeline.landing.store import LandedExport
@@ -29,10 +29,16 @@ from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.publish import PublicationReport
 from pipeline.warehouse.schema import install_schemas, transaction
 
-__all__ = ["Load", "Measurements", "Options", "measure"]
+__all__ = ["PARTS", "Load", "Measurements", "Options", "measure"]
 
 _SITE = "benchmark"
 _DAY_SECONDS = 86_400
+
+#: What can be measured beside the first load, in this order.
+PARTS = ("floor", "unchanged", "day", "volatile", "workers")
+
+#: Patients of the world with which one worker is compared with several: the transform stage needs no more.
+_WORKERS_PATIENTS = 4000
 
 Progress = Callable[[str], None]
 
@@ -44,6 +50,7 @@ class Options:
     #: Times that the first load, the floor and the load without changes are repeated; the best counts.
     repeat: int
     folder: Path
+    parts: Collection[str] = PARTS
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,33 @@ class Load:
     outcomes: dict[str, int]
     #: CDM rows written or deleted.
     changed_rows: int
+    #: All of it, with the start of the worker processes.
     seconds: float
+    #: Until the first worker process had imported the pipeline, with nothing else to do meanwhile.
+    start_seconds: float
     transform_seconds: float
+    #: Publication, of which for the derived tables.
     publish_seconds: float
+    derived_seconds: float
+    #: Steps of transform and publication by name.
+    steps: dict[str, float]
     #: Lines that went through again because they depend on what changed, and their seconds.
     follow_up_lines: int
     follow_up_seconds: float
+    #: CPU seconds of our processes and of PostgreSQL's: other work on the machine changes them less.
+    cpu_seconds: float
+    postgres_cpu_seconds: float
     peak_bytes: int
     postgres_peak_bytes: int
     #: Seconds of every repetition, in their order.
     all_seconds: tuple[float, ...] = ()
+    #: The machine's load average of the last minute, when the load began.
+    load_average: float = 0.0
+
+    @property
+    def net_seconds(self) -> float:
+        """What is compared with the floor: without the start of the worker processes."""
+        return self.seconds - self.start_seconds
 
 
 @dataclass
@@ -77,6 +101,8 @@ class Measurements:
     parse_floor_seconds: float = 0.0
     copy_floor: CopyFloor = field(default_factory=lambda: CopyFloor(0, 0, 0.0, 0.0))
     loads: list[Load] = field(default_factory=list)
+    #: Workers → seconds of the transform stage of one and the same export, without their start.
+    transform_by_workers: dict[int, float] = field(default_factory=dict)
     load_average: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
@@ -85,33 +111,33 @@ class Measurements:
 
 
 def measure(options: Options, progress: Progress = lambda _: None) -> Measurements:
-    """Run everything in `options.folder`, which is left as it is; the server that was started is stopped."""
+    """Run everything in `options.folder`, which is left as it is; the server that was started is stopped.
+
+    An export's folder is removed once it has landed for the last time, so that at most two lie beside the landing
+    store.
+    """
     found = Measurements()
     world = World(options.patients)
     found.load_average["start"] = os.getloadavg()
     progress(f"generating {world.patients:,} patients")
     first = write_day(world, 0, options.folder / "day-0", options.workers)
-    second = write_day(world, 1, options.folder / "day-1", options.workers)
-    volatile = write_volatile(second, options.folder / "volatile", options.workers)
     files = sorted(first.glob("*.ndjson"))
     found.bytes, found.files = sum(file.stat().st_size for file in files), len(files)
-    progress("parse floor")
-    found.parse_floor_seconds = min(parse_floor(files, options.workers) for _ in range(options.repeat))
+    if "floor" in options.parts:
+        progress("parse floor")
+        found.parse_floor_seconds = min(parse_floor(files, options.workers) for _ in range(options.repeat))
     found.start_up_seconds = min(_start_up_seconds(options.workers) for _ in range(options.repeat))
     with _warehouse(options) as warehouse:
-        _measure_loads(options, warehouse, found, (first, second, volatile), progress)
+        _measure_loads(options, warehouse, found, first, progress)
+        if "workers" in options.parts:
+            _measure_workers(options, warehouse, found, progress)
     found.load_average["end"] = os.getloadavg()
     return found
 
 
 def _measure_loads(
-    options: Options,
-    warehouse: _Warehouse,
-    found: Measurements,
-    folders: tuple[Path, Path, Path],
-    progress: Progress,
+    options: Options, warehouse: _Warehouse, found: Measurements, first: Path, progress: Progress
 ) -> None:
-    first, second, volatile = folders
     firsts = []
     for number in range(options.repeat):
         progress(f"first load, {number + 1} of {options.repeat}")
@@ -119,19 +145,41 @@ def _measure_loads(
         firsts.append(warehouse.load("first load", first))
     found.loads.append(_best(firsts))
     found.lines = firsts[0].lines
-    progress("COPY floor")
-    found.copy_floor = warehouse.copy_floor(options.folder / "rows", options.repeat)
-    progress("nothing changed")
-    found.loads.append(_best([warehouse.load("nothing changed", first) for _ in range(options.repeat)]))
-    progress("a day later")
-    found.loads.append(warehouse.load("a day later", second))
-    progress("every line volatile")
-    found.loads.append(warehouse.load("every line volatile", volatile))
+    if "floor" in options.parts:
+        progress("COPY floor")
+        found.copy_floor = warehouse.copy_floor(options.folder / "rows", options.repeat)
+    if "unchanged" in options.parts:
+        progress("nothing changed")
+        found.loads.append(_best([warehouse.load("nothing changed", first) for _ in range(options.repeat)]))
+    last = first
+    if "day" in options.parts:
+        progress("a day later")
+        shutil.rmtree(first)
+        last = write_day(World(options.patients), 1, options.folder / "day-1", options.workers)
+        found.loads.append(warehouse.load("a day later", last))
+    if "volatile" in options.parts:
+        progress("every line volatile")
+        make_volatile(last, options.workers)
+        found.loads.append(warehouse.load("every line volatile", last))
+    shutil.rmtree(last)
+
+
+def _measure_workers(options: Options, warehouse: _Warehouse, found: Measurements, progress: Progress) -> None:
+    world = World(min(options.patients, _WORKERS_PATIENTS))
+    folder = write_day(world, 0, options.folder / "workers", options.workers)
+    for workers in sorted({1, options.workers}):
+        seconds = []
+        for number in range(options.repeat):
+            progress(f"transform with {workers} workers, {number + 1} of {options.repeat}")
+            warehouse.reset()
+            load = warehouse.load("first load", folder, workers=workers)
+            seconds.append(load.transform_seconds - load.start_seconds)
+        found.transform_by_workers[workers] = min(seconds)
 
 
 def _best(loads: list[Load]) -> Load:
     best = min(loads, key=lambda load: load.seconds)
-    return Load(**{**vars(best), "all_seconds": tuple(load.seconds for load in loads)})
+    return replace(best, all_seconds=tuple(load.seconds for load in loads))
 
 
 def _start_up_seconds(workers: int) -> float:
@@ -172,15 +220,20 @@ class _Warehouse:
         )
         compile_index(url, release, vocab_schema=settings.vocab_schema, home=settings.home)
 
-    def load(self, name: str, folder: Path) -> Load:
+    def load(self, name: str, folder: Path, *, workers: int | None = None) -> Load:
         """Land the folder (not measured), then measure from the landed export to the commit."""
         export = self._land(folder)
-        site = self.runtime.settings.site_or_folder(_SITE)
-        with PeakMemory(self.server.status().pid) as peak:
+        runtime = self.runtime
+        if workers is not None:
+            runtime = Runtime(self.runtime.settings.model_copy(update={"workers": workers}), self.clock)
+        site = runtime.settings.site_or_folder(_SITE)
+        average = os.getloadavg()[0]
+        server = self.server.status().pid
+        with PeakMemory(server) as peak, CpuSeconds(server) as cpu:
             started = time.perf_counter()
-            reports = ingest_with_follow_ups(self.runtime, site, export)
+            reports = ingest_with_follow_ups(runtime, site, export)
             seconds = time.perf_counter() - started
-        return _load(name, reports, seconds, peak)
+        return replace(_load(name, reports, seconds, peak, cpu), load_average=average)
 
     def _land(self, folder: Path) -> LandedExport:
         self.clock.advance(_DAY_SECONDS)
@@ -190,6 +243,7 @@ class _Warehouse:
         with self.runtime.connect() as connection:
             rows = save_rows(connection, self.runtime.settings, folder)
         floors = [copy_floor(self.runtime.url, folder, rows) for _ in range(repeat)]
+        shutil.rmtree(folder)
         return min(floors, key=lambda floor: floor.seconds)
 
     def remove(self) -> None:
@@ -208,7 +262,7 @@ def _warehouse(options: Options) -> Iterator[_Warehouse]:
         warehouse.remove()
 
 
-def _load(name: str, reports: list[PublicationReport], seconds: float, peak: MemoryPeak) -> Load:
+def _load(name: str, reports: list[PublicationReport], seconds: float, peak: MemoryPeak, cpu: CpuSeconds) -> Load:
     own, *follow_ups = reports
     return Load(
         name=name,
@@ -216,10 +270,15 @@ def _load(name: str, reports: list[PublicationReport], seconds: float, peak: Mem
         outcomes=dict(own.outcomes),
         changed_rows=sum(report.changed_rows for report in reports),
         seconds=seconds,
+        start_seconds=own.start_seconds,
         transform_seconds=own.transform_seconds,
         publish_seconds=own.publish_seconds,
+        derived_seconds=own.derived_seconds,
+        steps={step: round(taken, 3) for step, taken in own.steps.items()},
         follow_up_lines=sum(report.lines for report in follow_ups),
         follow_up_seconds=sum(report.transform_seconds + report.publish_seconds for report in follow_ups),
+        cpu_seconds=cpu.ours,
+        postgres_cpu_seconds=cpu.postgres,
         peak_bytes=peak.ours,
         postgres_peak_bytes=peak.postgres,
         all_seconds=(seconds,),

@@ -1,4 +1,6 @@
-"""Peak memory: proportional set size (PSS) of our processes, and of PostgreSQL's apart, sampled by a thread.
+"""Peak memory and CPU seconds of our processes, and of PostgreSQL's apart.
+
+Memory is the proportional set size (PSS), sampled by a thread.
 
 PSS counts a page that n processes share as 1/n in each, so that a sum over processes is what the machine gives.
 """
@@ -6,6 +8,7 @@ PSS counts a page that n processes share as 1/n in each, so that a sum over proc
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +16,12 @@ from types import TracebackType
 
 import psutil
 
-__all__ = ["MemoryPeak", "PeakMemory", "postgres_tree"]
+__all__ = ["CpuSeconds", "MemoryPeak", "PeakMemory", "postgres_tree"]
 
 _INTERVAL_SECONDS = 0.1
+
+#: To sum up the pages of gigabytes of shared buffers takes a while: sampling takes at most a fiftieth of the time.
+_REST = 50
 
 
 @dataclass
@@ -48,8 +54,9 @@ class PeakMemory:
 
     def _run(self) -> None:
         while True:
+            started = time.perf_counter()
             self._sample()
-            if self._end.wait(_INTERVAL_SECONDS):
+            if self._end.wait(max(_INTERVAL_SECONDS, _REST * (time.perf_counter() - started))):
                 return
 
     def _sample(self) -> None:
@@ -58,6 +65,32 @@ class PeakMemory:
         self.peak.ours = max(self.peak.ours, _sum(own))
         self.peak.postgres = max(self.peak.postgres, _sum(postgres_tree(self._server)))
         self.peak.samples += 1
+
+
+class CpuSeconds:
+    """A context: user and system seconds, of processes that ended meanwhile as well, while it is open."""
+
+    def __init__(self, server: int | None) -> None:
+        self.ours = self.postgres = 0.0
+        self._server = server
+
+    def __enter__(self) -> CpuSeconds:
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ours, self.postgres = (after - before for after, before in zip(self._now(), self._before, strict=True))
+
+    def _now(self) -> tuple[float, float]:
+        servers = postgres_tree(self._server)
+        own = psutil.Process().cpu_times()  # with those of children that have ended, the server's not among them
+        return sum(own[:4]), sum(map(_cpu, servers))
+
+
+def _cpu(process: psutil.Process) -> float:
+    with _gone():
+        return float(sum(process.cpu_times()[:4]))
+    return 0.0
 
 
 def postgres_tree(server: int | None) -> list[psutil.Process]:

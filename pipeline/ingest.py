@@ -25,7 +25,7 @@ from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, load_mappings
 from pipeline.omop.plan import TransformPlan
-from pipeline.omop.transform import ChunkPiece, ChunkReport, ChunkTask, start_worker, transform_chunk
+from pipeline.omop.transform import ChunkPiece, ChunkReport, ChunkTask, is_ready, start_worker, transform_chunk
 from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -71,22 +71,23 @@ def ingest(
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         staging.clear_site(settings.staging, site.name)
+        published = PublicationReport(export.export_id, export.site, index.release)
         started = time.perf_counter()
         plan = _plan(runtime, site, export, mappings, index, staged)
-        _write_known(connection, plan, marks, force=force)
-        connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
-        reports = _transform(connection, runtime, plan, export, report)
+        with published.step("known lines"):
+            _write_known(connection, plan, marks, force=force)
+            connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
+        reports = _transform(connection, runtime, plan, export, report, published)
         deleted = stage_deletions(export, staged, SurrogateKeys(site.name, settings.surrogate_salt))
-        seconds = time.perf_counter() - started
+        published.transform_seconds = time.perf_counter() - started
         report("publish", 0, 0)
-        published = publish_export(
+        publish_export(
             runtime,
             export,
             staged,
+            published,
             files=[*_by_file(export, reports), *deleted],
             fingerprints=marks,
-            vocabulary_release=index.release,
-            transform_seconds=seconds,
         )
         staged.clear()
     return published
@@ -184,6 +185,7 @@ def _transform(
     plan: TransformPlan,
     export: LandedExport,
     progress: IngestProgress,
+    published: PublicationReport,
 ) -> list[ChunkReport]:
     """Run all chunks: first the types that leave facts, then, with their facts, the others."""
     first = [file for file in export.files if _order(plan.mappings, file) < _FACT_ORDER]
@@ -196,14 +198,20 @@ def _transform(
         plan.facts, pl.DataFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
     )
     with _executor(plan, runtime.settings.workers, total) as executor:
+        if executor:
+            started = time.perf_counter()
+            executor.submit(is_ready).result()
+            published.start_seconds = time.perf_counter() - started
         for files in (first, others):
-            for task, found in _in_order(executor, _tasks(export, files)):
-                reports += found
-                done += task.bytes
-                progress("transform", done, total)
+            with published.step("facts first" if files is first else "other types"):
+                for task, found in _in_order(executor, _tasks(export, files)):
+                    reports += found
+                    done += task.bytes
+                    progress("transform", done, total)
             if files is first:
-                _write_facts(connection, plan, export.transaction_time)
-                connection.commit()
+                with published.step("facts"):
+                    _write_facts(connection, plan, export.transaction_time)
+                    connection.commit()
     return reports
 
 
@@ -236,7 +244,7 @@ _IN_PROCESS_BYTES = 8 * 1024 * 1024
 @contextmanager
 def _executor(plan: TransformPlan, workers: int, total_bytes: int) -> Iterator[Executor | None]:
     """A pool of spawned processes (fork with polars hangs), or None: small input is transformed here."""
-    if workers == 1 or total_bytes < _IN_PROCESS_BYTES:
+    if total_bytes < _IN_PROCESS_BYTES:
         start_worker(plan)
         yield None
         return

@@ -26,7 +26,7 @@ from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
-__all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
+__all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "is_ready", "start_worker", "transform_chunk"]
 
 _CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
@@ -110,6 +110,11 @@ def start_worker(plan: TransformPlan) -> None:
     """Initialiser of a worker process."""
     global _worker  # noqa: PLW0603 - one worker a process is what a process pool's initialiser is for
     _worker = Worker(plan)
+
+
+def is_ready() -> bool:
+    """True in a process that `start_worker` prepared: the first answer says that the processes have started."""
+    return _worker is not None
 
 
 def transform_chunk(task: ChunkTask) -> tuple[ChunkReport, ...]:

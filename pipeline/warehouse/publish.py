@@ -49,70 +49,73 @@ def publish_export(
     runtime: Runtime,
     export: LandedExport,
     staged: StagedExport,
+    report: PublicationReport,
     *,
     files: Sequence[FileLines],
     fingerprints: Mapping[str, int],
-    vocabulary_release: str,
-    transform_seconds: float,
-) -> PublicationReport:
-    """Publish a staged export. The caller holds the site's lock.
+) -> None:
+    """Publish a staged export and tell it in `report`. The caller holds the site's lock.
 
     Raises AccountingError (and changes nothing) when the lines do not add up, WarehouseError when the server fails.
     """
     started = time.perf_counter()
-    report = PublicationReport(export.export_id, export.site, vocabulary_release, transform_seconds=transform_seconds)
     with transaction(runtime.url) as connection:
         publication = Publication(runtime, connection, export, staged, report, fingerprints)
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)
-    return report
 
 
 def _run(p: Publication, files: Sequence[FileLines]) -> None:
     # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
     p.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
-    decide(p)
-    derived_rows.note_persons(p)
+    step = p.report.step
+    with step("decide"):
+        decide(p)
+        derived_rows.note_persons(p)
     bulk = _is_bulk_load(p)
     if bulk:
-        cdm_schema.drop_constraints(p.sqlalchemy, p.cdm, p.vocab)
-        cdm_schema.drop_indices(p.sqlalchemy, p.cdm, p.vocab)
-        # Surrogate ids are hashes: to put each in its place in a B-tree costs half of a load. resource_state keeps
-        # its key: other sites' transforms read that table, and a change of it would wait for them.
-        for index in _lineage_indices(p.etl):
-            index.drop(p.sqlalchemy, checkfirst=True)
+        with step("indices"):
+            _drop_indices(p)
     # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
     p.connection.execute("SET CONSTRAINTS ALL DEFERRED")
-    rows.remove_former_rows(p)
-    for table in ENTITY_TABLES:
-        rows.entities(p, table)
-        if table == "person":
-            merges.move_events(p)
-    visits.place_children(p)
+    with step("former rows"):
+        rows.remove_former_rows(p)
+    with step("entities"):
+        for table in ENTITY_TABLES:
+            rows.entities(p, table)
+            if table == "person":
+                merges.move_events(p)
+        visits.place_children(p)
     for table in p.staged.kinds():
         if table in LINEAGE_TABLES and table not in ENTITY_TABLES:
-            rows.events(p, table)
-    rows.remove_unused_locations(p)
-    references.link_events(p)
-    references.relink(p)
-    references.references(p)
-    visits.mark_emergency_stays(p)
-    relate_care_sites(p)
-    states.state(p)
-    derived_rows.note_persons(p)
-    derived_rows.refresh(p, everyone=bulk)
+            with step(table):
+                rows.events(p, table)
+    with step("links"):
+        rows.remove_unused_locations(p)
+        references.link_events(p)
+        references.relink(p)
+    with step("references"):
+        references.references(p)
+        visits.mark_emergency_stays(p)
+        relate_care_sites(p)
+    with step("state"):
+        states.state(p)
+    with step("derived"):
+        derived_rows.note_persons(p)
+        derived_rows.refresh(p, everyone=bulk)
     if bulk:
-        for index in _lineage_indices(p.etl):
-            index.create(p.sqlalchemy, checkfirst=True)
-        cdm_schema.create_indices(p.sqlalchemy, p.cdm, p.vocab)
-        cdm_schema.create_constraints(p.sqlalchemy, p.cdm, p.vocab)
-    accounts.dead_letters(p)
-    accounts.forget_accounts(p)
-    accounts.issues(p)
-    accounts.account(p, files)
-    references.find_dependents(p)
-    write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused)
+        with step("indices"):
+            _create_indices(p)
+    with step("accounts"):
+        accounts.dead_letters(p)
+        accounts.forget_accounts(p)
+        accounts.issues(p)
+        accounts.account(p, files)
+    with step("dependents"):
+        references.find_dependents(p)
+    with step("seen"):
+        write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused)
 
 
 def _is_bulk_load(p: Publication) -> bool:
@@ -120,6 +123,22 @@ def _is_bulk_load(p: Publication) -> bool:
     if p.count(f"SELECT count(*) FROM (SELECT FROM {p.cdm}.person LIMIT 1) AS any_person"):
         return False
     return int(p.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()) >= _BULK_ROWS
+
+
+def _drop_indices(p: Publication) -> None:
+    cdm_schema.drop_constraints(p.sqlalchemy, p.cdm, p.vocab)
+    cdm_schema.drop_indices(p.sqlalchemy, p.cdm, p.vocab)
+    # Surrogate ids are hashes: to put each in its place in a B-tree costs half of a load. resource_state keeps
+    # its key: other sites' transforms read that table, and a change of it would wait for them.
+    for index in _lineage_indices(p.etl):
+        index.drop(p.sqlalchemy, checkfirst=True)
+
+
+def _create_indices(p: Publication) -> None:
+    for index in _lineage_indices(p.etl):
+        index.create(p.sqlalchemy, checkfirst=True)
+    cdm_schema.create_indices(p.sqlalchemy, p.cdm, p.vocab)
+    cdm_schema.create_constraints(p.sqlalchemy, p.cdm, p.vocab)
 
 
 def _lineage_indices(etl: str) -> list[Index]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
@@ -14,9 +15,9 @@ import pytest
 _ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(_ROOT))  # benchmarks are not installed with the package: they run from the project's folder
 
-from benchmarks.exports import World, _write_part, volatile_line, write_day, write_volatile  # noqa: E402 - as above
+from benchmarks.exports import World, _write_part, make_volatile, patients_of, volatile_line, write_day  # noqa: E402 - as above
 from benchmarks.floor import parse_floor  # noqa: E402
-from benchmarks.memory import PeakMemory, postgres_tree  # noqa: E402
+from benchmarks.memory import CpuSeconds, PeakMemory, postgres_tree  # noqa: E402
 
 
 def _lines(folder: Path) -> list[bytes]:
@@ -39,13 +40,21 @@ def test_files_are_small_and_named_by_their_type(tmp_path: Path, monkeypatch: py
 
 
 def test_a_volatile_line_differs_in_bytes_and_not_in_content() -> None:
-    line = b'{"resourceType":"Patient","id":"a","meta":{"versionId":"1"},"active":true}\n'
+    line = (
+        b'{"resourceType":"DocumentReference","id":"a","meta":{"versionId":"1","source":"b"},'
+        b'"content":[{"attachment":{"contentType":"text/html","url":"https://b.example/c?signature=1"}}]}\n'
+    )
     turned = volatile_line(line)
     before, after = orjson.loads(line), orjson.loads(turned)
     assert turned != line
     assert list(after) == list(reversed(before))
-    assert after.pop("meta").pop("lastUpdated")
-    assert before.pop("meta")
+    assert list(after["content"][0]["attachment"]) == ["url", "contentType"]
+    assert after["content"][0]["attachment"].pop("url") == "https://b.example/c?signature=6f9e2c"
+    assert before["content"][0]["attachment"].pop("url") == "https://b.example/c?signature=1"
+    meta = after.pop("meta")
+    assert meta.pop("lastUpdated")
+    assert meta.pop("versionId") != before["meta"].pop("versionId")
+    assert meta == before.pop("meta")
     assert after == before
 
 
@@ -54,15 +63,21 @@ def test_a_volatile_line_that_is_no_resource_stays(line: bytes) -> None:
     assert volatile_line(line) == line
 
 
-def test_a_volatile_copy_has_the_same_files_and_number_of_lines(tmp_path: Path) -> None:
-    source = write_day(World(2), 0, tmp_path / "day", 1)
-    copy = write_volatile(source, tmp_path / "volatile", 1)
-    assert [file.name for file in sorted(copy.iterdir())] == [file.name for file in sorted(source.iterdir())]
-    assert len(_lines(copy)) == len(_lines(source))
-    same = set(_lines(copy)) & set(_lines(source))
-    for line in same:  # only what is no resource
-        with pytest.raises(orjson.JSONDecodeError):
-            orjson.loads(line)
+def test_a_volatile_folder_has_the_same_files_and_number_of_lines(tmp_path: Path) -> None:
+    folder = write_day(World(2), 0, tmp_path / "day", 1)
+    before = {file.name: file.read_bytes().splitlines() for file in folder.iterdir()}
+    make_volatile(folder, 1)
+    after = {file.name: file.read_bytes().splitlines() for file in folder.iterdir()}
+    assert {name: len(lines) for name, lines in after.items()} == {name: len(lines) for name, lines in before.items()}
+    for name, lines in after.items():
+        for line in set(lines) & set(before[name]):  # only what is no resource
+            with pytest.raises(orjson.JSONDecodeError):
+                orjson.loads(line)
+
+
+def test_a_number_of_resources_is_about_that_of_its_patients(tmp_path: Path) -> None:
+    lines = _lines(write_day(World(patients_of(10_000)), 0, tmp_path / "day", 1))
+    assert 7_000 < len(lines) < 13_000
 
 
 def test_the_parse_floor_passes_over_broken_lines(tmp_path: Path) -> None:
@@ -89,19 +104,42 @@ def test_a_server_that_has_gone_counts_nothing() -> None:
     assert postgres_tree(gone.pid) == []
 
 
-def test_the_whole_benchmark_on_a_tiny_world(tmp_path: Path) -> None:
-    """As `make benchmark` runs it: every load is there, accounts for its lines, and nothing is left behind."""
-    output = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks", "--patients=3", "--workers=1", "--repeat=1", f"--json={output}"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "160"}
+def test_cpu_seconds_count_this_process_and_a_server_apart() -> None:
+    with CpuSeconds(None) as cpu:
+        sum(number * number for number in range(500_000))
+    assert cpu.ours > 0
+    assert cpu.postgres == 0
+
+
+def _benchmark(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    output = folder / "found.json"
+    command = [sys.executable, "-m", "benchmarks", "--repeat=1", f"--json={output}", *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "160"}
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    found = orjson.loads(output.read_bytes())
+    return orjson.loads(output.read_bytes()), done.stdout
+
+
+def test_the_whole_benchmark_on_a_tiny_world(tmp_path: Path) -> None:
+    """As `make benchmark` runs it: every load is there, accounts for its lines, and nothing is left behind."""
+    found, printed = _benchmark(tmp_path, "--patients=3", "--workers=1")
     loads = {load["name"]: load for load in found["loads"]}
     assert list(loads) == ["first load", "nothing changed", "a day later", "every line volatile"]
     assert all(sum(load["outcomes"].values()) == load["lines"] > 0 for load in loads.values())
     assert loads["nothing changed"]["changed_rows"] == 0
     assert loads["nothing changed"]["outcomes"]["unchanged"] > 0
     assert found["copy_floor"]["rows"] > 0
-    assert "first load" in done.stdout
+    assert set(found["transform_by_workers"]) == {"1"}
+    assert {"decide", "state", "derived"} <= set(loads["first load"]["steps"])
+    assert "first load" in printed
     assert list(tmp_path.glob("epic-omop-benchmark-*")) == []
+
+
+def test_a_part_of_the_benchmark_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    found, _ = _benchmark(tmp_path, "--resources=100", "--workers=1", "--parts=none", f"--folder={place}", "--keep")
+    assert [load["name"] for load in found["loads"]] == ["first load"]
+    assert found["patients"] == 2
+    assert found["first_load_times_floor"] is None
+    assert len(list(place.glob("epic-omop-benchmark-*"))) == 1

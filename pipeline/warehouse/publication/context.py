@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,10 +60,14 @@ class PublicationReport:
     rows_updated: Counter[str] = field(default_factory=Counter)
     #: resource type → (rows with a standard concept, rows with a code)
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: what the transform stage waited for its processes to start, and all of it
+    start_seconds: float = 0.0
     transform_seconds: float = 0.0
     publish_seconds: float = 0.0
     #: of which for the derived tables
     derived_seconds: float = 0.0
+    #: step of transform or publication → seconds
+    steps: dict[str, float] = field(default_factory=dict)
     #: lines of unchanged resources that depend on what changed
     dependents: list[LandedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -69,6 +75,15 @@ class PublicationReport:
     @property
     def lines(self) -> int:
         return sum(self.outcomes.values())
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the block to `steps`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.steps[name] = self.steps.get(name, 0.0) + time.perf_counter() - started
 
     @property
     def changed_rows(self) -> int:
