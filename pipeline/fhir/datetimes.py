@@ -15,15 +15,70 @@ _LOCAL = "%Y-%m-%dT%H:%M:%S%.f"
 #: What FHIR allows, and seconds or zone left out, which some servers do.
 timestamp_format = r"^\d{4}(-\d{2}(-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?)?)?$"
 
+#: The form of nearly all: 19 characters that polars reads in a fast way, and an end of which there are few different.
+_USUAL = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})$"
+_CLOCK, _CLOCK_LENGTH = "%Y-%m-%dT%H:%M:%S", 19
 
-def parsed(column: str, site_zone: str, instance_zone: str) -> list[pl.Expr]:
-    """Expressions for `<column>_date` (Date), `<column>_datetime` (Datetime μs, naive), `<column>_precision`.
+
+def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame:
+    """Columns `<name>_date` (Date), `<name>_datetime` (Datetime μs, naive) and `<name>_precision` (Int8) of a text column.
 
     Precision is the number of characters that carry the date: 4 (year), 7 (month), 10 (day) or more (time); 0 marks a
     string that is no FHIR date, NULL an absent one. `YYYY-MM` gives the first of the month, `YYYY` 1 January.
     Years are 1 to 9999 in both zones: FHIR has no others, and a single one would make PostgreSQL refuse a whole load.
     """
-    source = pl.col(column)
+    moments = _usual_moments(texts)
+    days = pl.repeat(None, len(texts), dtype=pl.Date, eager=True)
+    others = (texts.is_not_null() & moments.is_null()).arg_true()
+    if len(others):
+        found = _read_in_any_form(texts.gather(others), site_zone)
+        days, moments = days.scatter(others, found["day"]), moments.scatter(others, found["moment"])
+    source, valid = pl.col("source"), pl.col("valid")
+    length = pl.min_horizontal(source.str.len_bytes(), pl.lit(19)).cast(pl.Int8)
+    return (
+        # Step by step: within one step polars would compute what two expressions share twice.
+        pl.DataFrame({"source": texts, "day": days, "moment": moments})
+        .select(
+            source,
+            pl.coalesce("day", pl.col("moment").dt.convert_time_zone(site_zone).dt.date()).alias("date"),
+            pl.coalesce(
+                pl.col("day").cast(pl.Datetime("us")),
+                pl.col("moment").dt.convert_time_zone(instance_zone).dt.replace_time_zone(None),
+            ).alias("datetime"),
+        )
+        .with_columns(
+            (source.str.contains(timestamp_format) & _four_digits("date") & _four_digits("datetime")).alias("valid")
+        )
+        .select(
+            pl.when(valid).then("date").alias(f"{texts.name}_date"),
+            pl.when(valid).then("datetime").alias(f"{texts.name}_datetime"),
+            pl.when(source.is_not_null())
+            .then(pl.when(valid).then(length).otherwise(pl.lit(0, pl.Int8)))
+            .alias(f"{texts.name}_precision"),
+        )
+    )
+
+
+def _usual_moments(texts: pl.Series) -> pl.Series:
+    """Instants (Datetime μs in UTC) of texts in the usual form; NULL for all others, also for a leap second."""
+    usual = pl.DataFrame({"text": texts}).select(
+        pl.when(pl.col("text").str.contains(_USUAL)).then("text").alias("text")
+    )
+    parts = usual.select(
+        pl.col("text").str.head(_CLOCK_LENGTH).str.to_datetime(_CLOCK, strict=False, time_unit="us").alias("clock"),
+        pl.col("text").str.slice(_CLOCK_LENGTH).alias("end"),
+    )
+    # What an end adds to the clock: its fraction of a second, less its zone's offset.
+    ends = parts.select("end").drop_nulls().unique()
+    added = ("1970-01-01T00:00:00" + pl.col("end")).str.to_datetime(_INSTANT, strict=False, time_unit="us")
+    ends = ends.with_columns(added.cast(pl.Int64).alias("added"))
+    moment = (pl.col("clock").cast(pl.Int64) + pl.col("added")).cast(pl.Datetime("us", "UTC"))
+    return parts.join(ends, on="end", how="left", maintain_order="left").select(moment.alias("moment"))["moment"]
+
+
+def _read_in_any_form(texts: pl.Series, site_zone: str) -> pl.DataFrame:
+    """Columns day (Date) of dates and moment (Datetime μs in UTC) of times."""
+    source = pl.col("source")
     length = source.str.len_bytes()
     has_time = length > 10
     padded = (
@@ -34,7 +89,6 @@ def parsed(column: str, site_zone: str, instance_zone: str) -> list[pl.Expr]:
         .when(length == 10)
         .then(source)
     )
-    day = padded.str.to_date("%Y-%m-%d", strict=False)
     # Seconds may be left out (`T23:37Z`): put them in, so that one format reads all.
     whole = (
         pl.when(has_time & (source.str.slice(16, 1) != ":"))
@@ -42,17 +96,13 @@ def parsed(column: str, site_zone: str, instance_zone: str) -> list[pl.Expr]:
         .when(has_time)
         .then(source)
     )
-    instant = whole.str.to_datetime(_INSTANT, strict=False, time_unit="us")
-    at_site = pl.coalesce(instant.dt.convert_time_zone(site_zone), _at_own_clock(whole, site_zone))
-    in_instance = at_site.dt.convert_time_zone(instance_zone).dt.replace_time_zone(None)
-    site_day, instance_time = pl.coalesce(day, at_site.dt.date()), pl.coalesce(day.cast(pl.Datetime("us")), in_instance)
-    valid = source.str.contains(timestamp_format) & _four_digits(site_day) & _four_digits(instance_time)
-    precision = pl.when(valid).then(pl.min_horizontal(length, pl.lit(19)).cast(pl.Int8)).otherwise(pl.lit(0, pl.Int8))
-    return [
-        pl.when(valid).then(site_day).alias(f"{column}_date"),
-        pl.when(valid).then(instance_time).alias(f"{column}_datetime"),
-        pl.when(source.is_not_null()).then(precision).alias(f"{column}_precision"),
-    ]
+    rows = pl.DataFrame({"source": texts}).select(
+        padded.str.to_date("%Y-%m-%d", strict=False).alias("day"),
+        whole.str.to_datetime(_INSTANT, strict=False, time_unit="us").alias("instant"),
+        whole.alias("whole"),
+    )
+    at_own_clock = _at_own_clock(pl.col("whole"), site_zone).dt.convert_time_zone("UTC")
+    return rows.select("day", pl.coalesce("instant", at_own_clock).alias("moment"))
 
 
 def _at_own_clock(text: pl.Expr, site_zone: str) -> pl.Expr:
@@ -65,6 +115,6 @@ def _at_own_clock(text: pl.Expr, site_zone: str) -> pl.Expr:
     )
 
 
-def _four_digits(moment: pl.Expr) -> pl.Expr:
+def _four_digits(column: str) -> pl.Expr:
     """False for NULL as well."""
-    return moment.dt.year().is_between(1, 9999).fill_null(False)
+    return pl.col(column).dt.year().is_between(1, 9999).fill_null(False)

@@ -65,7 +65,7 @@ class Addresses:
             return None
         lines = address.get("line") or [None]
         return self._add(
-            lines[0] and str(lines[0])[:50],
+            str(lines[0])[:50] if lines[0] else None,
             _text(address, "city", 50),
             _state(address),
             _text(address, "postalCode", 9),

@@ -116,7 +116,10 @@ def rate_text(dosage: dict[str, Any]) -> str | None:
 def dosage_end(request: dict[str, Any]) -> str | None:
     """The last end (FHIR date string) of the bounds of all dosage instructions."""
     ends = [(_repeat(dosage).get("boundsPeriod") or {}).get("end") for dosage in _instructions(request)]
-    return max((end for end in ends if end), default=None)
+    last: Any = max((end for end in ends if end), default=None)
+    if last is not None and not isinstance(last, str):
+        raise ValueError("expected the end of a period to be a string")
+    return last
 
 
 #: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.

@@ -95,6 +95,13 @@ def test_a_sites_address_is_whole_and_cut_to_the_columns():
     assert (row["address_1"], row["city"], row["state"], row["zip"]) == ("x" * 50, "Austin", "TX", "78701-123")
 
 
+@pytest.mark.parametrize("line", [{}, [], False, 0])
+def test_a_first_line_of_a_wrong_shape_that_says_nothing_is_no_line(line):
+    addresses = Addresses()
+    addresses.of_site({"address": {"line": [line], "city": "Austin"}})
+    assert addresses.frame()["address_1"].to_list() == [None]
+
+
 def test_a_wrong_shape_is_told():
     with pytest.raises(AttributeError):
         Addresses().of_patient({"address": ["1 Example Street"]})

@@ -24,8 +24,7 @@ OFFSETS = st.integers(-12 * 60, 14 * 60)
 
 
 def read(*texts: str | None, site: str = "UTC", instance: str = "UTC") -> list[tuple[date, datetime, int]]:
-    frame = pl.DataFrame({"start": list(texts)}, schema={"start": pl.String})
-    return frame.select(parsed("start", site, instance)).rows()
+    return parsed(pl.Series("start", list(texts), dtype=pl.String), site, instance).rows()
 
 
 @UNTIMED

@@ -49,7 +49,7 @@ class Derivation:
     def dated(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
         """Adds `<column>_date`, `_datetime` and `_precision` for FHIR date strings."""
         return frame.with_columns(
-            expression for name in columns for expression in parsed(name, self.site_zone, self.instance_zone)
+            dates for name in columns for dates in parsed(frame[name], self.site_zone, self.instance_zone).get_columns()
         )
 
     def mapped(self, frame: pl.DataFrame, column: str, value_map: str, system: str, target: str) -> pl.DataFrame:
