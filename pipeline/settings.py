@@ -278,6 +278,8 @@ class Settings(BaseModel):
     person_crosswalk: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
+    #: Folder of Parquet snapshots that `epic-omop publish` and Dagster write (docs/lakehouse.md); None: only by `--to`.
+    lakehouse: str | None = None
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
@@ -336,6 +338,7 @@ _VARIABLES = {
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
+    "EPIC_OMOP_LAKEHOUSE": "lakehouse",
 }
 
 
