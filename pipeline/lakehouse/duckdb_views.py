@@ -14,6 +14,7 @@ def open_sql(lakehouse: Path, snapshot: str, tables: Iterable[LakeTable]) -> str
     """Statements for DuckDB: a schema a folder, a view a table. All views read this one snapshot for ever."""
     listed = list(tables)
     schemas = dict.fromkeys(table.folder for table in listed)
+    place = _place(lakehouse, snapshot, "snapshot.json")
     return "\n".join(
         [
             f"-- OMOP CDM v5.4, snapshot {snapshot}, as DuckDB views.   duckdb -init latest/open.sql",
@@ -21,8 +22,7 @@ def open_sql(lakehouse: Path, snapshot: str, tables: Iterable[LakeTable]) -> str
             "-- Where the folder has been moved or mounted elsewhere, first: SET VARIABLE lakehouse = '/its/new/place';",
             *(f"CREATE SCHEMA IF NOT EXISTS {schema};" for schema in schemas),
             *(_view(lakehouse, snapshot, table) for table in listed),
-            f"CREATE OR REPLACE VIEW meta.snapshot AS SELECT * FROM read_json("
-            f"{_place(lakehouse, snapshot, 'snapshot.json')}, maximum_object_size = 1000000000);",
+            f"CREATE OR REPLACE VIEW meta.snapshot AS SELECT * FROM read_json({place}, maximum_object_size = 1000000000);",
             "",
         ]
     )

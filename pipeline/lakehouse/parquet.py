@@ -80,7 +80,7 @@ class TableWriter:
 
     def _add(self, frame: pl.DataFrame) -> None:
         self._pending.append(frame)
-        self._pending_bytes += frame.estimated_size()
+        self._pending_bytes += int(frame.estimated_size())
         if self._pending_bytes >= self.file_bytes:
             self._flush()
 
