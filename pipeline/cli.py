@@ -20,6 +20,7 @@ from pipeline.commands import (
     keys,
     manifest,
     mappings,
+    publish,
     report,
     sandbox,
     status,
@@ -63,6 +64,7 @@ status.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)
+publish.register(app)
 
 _errors = Console(stderr=True, highlight=False)
 

@@ -11,6 +11,7 @@ from pipeline.logs import configure_logging
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
+from pipeline.orchestration.lakehouse import lakehouse_parts
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
@@ -35,14 +36,19 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
     # The night's job: the exports of the groups; where there is none, the crawl.
     nightly = {**crawls, **kick_offs}
     ingests = {site.name: ingest_job(site) for site in sites}
+    lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
     return dg.Definitions(
         assets=[
             *(asset for site in sites for asset in site_assets(site)),
             *warehouse_assets(settings, [load_key(site) for site in sites]),
+            *([lakehouse.asset] if lakehouse else []),
         ],
         asset_checks=[accounting_check(site) for site in sites],
-        jobs=[*kick_offs.values(), *crawls.values(), *ingests.values()],
-        schedules=[nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly],
+        jobs=[*kick_offs.values(), *crawls.values(), *ingests.values(), *([lakehouse.job] if lakehouse else [])],
+        schedules=[
+            *(nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly),
+            *([lakehouse.schedule] if lakehouse else []),
+        ],
         sensors=[export_sensor(site, ingests[site.name]) for site in with_epic],
         resources=site_resources(settings, overrides or {}),
         executor=dg.in_process_executor,

@@ -23,6 +23,7 @@ EpicOmopError
 │   ├── ExportGone            the job or its files no longer exist on the server
 │   └── UnsafeRemote          an address or a size that the security rules refuse
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
+├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
 └── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
@@ -42,6 +43,7 @@ __all__ = [
     "ExportGone",
     "ExportNotReady",
     "KickOffUnknown",
+    "LakehouseError",
     "LandingError",
     "MappingError",
     "PermanentError",
@@ -162,6 +164,10 @@ class UnsafeRemote(PermanentError):
 
 
 class LandingError(EpicOmopError):
+    exit_code = 74
+
+
+class LakehouseError(EpicOmopError):
     exit_code = 74
 
 

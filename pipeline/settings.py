@@ -101,6 +101,14 @@ def _checked_zone(value: str) -> str:
     return value
 
 
+def _checked_cron(value: str) -> str:
+    try:
+        CronSim(value, datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError:
+        raise ValueError(f"{value!r} is not a cron expression such as '0 1 * * *'") from None
+    return value
+
+
 class SiteSettings(BaseModel):
     """One Epic site: an entry under `sites:` in sites.yaml."""
 
@@ -202,11 +210,7 @@ class SiteSettings(BaseModel):
     @field_validator("schedule")
     @classmethod
     def _cron(cls, value: str) -> str:
-        try:
-            CronSim(value, datetime(2000, 1, 1, tzinfo=UTC))
-        except CronSimError:
-            raise ValueError(f"{value!r} is not a cron expression such as '0 1 * * *'") from None
-        return value
+        return _checked_cron(value)
 
     @field_validator("hydrate_types")
     @classmethod
@@ -278,6 +282,10 @@ class Settings(BaseModel):
     person_crosswalk: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
+    #: Folder of Parquet snapshots that `epic-omop publish` and Dagster write (docs/lakehouse.md); None: only by `--to`.
+    lakehouse: str | None = None
+    #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
+    lakehouse_schedule: str = "0 6 * * *"
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
@@ -291,6 +299,18 @@ class Settings(BaseModel):
     @classmethod
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
+
+    @field_validator("lakehouse")
+    @classmethod
+    def _local_folder(cls, value: str | None) -> str | None:
+        if value and "://" in value:
+            raise ValueError(f"{value.partition('://')[0]}:// is no local folder (docs/lakehouse.md, 'Object stores')")
+        return value
+
+    @field_validator("lakehouse_schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        return _checked_cron(value)
 
     @property
     def landing(self) -> Path:
@@ -336,6 +356,8 @@ _VARIABLES = {
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
+    "EPIC_OMOP_LAKEHOUSE": "lakehouse",
+    "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
 }
 
 

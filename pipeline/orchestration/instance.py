@@ -14,7 +14,7 @@ __all__ = ["dagster_environment", "prepare_instance"]
 _SOURCE = Path(__file__).with_name("dagster.yaml")
 
 #: Variables that hold paths: Dagster's processes have another working folder.
-_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS")
+_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE")
 
 
 def prepare_instance(settings: Settings) -> Path:

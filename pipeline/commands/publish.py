@@ -1,0 +1,122 @@
+"""`epic-omop publish`: the CDM as Parquet, for people who read it with DuckDB or Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.commands.tables import number_table
+from pipeline.errors import LakehouseError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+    from pipeline.lakehouse.snapshot import SnapshotReport
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `publish` to the program."""
+    app.command("publish")(publish)
+
+
+def publish(
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="PATH", help="Local folder to publish to [env: EPIC_OMOP_LAKEHOUSE].")
+    ] = None,
+    with_vocabulary: Annotated[
+        bool,
+        typer.Option("--with-vocabulary", help="Also concept and the other vocabulary tables; mind their licences."),
+    ] = False,
+    with_lineage: Annotated[
+        bool, typer.Option("--with-lineage", help="Also etl/row_source, which holds the FHIR ids of resources.")
+    ] = False,
+    keep: Annotated[
+        int, typer.Option("--keep", min=0, help="Older snapshots that stay, for those who are reading them.")
+    ] = 1,
+    group_readable: Annotated[
+        bool, typer.Option("--group-readable", help="The folder's group may read; otherwise its owner alone.")
+    ] = False,
+    check: Annotated[
+        str | None,
+        typer.Option("--check", metavar="PATH", help="Write nothing: verify the latest snapshot, or the one at PATH."),
+    ] = None,
+) -> None:
+    """Write the CDM as Parquet files: one consistent state, readable by DuckDB, Spark and polars.
+
+    Each run writes a whole new snapshot to PATH/snapshots and then turns PATH/latest to it in one step: readers see
+    the state before or after, also when loads run meanwhile or this run is killed. For example:
+
+    epic-omop publish --to /srv/lake  then  duckdb -init /srv/lake/latest/open.sql  or spark.read.parquet of
+    /srv/lake/latest/cdm/measurement. What lies where and what holds: docs/lakehouse.md. Exit code 74: the folder, the
+    disk or a checked snapshot is no good; 75: another run writes to the folder.
+    """
+    console = Console(highlight=False)
+    if check is not None:
+        if to is not None:
+            raise UsageError("Either --to or --check.", "--check only reads what an earlier run wrote.")
+        _check(console, check)
+        return
+    from pipeline.lakehouse.snapshot import SnapshotOptions, publish_snapshot
+    from pipeline.lakehouse.store import lakehouse_folder
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    target = to or runtime.settings.lakehouse
+    if not target:
+        raise UsageError("Say where to: --to PATH.", "A local folder, new or published to before.")
+    options = SnapshotOptions(with_vocabulary, with_lineage, keep, group_readable)
+    progress, show = _progress(console, "reading", MofNCompleteColumn())
+    with progress:
+        report = publish_snapshot(
+            runtime, lakehouse_folder(target), options, lambda table, done, total: show(table, done, max(done, total))
+        )
+    _print(console, report)
+
+
+def _check(console: Console, path: str) -> None:
+    from pipeline.lakehouse.check import check_snapshot, snapshot_to_check
+
+    folder = snapshot_to_check(path)
+    progress, show = _progress(console, "checking", DownloadColumn())
+    with progress:
+        problems = list(check_snapshot(folder, lambda done, total: show("checking", done, total)))
+    for problem in problems:
+        console.print(f"[red]✗[/red] {problem}", soft_wrap=True)
+    if problems:
+        raise LakehouseError(
+            f"Snapshot {folder.name} is damaged: {len(problems):,} of its files are not as they were written.",
+            "Do not read it; `epic-omop publish --to PATH` writes a new one.",
+        )
+    console.print(f"[green]✓[/green] Snapshot {folder.name} is as it was written, file by file.")
+
+
+def _progress(console: Console, what: str, column: ProgressColumn) -> tuple[Progress, Callable[[str, int, int], None]]:
+    """A bar, and the callback (description, done, total)."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), column, TimeElapsedColumn(), console=console, transient=True
+    )
+    task = progress.add_task(what, total=None)
+    return progress, lambda text, done, total: progress.update(task, description=text, completed=done, total=total)
+
+
+def _print(console: Console, report: SnapshotReport) -> None:
+    table = number_table("table", "rows", "files", "MB", title="Written")
+    for path, (rows, files, size) in report.tables.items():
+        if rows:
+            table.add_row(path, f"{rows:,}", f"{files:,}", f"{size / 1e6:,.1f}")
+    console.print(table)
+    empty = sum(1 for rows, _, _ in report.tables.values() if not rows)
+    vocabulary = report.metadata["vocabulary"]
+    console.print(
+        f"Snapshot {report.snapshot}: {report.rows:,} rows, {report.bytes / 1e6:,.1f} MB, {empty} empty tables;"
+        f" vocabulary {vocabulary['release'] if vocabulary else 'none'}."
+    )
+    if report.removed_snapshots:
+        console.print(f"{report.removed_snapshots} older snapshots were removed (--keep).")
+    console.print(f"Read it: duckdb -init {report.folder.parents[1]}/latest/open.sql", markup=False, soft_wrap=True)

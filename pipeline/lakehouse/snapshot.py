@@ -1,0 +1,162 @@
+"""One snapshot of the warehouse: everything is read in one transaction, and becomes visible with one rename.
+
+The transaction is READ ONLY and REPEATABLE READ: publications that commit meanwhile are not in the snapshot, and are
+not held up. What replaces whole tables is: loading a vocabulary empties them by TRUNCATE, which a transaction's
+snapshot does not see through, so the tables are locked against that before the first of them is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel
+
+from pipeline.errors import LakehouseError, WarehouseError
+from pipeline.lakehouse.duckdb_views import open_sql
+from pipeline.lakehouse.layout import EXACT_NUMBER, LakeTable, lake_tables
+from pipeline.lakehouse.parquet import LakeFile, TableWriter
+from pipeline.lakehouse.rows import table_batches
+from pipeline.lakehouse.snapshot_file import SNAPSHOT_FILE, content_of, read_snapshot, run_metadata, table_entry
+from pipeline.lakehouse.store import LakehouseFolder
+from pipeline.landing.files import write_whole
+from pipeline.runtime import Runtime
+from pipeline.settings import Settings
+from pipeline.warehouse.connection import server_errors
+
+__all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
+
+#: (table, rows done, rows in all as PostgreSQL estimates them)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SnapshotOptions:
+    vocabulary: bool = False
+    lineage: bool = False
+    #: Snapshots besides the new one that stay, for readers that are at work on them.
+    keep: int = 1
+    group_readable: bool = False
+
+
+@dataclass(frozen=True)
+class SnapshotReport:
+    """What was written. `tables`: path → (rows, files, bytes)."""
+
+    snapshot: str
+    folder: Path
+    tables: Mapping[str, tuple[int, int, int]]
+    metadata: Mapping[str, Any]
+    removed_snapshots: int
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _, _ in self.tables.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, _, size in self.tables.values())
+
+
+def publish_snapshot(
+    runtime: Runtime,
+    lakehouse: LakehouseFolder,
+    options: SnapshotOptions | None = None,
+    progress: Progress = lambda *_: None,
+) -> SnapshotReport:
+    """Write the warehouse's state of this moment as a snapshot and make it the latest; then remove the oldest ones.
+
+    Raises UsageError for a folder that is none of ours, TransientError while another run writes to it, LakehouseError
+    when it cannot be written, WarehouseError when the database is empty or fails. The latest snapshot then stays.
+    """
+    options = options or SnapshotOptions()
+    tables = lake_tables(vocabulary=options.vocabulary, lineage=options.lineage)
+    with server_errors(), _one_state(runtime, tables) as connection, lakehouse.writing():
+        metadata = run_metadata(connection, runtime.settings)
+        created_at = runtime.clock.now()
+        snapshot, draft = lakehouse.new_snapshot(created_at)
+        writing = _Writing(runtime.settings, connection, draft, _former(lakehouse), progress)
+        entries = writing.write(tables)
+        write_whole(draft / "open.sql", open_sql(lakehouse.folder, snapshot, [*tables, EXACT_NUMBER]).encode())
+        write_whole(draft / SNAPSHOT_FILE, content_of(snapshot, created_at, metadata, entries))
+        final = lakehouse.complete(snapshot, group_readable=options.group_readable)
+        counts = {path: (entry["rows"], len(entry["files"]), entry["bytes"]) for path, entry in entries.items()}
+        return SnapshotReport(snapshot, final, counts, metadata, lakehouse.prune(options.keep))
+
+
+@contextmanager
+def _one_state(runtime: Runtime, tables: list[LakeTable]) -> Iterator[psycopg.Connection]:
+    """A connection in a transaction that sees the database as it is now, and changes nothing."""
+    with runtime.connect() as connection:
+        connection.isolation_level = IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        etl = runtime.settings.etl_schema
+        relations = [f"{etl}.{name}" for name in ("publication", "export_job", "vocabulary_release")]
+        relations += [table.relation(runtime.settings) for table in tables]
+        try:
+            # The first statement: PostgreSQL takes the transaction's snapshot with the one that follows.
+            connection.execute(f"LOCK TABLE {', '.join(relations)} IN ACCESS SHARE MODE")
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            raise WarehouseError(
+                "The database holds no warehouse yet, or not all of its tables.",
+                "Make its schemas with `epic-omop db init`.",
+            ) from None
+        except psycopg.errors.InsufficientPrivilege:
+            raise WarehouseError(
+                "The database user may not read all tables.", "It needs SELECT on the CDM's and etl's schemas."
+            ) from None
+        connection.execute("SET LOCAL DateStyle = 'ISO, YMD'")  # how COPY writes dates
+        yield connection
+        connection.rollback()
+
+
+def _former(lakehouse: LakehouseFolder) -> tuple[Path | None, dict[str, LakeFile]]:
+    """The latest snapshot's folder and files, which new files that are the same become links to."""
+    latest = lakehouse.latest()
+    if latest is None:
+        return None, {}
+    try:
+        return latest, {file.path: file for table in read_snapshot(latest).values() for file in table.files}
+    except LakehouseError:  # damaged: nothing is taken from it
+        return None, {}
+
+
+@dataclass(frozen=True)
+class _Writing:
+    settings: Settings
+    connection: psycopg.Connection
+    draft: Path
+    former: tuple[Path | None, dict[str, LakeFile]]
+    progress: Progress
+
+    def write(self, tables: list[LakeTable]) -> dict[str, Any]:
+        """All tables; path → entry of snapshot.json."""
+        entries, done, total = {}, 0, self._estimated_rows(tables)
+        exact = self._writer(EXACT_NUMBER)
+        for table in tables:
+            self.progress(table.path, done, total)
+            writer = self._writer(table)
+            for batch in table_batches(self.connection, self.settings, table):
+                writer.add(batch.frame)
+                if not batch.exact.is_empty():
+                    exact.add(batch.exact)
+                done += batch.frame.height
+                self.progress(table.path, done, total)
+            entries[table.path] = table_entry(table, writer.close())
+        entries[EXACT_NUMBER.path] = table_entry(EXACT_NUMBER, exact.close())
+        return entries
+
+    def _writer(self, table: LakeTable) -> TableWriter:
+        return TableWriter(self.draft, table, *self.former)
+
+    def _estimated_rows(self, tables: list[LakeTable]) -> int:
+        """As of the last ANALYZE; views have none."""
+        row = self.connection.execute(
+            "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class WHERE oid = ANY(%s::regclass[]::oid[])",
+            ([table.relation(self.settings) for table in tables],),
+        ).fetchone()
+        return int(row[0]) if row else 0

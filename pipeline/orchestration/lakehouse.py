@@ -1,0 +1,84 @@
+"""Asset `lakehouse`: a Parquet snapshot of the CDM, by its own cron; made only where EPIC_OMOP_LAKEHOUSE names a folder.
+
+It follows the clock and not the loads: a snapshot is of all sites together, and one a day is what readers go by.
+"""
+
+# No `from __future__ import annotations`: Dagster compares the annotation of `context` as an object.
+
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from omop_schema.etl import LINEAGE_TABLES
+from pipeline.lakehouse.snapshot import SnapshotReport, publish_snapshot
+from pipeline.lakehouse.store import lakehouse_folder
+from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.run_metadata import Metadata, table_value
+from pipeline.runtime import Runtime
+from pipeline.settings import Settings
+from pipeline.workflow import working_as
+
+__all__ = ["LakehouseParts", "lakehouse_parts"]
+
+_NAME = "lakehouse"
+
+
+@dataclass(frozen=True)
+class LakehouseParts:
+    asset: dg.AssetsDefinition
+    job: UnresolvedAssetJobDefinition
+    schedule: dg.ScheduleDefinition
+
+
+def lakehouse_parts(settings: Settings) -> LakehouseParts:
+    """The asset, the job that makes it, and the schedule of that job, which is on from the first day."""
+    asset = _asset(settings)
+    job = dg.define_asset_job(
+        "lakehouse__publish",
+        dg.AssetSelection.assets(asset.key),
+        description="Write the CDM as a Parquet snapshot and make it the latest.",
+        executor_def=dg.in_process_executor,
+    )
+    schedule = dg.ScheduleDefinition(
+        name="lakehouse__daily",
+        job=job,
+        cron_schedule=settings.lakehouse_schedule,
+        execution_timezone=settings.time_zone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return LakehouseParts(asset, job, schedule)
+
+
+def _asset(settings: Settings) -> dg.AssetsDefinition:
+    folder = settings.lakehouse or ""
+
+    @dg.asset(
+        key=[_NAME],
+        deps=[dg.AssetKey([settings.cdm_schema, table]) for table in LINEAGE_TABLES],
+        description="The CDM as Parquet, one consistent state for DuckDB and Spark: docs/lakehouse.md.",
+        group_name="cdm",
+        kinds={"parquet"},
+        metadata={"folder": folder},
+        code_version=version("epic-omop"),
+        pool=_NAME,
+    )
+    def lakehouse(context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]) -> dg.MaterializeResult[None]:
+        with told_as_failures(), working_as(context.job_name, context.run.run_id):
+            return dg.MaterializeResult(metadata=_metadata(publish_snapshot(runtime, lakehouse_folder(folder))))
+
+    return lakehouse
+
+
+def _metadata(report: SnapshotReport) -> Metadata:
+    vocabulary = report.metadata["vocabulary"]
+    rows = [(path, *counts) for path, counts in report.tables.items()]
+    return {
+        "dagster/row_count": dg.MetadataValue.int(report.rows),
+        "bytes": dg.MetadataValue.int(report.bytes),
+        "files": dg.MetadataValue.int(sum(files for _, files, _ in report.tables.values())),
+        "snapshot": dg.MetadataValue.text(report.snapshot),
+        "vocabulary release": dg.MetadataValue.text(vocabulary["release"] if vocabulary else "–"),
+        "tables": table_value(("table", "rows", "files", "bytes"), rows),
+    }
