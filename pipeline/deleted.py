@@ -53,6 +53,6 @@ def _outcome(file: LandedFile, entry: Deletion, keys: SurrogateKeys) -> tuple[ob
     high, low = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
     where = (file.number, entry.number, entry.byte_offset, entry.byte_length, high, low)
     if entry.resource_type is None or entry.resource_id is None:
-        return (*where, file.resource_type, None, None, "excluded", UNREADABLE)
+        return (*where, file.resource_type, None, None, "excluded", UNREADABLE, None)
     surrogate_id = keys.of(entry.resource_type, entry.resource_id)
-    return (*where, entry.resource_type, entry.resource_id, surrogate_id, "excluded", DELETED)
+    return (*where, entry.resource_type, entry.resource_id, surrogate_id, "excluded", DELETED, None)

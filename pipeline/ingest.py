@@ -33,6 +33,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.known import write_known
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
 from pipeline.warehouse.staging import StagedExport, staging_for
@@ -75,7 +76,8 @@ def ingest(
         started = time.perf_counter()
         plan = _plan(runtime, site, export, mappings, index, staged)
         with published.step("known lines"):
-            _write_known(connection, plan, marks, force=force)
+            if not force:
+                write_known(connection, plan.known, site.name, marks)
             connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
         reports = _transform(connection, runtime, plan, export, report, published)
         deleted = stage_deletions(export, staged, SurrogateKeys(site.name, settings.surrogate_salt))
@@ -110,14 +112,14 @@ def _plan(
         mappings=mappings,
         index=index,
         fixed={concept_id: found.use_concept_id for concept_id, found in verified.items()},
-        known=staged.folder / "known.parquet",
+        known=staged.folder / "known",
         facts=staged.folder / "facts.parquet",
         staged=staged,
         landing=export.folder.parent,
     )
 
 
-# --- fingerprints and known lines ----------------------------------------------------------------------------------
+# --- fingerprints -------------------------------------------------------------------------------------------------
 
 
 def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index: ConceptIndex) -> dict[str, int]:
@@ -154,26 +156,6 @@ def _code_hash() -> str:
     for file in sorted([*(root / "omop").rglob("*.py"), *(root / "fhir").rglob("*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _write_known(connection: psycopg.Connection, plan: TransformPlan, marks: dict[str, int], *, force: bool) -> None:
-    """The hashes of lines that count as unchanged, for the workers."""
-    schema = {"surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
-    known = pl.DataFrame(schema=schema)
-    if not force:
-        default = marks[""]
-        names = [name for name in marks if name]
-        known = read_frame(
-            connection,
-            "SELECT surrogate_id, raw_hash_high, raw_hash_low FROM resource_state"
-            " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-            " LEFT JOIN unnest(%s::text[], %s::bigint[]) AS mark (resource_type, fingerprint)"
-            " ON mark.resource_type = kind.resource_type"
-            " WHERE kind.site = %s AND resource_state.fingerprint = coalesce(mark.fingerprint, %s)",
-            schema,
-            (names, [marks[name] for name in names], plan.site.name, default),
-        )
-    staging.write_frame(plan.known, known)
 
 
 # --- transform -----------------------------------------------------------------------------------------------------
@@ -324,8 +306,9 @@ def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time
 
 def _by_file(export: LandedExport, reports: Sequence[ChunkReport]) -> list[FileLines]:
     lines = {file.number: 0 for file in export.files}
-    unchanged = dict(lines)
+    unchanged, by_content = dict(lines), dict(lines)
     for report in reports:
         lines[report.file_number] += report.lines
         unchanged[report.file_number] += report.unchanged
-    return [FileLines(number, lines[number], unchanged[number]) for number in lines]
+        by_content[report.file_number] += report.unchanged_by_content
+    return [FileLines(number, lines[number], unchanged[number], by_content[number]) for number in lines]

@@ -382,7 +382,7 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
                 mappings=reading.mappings or empty,
                 index=ConceptIndex(place, "check", ""),
                 fixed={},
-                known=place / "known.parquet",
+                known=place / "known",
                 facts=place / "facts.parquet",
                 staged=StagedExport(place),
                 landing=place,

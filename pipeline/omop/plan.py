@@ -28,6 +28,7 @@ from pipeline.omop.derive import Derivation
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.settings import SiteSettings
+from pipeline.warehouse.known import KnownLines
 from pipeline.warehouse.staging import StagedExport
 
 __all__ = ["CompiledView", "ResourcePlan", "TransformPlan", "Worker"]
@@ -92,7 +93,7 @@ class TransformPlan:
     index: ConceptIndex
     #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
     fixed: Mapping[int, int]
-    #: Parquet: resource_type, surrogate_id, raw_hash_high, raw_hash_low of lines that count as unchanged
+    #: folder that `pipeline.warehouse.known` wrote: what counts as unchanged
     known: Path
     #: Parquet: surrogate_id, name, value; written after the first stage
     facts: Path
@@ -196,8 +197,8 @@ class Worker:
         return dict(rows.select("concept_id", "domain_id").iter_rows())
 
     @cached_property
-    def known(self) -> pl.DataFrame:
-        return pl.read_parquet(self.plan.known)
+    def known(self) -> KnownLines:
+        return KnownLines(self.plan.known)
 
     def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
         """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""

@@ -49,10 +49,10 @@ def remove_rows_of_persons(connection: psycopg.Connection, cdm_schema: str) -> C
 
 
 def _forget_resources(connection: psycopg.Connection) -> None:
-    # No line has the hash 0, so none counts as unchanged.
+    # Neither a line nor a content counts as unchanged: see `pipeline.warehouse.known`.
     connection.execute(
-        "UPDATE resource_state AS state SET outcome = 'excluded', reason = %s, raw_hash_high = 0, raw_hash_low = 0"
-        " FROM pg_temp.of_removed_person AS gone WHERE state.surrogate_id = gone.surrogate_id",
+        "UPDATE resource_state AS state SET outcome = 'excluded', reason = %s, raw_hash_high = 0, raw_hash_low = 0,"
+        " content_hash = NULL FROM pg_temp.of_removed_person AS gone WHERE state.surrogate_id = gone.surrogate_id",
         (PERSON_REMOVED,),
     )
     for table, column in (

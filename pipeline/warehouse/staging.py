@@ -49,8 +49,9 @@ _LINE_SCHEMA = {
     "resource_id": pl.String,
     "surrogate_id": pl.Int64,
 }
-#: One row a line that is not unchanged: `outcome` is loaded, excluded (with `reason`) or rejected.
-OUTCOME_SCHEMA = {**_LINE_SCHEMA, "outcome": pl.String, "reason": pl.String}
+#: One row a line that is not unchanged: `outcome` is loaded, excluded (with `reason`) or rejected. `content_hash` is
+#: NULL where it has no comparable content (a deletion).
+OUTCOME_SCHEMA = {**_LINE_SCHEMA, "outcome": pl.String, "reason": pl.String, "content_hash": pl.Int64}
 #: One row a rejected line. `cause`: surrogate id of the resource that is missing, if that is why.
 REJECTION_SCHEMA = {
     **_LINE_SCHEMA,

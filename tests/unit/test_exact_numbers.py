@@ -48,8 +48,6 @@ def transformed(tmp_path_factory):
     pl.DataFrame(schema=dict(INDEX_SCHEMA)).write_parquet(folder / INDEX_FILE)
     pl.DataFrame(schema=dict(CONCEPT_SCHEMA)).write_parquet(folder / CONCEPT_FILE)
     pl.DataFrame(schema=dict(ANCESTOR_SCHEMA)).write_parquet(folder / ANCESTOR_FILE)
-    hashes = dict.fromkeys(("surrogate_id", "raw_hash_high", "raw_hash_low"), pl.Int64)
-    pl.DataFrame(schema=hashes).write_parquet(folder / "known.parquet")
     facts = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}
     pl.DataFrame(schema=facts).write_parquet(folder / "facts.parquet")
     staged = StagedExport(folder / "staged")
@@ -62,7 +60,7 @@ def transformed(tmp_path_factory):
             mappings=load_mappings(MAPPINGS_FOLDER),
             index=ConceptIndex(folder, "test release", "hash"),
             fixed={},
-            known=folder / "known.parquet",
+            known=folder / "known",
             facts=folder / "facts.parquet",
             staged=staged,
             landing=folder,

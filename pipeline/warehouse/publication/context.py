@@ -35,6 +35,8 @@ class FileLines:
     file_number: int
     lines: int
     unchanged: int
+    #: of which with other bytes and the same content
+    unchanged_by_content: int = 0
 
 
 class LandedLine(NamedTuple):

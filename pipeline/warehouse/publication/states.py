@@ -36,6 +36,7 @@ def _state_rows(p: Publication, lines: pl.DataFrame, kinds: pl.DataFrame) -> pl.
             "resource_id",
             "raw_hash_high",
             "raw_hash_low",
+            "content_hash",
             "outcome",
             "reason",
             "fingerprint",
