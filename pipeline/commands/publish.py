@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def publish(
     to: Annotated[
-        str | None, typer.Option("--to", metavar="PATH", help="Local folder to publish to [env: EPIC_OMOP_LAKEHOUSE].")
+        str | None, typer.Option("--to", metavar="PATH", help="Local folder to publish to, if not EPIC_OMOP_LAKEHOUSE.")
     ] = None,
     with_vocabulary: Annotated[
         bool,
@@ -49,12 +49,13 @@ def publish(
 ) -> None:
     """Write the CDM as Parquet files: one consistent state, readable by DuckDB, Spark and polars.
 
-    Each run writes a whole new snapshot to PATH/snapshots and then turns PATH/latest to it in one step: readers see
-    the state before or after, also when loads run meanwhile or this run is killed. For example:
+    Each run writes a whole new snapshot below PATH/snapshots, then turns PATH/latest to it in one step: readers see the
+    state before or after, also when loads run meanwhile or this run is killed.
 
-    epic-omop publish --to /srv/lake  then  duckdb -init /srv/lake/latest/open.sql  or spark.read.parquet of
-    /srv/lake/latest/cdm/measurement. What lies where and what holds: docs/lakehouse.md. Exit code 74: the folder, the
-    disk or a checked snapshot is no good; 75: another run writes to the folder.
+    To read it: duckdb -init PATH/latest/open.sql, or spark.read.parquet on PATH/latest/cdm/measurement. The layout,
+    and what holds, is in docs/lakehouse.md.
+
+    Exit code 74: the folder, its disk or a checked snapshot is no good; 75: another run writes to the folder.
     """
     console = Console(highlight=False)
     if check is not None:

@@ -19,8 +19,8 @@ from psycopg import IsolationLevel
 from pipeline.errors import LakehouseError, WarehouseError
 from pipeline.lakehouse.duckdb_views import open_sql
 from pipeline.lakehouse.layout import EXACT_NUMBER, LakeTable, lake_tables
-from pipeline.lakehouse.parquet import LakeFile, TableWriter
-from pipeline.lakehouse.rows import table_batches
+from pipeline.lakehouse.parquet import FILE_BYTES, LakeFile, TableWriter
+from pipeline.lakehouse.rows import BATCH_BYTES, table_batches
 from pipeline.lakehouse.snapshot_file import SNAPSHOT_FILE, content_of, read_snapshot, run_metadata, table_entry
 from pipeline.lakehouse.store import LakehouseFolder
 from pipeline.landing.files import write_whole
@@ -41,6 +41,9 @@ class SnapshotOptions:
     #: Snapshots besides the new one that stay, for readers that are at work on them.
     keep: int = 1
     group_readable: bool = False
+    #: CSV that is read at once, and rows in memory at which a file is closed.
+    batch_bytes: int = BATCH_BYTES
+    file_bytes: int = FILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def publish_snapshot(
         metadata = run_metadata(connection, runtime.settings)
         created_at = runtime.clock.now()
         snapshot, draft = lakehouse.new_snapshot(created_at)
-        writing = _Writing(runtime.settings, connection, draft, _former(lakehouse), progress)
+        writing = _Writing(runtime.settings, connection, options, draft, _former(lakehouse), progress)
         entries = writing.write(tables)
         write_whole(draft / "open.sql", open_sql(lakehouse.folder, snapshot, [*tables, EXACT_NUMBER]).encode())
         write_whole(draft / SNAPSHOT_FILE, content_of(snapshot, created_at, metadata, entries))
@@ -129,6 +132,7 @@ def _former(lakehouse: LakehouseFolder) -> tuple[Path | None, dict[str, LakeFile
 class _Writing:
     settings: Settings
     connection: psycopg.Connection
+    options: SnapshotOptions
     draft: Path
     former: tuple[Path | None, dict[str, LakeFile]]
     progress: Progress
@@ -140,7 +144,8 @@ class _Writing:
         for table in tables:
             self.progress(table.path, done, total)
             writer = self._writer(table)
-            for batch in table_batches(self.connection, self.settings, table):
+            batches = table_batches(self.connection, self.settings, table, batch_bytes=self.options.batch_bytes)
+            for batch in batches:
                 writer.add(batch.frame)
                 if not batch.exact.is_empty():
                     exact.add(batch.exact)
@@ -151,7 +156,7 @@ class _Writing:
         return entries
 
     def _writer(self, table: LakeTable) -> TableWriter:
-        return TableWriter(self.draft, table, *self.former)
+        return TableWriter(self.draft, table, *self.former, file_bytes=self.options.file_bytes)
 
     def _estimated_rows(self, tables: list[LakeTable]) -> int:
         """As of the last ANALYZE; views have none."""
