@@ -41,6 +41,7 @@ class Value:
 
     `is_list_free`: never a list, so at most one item. `kind` is a type known at compile time: `boolean`,
     `string`, `number`, `date`, `dateTime`, `time`, or empty. `is_object`: certainly a dict.
+    `is_list`: certainly a list without null.
     `element` is the name of the element or, for a resource, of its type; empty where neither is known.
     """
 
@@ -49,6 +50,7 @@ class Value:
     kind: str = ""
     is_object: bool = False
     element: str = ""
+    is_list: bool = False
 
     @property
     def is_variable(self) -> bool:
@@ -154,6 +156,11 @@ _OPERATORS: Final[Mapping[str, _Helper]] = {
     "|": _Helper("union", is_list_free=False),
     "in": _Helper("contained_in", kind="boolean"),
     "contains": _Helper("contained_in", kind="boolean"),
+}
+# Functions with a literal argument that are written out for the usual text: Python's form, the helper.
+_OF_TEXT: Final[Mapping[str, tuple[str, str]]] = {
+    "contains": ("{1} in {0}", "contains_text"),
+    "startsWith": ("{0}.startswith({1})", "starts_with"),
 }
 _TIMES: Final = frozenset({"date", "dateTime", "instant", "time"})
 # FHIR R4 elements of type date; every other date-like element is a dateTime or an instant.
@@ -296,8 +303,9 @@ class ExpressionCompiler:
         code = base.code
         expression = f"{code}.get({name!r})"
         if not base.is_object:
-            rest = f"None if {code} is None else children({code}, {name!r})"
-            expression = f"{expression} if {code}.__class__ is dict else {rest}"
+            # Most elements of most resources are absent: that is asked first.
+            rest = f"{expression} if {code}.__class__ is dict else children({code}, {name!r})"
+            expression = f"None if {code} is None else {rest}"
         return self._source.assign(expression, Value("", element=name), ("step", code, name))
 
     def _of_type(self, node: OfType, context: Context) -> Value:
@@ -324,10 +332,11 @@ class ExpressionCompiler:
     def _first(self, base: Value) -> Value:
         if base.is_list_free:
             return base
-        result = replace(base, is_list_free=True)
-        return self._source.assign(
-            f"first({base.code}) if {base.code}.__class__ is list else {base.code}", result, ("first", base.code)
-        )
+        code = base.code
+        result = replace(base, is_list_free=True, is_list=False)
+        if base.is_list:
+            return self._source.assign(f"{code}[0] if {code} else None", result, ("first", code))
+        return self._source.assign(f"first({code}) if {code}.__class__ is list else {code}", result, ("first", code))
 
     def _target(self, node: Member | Call, context: Context) -> Value:
         return context.this if node.target is None else self.compile(node.target, context)
@@ -359,6 +368,8 @@ class ExpressionCompiler:
         if node.name == "first":
             return self._first(base)
         arguments = [self.compile(argument, context).code for argument in node.arguments]
+        if node.name in _OF_TEXT and isinstance(node.arguments[0], Literal) and node.arguments[0].kind == "string":
+            return self._assign_one(_of_text(node.name, base.code, arguments[0]), "boolean")
         element = base.element if node.name in {"last", "single"} else ""
         expression = f"{helper.name}({', '.join([base.code, *arguments])})"
         return self._source.assign(
@@ -368,11 +379,11 @@ class ExpressionCompiler:
     def _where(self, node: Call, context: Context) -> Value:
         self._check_arguments(node, 1, 1)
         base = self._target(node, context)
-        key = ("where", base.code, self._text(node.arguments[0]), context.row_index)
+        key = ("where", base.code, *self._criterion(node.arguments[0], context))
         known = self._source.known(key)
         if known is not None:
             return known
-        found = self._source.assign("[]", Value("", element=base.element))
+        found = self._source.assign("[]", Value("", element=base.element, is_list=True))
         with self._each(base, context) as inner:
             condition = self.condition(node.arguments[0], inner)
             self._source.line(f"if {condition}: {found.code}.append({inner.this.code})")
@@ -390,6 +401,8 @@ class ExpressionCompiler:
         base = self._target(node, context)
         if base.is_list_free and base.is_variable:
             return self._assign_one(f"{base.code} is not None", "boolean")
+        if base.is_list:
+            return self._assign_one(f"bool({base.code})", "boolean")
         if not base.is_variable:
             return self._assign_one(f"exists({base.code})", "boolean")
         return self._assign_one(
@@ -397,10 +410,17 @@ class ExpressionCompiler:
         )
 
     def _any(self, base: Value, criterion: Node, context: Context) -> Value:
-        key = ("any", base.code, self._text(criterion), context.row_index)
+        key = ("any", base.code, *self._criterion(criterion, context))
         known = self._source.known(key)
         if known is not None:
             return known
+        test = _element_and_text(criterion)
+        if test and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
+            # Often one of several tests of the same elements (the codes of a category): they are looked for once.
+            name, text = test
+            expression = f"() if {base.code} is None else compared({base.code}, {name!r})"
+            elements = self._source.assign(expression, key=("compared", base.code, name))
+            return self._source.assign(f"{text!r} in {elements.code}", Value("", True, "boolean"), key)
         found = self._assign_one("False", "boolean")
         with self._each(base, context) as inner:
             condition = self.condition(criterion, inner)
@@ -509,7 +529,12 @@ class ExpressionCompiler:
     def _each(self, base: Value, context: Context) -> Iterator[Context]:
         """A loop over the items of `base`; gives the context inside."""
         item = Value(self._source.new_name("x"), is_list_free=True, kind=base.kind, element=base.element)
-        with self._source.block(f"for {item.code} in items({base.code}):"):
+        code = base.code
+        if base.is_variable and not base.is_list:
+            code = f"() if {code} is None else {code} if {code}.__class__ is list else items({code})"
+        with self._source.block(f"for {item.code} in {code if base.is_variable else f'items({code})'}:"):
+            if not base.is_list:
+                self._source.line(f"if {item.code} is None: continue")
             yield replace(context, this=item)
 
     # --- operators -----------------------------------------------------------------------------------------
@@ -576,11 +601,28 @@ class ExpressionCompiler:
         """Where the function's name stands: after its target, before its arguments."""
         return self._path.index(node.name, node.target.end if node.target else node.start)
 
+    def _criterion(self, node: Node, context: Context) -> tuple[object, ...]:
+        """What tells a criterion from others: its text, and what its variables mean."""
+        return self._text(node), context.row_index, str(context.constants)
+
     def _text(self, node: Node) -> str:
         return self._path[node.start : node.end]
 
     def _error(self, reason: str, position: int) -> FhirPathError:
         return FhirPathError(reason, self._path, position)
+
+
+def _of_text(name: str, text: str, argument: str) -> str:
+    written, helper = _OF_TEXT[name]
+    return f"{written.format(text, argument)} if {text}.__class__ is str else {helper}({text}, {argument})"
+
+
+def _element_and_text(criterion: Node) -> tuple[str, str] | None:
+    """('code', 'x') of the criterion `code = 'x'`; None for every other."""
+    match criterion:
+        case Binary(operator="=", left=Member(target=None, name=name), right=Literal(kind="string", value=str(text))):
+            return (name, text) if not name[0].isupper() else None
+    return None
 
 
 def _literal(literal: Literal) -> Value:

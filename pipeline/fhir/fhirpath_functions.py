@@ -116,8 +116,39 @@ def choice(loose: Json, name: str) -> Json:
         if item.__class__ is not dict:
             raise expected(f"an object with the element '{name}[x]'", item)
         for key in item:
-            if key.startswith(name) and key[len(name) : len(name) + 1].isupper():
+            if name in key and key.startswith(name) and key[len(name) : len(name) + 1].isupper():
                 found.extend(items(item[key]))
+    return found
+
+
+class _Unfit:
+    """Stands for an item that cannot have the element that is looked for: whoever compares with it is told."""
+
+    def __init__(self, error: WrongType) -> None:
+        self._error = error
+
+    def __eq__(self, other: object) -> bool:
+        raise self._error
+
+    __hash__ = None  # type: ignore[assignment]  # only ever looked for in a list
+
+
+def compared(loose: Json, name: str) -> list[Json]:
+    """The element `name` of each item, for `'text' in …`: what `where(name = 'text').exists()` looks at, in its order.
+
+    As `=` has it, an array counts by its only item.
+    """
+    found: list[Json] = []
+    for item in items(loose):
+        try:
+            child = item.get(name) if item.__class__ is dict else children(item, name)
+        except WrongType as error:
+            found.append(_Unfit(error))
+            continue
+        if child.__class__ is list:
+            values = items(child)
+            child = values[0] if len(values) == 1 else None
+        found.append(child)
     return found
 
 
@@ -581,7 +612,7 @@ def other_resource(resource: Json, resource_type: str) -> None:
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     function.__name__: function
     for function in (
-        add, as_boolean, as_integer, as_number, as_object, as_string, both, children, choice, concatenate,
+        add, as_boolean, as_integer, as_number, as_object, as_string, both, children, choice, compared, concatenate,
         contained_in, contains_text, count, divide, either, ends_with, equal, equal_time, exists, extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,

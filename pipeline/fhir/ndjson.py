@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 
 from pipeline.landing.lines import is_blank
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Line", "plan_chunks", "read_lines", "texts_of"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Lines", "plan_chunks", "read_lines", "texts_of"]
 
 #: Large enough that polars' fixed costs vanish, small enough that a worker stays below a few hundred MB.
 CHUNK_BYTES = 24 * 1024 * 1024
@@ -22,12 +21,15 @@ _READ = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
-class Line(NamedTuple):
-    number: int
-    """1-based among the physical lines of the file."""
-    offset: int
-    """Byte offset in the file."""
-    raw: bytes
+@dataclass(frozen=True)
+class Lines:
+    """Lines in their order, without an object a line: what stands at one place belongs together."""
+
+    raws: list[bytes]
+    #: Int64: 1-based among the physical lines of the file
+    numbers: pl.Series
+    #: Int64: byte offset in the file
+    offsets: pl.Series
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,30 @@ def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
         yield Chunk(start, position - start, first_line)
 
 
-def read_lines(file: Path, chunk: Chunk) -> list[Line]:
+def read_lines(file: Path, chunk: Chunk) -> Lines:
     """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped."""
     with file.open("rb", buffering=0) as stream:
         stream.seek(chunk.offset)
         data = stream.read(chunk.length)
-    lines: list[Line] = []
-    offset = chunk.offset
-    for number, raw in enumerate(data.split(b"\n"), start=chunk.first_line):
-        length = len(raw)
-        if raw.endswith(b"\r"):
-            raw = raw[:-1]  # noqa: PLW2901 - CRLF files; the line's own bytes are what is hashed and kept
-        if offset == 0 and raw.startswith(_BOM):
-            raw = raw[len(_BOM) :]  # noqa: PLW2901
-            offset, length = len(_BOM), length - len(_BOM)
-        # 0x7B: most lines begin with a brace and need no closer look
-        if raw and (raw[0] == 0x7B or not is_blank(raw)):
-            lines.append(Line(number, offset, raw))
-        offset += length + 1
-    return lines
+    start = chunk.offset
+    if start == 0 and data.startswith(_BOM):
+        data, start = data[len(_BOM) :], len(_BOM)
+    raws = data.split(b"\n")
+    lengths = pl.Series(map(len, raws), dtype=pl.Int64)
+    offsets = (lengths + 1).cum_sum().shift(1, fill_value=0) + start
+    numbers = pl.int_range(chunk.first_line, chunk.first_line + len(raws), dtype=pl.Int64, eager=True)
+    if b"\r" in data:  # CRLF files; the line's own bytes are what is hashed and kept
+        raws = [raw.removesuffix(b"\r") for raw in raws]
+    # 0x7B: most lines begin with a brace and need no closer look
+    kept = [place for place, raw in enumerate(raws) if raw and (raw[0] == 0x7B or not is_blank(raw))]
+    if len(kept) < len(raws):
+        raws = [raws[place] for place in kept]
+        numbers, offsets = numbers.gather(kept), offsets.gather(kept)
+    return Lines(raws, numbers, offsets)
 
 
-def texts_of(lines: Sequence[Line], indexes: Sequence[int]) -> pl.Series:
-    """Some of the lines as texts, to be searched all at once. Bytes that are not UTF-8 are replaced."""
-    raws = [lines[index].raw for index in indexes]
+def texts_of(raws: Sequence[bytes]) -> pl.Series:
+    """Lines as texts, to be searched all at once. Bytes that are not UTF-8 are replaced."""
     try:
         return pl.Series("text", raws, dtype=pl.Binary).cast(pl.String)
     except pl.exceptions.ComputeError:

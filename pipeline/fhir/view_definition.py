@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, Final
@@ -25,13 +25,16 @@ from pipeline.fhir.fhirpath_functions import FUNCTIONS, EvaluationError, NotARes
 
 __all__ = [
     "EVALUATION_ERRORS",
+    "Append",
     "Column",
     "CompiledColumns",
+    "CompiledViews",
     "EvaluationError",
     "NotAResource",
     "Problem",
     "WrongType",
     "compile_columns",
+    "compile_together",
     "compile_view",
     "is_known_type",
     "python_source",
@@ -107,23 +110,43 @@ class Problem:
     reason: str
 
 
-@dataclass(frozen=True)
-class CompiledColumns:
-    """A view that writes its rows column by column.
+#: Appends the rows of a resource; the second argument is appended to `marks` once a row.
+Append = Callable[[dict[str, Any], Any], None]
 
-    `append(resource, buffers)` appends one value a row to every buffer and returns the number of rows. It raises
-    one of EVALUATION_ERRORS, WrongType above all; then whole rows of the resource may have been appended
-    already, never half a row: the caller cuts the buffers back. A resource of another type gives no rows.
-    `explain(resource)` says what fails, None where nothing does; it is slow. `source` is the Python of `append`.
+
+@dataclass(frozen=True)
+class CompiledViews:
+    """Views of one resource type that write their rows column by column, all in one walk over a resource.
+
+    `bind(rows)` takes, a view, its buffers (one a column) and a list of marks, and gives the function that appends one
+    value a row to each. It raises one of EVALUATION_ERRORS, WrongType above all; then rows of the resource may have
+    been appended already: the caller cuts the buffers back to what its marks say. A resource of another type gives
+    no rows. `explains`, one a view, say what fails, None where nothing does; they are slow. `source` is the Python.
     """
 
+    columns: tuple[tuple[Column, ...], ...]
+    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
+    explains: tuple[Callable[[Any], Problem | None], ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class CompiledColumns:
+    """One view that writes its rows column by column: `CompiledViews` for who has a few resources."""
+
     columns: tuple[Column, ...]
-    append: Callable[[dict[str, Any], list[list[Any]]], int]
     explain: Callable[[Any], Problem | None]
     source: str
+    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
 
     def new_buffers(self) -> list[list[Any]]:
         return [[] for _ in self.columns]
+
+    def append(self, resource: dict[str, Any], buffers: list[list[Any]]) -> int:
+        """Append one value a row to every buffer; the number of rows. Raises as the function of CompiledViews does."""
+        marks: list[None] = []
+        self.bind([(buffers, marks)])(resource, None)
+        return len(marks)
 
 
 def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
@@ -140,18 +163,29 @@ def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[s
 def compile_columns(
     view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None
 ) -> CompiledColumns:
-    """The view as the pipeline runs it: see CompiledColumns.
+    """One view as the pipeline runs it. Arguments and errors: see compile_together."""
+    compiled = compile_together([view], converters)
+    return CompiledColumns(compiled.columns[0], compiled.explains[0], compiled.source, compiled.bind)
+
+
+def compile_together(
+    views: Sequence[dict[str, Any]], converters: Mapping[str, Callable[[Any], Any]] | None = None
+) -> CompiledViews:
+    """Views of one resource type as the pipeline runs them: see CompiledViews.
 
     Columns that declare a FHIR primitive must carry its JSON type, those that declare a complex type an object.
     `converters` maps declared types to a function of the value (not called for null, called for each item of a
     collection). Raises MappingError for a bad view or an unknown type.
     """
-    plan = _read_view(view)
-    for column in plan.columns:
-        _check_type(column, plan, converters or {})
-    source = _BufferRenderer(plan, converters or {}).render()
-    append = _load(source, plan, converters or {})
-    return CompiledColumns(plan.columns, append, _Explainer(plan, converters or {}), source)
+    plans = [_read_view(view) for view in views]
+    for plan in plans:
+        for column in plan.columns:
+            _check_type(column, plan, converters or {})
+    renderer = _BufferRenderer(plans, converters or {})
+    source = renderer.render()
+    bind = _load(source, plans[0], converters or {})
+    explains = tuple(_Explainer(plan, converters or {}) for plan in plans)
+    return CompiledViews(tuple(plan.columns for plan in plans), bind, explains, source)
 
 
 def view_columns(view: dict[str, Any]) -> tuple[Column, ...]:
@@ -384,42 +418,38 @@ def _check_type(column: Column, plan: _Plan, converters: Mapping[str, Any]) -> N
 
 
 class _Renderer(ABC):
-    """Writes the function of a plan: navigation and loops. Subclasses say what happens to a finished row."""
-
-    signature = ""
-    nothing = ""
+    """Writes the rows of plans: navigation and loops. Subclasses say what happens to a finished row."""
 
     def __init__(self, plan: _Plan) -> None:
         self._plan = plan
         self._source = Source()
         self._names: dict[str, str] = {}  # column → the variable or literal that holds it in the open blocks
 
-    def render(self) -> str:
-        plan, source = self._plan, self._source
+    @abstractmethod
+    def render(self) -> str: ...
+
+    def _check_resource(self, nothing: str) -> None:
+        """Leave the function where the resource is of another type."""
+        source, resource_type = self._source, self._plan.resource_type
+        of_type = f"resource.get('resourceType') != {resource_type!r}"
+        with source.block(f"if resource.__class__ is not dict or {of_type}:"):
+            source.line(f"other_resource(resource, {resource_type!r})")
+            source.line(f"return {nothing}")
+
+    def _rows(self, plan: _Plan) -> None:
+        """The statements that make the rows of a plan. What they share with earlier plans is not computed again."""
+        self._plan, self._names = plan, {}
         root = Value("resource", is_list_free=True, is_object=True, element=plan.resource_type)
         context = Context(root, root, plan.resource_type, "(0)", plan.constants)
-        with source.block(f"def run({self.signature}):"):
-            of_type = f"resource.get('resourceType') != {plan.resource_type!r}"
-            with source.block(f"if resource.__class__ is not dict or {of_type}:"):
-                source.line(f"other_resource(resource, {plan.resource_type!r})")
-                source.line(f"return {self.nothing}")
-            self._begin()
+        with ExitStack() as conditions:
             for path in plan.where:
                 with self._compiler(path) as compiler:
                     condition = compiler.condition(path.node, context)
-                source.line(f"if not {condition}: return {self.nothing}")
+                conditions.enter_context(self._source.block(f"if {condition}:"))
             self._selects(plan.root.selects, context, self._row)
-            self._end()
-        return source.text()
-
-    @abstractmethod
-    def _begin(self) -> None: ...
 
     @abstractmethod
     def _row(self) -> None: ...
-
-    @abstractmethod
-    def _end(self) -> None: ...
 
     @abstractmethod
     def _column_value(self, column: Column, value: Value) -> str: ...
@@ -496,45 +526,49 @@ def _one(value: Value) -> str:
 class _DictRenderer(_Renderer):
     """resource → list of rows, each a dict."""
 
-    signature = "resource"
-    nothing = "[]"
-
-    def _begin(self) -> None:
-        self._source.line("rows = []")
+    def render(self) -> str:
+        with self._source.block("def run(resource):"):
+            self._check_resource("[]")
+            self._source.line("rows = []")
+            self._rows(self._plan)
+            self._source.line("return rows")
+        return self._source.text()
 
     def _row(self) -> None:
         cells = ", ".join(f"{column.name!r}: {self._names[column.name]}" for column in self._plan.columns)
         self._source.line(f"rows.append({{{cells}}})")
-
-    def _end(self) -> None:
-        self._source.line("return rows")
 
     def _column_value(self, column: Column, value: Value) -> str:
         return f"list(items({value.code}))" if column.collection else _one(value)
 
 
 class _BufferRenderer(_Renderer):
-    """(resource, buffers) → number of rows, with types checked and converted."""
+    """Buffers and marks of each view → function (resource, mark), with types checked and converted."""
 
-    signature = "resource, buffers"
-    nothing = "0"
-
-    def __init__(self, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> None:
-        super().__init__(plan)
+    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Callable[[Any], Any]]) -> None:
+        super().__init__(plans[0])
+        self._plans = plans
+        self._view = 0
         self._converters = converters
 
-    def _begin(self) -> None:
-        names = "".join(f"b{number}, " for number in range(len(self._plan.columns)))
-        self._source.line(f"{names}= buffers")
-        self._source.line("row_count = 0")
+    def render(self) -> str:
+        source = self._source
+        with source.block("def run(views):"):
+            for number, plan in enumerate(self._plans):
+                names = "".join(f"b{number}_{place}, " for place in range(len(plan.columns)))
+                source.line(f"({names}), marks{number} = views[{number}]")
+            with source.block("def append(resource, mark):"):
+                self._check_resource("None")
+                for number, plan in enumerate(self._plans):
+                    self._view = number
+                    self._rows(plan)
+            source.line("return append")
+        return source.text()
 
     def _row(self) -> None:
-        for number, column in enumerate(self._plan.columns):
-            self._source.line(f"b{number}.append({self._names[column.name]})")
-        self._source.line("row_count += 1")
-
-    def _end(self) -> None:
-        self._source.line("return row_count")
+        for place, column in enumerate(self._plan.columns):
+            self._source.line(f"b{self._view}_{place}.append({self._names[column.name]})")
+        self._source.line(f"marks{self._view}.append(mark)")
 
     def _column_value(self, column: Column, value: Value) -> str:
         if not column.collection:
@@ -552,10 +586,10 @@ class _BufferRenderer(_Renderer):
             return _one(value)
         if column.type in _PRIMITIVES:
             test, function = _PRIMITIVES[column.type]
-            return f"{code} if {test.format(code)} or {code} is None else {function}({rest})"
+            return f"{code} if {code} is None or {test.format(code)} else {function}({rest})"
         if value.is_object or not column.type[0].isupper():  # the resource, or a type that a converter made up
             return _one(value)
-        return f"{code} if {code}.__class__ is dict or {code} is None else as_object({rest})"
+        return f"{code} if {code} is None or {code}.__class__ is dict else as_object({rest})"
 
     def _converted(self, column: Column, expression: str, *, is_null_free: bool = False) -> str:
         if column.type is None or column.type not in self._converters:
@@ -596,7 +630,7 @@ class _Explainer:
             self._probes = list(self._make_probes())
         for label, reason, probe in self._probes:
             try:
-                probe(resource, [[]])
+                probe([([[]], [])])(resource, None)
             except NotAResource as error:
                 return Problem("not_a_resource", self._plan.resource_type, str(error))
             except WrongType as error:
@@ -639,13 +673,13 @@ class _Explainer:
         for iteration in reversed(outer):
             select = _Select(iteration, (), (select,), ())
         plan = replace(self._plan, where=(), root=_Select(None, (), (select,), ()), columns=(column,))
-        return _load(_BufferRenderer(plan, self._converters).render(), plan, self._converters)
+        return _load(_BufferRenderer([plan], self._converters).render(), plan, self._converters)
 
     def _where_probe(self, path: _Path) -> Any:
         nothing = Column("value", "{}", None, collection=False)
         select = _Select(None, ((nothing, _Path("{}", parse("{}"), "")),), (), ())
         plan = replace(self._plan, where=(path,), root=_Select(None, (), (select,), ()), columns=(nothing,))
-        return _load(_BufferRenderer(plan, {}).render(), plan, {})
+        return _load(_BufferRenderer([plan], {}).render(), plan, {})
 
     def _label(self, text: str, outer: tuple[_Iteration, ...]) -> str:
         steps = [self._plan.resource_type]

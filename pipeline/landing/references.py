@@ -78,7 +78,7 @@ def _dict(value: object) -> dict[str, Any]:
 def resources_of(file: LandedFile) -> Iterator[list[dict[str, Any]]]:
     """The resources of a file, a chunk at a time; lines that are none are passed over (the load tells them)."""
     for chunk in plan_chunks(file.path):
-        yield list(_decoded(line.raw for line in read_lines(file.path, chunk)))
+        yield list(_decoded(read_lines(file.path, chunk).raws))
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

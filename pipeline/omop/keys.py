@@ -7,15 +7,19 @@ joined as integers without a map in memory. Full keys are kept in `etl.resource_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import polars as pl
 import xxhash
 
 __all__ = ["SurrogateKeys", "content_key", "signed"]
 
 _RELATIVE = re.compile(r"([A-Z][A-Za-z]{1,63})/([^/#?\s]+)")
-_MEMO_LIMIT = 500_000
+#: References of one kind of element that are remembered: those that follow each other are often the same.
+_MEMO_LIMIT = 100_000
+#: Stands for what is not remembered; None is remembered, too.
+_UNKNOWN = -(1 << 64)
 
 
 def signed(value: int) -> int:
@@ -36,10 +40,16 @@ class SurrogateKeys:
 
     def __init__(self, site: str, salt: str = "") -> None:
         self._prefix = f"{salt}\x1f{site}\x1f"
-        self._memo: dict[tuple[str, str | None], int | None] = {}
+        self._converters: dict[str | None, Callable[[dict[str, Any]], int | None]] = {}
 
     def of(self, resource_type: str, resource_id: str) -> int:
         return signed(xxhash.xxh3_64_intdigest(f"{self._prefix}{resource_type}/{resource_id}".encode()))
+
+    def of_all(self, resource_type: str, resource_ids: Iterable[str]) -> pl.Series:
+        """`of` for many resources of one type, Int64."""
+        prefix = f"{self._prefix}{resource_type}/"
+        keys = [xxhash.xxh3_64_intdigest((prefix + resource_id).encode()) for resource_id in resource_ids]
+        return pl.Series("surrogate_id", keys, dtype=pl.UInt64).reinterpret(signed=True)
 
     def converter(self, default_type: str | None = None) -> Callable[[dict[str, Any]], int | None]:
         """A function FHIR Reference → surrogate id of the target, None where there is none to follow.
@@ -47,23 +57,28 @@ class SurrogateKeys:
         `default_type` is the target's type for `urn:uuid:` references, which do not name it. Contained (`#x`) and
         identifier-only references have no surrogate id. Raises ValueError for a `reference` that is no string.
         """
-        memo, resolve = self._memo, self._resolve
+        if default_type not in self._converters:
+            self._converters[default_type] = self._new_converter(default_type)
+        return self._converters[default_type]
+
+    def _new_converter(self, default_type: str | None) -> Callable[[dict[str, Any]], int | None]:
+        resolve = self._resolve
+        memo: dict[str | None, int | None] = {None: None}
 
         def convert(value: dict[str, Any]) -> int | None:
             reference = value.get("reference")
-            if reference is None:
-                return None
-            key = (reference, default_type)
-            if key in memo:
-                return memo[key]
+            target = memo.get(reference, _UNKNOWN)
+            if target is not _UNKNOWN:
+                return target
             if len(memo) >= _MEMO_LIMIT:
                 memo.clear()
-            memo[key] = target = resolve(reference, default_type)
+                memo[None] = None
+            memo[reference] = target = resolve(reference, default_type)
             return target
 
         return convert
 
-    def _resolve(self, reference: str, default_type: str | None) -> int | None:
+    def _resolve(self, reference: Any, default_type: str | None) -> int | None:
         parsed = parse_reference(reference, default_type)
         return self.of(*parsed) if parsed else None
 

@@ -40,7 +40,7 @@ from pipeline.omop.mapping import (
 )
 from pipeline.omop.mapping_overlays import entries
 from pipeline.omop.mapping_sources import MappingProblem, Row, column_nodes, line_of, node_at, plain
-from pipeline.omop.plan import JSON_TYPES, CompiledView, TransformPlan, Worker
+from pipeline.omop.plan import JSON_TYPES, PlannedView, TransformPlan, Worker
 from pipeline.omop.routing import EVENT_COLUMNS, to_staged
 from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.settings import SiteSettings
@@ -429,11 +429,11 @@ def _entity_tables(table: str) -> Callable[[pl.DataFrame], dict[str, pl.DataFram
     return lambda kept: {table: to_staged(kept, table)}
 
 
-def _sample(view: CompiledView, worker: Worker) -> pl.DataFrame:
+def _sample(view: PlannedView, worker: Worker) -> pl.DataFrame:
     """One row in the form that the view gives: every text is a date, every code the same; what is JSON is left out."""
     code = worker.sets.add_concept({"text": "check"})
     columns = []
-    for column, dtype in zip(view.compiled.columns, view.dtypes, strict=True):
+    for column, dtype in zip(view.columns, view.dtypes, strict=True):
         if column.name == "resource_id":
             continue
         value = {pl.String(): "2020-01-01", pl.Boolean(): False, pl.Int32(): code, pl.Float64(): 1.0}.get(dtype, 1)

@@ -6,7 +6,7 @@ as long as the process, so that views are compiled and concepts resolved once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.fhir.view_definition import EVALUATION_ERRORS, CompiledColumns, compile_columns
+from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append, Column, Problem, compile_together
 from pipeline.landing.files import landing_errors
 from pipeline.omop import converters, devices, note_texts
 from pipeline.omop.addresses import Addresses
@@ -31,7 +31,7 @@ from pipeline.settings import SiteSettings
 from pipeline.warehouse.known import KnownLines
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["CompiledView", "ResourcePlan", "TransformPlan", "Worker"]
+__all__ = ["PlannedView", "ResourcePlan", "TransformPlan", "Worker"]
 
 _PRIMITIVES: Mapping[str, pl.DataType] = {
     "decimal": pl.Float64(),
@@ -103,16 +103,20 @@ class TransformPlan:
 
 
 @dataclass(frozen=True)
-class CompiledView:
+class PlannedView:
     mapping: ViewMapping
-    compiled: CompiledColumns
+    columns: tuple[Column, ...]
     dtypes: tuple[pl.DataType, ...]
+    #: what is wrong with a resource, slowly
+    explain: Callable[[Any], Problem | None]
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
     mapping: ResourceMapping
-    views: tuple[CompiledView, ...]
+    views: tuple[PlannedView, ...]
+    #: all views in one function (`pipeline.fhir.view_definition.CompiledViews`)
+    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
 
 
 class Worker:
@@ -232,10 +236,7 @@ class Worker:
             mapping = self.plan.mappings.resources.get(resource_type)
             if mapping is None:
                 return None
-            converters = self._converters()
-            self._plans[resource_type] = ResourcePlan(
-                mapping, tuple(_compiled(view, converters) for view in mapping.views)
-            )
+            self._plans[resource_type] = _planned(mapping, self._converters())
         return self._plans[resource_type]
 
     @property
@@ -313,9 +314,13 @@ class Worker:
         return by_type
 
 
-def _compiled(view: ViewMapping, converters: Mapping[str, Callable[[Any], Any]]) -> CompiledView:
-    compiled = compile_columns(dict(view.definition), converters)
-    return CompiledView(view, compiled, tuple(_dtype(column.type, column.collection) for column in compiled.columns))
+def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], Any]]) -> ResourcePlan:
+    compiled = compile_together([dict(view.definition) for view in mapping.views], converters)
+    views = tuple(
+        PlannedView(view, columns, tuple(_dtype(column.type, column.collection) for column in columns), explain)
+        for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
+    )
+    return ResourcePlan(mapping, views, compiled.bind)
 
 
 def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:

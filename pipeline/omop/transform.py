@@ -7,30 +7,24 @@ views. After the views everything is set-based: rules, concepts, routing. Every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
 import polars as pl
 import xxhash
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.content_hash import content_digest, digests_as_integers
-from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
-from pipeline.fhir.view_definition import EVALUATION_ERRORS
+from pipeline.fhir.content_hash import digests_as_integers
+from pipeline.fhir.ndjson import Chunk, Lines, read_lines
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
-from pipeline.omop.mapping import ResourceMapping, ViewMapping
-from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
+from pipeline.omop.mapping import ViewMapping
+from pipeline.omop.plan import TransformPlan, Worker
+from pipeline.omop.reading import ChunkReader, ReadResources, read_contents
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "is_ready", "start_worker", "transform_chunk"]
-
-_CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -72,41 +66,6 @@ class ChunkReport:
     unchanged_by_content: int = 0
 
 
-@dataclass
-class _Rejected:
-    index: int
-    stage: str
-    code: str
-    path: str | None
-    reason: str
-    resource_type: str | None = None
-    resource_id: str | None = None
-
-
-@dataclass
-class _Buffers:
-    """Rows of one resource type while a chunk is read: a list a column, and the line index of each row."""
-
-    plan: ResourcePlan
-    indexes: list[int] = field(default_factory=list)
-    surrogate_ids: list[int] = field(default_factory=list)
-    resource_ids: list[str] = field(default_factory=list)
-    views: list[list[list[Any]]] = field(default_factory=list)
-    view_indexes: list[list[int]] = field(default_factory=list)
-    #: whether a number may be an ExactNumber
-    has_long_numbers: bool = False
-
-    def __post_init__(self) -> None:
-        self.views = [view.compiled.new_buffers() for view in self.plan.views]
-        self.view_indexes = [[] for _ in self.plan.views]
-
-    def cut_back(self) -> None:
-        """Drop the rows that a failed resource left behind."""
-        for buffers, indexes in zip(self.views, self.view_indexes, strict=True):
-            for buffer in buffers:
-                del buffer[len(indexes) :]
-
-
 _worker: Worker | None = None
 
 
@@ -132,32 +91,29 @@ class _ChunkTransform:
     def __init__(self, worker: Worker, task: ChunkTask) -> None:
         self.worker = worker
         self.task = task
-        self.types: dict[str, _Buffers] = {}
-        self.rejected: list[_Rejected] = []
-        #: index → (resource type, id or None, reason)
-        self.excluded: dict[int, tuple[str, str | None, str]] = {}
         #: index → digest of the content of a line that was parsed; a line that is rejected may be missing
         self.contents: dict[int, bytes | None] = {}
 
     def run(self) -> tuple[ChunkReport, ...]:
         pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
-        lines = [line for piece in pieces for line in piece]
-        if not lines:
+        raws = [raw for piece in pieces for raw in piece.raws]
+        if not raws:
             return tuple(ChunkReport(piece.file_number, 0, 0) for piece in self.task.pieces)
-        self.lines = self._hashed(lines, [len(piece) for piece in pieces])
+        self.lines = self._hashed(raws, pieces)
         unchanged = self._unchanged()
-        of_content = self._unchanged_content(lines, unchanged)
+        of_content = self._unchanged_content(raws, unchanged)
         unchanged = pl.concat([unchanged, of_content])
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
-        if len(skip) < len(lines):
-            self._read(lines, [index for index in range(len(lines)) if index not in skip])
+        if len(skip) < len(raws):
+            wanted = [index for index in range(len(raws)) if index not in skip]
+            self.read = ChunkReader(self.worker, self.task.resource_type, raws, wanted, self.contents)
             self._write_outcomes(self._transformed())
         of_file, content_of_file = (
             dict(each["file_number"].value_counts().iter_rows()) for each in (unchanged, of_content)
         )
         return tuple(
-            ChunkReport(number, len(piece), of_file.get(number, 0), content_of_file.get(number, 0))
+            ChunkReport(number, len(piece.raws), of_file.get(number, 0), content_of_file.get(number, 0))
             for number, piece in zip([task.file_number for task in self.task.pieces], pieces, strict=True)
         )
 
@@ -165,29 +121,29 @@ class _ChunkTransform:
         """Decisions on the resources that were read, type by type; their rows are written."""
         locations = self.worker.addresses.frame()
         return [
-            _TypeTransform(self, resource_type, self.types[resource_type], locations).run()
-            for resource_type in sorted(self.types)
-            if self.types[resource_type].indexes
+            _TypeTransform(self, resource_type, resources, locations).run()
+            for resource_type, resources in sorted(self.read.types.items())
+            if resources.resource_ids
         ]
 
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
         self.worker.plan.staged.write(kind, self.task.part, frame)
 
-    def _hashed(self, lines: list[Line], counts: list[int]) -> pl.DataFrame:
+    def _hashed(self, raws: list[bytes], pieces: list[Lines]) -> pl.DataFrame:
         """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low.
 
-        `counts`: how many of the lines each piece has.
+        `raws`: the lines of all pieces, one after the other.
         """
         numbers = pl.Series("file_number", [piece.file_number for piece in self.task.pieces], dtype=pl.Int32)
-        digests = pl.Series("digest", [xxhash.xxh3_128_digest(line.raw) for line in lines], dtype=pl.Binary)
+        counts = pl.Series([len(piece.raws) for piece in pieces])
         return pl.DataFrame(
             {
-                "index": pl.int_range(len(lines), dtype=pl.Int32, eager=True),
-                "file_number": numbers.repeat_by(pl.Series(counts)).explode(),
-                "line": pl.Series([line.number for line in lines], dtype=pl.Int64),
-                "byte_offset": pl.Series([line.offset for line in lines], dtype=pl.Int64),
-                "byte_length": pl.Series([len(line.raw) for line in lines], dtype=pl.Int64),
-                "digest": digests,
+                "index": pl.int_range(len(raws), dtype=pl.Int32, eager=True),
+                "file_number": numbers.repeat_by(counts).explode(),
+                "line": pl.concat([piece.numbers for piece in pieces]),
+                "byte_offset": pl.concat([piece.offsets for piece in pieces]),
+                "byte_length": pl.Series(map(len, raws), dtype=pl.Int64),
+                "digest": pl.Series(map(xxhash.xxh3_128_digest, raws), dtype=pl.Binary),
             }
         ).select(
             "index",
@@ -204,128 +160,17 @@ class _ChunkTransform:
         resources = self.worker.known.resources_of_lines(self.lines)
         return self.lines.select(resources, "index", "file_number", "line").drop_nulls("surrogate_id")
 
-    def _unchanged_content(self, lines: Sequence[Line], unchanged: pl.DataFrame) -> pl.DataFrame:
-        """Other lines whose content is known of their resource; the same columns.
-
-        Each is parsed for this alone and forgotten: what did change is parsed a second time, which is little in the
-        usual night, while keeping all resources of a chunk would triple its time.
-        """
+    def _unchanged_content(self, raws: list[bytes], unchanged: pl.DataFrame) -> pl.DataFrame:
+        """Other lines whose content is known of their resource; the same columns."""
         same = set(unchanged["index"])
-        if not self.worker.known.has_contents or len(same) == len(lines):
+        if not self.worker.known.has_contents or len(same) == len(raws):
             return unchanged.clear()
-        wanted = [index for index in range(len(lines)) if index not in same]
-        long_numbers = {wanted[at] for at in exact_numbers.lines_with_long_numbers(texts_of(lines, wanted))}
-        limit, key_of = self.worker.plan.site.max_line_bytes, self.worker.keys.of
-        surrogate_ids: list[int | None] = []
-        for index in wanted:
-            raw, named = lines[index].raw, None
-            if len(raw) <= limit:
-                with suppress(orjson.JSONDecodeError):
-                    resource = orjson.loads(raw)
-                    if named := _named(resource):
-                        digest = content_digest(resource, raw, has_long_numbers=index in long_numbers)
-                        self.contents[index] = digest
-            surrogate_ids.append(key_of(*named) if named else None)
-        asked = pl.DataFrame(
-            {"index": wanted, "surrogate_id": surrogate_ids}, schema={"index": pl.Int32, "surrogate_id": pl.Int64}
-        )
+        wanted = [index for index in range(len(raws)) if index not in same]
+        surrogate_ids = read_contents(self.worker, raws, wanted, self.contents)
         contents = digests_as_integers([self.contents.get(index) for index in wanted])
-        found = asked.filter(self.worker.known.are_known(asked["surrogate_id"], contents))
+        asked = pl.DataFrame({"index": pl.Series(wanted, dtype=pl.Int32), "surrogate_id": surrogate_ids})
+        found = asked.filter(self.worker.known.are_known(surrogate_ids, contents))
         return found.join(self.lines, on="index").select(unchanged.columns)
-
-    # --- reading: the only per-row Python ---------------------------------------------------------------------------
-
-    def _read(self, lines: Sequence[Line], wanted: Sequence[int]) -> None:
-        limit = self.worker.plan.site.max_line_bytes
-        key_of = self.worker.keys.of
-        texts = texts_of(lines, wanted)
-        # Of these few, numbers are read a second time for the digits that a double cannot hold.
-        long_numbers = {wanted[position] for position in exact_numbers.lines_with_long_numbers(texts)}
-        modified = {wanted[position] for position in texts.str.contains(_MODIFIER).arg_true()}
-        for index in wanted:
-            raw = lines[index].raw
-            if len(raw) > limit:
-                self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
-                continue
-            try:
-                resource = orjson.loads(raw)
-            except orjson.JSONDecodeError as error:
-                self._reject(index, "parse", *_json_problem(raw, error))
-                continue
-            buffers = self._buffers_for(index, resource)
-            if index not in self.contents:
-                self.contents[index] = content_digest(resource, raw, has_long_numbers=index in long_numbers)
-            if buffers is None:
-                continue
-            if long_numbers and index in long_numbers:
-                resource = exact_numbers.loads(raw)
-                buffers.has_long_numbers = True
-            if b"\\u0000" in raw and (path := _path_of_nul(resource, resource["resourceType"])):
-                self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
-                continue
-            if modified and index in modified and (unknown := _unknown_modifier(resource, buffers.plan.mapping)):
-                path, url = unknown
-                self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
-                continue
-            try:
-                counts = [
-                    view.compiled.append(resource, rows)
-                    for view, rows in zip(buffers.plan.views, buffers.views, strict=True)
-                ]
-            except _CONVERSION_ERRORS:
-                buffers.cut_back()
-                self._explain(index, resource, buffers.plan)
-                continue
-            for indexes, count in zip(buffers.view_indexes, counts, strict=True):
-                if count == 1:
-                    indexes.append(index)
-                elif count:
-                    indexes.extend([index] * count)
-            buffers.indexes.append(index)
-            buffers.resource_ids.append(resource["id"])
-            buffers.surrogate_ids.append(key_of(resource["resourceType"], resource["id"]))
-
-    def _buffers_for(self, index: int, resource: Any) -> _Buffers | None:
-        """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
-        resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
-        if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
-            self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
-            return None
-        resource_id = resource.get("id")
-        known = self.types.get(resource_type)
-        if known is None:
-            plan = self.worker.resource_plan(resource_type)
-            if plan is None:
-                reason = self.worker.plan.mappings.unmapped_types.get(resource_type, "no_mapping")
-                named = resource_id if isinstance(resource_id, str) and resource_id else None
-                self.excluded[index] = (resource_type, named, reason)
-                return None
-            known = self.types[resource_type] = _Buffers(plan)
-        if not isinstance(resource_id, str) or not resource_id:
-            self._reject(index, "parse", "id_missing", f"{resource_type}.id", "the resource has no id", resource)
-            return None
-        return known
-
-    def _reject(
-        self, index: int, stage: str, code: str, path: str | None, reason: str, resource: dict[str, Any] | None = None
-    ) -> None:
-        rejected = _Rejected(index, stage, code, path, reason)
-        if resource is not None:
-            rejected.resource_type = resource["resourceType"]
-            given = resource.get("id")
-            rejected.resource_id = given if isinstance(given, str) and "\x00" not in given else None
-        self.rejected.append(rejected)
-
-    def _explain(self, index: int, resource: dict[str, Any], plan: ResourcePlan) -> None:
-        """The slow path: which FHIRPath failed, and why."""
-        for view in plan.views:
-            problem = view.compiled.explain(resource)
-            if problem is not None:
-                self._reject(index, "view", problem.code, problem.path, problem.reason, resource)
-                return
-        self._reject(
-            index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
-        )
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -335,7 +180,7 @@ class _ChunkTransform:
         excluded = pl.DataFrame(
             [
                 (index, kind, given, key_of(kind, given) if given else None, "excluded", reason)
-                for index, (kind, given, reason) in self.excluded.items()
+                for index, (kind, given, reason) in self.read.excluded.items()
             ],
             schema=_DECISION_SCHEMA,
             orient="row",
@@ -354,7 +199,7 @@ class _ChunkTransform:
                     item.path,
                     None,
                 )
-                for item in self.rejected
+                for item in self.read.rejected
             ],
             schema={
                 **_DECISION_SCHEMA,
@@ -400,12 +245,14 @@ _DECISION_SCHEMA = {
 class _TypeTransform:
     """The set-based part: all resources of one type in one chunk."""
 
-    def __init__(self, chunk: _ChunkTransform, resource_type: str, buffers: _Buffers, locations: pl.DataFrame) -> None:
+    def __init__(
+        self, chunk: _ChunkTransform, resource_type: str, resources: ReadResources, locations: pl.DataFrame
+    ) -> None:
         self.chunk = chunk
         self.worker = chunk.worker
         self.resource_type = resource_type
-        self.buffers = buffers
-        self.mapping = buffers.plan.mapping
+        self.read = resources
+        self.mapping = resources.plan.mapping
         self.locations = locations
 
     def run(self) -> pl.DataFrame:
@@ -415,7 +262,7 @@ class _TypeTransform:
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
         facts: list[pl.DataFrame] = []
-        for number, view in enumerate(self.buffers.plan.views[1:], start=1):
+        for number, view in enumerate(self.read.plan.views[1:], start=1):
             rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
@@ -430,7 +277,7 @@ class _TypeTransform:
                 event_results.append(self._entity(view.mapping, rows))
         self._event_links = [
             event_links(by_view[view.mapping.name], by_view[view.mapping.event_of])
-            for view in self.buffers.plan.views
+            for view in self.read.plan.views
             if view.mapping.event_of in by_view and view.mapping.name in by_view
         ]
         refused = [result.refused for result in event_results if not result.refused.is_empty()]
@@ -445,17 +292,17 @@ class _TypeTransform:
     def _resource_frame(self) -> pl.DataFrame:
         frame = self._view_frame(0)
         return frame.with_columns(
-            pl.Series("surrogate_id", self.buffers.surrogate_ids, dtype=pl.Int64),
-            pl.Series("resource_id", self.buffers.resource_ids, dtype=pl.String),
+            self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
+            pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).join(self.chunk.lines.select("index", "file_number", "line"), on="index", maintain_order="left")
 
     def _view_frame(self, number: int) -> pl.DataFrame:
-        view = self.buffers.plan.views[number]
-        columns = [pl.Series("index", self.buffers.view_indexes[number], dtype=pl.Int32)]
-        for column, dtype, values in zip(view.compiled.columns, view.dtypes, self.buffers.views[number], strict=True):
+        view = self.read.plan.views[number]
+        columns = [pl.Series("index", self.read.view_indexes[number], dtype=pl.Int32)]
+        for column, dtype, values in zip(view.columns, view.dtypes, self.read.views[number], strict=True):
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(pl.Series(column.name, values, dtype=dtype))
-            if self.buffers.has_long_numbers and dtype == pl.Float64:
+            if self.read.has_long_numbers and dtype == pl.Float64:
                 texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
                 if texts.null_count() < len(texts):
                     columns.append(texts)
@@ -659,70 +506,4 @@ def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
 
 
-def _named(resource: Any) -> tuple[str, str] | None:
-    """Type and id of a resource that has both."""
-    if not isinstance(resource, dict):
-        return None
-    resource_type, resource_id = resource.get("resourceType"), resource.get("id")
-    if isinstance(resource_type, str) and isinstance(resource_id, str):
-        return resource_type, resource_id
-    return None
-
-
 _DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")
-
-
-def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:
-    """(code, path, reason) of a line that is no JSON, without showing any of it."""
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        return "utf8_invalid", None, f"byte {bad.start + 1} of the line is not UTF-8"
-    return "json_invalid", None, f"not JSON at character {error.pos + 1} of the line"
-
-
-def _path_of_nul(value: Any, path: str) -> str | None:
-    """FHIRPath of the first text or name that holds NUL; None where `\\\\u0000` was only an escaped backslash."""
-    if isinstance(value, str):
-        return path if "\x00" in value else None
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if "\x00" in key:
-                return path
-            if found := _path_of_nul(item, f"{path}.{key}"):
-                return found
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            if found := _path_of_nul(item, f"{path}[{number}]"):
-                return found
-    return None
-
-
-#: What may change the meaning of a resource, at any depth (f2o-063).
-_MODIFIER = '"modifierExtension"|"implicitRules"'
-
-
-def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> tuple[str, str] | None:
-    """FHIRPath and name of the first modifier that the mapping does not know."""
-    if "implicitRules" in resource:
-        return f"{mapping.resource}.implicitRules", "implicit rules"
-    try:
-        return _unknown_extension(resource, mapping.resource, mapping.known_modifiers)
-    except RecursionError:
-        return f"{mapping.resource}.modifierExtension", "what is nested this deeply"
-
-
-def _unknown_extension(value: Any, path: str, known: tuple[str, ...]) -> tuple[str, str] | None:
-    if isinstance(value, list):
-        parts = ((item, f"{path}[{number}]") for number, item in enumerate(value))
-    elif isinstance(value, dict):
-        extensions = value.get("modifierExtension", ())
-        for extension in extensions if isinstance(extensions, list | tuple) else [extensions]:
-            url = extension.get("url") if isinstance(extension, dict) else None
-            if url not in known:
-                named = url[:200] if isinstance(url, str) else "a modifierExtension without url"
-                return f"{path}.modifierExtension", named
-        parts = ((item, f"{path}.{name}") for name, item in value.items())
-    else:
-        return None
-    return next((found for item, place in parts if (found := _unknown_extension(item, place, known))), None)

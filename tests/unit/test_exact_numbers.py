@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.ndjson import Line, plan_chunks, texts_of
+from pipeline.fhir.ndjson import plan_chunks, texts_of
 from pipeline.omop.concept_index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -119,8 +119,7 @@ def test_a_number_whose_double_has_a_short_text_is_found(transformed, text):
 
 
 def found(*raws):
-    lines = [Line(number, 0, raw) for number, raw in enumerate(raws)]
-    return exact_numbers.lines_with_long_numbers(texts_of(lines, range(len(lines))))
+    return exact_numbers.lines_with_long_numbers(texts_of(raws))
 
 
 def test_lines_without_long_numbers_are_read_once():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fhir import ndjson
-from pipeline.fhir.ndjson import Chunk, Line, plan_chunks, read_lines
+from pipeline.fhir.ndjson import Chunk, plan_chunks, read_lines
 
 #: The machine may be busy; what a test does is what counts.
 UNTIMED = settings(deadline=None)
@@ -20,8 +21,19 @@ LINES = st.lists(
 )
 
 
+class Line(NamedTuple):
+    number: int
+    offset: int
+    raw: bytes
+
+
+def lines_of(file: Path, chunk: Chunk) -> list[Line]:
+    lines = read_lines(file, chunk)
+    return [Line(*line) for line in zip(lines.numbers, lines.offsets, lines.raws, strict=True)]
+
+
 def every_line(file: Path, chunk_bytes: int) -> list[Line]:
-    return [line for chunk in plan_chunks(file, chunk_bytes) for line in read_lines(file, chunk)]
+    return [line for chunk in plan_chunks(file, chunk_bytes) for line in lines_of(file, chunk)]
 
 
 @UNTIMED
@@ -69,7 +81,7 @@ def test_a_line_longer_than_a_chunk_is_one_line(tmp_path):
     file.write_bytes(b"{}\n" + long + b"\n{}\n")
     chunks = list(plan_chunks(file, 1000))
     assert sum(chunk.length for chunk in chunks) == file.stat().st_size
-    assert [(line.number, len(line.raw)) for chunk in chunks for line in read_lines(file, chunk)] == [
+    assert [(line.number, len(line.raw)) for chunk in chunks for line in lines_of(file, chunk)] == [
         (1, 2),
         (2, len(long)),
         (3, 2),
@@ -79,4 +91,4 @@ def test_a_line_longer_than_a_chunk_is_one_line(tmp_path):
 def test_a_chunk_knows_the_number_of_its_first_line(tmp_path):
     file = tmp_path / "file.ndjson"
     file.write_bytes(b"{}\n\n{}\n{}\n")
-    assert read_lines(file, Chunk(4, 6, 3)) == [Line(3, 4, b"{}"), Line(4, 7, b"{}")]
+    assert lines_of(file, Chunk(4, 6, 3)) == [Line(3, 4, b"{}"), Line(4, 7, b"{}")]

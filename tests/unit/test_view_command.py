@@ -125,7 +125,7 @@ def test_a_wide_view_is_shown_as_records(tmp_path: Path) -> None:
 def test_explain_shows_python(mapping: Path) -> None:
     result = run(mapping, "--explain", "--name", "component")
     assert result.exit_code == 0
-    assert result.stdout.startswith("# View component\ndef run(resource, buffers):")
+    assert result.stdout.startswith("# View component\ndef run(views):")
     compile(result.stdout, "explained", "exec")
 
 

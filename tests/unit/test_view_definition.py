@@ -20,6 +20,7 @@ from pipeline.fhir.view_definition import (
     Problem,
     WrongType,
     compile_columns,
+    compile_together,
     compile_view,
     python_source,
     view_columns,
@@ -69,6 +70,46 @@ def append(definition: dict[str, Any], resource: Any, **converters: Any) -> list
 def test_rows_go_into_buffers_column_by_column() -> None:
     buffers = append(COMPONENTS, OBSERVATION, Reference=lambda reference: reference["reference"])
     assert buffers == [["o1"] * 3, ["Patient/p1"] * 3, [4, 1.5, None]]
+
+
+def test_views_together_give_what_each_gives_alone() -> None:
+    """One of them under a condition that does not hold, one with the same name for something else."""
+    final = "category.coding.where(code = %wanted).exists()"
+    views = [
+        COMPONENTS,
+        view(VALUE, where=[{"path": "status = 'cancelled'"}]),
+        view(column("is", final, "boolean"), constant=[{"name": "wanted", "valueString": "laboratory"}]),
+        view(column("is", final, "boolean"), constant=[{"name": "wanted", "valueString": "imaging"}]),
+    ]
+    resource = OBSERVATION | {"category": [{"coding": [{"code": "laboratory"}]}]}
+    rows: list[tuple[list[list[Any]], list[Any]]] = [([[] for _ in view_columns(one)], []) for one in views]
+    compile_together(views).bind(rows)(resource, 7)
+    for one, (buffers, marks) in zip(views, rows, strict=True):
+        assert buffers == append(one, resource)
+        assert marks == [7] * len(buffers[0])
+    assert [buffers for buffers, _ in rows[1:]] == [[[]], [[True]], [[False]]]
+
+
+@pytest.mark.parametrize(
+    ("coding", "expected"),
+    [
+        (None, False),
+        ({"code": "a"}, True),
+        ([{"code": "b"}, None, {"code": ["a"]}], True),
+        ([{"code": ["a", "b"]}, [{"code": "b"}], {"code": [["a"]]}, {"code": True}], False),
+        ([{"code": "a"}, "no coding"], True),  # the search ends where it is found
+        ([{"code": "b"}, "no coding"], "wrong_type"),
+        ([{"code": "b"}, ["no coding"]], "wrong_type"),
+    ],
+)
+def test_a_search_for_a_code_ends_at_the_first_hit(coding: Any, expected: bool | str) -> None:
+    definition = view(column("is", "code.coding.where(code = 'a').exists()", "boolean"))
+    resource = {"resourceType": "Observation", "code": {"coding": coding}}
+    if expected == "wrong_type":
+        with pytest.raises(WrongType):
+            append(definition, resource)
+    else:
+        assert append(definition, resource) == [[expected]]
 
 
 def test_columns_are_declared_in_order() -> None:

@@ -1,0 +1,316 @@
+"""Reading: the wanted lines of a chunk → rows of the views, column by column, and what is wrong with the others.
+
+The only Python that runs for every line. Nearly all lines are as usual (JSON of the file's type, with an id, nothing to
+look at closely) and take the short way through `_read_usual`; `_read_closely` says what is wrong with the rest.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.fhir import exact_numbers
+from pipeline.fhir.content_hash import content_digest
+from pipeline.fhir.ndjson import texts_of
+from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append
+from pipeline.omop.mapping import ResourceMapping
+from pipeline.omop.plan import ResourcePlan, Worker
+
+__all__ = ["ChunkReader", "ReadResources", "Rejected", "read_contents"]
+
+_CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
+
+#: What may change the meaning of a resource, at any depth (f2o-063).
+_MODIFIER = '"modifierExtension"|"implicitRules"'
+_NUL = b"\\u0000"
+
+
+@dataclass
+class Rejected:
+    """A line that is no resource, or one that the views cannot be run on."""
+
+    index: int
+    stage: str
+    code: str
+    path: str | None
+    reason: str
+    resource_type: str | None = None
+    resource_id: str | None = None
+
+
+@dataclass
+class ReadResources:
+    """Rows of one resource type in a chunk: for each view a list a column, and the line's index of each row."""
+
+    plan: ResourcePlan
+    resource_ids: list[str] = field(default_factory=list)
+    views: list[list[list[Any]]] = field(init=False)
+    view_indexes: list[list[int]] = field(init=False)
+    #: whether a number may be an ExactNumber
+    has_long_numbers: bool = False
+
+    def __post_init__(self) -> None:
+        self.views = [[[] for _ in view.columns] for view in self.plan.views]
+        self.view_indexes = [[] for _ in self.plan.views]
+        self.append: Append = self.plan.bind(list(zip(self.views, self.view_indexes, strict=True)))
+
+    def cut_back(self, index: int) -> None:
+        """Drop the rows that a failed resource left behind."""
+        for buffers, indexes in zip(self.views, self.view_indexes, strict=True):
+            while indexes and indexes[-1] == index:
+                indexes.pop()
+            for buffer in buffers:
+                del buffer[len(indexes) :]
+
+
+class ChunkReader:
+    """Reads the wanted lines (indexes of `raws`) of one chunk when it is made.
+
+    `contents`: index → digest of the content; those that are not there yet are added for the lines that can be read.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        resource_type: str,
+        raws: list[bytes],
+        wanted: list[int],
+        contents: dict[int, bytes | None],
+    ) -> None:
+        self._worker = worker
+        self._contents = contents
+        self._limit = worker.plan.site.max_line_bytes
+        self._raws = raws
+        #: by resource type
+        self.types: dict[str, ReadResources] = {}
+        self.rejected: list[Rejected] = []
+        #: index → (resource type, id or None, reason)
+        self.excluded: dict[int, tuple[str, str | None, str]] = {}
+        self._search(wanted)
+        with _without_collection():
+            self._read(resource_type, wanted)
+
+    def _search(self, wanted: list[int]) -> None:
+        """Find the few lines that need a closer look, by searches over all of them at once."""
+        raws = [self._raws[index] for index in wanted]
+        whole = texts_of([b"\n".join(raws)])
+        self._long_numbers: set[int] = set()
+        self._modified: set[int] = set()
+        if exact_numbers.lines_with_long_numbers(whole) or whole.str.contains(_MODIFIER).any():
+            texts = texts_of(raws)
+            self._long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
+            self._modified = {wanted[place] for place in texts.str.contains(_MODIFIER).arg_true()}
+        self._odd = self._long_numbers | self._modified
+        self._odd.update(index for index in wanted if len(self._raws[index]) > self._limit)
+        if whole.str.contains(_NUL.decode(), literal=True).any():
+            self._odd.update(index for index in wanted if _NUL in self._raws[index])
+
+    def _read(self, resource_type: str, wanted: list[int]) -> None:
+        resources = self._resources_of(resource_type)
+        if resources is None:
+            for index in wanted:
+                self._read_closely(index)
+            return
+        raws, odd, loads, append, ids = self._raws, self._odd, orjson.loads, resources.append, resources.resource_ids
+        contents = self._contents
+        for index in wanted:
+            if index not in odd:
+                try:
+                    raw = raws[index]
+                    resource = loads(raw)
+                    resource_id = resource["id"]
+                    if resource["resourceType"] == resource_type and resource_id.__class__ is str and resource_id:
+                        append(resource, index)
+                        ids.append(resource_id)
+                        if index not in contents:
+                            contents[index] = content_digest(resource, raw)
+                        continue
+                except _CONVERSION_ERRORS:
+                    resources.cut_back(index)
+            self._read_closely(index)
+
+    def _resources_of(self, resource_type: str) -> ReadResources | None:
+        """Where the rows of a type go; None for a type without a mapping."""
+        known = self.types.get(resource_type)
+        if known is None:
+            plan = self._worker.resource_plan(resource_type)
+            if plan is None:
+                return None
+            known = self.types[resource_type] = ReadResources(plan)
+        return known
+
+    # --- lines that are not as usual --------------------------------------------------------------------------------
+
+    def _read_closely(self, index: int) -> None:
+        raw = self._raws[index]
+        if len(raw) > self._limit:
+            self._reject(index, "parse", "line_too_long", None, f"the line is longer than {self._limit:,} bytes")
+            return
+        try:
+            resource = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            self._reject(index, "parse", *_json_problem(raw, error))
+            return
+        resources = self._resources_for(index, resource)
+        if index not in self._contents and isinstance(resource, dict):
+            has_long_numbers = index in self._long_numbers
+            self._contents[index] = content_digest(resource, raw, has_long_numbers=has_long_numbers)
+        if resources is None:
+            return
+        if index in self._long_numbers:  # read a second time for the digits that a double cannot hold
+            resource = exact_numbers.loads(raw)
+            resources.has_long_numbers = True
+        if _NUL in raw and (path := _path_of_nul(resource, resource["resourceType"])):
+            self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
+            return
+        if index in self._modified and (unknown := _unknown_modifier(resource, resources.plan.mapping)):
+            path, url = unknown
+            self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
+            return
+        try:
+            resources.append(resource, index)
+        except _CONVERSION_ERRORS:
+            resources.cut_back(index)
+            self._explain(index, resource, resources.plan)
+            return
+        resources.resource_ids.append(resource["id"])
+
+    def _resources_for(self, index: int, resource: Any) -> ReadResources | None:
+        """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
+        resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
+        if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
+            self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
+            return None
+        resource_id = resource.get("id")
+        known = self._resources_of(resource_type)
+        if known is None:
+            reason = self._worker.plan.mappings.unmapped_types.get(resource_type, "no_mapping")
+            named = resource_id if isinstance(resource_id, str) and resource_id else None
+            self.excluded[index] = (resource_type, named, reason)
+            return None
+        if not isinstance(resource_id, str) or not resource_id:
+            self._reject(index, "parse", "id_missing", f"{resource_type}.id", "the resource has no id", resource)
+            return None
+        return known
+
+    def _reject(
+        self, index: int, stage: str, code: str, path: str | None, reason: str, resource: dict[str, Any] | None = None
+    ) -> None:
+        rejected = Rejected(index, stage, code, path, reason)
+        if resource is not None:
+            rejected.resource_type = resource["resourceType"]
+            given = resource.get("id")
+            rejected.resource_id = given if isinstance(given, str) and "\x00" not in given else None
+        self.rejected.append(rejected)
+
+    def _explain(self, index: int, resource: dict[str, Any], plan: ResourcePlan) -> None:
+        """The slow path: which FHIRPath failed, and why."""
+        for view in plan.views:
+            problem = view.explain(resource)
+            if problem is not None:
+                self._reject(index, "view", problem.code, problem.path, problem.reason, resource)
+                return
+        self._reject(
+            index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
+        )
+
+
+def read_contents(worker: Worker, raws: list[bytes], wanted: list[int], contents: dict[int, bytes | None]) -> pl.Series:
+    """Surrogate ids of the wanted lines (NULL: none can be read); the digests of their contents are added to `contents`.
+
+    Each line is parsed for this alone and forgotten: what did change is parsed a second time, which is little in the
+    usual night, while keeping all resources of a chunk would triple its time.
+    """
+    limit, key_of = worker.plan.site.max_line_bytes, worker.keys.of
+    texts = texts_of([raws[index] for index in wanted])
+    long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
+    surrogate_ids: list[int | None] = []
+    for index in wanted:
+        raw, named = raws[index], None
+        if len(raw) <= limit:
+            with suppress(orjson.JSONDecodeError):
+                resource = orjson.loads(raw)
+                if named := _named(resource):
+                    contents[index] = content_digest(resource, raw, has_long_numbers=index in long_numbers)
+        surrogate_ids.append(key_of(*named) if named else None)
+    return pl.Series("surrogate_id", surrogate_ids, dtype=pl.Int64)
+
+
+def _named(resource: Any) -> tuple[str, str] | None:
+    """Type and id of a resource that has both."""
+    if not isinstance(resource, dict):
+        return None
+    resource_type, resource_id = resource.get("resourceType"), resource.get("id")
+    if isinstance(resource_type, str) and isinstance(resource_id, str):
+        return resource_type, resource_id
+    return None
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Parsed JSON holds no cycles, and looking for some in ever more rows costs a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:
+    """(code, path, reason) of a line that is no JSON, without showing any of it."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return "utf8_invalid", None, f"byte {bad.start + 1} of the line is not UTF-8"
+    return "json_invalid", None, f"not JSON at character {error.pos + 1} of the line"
+
+
+def _path_of_nul(value: Any, path: str) -> str | None:
+    """FHIRPath of the first text or name that holds NUL; None where `\\\\u0000` was only an escaped backslash."""
+    if isinstance(value, str):
+        return path if "\x00" in value else None
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if "\x00" in key:
+                return path
+            if found := _path_of_nul(item, f"{path}.{key}"):
+                return found
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            if found := _path_of_nul(item, f"{path}[{number}]"):
+                return found
+    return None
+
+
+def _unknown_modifier(resource: dict[str, Any], mapping: ResourceMapping) -> tuple[str, str] | None:
+    """FHIRPath and name of the first modifier that the mapping does not know."""
+    if "implicitRules" in resource:
+        return f"{mapping.resource}.implicitRules", "implicit rules"
+    try:
+        return _unknown_extension(resource, mapping.resource, mapping.known_modifiers)
+    except RecursionError:
+        return f"{mapping.resource}.modifierExtension", "what is nested this deeply"
+
+
+def _unknown_extension(value: Any, path: str, known: tuple[str, ...]) -> tuple[str, str] | None:
+    if isinstance(value, list):
+        parts = ((item, f"{path}[{number}]") for number, item in enumerate(value))
+    elif isinstance(value, dict):
+        extensions = value.get("modifierExtension", ())
+        for extension in extensions if isinstance(extensions, list | tuple) else [extensions]:
+            url = extension.get("url") if isinstance(extension, dict) else None
+            if url not in known:
+                named = url[:200] if isinstance(url, str) else "a modifierExtension without url"
+                return f"{path}.modifierExtension", named
+        parts = ((item, f"{path}.{name}") for name, item in value.items())
+    else:
+        return None
+    return next((found for item, place in parts if (found := _unknown_extension(item, place, known))), None)
