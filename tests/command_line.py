@@ -1,15 +1,45 @@
-"""The installed `epic-omop` program as a child process, for tests that use it as a person in a terminal does."""
+"""The `epic-omop` program as a child process, for tests that use it as a person in a terminal does."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
-import subprocess
+import re
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-PROGRAM = Path(sys.executable).with_name("epic-omop")
+__all__ = ["Child", "CommandLine", "Finished"]
+
+#: Libraries that take a second to import. Not polars: it starts threads.
+_LIBRARIES = (
+    "alembic.command",
+    "alembic.autogenerate",
+    "cryptography.hazmat.primitives.serialization",
+    "email.parser",
+    "filelock",
+    "httpx",
+    "jwt",
+    "msgspec",
+    "orjson",
+    "psutil",
+    "psycopg",
+    "pydantic",
+    "pydantic.main",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "typer",
+    "xxhash",
+    "yaml",
+)
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(list(_LIBRARIES))
 
 #: No command of a small folder takes longer, also on a busy machine.
 _TIMEOUT_SECONDS = 120
@@ -39,33 +69,106 @@ class CommandLine:
         own = {"EPIC_OMOP_HOME": str(self.home), "EPIC_OMOP_DATABASE_URL": self.url, "COLUMNS": "400", "NO_COLOR": "1"}
         return {**kept, **own, **self.variables}
 
-    def start(self, *arguments: str | Path, program: tuple[str, ...] = (str(PROGRAM),)) -> subprocess.Popen[str]:
-        """Start a command and return at once; `program` is another way into the same entry point."""
-        return subprocess.Popen(
-            [*program, *map(str, arguments)],
-            env=self.environment,
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *arguments: str | Path, program: tuple[str, ...] = ()) -> Child:
+        """Start a command and return at once; `program` is another way into it: an interpreter, `-c`, code, arguments."""
+        return Child([*program, *map(str, arguments)] if program else ["epic-omop", *map(str, arguments)], self)
 
-    def run(self, *arguments: str | Path, code: int | None = 0, program: tuple[str, ...] = (str(PROGRAM),)) -> Finished:
+    def run(self, *arguments: str | Path, code: int | None = 0) -> Finished:
         """Run a command to its end; it must end with `code` (None: any), and never with a traceback."""
-        child = self.start(*arguments, program=program)
-        finished = finish(child)
+        finished = self.start(*arguments).finish()
         assert "Traceback" not in finished.err, finished.err
         assert code is None or finished.code == code, f"{arguments} ended with {finished.code}: {finished.err}"
         return finished
 
 
-def finish(child: subprocess.Popen[str]) -> Finished:
-    """Wait for a child and take what it wrote; a child that hangs is killed and fails the test."""
+class Child:
+    """A command in a process of its own, forked from a server that has imported the libraries.
+
+    The server has one thread and has run nothing. The project itself is imported by the child, as by the real program.
+    """
+
+    def __init__(self, command: list[str], terminal: CommandLine) -> None:
+        self.out, self.err = _Output(), _Output()
+        ends = self.out.writer, self.err.writer
+        environment, folder = terminal.environment, str(terminal.home)
+        self._process = _SERVER.Process(target=_run, args=(command, environment, folder, *ends))
+        self._process.start()
+        for output in (self.out, self.err):
+            output.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; a negative one is the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def finish(self, seconds: float = _TIMEOUT_SECONDS) -> Finished:
+        """Wait for its end and take what it wrote; one that hangs is killed and fails the test."""
+        self._process.join(seconds)
+        hangs = self._process.exitcode is None
+        if hangs:
+            self.kill()
+            self._process.join()
+        written = Finished(self._process.exitcode or 0, self.out.whole(), self.err.whole())
+        assert not hangs, f"it hung: {written}"
+        return written
+
+
+class _Output(threading.Thread):
+    """Reads what a child writes, until nobody has the other end any more."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._reader, self.writer = _SERVER.Pipe(duplex=False)
+        self._content = bytearray()
+        self._grown = threading.Condition()
+
+    def start(self) -> None:
+        self.writer.close()  # the child has its own
+        super().start()
+
+    def run(self) -> None:
+        while chunk := os.read(self._reader.fileno(), 65_536):
+            with self._grown:
+                self._content += chunk
+                self._grown.notify_all()
+        self._reader.close()
+
+    def line(self, beginning: str) -> str:
+        """The first line that begins so, as soon as it is there."""
+        pattern = re.compile(rf"^{re.escape(beginning)}.*\n".encode(), re.MULTILINE)
+        with self._grown:
+            found = self._grown.wait_for(lambda: pattern.search(self._content), _TIMEOUT_SECONDS)
+        assert found, f"no line begins with {beginning!r}: {bytes(self._content)!r}"
+        return found[0].decode()
+
+    def whole(self) -> str:
+        self.join(_TIMEOUT_SECONDS)
+        assert not self.is_alive(), "someone still has the output of a child that has ended"
+        return self._content.decode()
+
+
+def _run(command: list[str], environment: dict[str, str], folder: str, out: Connection, err: Connection) -> None:
+    """In the child: what the interpreter does for the real program."""
+    for number, connection in ((1, out), (2, err)):
+        os.dup2(connection.fileno(), number)
+        connection.close()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
     try:
-        out, err = child.communicate(timeout=_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        raise
-    return Finished(child.returncode, out, err)
+        if command[1:2] == ["-c"]:
+            sys.argv = command[1:2] + command[3:]
+            exec(compile(command[2], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = command
+            from pipeline.cli import main
+
+            main()
+    finally:
+        atexit._run_exitfuncs()

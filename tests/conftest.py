@@ -15,12 +15,10 @@ import signal
 import socket
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 import psycopg
@@ -31,6 +29,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_binaries import Account, server_account
+from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, prepared
 from tests.requirement_results import RequirementResults, note_requirements
 
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
@@ -142,6 +141,25 @@ def module_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def installed_database(postgres_url: str) -> Prepared:
+    """The three schemas, empty, to copy."""
+    return prepared(postgres_url, Path(os.environ[_HOME_VARIABLE]), "installed", install)
+
+
+@pytest.fixture(scope="session")
+def demo_warehouse(postgres_url: str) -> Prepared:
+    """The three schemas with the demonstration vocabulary, to copy, and a home with its concept index."""
+    return prepared(postgres_url, Path(os.environ[_HOME_VARIABLE]), "demo_warehouse", install_with_demo_vocabulary)
+
+
+@pytest.fixture(scope="module")
+def installed_url(installed_database: Prepared) -> Iterator[str]:
+    """A database with the three schemas, empty at first, for all tests of a module."""
+    with installed_database.copy() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def other_postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Another PostgreSQL by URL (TCP, password), or the embedded one where there is none (see the last line)."""
     folder = find_other_postgres()
@@ -157,20 +175,6 @@ def other_database_url(other_postgres_url: str) -> Iterator[str]:
     """A fresh, empty database in the other PostgreSQL, dropped after the test."""
     with fresh_database(other_postgres_url) as url:
         yield url
-
-
-@contextmanager
-def fresh_database(server_url: str, template: str = "template0") -> Iterator[str]:
-    """CREATE DATABASE in the server, its URL, DROP DATABASE. A `template` is a database that nobody is connected to."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
-        try:
-            yield urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")

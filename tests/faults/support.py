@@ -28,6 +28,7 @@ from pipeline.sandbox.server import RunningSandbox, Watch
 from pipeline.settings import SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from tests.databases import empty
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -170,12 +171,7 @@ def landed_lines(landed: LandedExport) -> Counter[bytes]:
 
 def empty_warehouse(runtime: Runtime) -> None:
     with runtime.connect() as connection:
-        row = connection.execute(
-            "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables"
-            " WHERE schemaname IN ('cdm', 'etl') AND tablename NOT IN ('alembic_version', 'vocabulary_release', 'access_log')"
-        ).fetchone()
-        assert row is not None
-        connection.execute(f"TRUNCATE {row[0]} CASCADE")
+        empty(connection)
 
 
 # --- processes to kill

@@ -34,7 +34,6 @@ from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import create_app
 from pipeline.settings import SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.schema import install_schemas
 
 TYPES = ("Patient", "Observation")
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -126,12 +125,6 @@ class DisturbedEpic:
 
 def is_file(path: str) -> bool:
     return path.rpartition("/BulkRequest/")[2].count("/") == 1
-
-
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
 
 
 @pytest.fixture

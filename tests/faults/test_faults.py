@@ -7,9 +7,8 @@ hold are loaded as well, and compared with the load of the undisturbed export.
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -35,7 +34,6 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.landing.store import LandedExport
-from pipeline.omop.vocabulary import load_vocabulary
 from pipeline.orchestration.run_metadata import landing_metadata
 from pipeline.quality.report import load_report
 from pipeline.quality.verify import verify_warehouse
@@ -43,10 +41,9 @@ from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.sandbox.faults import EXAMPLE_FILE, Fault, load_faults
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import MAPPINGS_FOLDER
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.schema import install_schemas
-from tests.command_line import CommandLine, finish
+from tests.command_line import CommandLine
+from tests.databases import Prepared
 from tests.faults.support import (
     FaultyEpic,
     FixedLines,
@@ -66,10 +63,9 @@ Faults = tuple[Mapping[str, Any], ...]
 
 
 @pytest.fixture(scope="module")
-def installed(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    load_vocabulary(module_database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
-    return module_database_url
+def installed(demo_warehouse: Prepared) -> Iterator[str]:
+    with demo_warehouse.copy() as url:
+        yield url
 
 
 @pytest.fixture
@@ -544,14 +540,12 @@ def test_the_serve_command_plays_faults(tmp_path: Path) -> None:
     options = ("--patients", "2", "--port", "0", "--site", "demo", "--faults", tmp_path / "faults.yaml")
     server = terminal.start("sandbox", "serve", *options)
     try:
-        assert server.stdout is not None
-        lines = iter(server.stdout.readline, "")
-        assert next(line for line in lines if line.startswith("Faults")).split(": ")[1] == "answer.\n"
+        assert server.out.line("Faults").split(": ")[1] == "answer.\n"
         url = yaml.safe_load((tmp_path / "sites.yaml").read_text())["sites"]["demo"]["fhir_url"]
         discovery = f"{url}/.well-known/smart-configuration"
         first, second = (httpx.get(discovery, trust_env=False) for _ in range(2))
         assert (first.status_code, first.headers["retry-after"]) == (503, "9")
         assert second.status_code == 200
     finally:
-        server.send_signal(signal.SIGTERM)
-        finish(server)
+        server.terminate()
+        server.finish()

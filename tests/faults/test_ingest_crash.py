@@ -7,7 +7,6 @@ nothing half done, nothing left behind.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 import threading
@@ -16,14 +15,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.exports import ingest_folder
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.quality.verify import verify_landing, verify_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
@@ -31,8 +28,8 @@ from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_folder import find_server_folder
-from pipeline.warehouse.schema import install_schemas
-from tests.command_line import PROGRAM, CommandLine, Finished, finish
+from tests.command_line import CommandLine, Finished
+from tests.databases import Prepared
 from tests.integration.support import observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
@@ -65,11 +62,13 @@ pipeline.cli.main()
 """
 
 
-#: Runs a program that can write no file larger than so many bytes.
+#: Runs the program so that it can write no file larger than so many bytes.
 LIMITED = """
-import os, resource, sys
+import resource, sys
+import pipeline.cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-os.execv(sys.argv[2], sys.argv[2:])
+sys.argv = ["epic-omop", *sys.argv[2:]]
+pipeline.cli.main()
 """
 
 
@@ -172,43 +171,22 @@ def folder(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Pa
         yield home
 
 
-@pytest.fixture(scope="module")
-def installed(module_database_url: str, make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[CommandLine]:
-    """An installed warehouse with the demonstration vocabulary and no patients: the template of all others."""
-    with make_home() as home:
-        install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-        release = load_vocabulary(module_database_url, VOCABULARY, vocab_schema="vocab", etl_schema="etl")
-        compile_index(module_database_url, release, vocab_schema="vocab", home=home)
-        yield CommandLine(home, module_database_url)
-
-
 @contextmanager
-def _copied(installed: CommandLine, server_url: str, home: Path, name: str) -> Iterator[Place]:
-    template = urlsplit(installed.url).path.strip("/")
-    shutil.copytree(installed.home, home)
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        try:
-            yield Place(CommandLine(home, urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))))
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def _copied(prepared: Prepared, home: Path) -> Iterator[Place]:
+    with prepared.copy(home) as url:
+        yield Place(CommandLine(home, url))
 
 
 @pytest.fixture
-def place(installed: CommandLine, postgres_url: str, tmp_path: Path) -> Iterator[Place]:
-    with _copied(
-        installed, postgres_url, tmp_path / "home", f"{urlsplit(installed.url).path.strip('/')}_copy"
-    ) as place:
+def place(demo_warehouse: Prepared, tmp_path: Path) -> Iterator[Place]:
+    with _copied(demo_warehouse, tmp_path / "home") as place:
         yield place
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    installed: CommandLine, postgres_url: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Content:
+def undisturbed(demo_warehouse: Prepared, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Content:
     """The content after one run that nobody disturbed."""
-    home = tmp_path_factory.mktemp("undisturbed") / "home"
-    with _copied(installed, postgres_url, home, f"{urlsplit(installed.url).path.strip('/')}_once") as place:
+    with _copied(demo_warehouse, tmp_path_factory.mktemp("undisturbed") / "home") as place:
         place.load(folder)
         place.assert_whole()
         content = place.content()
@@ -220,7 +198,7 @@ def undisturbed(
 
 
 def _crashed(place: Place, folder: Path, crash: Crash) -> None:
-    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", folder, program=crash.program))
+    killed = place.terminal.start("ingest", "--site", "s", "--from", folder, program=crash.program).finish()
     assert killed.code == -signal.SIGKILL, f"it was not killed: {killed}"
     state = place.rows("SELECT state FROM export_job")
     published = crash.name.startswith("committed")
@@ -268,7 +246,7 @@ def test_killed_while_it_waits_for_a_lock(place: Place, folder: Path, undisturbe
         child = place.terminal.start("ingest", "--site", "s", "--from", folder)
         _wait(lambda: _waits_for_measurement(other))
         child.kill()
-        assert finish(child).code == -signal.SIGKILL
+        assert child.finish().code == -signal.SIGKILL
         again = threading.Thread(target=place.load, args=(folder,))
         again.start()
         _wait(lambda: place.rows("SELECT 1 FROM export_job WHERE export_id = 2 AND state = 'landed'") == [(1,)])
@@ -321,7 +299,7 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
         _folder(tmp_path / "1", Patient=[patient()], MedicationRequest=[REQUEST], Medication=[_medication("314076")])
     )
     changed = _folder(tmp_path / "2", Medication=[_medication("314077")])
-    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", changed, program=crash.program))
+    killed = place.terminal.start("ingest", "--site", "s", "--from", changed, program=crash.program).finish()
     assert killed.code == -signal.SIGKILL
     place.load(changed)
     assert place.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314077",)]
@@ -340,7 +318,7 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
 def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_path: Path, crash: Crash) -> None:
     place.load(_folder(tmp_path / "1", Observation=[observation()]))
     came = _folder(tmp_path / "2", Patient=[patient()])
-    killed = finish(place.terminal.start("ingest", "--site", "s", "--from", came, program=crash.program))
+    killed = place.terminal.start("ingest", "--site", "s", "--from", came, program=crash.program).finish()
     assert killed.code == -signal.SIGKILL
     place.load(came)
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1,)]
@@ -366,7 +344,7 @@ def test_the_server_is_killed_in_the_middle_of_publication(
         postmaster = server.postmaster()
         assert postmaster is not None
         postmaster.kill()
-        stopped = finish(child)
+        stopped = child.finish()
         other.close()
     assert "Traceback" not in stopped.err
     assert stopped.code == 74
@@ -406,5 +384,4 @@ def test_landing_is_full(place: Place, folder: Path, undisturbed: Content) -> No
 
 
 def _limited(terminal: CommandLine, largest_file: int, *arguments: str | Path) -> Finished:
-    program = (sys.executable, "-c", LIMITED, str(largest_file), str(PROGRAM))
-    return finish(terminal.start(*arguments, program=program))
+    return terminal.start(*arguments, program=(sys.executable, "-c", LIMITED, str(largest_file))).finish()

@@ -20,7 +20,6 @@ from starlette.requests import Request
 
 from pipeline.errors import CooldownActive
 from pipeline.runtime import Runtime
-from pipeline.warehouse.schema import install_schemas
 from tests.faults.support import (
     FaultyEpic,
     FixedLines,
@@ -39,12 +38,6 @@ CONTENT = tuple(
     for n in range(count)
 )
 FILES, LINES = 3, 9
-
-
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
 
 
 @pytest.fixture(scope="module")

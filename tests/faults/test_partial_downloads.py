@@ -14,7 +14,6 @@ import pytest
 
 from pipeline.epic.ranges import OVERLAP_BYTES
 from pipeline.errors import LandingError, RemoteUnavailable
-from pipeline.warehouse.schema import install_schemas
 from tests.faults.support import FaultyEpic, FixedLines, Nursery, exported, landed_bytes, states
 
 
@@ -26,12 +25,6 @@ def content(seed: int) -> FixedLines:
         for number in range(400)
     ]
     return FixedLines(tuple(("Binary", line) for line in lines))
-
-
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,6 @@ from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse.ids import LINKS
-from pipeline.warehouse.schema import install_schemas
 
 HERE = Path(__file__).parent
 
@@ -179,7 +178,7 @@ def _names(resource: dict[str, Any], url: str = "") -> list[str]:
     ]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # LibYAML where it is: faster
     """YAML without dates and booleans like `no`: FHIR's are strings, and a case says `true` and `false`.
 
     `!number "0.10000000000000001"` is a JSON number with just these digits.
@@ -231,10 +230,9 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded(module_database_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(installed_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """Every case in the warehouse."""
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    load_vocabulary(module_database_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
+    load_vocabulary(installed_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
     folder = tmp_path_factory.mktemp("golden")
     mappings = folder / "mappings"
     shutil.copytree(MAPPINGS_FOLDER, mappings)
@@ -242,8 +240,8 @@ def loaded(module_database_url: str, golden_vocabulary: Path, tmp_path_factory: 
     for case in CASES:
         groups.setdefault(case.group, []).append(case)
     for number, cases in enumerate(groups.values()):
-        _load_group(module_database_url, folder, f"golden{number}", cases)
-    with psycopg.connect(module_database_url) as connection:
+        _load_group(installed_url, folder, f"golden{number}", cases)
+    with psycopg.connect(installed_url) as connection:
         connection.execute("SET search_path TO etl, cdm, vocab")
         return _read_warehouse(connection)
 
@@ -437,9 +435,9 @@ def _in_order(table: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def warehouse(loaded: Loaded, module_database_url: str) -> Iterator[psycopg.Connection]:
+def warehouse(loaded: Loaded, installed_url: str) -> Iterator[psycopg.Connection]:
     """The warehouse with all cases; what a test changes is rolled back."""
-    with psycopg.connect(module_database_url) as connection:
+    with psycopg.connect(installed_url) as connection:
         connection.execute("SET search_path TO etl, cdm, vocab")
         yield connection
         connection.rollback()

@@ -28,7 +28,6 @@ from pipeline.omop.vocabulary import load_vocabulary
 from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
-from pipeline.warehouse.schema import install_schemas
 from tests.golden.planting import Planter
 from tests.golden.test_golden import CASES, ENCOUNTER, NOW, PATIENT, Case, as_json
 
@@ -50,14 +49,13 @@ class Instance:
 
 @pytest.fixture(scope="module")
 def instance(
-    module_database_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
+    installed_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Instance]:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    load_vocabulary(module_database_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
+    load_vocabulary(installed_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
     folder = tmp_path_factory.mktemp("requirements")
     settings = Settings(
         home=folder / "home",
-        database_url=module_database_url,
+        database_url=installed_url,
         workers=1,
         sites={name: SiteSettings(name=name) for name in ("planted", "simulated", "bare")},
     )
@@ -78,7 +76,7 @@ def instance(
     _load(runtime, "simulated", folder / "simulated", simulated)
     mapped = sorted(file.stem for file in MAPPINGS_FOLDER.glob("*.yaml"))
     _load(runtime, "bare", folder / "bare", {kind: [_bare(kind)] for kind in mapped})
-    with psycopg.connect(module_database_url) as connection:
+    with psycopg.connect(installed_url) as connection:
         connection.execute("SET search_path TO etl, cdm, vocab")
         yield Instance(connection, planter, ids, set(_identifying(simulated)), settings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,17 +18,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.exports import export_site
 from pipeline.landing.store import LandedExport
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.quality.verify import verify_warehouse
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.schema import install_schemas
-from tests.conftest import fresh_database
+from tests.databases import Prepared
 from tests.warehouse_content import Content, warehouse_content
 
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -141,31 +137,6 @@ def generated(day: date) -> Iterator[dict[str, Any]]:
             yield orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A database with schemas and the demonstration vocabulary, and a home with its index, to copy for each test."""
-
-    server_url: str
-    database: str
-    home: Path
-
-    @contextmanager
-    def copy(self, home: Path) -> Iterator[str]:
-        """The URL of a copy of the database, as long as the block lasts; its home is copied to `home`."""
-        shutil.copytree(self.home, home)
-        with fresh_database(self.server_url, self.database) as url:
-            yield url
-
-
-@contextmanager
-def prepared(server_url: str, home: Path) -> Iterator[Prepared]:
-    with fresh_database(server_url) as url:
-        install_schemas(url, cdm="cdm", vocab="vocab", etl="etl")
-        release = load_vocabulary(url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
-        compile_index(url, release, vocab_schema="vocab", home=home)
-        yield Prepared(server_url, urlsplit(url).path.removeprefix("/"), home)
 
 
 @contextmanager

@@ -45,12 +45,6 @@ from tests.hostile_epic import CLIENT_ID, HostileEpic, ShiftedClock, is_file, ru
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
-
-
 @pytest.fixture
 def epic() -> Iterator[HostileEpic]:
     clock = ShiftedClock()

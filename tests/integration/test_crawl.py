@@ -21,7 +21,8 @@ from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRe
 from pipeline.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine
-from tests.integration.rest_world import PATIENTS, SHARED, Prepared, World, generated, prepared, world
+from tests.databases import Prepared
+from tests.integration.rest_world import PATIENTS, SHARED, World, generated, world
 
 #: Runs `epic-omop` and kills itself after the so-and-so-many-th call of one of its functions, or before it.
 KILLED = """
@@ -63,15 +64,9 @@ KILLS = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    with prepared(postgres_url, tmp_path_factory.mktemp("prepared") / "home") as made:
-        yield made
-
-
 @pytest.fixture
-def place(base: Prepared, tmp_path: Path) -> Iterator[World]:
-    with world(base, tmp_path / "home", entries_per_page=7) as made:
+def place(demo_warehouse: Prepared, tmp_path: Path) -> Iterator[World]:
+    with world(demo_warehouse, tmp_path / "home", entries_per_page=7) as made:
         yield made
 
 
@@ -81,13 +76,13 @@ def searches(place: World, resource_type: str) -> list[str]:
     return [query for path, query in asked if path == resource_type and "sessionID" not in query]
 
 
-def test_a_crawl_gives_the_rows_of_a_bulk_export(base: Prepared, tmp_path: Path) -> None:
+def test_a_crawl_gives_the_rows_of_a_bulk_export(demo_warehouse: Prepared, tmp_path: Path) -> None:
     """Types without a patient are hydrated. Observation is asked for by category, pages are followed to the end."""
     # Nothing refers to a PractitionerRole, which says a provider's specialty: it cannot be fetched by reference.
-    with world(base, tmp_path / "bulk", left_out_types=frozenset({"PractitionerRole"})) as bulk:
+    with world(demo_warehouse, tmp_path / "bulk", left_out_types=frozenset({"PractitionerRole"})) as bulk:
         ingest_hydrated(bulk.runtime, bulk.site, bulk.export())
         expected = bulk.content()
-    with world(base, tmp_path / "crawl", site={"hydrate": True}, entries_per_page=7) as place:
+    with world(demo_warehouse, tmp_path / "crawl", site={"hydrate": True}, entries_per_page=7) as place:
         steps: list[tuple[int, int]] = []
         result = crawl(place.runtime, place.site, place.patients(), progress=lambda *step: steps.append(step))
         ingest_hydrated(place.runtime, place.site, result.export)
@@ -119,8 +114,7 @@ def test_killed_at_every_step_and_called_again(place: World, tmp_path: Path) -> 
     arguments = ("crawl", "site_a", "--patients", tmp_path / "patients.csv", "--no-load")
     for where, when, number in KILLS:
         child = terminal.start(*arguments, program=(sys.executable, "-c", KILLED, where, when, str(number)))
-        child.communicate(timeout=60)
-        assert child.returncode == -signal.SIGKILL, f"{when} call {number} of {where}"
+        assert child.finish().code == -signal.SIGKILL, f"{when} call {number} of {where}"
     result = crawl(place.runtime, place.site, place.patients())
     assert place.rows("SELECT count(*) FROM export_job WHERE kind = 'crawl'") == [(1,)]
     assert set(place.lines(result.export).values()) == {1}
@@ -170,15 +164,15 @@ def test_what_the_site_refuses_is_told_with_its_code(place: World) -> None:
     ) == [("refused",)]
 
 
-def test_types_that_are_not_granted_are_named_and_not_asked_for(base: Prepared, tmp_path: Path) -> None:
+def test_types_that_are_not_granted_are_named_and_not_asked_for(demo_warehouse: Prepared, tmp_path: Path) -> None:
     scopes = ("system/Patient.rs", "system/Encounter.rs")
     site = {"resource_types": ("Patient", "Encounter", "Goal")}
-    with world(base, tmp_path / "home", site=site, scopes=scopes) as place:
+    with world(demo_warehouse, tmp_path / "home", site=site, scopes=scopes) as place:
         result = crawl(place.runtime, place.site, place.patients())
         assert result.refused == {("Goal", "not granted"): PATIENTS}
         assert result.resources["Encounter"] > PATIENTS
         assert not searches(place, "Goal")
-    with world(base, tmp_path / "other", site=site, scopes=("system/Encounter.rs",)) as place:
+    with world(demo_warehouse, tmp_path / "other", site=site, scopes=("system/Encounter.rs",)) as place:
         with pytest.raises(RemoteRefused, match="no access to Patient"):
             crawl(place.runtime, place.site, place.patients())
         assert not searches(place, "Encounter")
@@ -247,8 +241,8 @@ def test_what_fails_for_ever_can_be_accepted_and_is_named(place: World) -> None:
     place.content()
 
 
-def test_a_token_that_ends_in_the_middle_is_renewed(base: Prepared, tmp_path: Path) -> None:
-    with world(base, tmp_path / "home", site={"requests_per_second": 2.0}, token_seconds=30) as place:
+def test_a_token_that_ends_in_the_middle_is_renewed(demo_warehouse: Prepared, tmp_path: Path) -> None:
+    with world(demo_warehouse, tmp_path / "home", site={"requests_per_second": 2.0}, token_seconds=30) as place:
         result = crawl(place.runtime, place.site, place.patients())
         assert result.resources["Patient"] == PATIENTS
         assert result.refused == Counter()
@@ -271,10 +265,10 @@ def test_links_in_a_circle_end(place: World) -> None:
     assert place.watched.paths.count("Goal") == 2
 
 
-def test_only_what_changed_is_asked_for_where_the_site_can_tell(base: Prepared, tmp_path: Path) -> None:
+def test_only_what_changed_is_asked_for_where_the_site_can_tell(demo_warehouse: Prepared, tmp_path: Path) -> None:
     """`_lastUpdated`: after a day, two crawls end with the rows of one that asks for everything."""
     site = {"search_last_updated": True}
-    with world(base, tmp_path / "home", site=site, knows_last_updated=True) as place:
+    with world(demo_warehouse, tmp_path / "home", site=site, knows_last_updated=True) as place:
         place.clock.sleep(3600)  # longer ago than what a search looks back beyond the last one
         first = crawl(place.runtime, place.site, place.patients())
         ingest_hydrated(place.runtime, place.site, first.export)

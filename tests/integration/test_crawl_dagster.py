@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pytest
 
 from pipeline.definitions import build_definitions
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
-from tests.integration.rest_world import PATIENTS, SHARED, Prepared, World, generated, prepared, world
+from tests.databases import Prepared
+from tests.integration.rest_world import PATIENTS, SHARED, World, generated, world
 
 QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-
-
-@pytest.fixture(scope="module")
-def base(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    with prepared(postgres_url, tmp_path_factory.mktemp("prepared") / "home") as made:
-        yield made
 
 
 def stored(instance: dg.DagsterInstance) -> str:
@@ -38,10 +31,10 @@ def ids(place: World) -> set[str]:
     return found
 
 
-def test_the_crawl_job_lands_and_loads(base: Prepared, tmp_path: Path) -> None:
+def test_the_crawl_job_lands_and_loads(demo_warehouse: Prepared, tmp_path: Path) -> None:
     listed = tmp_path / "patients.txt"
     site = {"hydrate": True, "patients_file": listed, "groups": ()}
-    with world(base, tmp_path / "home", site=site) as place, dg.DagsterInstance.ephemeral() as instance:
+    with world(demo_warehouse, tmp_path / "home", site=site) as place, dg.DagsterInstance.ephemeral() as instance:
         place.clock.shift = timedelta(days=-5)  # Dagster has partitions up to the real today
         definitions = build_definitions(place.runtime.settings, {"runtime": place.runtime})
         names = {job.name for job in definitions.resolve_all_job_defs()}
@@ -75,10 +68,10 @@ def test_the_crawl_job_lands_and_loads(base: Prepared, tmp_path: Path) -> None:
         assert [one for one in ids(place) if one in kept] == []
 
 
-def test_a_night_hydrates_what_its_exports_lack(base: Prepared, tmp_path: Path) -> None:
+def test_a_night_hydrates_what_its_exports_lack(demo_warehouse: Prepared, tmp_path: Path) -> None:
     changes = {"left_out_types": frozenset(SHARED)}
     with (
-        world(base, tmp_path / "home", site={"hydrate": True, "poll_floor_seconds": 1}, **changes) as place,
+        world(demo_warehouse, tmp_path / "home", site={"hydrate": True, "poll_floor_seconds": 1}, **changes) as place,
         dg.DagsterInstance.ephemeral() as instance,
     ):
         place.clock.shift = timedelta(days=-5)

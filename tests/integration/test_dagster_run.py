@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pipeline.definitions import build_definitions
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
@@ -24,10 +23,10 @@ from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.schema import install_schemas
+from tests.databases import Prepared
 
 PATIENTS = 5
 #: Dagster writes every event to the terminal too.
@@ -142,15 +141,11 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 @pytest.fixture(scope="module")
-def installed(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def installed(demo_warehouse: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A database with the schemas and the demonstration vocabulary, and the home that holds its index."""
     home = tmp_path_factory.mktemp("home")
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    release = load_vocabulary(
-        module_database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl"
-    )
-    compile_index(module_database_url, release, vocab_schema="vocab", home=home)
-    return module_database_url, home
+    with demo_warehouse.copy(home) as url:
+        yield url, home
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from omop_schema.etl import lineage_table_name
 from pipeline.errors import WarehouseError
 from pipeline.omop.derive import INPATIENT_VISITS
 from pipeline.warehouse.derived import DerivedOptions, DerivedReport, note_affected_persons, refresh_derived
-from pipeline.warehouse.schema import install_schemas
 from tests.integration.support import Warehouse, encounter, observation, patient
 
 DAY_0 = date(2020, 1, 1)
@@ -67,9 +66,8 @@ def day(number: int) -> date:
 
 
 @pytest.fixture(scope="module")
-def installed(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    with psycopg.connect(module_database_url) as connection, connection.cursor() as cursor:
+def installed(installed_url: str) -> str:
+    with psycopg.connect(installed_url) as connection, connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO vocab.concept VALUES (%s, %s, %s, %s, %s, %s, %s, '1970-01-01', '2099-12-31', NULL)",
             [(number, name, *rest[:3], standard, code) for number, name, *rest, code, standard in _CONCEPTS],
@@ -80,7 +78,7 @@ def installed(module_database_url: str) -> str:
             " '1970-01-01', '2099-12-31', NULL)",
             _STRENGTHS,
         )
-    return module_database_url
+    return installed_url
 
 
 @dataclass

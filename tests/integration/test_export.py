@@ -39,7 +39,6 @@ from pipeline.sandbox.server import RunningSandbox
 from pipeline.settings import Settings, SiteSettings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import CoolDown
-from pipeline.warehouse.schema import install_schemas
 
 TYPES = ("Patient", "Observation", "Goal")
 KEY = ec.generate_private_key(ec.SECP384R1())
@@ -108,12 +107,6 @@ class World:
 def sandbox_config(clock: ShiftedClock, **changes: Any) -> SandboxConfig:
     client = RegisteredClient("client-1", (PUBLIC,))
     return SandboxConfig(groups=GROUPS, clients=(client,), clock=clock, resources_per_file=4, **changes)
-
-
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
 
 
 @pytest.fixture

@@ -18,22 +18,17 @@ from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_expor
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_landing
 from pipeline.site_session import rest_session
-from tests.integration.rest_world import SHARED, Prepared, World, generated, prepared, world
+from tests.databases import Prepared
+from tests.integration.rest_world import SHARED, World, generated, world
 
 LEFT_OUT = frozenset(SHARED)
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "forbidden"}]}
 
 
-@pytest.fixture(scope="module")
-def base(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
-    with prepared(postgres_url, tmp_path_factory.mktemp("prepared") / "home") as made:
-        yield made
-
-
 @pytest.fixture
-def lacking(base: Prepared, tmp_path: Path) -> Iterator[World]:
+def lacking(demo_warehouse: Prepared, tmp_path: Path) -> Iterator[World]:
     """A site whose exports lack what patients share."""
-    with world(base, tmp_path / "home", site={"hydrate": True}, left_out_types=LEFT_OUT) as made:
+    with world(demo_warehouse, tmp_path / "home", site={"hydrate": True}, left_out_types=LEFT_OUT) as made:
         yield made
 
 
@@ -50,10 +45,10 @@ def references(place: World, resource_type: str) -> list[str]:
     return [one for one in dict.fromkeys(ids) if f'"{resource_type}/{one}"'.encode() in text]
 
 
-def test_a_hydrated_export_ends_as_a_whole_one(base: Prepared, tmp_path: Path) -> None:
+def test_a_hydrated_export_ends_as_a_whole_one(demo_warehouse: Prepared, tmp_path: Path) -> None:
     """Shared resources and some results are left out; the rows are those of an export that has them all."""
     # Nothing refers to a PractitionerRole, which says a provider's specialty: it cannot be fetched by reference.
-    with world(base, tmp_path / "whole", left_out_types=frozenset({"PractitionerRole"})) as whole:
+    with world(demo_warehouse, tmp_path / "whole", left_out_types=frozenset({"PractitionerRole"})) as whole:
         started = whole.sandbox.state.desk.started
         ingest_hydrated(whole.runtime, whole.site, whole.export())
         expected = whole.content()
@@ -65,7 +60,7 @@ def test_a_hydrated_export_ends_as_a_whole_one(base: Prepared, tmp_path: Path) -
         for result in report["result"]
     ][::3]
     changes = {"left_out_types": LEFT_OUT, "left_out_ids": frozenset(results)}
-    with world(base, tmp_path / "lacking", site={"hydrate": True}, **changes) as place:
+    with world(demo_warehouse, tmp_path / "lacking", site={"hydrate": True}, **changes) as place:
         export = place.export()
         assert not {file.resource_type for file in export.files} & LEFT_OUT
         before, after = load(place, export)
@@ -157,12 +152,12 @@ def test_a_single_failure_is_left_for_the_next_run(lacking: World) -> None:
     assert hydrate(lacking.runtime, lacking.site, [export]).found == {"Medication": 1}
 
 
-def test_types_without_access_are_named_and_not_asked_for(base: Prepared, tmp_path: Path) -> None:
+def test_types_without_access_are_named_and_not_asked_for(demo_warehouse: Prepared, tmp_path: Path) -> None:
     readable = [name for name in (*SHARED, "Patient", "Encounter", "MedicationRequest") if name != "Practitioner"]
     scopes = tuple(f"system/{name}.rs" for name in readable)
     changes = {"left_out_types": LEFT_OUT, "scopes": scopes}
     types = ("Patient", "Encounter", "MedicationRequest")
-    with world(base, tmp_path / "home", site={"hydrate": True, "resource_types": types}, **changes) as place:
+    with world(demo_warehouse, tmp_path / "home", site={"hydrate": True, "resource_types": types}, **changes) as place:
         before, _ = load(place, place.export())
         assert "Practitioner" in before.refused_types
         assert place.watched.asked("Practitioner") == []

@@ -24,14 +24,13 @@ from starlette.responses import Response
 from pipeline.errors import EpicOmopError
 from pipeline.exports import export_site
 from pipeline.logs import configure_logging
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.orchestration.instance import prepare_instance
 from pipeline.orchestration.nightly import RunOutcome, run_nightly
 from pipeline.runtime import Runtime
 from pipeline.sandbox.answers import FhirRefusal, outcome_answer
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import MAPPINGS_FOLDER, LogSettings, Settings, SiteSettings
-from pipeline.warehouse.schema import install_schemas
+from pipeline.settings import LogSettings, Settings, SiteSettings
+from tests.databases import Prepared
 from tests.hostile_epic import KEY_PEM, HostileEpic, ShiftedClock, is_file, running, site_entry
 
 SOURCE = GeneratedSource(8, seed=11)
@@ -96,16 +95,16 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, demo_warehouse: Prepared, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     home = tmp_path / "home"
-    install_schemas(database_url, cdm="cdm", vocab="vocab", etl="etl")
-    release = load_vocabulary(database_url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
-    compile_index(database_url, release, vocab_schema="vocab", home=home)
     clock = ShiftedClock(timedelta(days=-3))  # Dagster has partitions up to the real today
     options = {"resources_per_file": 3000, "retry_after_seconds": 1}
-    with running(HostileEpic(clock, groups={"g1": SOURCE}, options=options)) as epic:
+    with (
+        demo_warehouse.copy(home) as url,
+        running(HostileEpic(clock, groups={"g1": SOURCE}, options=options)) as epic,
+    ):
         site = SiteSettings(name="site_a", **site_entry(epic, tmp_path, resource_types=TYPES, poll_floor_seconds=1))
-        settings = Settings(home=home, database_url=database_url, sites={"site_a": site}, workers=1)
+        settings = Settings(home=home, database_url=url, sites={"site_a": site}, workers=1)
         monkeypatch.setenv("DAGSTER_HOME", str(prepare_instance(settings)))
         with logged(tmp_path / "log", monkeypatch):
             yield World(epic, Runtime(settings, clock), tmp_path / "log", home / "dagster")

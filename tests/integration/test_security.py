@@ -38,16 +38,9 @@ from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.schema import install_schemas
 from tests.hostile_epic import HostileEpic, ShiftedClock, is_file, running, site_entry
 
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(scope="module")
-def installed_url(module_database_url: str) -> str:
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
 
 
 @pytest.fixture

@@ -8,18 +8,23 @@ say what an empty one says into which only the newest good version of each resou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from pipeline.clock import ManualClock
 from pipeline.landing.store import LandedExport
+from pipeline.runtime import Runtime
+from pipeline.settings import Settings
 from pipeline.warehouse import publish
 from pipeline.warehouse.ids import LINKS
-from tests.integration.support import Warehouse, encounter, observation, patient, reference
+from tests.databases import Prepared, empty
+from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
 #: Versions of a resource. `same` and `other` differ in a value, `wrong` is entered in error, `broken` cannot be loaded.
@@ -186,7 +191,6 @@ class History:
     """Loads exports into one database and empties it again: faster than a database an example."""
 
     warehouse: Warehouse = field(repr=False)
-    _tables: str = field(default="", repr=False)
 
     def content(self) -> Content:
         with self.warehouse.runtime.connect() as connection:
@@ -208,18 +212,16 @@ class History:
 
     def _clear(self) -> None:
         with self.warehouse.runtime.connect() as connection:
-            if not self._tables:
-                rows = connection.execute(
-                    "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('cdm', 'etl')"
-                    " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log')"
-                ).fetchall()
-                self._tables = ", ".join(row[0] for row in rows)
-            connection.execute(f"TRUNCATE {self._tables} CASCADE")
+            empty(connection)
 
 
-@pytest.fixture
-def history(warehouse: Warehouse) -> History:
-    return History(warehouse)
+@pytest.fixture(scope="module")
+def history(demo_warehouse: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
+    """One for all tests: each of them empties it first."""
+    folder = tmp_path_factory.mktemp("history")
+    with demo_warehouse.copy(folder / "home") as url:
+        settings = Settings(home=folder / "home", database_url=url, workers=1)
+        yield History(Warehouse(Runtime(settings, ManualClock(START)), folder))
 
 
 lines = st.builds(
@@ -228,13 +230,13 @@ lines = st.builds(
 exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4)
 
 
-@settings(
+@examples(
     max_examples=6,
     deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(exports=exports_of_a_world, data=st.data())
 def test_any_history_ends_in_the_last_good_versions(

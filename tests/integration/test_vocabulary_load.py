@@ -110,20 +110,14 @@ def make_download(folder: Path, *, concepts=CONCEPTS, version="v5.0 TEST") -> Pa
     return folder
 
 
-@pytest.fixture(scope="module")
-def module_url(module_database_url):
-    install_schemas(module_database_url, cdm="cdm", vocab="vocab", etl="etl")
-    return module_database_url
-
-
 @pytest.fixture
-def url(module_url):
+def url(installed_url):
     """The module's database without a vocabulary: emptying it is quicker than installing another."""
-    with psycopg.connect(module_url) as connection:
+    with psycopg.connect(installed_url) as connection:
         connection.execute("TRUNCATE etl.vocabulary_release")
         for table in cdm.VOCABULARY_TABLES:
             connection.execute(f"TRUNCATE vocab.{table}")
-    return module_url
+    return installed_url
 
 
 @pytest.fixture
@@ -278,10 +272,10 @@ def test_foreign_keys_to_the_vocabulary_are_kept_and_checked(database_url, downl
 
 
 @pytest.fixture(scope="module")
-def compiled(module_url, tmp_path_factory):
+def compiled(installed_url, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
-    load(module_url, make_download(folder / "download"))
-    return ensure_index(module_url, **SCHEMAS, home=folder / "home")
+    load(installed_url, make_download(folder / "download"))
+    return ensure_index(installed_url, **SCHEMAS, home=folder / "home")
 
 
 def test_the_index_follows_the_rules(compiled):
@@ -338,7 +332,7 @@ def test_fixed_concepts_follow_the_index(compiled):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(targets=st.integers(1, 4), values=st.integers(1, 4))
-def test_no_target_and_no_value_is_ever_lost(module_url, tmp_path_factory, targets, values):
+def test_no_target_and_no_value_is_ever_lost(installed_url, tmp_path_factory, targets, values):
     """N `Maps to` × M `Maps to value`, all targets able to carry a value."""
     folder = tmp_path_factory.mktemp("pairs")
     concepts = [(i, "Observation", "SNOMED", "S", f"t{i}", "") for i in range(1, targets + 1)]
@@ -347,8 +341,8 @@ def test_no_target_and_no_value_is_ever_lost(module_url, tmp_path_factory, targe
     links = [f"50\t{i}\tMaps to\t{DATES}\t" for i in range(1, targets + 1)]
     links += [f"50\t{100 + i}\tMaps to value\t{DATES}\t" for i in range(values)]
     write(folder, "concept_relationship", links)
-    load(module_url, folder)
-    pairs = pairs_of(ensure_index(module_url, **SCHEMAS, home=folder / "home"), "ICD10CM", "X")["X"]
+    load(installed_url, folder)
+    pairs = pairs_of(ensure_index(installed_url, **SCHEMAS, home=folder / "home"), "ICD10CM", "X")["X"]
     assert {target for target, _ in pairs} == set(range(1, targets + 1))
     assert {value for _, value in pairs} == {100 + i for i in range(values)}
     assert len(pairs) == (targets if targets == values else targets * values)
