@@ -8,7 +8,6 @@ views. After the views everything is set-based: rules, concepts, routing. Every 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import polars as pl
 import xxhash
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.content_hash import content_digest, digests_as_integers
 from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
+from pipeline.omop.content import Contents
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping, ViewMapping
@@ -131,8 +130,7 @@ class _ChunkTransform:
         self.rejected: list[_Rejected] = []
         #: index → (resource type, id or None, reason)
         self.excluded: dict[int, tuple[str, str | None, str]] = {}
-        #: index → digest of the content of a line that was parsed; a line that is rejected may be missing
-        self.contents: dict[int, bytes | None] = {}
+        self.contents = Contents(worker)
 
     def run(self) -> tuple[ChunkReport, ...]:
         pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
@@ -141,7 +139,7 @@ class _ChunkTransform:
             return tuple(ChunkReport(piece.file_number, 0, 0) for piece in self.task.pieces)
         self.lines = self._hashed(lines, [len(piece) for piece in pieces])
         unchanged = self._unchanged()
-        of_content = self._unchanged_content(lines, unchanged)
+        of_content = self._unchanged_content(lines, set(unchanged["index"]))
         unchanged = pl.concat([unchanged, of_content])
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
@@ -199,34 +197,11 @@ class _ChunkTransform:
         resources = self.worker.known.resources_of_lines(self.lines)
         return self.lines.select(resources, "index", "file_number", "line").drop_nulls("surrogate_id")
 
-    def _unchanged_content(self, lines: Sequence[Line], unchanged: pl.DataFrame) -> pl.DataFrame:
-        """Other lines whose content is known of their resource; the same columns.
-
-        Each is parsed for this alone and forgotten: what did change is parsed a second time, which is little in the
-        usual night, while keeping all resources of a chunk would triple its time.
-        """
-        same = set(unchanged["index"])
-        if not self.worker.known.has_contents or len(same) == len(lines):
-            return unchanged.clear()
-        wanted = [index for index in range(len(lines)) if index not in same]
-        long_numbers = {wanted[at] for at in exact_numbers.lines_with_long_numbers(texts_of(lines, wanted))}
-        limit, key_of = self.worker.plan.site.max_line_bytes, self.worker.keys.of
-        surrogate_ids: list[int | None] = []
-        for index in wanted:
-            raw, named = lines[index].raw, None
-            if len(raw) <= limit:
-                with suppress(orjson.JSONDecodeError):
-                    resource = orjson.loads(raw)
-                    if named := _named(resource):
-                        digest = content_digest(resource, raw, has_long_numbers=index in long_numbers)
-                        self.contents[index] = digest
-            surrogate_ids.append(key_of(*named) if named else None)
-        asked = pl.DataFrame(
-            {"index": wanted, "surrogate_id": surrogate_ids}, schema={"index": pl.Int32, "surrogate_id": pl.Int64}
-        )
-        contents = digests_as_integers([self.contents.get(index) for index in wanted])
-        found = asked.filter(self.worker.known.are_known(asked["surrogate_id"], contents))
-        return found.join(self.lines, on="index").select(unchanged.columns)
+    def _unchanged_content(self, lines: Sequence[Line], same: set[int]) -> pl.DataFrame:
+        """Lines besides those of indexes `same` whose content is known; the same columns."""
+        others = [index for index in range(len(lines)) if index not in same]
+        found = self.contents.unchanged(others, [lines[index].raw for index in others])
+        return found.join(self.lines, on="index").select("surrogate_id", "index", "file_number", "line")
 
     # --- reading: the only per-row Python ---------------------------------------------------------------------------
 
@@ -248,8 +223,7 @@ class _ChunkTransform:
                 self._reject(index, "parse", *_json_problem(raw, error))
                 continue
             buffers = self._buffers_for(index, resource)
-            if index not in self.contents:
-                self.contents[index] = content_digest(resource, raw, has_long_numbers=index in long_numbers)
+            self.contents.note(index, resource, raw, has_long_numbers=index in long_numbers)
             if buffers is None:
                 continue
             if long_numbers and index in long_numbers:
@@ -371,13 +345,7 @@ class _ChunkTransform:
             on="index",
             maintain_order="left",
         )
-        contents = pl.DataFrame(
-            {
-                "index": pl.Series(list(self.contents), dtype=pl.Int32),
-                "content_hash": digests_as_integers(list(self.contents.values())),
-            }
-        )
-        outcomes = outcomes.join(contents, on="index", how="left", maintain_order="left")
+        outcomes = outcomes.join(self.contents.frame(), on="index", how="left", maintain_order="left")
         self._write(staging.OUTCOME, outcomes.select(*staging.OUTCOME_SCHEMA))
         self._write(staging.REJECTION, rejections.select(*staging.REJECTION_SCHEMA))
 
@@ -652,16 +620,6 @@ def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     repeat = pl.int_range(pl.len()).over("file_number", "line", *view.row_key).cast(pl.String)
     content = rows.select(pl.concat_str(*columns, repeat, separator="\x1f")).to_series()
     return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
-
-
-def _named(resource: Any) -> tuple[str, str] | None:
-    """Type and id of a resource that has both."""
-    if not isinstance(resource, dict):
-        return None
-    resource_type, resource_id = resource.get("resourceType"), resource.get("id")
-    if isinstance(resource_type, str) and isinstance(resource_id, str):
-        return resource_type, resource_id
-    return None
 
 
 _DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")
