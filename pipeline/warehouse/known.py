@@ -138,9 +138,10 @@ def write_known(connection: psycopg.Connection, folder: Path, site: str, fingerp
     with landing_errors(folder):
         lines, contents = _Sorter(folder, *_LINES), _Sorter(folder, *_CONTENTS)
         for rows in _rows(connection, site, fingerprints):
-            # No line and no content has the hash 0: such a state is none to compare with.
-            lines.add(rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)][:, [1, 2, 0]])
-            contents.add(rows[rows[:, 3] != 0][:, [0, 3]])
+            # No line has the hash 0: such a state is none to compare with. No content hash is 0.
+            lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
+            lines.add(lined[:, [1, 2, 0]])
+            contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
         lines.finish()
         contents.finish()
 

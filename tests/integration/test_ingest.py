@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -461,10 +460,10 @@ def test_changed_and_back_again(warehouse: Warehouse) -> None:
 
 
 def test_another_fingerprint_maps_the_same_content_again(warehouse: Warehouse, tmp_path: Path) -> None:
-    def load(stamp: str) -> Counter[str]:
-        return warehouse.load({"Patient": [volatile(patient(), stamp)], "Observation": [volatile(_value(1), stamp)]})[
-            0
-        ].outcomes
+    def load(stamp: str) -> dict[str, int]:
+        files = {"Patient": [volatile(patient(), stamp)], "Observation": [volatile(_value(1), stamp)]}
+        report, *_ = warehouse.load(files)
+        return +report.outcomes
 
     assert load("1") == {"loaded": 2}
     assert load("2") == {"unchanged": 2}
