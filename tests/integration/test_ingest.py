@@ -481,4 +481,8 @@ def test_another_fingerprint_maps_the_same_content_again(warehouse: Warehouse, t
     warehouse.runtime = Runtime(settings.model_copy(update={"sites": sites}), warehouse.runtime.clock)
     assert load("5") == {"loaded": 2}
     assert load("6") == {"unchanged": 2}
+    with warehouse.runtime.connect() as connection:  # what was removed leaves no line and no content to compare with
+        connection.execute("UPDATE resource_state SET raw_hash_high = 0, raw_hash_low = 0")
+        connection.commit()
+    assert load("7") == {"loaded": 2}
     assert _values(warehouse) == [1.0]
