@@ -48,6 +48,10 @@ def print_load_report(console: Console, report: LoadReport) -> None:
         console.print(
             f"{total['unchanged']:,} of {total['lines']:,} lines ({share:.1f} %) were unchanged and cost nothing."
         )
+    if report.unchanged_by_content:
+        console.print(
+            f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
+        )
     for note in report.notes.told():
         console.print(note, markup=False)
     if report.open_dead_letters:

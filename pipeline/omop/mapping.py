@@ -21,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.concept_index import unit_key
-from pipeline.omop.mapping_sources import MappingProblem, Row, Sources, line_of, node_at, plain, read_sources
+from pipeline.omop.mapping_sources import (
+    MappingProblem,
+    Row,
+    Sources,
+    line_of,
+    node_at,
+    plain,
+    read_sources,
+    stamp_problems,
+)
 from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
 
 __all__ = [
@@ -376,6 +385,7 @@ def read_mappings(
     problems = list(sources.problems)
     resources = {}
     for name, node in sorted(sources.resources.items()):
+        problems += stamp_problems(node)
         mapping = _resource(node, problems)
         if mapping is not None:
             resources[name] = mapping

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,9 +18,20 @@ from typing import Any
 import yaml
 
 from pipeline.errors import MappingError
+from pipeline.fhir.content_hash import EXCLUDED_META
 from pipeline.omop.mapping_overlays import OverlayError, entries, overlaid
 
-__all__ = ["MappingProblem", "Row", "Sources", "column_nodes", "line_of", "node_at", "plain", "read_sources"]
+__all__ = [
+    "MappingProblem",
+    "Row",
+    "Sources",
+    "column_nodes",
+    "line_of",
+    "node_at",
+    "plain",
+    "read_sources",
+    "stamp_problems",
+]
 
 _PRIORITY = "vocabulary_priority.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
@@ -29,6 +41,12 @@ _TABLES = {
     "unmapped_types.csv": ("resource_type", "reason"),
     "unit_aliases.csv": ("unit", "ucum"),
 }
+#: Keys of a view whose values are FHIRPaths.
+_PATHS = frozenset({"path", "forEach", "forEachOrNull", "repeat"})
+#: `meta` as a whole, or a member that servers stamp anew on every line.
+_STAMP = re.compile(
+    rf"\bmeta$|\bmeta\b.*\b(?:{'|'.join(sorted(EXCLUDED_META))})\b|^(?:{'|'.join(sorted(EXCLUDED_META))})\b"
+)
 _VALUE_COLUMNS = ("system", "code", "concept_id")
 #: What tells the rows of a value map apart; a map may do without the last.
 _VALUE_KEYS = ("system", "code", "within")
@@ -159,6 +177,23 @@ def _composed(file: Path) -> yaml.Node | None:
     loader = yaml.SafeLoader(text)
     loader.name = str(file)
     return loader.get_single_node()
+
+
+def stamp_problems(node: yaml.Node) -> Iterator[MappingProblem]:
+    """Paths of a mapping into what does not count as a resource's content: a change of it is not seen."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from stamp_problems(item)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            for text in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if key.value in _PATHS and isinstance(text, yaml.ScalarNode) and _STAMP.search(text.value.strip()):
+                    yield MappingProblem(
+                        *line_of(text),
+                        f"{text.value}: servers stamp {' and '.join(f'meta.{name}' for name in sorted(EXCLUDED_META))}"
+                        " anew, they do not count as content, and no mapping may read them",
+                    )
+            yield from stamp_problems(value)
 
 
 def _document(file: Path, problems: list[MappingProblem]) -> yaml.MappingNode | None:

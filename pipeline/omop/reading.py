@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-import polars as pl
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.content_hash import content_digest
 from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append
+from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, Worker
 
-__all__ = ["ChunkReader", "ReadResources", "Rejected", "read_contents"]
+__all__ = ["ChunkReader", "ReadResources", "Rejected"]
 
 _CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
@@ -72,7 +71,7 @@ class ReadResources:
 class ChunkReader:
     """Reads the wanted lines (indexes of `raws`) of one chunk when it is made.
 
-    `contents`: index → digest of the content; those that are not there yet are added for the lines that can be read.
+    `contents` notes the content of each line that can be read.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class ChunkReader:
         resource_type: str,
         raws: list[bytes],
         wanted: list[int],
-        contents: dict[int, bytes | None],
+        contents: Contents,
     ) -> None:
         self._worker = worker
         self._contents = contents
@@ -118,7 +117,7 @@ class ChunkReader:
                 self._read_closely(index)
             return
         raws, odd, loads, append, ids = self._raws, self._odd, orjson.loads, resources.append, resources.resource_ids
-        contents = self._contents
+        note = self._contents.note
         for index in wanted:
             if index not in odd:
                 try:
@@ -128,8 +127,7 @@ class ChunkReader:
                     if resource["resourceType"] == resource_type and resource_id.__class__ is str and resource_id:
                         append(resource, index)
                         ids.append(resource_id)
-                        if index not in contents:
-                            contents[index] = content_digest(resource, raw)
+                        note(index, resource, raw, has_long_numbers=False)
                         continue
                 except _CONVERSION_ERRORS:
                     resources.cut_back(index)
@@ -158,9 +156,8 @@ class ChunkReader:
             self._reject(index, "parse", *_json_problem(raw, error))
             return
         resources = self._resources_for(index, resource)
-        if index not in self._contents and isinstance(resource, dict):
-            has_long_numbers = index in self._long_numbers
-            self._contents[index] = content_digest(resource, raw, has_long_numbers=has_long_numbers)
+        if isinstance(resource, dict):
+            self._contents.note(index, resource, raw, has_long_numbers=index in self._long_numbers)
         if resources is None:
             return
         if index in self._long_numbers:  # read a second time for the digits that a double cannot hold
@@ -219,37 +216,6 @@ class ChunkReader:
         self._reject(
             index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
         )
-
-
-def read_contents(worker: Worker, raws: list[bytes], wanted: list[int], contents: dict[int, bytes | None]) -> pl.Series:
-    """Surrogate ids of the wanted lines (NULL: none can be read); the digests of their contents are added to `contents`.
-
-    Each line is parsed for this alone and forgotten: what did change is parsed a second time, which is little in the
-    usual night, while keeping all resources of a chunk would triple its time.
-    """
-    limit, key_of = worker.plan.site.max_line_bytes, worker.keys.of
-    texts = texts_of([raws[index] for index in wanted])
-    long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
-    surrogate_ids: list[int | None] = []
-    for index in wanted:
-        raw, named = raws[index], None
-        if len(raw) <= limit:
-            with suppress(orjson.JSONDecodeError):
-                resource = orjson.loads(raw)
-                if named := _named(resource):
-                    contents[index] = content_digest(resource, raw, has_long_numbers=index in long_numbers)
-        surrogate_ids.append(key_of(*named) if named else None)
-    return pl.Series("surrogate_id", surrogate_ids, dtype=pl.Int64)
-
-
-def _named(resource: Any) -> tuple[str, str] | None:
-    """Type and id of a resource that has both."""
-    if not isinstance(resource, dict):
-        return None
-    resource_type, resource_id = resource.get("resourceType"), resource.get("id")
-    if isinstance(resource_type, str) and isinstance(resource_id, str):
-        return resource_type, resource_id
-    return None
 
 
 @contextmanager

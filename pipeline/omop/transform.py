@@ -14,13 +14,13 @@ import polars as pl
 import xxhash
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.content_hash import digests_as_integers
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
+from pipeline.omop.content import Contents
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
 from pipeline.omop.plan import TransformPlan, Worker
-from pipeline.omop.reading import ChunkReader, ReadResources, read_contents
+from pipeline.omop.reading import ChunkReader, ReadResources
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
@@ -91,8 +91,7 @@ class _ChunkTransform:
     def __init__(self, worker: Worker, task: ChunkTask) -> None:
         self.worker = worker
         self.task = task
-        #: index → digest of the content of a line that was parsed; a line that is rejected may be missing
-        self.contents: dict[int, bytes | None] = {}
+        self.contents = Contents(worker)
 
     def run(self) -> tuple[ChunkReport, ...]:
         pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
@@ -101,7 +100,7 @@ class _ChunkTransform:
             return tuple(ChunkReport(piece.file_number, 0, 0) for piece in self.task.pieces)
         self.lines = self._hashed(raws, pieces)
         unchanged = self._unchanged()
-        of_content = self._unchanged_content(raws, unchanged)
+        of_content = self._unchanged_content(raws, set(unchanged["index"]))
         unchanged = pl.concat([unchanged, of_content])
         skip = set(unchanged["index"])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
@@ -160,17 +159,11 @@ class _ChunkTransform:
         resources = self.worker.known.resources_of_lines(self.lines)
         return self.lines.select(resources, "index", "file_number", "line").drop_nulls("surrogate_id")
 
-    def _unchanged_content(self, raws: list[bytes], unchanged: pl.DataFrame) -> pl.DataFrame:
-        """Other lines whose content is known of their resource; the same columns."""
-        same = set(unchanged["index"])
-        if not self.worker.known.has_contents or len(same) == len(raws):
-            return unchanged.clear()
-        wanted = [index for index in range(len(raws)) if index not in same]
-        surrogate_ids = read_contents(self.worker, raws, wanted, self.contents)
-        contents = digests_as_integers([self.contents.get(index) for index in wanted])
-        asked = pl.DataFrame({"index": pl.Series(wanted, dtype=pl.Int32), "surrogate_id": surrogate_ids})
-        found = asked.filter(self.worker.known.are_known(surrogate_ids, contents))
-        return found.join(self.lines, on="index").select(unchanged.columns)
+    def _unchanged_content(self, raws: list[bytes], same: set[int]) -> pl.DataFrame:
+        """Lines besides those of indexes `same` whose content is known; the same columns."""
+        others = [index for index in range(len(raws)) if index not in same]
+        found = self.contents.unchanged(others, [raws[index] for index in others])
+        return found.join(self.lines, on="index").select("surrogate_id", "index", "file_number", "line")
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -221,13 +214,7 @@ class _ChunkTransform:
             on="index",
             maintain_order="left",
         )
-        contents = pl.DataFrame(
-            {
-                "index": pl.Series(list(self.contents), dtype=pl.Int32),
-                "content_hash": digests_as_integers(list(self.contents.values())),
-            }
-        )
-        outcomes = outcomes.join(contents, on="index", how="left", maintain_order="left")
+        outcomes = outcomes.join(self.contents.frame(), on="index", how="left", maintain_order="left")
         self._write(staging.OUTCOME, outcomes.select(*staging.OUTCOME_SCHEMA))
         self._write(staging.REJECTION, rejections.select(*staging.REJECTION_SCHEMA))
 

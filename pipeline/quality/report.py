@@ -45,6 +45,8 @@ class LoadReport:
     unmapped: tuple[UnmappedCode, ...]
     open_dead_letters: int
     notes: ExportNotes = field(default_factory=ExportNotes)
+    #: unchanged lines with other bytes than the loaded ones, and the same content
+    unchanged_by_content: int = 0
 
     @property
     def total(self) -> Counter[str]:
@@ -76,6 +78,7 @@ def load_report(
         _unmapped(connection, ids, most_unmapped),
         _count(connection, "SELECT count(*) FROM dead_letter_open"),
         export_notes(connection, ids),
+        _unchanged_by_content(connection, ids),
     )
 
 
@@ -93,6 +96,13 @@ def _outcomes(connection: psycopg.Connection, ids: list[int]) -> dict[str, Count
         (ids,),
     ).fetchall()
     return {row[0]: Counter(dict(zip(columns, row[1:], strict=True))) for row in rows}
+
+
+def _unchanged_by_content(connection: psycopg.Connection, ids: list[int]) -> int:
+    row = connection.execute(
+        "SELECT coalesce(sum(unchanged_by_content), 0)::bigint FROM export_file WHERE export_id = ANY(%s)", (ids,)
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _exclusions(connection: psycopg.Connection, ids: list[int]) -> dict[tuple[str, str], int]:

@@ -8,8 +8,8 @@ resources, and are looked up by binary search: the processes share the pages, an
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,8 +30,8 @@ _ROWS_A_SORT = 2_000_000
 #: Parts into which more rows are spilled before they are sorted. Hashes are spread evenly.
 _PARTS = 256
 
-#: Of a map, what a look-up touches before it gives the pages back.
-_MAPPED_BYTES = 48 * 1024 * 1024
+#: Larger maps are searched in slices of this size, and the pages given back after each.
+_MAPPED_BYTES = 160 * 1024 * 1024
 
 #: A row of COPY's binary format with four BIGINTs that are not NULL: number of fields, then length and value of each.
 _COPY_ROW = np.dtype(
@@ -40,15 +40,16 @@ _COPY_ROW = np.dtype(
 _COPY_HEADER = 19
 _COPY_BLOCK = 8 * 1024 * 1024
 
-_LINES, _CONTENTS = ("high", "low", "line_id"), ("content_id", "content")
+#: What is looked up, and how many integers a row has.
+_LINES, _CONTENTS = ("lines", 3), ("contents", 2)
 
 
 class KnownLines:
     """What `write_known` wrote. Nothing is known where it wrote nothing."""
 
     def __init__(self, folder: Path) -> None:
-        self._lines = _Pairs(folder, _LINES)
-        self._contents = _Pairs(folder, _CONTENTS)
+        self._lines = _Pairs(folder, *_LINES)
+        self._contents = _Pairs(folder, *_CONTENTS)
 
     @property
     def has_contents(self) -> bool:
@@ -56,68 +57,63 @@ class KnownLines:
 
     def resources_of_lines(self, lines: pl.DataFrame) -> pl.Series:
         """Surrogate ids by raw_hash_high and raw_hash_low, in the order of the rows; NULL: the line is not known."""
-        found = self._lines.find(lines["raw_hash_high"], lines["raw_hash_low"])
-        known = found >= 0
-        ids = np.zeros(len(found), np.int64)
-        ids[known] = self._lines.values("line_id", found[known])
-        return pl.DataFrame({"id": ids, "known": known}).select(pl.when("known").then("id").alias("surrogate_id"))[
-            "surrogate_id"
-        ]
+        known, rest = self._lines.find(lines["raw_hash_high"], lines["raw_hash_low"])
+        found = pl.DataFrame({"known": known, "surrogate_id": rest[:, 0]})
+        return found.select(pl.when("known").then("surrogate_id").alias("surrogate_id"))["surrogate_id"]
 
     def are_known(self, surrogate_ids: pl.Series, contents: pl.Series) -> pl.Series:
         """Whether the content (a content hash, or NULL) is the one that is known of the resource."""
-        found = self._contents.find(surrogate_ids.fill_null(0), contents.fill_null(0))
-        return pl.Series("is_known", found >= 0) & contents.is_not_null() & surrogate_ids.is_not_null()
+        known, _ = self._contents.find(surrogate_ids.fill_null(0), contents.fill_null(0))
+        return pl.Series("is_known", known) & contents.is_not_null() & surrogate_ids.is_not_null()
 
 
 class _Pairs:
-    """Columns of equal length, mapped; rows are sorted by the first column."""
+    """Rows of integers, mapped, sorted by the first one. That lies in a file of its own, for the search's sake."""
 
-    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
-        self._first, self._second = columns[:2]
-        self._maps = {name: _mapped(folder / name) for name in columns}
-        self._columns = {name: np.frombuffer(pages or b"", np.int64) for name, pages in self._maps.items()}
+    def __init__(self, folder: Path, name: str, width: int) -> None:
+        self._maps = [_mapped(folder / f"{name}.{part}") for part in ("first", "others")]
+        first, others = (np.frombuffer(pages or b"", np.int64) for pages in self._maps)
+        self._first, self._others = first, others.reshape(-1, width - 1)
+        self._bytes = first.nbytes + others.nbytes
 
     def __len__(self) -> int:
-        return len(self._columns[self._first])
+        return len(self._first)
 
-    def values(self, column: str, positions: Integers) -> Integers:
-        found = self._columns[column][positions]
-        self._give_back()
-        return found
-
-    def find(self, first: pl.Series, second: pl.Series) -> Integers:
-        """Position of each pair, -1 for one that is not there."""
+    def find(self, first: pl.Series, second: pl.Series) -> tuple[npt.NDArray[np.bool_], Integers]:
+        """Whether each pair is there, and what stands beside it in its row."""
         wanted, other = np.asarray(first, np.int64), np.asarray(second, np.int64)
-        found = np.full(len(wanted), -1, np.int64)
+        known = np.zeros(len(wanted), np.bool_)
+        rest = np.zeros((len(wanted), self._others.shape[1] - 1), np.int64)
         if not len(self):
-            return found
+            return known, rest
         order = np.argsort(wanted)  # neighbours share the pages
-        slices = max(1, len(self) * 8 // _MAPPED_BYTES)
-        for part in np.array_split(order, slices):
-            found[part] = self._positions(wanted[part], other[part])
-            self._give_back()
-        return found
+        for part in np.array_split(order, self._bytes // _MAPPED_BYTES + 1):
+            known[part], rest[part] = self._found(wanted[part], other[part])
+            if self._bytes > _MAPPED_BYTES:
+                self._give_back()
+        return known, rest
 
-    def _positions(self, wanted: Integers, other: Integers) -> Integers:
-        first, second = self._columns[self._first], self._columns[self._second]
-        found = np.full(len(wanted), -1, np.int64)
-        positions = np.searchsorted(first, wanted)
-        open_ = np.flatnonzero(positions < len(first))
-        while len(open_):  # once, unless first members repeat
+    def _found(self, wanted: Integers, other: Integers) -> tuple[npt.NDArray[np.bool_], Integers]:
+        positions = np.searchsorted(self._first, wanted)
+        known = np.zeros(len(wanted), np.bool_)
+        rest = np.zeros((len(wanted), self._others.shape[1] - 1), np.int64)
+        open_ = np.flatnonzero(positions < len(self))
+        while len(open_):  # once, unless first integers repeat
             at = positions[open_]
-            equal = first[at] == wanted[open_]
+            equal = self._first[at] == wanted[open_]
             open_, at = open_[equal], at[equal]
-            match = second[at] == other[open_]
-            found[open_[match]] = at[match]
+            rows = self._others[at]
+            match = rows[:, 0] == other[open_]
+            known[open_[match]] = True
+            rest[open_[match]] = rows[match, 1:]
             open_ = open_[~match]
             positions[open_] += 1
-            open_ = open_[positions[open_] < len(first)]
-        return found
+            open_ = open_[positions[open_] < len(self)]
+        return known, rest
 
     def _give_back(self) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
-            for pages in self._maps.values():
+            for pages in self._maps:
                 if pages is not None:
                     pages.madvise(mmap.MADV_DONTNEED)
 
@@ -140,11 +136,12 @@ def write_known(connection: psycopg.Connection, folder: Path, site: str, fingerp
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with landing_errors(folder):
-        lines, contents = _Sorter(folder, _LINES), _Sorter(folder, _CONTENTS)
+        lines, contents = _Sorter(folder, *_LINES), _Sorter(folder, *_CONTENTS)
         for rows in _rows(connection, site, fingerprints):
-            # No line and no content has the hash 0: such a state is none to compare with.
-            lines.add(rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)][:, [1, 2, 0]])
-            contents.add(rows[rows[:, 3] != 0][:, [0, 3]])
+            # No line has the hash 0: such a state is none to compare with. No content hash is 0.
+            lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
+            lines.add(lined[:, [1, 2, 0]])
+            contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
         lines.finish()
         contents.finish()
 
@@ -183,11 +180,10 @@ def _parsed(block: bytes, begin: int, rows: int) -> Integers:
 
 
 class _Sorter:
-    """Rows in any order → one file a column, sorted by the first. More rows than one sort takes are spilled to parts."""
+    """Rows in any order → the files of a `_Pairs`. More rows than one sort takes are spilled to parts."""
 
-    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
-        self._folder = folder
-        self._columns = columns
+    def __init__(self, folder: Path, name: str, width: int) -> None:
+        self._folder, self._name, self._width = folder, name, width
         self._waiting: list[Integers] = []
         self._count = 0
         self._is_spilled = False
@@ -199,42 +195,40 @@ class _Sorter:
             self._spill()
 
     def finish(self) -> None:
-        """Write the columns, part after part; the parts are removed."""
-        with ExitStack() as stack:
-            columns = [stack.enter_context((self._folder / name).open("wb")) for name in self._columns]
+        """Write the files, part after part; the parts are removed."""
+        target = self._folder / self._name
+        with target.with_suffix(".first").open("wb") as first, target.with_suffix(".others").open("wb") as others:
             if not self._is_spilled:
-                self._write(columns, self._taken())
+                _write_sorted(self._taken(), first, others)
                 return
             self._spill()
-            for number in range(_PARTS):
-                part = self._part(number)
+            for part in map(self._part, range(_PARTS)):
                 if part.exists():
-                    self._write(columns, np.fromfile(part, np.int64).reshape(-1, len(self._columns)))
+                    _write_sorted(np.fromfile(part, np.int64).reshape(-1, self._width), first, others)
                     part.unlink()
 
     def _taken(self) -> Integers:
-        rows = np.concatenate([np.empty((0, len(self._columns)), np.int64), *self._waiting])
+        rows = np.concatenate([np.empty((0, self._width), np.int64), *self._waiting])
         self._waiting, self._count = [], 0
         return rows
 
     def _spill(self) -> None:
         rows = self._taken()
-        # Signed numbers: the lowest part holds the least of them.
-        numbers = (rows[:, 0] >> (64 - _PARTS.bit_length() + 1)) + _PARTS // 2
+        # Signed numbers: the lowest part holds the least. 16 bits: numpy then sorts without comparing.
+        numbers = ((rows[:, 0] >> (65 - _PARTS.bit_length())) + _PARTS // 2).astype(np.int16)
         order = np.argsort(numbers, kind="stable")
-        bounds = np.searchsorted(numbers[order], np.arange(_PARTS + 1))
-        for number in range(_PARTS):
-            part = order[bounds[number] : bounds[number + 1]]
-            if len(part):
+        rows, bounds = rows[order], np.searchsorted(numbers[order], np.arange(_PARTS + 1))
+        for number, (begin, end) in enumerate(pairwise(bounds)):
+            if begin < end:
                 with self._part(number).open("ab") as stream:
-                    stream.write(rows[part].tobytes())
+                    stream.write(rows[begin:end].data)
         self._is_spilled = True
 
     def _part(self, number: int) -> Path:
-        return self._folder / f"{self._columns[0]}.{number:03d}"
+        return self._folder / f"{self._name}.{number:03d}"
 
-    @staticmethod
-    def _write(columns: Sequence[BinaryIO], rows: Integers) -> None:
-        order = np.argsort(rows[:, 0])
-        for number, stream in enumerate(columns):
-            stream.write(rows[order, number].tobytes())
+
+def _write_sorted(rows: Integers, first: BinaryIO, others: BinaryIO) -> None:
+    rows = rows[np.argsort(rows[:, 0].copy())]
+    first.write(rows[:, 0].tobytes())
+    others.write(rows[:, 1:].tobytes())

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigurationError, SiteBusy
+from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.replay import replay_dead_letters
 from pipeline.runtime import Runtime
+from pipeline.settings import MAPPINGS_FOLDER
 from pipeline.warehouse.export_jobs import site_lock
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 
@@ -328,3 +334,155 @@ def test_care_sites_are_related_as_their_resources_say(warehouse: Warehouse) -> 
     assert warehouse.checksums()["fact_relationship"] == before
     warehouse.load({"Organization": [{"id": "b", "name": "Clinic"}]})
     assert warehouse.rows(query) == [("Clinic", "Ward"), ("Ward", "Clinic")]
+
+
+# --- unchanged by content ------------------------------------------------------------------------------------------
+
+
+def _turned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _turned(value[name]) for name in reversed(value)}
+    return [_turned(item) for item in value] if isinstance(value, list) else value
+
+
+def volatile(resource: dict[str, Any], stamp: str = "2") -> dict[str, Any]:
+    """The same resource as a server may write it the next time."""
+    other: dict[str, Any] = json.loads(json.dumps(resource))
+    for content in other.get("content", ()):
+        content["attachment"]["url"] += f"?signature={stamp}"
+    return _turned({**other, "meta": {"versionId": stamp, "lastUpdated": f"2026-01-0{stamp}T00:00:00Z"}})  # type: ignore[no-any-return]
+
+
+def _value(value: float) -> dict[str, Any]:
+    return observation(valueQuantity={"value": value, "unit": "mg/dL"})
+
+
+def _values(warehouse: Warehouse) -> list[float]:
+    return [float(row[0]) for row in warehouse.rows("SELECT value_as_number FROM cdm.measurement")]
+
+
+def test_a_volatile_server_changes_nothing(warehouse: Warehouse, tmp_path: Path) -> None:
+    note = {
+        "id": "d1",
+        "status": "current",
+        "subject": reference("Patient", "p1"),
+        "date": "2025-01-02T15:00:00Z",
+        "content": [{"attachment": {"contentType": "text/plain", "url": "https://example.org/Binary/b1"}}],
+    }
+    resources: dict[str, list[dict[str, Any]]] = {
+        "Patient": [patient()],
+        "Encounter": [encounter()],
+        "Observation": [
+            observation(),
+            observation("excluded", status="entered-in-error"),
+            observation("rejected", person="nobody"),
+        ],
+        "DocumentReference": [note],
+        "Appointment": [{"id": "unmapped", "status": "booked"}],
+    }
+    warehouse.load(resources)
+    before = warehouse.checksums()
+    states = warehouse.rows("SELECT * FROM resource_state ORDER BY 1")
+    assert warehouse.value("SELECT count(*) FROM resource_state WHERE content_hash IS NULL") == 0
+    folder = tmp_path / "volatile"  # other files, in another order
+    folder.mkdir()
+    for name, group in resources.items():
+        for number, resource in enumerate(reversed(group)):
+            line = json.dumps(volatile({"resourceType": name, **resource}))
+            (folder / f"{name}.{number}.ndjson").write_text(line + "\n", encoding="utf-8")
+    report, *_ = warehouse.load(folder)
+    assert report.outcomes == {"unchanged": 6, "rejected": 1}
+    assert report.unchanged_by_content == 6
+    assert report.changed_rows == 0
+    assert warehouse.checksums() == before
+    assert warehouse.rows("SELECT * FROM resource_state ORDER BY 1") == states
+    (same, *_) = warehouse.load(resources)
+    assert (same.outcomes["unchanged"], same.unchanged_by_content) == (6, 0)
+    (changed, *_) = warehouse.load({"Patient": [volatile(patient())], "Observation": [volatile(_value(7), "3")]})
+    assert changed.outcomes == {"unchanged": 1, "loaded": 1}
+    assert _values(warehouse) == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcomes", "value"),
+    [
+        # 1.0 is what is known.
+        (lambda: [volatile(_value(1)), _value(2)], {"unchanged": 2, "loaded": 1}, 2.0),
+        (lambda: [_value(2), volatile(_value(1))], {"unchanged": 2, "superseded": 1}, 1.0),
+        (lambda: [volatile(_value(1), "2"), volatile(_value(1), "3")], {"unchanged": 3}, 1.0),
+        (lambda: [volatile(_value(2)), volatile(_value(3))], {"unchanged": 1, "superseded": 1, "loaded": 1}, 3.0),
+        (
+            lambda: [volatile(_value(1)), _value(2), volatile(_value(1), "3")],
+            {"unchanged": 3, "superseded": 1},
+            1.0,
+        ),
+        (lambda: [_value(2), volatile(_value(1)), _value(3)], {"unchanged": 2, "superseded": 1, "loaded": 1}, 3.0),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])  # in one file, and each in a file of its own
+def test_the_last_line_wins_whatever_is_known_of_it(
+    warehouse: Warehouse,
+    tmp_path: Path,
+    lines: Callable[[], list[dict[str, Any]]],
+    outcomes: dict[str, int],
+    value: float,
+    apart: bool,
+) -> None:
+    warehouse.load({"Patient": [patient()], "Observation": [_value(1)]})
+    folder = tmp_path / "repeated"
+    folder.mkdir()
+    (folder / "Patient.ndjson").write_text(json.dumps(patient()) + "\n", encoding="utf-8")
+    for number, line in enumerate(lines()):
+        file = folder / f"Observation.{number if apart else 0}.ndjson"
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"resourceType": "Observation", **line}) + "\n")
+    report, *_ = warehouse.load(folder)
+    assert report.outcomes == outcomes
+    assert _values(warehouse) == [value]
+
+
+def test_changed_and_back_again(warehouse: Warehouse) -> None:
+    exports = [
+        warehouse.land({"Patient": [patient()], "Observation": [volatile(_value(1 + n % 2), str(n + 1))]})
+        for n in range(4)
+    ]
+    for export, expected in zip(exports, (1.0, 2.0, 1.0, 2.0), strict=True):
+        warehouse.ingest(export)
+        assert _values(warehouse) == [expected]
+    # Out of order: what was unchanged in a newer export stays, whatever an older one says.
+    newest = warehouse.land({"Patient": [patient()], "Observation": [volatile(_value(2), "6")]})
+    older = warehouse.land({"Patient": [patient()], "Observation": [volatile(_value(9), "5")]})
+    older = replace(older, transaction_time=exports[-1].transaction_time + timedelta(hours=1))
+    assert newest.transaction_time > older.transaction_time
+    assert warehouse.ingest(newest)[0].unchanged_by_content == 1
+    assert warehouse.ingest(older)[0].outcomes["superseded"] == 1
+    assert _values(warehouse) == [2.0]
+
+
+def test_another_fingerprint_maps_the_same_content_again(warehouse: Warehouse, tmp_path: Path) -> None:
+    def load(stamp: str) -> dict[str, int]:
+        files = {"Patient": [volatile(patient(), stamp)], "Observation": [volatile(_value(1), stamp)]}
+        report, *_ = warehouse.load(files)
+        return +report.outcomes
+
+    assert load("1") == {"loaded": 2}
+    assert load("2") == {"unchanged": 2}
+    settings = warehouse.runtime.settings
+    vocabulary = tmp_path / "vocabulary"
+    shutil.copytree(MAPPINGS_FOLDER / "demo_vocabulary", vocabulary)
+    concepts = (vocabulary / "CONCEPT.csv").read_text(encoding="utf-8")
+    assert concepts.count("Creatinine") > 0
+    (vocabulary / "CONCEPT.csv").write_text(concepts.replace("Creatinine", "Kreatinin"), encoding="utf-8")
+    release = load_vocabulary(warehouse.runtime.url, vocabulary, vocab_schema="vocab", etl_schema="etl")
+    compile_index(warehouse.runtime.url, release, vocab_schema="vocab", home=settings.home)
+    assert load("3") == {"loaded": 2}
+    assert load("4") == {"unchanged": 2}
+    sites = {"one": settings.site_or_folder("one").model_copy(update={"text_source_value_types": ("Observation",)})}
+    warehouse.runtime = Runtime(settings.model_copy(update={"sites": sites}), warehouse.runtime.clock)
+    assert load("5") == {"loaded": 2}
+    assert load("6") == {"unchanged": 2}
+    with warehouse.runtime.connect() as connection:  # what was removed leaves no line and no content to compare with
+        connection.execute("UPDATE resource_state SET raw_hash_high = 0, raw_hash_low = 0")
+        connection.commit()
+    assert load("7") == {"loaded": 2}
+    assert _values(warehouse) == [1.0]

@@ -20,10 +20,10 @@ PAIRS = st.tuples(HALVES, HALVES)
 
 def written(folder, lines, contents):
     folder.mkdir(exist_ok=True)
-    for columns, rows in ((known._LINES, lines), (known._CONTENTS, contents)):
-        sorter = known._Sorter(folder, columns)
+    for kind, rows in ((known._LINES, lines), (known._CONTENTS, contents)):
+        sorter = known._Sorter(folder, *kind)
         for start in range(0, len(rows), 3):  # in several blocks
-            sorter.add(np.array(rows[start : start + 3], np.int64).reshape(-1, len(columns)))
+            sorter.add(np.array(rows[start : start + 3], np.int64).reshape(-1, kind[1]))
         sorter.finish()
     return KnownLines(folder)
 
@@ -65,4 +65,9 @@ def test_nothing_is_known_where_nothing_is_written(tmp_path):
 def test_no_part_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(known, "_ROWS_A_SORT", 2)
     written(tmp_path, [(number << 55, number, number) for number in range(-100, 100)], [])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["content", "content_id", "high", "line_id", "low"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "contents.first",
+        "contents.others",
+        "lines.first",
+        "lines.others",
+    ]

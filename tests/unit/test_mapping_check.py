@@ -51,6 +51,9 @@ def told(folder, **more):
     [
         ("path: subject,", "path: subjekt,", "Procedure has no element 'subjekt' in FHIR R4; did you mean 'subject'?"),
         ("path: performed.ofType(dateTime)", "path: performed.ofType(Quantity)", "cannot be of type Quantity"),
+        ("path: subject,", "path: meta.lastUpdated,", "no mapping may read them"),
+        ("path: subject,", "path: meta.versionId.first(),", "no mapping may read them"),
+        ("path: subject,", "path: meta,", "no mapping may read them"),
         ("path: bodySite.first()", "path: bodySite.frist()", "frist() is not supported; did you mean first()?"),
         ("path: bodySite.first()", 'path: "bodySite.first("', "the path ends"),
         ("path: bodySite.first()", "path: bodySite.coding.text", "Coding has no element 'text'"),

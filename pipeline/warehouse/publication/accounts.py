@@ -92,11 +92,13 @@ def account(p: Publication, files: Sequence[FileLines]) -> None:
                 "Nothing was published. This is a defect of epic-omop: please report it with these numbers.",
             )
         p.report.outcomes.update(count)
+        p.report.unchanged_by_content += file.unchanged_by_content
         updated = p.connection.execute(
-            "UPDATE export_file SET loaded = %s, unchanged = %s, superseded = %s, excluded = %s, rejected = %s"
-            " WHERE export_id = %s AND file_number = %s AND lines = %s",
+            "UPDATE export_file SET loaded = %s, unchanged = %s, superseded = %s, excluded = %s, rejected = %s,"
+            " unchanged_by_content = %s WHERE export_id = %s AND file_number = %s AND lines = %s",
             (
                 *(count[name] for name in ("loaded", "unchanged", "superseded", "excluded", "rejected")),
+                file.unchanged_by_content,
                 p.export.export_id,
                 file.file_number,
                 file.lines,

@@ -56,6 +56,8 @@ class PublicationReport:
     site: str
     vocabulary_release: str
     outcomes: Counter[str] = field(default_factory=Counter)
+    #: of the unchanged ones: other bytes, the same content
+    unchanged_by_content: int = 0
     rows_inserted: Counter[str] = field(default_factory=Counter)
     rows_deleted: Counter[str] = field(default_factory=Counter)
     #: by the derived tables: ends that moved with the as-of date, preceding visits
