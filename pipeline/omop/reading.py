@@ -25,8 +25,8 @@ __all__ = ["ChunkReader", "ReadResources", "Rejected"]
 _CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
 #: What may change the meaning of a resource, at any depth (f2o-063).
-_MODIFIER = '"modifierExtension"|"implicitRules"'
-_NUL = b"\\u0000"
+_MODIFIERS = ('"modifierExtension"', '"implicitRules"')
+_NUL = "\\u0000"
 
 
 @dataclass
@@ -86,17 +86,15 @@ class ChunkReader:
     def _search(self, wanted: list[int]) -> None:
         """Find the few lines that need a closer look, by searches over all of them at once."""
         raws = [self._raws[index] for index in wanted]
-        whole = texts_of([b"\n".join(raws)])
-        self._long_numbers: set[int] = set()
-        self._modified: set[int] = set()
-        if exact_numbers.lines_with_long_numbers(whole) or whole.str.contains(_MODIFIER).any():
-            texts = texts_of(raws)
-            self._long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
-            self._modified = {wanted[place] for place in texts.str.contains(_MODIFIER).arg_true()}
-        self._odd = self._long_numbers | self._modified
+        texts = texts_of(raws)
+        # Each text by itself: one expression for both is ten times as slow.
+        modified = texts.str.contains(_MODIFIERS[0], literal=True) | texts.str.contains(_MODIFIERS[1], literal=True)
+        with_nul = texts.str.contains(_NUL, literal=True)
+        self._long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
+        self._modified = {wanted[place] for place in modified.arg_true()}
+        self._with_nul = {wanted[place] for place in with_nul.arg_true()}
+        self._odd = self._long_numbers | self._modified | self._with_nul
         self._odd.update(index for index in wanted if len(self._raws[index]) > self._limit)
-        if whole.str.contains(_NUL.decode(), literal=True).any():
-            self._odd.update(index for index in wanted if _NUL in self._raws[index])
 
     def _read(self, resource_type: str, wanted: list[int]) -> None:
         resources = self._resources_of(resource_type)
@@ -146,7 +144,7 @@ class ChunkReader:
         if index in self._long_numbers:  # read a second time for the digits that a double cannot hold
             resource = exact_numbers.loads(raw)
             resources.has_long_numbers = True
-        if _NUL in raw and (path := _path_of_nul(resource, resource["resourceType"])):
+        if index in self._with_nul and (path := _path_of_nul(resource, resource["resourceType"])):
             self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
             return
         if index in self._modified and (unknown := _unknown_modifier(resource, resources.plan.mapping)):

@@ -260,7 +260,7 @@ class _TypeTransform:
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
-        ).join(self.chunk.lines.select("index", "file_number", "line"), on="index", maintain_order="left")
+        ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
 
     def _view_frame(self, number: int) -> pl.DataFrame:
         view = self.read.plan.views[number]
