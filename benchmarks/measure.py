@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from time import sleep
 
 from benchmarks.exports import FIRST_DAY, World, write_day, write_volatile
 from benchmarks.floor import CopyFloor, copy_floor, parse_floor, save_rows
 from benchmarks.memory import MemoryPeak, PeakMemory
+from benchmarks.start_up import start_up_seconds
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
 from pipeline.landing.store import LandedExport
-from pipeline.omop.transform import ChunkTask  # noqa: F401 - what a worker imports, so that start-up measures it
 from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
@@ -97,7 +94,7 @@ def measure(options: Options, progress: Progress = lambda _: None) -> Measuremen
     found.bytes, found.files = sum(file.stat().st_size for file in files), len(files)
     progress("parse floor")
     found.parse_floor_seconds = min(parse_floor(files, options.workers) for _ in range(options.repeat))
-    found.start_up_seconds = min(_start_up_seconds(options.workers) for _ in range(options.repeat))
+    found.start_up_seconds = min(start_up_seconds(options.workers) for _ in range(options.repeat))
     with _warehouse(options) as warehouse:
         _measure_loads(options, warehouse, found, (first, second, volatile), progress)
     found.load_average["end"] = os.getloadavg()
@@ -132,19 +129,6 @@ def _measure_loads(
 def _best(loads: list[Load]) -> Load:
     best = min(loads, key=lambda load: load.seconds)
     return Load(**{**vars(best), "all_seconds": tuple(load.seconds for load in loads)})
-
-
-def _start_up_seconds(workers: int) -> float:
-    started = time.perf_counter()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for ready in [pool.submit(_started) for _ in range(workers)]:
-            ready.result()
-        return time.perf_counter() - started
-
-
-def _started() -> None:
-    """Unpickling this function's name has imported this module, and with it the pipeline. Leaves work to the others."""
-    sleep(0.01)
 
 
 class _Warehouse:
