@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from time import sleep
 
 from benchmarks.exports import FIRST_DAY, World, make_volatile, write_day
 from benchmarks.floor import CopyFloor, copy_floor, parse_floor, save_rows
 from benchmarks.memory import CpuSeconds, MemoryPeak, PeakMemory
+from benchmarks.start_up import start_up_seconds
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
 from pipeline.landing.store import LandedExport
-from pipeline.omop.transform import ChunkTask  # noqa: F401 - what a worker imports, so that start-up measures it
 from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
@@ -126,7 +123,7 @@ def measure(options: Options, progress: Progress = lambda _: None) -> Measuremen
     if "floor" in options.parts:
         progress("parse floor")
         found.parse_floor_seconds = min(parse_floor(files, options.workers) for _ in range(options.repeat))
-    found.start_up_seconds = min(_start_up_seconds(options.workers) for _ in range(options.repeat))
+    found.start_up_seconds = min(start_up_seconds(options.workers) for _ in range(options.repeat))
     with _warehouse(options) as warehouse:
         _measure_loads(options, warehouse, found, first, progress)
         if "workers" in options.parts:
@@ -180,19 +177,6 @@ def _measure_workers(options: Options, warehouse: _Warehouse, found: Measurement
 def _best(loads: list[Load]) -> Load:
     best = min(loads, key=lambda load: load.seconds)
     return replace(best, all_seconds=tuple(load.seconds for load in loads))
-
-
-def _start_up_seconds(workers: int) -> float:
-    started = time.perf_counter()
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for ready in [pool.submit(_started) for _ in range(workers)]:
-            ready.result()
-        return time.perf_counter() - started
-
-
-def _started() -> None:
-    """Unpickling this function's name has imported this module, and with it the pipeline. Leaves work to the others."""
-    sleep(0.01)
 
 
 class _Warehouse:

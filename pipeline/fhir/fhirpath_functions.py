@@ -138,6 +138,10 @@ def compared(loose: Json, name: str) -> list[Json]:
 
     As `=` has it, an array counts by its only item.
     """
+    if loose.__class__ is list and len(loose) == 1 and loose[0].__class__ is dict:
+        child = loose[0].get(name)
+        if child.__class__ is not list:
+            return [child]  # most arrays in FHIR have one item
     found: list[Json] = []
     for item in items(loose):
         try:
@@ -155,7 +159,12 @@ def compared(loose: Json, name: str) -> list[Json]:
 def extensions(loose: Json, url: str | None) -> list[Json]:
     """The extensions of every item, those with `url` alone where it is given."""
     found = items(children(loose, "extension"))
-    return [item for item in found if url is None or single(children(item, "url")) == url]
+    return [item for item in found if url is None or _url(item) == url]
+
+
+def _url(extension: Json) -> Json:
+    url = extension.get("url") if extension.__class__ is dict else None
+    return url if url.__class__ is str else single(children(extension, "url"))
 
 
 def primitive_extensions(parent: Json, name: str, url: str | None) -> list[Json]:

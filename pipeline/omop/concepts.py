@@ -65,21 +65,41 @@ class ConceptResolver:
         self._priorities = priorities
         self._unit_aliases = unit_aliases or {}
         self._resolved: dict[str, pl.DataFrame] = {}
+        self._single: dict[str, pl.DataFrame] = {}
         self._done: dict[str, int] = {}
+        #: codings that the index was asked for, and its rows: other code sets and other purposes have the same
+        self._asked = pl.DataFrame(schema={"vocabulary_id": pl.String, "concept_code": pl.String})
+        self._rows: pl.DataFrame | None = None
 
     def resolve(self, purpose: str) -> pl.DataFrame:
         """Everything resolved for a purpose so far, new code sets included. Columns: RESOLVED_SCHEMA."""
-        first = self._done.get(purpose, 0)
-        if first < len(self._sets):
-            new = self._resolve_from(first, purpose)
-            known = self._resolved.get(purpose)
-            self._resolved[purpose] = new if known is None else pl.concat([known, new])
-            self._done[purpose] = len(self._sets)
-        return self._resolved.get(purpose, pl.DataFrame(schema=RESOLVED_SCHEMA))
+        self._resolve_new(purpose)
+        return self._resolved[purpose]
 
     def resolve_single(self, purpose: str) -> pl.DataFrame:
         """The same with one row a code set: the first standard concept, 0 for none (values, units, routes)."""
-        return self.resolve(purpose).unique("code_set", keep="first", maintain_order=True)
+        self._resolve_new(purpose)
+        return self._single[purpose]
+
+    def _resolve_new(self, purpose: str) -> None:
+        nothing = pl.DataFrame(schema=RESOLVED_SCHEMA)
+        known, single = self._resolved.setdefault(purpose, nothing), self._single.setdefault(purpose, nothing)
+        first = self._done.get(purpose, 0)
+        if first < len(self._sets):
+            new = self._resolve_from(first, purpose)
+            self._resolved[purpose] = pl.concat([known, new])
+            self._single[purpose] = pl.concat([single, new.unique("code_set", keep="first", maintain_order=True)])
+            self._done[purpose] = len(self._sets)
+
+    def _lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
+        """Index rows of distinct (vocabulary_id, concept_code), and of others. The index reads a file of millions of
+        rows each time: it is asked only for codings that it was not asked for before."""
+        new = codings.join(self._asked, on=["vocabulary_id", "concept_code"], how="anti", maintain_order="left")
+        if self._rows is None or not new.is_empty():
+            found = self._index.lookup(new)
+            self._rows = found if self._rows is None else pl.concat([self._rows, found])
+            self._asked = pl.concat([self._asked, new])
+        return self._rows
 
     def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
         sets = self._sets.sets(first)
@@ -99,7 +119,7 @@ class ConceptResolver:
         normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
         distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
         codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
-        found = self._index.lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        found = self._lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
         return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
 
     def _unit_candidates(self, first: int) -> pl.DataFrame:
@@ -127,7 +147,7 @@ class ConceptResolver:
             },
             orient="row",
         )
-        rows = self._index.lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        rows = self._lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
         known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
         known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)

@@ -33,10 +33,13 @@ _OTHER_VALUES = (
     "valueDate",
     "valueUri",
 )
+_IS_OTHER_VALUE = frozenset(_OTHER_VALUES)
 
 
 def other_value(element: dict[str, Any]) -> str | None:
     """Text of the value types that OMOP has no column for, None for the others."""
+    if element.__class__ is dict and _IS_OTHER_VALUE.isdisjoint(element):
+        return None
     for name in _OTHER_VALUES:
         if name in element:
             return _value_text(name, element[name]) or None

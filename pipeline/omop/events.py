@@ -82,13 +82,15 @@ def refuse_incomplete(
     If a required row of a resource cannot be made, the whole resource is rejected.
     """
     missing = [
-        rows.filter(pl.col(name).is_null()).select(*_refusal(mapping, view, rows, name)) for name in view.required
+        rows.filter(pl.col(name).is_null()).select(*_refusal(mapping, view, rows, name))
+        for name in view.required
+        if rows[name].null_count()
     ]
     refused = pl.concat(missing) if missing else pl.DataFrame(schema=REFUSED_SCHEMA)
     excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
-    kept = rows.join(refused, on="index", how="anti", maintain_order="left")
+    kept = rows if refused.is_empty() else rows.join(refused, on="index", how="anti", maintain_order="left")
     waits = kept  # also what is excluded until another resource comes: a note without its text
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
@@ -221,6 +223,8 @@ def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
         + value.fill_null(0) * _MIX[2]
     )
     rows = rows.with_columns(meaning.alias("row_key"))
+    if not rows["surrogate_id"].is_duplicated().any():
+        return rows
     repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "row_key")
     return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
 

@@ -79,6 +79,8 @@ class SurrogateKeys:
         return convert
 
     def _resolve(self, reference: Any, default_type: str | None) -> int | None:
+        if reference.__class__ is str and _RELATIVE.fullmatch(reference):  # nearly all are `Patient/id`
+            return signed(xxhash.xxh3_64_intdigest((self._prefix + reference).encode()))
         parsed = parse_reference(reference, default_type)
         return self.of(*parsed) if parsed else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from omop_schema.cdm import column_length, polars_schema, primary_key, required_columns
+from omop_schema.cdm_fields import column_length, polars_schema, primary_key, required_columns
 
 __all__ = ["DOMAIN_TABLES", "EXACT", "KEY_COLUMNS", "exact_numbers", "route", "staged_columns", "to_staged", "to_table"]
 

@@ -7,6 +7,9 @@ views. After the views everything is set-based: rules, concepts, routing. Every 
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +87,20 @@ def transform_chunk(task: ChunkTask) -> tuple[ChunkReport, ...]:
     """Transform one chunk in the process that `start_worker` prepared. One report a file."""
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
-    return _ChunkTransform(_worker, task).run()
+    with _without_collection():
+        return _ChunkTransform(_worker, task).run()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Neither parsed JSON nor frames hold cycles, and looking for some in ever more rows takes a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _ChunkTransform:
@@ -281,7 +297,7 @@ class _TypeTransform:
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
-        ).join(self.chunk.lines.select("index", "file_number", "line"), on="index", maintain_order="left")
+        ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
 
     def _view_frame(self, number: int) -> pl.DataFrame:
         view = self.read.plan.views[number]

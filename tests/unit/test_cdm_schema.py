@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import polars as pl
 import pytest
 from sqlalchemy import BigInteger, DateTime, Integer, Numeric, Text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from omop_schema import cdm
+from omop_schema import cdm, cdm_fields
 
 
 def column(table: str, name: str):
@@ -143,7 +146,7 @@ def test_names_of_constraints_and_indices_fit_into_postgresql_and_are_unique():
 
 
 def test_every_listed_index_is_on_an_existing_column_that_no_primary_key_covers():
-    for line in cdm._read("cdm_v5_4_indices.csv"):
+    for line in cdm_fields.lines_of("cdm_v5_4_indices.csv"):
         assert line["field"] in {field.name for field in cdm.fields(line["table"])}, line
         assert line["field"] != cdm.primary_key(line["table"]), line
 
@@ -154,3 +157,9 @@ def test_every_foreign_key_inside_the_cdm_has_an_index_for_deletes():
         for field in cdm.fields(table):
             if field.foreign_key and field.foreign_key[0] in cdm.CDM_TABLES:
                 assert (table, field.name) in indexed, field
+
+
+def test_worker_processes_start_without_sqlalchemy():
+    """Its import takes longer than all that a worker of the transform needs."""
+    code = "import sys, pipeline.omop.transform; sys.exit('sqlalchemy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -224,3 +224,34 @@ def test_one_coding_that_resolves_is_enough(index, codings):
 )
 def test_what_is_resolved_together_is_resolved_as_alone(index, concepts):
     assert resolve(index, *concepts) == [resolve(index, concept)[0] for concept in concepts]
+
+
+class CountingIndex(ConceptIndex):
+    """The real index, which notes what it is asked."""
+
+    asked: list[tuple[str, str]]
+
+    def lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
+        self.asked.extend(codings.select("vocabulary_id", "concept_code").rows())
+        return super().lookup(codings)
+
+
+def test_the_index_is_asked_once_for_a_coding(index):
+    """Each question reads a file of millions of rows; later code sets and other purposes have the same codings."""
+    counting = CountingIndex(index.folder, index.release, index.content_hash)
+    object.__setattr__(counting, "asked", [])
+    sets = CodeSets()
+    resolver = ConceptResolver(sets, counting, SYSTEMS, PRIORITIES)
+    found = []
+    for text in ("first", "second"):
+        number = sets.add_concept(
+            {"coding": [{"system": "icd", "code": "TWO"}, {"system": "sct", "code": "gone"}], "text": text}
+        )
+        for purpose in ("condition", "lab"):
+            rows = resolver.resolve(purpose).filter(pl.col("code_set") == number)
+            found.append(rows.select("target_concept_id", "value_concept_id").rows())
+            single = resolver.resolve_single(purpose)
+            assert single["code_set"].to_list() == list(range(number + 1))
+            assert single["target_concept_id"].to_list() == [2] * (number + 1)
+    assert found == [[(2, None), (3, 9)]] * 4
+    assert sorted(counting.asked) == [("ICD10CM", "TWO"), ("SNOMED", "gone")]
