@@ -19,12 +19,14 @@ import xxhash
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
+from pipeline.landing.lines import ERASED, is_erased
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping, ViewMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
+from pipeline.warehouse.removed_persons import PERSON_ERASED
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
 
@@ -199,7 +201,7 @@ class _ChunkTransform:
         modified = {wanted[position] for position in texts.str.contains(_MODIFIER).arg_true()}
         for index in wanted:
             raw = lines[index].raw
-            if len(raw) > limit:
+            if len(raw) > limit and not is_erased(raw):
                 self._reject(index, "parse", "line_too_long", None, f"the line is longer than {limit:,} bytes")
                 continue
             try:
@@ -242,6 +244,9 @@ class _ChunkTransform:
         """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
         resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
         if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
+            if resource == ERASED:
+                self.excluded[index] = (self.task.resource_type, None, PERSON_ERASED)
+                return None
             self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
             return None
         resource_id = resource.get("id")
