@@ -42,11 +42,16 @@ _OWNERS = ("subject", "patient", "beneficiary", "individual", "for", "deliverFor
 #: Types that may name no patient and belong to one all the same, by what they are about.
 ABOUT_TYPES = frozenset({"Binary", "Provenance", "AuditEvent", "Linkage", "List", "Basic", "Unknown", "Bundle"})
 
+_LONGEST_ID = 1024
+
 #: Links by which a Patient says that another one is the same person.
 _SAME_PERSON = ("replaced-by", "replaces")
 
-_NAMED = re.compile(rb'(?:Patient\\?/|urn:uuid:)([^"\\/#?\s<>|]+)')
+#: What may stand before the id of a Patient; in JSON a slash may be escaped.
+_BEFORE_ID = (b"Patient/", b"Patient\\/", b"urn:uuid:")
+_ID_AT_START = re.compile(rb'[^"\\/#?\s<>|]+')
 _NAMED_IN_TEXT = re.compile(r'((?:^|/)Patient/|urn:uuid:)([^"\\/#?\s<>|]+)')
+_IS_PATIENT = re.compile(rb'"resourceType"\s*:\s*"Patient"')
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
 
 #: What becomes of a reference to them, and of an entry of a Bundle: shorter than any that named a Patient.
@@ -71,9 +76,15 @@ class ErasedPersons:
         return True
 
     def named_in(self, data: bytes) -> bool:
-        """Whether whole lines name one of them. Reads bytes only: about 0.4 GB/s."""
-        found = set(_NAMED.findall(data))
-        if b'"Patient"' in data:
+        """Whether whole lines name one of them. Reads bytes only: about 0.3 GB/s."""
+        found: set[bytes] = set()
+        for before in _BEFORE_ID:
+            if before in data:
+                # Splitting finds a word many times faster than a pattern; most of what follows is the same few ids.
+                parts = data.split(before)
+                tokens = {part[:_LONGEST_ID].partition(b'"')[0] for part in parts[1:]}
+                found.update(match[0] for token in tokens if (match := _ID_AT_START.match(token)))
+        if b'"Patient"' in data and _IS_PATIENT.search(data):
             found.update(_ID.findall(data))
         return any(self.is_patient(token.decode("utf-8", "replace")) for token in found)
 
