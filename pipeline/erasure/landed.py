@@ -48,7 +48,7 @@ class Folder:
         for file in self.deleted:
             yield _File(file.path, file.resource_type, file.number, is_deletions=True)
         for path in self.parts:
-            yield _File(path, path.name.split(".")[1])
+            yield _File(path, path.name.removesuffix(".ndjson").rstrip(".0123456789").rpartition(".")[2])
 
     @property
     def bytes(self) -> int:
@@ -113,12 +113,15 @@ def folders_of(store: LandingStore, site: str) -> list[Folder]:
 
 def _folder(store: LandingStore, site: str, number: int) -> Folder:
     draft = store.draft_of(site, number)
-    parts = tuple(sorted((draft.folder / "patients").glob("*/*.ndjson")))
+    parts = sorted((draft.folder / "patients").glob("*/*.ndjson"))
     if store.is_finished(site, number):
         export = store.open(site, number)
-        return Folder(draft, export, (*export.files, *export.outcomes), export.deleted, parts)
-    files = (*draft.complete("files"), *draft.complete("outcomes"))
-    return Folder(draft, None, files, draft.complete("deleted"), parts)
+        return Folder(draft, export, (*export.files, *export.outcomes), export.deleted, tuple(parts))
+    files, deleted = (*draft.noted("files"), *draft.noted("outcomes")), draft.noted("deleted")
+    noted = {file.path for file in (*files, *deleted)}
+    # Without a sidecar a file is fetched again, but it lies there.
+    parts += [path for path in sorted(draft.folder.glob("*/*.ndjson")) if path not in noted]
+    return Folder(draft, None, files, deleted, tuple(parts))
 
 
 def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProgress | None = None) -> Search:

@@ -154,9 +154,14 @@ class LandingDraft:
 
     def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
         """The files that an earlier run completed, whatever their numbers."""
-        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
-        landed = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        landed = self.noted(category)
         return _by_number(tuple(file for file in landed if self.landed(file.number, file.resource_type, category)))
+
+    def noted(self, category: Category) -> tuple[LandedFile, ...]:
+        """The files that have a sidecar, wherever they came from."""
+        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
+        found = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        return tuple(file for file in found if file.path.exists())
 
     def finish(
         self,

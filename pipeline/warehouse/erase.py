@@ -31,6 +31,9 @@ _LINKS = {
     "preceding_visit_detail_id": "visit_detail",
 }
 
+#: Those of them that a row gets from its resource's encounter.
+_ENCOUNTERS = ("visit_occurrence_id", "visit_detail_id")
+
 #: Tables of the CDM that this pipeline does not fill and that name no person_id: table, its column, and whose id it is.
 _HANGING = (
     ("note_nlp", "note_id", "note"),
@@ -90,6 +93,7 @@ def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[
     )
     removed = Counter[str]()
     _unlink(connection, cdm)
+    removed["visit_detail"] += _remove_left_details(connection, cdm)
     for table, column, of in _HANGING:
         removed[table] += connection.execute(
             f"DELETE FROM {cdm}.{table} WHERE {column} IN ({_ids(cdm, of)})"
@@ -128,27 +132,57 @@ def _unlink(connection: psycopg.Connection, cdm: str) -> None:
             f"CREATE TEMP TABLE erased_{table} ON COMMIT DROP AS SELECT {table}_id AS row_id"
             f" FROM {cdm}.{table} JOIN pg_temp.removed_person ON {table}.person_id = removed_person.row_id"
         )
+    _take_details_out(connection, cdm)
     for table in LINEAGE_TABLES:
         columns = polars_schema(table)
         for column, other in _LINKS.items():
             own = primary_key(table)
             if column not in columns or column == own or "person_id" not in columns:
                 continue
+            if (table, column) == ("visit_detail", "visit_occurrence_id"):  # required; those of others are out
+                continue
             of_others = (
                 f" WHERE row.{column} = gone.row_id AND NOT EXISTS"
                 " (SELECT FROM pg_temp.removed_person AS person WHERE person.row_id = row.person_id)"
             )
-            if column == "visit_occurrence_id" and own:
+            if column in _ENCOUNTERS and own:
+                on_visit = " AND row.visit_detail_id IS NULL"
+                direct = on_visit if column == "visit_occurrence_id" and "visit_detail_id" in columns else ""
                 connection.execute(
                     "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
                     " SELECT DISTINCT lineage.surrogate_id, 'visit_occurrence_id', map.surrogate_id, 'pending'"
                     f" FROM {cdm}.{table} AS row JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{own},"
                     f" pg_temp.erased_{other} AS gone JOIN id_map AS map ON map.row_id = gone.row_id"
-                    f" AND map.cdm_table = '{other}'{of_others} ON CONFLICT DO NOTHING"
+                    f" AND map.cdm_table = '{other}'{of_others}{direct} ON CONFLICT DO NOTHING"
                 )
             connection.execute(
                 f"UPDATE {cdm}.{table} AS row SET {column} = NULL FROM pg_temp.erased_{other} AS gone{of_others}"
             )
+
+
+def _take_details_out(connection: psycopg.Connection, cdm: str) -> None:
+    """Encounters of others that are parts of a visit of theirs, such as a newborn's: they have no visit any more. Their
+    line counts as new from now on, so that the next export makes a visit of it."""
+    connection.execute(
+        "CREATE TEMP TABLE left_detail ON COMMIT DROP AS SELECT row.visit_detail_id AS row_id"
+        f" FROM {cdm}.visit_detail AS row JOIN pg_temp.erased_visit_occurrence AS gone ON row.visit_occurrence_id = gone.row_id"
+        " WHERE NOT EXISTS (SELECT FROM pg_temp.removed_person AS person WHERE person.row_id = row.person_id)"
+    )
+    connection.execute("INSERT INTO pg_temp.erased_visit_detail SELECT row_id FROM pg_temp.left_detail")
+
+
+def _remove_left_details(connection: psycopg.Connection, cdm: str) -> int:
+    connection.execute(
+        "UPDATE resource_state AS state SET raw_hash_high = 0, raw_hash_low = 0, content_hash = NULL"
+        " FROM pg_temp.left_detail AS gone JOIN lineage_visit_detail AS lineage USING (row_id)"
+        " WHERE state.surrogate_id = lineage.surrogate_id"
+    )
+    connection.execute(
+        "DELETE FROM lineage_visit_detail AS lineage USING pg_temp.left_detail AS gone WHERE lineage.row_id = gone.row_id"
+    )
+    return connection.execute(
+        f"DELETE FROM {cdm}.visit_detail USING pg_temp.left_detail AS gone WHERE visit_detail_id = gone.row_id"
+    ).rowcount
 
 
 def _erased(connection: psycopg.Connection, found: OfPersons) -> list[int]:

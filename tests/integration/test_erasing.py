@@ -474,3 +474,25 @@ def test_a_tombstone_that_a_killed_erasure_left_already_holds(places: Places) ->
     place.ingest(export)
     assert place.value("SELECT count(*) FROM cdm.person") == 1
     assert traces(place, *TELLING) == {}
+
+
+def test_an_encounter_inside_of_a_visit_of_theirs_becomes_a_visit_again(places: Places) -> None:
+    place = places.new()
+    files = {
+        "Patient": [anna(), bert()],
+        "Encounter": [
+            encounter("eEnc-Anna", GONE),
+            encounter("eEnc-Newborn", STAYS, partOf=reference("Encounter", "eEnc-Anna")),
+        ],
+        "Observation": [observation("o-newborn", STAYS, encounter=reference("Encounter", "eEnc-Newborn"))],
+    }
+    place.load(files)
+    assert place.value("SELECT count(*) FROM cdm.visit_detail") == 1
+    erase(place, GONE)
+    assert place.rows("SELECT visit_occurrence_id, visit_detail_id FROM cdm.measurement") == [(None, None)]
+    place.load(files)
+    assert place.value("SELECT count(*) FROM cdm.visit_detail") == 0
+    assert place.rows("SELECT resource_id FROM row_source WHERE cdm_table = 'visit_occurrence'") == [("eEnc-Newborn",)]
+    assert place.value("SELECT visit_occurrence_id IS NOT NULL FROM cdm.measurement")
+    assert place.value("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'visit_occurrence_id'") == 0
+    assert traces(place, "Annabell", "MRN-4711-A", GONE) == {}
