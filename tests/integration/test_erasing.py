@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,9 @@ def traces(place: Warehouse, *texts: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     home = place.runtime.settings.home
     for text in texts:
-        coded = [text.encode(), *(base64.b64encode(b"x" * shift + text.encode())[4:-4] for shift in range(3))]
+        coded = [text.encode()]
+        if len(text) > 15:  # long enough for its middle to be found in base64 whatever stands before it
+            coded += [base64.b64encode(b"x" * shift + text.encode())[4:-4] for shift in range(3)]
         for path in home.rglob("*"):
             if path.is_file() and not path.is_symlink() and any(code in path.read_bytes() for code in coded):
                 found.setdefault(text, []).append(str(path.relative_to(home)))
@@ -229,14 +232,14 @@ def test_nothing_of_a_person_is_left_and_all_else_stays(places: Places) -> None:
     place, forewarned, without = places.new(), places.new(), places.new()
     place.load(world())
     place.load({"Patient": [anna()], "Observation": [observation("other-site", GONE)]}, site="two")
-    assert place.value("SELECT count(*) FROM cdm.note") == 2
+    assert place.value("SELECT count(*) FROM cdm.note") == 3
     assert len(traces(place, *TELLING)) == len(TELLING)
     letters = place.value("SELECT count(*) FROM dead_letter")
 
     counts = erase(place, GONE)
     assert counts["person"] == 1
     assert counts["measurement"] == 2
-    assert counts["note"] == 1
+    assert counts["note"] == 2
     assert counts["landing: lines"] == 15
     assert counts["landing: lines of others"] == 4
     assert counts["etl.dead_letter"] == 2
@@ -254,7 +257,7 @@ def test_nothing_of_a_person_is_left_and_all_else_stays(places: Places) -> None:
     keys = SurrogateKeys("one", "salted")
     with forewarned.runtime.connect() as connection:
         put_tombstones(connection, "one", [keys.of("Patient", GONE), keys.of("Patient", MERGED)], START, {})
-    (report,) = forewarned.load(world())
+    report, *_ = forewarned.load(world())
     forewarned.load({"Patient": [anna()], "Observation": [observation("other-site", GONE)]}, site="two")
     assert forewarned.rows("SELECT sum(count) FROM exclusion WHERE reason = 'person_erased'") == [(15,)]
     assert report.outcomes["excluded"] >= 15
@@ -282,7 +285,7 @@ def test_later_exports_bring_nothing_back(places: Places) -> None:
     before, letters = content(place), place.rows("SELECT id, state FROM dead_letter ORDER BY id")
 
     again = place.runtime.landing.open("one", 1)
-    (report,) = place.ingest(again, force=True)  # the export from which they came
+    report, *_ = place.ingest(again, force=True)  # the export from which they came
     assert report.outcomes["excluded"] >= 15
     assert content(place) == before
     (night,) = place.load(world())
@@ -380,7 +383,7 @@ def test_deletions_outcomes_crawls_and_halves_of_files(places: Places) -> None:
     assert [file.lines for file in files] == [2]
 
     (report,) = place.ingest(runtime.landing.open("one", export.export_id))
-    assert report.outcomes == {"excluded": 4}
+    assert report.outcomes == Counter(excluded=4)
     assert dict(place.rows("SELECT reason, count FROM exclusion WHERE export_id = %s", export.export_id)) == {
         "person_erased": 2,
         "deleted": 2,
@@ -417,12 +420,9 @@ pipeline.cli.main()
 #: One after the other: each run goes on where the last one was killed.
 KILLS = (
     ("pipeline.erasure.run:put_tombstones", "after", 1),
-    ("pipeline.erasure.run:Erasing._clear_warehouse", "before", 1),
     ("pipeline.warehouse.erase:_remove_from_etl", "after", 2),
     ("pipeline.erasure.run:Erasing._clear_warehouse", "after", 1),
     ("pipeline.warehouse.seen:forget_seen", "after", 1),
-    ("pipeline.landing.erased:_Rewritten.told_of", "before", 3),
-    ("pipeline.landing.store:LandingDraft.write_manifest", "before", 1),
     ("pipeline.landing.store:LandingDraft.write_manifest", "after", 1),
     ("pipeline.landing.erased:_Rewritten.take_place", "after", 3),
     ("pipeline.erasure.run:note_digests", "before", 1),
@@ -438,7 +438,6 @@ def test_a_killed_erasure_is_finished_by_the_next_one(places: Places) -> None:
     erase(calm, GONE)
     runtime = place.runtime
     assert runtime.settings.database_url
-    (runtime.settings.home / "sites.yaml").write_text("sites: {}\n")
     terminal = CommandLine(runtime.settings.home, runtime.settings.database_url, {"EPIC_OMOP_SURROGATE_SALT": "salted"})
     listed = place.folder / "patients.txt"
     listed.write_text(f"# who asked\nPatient/{GONE}\n")
