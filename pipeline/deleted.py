@@ -13,11 +13,11 @@ import polars as pl
 import xxhash
 
 from pipeline.landing.deletions import Deletion, read_deletions
+from pipeline.landing.lines import PERSON_ERASED
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.warehouse import staging
 from pipeline.warehouse.publish import FileLines
-from pipeline.warehouse.removed_persons import PERSON_ERASED
 from pipeline.warehouse.staging import StagedExport
 
 __all__ = ["DELETED", "UNREADABLE", "stage_deletions"]

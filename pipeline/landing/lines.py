@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BLANK_BYTES", "ERASED", "ERASED_MARK", "LineCounter", "is_blank", "is_erased"]
+__all__ = ["BLANK_BYTES", "ERASED", "ERASED_MARK", "PERSON_ERASED", "LineCounter", "is_blank", "is_erased"]
 
 #: Bytes of which a blank line may consist, besides its LF.
 BLANK_BYTES = b" \t\r"
@@ -17,6 +17,8 @@ BLANK_BYTES = b" \t\r"
 #: What a line of an erased person holds besides blanks, as JSON: a text, which no resource is (`landing/erased.py`).
 ERASED = "erased"
 ERASED_MARK = b'"erased"'
+#: The reason for which it is excluded.
+PERSON_ERASED = "person_erased"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -19,14 +19,13 @@ import xxhash
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import Chunk, Line, read_lines, texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS
-from pipeline.landing.lines import ERASED, is_erased
+from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ResourceMapping, ViewMapping
 from pipeline.omop.plan import ResourcePlan, TransformPlan, Worker
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
-from pipeline.warehouse.removed_persons import PERSON_ERASED
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "start_worker", "transform_chunk"]
 

@@ -16,9 +16,10 @@ import psycopg
 
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from pipeline.landing.lines import PERSON_ERASED
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.ids import LINKS
-from pipeline.warehouse.removed_persons import PERSON_ERASED, remove_rows_of_persons
+from pipeline.warehouse.removed_persons import remove_rows_of_persons
 
 __all__ = ["Letter", "OfPersons", "letters_of", "remains", "remove", "touched_tables"]
 

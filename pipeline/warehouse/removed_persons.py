@@ -13,11 +13,9 @@ import psycopg
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 
-__all__ = ["PERSON_ERASED", "PERSON_REMOVED", "remove_rows_of_persons"]
+__all__ = ["PERSON_REMOVED", "remove_rows_of_persons"]
 
 PERSON_REMOVED = "person_removed"
-#: Reason of a line whose person was erased (`epic-omop erase`): nothing is left of it.
-PERSON_ERASED = "person_erased"
 
 _OF_PERSONS = [table for table in LINEAGE_TABLES if table != "person" and "person_id" in polars_schema(table)]
 _DERIVED = [table for table in CDM_TABLES if table not in LINEAGE_TABLES and "person_id" in polars_schema(table)]
