@@ -56,7 +56,7 @@ class Folder:
             return sum(file.path.stat().st_size for file in self.to_search())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FoundLine:
     """A line that is theirs or names them. `line` is its number, of deletions that of the entry."""
 

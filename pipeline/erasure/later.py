@@ -52,7 +52,8 @@ def without_erased(runtime: Runtime, connection: psycopg.Connection, export: Lan
     assert erased is not None, "a finished export"
     note_digests(connection, erased)
     connection.commit()
-    _log.info("Export %d of site %s: lines of erased persons were taken out.", export.export_id, export.site)
+    count = sum(1 for _ in found.found())
+    _log.info("Export %d of site %s: %d lines of erased persons cleaned.", export.export_id, export.site, count)
     return erased
 
 

@@ -100,7 +100,7 @@ class Owned:
         return bool(self.resources or self.binaries)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OwnedLine:
     """What is to become of a line. `content` is what stays of a shared one, never longer than it was; None: nothing."""
 

@@ -27,7 +27,7 @@ __all__ = ["LineEdit", "erased_line", "rewrite_draft", "rewrite_export", "rewrit
 _MARKED_LINE = re.compile(rb'^"erased" *\r?$', re.MULTILINE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LineEdit:
     """`length` bytes at `offset` of a file become `content` and blanks; None: the line is erased as a whole."""
 

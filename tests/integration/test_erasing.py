@@ -16,6 +16,7 @@ import pytest
 from psycopg import sql
 
 from pipeline.clock import ManualClock
+from pipeline.crawl import _not_erased
 from pipeline.erasure.run import erasing
 from pipeline.errors import SiteBusy, UsageError
 from pipeline.exports import new_job
@@ -378,6 +379,10 @@ def test_deletions_outcomes_crawls_and_halves_of_files(places: Places) -> None:
     with runtime.connect() as connection:
         assert crawls.patients(connection, job.export_id) == [(1, STAYS)]
         assert [search.position for search in crawls.searches(connection, job.export_id)] == [1]
+        site = runtime.settings.site_or_folder("one")
+        assert _not_erased(runtime, connection, site, [GONE, STAYS]) == [STAYS]
+        with pytest.raises(UsageError):
+            _not_erased(runtime, connection, site, [GONE])
     assert not half.exists()
     files, _ = CrawlSpool(draft).assemble(3000)
     assert [file.lines for file in files] == [2]
