@@ -228,7 +228,6 @@ def assert_files_hold(place: Warehouse) -> None:
         assert [check for check in verify_landing(connection, place.runtime.landing) if not check.ok] == []
 
 
-@pytest.mark.requirement("f2o-103")
 def test_nothing_of_a_person_is_left_and_all_else_stays(places: Places) -> None:
     place, forewarned, without = places.new(), places.new(), places.new()
     place.load(world())
