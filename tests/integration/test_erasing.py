@@ -499,3 +499,24 @@ def test_an_encounter_inside_of_a_visit_of_theirs_becomes_a_visit_again(places: 
     assert place.value("SELECT visit_occurrence_id IS NOT NULL FROM cdm.measurement")
     assert place.value("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'visit_occurrence_id'") == 0
     assert traces(place, "Annabell", "MRN-4711-A", GONE) == {}
+
+
+def test_a_person_of_two_sites_goes_from_both_and_a_corrected_line_stays(places: Places) -> None:
+    place = places.new()
+    crosswalk = place.folder / "crosswalk.csv"
+    crosswalk.write_text(f"site,patient_id,same_as_site,same_as_patient_id\ntwo,eAnna-there,one,{GONE}\n")
+    settings = place.runtime.settings.model_copy(update={"person_crosswalk": crosswalk})
+    place.runtime = Runtime(settings, place.runtime.clock)
+    # a result that was hers by mistake, and is his since the second export
+    place.load({"Patient": [anna(), bert()], "Observation": [observation("o-moved", GONE)]})
+    place.load({"Observation": [observation("o-moved", STAYS)]})
+    place.load({"Patient": [anna("eAnna-there")], "Observation": [observation("o-there", "eAnna-there")]}, site="two")
+    assert place.value("SELECT count(*) FROM cdm.person") == 2
+    counts = erase(place, GONE)
+    assert (counts["person"], counts["measurement"]) == (1, 1)
+    assert traces(place, *TELLING, "eAnna-there") == {}
+    assert place.rows("SELECT resource_id FROM row_source WHERE cdm_table = 'measurement'") == [("o-moved",)]
+    assert place.value("SELECT count(*) FROM erased_person WHERE finished_at IS NOT NULL") == 2
+    place.load({"Patient": [anna("eAnna-there")], "Observation": [observation("o-there", "eAnna-there")]}, site="two")
+    assert place.value("SELECT count(*) FROM cdm.person") == 1
+    assert_files_hold(place)
