@@ -82,6 +82,7 @@ def build_metadata(schema: str) -> MetaData:
     _resource_tables(metadata)
     _failure_tables(metadata)
     _access_tables(metadata)
+    _erasure_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -399,6 +400,26 @@ def _access_tables(metadata: MetaData) -> None:
         Column("site", Text, primary_key=True),
         Column("hour", DateTime(timezone=True), primary_key=True, comment="its beginning"),
         Column("requests", BigInteger, nullable=False, comment="sent, or set apart for a process that runs"),
+    )
+
+
+def _erasure_tables(metadata: MetaData) -> None:
+    """Whom nothing is loaded of any more (`epic-omop erase`)."""
+    Table(
+        "erased_person",
+        metadata,
+        Column(
+            "surrogate_id",
+            BigInteger,
+            primary_key=True,
+            autoincrement=False,
+            comment="of the Patient: a salted hash, no id",
+        ),
+        Column("site", Text, nullable=False),
+        Column("erased_at", DateTime(timezone=True), nullable=False, comment="the same for all of one erasure"),
+        Column("finished_at", DateTime(timezone=True), comment="NULL: it was interrupted"),
+        Column("counts", JSONB, nullable=False, comment="what the whole erasure found: rows by table, lines, letters"),
+        Index("erased_person_by_site", "site"),
     )
 
 

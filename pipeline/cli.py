@@ -14,6 +14,7 @@ from pipeline.commands import (
     database,
     dead_letters,
     demo,
+    erase,
     export,
     hydrate,
     ingest,
@@ -60,6 +61,7 @@ export.register(app)
 ingest.register(app)
 hydrate.register(app)
 crawl.register(app)
+erase.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

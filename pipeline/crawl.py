@@ -25,15 +25,17 @@ import psycopg
 
 from pipeline.epic.bundle import NO_RESULTS, SearchPage
 from pipeline.epic.rest import RestClient, SearchRefused
-from pipeline.errors import EpicOmopError, ProtocolError, RemoteRefused, RemoteUnavailable
+from pipeline.errors import EpicOmopError, ProtocolError, RemoteRefused, RemoteUnavailable, UsageError
 from pipeline.exports import new_job
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
 from pipeline.landing.store import LandedExport
+from pipeline.omop.keys import SurrogateKeys
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.site_session import rest_session
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.crawls import CrawlSearch, SearchState
+from pipeline.warehouse.erased import erased_patients
 from pipeline.warehouse.export_jobs import ExportJob
 
 __all__ = ["Crawl", "CrawlProgress", "crawl", "crawl_types", "unfinished_crawls"]
@@ -154,12 +156,26 @@ def _label(runtime: Runtime, site: SiteSettings, patients: Sequence[str], *, ful
 def _new(
     runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, label: str, patients: Sequence[str]
 ) -> ExportJob:
-    """The job and its list in one transaction: there is no crawl without its patients."""
+    """The job and its list in one transaction: there is no crawl without its patients. Erased ones are not asked for."""
+    patients = _not_erased(runtime, connection, site, patients)
     job = new_job(
         runtime, connection, site.name, "crawl", group=label, resource_types=crawl_types(site), patients=patients
     )
     _log.info("Crawl %d of site %s: %d patients.", job.export_id, site.name, len(patients))
     return job
+
+
+def _not_erased(
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, patients: Sequence[str]
+) -> list[str]:
+    erased = erased_patients(connection, site.name)
+    keys = SurrogateKeys(site.name, runtime.settings.surrogate_salt)
+    kept = [patient for patient in patients if not erased or keys.of("Patient", patient) not in erased]
+    if len(kept) < len(patients):
+        _log.warning("%d listed patients of site %s were erased: not asked for.", len(patients) - len(kept), site.name)
+    if patients and not kept:
+        raise UsageError("All listed patients were erased.", "Nothing is to be crawled; take them off the list.")
+    return kept
 
 
 def _saved(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> LandedExport:

@@ -13,6 +13,7 @@ import polars as pl
 import xxhash
 
 from pipeline.landing.deletions import Deletion, read_deletions
+from pipeline.landing.lines import PERSON_ERASED
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.warehouse import staging
@@ -41,7 +42,7 @@ def _stage(file: LandedFile, staged: StagedExport, keys: SurrogateKeys) -> FileL
         frame = pl.DataFrame(rows, schema=staging.OUTCOME_SCHEMA, orient="row")
         staged.write(staging.OUTCOME, f"{file.number:06d}-{part[0].number:09d}", frame)
         total += len(part)
-        unreadable += sum(entry.resource_type is None for entry in part)
+        unreadable += sum(entry.resource_type is None and not entry.is_erased for entry in part)
     if unreadable:
         _log.warning("%s: %d of %d entries name no deleted resource.", file.path.name, unreadable, total)
     return FileLines(file.number, total, 0)
@@ -53,6 +54,7 @@ def _outcome(file: LandedFile, entry: Deletion, keys: SurrogateKeys) -> tuple[ob
     high, low = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
     where = (file.number, entry.number, entry.byte_offset, entry.byte_length, high, low)
     if entry.resource_type is None or entry.resource_id is None:
-        return (*where, file.resource_type, None, None, "excluded", UNREADABLE, None)
+        reason = PERSON_ERASED if entry.is_erased else UNREADABLE
+        return (*where, file.resource_type, None, None, "excluded", reason, None)
     surrogate_id = keys.of(entry.resource_type, entry.resource_id)
     return (*where, entry.resource_type, entry.resource_id, surrogate_id, "excluded", DELETED, None)

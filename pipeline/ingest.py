@@ -18,6 +18,7 @@ import polars as pl
 import psycopg
 
 from pipeline.deleted import stage_deletions
+from pipeline.erasure.later import without_erased
 from pipeline.errors import EpicOmopError
 from pipeline.fhir.ndjson import CHUNK_BYTES, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
@@ -73,6 +74,7 @@ def ingest(
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
+        export = without_erased(runtime, connection, export)
         started = time.perf_counter()
         plan = _plan(runtime, site, export, mappings, index, staged)
         with published.step("known lines"):

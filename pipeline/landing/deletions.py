@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 
 from pipeline.landing.files import landing_errors
-from pipeline.landing.lines import is_blank
+from pipeline.landing.lines import ERASED, is_blank
 
 __all__ = ["Deletion", "read_deletions"]
 
@@ -33,6 +33,8 @@ class Deletion:
     byte_length: int
     resource_type: str | None
     resource_id: str | None
+    #: It named an erased person (`landing/erased.py`).
+    is_erased: bool = False
 
 
 def read_deletions(path: Path) -> Iterator[Deletion]:
@@ -41,27 +43,35 @@ def read_deletions(path: Path) -> Iterator[Deletion]:
     with landing_errors(path), path.open("rb") as stream:
         for line in stream:
             if not is_blank(line.removeprefix(_BYTE_ORDER_MARK)):
-                for resource in _deleted(line.removeprefix(_BYTE_ORDER_MARK)):
+                for resource_type, resource_id, is_erased in _deleted(line.removeprefix(_BYTE_ORDER_MARK)):
                     number += 1
-                    yield Deletion(number, offset, len(line.rstrip(b"\r\n")), *resource)
+                    length = len(line.rstrip(b"\r\n"))
+                    yield Deletion(number, offset, length, resource_type, resource_id, is_erased)
             offset += len(line)
 
 
-def _deleted(line: bytes) -> list[tuple[str, str] | tuple[None, None]]:
+_Deleted = tuple[str | None, str | None, bool]
+_UNREADABLE: _Deleted = (None, None, False)
+_ERASED: _Deleted = (None, None, True)
+
+
+def _deleted(line: bytes) -> list[_Deleted]:
     try:
         bundle = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return [(None, None)]
+        return [_UNREADABLE]
     entries = bundle.get("entry", []) if isinstance(bundle, dict) and bundle.get("resourceType") == "Bundle" else None
     if not isinstance(entries, list):
-        return [(None, None)]
+        return [_ERASED if bundle == ERASED else _UNREADABLE]
     return [_resource(entry) for entry in entries]
 
 
-def _resource(entry: object) -> tuple[str, str] | tuple[None, None]:
+def _resource(entry: object) -> _Deleted:
+    if entry == {ERASED: True}:
+        return _ERASED
     request = entry.get("request") if isinstance(entry, dict) else None
     if not isinstance(request, dict) or request.get("method") != "DELETE":
-        return (None, None)
+        return _UNREADABLE
     url = request.get("url")
     match = _RESOURCE.fullmatch(url) if isinstance(url, str) else None
-    return (match["type"], match["id"]) if match else (None, None)
+    return (match["type"], match["id"], False) if match else _UNREADABLE

@@ -24,6 +24,7 @@ __all__ = [
     "FileDigest",
     "LandingWriter",
     "RunningDigest",
+    "create_file",
     "file_digest",
     "landing_errors",
     "make_folder",
@@ -72,7 +73,7 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     with landing_errors(path):
         temporary.unlink(missing_ok=True)
-        with _create(temporary) as file:
+        with create_file(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -103,7 +104,7 @@ class LandingWriter:
     def __enter__(self) -> LandingWriter:
         with landing_errors(self.path):
             self._temporary.unlink(missing_ok=True)  # what a killed process left
-            self._file = _create(self._temporary)
+            self._file = create_file(self._temporary)
         return self
 
     def __exit__(
@@ -161,7 +162,8 @@ class RunningDigest:
         return FileDigest(self.size, self._lines.lines, self._sha256.hexdigest())
 
 
-def _create(path: Path) -> BinaryIO:
+def create_file(path: Path) -> BinaryIO:
+    """A new file that only its owner can read, open for writing. Raises FileExistsError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
     return open(descriptor, "wb", buffering=COPY_BYTES)  # noqa: PTH123 - a Path cannot open a descriptor
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BLANK_BYTES", "LineCounter", "is_blank"]
+__all__ = ["BLANK_BYTES", "ERASED", "ERASED_MARK", "PERSON_ERASED", "LineCounter", "is_blank", "is_erased"]
 
 #: Bytes of which a blank line may consist, besides its LF.
 BLANK_BYTES = b" \t\r"
+
+#: What a line of an erased person holds besides blanks, as JSON: a text, which no resource is (`landing/erased.py`).
+ERASED = "erased"
+ERASED_MARK = b'"erased"'
+#: The reason for which it is excluded.
+PERSON_ERASED = "person_erased"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -23,6 +29,11 @@ _BLANK_LINE = re.compile(rb"\n[ \t\r]*+(?=\n)")
 def is_blank(line: bytes) -> bool:
     """Whether a line (with or without its LF) counts as blank."""
     return not line.strip(BLANK_BYTES + b"\n")
+
+
+def is_erased(line: bytes) -> bool:
+    """Whether a line (without its end) was that of an erased person. It counts as a line."""
+    return line.startswith(ERASED_MARK) and line.rstrip(b" ") == ERASED_MARK
 
 
 class LineCounter:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.landing.files import landing_errors
-from pipeline.landing.lines import is_blank
+from pipeline.landing.lines import is_blank, is_erased
 from pipeline.landing.store import LandedFile
 
 __all__ = ["SiteMessage", "site_messages"]
@@ -59,7 +59,7 @@ def site_messages(files: Iterable[LandedFile]) -> Counter[SiteMessage]:
 def _messages(file: LandedFile) -> Iterator[SiteMessage]:
     with landing_errors(file.path), file.path.open("rb") as stream:
         for line in stream:
-            if not is_blank(line):
+            if not is_blank(line) and not is_erased(line.rstrip(b"\r\n")):
                 yield from _of_line(line.removeprefix(b"\xef\xbb\xbf"))
 
 

@@ -1,6 +1,7 @@
 """The landing store: exports as they came, immutable, `landing/<site>/<export_id>/`.
 
-    manifest.json                       written last: an export with it is finished and never changes
+    manifest.json                       written last: an export with it is finished and never changes, but for
+                                        lines of persons who are erased (landing/erased.py)
     files/Observation.00002.ndjson      names from our own counter and the checked type, never from a URL
     files/Observation.00002.ndjson.json what was seen while the file streamed by; its presence means: complete
     outcomes/OperationOutcome.00007.ndjson   error and outcome files of a bulk export
@@ -48,6 +49,8 @@ class LandedFile:
     expected_count: int | None = None
     #: Which remote file it is, as a hash of its address; None for files of a folder.
     source: str | None = None
+    #: Lines of erased persons, of which nothing is left (`landing/erased.py`); `sha256` is that of the rest.
+    erased_lines: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class LandedExport:
     files: tuple[LandedFile, ...]
     outcomes: tuple[LandedFile, ...] = ()
     deleted: tuple[LandedFile, ...] = ()
+    #: When lines of persons were last erased from it.
+    erased_at: datetime | None = None
 
     @property
     def lines(self) -> int:
@@ -123,8 +128,16 @@ class LandingDraft:
             expected_count,
             source,
         )
-        write_whole(_sidecar(writer.path), orjson.dumps(_to_json(landed, self.folder)))
+        self.write_sidecar(landed)
         return landed
+
+    def write_sidecar(self, file: LandedFile) -> None:
+        """Note what a complete file is."""
+        write_whole(_sidecar(file.path), orjson.dumps(_to_json(file, self.folder)))
+
+    def write_manifest(self, export: LandedExport) -> None:
+        """Write the manifest; written again only where lines of a person were erased."""
+        write_whole(self.folder / _MANIFEST, orjson.dumps(_export_to_json(export), option=orjson.OPT_INDENT_2))
 
     def landed(
         self, number: int, resource_type: str, category: Category = "files", *, source: str | None = None
@@ -141,9 +154,14 @@ class LandingDraft:
 
     def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
         """The files that an earlier run completed, whatever their numbers."""
-        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
-        landed = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        landed = self.noted(category)
         return _by_number(tuple(file for file in landed if self.landed(file.number, file.resource_type, category)))
+
+    def noted(self, category: Category) -> tuple[LandedFile, ...]:
+        """The files that have a sidecar, wherever they came from."""
+        sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
+        found = [_from_json(_read_json(path), self.folder) for path in sidecars]
+        return tuple(file for file in found if file.path.exists())
 
     def finish(
         self,
@@ -160,7 +178,7 @@ class LandingDraft:
             self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
         )
         self._sweep({file.path for file in (*files, *outcomes, *deleted)})
-        write_whole(self.folder / _MANIFEST, orjson.dumps(_export_to_json(export), option=orjson.OPT_INDENT_2))
+        self.write_manifest(export)
         return export
 
     def _sweep(self, kept: set[Path]) -> None:
@@ -276,6 +294,7 @@ def _to_json(file: LandedFile, folder: Path) -> dict[str, Any]:
         "sha256": file.sha256,
         "expected_count": file.expected_count,
         **({"source": file.source} if file.source else {}),
+        **({"erased_lines": file.erased_lines} if file.erased_lines else {}),
     }
 
 
@@ -290,6 +309,7 @@ def _export_to_json(export: LandedExport) -> dict[str, Any]:
         "site": export.site,
         "kind": export.kind,
         "transaction_time": export.transaction_time.isoformat(),
+        **({"erased_at": export.erased_at.isoformat()} if export.erased_at else {}),
         **{category: [_to_json(file, export.folder) for file in getattr(export, category)] for category in _CATEGORIES},
     }
 
@@ -308,6 +328,7 @@ def _export_from_json(manifest: dict[str, Any], folder: Path) -> LandedExport:
             files=files("files"),
             outcomes=files("outcomes"),
             deleted=files("deleted"),
+            erased_at=datetime.fromisoformat(manifest["erased_at"]) if "erased_at" in manifest else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LandingError(f"{folder / _MANIFEST} is damaged.", "Restore it, or export again.") from error

@@ -14,6 +14,7 @@ import orjson
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append
+from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, Worker
@@ -80,6 +81,7 @@ class ChunkReader:
         contents: Contents,
     ) -> None:
         self._worker = worker
+        self._resource_type = resource_type
         self._contents = contents
         self._limit = worker.plan.site.max_line_bytes
         self._raws = raws
@@ -142,7 +144,7 @@ class ChunkReader:
 
     def _read_closely(self, index: int) -> None:
         raw = self._raws[index]
-        if len(raw) > self._limit:
+        if len(raw) > self._limit and not is_erased(raw):
             self._reject(index, "parse", "line_too_long", None, f"the line is longer than {self._limit:,} bytes")
             return
         try:
@@ -177,6 +179,9 @@ class ChunkReader:
         """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
         resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
         if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
+            if resource == ERASED:
+                self.excluded[index] = (self._resource_type, None, PERSON_ERASED)
+                return None
             self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
             return None
         resource_id = resource.get("id")

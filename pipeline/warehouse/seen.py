@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
-__all__ = ["read_seen", "write_seen"]
+__all__ = ["forget_seen", "read_seen", "write_seen"]
 
 
 def _file(home: Path, site: str, export_id: int) -> Path:
@@ -36,6 +36,20 @@ def write_seen(home: Path, site: str, export_id: int, staged: StagedExport, refu
     temporary = file.with_suffix(".tmp")
     every.collect().write_parquet(temporary)
     temporary.replace(file)
+
+
+def forget_seen(home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
+    """Take resources out of what a site's exports held: their person is erased. Each file is whole at any moment."""
+    gone = pl.LazyFrame({"surrogate_id": list(surrogate_ids)}, schema={"surrogate_id": pl.Int64})
+    for left in (home / "seen" / site).glob("*.tmp"):  # of a process that was killed
+        left.unlink()
+    for file in sorted((home / "seen" / site).glob("*.parquet")):
+        seen = pl.read_parquet(file)
+        kept = seen.lazy().join(gone, on="surrogate_id", how="anti", maintain_order="left").collect()
+        if kept.height < seen.height:
+            temporary = file.with_suffix(".tmp")
+            kept.write_parquet(temporary)
+            temporary.replace(file)
 
 
 def read_seen(home: Path, site: str, export_ids: Iterable[int]) -> pl.LazyFrame:

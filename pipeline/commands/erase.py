@@ -1,0 +1,166 @@
+"""`epic-omop erase`: words for people around `pipeline.erasure`. Counts only; no id of a patient is printed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.commands.status import refuse_empty
+from pipeline.commands.tables import number_table
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.erasure.run import EraseProgress, Erasing
+    from pipeline.runtime import Runtime
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `erase` to the program."""
+    app.command("erase")(erase)
+
+
+def erase(
+    site: Annotated[str | None, typer.Option("--site", help="The site from which the person's resources came.")] = None,
+    patient: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--patient",
+            help="FHIR id of the Patient; repeat for several. Others on this machine can see command lines: rather"
+            " give --patient-file, or neither, and type it in.",
+        ),
+    ] = None,
+    patient_file: Annotated[
+        Path | None,
+        typer.Option("--patient-file", help="File of FHIR ids: one a line, or CSV; - reads them from the input."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an erasure that was interrupted.")] = False,
+    rewrite_tables: Annotated[
+        bool,
+        typer.Option(
+            "--rewrite-tables", help="VACUUM FULL, so that the tables' files hold nothing either; locks them."
+        ),
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show who was erased: time, site and counts.")] = False,
+) -> None:
+    """Erase persons: all that is theirs in the database, landing, staging and dead letters. It cannot be undone.
+
+    Shows what would go and asks. A tombstone (a salted hash of the id) is left: what later exports hold of the person is
+    excluded and taken out of landing. Safe to stop: the same command, or --resume, finishes. Not reached:
+    backups, the write-ahead log, the folders that `ingest --from` has read, files of your own with ids.
+    """
+    from pipeline.erasure.run import erasing
+    from pipeline.runtime import Runtime
+
+    console = Console(highlight=False)
+    runtime = Runtime.from_environment()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
+    if list_:
+        _print_erasures(console, runtime, site)
+        return
+    if site is None:
+        raise UsageError("Say from which site.", "Give --site NAME; `epic-omop status` lists them.")
+    patients = [] if resume else _patients(patient, patient_file)
+    progress, show = _progress(console)
+    with progress, erasing(runtime, site, patients, show) as work:
+        progress.stop()
+        _print_found(console, work)
+        if dry_run:
+            console.print("Nothing was erased: this was a look.")
+            return
+        if not yes and not _confirmed():
+            console.print("Nothing was erased.")
+            raise typer.Exit(1)
+        progress.start()
+        warnings = work.run(rewrite_tables=rewrite_tables)
+    for warning in warnings:
+        console.print(warning, style="yellow", markup=False)
+    console.print("Erased; a second search found nothing of theirs. Later exports cannot bring it back.")
+    if not rewrite_tables:
+        console.print(
+            "Deleted rows leave traces in free pages of the tables' files until these are used again:"
+            " --rewrite-tables takes them out at once."
+        )
+    console.print("Backups and the write-ahead log of PostgreSQL are not reached. See docs/erasing.md.")
+
+
+def _patients(ids: list[str] | None, file: Path | None) -> list[str]:
+    from pipeline.patient_list import checked_patients, read_patients
+
+    if ids and file:
+        raise UsageError("--patient and --patient-file exclude each other.", "Give one of them.")
+    if file is not None:
+        return read_patients(Path("/dev/stdin") if str(file) == "-" else file)
+    if not ids:
+        if not sys.stdin.isatty():
+            raise UsageError("Say whom to erase.", "Give --patient-file FILE (- for the input), or --patient ID.")
+        ids = [typer.prompt("FHIR id of the Patient", hide_input=True)]
+    return checked_patients(enumerate(ids, start=1), "--patient")
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("Erasing cannot be undone and nobody can be asked here.", "Give --yes, or --dry-run.")
+    return typer.confirm("Erase all of this? It cannot be undone.")
+
+
+def _progress(console: Console) -> tuple[Progress, EraseProgress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task("searching", total=None)
+
+    def show(stage: str, done: int, total: int) -> None:
+        progress.update(task, description=stage, completed=done, total=total or None)
+
+    return progress, show
+
+
+def _print_found(console: Console, work: Erasing) -> None:
+    sites = sorted(set(work.patients.values()))
+    table = number_table("what", "would go", title=f"Found in {', '.join(sites)}")
+    _add_counts(table, work.counts)
+    console.print(table)
+    if len(work.patients) > 1:
+        console.print(
+            f"{len(work.patients)} Patient resources go, with those that are the same person (replaced-by links,"
+            " the person crosswalk) or were left by an erasure that was interrupted.",
+            style="bold",
+        )
+
+
+def _add_counts(table: Table, counts: Mapping[str, int]) -> None:
+    for name, count in sorted(counts.items(), key=lambda item: (":" in item[0], "." in item[0], item[0])):
+        if count:
+            table.add_row(name, f"{count:,}")
+
+
+def _print_erasures(console: Console, runtime: Runtime, site: str | None) -> None:
+    from pipeline.warehouse.erased import erasures
+
+    with runtime.connect() as connection:
+        found = erasures(connection, site)
+    if not found:
+        console.print("Nobody was erased.")
+        return
+    table = Table("site", "erased", "patients", "rows", "lines", "state")
+    for item in found:
+        rows = sum(count for name, count in item.counts.items() if not name.startswith(("etl.", "landing: ")))
+        state = "done" if item.finished_at else f"interrupted: epic-omop erase --site {item.site} --resume"
+        lines = item.counts.get("landing: lines", 0)
+        table.add_row(
+            item.site, f"{item.erased_at:%Y-%m-%d %H:%M} UTC", str(item.patients), f"{rows:,}", f"{lines:,}", state
+        )
+    console.print(table)
+    console.print("An erasure cannot be undone. To load a person again is a matter of a new warehouse.")
