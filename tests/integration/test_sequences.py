@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
-from pipeline.warehouse import publish
 from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.publication import bulk
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
@@ -338,5 +338,5 @@ def test_a_large_first_load_ends_the_same(
     history: History, monkeypatch: pytest.MonkeyPatch, exports: list[Export]
 ) -> None:
     """Indices are dropped for it and made again."""
-    monkeypatch.setattr(publish, "_BULK_ROWS", 1)
+    monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     assert history.after(exports, range(len(exports))) == history.after([last_good(exports)], [0])
