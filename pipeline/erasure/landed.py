@@ -150,13 +150,13 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
     return result
 
 
-def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, list[Line]]]:
+def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, Iterable[Line]]]:
     """(bytes, lines) of each chunk; no lines where it names nobody of them."""
     with landing_errors(path), path.open("rb", buffering=0) as stream:
         for chunk in plan_chunks(path):
             stream.seek(chunk.offset)
             named = persons.named_in(stream.read(chunk.length))
-            yield chunk.length, read_lines(path, chunk) if named else []
+            yield chunk.length, read_lines(path, chunk) if named else ()
 
 
 def _judge(

@@ -8,17 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
 from pipeline.landing.lines import is_blank
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Lines", "plan_chunks", "read_lines", "texts_of"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines", "texts_of"]
 
 #: Large enough that polars' fixed costs vanish, small enough that a worker stays below a few hundred MB.
 CHUNK_BYTES = 24 * 1024 * 1024
 _READ = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    number: int
+    """1-based among the physical lines of the file."""
+    offset: int
+    """Byte offset in the file."""
+    raw: bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,10 @@ class Lines:
     numbers: pl.Series
     #: Int64: byte offset in the file
     offsets: pl.Series
+
+    def __iter__(self) -> Iterator[Line]:
+        """One at a time, where speed does not matter."""
+        return map(Line, self.numbers, self.offsets, self.raws)
 
 
 @dataclass(frozen=True)

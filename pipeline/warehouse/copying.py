@@ -3,32 +3,76 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import polars as pl
 import psycopg
 
-__all__ = ["copy_frame", "read_frame", "temporary_table"]
+__all__ = ["EncodedRows", "ahead", "copy_encoded", "copy_frame", "encoded", "read_frame", "temporary_table"]
 
 _BLOCK = 1 << 20
 
+#: What the text format writes in another way inside a value.
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_ESCAPED = r"[\\\t\n\r]"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of a frame as PostgreSQL's COPY takes them."""
+
+    columns: tuple[str, ...]
+    rows: int
+    content: memoryview
+
+
+def encoded(frame: pl.DataFrame) -> EncodedRows:
+    """The frame's rows in the text format, which the server reads a quarter faster than CSV."""
+    texts = [
+        series.str.replace_many(_ESCAPES).alias(series.name)
+        for series in frame.select(pl.col(pl.String)).iter_columns()
+        if series.str.contains(_ESCAPED).any()
+    ]
+    buffer = io.BytesIO()
+    frame.with_columns(texts).write_csv(
+        buffer, include_header=False, separator="\t", null_value="\\N", quote_style="never"
+    )
+    return EncodedRows(tuple(frame.columns), frame.height, buffer.getbuffer())
+
+
+def copy_encoded(connection: psycopg.Connection, table: str, rows: EncodedRows) -> int:
+    """COPY into the table's columns of the same names. Returns the number of rows."""
+    if not rows.rows:
+        return 0
+    columns = ", ".join(f'"{name}"' for name in rows.columns)
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+        for start in range(0, len(rows.content), _BLOCK):
+            copy.write(rows.content[start : start + _BLOCK])
+    return rows.rows
+
 
 def copy_frame(connection: psycopg.Connection, table: str, frame: pl.DataFrame) -> int:
-    """COPY the frame's columns into the table's columns of the same names. Returns the number of rows.
+    """COPY the frame's columns into the table's columns of the same names. Returns the number of rows."""
+    return 0 if frame.is_empty() else copy_encoded(connection, table, encoded(frame))
 
-    NULL is an unquoted nothing; FHIR has no empty strings, so that nothing else can be meant.
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made in a thread of its own while the one before is used: encoding while the server takes rows.
+
+    What makes them must not use the connection that takes them.
     """
-    if frame.is_empty():
-        return 0
-    buffer = io.BytesIO()
-    frame.write_csv(buffer, include_header=False)
-    columns = ", ".join(f'"{name}"' for name in frame.columns)
-    view = buffer.getbuffer()
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN (FORMAT csv)") as copy:
-        for start in range(0, len(view), _BLOCK):
-            copy.write(view[start : start + _BLOCK])
-    return frame.height
+    iterator = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc] # all but the end are of the items' type
 
 
 def read_frame(

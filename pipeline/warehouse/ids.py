@@ -13,7 +13,7 @@ import psycopg
 from omop_schema.cdm import primary_key, sequence_name
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 
-__all__ = ["ENTITY_TABLES", "LINKS", "STAY_LOCATION", "EntityIds", "reserve"]
+__all__ = ["ENTITY_TABLES", "LINKS", "STAY_LOCATION", "EntityIds", "NewIds", "reserve"]
 
 #: Tables whose rows other rows refer to, in the order in which they can be filled.
 ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
@@ -46,6 +46,28 @@ def reserve(connection: psycopg.Connection, cdm_schema: str, table: str, count: 
     ).fetchone()
     assert row is not None
     return int(row[0]) - count + 1
+
+
+class NewIds:
+    """Ids of a table's sequence for at most `count` new rows, in their order; `give_back` returns what is left."""
+
+    def __init__(self, connection: psycopg.Connection, cdm_schema: str, table: str, count: int) -> None:
+        self._connection = connection
+        self._sequence = f"{cdm_schema}.{sequence_name(table)}"
+        self._next = reserve(connection, cdm_schema, table, count) if count else 0
+        self._end = self._next + count
+
+    def take(self, count: int) -> int:
+        """The first of `count` consecutive ids."""
+        first = self._next
+        self._next += count
+        assert self._next <= self._end, "more rows than were counted"
+        return first
+
+    def give_back(self) -> None:
+        """To be called in the same transaction: until its end nobody else reserves ids of the sequence."""
+        if self._next < self._end:
+            self._connection.execute(f"SELECT setval('{self._sequence}', {self._next}, false)")
 
 
 class EntityIds:

@@ -47,6 +47,9 @@ def new_database_settings(memory: int) -> dict[str, str]:
         "max_wal_size": "4GB",
         "min_wal_size": "256MB",
         "checkpoint_timeout": "15min",
+        # Nobody copies the embedded server by its log: the first load of an empty warehouse does without it.
+        "wal_level": "minimal",
+        "max_wal_senders": "0",
         "wal_compression": "on",
         "random_page_cost": "1.1",
         "jit": "off",

@@ -12,19 +12,15 @@ from datetime import date
 from importlib.metadata import version
 from typing import Any
 
-import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
-from sqlalchemy import Index
 
-from omop_schema import cdm as cdm_schema
-from omop_schema.etl import LINEAGE_TABLES, build_metadata, lineage_table_name
+from omop_schema.etl import LINEAGE_TABLES
 from pipeline.errors import AccountingError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
-from pipeline.warehouse import staging
 from pipeline.warehouse.ids import ENTITY_TABLES
-from pipeline.warehouse.publication import accounts, derived_rows, merges, references, rows, states, visits
+from pipeline.warehouse.publication import accounts, bulk, derived_rows, merges, references, rows, states, visits
 from pipeline.warehouse.publication.care_sites import relate_care_sites
 from pipeline.warehouse.publication.context import (
     CDM_VERSION,
@@ -40,9 +36,6 @@ from pipeline.warehouse.seen import write_seen
 from pipeline.warehouse.staging import StagedExport
 
 __all__ = ["FileLines", "LandedLine", "PublicationReport", "publish_export"]
-
-#: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
-_BULK_ROWS = 50_000
 
 
 def publish_export(
@@ -67,16 +60,14 @@ def publish_export(
 
 
 def _run(p: Publication, files: Sequence[FileLines]) -> None:
-    # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
-    p.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
     step = p.report.step
     with step("decide"):
         decide(p)
+        p.is_bulk = bulk.is_bulk_load(p)
         derived_rows.note_persons(p)
-    bulk = _is_bulk_load(p)
-    if bulk:
+    if p.is_bulk:
         with step("indices"):
-            _drop_indices(p)
+            bulk.drop_indices(p)
     # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
     p.connection.execute("SET CONSTRAINTS ALL DEFERRED")
     with step("former rows"):
@@ -101,12 +92,15 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         relate_care_sites(p)
     with step("state"):
         states.state(p)
+    if p.is_bulk:
+        with step("indices of state"):
+            bulk.create_state_indices(p)
     with step("derived"):
         derived_rows.note_persons(p)
-        derived_rows.refresh(p, everyone=bulk)
-    if bulk:
+        derived_rows.refresh(p)
+    if p.is_bulk:
         with step("indices"):
-            _create_indices(p)
+            bulk.create_indices(p)
     with step("accounts"):
         accounts.dead_letters(p)
         accounts.forget_accounts(p)
@@ -116,34 +110,6 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         references.find_dependents(p)
     with step("seen"):
         write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused)
-
-
-def _is_bulk_load(p: Publication) -> bool:
-    """Indices are dropped only when the warehouse is empty and the load large enough for it to pay."""
-    if p.count(f"SELECT count(*) FROM (SELECT FROM {p.cdm}.person LIMIT 1) AS any_person"):
-        return False
-    return int(p.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()) >= _BULK_ROWS
-
-
-def _drop_indices(p: Publication) -> None:
-    cdm_schema.drop_constraints(p.sqlalchemy, p.cdm, p.vocab)
-    cdm_schema.drop_indices(p.sqlalchemy, p.cdm, p.vocab)
-    # Surrogate ids are hashes: to put each in its place in a B-tree costs half of a load. resource_state keeps
-    # its key: other sites' transforms read that table, and a change of it would wait for them.
-    for index in _lineage_indices(p.etl):
-        index.drop(p.sqlalchemy, checkfirst=True)
-
-
-def _create_indices(p: Publication) -> None:
-    for index in _lineage_indices(p.etl):
-        index.create(p.sqlalchemy, checkfirst=True)
-    cdm_schema.create_indices(p.sqlalchemy, p.cdm, p.vocab)
-    cdm_schema.create_constraints(p.sqlalchemy, p.cdm, p.vocab)
-
-
-def _lineage_indices(etl: str) -> list[Index]:
-    tables = build_metadata(etl).tables
-    return [index for name in LINEAGE_TABLES for index in tables[f"{etl}.{lineage_table_name(name)}"].indexes]
 
 
 def _record(

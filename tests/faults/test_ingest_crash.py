@@ -40,7 +40,7 @@ KILLED = """
 import importlib, os, signal, sys
 import pipeline.cli, pipeline.warehouse.publish
 where, when, number, bulk_rows = sys.argv[1:5]
-pipeline.warehouse.publish._BULK_ROWS = int(bulk_rows)
+pipeline.warehouse.publication.bulk._BULK_ROWS = int(bulk_rows)
 module, _, path = where.partition(":")
 owner = importlib.import_module(module)
 *parents, name = path.split(".")

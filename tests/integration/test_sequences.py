@@ -21,8 +21,8 @@ from pipeline.clock import ManualClock
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings
-from pipeline.warehouse import publish
 from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.publication import bulk
 from tests.databases import Prepared, empty
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
@@ -340,5 +340,5 @@ def test_a_large_first_load_ends_the_same(
     history: History, monkeypatch: pytest.MonkeyPatch, exports: list[Export]
 ) -> None:
     """Indices are dropped for it and made again."""
-    monkeypatch.setattr(publish, "_BULK_ROWS", 1)
+    monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     assert history.after(exports, range(len(exports))) == history.after([last_good(exports)], [0])

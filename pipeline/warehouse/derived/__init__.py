@@ -8,7 +8,7 @@ that a second run changes nothing. The rules are told in docs/derived-tables.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
@@ -109,7 +109,13 @@ class DerivedReport:
 
 
 def note_affected_persons(
-    connection: psycopg.Connection, *, cdm: str, etl: str, resources: str = "changed", persons: str = "affected_person"
+    connection: psycopg.Connection,
+    *,
+    cdm: str,
+    etl: str,
+    resources: str = "changed",
+    persons: str = "affected_person",
+    tables: Collection[str] = LINEAGE_TABLES,
 ) -> None:
     """Add the persons whose rows come from the given resources to the temporary table `persons` (made when missing).
 
@@ -117,7 +123,7 @@ def note_affected_persons(
     after the new ones are there: a row may have gone, come, or changed its person.
     """
     connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {persons} (person_id bigint PRIMARY KEY) ON COMMIT DROP")
-    for table in LINEAGE_TABLES:
+    for table in tables:
         if "person_id" in polars_schema(table):
             connection.execute(
                 f"INSERT INTO pg_temp.{persons} SELECT DISTINCT row.person_id"
@@ -331,9 +337,9 @@ class _Refresh:
 
     def _count_persons(self) -> None:
         self.report.persons, self.report.persons_without_period = self._row(
-            "SELECT count(*), count(*) FILTER (WHERE NOT EXISTS"
-            f" (SELECT FROM {self.cdm}.observation_period AS period WHERE period.person_id = person.person_id))"
-            " FROM pg_temp.derived_person AS person WHERE person.in_site"
+            "SELECT count(*), count(*) FILTER (WHERE period.person_id IS NULL) FROM pg_temp.derived_person AS person"
+            f" LEFT JOIN (SELECT DISTINCT person_id FROM {self.cdm}.observation_period) AS period USING (person_id)"
+            " WHERE person.in_site"
         )
 
     # --- facts of the site --------------------------------------------------------------------------------------------

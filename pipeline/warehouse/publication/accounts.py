@@ -22,6 +22,14 @@ _REASONS = {
     "part_of_cycle": "the encounters are parts of each other in a circle",
 }
 
+_COUNTED = {
+    "file_number": pl.Int32,
+    "resource_type": pl.String,
+    "outcome": pl.String,
+    "reason": pl.String,
+    "count": pl.UInt32,
+}
+
 
 def dead_letters(p: Publication) -> None:
     """Rejected lines become dead letters; letters of resources that came through are closed."""
@@ -74,13 +82,9 @@ def forget_accounts(p: Publication) -> None:
 
 def account(p: Publication, files: Sequence[FileLines]) -> None:
     """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published."""
-    outcomes = p.staged.scan(staging.OUTCOME).select(*LINE, "resource_type", "outcome", "reason").collect()
-    final = outcomes.join(
-        p.superseded.with_columns(pl.lit("superseded").alias("final")), on=LINE, how="left", nulls_equal=True
-    ).join(p.refused.select(LINE).with_columns(pl.lit("rejected").alias("refused")), on=LINE, how="left")
-    final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
+    final = _final_outcomes(p)
     counts: dict[int, Counter[str]] = {}
-    for number, outcome, count in final.group_by("file_number", "outcome").len().iter_rows():
+    for number, outcome, count in final.group_by("file_number", "outcome").agg(pl.col("count").sum()).iter_rows():
         counts.setdefault(number, Counter())[outcome] = count
     for file in files:
         count = counts.get(file.file_number, Counter())
@@ -113,7 +117,20 @@ def account(p: Publication, files: Sequence[FileLines]) -> None:
     excluded = (
         final.filter(pl.col("outcome") == "excluded")
         .group_by("file_number", "resource_type", "reason")
-        .agg(pl.len().alias("count"))
+        .agg(pl.col("count").sum())
         .with_columns(pl.lit(p.export.export_id).alias("export_id"))
     )
     copy_frame(p.connection, "exclusion_count", excluded)
+
+
+def _final_outcomes(p: Publication) -> pl.DataFrame:
+    """How many lines of each file and resource type have which outcome, and for which reason; part by part."""
+    superseded = p.superseded.with_columns(pl.lit("superseded").alias("final"))
+    refused = p.refused.select(*LINE, pl.lit("rejected").alias("refused"))
+    counted = []
+    for part in p.staged.frames(staging.OUTCOME):
+        final = part.select(*LINE, "resource_type", "outcome", "reason")
+        final = final.join(superseded, on=LINE, how="left", nulls_equal=True).join(refused, on=LINE, how="left")
+        final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
+        counted.append(final.group_by("file_number", "resource_type", "outcome", "reason").agg(pl.len().alias("count")))
+    return pl.concat(counted) if counted else pl.DataFrame(schema=_COUNTED)

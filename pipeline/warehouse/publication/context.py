@@ -115,6 +115,9 @@ class Publication:
         assert isinstance(driver, psycopg.Connection)
         self.connection = driver
         self.cdm, self.vocab, self.etl = settings.cdm_schema, settings.vocab_schema, settings.etl_schema
+        self.connection.execute(f"SET LOCAL search_path TO {self.etl}, {self.cdm}, {self.vocab}")
+        # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
+        self.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
         self.export = export
         self.staged = staged
         self.report = report
@@ -125,6 +128,10 @@ class Publication:
         self.pending: list[pl.DataFrame] = []
         #: table → surrogate_id, row_key, row_id of removed rows, whose ids are used again
         self.old_rows: dict[str, pl.DataFrame] = {}
+        #: whether nothing was ever loaded: no resource has a former version, and nothing waits for one
+        self.is_first = not self.count("SELECT count(*) FROM (SELECT FROM resource_state LIMIT 1) AS any_state")
+        #: whether the warehouse is filled without indices, and those of the CDM include keys to the vocabulary: `bulk`
+        self.is_bulk = self.has_vocabulary_constraints = False
         # What `decide` says:
         no_lines = pl.DataFrame(schema={"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64})
         #: lines that are older than what is known, or repeated
@@ -142,7 +149,6 @@ class Publication:
         self.children = pl.DataFrame(schema=CHAIN_SCHEMA)
         #: sub-encounters in visit_detail that staged rows refer to: surrogate_id, detail_row_id, visit_row_id
         self.details = pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "detail_row_id", "visit_row_id"), pl.Int64))
-        self.connection.execute(f"SET LOCAL search_path TO {self.etl}, {self.cdm}, {self.vocab}")
 
     def count(self, query: str) -> int:
         """The first column of a query's one row."""

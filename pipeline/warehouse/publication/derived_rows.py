@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from omop_schema.cdm import TABLES
+from omop_schema.etl import LINEAGE_TABLES
 from pipeline.warehouse.derived import DerivedOptions, note_affected_persons, refresh_derived
 from pipeline.warehouse.publication.context import CDM_VERSION, IG_VERSION, Publication
 
@@ -12,13 +13,16 @@ __all__ = ["note_persons", "refresh"]
 
 
 def note_persons(p: Publication) -> None:
-    """Note the persons of the changed resources' rows: once before these go, once when the new ones are there."""
-    note_affected_persons(p.connection, cdm=p.cdm, etl=p.etl)
+    """Note the persons of the changed resources' rows: once before these go, once when the new ones are there.
+
+    When an empty warehouse is filled everybody is computed, and nobody noted.
+    """
+    note_affected_persons(p.connection, cdm=p.cdm, etl=p.etl, tables=() if p.is_bulk else LINEAGE_TABLES)
 
 
-def refresh(p: Publication, *, everyone: bool) -> None:
-    """Bring derived rows in line, as of the export's time in the site's zone. `everyone`: an empty warehouse was filled."""
-    if everyone:
+def refresh(p: Publication) -> None:
+    """Bring derived rows in line, as of the export's time in the site's zone."""
+    if p.is_bulk:
         for table in TABLES:
             if p.report.rows_inserted[table]:
                 p.connection.execute(f"ANALYZE {p.cdm}.{table}")
@@ -41,7 +45,7 @@ def refresh(p: Publication, *, everyone: bool) -> None:
         vocab=p.vocab,
         etl=p.etl,
         as_of=as_of,
-        persons=None if everyone else "affected_person",
+        persons=None if p.is_bulk else "affected_person",
         options=options,
     )
     for table, change in derived.changes.items():

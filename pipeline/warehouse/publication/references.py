@@ -16,6 +16,8 @@ __all__ = ["find_dependents", "link_events", "references", "relink"]
 
 def relink(p: Publication) -> None:
     """Fill links that waited for a row that is there now."""
+    if p.is_first:
+        return
     waiting = p.connection.execute(
         "SELECT DISTINCT role FROM reference WHERE state = 'pending' AND to_surrogate_id IN"
         " (SELECT surrogate_id FROM pg_temp.changed)"
@@ -156,6 +158,8 @@ def find_dependents(p: Publication) -> None:
     Their references are stale until that is done: a process that ends before leaves them to the next run. What waits
     for a fact stays pending until the fact is there.
     """
+    if p.is_first:
+        return
     target, role = "reference.to_surrogate_id", "reference.role"
     p.connection.execute(
         "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT surrogate_id FROM pg_temp.changed UNION"
@@ -189,7 +193,9 @@ def find_dependents(p: Publication) -> None:
         "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
         " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
         " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-        f" WHERE {role} <> ALL(%s) AND state.outcome IN ('loaded', 'excluded') AND kind.site = %s"
+        # said of all, so that the index of what is not resolved is used: most references are
+        f" WHERE reference.state <> 'resolved'"
+        f" AND {role} <> ALL(%s) AND state.outcome IN ('loaded', 'excluded') AND kind.site = %s"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
         f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
         f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
-from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
-from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, reserve
+from pipeline.warehouse.copying import (
+    EncodedRows,
+    ahead,
+    copy_encoded,
+    copy_frame,
+    encoded,
+    read_frame,
+    temporary_table,
+)
+from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, NewIds
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.merges import with_survivors
 from pipeline.warehouse.publication.visits import link_details
@@ -183,7 +193,7 @@ def entities(p: Publication, table: str) -> None:
         p.connection, f"{p.cdm}.{table}", distinct.filter(is_new).select(columns)
     )
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
-    _lineage(p, table, rows.select("surrogate_id", "row_key", pl.col("own_row_id").alias("row_id")))
+    copy_frame(p.connection, lineage_table_name(table), _lineage_rows(p, rows.rename({"own_row_id": "row_id"})))
 
 
 def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None:
@@ -226,8 +236,18 @@ def _referred_to(p: Publication, table: str) -> list[pl.Series]:
 def events(p: Publication, table: str) -> None:
     """The rows of one table that other rows do not refer to by resource: links to row ids, ids, COPY, lineage."""
     own_id = primary_key(table)
+    count = p.staged.scan(table).select(pl.len()).collect().item() if own_id else 0
+    ids = NewIds(p.connection, p.cdm, table, count)
+    for rows, lineage in ahead(_encoded_events(p, table, ids)):
+        p.report.rows_inserted[table] += copy_encoded(p.connection, f"{p.cdm}.{table}", rows)
+        copy_encoded(p.connection, lineage_table_name(table), lineage)
+    ids.give_back()
+
+
+def _encoded_events(p: Publication, table: str, ids: NewIds) -> Iterator[tuple[EncodedRows, EncodedRows]]:
+    """Rows and lineage of each part, ready to be copied. Asks nothing of the server, which is busy with the last."""
+    own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
-    old = p.old_rows.get(table)
     for part in p.staged.frames(table):
         rows = with_survivors(p, p.loaded(part), table)
         if rows.is_empty():
@@ -237,36 +257,34 @@ def events(p: Publication, table: str) -> None:
         rows = p.ids.linked(rows, links)
         if "visit_occurrence_id" in links:
             rows = rows.with_columns(pl.coalesce("visit_occurrence_id", "linked_visit").alias("visit_occurrence_id"))
-        rows = _with_row_ids(p, rows, table, old)
+        rows = _with_row_ids(rows, own_id, ids, p.old_rows.get(table))
         if own_id:
             rows = rows.with_columns(pl.col("row_id").alias(own_id))
-        p.report.rows_inserted[table] += copy_frame(
-            p.connection, f"{p.cdm}.{table}", rows.select(list(polars_schema(table)))
-        )
-        _lineage(p, table, rows.select("surrogate_id", "row_key", "row_id"))
+        yield encoded(rows.select(list(polars_schema(table)))), encoded(_lineage_rows(p, rows))
 
 
-def _with_row_ids(p: Publication, rows: pl.DataFrame, table: str, old: pl.DataFrame | None) -> pl.DataFrame:
+def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.DataFrame | None) -> pl.DataFrame:
     """Adds row_id: the former id of a row of the same meaning, else a new one."""
-    if primary_key(table) is None:
+    if own_id is None:
         return rows.with_columns(pl.col("person_id").alias("row_id"))
     if old is None or old.is_empty():
-        first = reserve(p.connection, p.cdm, table, rows.height)
+        first = ids.take(rows.height)
         return rows.with_columns(pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("row_id"))
     rows = rows.join(old, on=["surrogate_id", "row_key"], how="left", maintain_order="left")
     new = rows["row_id"].null_count()
     if not new:
         return rows
-    first = reserve(p.connection, p.cdm, table, new)
+    first = ids.take(new)
     missing = pl.col("row_id").is_null()
     return rows.with_columns(
         pl.when(missing).then(first + missing.cum_sum().cast(pl.Int64) - 1).otherwise("row_id").alias("row_id")
     )
 
 
-def _lineage(p: Publication, table: str, rows: pl.DataFrame) -> None:
-    frame = rows.with_columns(pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id"))
-    copy_frame(p.connection, lineage_table_name(table), frame)
+def _lineage_rows(p: Publication, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(
+        "row_id", "surrogate_id", "row_key", pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
+    )
 
 
 def _note_pending(p: Publication, rows: pl.DataFrame, links: list[str], table: str) -> None:

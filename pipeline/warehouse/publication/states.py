@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from pipeline.errors import PermanentError
 from pipeline.warehouse import staging
-from pipeline.warehouse.copying import copy_frame
+from pipeline.warehouse.copying import EncodedRows, ahead, copy_encoded, encoded
 from pipeline.warehouse.publication.context import Publication
 
 __all__ = ["state"]
@@ -15,16 +17,20 @@ __all__ = ["state"]
 def state(p: Publication) -> None:
     """What is known of each changed resource from now on. Rejected lines leave the former state as it is."""
     kinds = _site_resource_types(p)
-    empty = p.connection.execute("SELECT NOT EXISTS (SELECT FROM resource_state)").fetchone()
     target = "resource_state"
-    if not empty or not empty[0]:
+    if not p.is_first:
         p.connection.execute("CREATE TEMP TABLE new_state (LIKE resource_state INCLUDING DEFAULTS) ON COMMIT DROP")
         target = "pg_temp.new_state"
-    for part in p.staged.frames(staging.OUTCOME):
-        decided = part.filter((pl.col("outcome") != "rejected") & pl.col("surrogate_id").is_not_null())
-        copy_frame(p.connection, target, _state_rows(p, p.loaded(decided), kinds))
+    for rows in ahead(_encoded_rows(p, kinds)):
+        copy_encoded(p.connection, target, rows)
     if target != "resource_state":
         _merge_state(p)
+
+
+def _encoded_rows(p: Publication, kinds: pl.DataFrame) -> Iterator[EncodedRows]:
+    for part in p.staged.frames(staging.OUTCOME):
+        decided = part.filter((pl.col("outcome") != "rejected") & pl.col("surrogate_id").is_not_null())
+        yield encoded(_state_rows(p, p.loaded(decided), kinds))
 
 
 def _state_rows(p: Publication, lines: pl.DataFrame, kinds: pl.DataFrame) -> pl.DataFrame:
