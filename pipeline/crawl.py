@@ -357,7 +357,7 @@ class _CrawlRun:
         parameters = [(own, patient_id), *urllib.parse.parse_qsl(search), ("_count", str(self._site.search_count))]
         if since is not None:
             parameters.append(("_lastUpdated", f"ge{(since - _OVERLAP).isoformat(timespec='seconds')}"))
-        return self._client.search(resource_type, parameters, unspoken=(patient_id,))
+        return self._client.search(resource_type, parameters)
 
 
 class _Found:

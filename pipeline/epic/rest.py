@@ -75,7 +75,6 @@ class RestClient:
             headers={"Accept": _FHIR_JSON},
             tokens=self.session.tokens,
             max_bytes=self.session.site.max_line_bytes,
-            unspoken=(resource_id,),
             advice=_ADVICE,
             event="read",
             resource_type=resource_type,
@@ -94,10 +93,8 @@ class RestClient:
             raise ProtocolError(f"{request.action}: the server answered with another resource.")
         return line
 
-    def search(
-        self, resource_type: str, parameters: Sequence[tuple[str, str]], unspoken: tuple[str, ...] = ()
-    ) -> Iterator[SearchPage]:
-        """All pages of a search. `unspoken` (the patient's id) is kept out of messages.
+    def search(self, resource_type: str, parameters: Sequence[tuple[str, str]]) -> Iterator[SearchPage]:
+        """All pages of a search.
 
         Raises SearchRefused, ProtocolError (no Bundle, or links that lead in a circle), UnsafeRemote for a link to
         another host, RemoteUnavailable after the last attempt.
@@ -109,7 +106,7 @@ class RestClient:
             seen.add(url)
             if len(seen) > _MAX_PAGES:
                 raise ProtocolError(f"{action}: more than {_MAX_PAGES} pages.")
-            page = self._page(action, resource_type, url, unspoken)
+            page = self._page(action, resource_type, url)
             yield page
             if page.next_url is None:
                 return
@@ -117,14 +114,13 @@ class RestClient:
             url = page.next_url if absolute else urllib.parse.urljoin(url, page.next_url)
         raise ProtocolError(f"{action}: the links of its pages lead in a circle.")
 
-    def _page(self, action: str, resource_type: str, url: str, unspoken: tuple[str, ...]) -> SearchPage:
+    def _page(self, action: str, resource_type: str, url: str) -> SearchPage:
         request = RemoteRequest(
             action,
             url,
             headers={"Accept": _FHIR_JSON},
             tokens=self.session.tokens,
             max_bytes=_MAX_PAGE_BYTES,
-            unspoken=unspoken,
             advice=_ADVICE,
             event="search",
             resource_type=resource_type,

@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 from pipeline.landing.resource_types import RESOURCE_TYPES
 
-__all__ = ["known_words", "progress_words"]
-
 __all__ = ["known_words", "plain_text", "progress_words", "shown_url"]
 
 _PLAIN = """

@@ -130,8 +130,6 @@ class RemoteRequest:
     max_bytes: int = 1 << 20
     #: What to check, by status, where that can be said better than in general.
     advice: Mapping[int, str] = field(default_factory=dict)
-    #: Texts such as a patient's id, which a server may repeat in its words: left out of messages.
-    unspoken: tuple[str, ...] = ()
     #: For the access log.
     event: Event = "read"
     resource_type: str | None = None
@@ -217,8 +215,6 @@ class Answer:
         """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
         issues = (f"{issue.code}: {plain_text(issue.text, 300)}".strip(": ") for issue in self.issues)
         told = plain_text("; ".join(dict.fromkeys(issues)), 600)
-        for text in self.request.unspoken:
-            told = told.replace(text, "…")
         message = f"{self.request.action}: the server answered {self.status}{f' ({told})' if told else ''}."
         if self.is_transient:
             wait = self.retry_after

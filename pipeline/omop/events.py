@@ -230,12 +230,15 @@ def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
 
 
 def _code_counts(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """What became of each code; the rows of a view with a fixed concept have none."""
+    if view.concept_id:
+        return pl.DataFrame(schema=SCHEMAS[MAPPING])
     return (
         rows.group_by("source_system", "source_code", (pl.col("concept_id") != 0).alias("mapped"))
         .agg(pl.len().cast(pl.Int64).alias("count"))
         .select(
             pl.lit(mapping.resource).alias("resource_type"),
-            pl.lit(view.code or view.name).alias("element"),
+            pl.lit(view.code).alias("element"),
             pl.col("source_system").alias("system"),
             pl.col("source_code").alias("code"),
             "mapped",

@@ -41,7 +41,7 @@ from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
-from pipeline.omop.mapping import load_mappings
+from pipeline.omop.mapping import load_mappings, read_mappings
 from pipeline.omop.vocabulary import load_vocabulary
 from pipeline.quality.mapping_report import MappingReport, mapping_report
 from pipeline.replay import ingest_with_follow_ups
@@ -454,6 +454,23 @@ def test_no_code_is_unmapped_that_the_vocabulary_maps(warehouse: psycopg.Connect
     shares = {share.table: share for share in report.tables}
     assert 0 < shares["measurement"].mapped < shares["measurement"].rows
     assert {code.finding for code in report.codes} >= {"no_standard", "system_unknown", "text_only"}
+
+
+def test_rows_of_a_fixed_concept_are_no_codes(warehouse: psycopg.Connection) -> None:
+    """A type whose concepts the mapping fixes has no rate of mapped codes, and they are not in the mapping report."""
+    rates = {
+        name for (rates,) in warehouse.execute("SELECT mapping_rates FROM publication").fetchall() for name in rates
+    }
+    views = [
+        (resource.resource, view)
+        for resource in read_mappings(MAPPINGS_FOLDER).resources.values()
+        for view in resource.views
+    ]
+    assert rates
+    assert "Patient" not in rates
+    assert rates <= {resource_type for resource_type, view in views if view.code}
+    fixed = {(resource_type, view.name) for resource_type, view in views if view.concept_id}
+    assert not fixed & {(code.resource_type, code.element) for code in _report(warehouse).codes}
 
 
 @pytest.mark.parametrize(

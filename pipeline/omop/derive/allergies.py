@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, as_value, starting, used, with_visit_period
 from pipeline.omop.derive.conditions import at_age
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
@@ -37,13 +37,7 @@ def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows whose code names a substance alone: it becomes the value."""
-    frame = derivation.resolved(frame.filter(_is_substance(frame, derivation)), "code", "value", "value")
-    return frame.with_columns(
-        pl.col("value_concept_id").alias("value_as_concept_id"),
-        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
-        pl.col("value_source_code").alias("value_source_value"),
-        pl.col("value_source_code").alias("source_value"),
-    )
+    return as_value(frame.filter(_is_substance(frame, derivation)), derivation, "value")
 
 
 def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

@@ -120,6 +120,17 @@ def _noted_failures(frame: pl.DataFrame, column: str, concept: str) -> pl.DataFr
     return frame.with_columns(pl.when(pl.col(concept) == 0).then(pl.col(column)).alias(f"{UNMAPPED}{column}"))
 
 
+def as_value(frame: pl.DataFrame, derivation: Derivation, purpose: str) -> pl.DataFrame:
+    """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
+    frame = derivation.resolved(frame, "code", purpose, "value")
+    return frame.with_columns(
+        pl.col("value_concept_id").alias("value_as_concept_id"),
+        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        pl.col("value_source_code").alias("value_source_value"),
+        pl.col("value_source_code").alias("source_value"),
+    )
+
+
 def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Expr) -> pl.DataFrame:
     """Note that rows depend on fact `name` of the resource in column `key` where `when` holds.
 

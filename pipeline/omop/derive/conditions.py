@@ -7,7 +7,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, as_value, ending, starting, used, with_visit_period
 
 _MAX_DAYS_OUTSIDE = 7
 
@@ -132,13 +132,7 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
 
 def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a medical history becomes the value of "History of event"."""
-    frame = derivation.resolved(frame, "code", "condition", "value")
-    return frame.with_columns(
-        pl.col("value_concept_id").alias("value_as_concept_id"),
-        pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
-        pl.col("value_source_code").alias("value_source_value"),
-        pl.col("value_source_code").alias("source_value"),
-    )
+    return as_value(frame, derivation, "condition")
 
 
 def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
