@@ -73,9 +73,9 @@ class CommandLine:
         """Start a command and return at once; `program` is another way into it: an interpreter, `-c`, code, arguments."""
         return Child([*program, *map(str, arguments)] if program else ["epic-omop", *map(str, arguments)], self)
 
-    def run(self, *arguments: str | Path, code: int | None = 0) -> Finished:
+    def run(self, *arguments: str | Path, code: int | None = 0, program: tuple[str, ...] = ()) -> Finished:
         """Run a command to its end; it must end with `code` (None: any), and never with a traceback."""
-        finished = self.start(*arguments).finish()
+        finished = self.start(*arguments, program=program).finish()
         assert "Traceback" not in finished.err, finished.err
         assert code is None or finished.code == code, f"{arguments} ended with {finished.code}: {finished.err}"
         return finished

@@ -35,7 +35,7 @@ from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings
 from pipeline.warehouse.schema import install_schemas
-from tests.command_line import PROGRAM, CommandLine
+from tests.command_line import CommandLine
 from tests.integration.support import START, Warehouse, observation, patient
 
 EVERYTHING = SnapshotOptions(vocabulary=True, lineage=True)
@@ -75,9 +75,11 @@ pipeline.cli.main()
 
 #: Runs a program that can write no file larger than so many bytes, as if the disk were full.
 LIMITED = """
-import os, resource, sys
+import resource, sys
+import pipeline.cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-os.execv(sys.argv[2], sys.argv[2:])
+sys.argv = ["epic-omop", *sys.argv[2:]]
+pipeline.cli.main()
 """
 
 
@@ -415,7 +417,7 @@ def test_the_command_and_its_errors(world: Warehouse, lake: Path, terminal: Comm
     assert "cdm/measurement" in done.out
     assert str(lake / "latest" / "open.sql") in done.out
     assert "as it was written" in terminal.run("publish", "--check", lake).out
-    limited = (sys.executable, "-c", LIMITED, "20000", str(PROGRAM))
+    limited = (sys.executable, "-c", LIMITED, "20000")
     full = terminal.run("publish", "--to", lake, program=limited, code=74)
     assert "stays as it is" in full.err
     (lake / "latest" / "cdm" / "person" / "part-00000.parquet").write_bytes(b"")
