@@ -21,7 +21,8 @@ EpicOmopError
 │   ├── ProtocolError         the server's answer breaks the specification
 │   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
 │   ├── ExportGone            the job or its files no longer exist on the server
-│   └── UnsafeRemote          an address or a size that the security rules refuse
+│   ├── UnsafeRemote          an address or a size that the security rules refuse
+│   └── ConfirmationNeeded    much would be deleted, and nobody has confirmed it
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
@@ -37,6 +38,7 @@ __all__ = [
     "AccountingError",
     "AuthenticationRefused",
     "ConfigurationError",
+    "ConfirmationNeeded",
     "CooldownActive",
     "EpicOmopError",
     "ExportGone",
@@ -159,6 +161,10 @@ class ExportGone(PermanentError):
 
 class UnsafeRemote(PermanentError):
     pass
+
+
+class ConfirmationNeeded(PermanentError):
+    """More would be deleted than goes without asking: nothing was done, and `--confirm` does it."""
 
 
 class LandingError(EpicOmopError):

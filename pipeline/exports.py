@@ -146,6 +146,7 @@ def new_job(
     group: str | None = None,
     resource_types: Sequence[str] = (),
     patients: Sequence[str] = (),
+    since: datetime | None = None,
 ) -> ExportJob:
     """A committed `requested` row, under an id that the landing store does not know either; of a crawl, with its list.
 
@@ -162,6 +163,7 @@ def new_job(
         kind=kind,
         resource_types=resource_types,
         requested_at=runtime.clock.now(),
+        since=since,
     )
     if patients:
         crawls.add_patients(connection, export_id, patients)
@@ -436,9 +438,19 @@ def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
 
 
 def ingest_folder(
-    runtime: Runtime, site_name: str, folder: Path, progress: ProgressCallback | None = None
+    runtime: Runtime,
+    site_name: str,
+    folder: Path,
+    progress: ProgressCallback | None = None,
+    *,
+    group: str | None = None,
+    complete: bool = False,
 ) -> LandedExport:
     """Land a folder of NDJSON files under a site's name, as an export of kind `folder` taken now.
+
+    `group`: it is an export of that group; `complete`: it holds all that the group has of the types of its files (and
+    of the site's `empty_when_missing`), so that what it does not hold has vanished. Without a group it is never
+    complete.
 
     What an interrupted ingest of this site left is ended first. Raises UsageError for a folder without NDJSON,
     ConfigurationError for an impossible site name, SiteBusy while another process ingests, LandingError.
@@ -448,12 +460,15 @@ def ingest_folder(
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the ingest of a folder"):
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
-        job = new_job(runtime, connection, site.name, "folder")
+        job = new_job(runtime, connection, site.name, "folder", group=group)
         try:
             landed = runtime.landing.land_folder(site.name, job.export_id, folder, job.requested_at, progress)
         except EpicOmopError as error:
             _end_folder(runtime, connection, job, error.message)
             raise
+        if complete and group:
+            types = {*(file.resource_type for file in landed.files), *site.empty_when_missing}
+            export_jobs.save_asked_types(connection, job.export_id, sorted(types))
         export_jobs.save_landed(connection, landed, runtime.clock.now())
         connection.commit()
         return landed

@@ -217,9 +217,9 @@ class History:
             connection.execute(f"TRUNCATE {self._tables} CASCADE")
 
 
-@pytest.fixture
-def history(warehouse: Warehouse) -> History:
-    return History(warehouse)
+@pytest.fixture(scope="module")
+def history(module_warehouse: Warehouse) -> History:
+    return History(module_warehouse)
 
 
 lines = st.builds(
