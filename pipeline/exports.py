@@ -29,6 +29,7 @@ from pipeline.epic.session import EpicSession
 from pipeline.errors import (
     AcceptedWithoutAddress,
     AuthenticationRefused,
+    ConfigurationError,
     CooldownActive,
     EpicOmopError,
     ExportGone,
@@ -107,8 +108,15 @@ class SiteExport:
 EventCallback = Callable[[ExportEvent], None]
 
 
-def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSession | None = None) -> ExportJob:
-    """The group's open export, or a new one that is kicked off now.
+def open_or_adopt(
+    runtime: Runtime,
+    site: SiteSettings,
+    group: str,
+    *,
+    since: datetime | None = None,
+    session: EpicSession | None = None,
+) -> ExportJob:
+    """The group's open export, or a new one that is kicked off now; `since`: of what changed from then on.
 
     Returns a job in the state running, complete or landed. Raises CooldownActive inside the group's window (with
     the time of the next try), SiteBusy while another process kicks off, and what `bulk_export.kick_off` raises.
@@ -123,7 +131,7 @@ def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: 
         if rest:
             raise rest.error(site.name, group)
         with _session(runtime, site, session) as used:
-            return _kicked_off(runtime, connection, used, group)
+            return _kicked_off(runtime, connection, used, group, since)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -171,12 +179,16 @@ def new_job(
     return job
 
 
-def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str) -> ExportJob:
+def _kicked_off(
+    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str, since: datetime | None
+) -> ExportJob:
     """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
     site = session.site
 
     def requested() -> ExportJob:
-        return new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
+        return new_job(
+            runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types, since=since
+        )
 
     try:
         bulk_export.ask_for_token(session)
@@ -194,7 +206,7 @@ def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicS
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
-        started = bulk_export.kick_off(session, group, site.resource_types)
+        started = bulk_export.kick_off(session, group, site.resource_types, job.since)
     except CooldownActive as refusal:
         next_try = _end_of_window(connection, site, group, refusal)
         export_jobs.mark_skipped(connection, job.export_id, refusal.message)
@@ -493,17 +505,38 @@ def export_site(runtime: Runtime, site: SiteSettings, progress: EventCallback | 
 
 
 def export_groups(
-    runtime: Runtime, site: SiteSettings, groups: Sequence[str], progress: EventCallback | None = None
+    runtime: Runtime,
+    site: SiteSettings,
+    groups: Sequence[str],
+    progress: EventCallback | None = None,
+    *,
+    since: datetime | None = None,
 ) -> SiteExport:
-    """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned."""
+    """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned.
+
+    `since`: exports that are started now hold what changed from then on, and nothing vanishes by them.
+    """
+    if since is not None and not site.supports_since:
+        raise ConfigurationError(
+            f"Site {site.name} is not said to know `_since`, so it may send everything, or refuse.",
+            "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
+        )
     with site_session(runtime, site) as session:
-        return _SiteRun(runtime, site, session, progress or (lambda _: None)).run(groups)
+        return _SiteRun(runtime, site, session, progress or (lambda _: None), since).run(groups)
 
 
 class _SiteRun:
     """The waiting of a command: polls each open export when it is due, downloads it when it is complete."""
 
-    def __init__(self, runtime: Runtime, site: SiteSettings, session: EpicSession, tell: EventCallback) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        site: SiteSettings,
+        session: EpicSession,
+        tell: EventCallback,
+        since: datetime | None = None,
+    ) -> None:
+        self._since = since
         self._runtime = runtime
         self._site = site
         self._session = session
@@ -526,7 +559,7 @@ class _SiteRun:
 
     def _opened(self, group: str) -> ExportJob | None:
         try:
-            job = open_or_adopt(self._runtime, self._site, group, session=self._session)
+            job = open_or_adopt(self._runtime, self._site, group, since=self._since, session=self._session)
         except EpicOmopError as error:
             self._fail(group, error)
             return None

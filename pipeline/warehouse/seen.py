@@ -47,12 +47,13 @@ def write_seen(
     file = _file(home, site, export_id)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     line = ["surrogate_id", "file_number", "line"]
-    told = staged.scan(OUTCOME).join(
-        refused.lazy().select(line).with_columns(pl.lit(True).alias("refused")), on=line, how="left"
-    )
+    told, accepted = staged.scan(OUTCOME), pl.col("outcome") != "rejected"
+    if not refused.is_empty():
+        told = told.join(refused.lazy().select(*line, pl.lit(True).alias("refused")), on=line, how="left")
+        accepted &= pl.col("refused").is_null()
     told = told.select(
         "surrogate_id",
-        ((pl.col("outcome") != "rejected") & pl.col("refused").is_null()).alias("accepted"),
+        accepted.alias("accepted"),
         (~pl.col("file_number").is_in(list(deletions))).alias("held"),
     )
     unchanged = staged.scan(UNCHANGED).select(

@@ -95,6 +95,8 @@ def note_members(p: Publication, group: str | None) -> None:
         {"surrogate_id": pl.Int64},
         (p.export.site,),
     )
+    if absent.is_empty():
+        return
     p.came_back = absent.lazy().join(ours, on="surrogate_id", how="semi").collect(engine="streaming")
     if group is not None:
         _forget_absent(p, group)

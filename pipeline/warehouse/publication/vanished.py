@@ -221,6 +221,8 @@ def _with_lost(ranked: _Exports, exports: list[GroupExport], absences: pl.DataFr
     for group, export in lost.items():
         own = absences.filter(pl.col("group_id") == group).select("surrogate_id")
         others = absences.select("surrogate_id", "resource_type").unique().join(own, on="surrogate_id", how="anti")
+        if others.is_empty():
+            continue
         rank = ranked.rank[export.export_id] - 1
         ages = {name: ranked.after(group, name, rank) for name in others["resource_type"].unique()}
         age = pl.col("resource_type").replace_strict(ages, default=0, return_dtype=pl.Int64)
@@ -318,9 +320,9 @@ def _ask(p: Publication) -> None:
             f"Export {p.export.export_id} of site {p.export.site} no longer holds {', '.join(told)}, and the site's"
             f" settings say that they are deleted (vanished: {p.site.vanished}, left_group: {p.site.left_group})."
             " Nothing was published.",
-            "Ask the site whether that is right. Then run"
-            f" `epic-omop ingest --site {p.export.site} --export {p.export.export_id} --confirm`;"
-            " or set the policy to keep in sites.yaml.",
+            "Ask the site whether that is right. If so, run"
+            f" `epic-omop ingest --site {p.export.site} --export {p.export.export_id} --confirm` (in Dagster: run it again"
+            " with the tag epic_omop/confirm: yes); if not, set the policies to keep in sites.yaml.",
         )
 
 
