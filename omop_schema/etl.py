@@ -80,6 +80,7 @@ def build_metadata(schema: str) -> MetaData:
     _export_tables(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
+    _group_tables(metadata)
     _failure_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
@@ -114,6 +115,7 @@ def _export_tables(metadata: MetaData) -> None:
         _time("landed_at"),
         _time("published_at"),
         _time("deleted_at"),
+        Column("since", DateTime(timezone=True), comment="`_since` of the kick-off; NULL: everything was asked for"),
         CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
         CheckConstraint(
             "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
@@ -187,6 +189,9 @@ def _export_tables(metadata: MetaData) -> None:
         Column("rows_inserted", JSONB, nullable=False),
         Column("rows_deleted", JSONB, nullable=False),
         Column("mapping_rates", JSONB, nullable=False, server_default=text("'{}'")),
+        Column(
+            "vanished", JSONB, nullable=False, server_default=text("'{}'"), comment="what came of it → type → count"
+        ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
     )
@@ -271,6 +276,7 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("byte_length", BigInteger, nullable=False),
         Column("as_of", DateTime(timezone=True), nullable=False, comment="transactionTime of that export"),
         Index("resource_state_by_type", "site_resource_type_id"),
+        Index("resource_state_returned", "surrogate_id", postgresql_where=text("reason = 'returned'")),
     )
     Table(
         "id_map",
@@ -303,6 +309,30 @@ def _resource_tables(metadata: MetaData) -> None:
         PrimaryKeyConstraint("surrogate_id", "name", "owner_surrogate_id", name="reference_value_pkey"),
         Index("reference_value_by_owner", "owner_surrogate_id"),
         Index("reference_value_rare", "name", postgresql_where=text(f"name IN ({rare})")),
+    )
+
+
+def _group_tables(metadata: MetaData) -> None:
+    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    Table(
+        "group_export",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("site", Text, nullable=False),
+        Column("group_id", Text, nullable=False),
+        Column("members", BigInteger, nullable=False, comment="resources that the export held"),
+        Column("complete_types", JSONB, nullable=False, comment="of which it held all that the group has"),
+        Column("earlier_is_lost", Boolean, nullable=False, comment="what the group held before is not known any more"),
+        Index("group_export_by_group", "site", "group_id"),
+    )
+    Table(
+        "absent_resource",
+        metadata,
+        Column("surrogate_id", BigInteger, nullable=False),
+        Column("group_id", Text, nullable=False),
+        Column("last_export_id", BigInteger, nullable=False, comment="the group's last export that held it"),
+        PrimaryKeyConstraint("surrogate_id", "group_id", name="absent_resource_pkey"),
+        Index("absent_resource_by_last", "last_export_id"),
     )
 
 

@@ -21,7 +21,8 @@ EpicOmopError
 │   ├── ProtocolError         the server's answer breaks the specification
 │   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
 │   ├── ExportGone            the job or its files no longer exist on the server
-│   └── UnsafeRemote          an address or a size that the security rules refuse
+│   ├── UnsafeRemote          an address or a size that the security rules refuse
+│   └── ConfirmationNeeded    much would be deleted, and nobody has confirmed it
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
 ├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
@@ -38,6 +39,7 @@ __all__ = [
     "AccountingError",
     "AuthenticationRefused",
     "ConfigurationError",
+    "ConfirmationNeeded",
     "CooldownActive",
     "EpicOmopError",
     "ExportGone",
@@ -161,6 +163,10 @@ class ExportGone(PermanentError):
 
 class UnsafeRemote(PermanentError):
     pass
+
+
+class ConfirmationNeeded(PermanentError):
+    """More would be deleted than goes without asking: nothing was done, and `--confirm` does it."""
 
 
 class LandingError(EpicOmopError):

@@ -29,6 +29,7 @@ from pipeline.epic.session import EpicSession
 from pipeline.errors import (
     AcceptedWithoutAddress,
     AuthenticationRefused,
+    ConfigurationError,
     CooldownActive,
     EpicOmopError,
     ExportGone,
@@ -107,8 +108,15 @@ class SiteExport:
 EventCallback = Callable[[ExportEvent], None]
 
 
-def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSession | None = None) -> ExportJob:
-    """The group's open export, or a new one that is kicked off now.
+def open_or_adopt(
+    runtime: Runtime,
+    site: SiteSettings,
+    group: str,
+    *,
+    since: datetime | None = None,
+    session: EpicSession | None = None,
+) -> ExportJob:
+    """The group's open export, or a new one that is kicked off now; `since`: of what changed from then on.
 
     Returns a job in the state running, complete or landed. Raises CooldownActive inside the group's window (with
     the time of the next try), SiteBusy while another process kicks off, and what `bulk_export.kick_off` raises.
@@ -123,7 +131,7 @@ def open_or_adopt(runtime: Runtime, site: SiteSettings, group: str, *, session: 
         if rest:
             raise rest.error(site.name, group)
         with _session(runtime, site, session) as used:
-            return _kicked_off(runtime, connection, used, group)
+            return _kicked_off(runtime, connection, used, group, since)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -146,6 +154,7 @@ def new_job(
     group: str | None = None,
     resource_types: Sequence[str] = (),
     patients: Sequence[str] = (),
+    since: datetime | None = None,
 ) -> ExportJob:
     """A committed `requested` row, under an id that the landing store does not know either; of a crawl, with its list.
 
@@ -162,6 +171,7 @@ def new_job(
         kind=kind,
         resource_types=resource_types,
         requested_at=runtime.clock.now(),
+        since=since,
     )
     if patients:
         crawls.add_patients(connection, export_id, patients)
@@ -169,12 +179,16 @@ def new_job(
     return job
 
 
-def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str) -> ExportJob:
+def _kicked_off(
+    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str, since: datetime | None
+) -> ExportJob:
     """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
     site = session.site
 
     def requested() -> ExportJob:
-        return new_job(runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types)
+        return new_job(
+            runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types, since=since
+        )
 
     try:
         bulk_export.ask_for_token(session)
@@ -192,7 +206,7 @@ def _kicked_off(runtime: Runtime, connection: psycopg.Connection, session: EpicS
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
-        started = bulk_export.kick_off(session, group, site.resource_types)
+        started = bulk_export.kick_off(session, group, site.resource_types, job.since)
     except CooldownActive as refusal:
         next_try = _end_of_window(connection, site, group, refusal)
         export_jobs.mark_skipped(connection, job.export_id, refusal.message)
@@ -436,9 +450,19 @@ def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
 
 
 def ingest_folder(
-    runtime: Runtime, site_name: str, folder: Path, progress: ProgressCallback | None = None
+    runtime: Runtime,
+    site_name: str,
+    folder: Path,
+    progress: ProgressCallback | None = None,
+    *,
+    group: str | None = None,
+    complete: bool = False,
 ) -> LandedExport:
     """Land a folder of NDJSON files under a site's name, as an export of kind `folder` taken now.
+
+    `group`: it is an export of that group; `complete`: it holds all that the group has of the types of its files (and
+    of the site's `empty_when_missing`), so that what it does not hold has vanished. Without a group it is never
+    complete.
 
     What an interrupted ingest of this site left is ended first. Raises UsageError for a folder without NDJSON,
     ConfigurationError for an impossible site name, SiteBusy while another process ingests, LandingError.
@@ -448,12 +472,15 @@ def ingest_folder(
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the ingest of a folder"):
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
-        job = new_job(runtime, connection, site.name, "folder")
+        job = new_job(runtime, connection, site.name, "folder", group=group)
         try:
             landed = runtime.landing.land_folder(site.name, job.export_id, folder, job.requested_at, progress)
         except EpicOmopError as error:
             _end_folder(runtime, connection, job, error.message)
             raise
+        if complete and group:
+            types = {*(file.resource_type for file in landed.files), *site.empty_when_missing}
+            export_jobs.save_asked_types(connection, job.export_id, sorted(types))
         export_jobs.save_landed(connection, landed, runtime.clock.now())
         connection.commit()
         return landed
@@ -478,17 +505,38 @@ def export_site(runtime: Runtime, site: SiteSettings, progress: EventCallback | 
 
 
 def export_groups(
-    runtime: Runtime, site: SiteSettings, groups: Sequence[str], progress: EventCallback | None = None
+    runtime: Runtime,
+    site: SiteSettings,
+    groups: Sequence[str],
+    progress: EventCallback | None = None,
+    *,
+    since: datetime | None = None,
 ) -> SiteExport:
-    """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned."""
+    """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned.
+
+    `since`: exports that are started now hold what changed from then on, and nothing vanishes by them.
+    """
+    if since is not None and not site.supports_since:
+        raise ConfigurationError(
+            f"Site {site.name} is not said to know `_since`, so it may send everything, or refuse.",
+            "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
+        )
     with site_session(runtime, site) as session:
-        return _SiteRun(runtime, site, session, progress or (lambda _: None)).run(groups)
+        return _SiteRun(runtime, site, session, progress or (lambda _: None), since).run(groups)
 
 
 class _SiteRun:
     """The waiting of a command: polls each open export when it is due, downloads it when it is complete."""
 
-    def __init__(self, runtime: Runtime, site: SiteSettings, session: EpicSession, tell: EventCallback) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        site: SiteSettings,
+        session: EpicSession,
+        tell: EventCallback,
+        since: datetime | None = None,
+    ) -> None:
+        self._since = since
         self._runtime = runtime
         self._site = site
         self._session = session
@@ -511,7 +559,7 @@ class _SiteRun:
 
     def _opened(self, group: str) -> ExportJob | None:
         try:
-            job = open_or_adopt(self._runtime, self._site, group, session=self._session)
+            job = open_or_adopt(self._runtime, self._site, group, since=self._since, session=self._session)
         except EpicOmopError as error:
             self._fail(group, error)
             return None

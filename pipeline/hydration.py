@@ -99,6 +99,7 @@ def ingest_hydrated(
     export: LandedExport,
     *,
     force: bool = False,
+    confirmed: bool = False,
     progress: IngestProgress | None = None,
     asked: HydrationProgress | None = None,
 ) -> tuple[list[PublicationReport], list[Hydration]]:
@@ -108,12 +109,12 @@ def ingest_hydrated(
     persons. Reports: those of the export come first. Raises what `ingest` raises, nothing for want of the server.
     """
     if not (site.hydrate and site.fhir_url) or export.kind in ("hydration", "replay"):
-        return ingest_with_follow_ups(runtime, site, export, force=force, progress=progress), []
+        return ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress), []
     late = [name for name in site.hydrate_types if name in (RESULT_TYPE, DOCUMENT_TYPE)]
     early = [name for name in site.hydrate_types if name not in late]
     before = _unless_busy(runtime, site, export, early, asked)
     early_reports = _ingested(runtime, site, before)
-    reports = ingest_with_follow_ups(runtime, site, export, force=force, progress=progress)
+    reports = ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress)
     after = _unless_busy(runtime, site, export, late, asked)
     return [*reports, *early_reports, *_ingested(runtime, site, after)], [before, after]
 

@@ -56,12 +56,14 @@ def ingest(
     export: LandedExport,
     *,
     force: bool = False,
+    confirmed: bool = False,
     progress: IngestProgress | None = None,
 ) -> PublicationReport:
     """Transform and publish one landed export; an export that is published already is published again unchanged.
 
-    `force` transforms every line, also those that count as unchanged. Raises SiteBusy when another run of the site
-    holds its lock, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
+    `force` transforms every line, also those that count as unchanged. `confirmed`: resources that vanished are deleted
+    by the site's policy however many they are. Raises SiteBusy when another run of the site holds its lock,
+    ConfirmationNeeded, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
@@ -92,6 +94,7 @@ def ingest(
             published,
             files=[*_by_file(export, reports), *deleted],
             fingerprints=marks,
+            confirmed=confirmed,
         )
         staged.clear()
     return published

@@ -39,13 +39,14 @@ def ingest_with_follow_ups(
     export: LandedExport,
     *,
     force: bool = False,
+    confirmed: bool = False,
     progress: IngestProgress | None = None,
 ) -> list[PublicationReport]:
     """Ingest an export, then what waited for it: dead letters whose cause is loaded now, and dependents.
 
     The first report is the export's own. Errors are those of `ingest`.
     """
-    reports = [ingest(runtime, site, export, force=force, progress=progress)]
+    reports = [ingest(runtime, site, export, force=force, confirmed=confirmed, progress=progress)]
     latest, tried, mapped = reports, set[int](), set[LandedLine]()
     while latest:
         # What came through may be what others waited for: an encounter that waited for its person dates a condition.

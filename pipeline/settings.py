@@ -78,6 +78,7 @@ DEFAULT_CRAWL_SEARCHES: Mapping[str, tuple[str, ...]] = {
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_REMOVAL = re.compile(r"keep|delete|delete-after (?P<exports>[1-9][0-9]?) exports?")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 #: Parameters of a search beside `patient`, as they stand in the address; `patient` itself is never a setting.
 _SEARCH = re.compile(r"(?!.*(^|&)(patient|subject)=)[A-Za-z_][\w:.-]*=[^&#\s]+(&[A-Za-z_][\w:.-]*=[^&#\s]+)*")
@@ -151,6 +152,15 @@ class SiteSettings(BaseModel):
     #: Private networks (CIDR) in which the site's server may stand, such as 10.20.0.0/16; none by default, so that
     #: a name that turns out to be an address of our own network is refused.
     private_networks: tuple[str, ...] = ()
+    #: Resources that a group's complete exports no longer hold: `keep`, `delete`, or `delete-after N exports`.
+    #: docs/vanished.md says when an export is complete, and what is asked before much is deleted.
+    vanished: str = "keep"
+    #: The same for resources that left with their patient, and for what belongs to no patient.
+    left_group: str = "keep"
+    #: Types of which an export without a file holds none, instead of being incomplete.
+    empty_when_missing: tuple[str, ...] = ()
+    #: The site's exports know `_since`: `export --since` may be used. Many sites ignore it (rule 5).
+    supports_since: bool = False
     #: Requests an hour that we allow ourselves at this site, over all processes; None: only counted.
     request_budget_per_hour: Annotated[int, Field(ge=1)] | None = None
     #: Plain http and loopback addresses are allowed only with this (the simulated Epic).
@@ -212,6 +222,13 @@ class SiteSettings(BaseModel):
     def _cron(cls, value: str) -> str:
         return _checked_cron(value)
 
+    @field_validator("vanished", "left_group")
+    @classmethod
+    def _removal(cls, value: str) -> str:
+        if not _REMOVAL.fullmatch(value):
+            raise ValueError(f"{value!r} is none of keep, delete, and delete-after N exports with N from 1 to 99")
+        return value
+
     @field_validator("hydrate_types")
     @classmethod
     def _hydrate_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,10 +271,27 @@ class SiteSettings(BaseModel):
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
 
+    @property
+    def vanished_after(self) -> int | None:
+        """From how many complete exports must a resource be absent before it is deleted? None: it is kept."""
+        return _exports_before_removal(self.vanished)
+
+    @property
+    def left_group_after(self) -> int | None:
+        """The same for what left with its patient."""
+        return _exports_before_removal(self.left_group)
+
     def searches_of(self, resource_type: str) -> tuple[str, ...]:
         """The parameters of each search for a type, beside the patient; one empty text: the patient alone."""
         searches = self.crawl_searches.get(resource_type, DEFAULT_CRAWL_SEARCHES.get(resource_type, ()))
         return tuple(searches) or ("",)
+
+
+def _exports_before_removal(policy: str) -> int | None:
+    words = _REMOVAL.fullmatch(policy)
+    if words is None or policy == "keep":
+        return None
+    return int(words["exports"] or 1)
 
 
 class Settings(BaseModel):

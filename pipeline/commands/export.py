@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,10 @@ def export(
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Only this group; repeat it for several. Default: all.")
     ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--since", help="Only what changed from then on (UTC), where the site knows `_since`."),
+    ] = None,
 ) -> None:
     """Export a site's groups from Epic and land the files; nothing is loaded yet.
 
@@ -51,7 +56,8 @@ def export(
     groups = checked_groups(settings, group)
     console = Console()
     with ExportProgress(console) as progress:
-        result = export_groups(runtime, settings, groups, progress.show)
+        start = since.replace(tzinfo=UTC) if since else None
+        result = export_groups(runtime, settings, groups, progress.show, since=start)
     _show_result(console, result)
     for error in result.failures.values():
         raise error

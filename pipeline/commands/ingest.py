@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ingest_landed", "register"]
 
+_CONFIRM = "Delete what has vanished by the site's policy, however much it is."
+
 
 def register(app: typer.Typer) -> None:
     """Add `ingest`, `run` and `verify` to the program."""
@@ -40,6 +42,14 @@ def ingest(
     ] = None,
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Map every line again, also unchanged ones.")] = False,
+    group: Annotated[
+        str | None, typer.Option("--group", help="With --from: the folder is an export of this group.")
+    ] = None,
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="With --group: it holds all that the group has of the types of its files."),
+    ] = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help=_CONFIRM)] = False,
 ) -> None:
     """Load NDJSON files or Bundles into OMOP without a server: land, transform, publish in one transaction.
 
@@ -51,6 +61,8 @@ def ingest(
 
     if (source is None) == (export is None):
         raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
+    if (group is not None and source is None) or (complete and group is None):
+        raise UsageError("--group goes with --from, and --complete with --group.", "See docs/vanished.md.")
     runtime = Runtime.from_environment()
     settings = runtime.settings.site_or_folder(site)
     if source is not None and not source.exists():
@@ -59,15 +71,16 @@ def ingest(
     console = Console()
     if source is not None:
         with console.status("landing"):
-            landed = ingest_folder(runtime, site, source)
+            landed = ingest_folder(runtime, site, source, group=group, complete=complete)
     else:
         landed = runtime.landing.open(site, export or 0)
-    ingest_landed(console, runtime, settings, [landed], force=force)
+    ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
 
 
 def run(
     site: Annotated[str, typer.Option("--site", help="Name of a site in sites.yaml.")],
     group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeat for several.")] = None,
+    confirm: Annotated[bool, typer.Option("--confirm", help=_CONFIRM)] = False,
 ) -> None:
     """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
 
@@ -85,7 +98,7 @@ def run(
     with ExportProgress(console) as progress:
         result = export_groups(runtime, settings, groups, progress.show)
     if result.landed:
-        ingest_landed(console, runtime, settings, result.landed, hydrated=True)
+        ingest_landed(console, runtime, settings, result.landed, hydrated=True, confirmed=confirm)
     for error in result.failures.values():
         raise error
 
@@ -98,6 +111,7 @@ def ingest_landed(
     *,
     force: bool = False,
     hydrated: bool = False,
+    confirmed: bool = False,
 ) -> None:
     """Load landed exports in the order of their times, with a bar, and print what came of them.
 
@@ -114,9 +128,12 @@ def ingest_landed(
         with progress:
             if hydrated:
                 asked = partial(_show_asked, show)
-                reports, hydrations = ingest_hydrated(runtime, site, export, force=force, progress=show, asked=asked)
+                reports, hydrations = ingest_hydrated(
+                    runtime, site, export, force=force, confirmed=confirmed, progress=show, asked=asked
+                )
             else:
-                reports, hydrations = ingest_with_follow_ups(runtime, site, export, force=force, progress=show), []
+                reports = ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=show)
+                hydrations = []
         ids += [report.export_id for report in reports]
         first = reports[0]
         seconds = first.transform_seconds + first.publish_seconds

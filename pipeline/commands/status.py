@@ -92,15 +92,18 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
 
 
 def _notes(connection: psycopg.Connection, site: str) -> str:
-    """Of each group's last landed export: types that did not come, and what the site said."""
+    """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
     from pipeline.quality.export_notes import export_notes
+    from pipeline.quality.report import vanished_counts, vanished_sentences
 
     rows = connection.execute(
         "SELECT max(export_id) FROM export_job WHERE site = %s AND kind = 'bulk' AND landed_at IS NOT NULL"
         " GROUP BY group_id ORDER BY 1",
         (site,),
     ).fetchall()
-    return "\n".join(export_notes(connection, [row[0] for row in rows]).told()) or "·"
+    ids = [row[0] for row in rows]
+    told = [*export_notes(connection, ids).told(), *vanished_sentences(vanished_counts(connection, ids))]
+    return "\n".join(told) or "·"
 
 
 def _now(connection: psycopg.Connection, site: str) -> str:

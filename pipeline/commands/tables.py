@@ -39,6 +39,8 @@ def ingest_progress(console: Console) -> tuple[Progress, Callable[[str, int, int
 
 def print_load_report(console: Console, report: LoadReport) -> None:
     """What came of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
+    from pipeline.quality.report import vanished_sentences
+
     _print_outcomes(console, report)
     _print_tables(console, report)
     _print_mapping(console, report)
@@ -52,7 +54,7 @@ def print_load_report(console: Console, report: LoadReport) -> None:
         console.print(
             f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
         )
-    for note in report.notes.told():
+    for note in (*report.notes.told(), *vanished_sentences(report.vanished)):
         console.print(note, markup=False)
     if report.open_dead_letters:
         console.print(

@@ -15,10 +15,12 @@ from pipeline.errors import TransientError
 from pipeline.runtime import Runtime
 from pipeline.warehouse.export_jobs import ExportJob
 
-__all__ = ["EXPORT_TAG", "WAITING", "give_new_attempt", "is_under_way", "postpone", "run_key"]
+__all__ = ["CONFIRM_TAG", "EXPORT_TAG", "WAITING", "give_new_attempt", "is_under_way", "postpone", "run_key"]
 
 #: Tag of an ingest run: the export that it was requested for. A run without it was started by a person, for a day.
 EXPORT_TAG = "epic_omop/export"
+#: Set to `yes` on a run by hand: what has vanished is deleted by the site's policy, however much it is.
+CONFIRM_TAG = "epic_omop/confirm"
 
 #: States in which an export waits for an ingest run.
 WAITING = ("complete", "landed")

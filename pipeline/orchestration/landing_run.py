@@ -37,6 +37,8 @@ class RunScope:
 
     day: str
     export_id: int | None = None
+    #: A person has said that vanished resources may be deleted, however many.
+    confirmed: bool = False
 
 
 @dataclass

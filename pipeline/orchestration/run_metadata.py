@@ -121,6 +121,10 @@ def _tables(report: LoadReport) -> Metadata:
         "why lines were excluded": table_value(("resource type", "reason", "lines"), excluded),
         "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),
         "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
+        "resources that are no longer in their groups' exports": table_value(
+            ("what came of them", "resource type", "resources"),
+            [(fate, kind, count) for fate, counts in report.vanished.items() for kind, count in counts.items()],
+        ),
         "most frequent unmapped codes": table_value(("resource type", "system", "code", "count"), codes),
     }
 

@@ -14,7 +14,7 @@ import dagster as dg
 
 from pipeline.errors import TransientError
 from pipeline.hydration import ingest_hydrated
-from pipeline.orchestration.attempts import EXPORT_TAG, postpone
+from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
 from pipeline.orchestration.partitions import landed_jobs_of_day, site_partitions
@@ -131,7 +131,8 @@ def _site_metadata(site: SiteSettings) -> dict[str, object]:
 
 def _scope(context: dg.AssetExecutionContext) -> RunScope:
     tag = context.run.tags.get(EXPORT_TAG)
-    return RunScope(context.partition_key, int(tag) if tag else None)
+    confirmed = context.run.tags.get(CONFIRM_TAG) == "yes"
+    return RunScope(context.partition_key, int(tag) if tag else None, confirmed)
 
 
 @contextmanager
@@ -156,9 +157,9 @@ def _ingested(
     landed = runtime.landing.open(site.name, job.export_id)
     context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
     if again:  # a backfill: the site is not asked
-        reports = ingest_with_follow_ups(runtime, site, landed, force=True)
+        reports = ingest_with_follow_ups(runtime, site, landed, force=True, confirmed=scope.confirmed)
     else:
-        reports, hydrations = ingest_hydrated(runtime, site, landed)
+        reports, hydrations = ingest_hydrated(runtime, site, landed, confirmed=scope.confirmed)
         for hydration in hydrations:
             context.log.info("Hydration: %s", hydration.told())
     for report in reports:

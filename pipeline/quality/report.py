@@ -11,7 +11,7 @@ import psycopg
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.quality.export_notes import ExportNotes, export_notes
 
-__all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts"]
+__all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts", "vanished_counts", "vanished_sentences"]
 
 OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
 
@@ -47,6 +47,8 @@ class LoadReport:
     notes: ExportNotes = field(default_factory=ExportNotes)
     #: unchanged lines with other bytes than the loaded ones, and the same content
     unchanged_by_content: int = 0
+    #: what came of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
+    vanished: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
     def total(self) -> Counter[str]:
@@ -79,7 +81,41 @@ def load_report(
         _count(connection, "SELECT count(*) FROM dead_letter_open"),
         export_notes(connection, ids),
         _unchanged_by_content(connection, ids),
+        vanished_counts(connection, ids),
     )
+
+
+def vanished_counts(connection: psycopg.Connection, export_ids: Sequence[int]) -> dict[str, Counter[str]]:
+    """Removed ones of all these exports; of what is kept, waits or cannot be decided, what the last one says."""
+    rows = connection.execute(
+        "SELECT vanished FROM publication JOIN export_job USING (export_id) WHERE export_id = ANY(%s)"
+        " AND vanished <> '{}' ORDER BY transaction_time, export_id",
+        (list(export_ids),),
+    ).fetchall()
+    found: dict[str, Counter[str]] = {}
+    for (by_fate,) in rows:
+        for fate, counts in by_fate.items():
+            if fate in ("vanished", "left_group"):
+                found.setdefault(fate, Counter()).update(counts)
+            else:
+                found[fate] = Counter(counts)
+    return found
+
+
+def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
+    """A sentence for each of the fates, for people."""
+    told = {
+        "vanished": "Removed, because their groups' complete exports no longer hold them",
+        "left_group": "Removed, because they left their group with their patient",
+        "kept": "No longer in their groups' exports, and kept by the site's policy",
+        "waiting": "No longer in their groups' exports, and deleted when more exports lack them",
+        "undecided": "No longer in their groups' exports, whose patients may be there or not; kept",
+    }
+    return [
+        f"{told[fate]}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts[fate].items()))}."
+        for fate in told
+        if counts.get(fate)
+    ]
 
 
 def _count(connection: psycopg.Connection, query: str) -> int:

@@ -64,6 +64,8 @@ class SandboxConfig:
     )
     #: Whether searches know `_lastUpdated`; where they do not, it is ignored with a warning.
     knows_last_updated: bool = False
+    #: Whether exports know `_since`: False: it is ignored, as many sites do; None: it is refused.
+    knows_since: bool | None = False
     token_seconds: int = 3600
     #: Jobs, files, kick-offs and the clock outlive a restart when this folder is given.
     state_dir: Path | None = None

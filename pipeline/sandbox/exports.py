@@ -59,6 +59,8 @@ class Job:
     day: int
     polls: int = 0
     files: list[ExportFile] | None = None
+    #: Only resources whose meta.lastUpdated is not before it; those without one are always there.
+    since: datetime | None = None
 
 
 @dataclass
@@ -111,10 +113,12 @@ class ExportDesk:
         last = self._state.kickoffs.get(f"{client_id}|{group}")
         return last is not None and (self.clock.now() - last).total_seconds() < self._config.kickoff_window_seconds
 
-    def kick_off(self, client_id: str, group: str, types: list[str], request: str) -> Job:
+    def kick_off(
+        self, client_id: str, group: str, types: list[str], request: str, since: datetime | None = None
+    ) -> Job:
         """Start a job. `too_recent` was asked before; the group exists."""
         now = self.clock.now()
-        job = Job(secrets.token_hex(16).upper(), client_id, group, types, request, now, self.day)
+        job = Job(secrets.token_hex(16).upper(), client_id, group, types, request, now, self.day, since=since)
         self._state.jobs[job.id] = job
         self._state.kickoffs[f"{client_id}|{group}"] = now
         self._save()
@@ -179,7 +183,7 @@ class ExportDesk:
             with _FileCutter(folder, self._config.resources_per_file, shape) as cutter:
                 types = [name for name in job.types if name not in self._config.left_out_types]
                 for resource_type, line in source.lines(types, self._state.started.date(), job.day):
-                    if self._is_left_out(line):
+                    if self._is_left_out(line) or _is_older(line, job.since):
                         continue
                     for written in shape.lines(resource_type, line):
                         cutter.add(resource_type, written)
@@ -216,9 +220,19 @@ class ExportDesk:
         temporary.replace(self._folder / "state.json")
 
 
+def _is_older(line: bytes, since: datetime | None) -> bool:
+    if since is None:
+        return False
+    try:
+        return datetime.fromisoformat(orjson.loads(line)["meta"]["lastUpdated"]) < since
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return False
+
+
 def _job_from(raw: dict[str, Any]) -> Job:
+    since = datetime.fromisoformat(raw["since"]) if raw.get("since") else None
     files = None if raw["files"] is None else [ExportFile(**file) for file in raw["files"]]
-    return Job(**{**raw, "accepted": datetime.fromisoformat(raw["accepted"]), "files": files})
+    return Job(**{**raw, "accepted": datetime.fromisoformat(raw["accepted"]), "files": files, "since": since})
 
 
 class _FileCutter:

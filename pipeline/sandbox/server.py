@@ -16,6 +16,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -321,8 +322,25 @@ async def _kick_off(request: Request) -> Response:
     types = _checked_types(request, token)
     if state.desk.too_recent(token.client_id, group):
         raise FhirRefusal(state.config.too_recently_status, "business-rule", TOO_RECENTLY)
-    job = state.desk.kick_off(token.client_id, group, types, str(request.url))
+    job = state.desk.kick_off(token.client_id, group, types, str(request.url), _since(request))
     return Response(status_code=202, headers={"Content-Location": _job_url(request, job)})
+
+
+_KICK_OFF_PARAMETERS = {"_type", "_outputFormat", "_since"}
+
+
+def _since(request: Request) -> datetime | None:
+    """`_since`, where it is known; None: everything is exported."""
+    given = request.query_params.get("_since")
+    if given is None or not _state(request).config.knows_since:
+        return None
+    try:
+        since = datetime.fromisoformat(given)
+    except ValueError:
+        since = None
+    if since is None or since.tzinfo is None:
+        raise FhirRefusal(400, "value", "_since is no instant.")
+    return since
 
 
 def _checked_types(request: Request, token: AccessToken) -> list[str]:
@@ -333,7 +351,8 @@ def _checked_types(request: Request, token: AccessToken) -> list[str]:
     preferences = {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
     if "respond-async" not in preferences:
         raise FhirRefusal(400, "invalid", "The header Prefer: respond-async is required.")
-    unknown = sorted(set(request.query_params) - {"_type", "_outputFormat"})
+    known = {"_type", "_outputFormat"} if _state(request).config.knows_since is None else _KICK_OFF_PARAMETERS
+    unknown = sorted(set(request.query_params) - known)
     if unknown and "handling=lenient" not in preferences:
         raise FhirRefusal(400, "not-supported", f"Not supported: {', '.join(unknown)}.")
     if request.query_params.get("_outputFormat", _NDJSON).replace(" ", "+") not in _OUTPUT_FORMATS:

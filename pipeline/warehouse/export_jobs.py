@@ -40,6 +40,7 @@ __all__ = [
     "next_export_id",
     "open_job",
     "put_cool_down",
+    "save_asked_types",
     "save_error",
     "save_landed",
     "save_manifest",
@@ -53,7 +54,7 @@ Kind = Literal["bulk", "folder", "replay", "hydration", "crawl"]
 
 _COLUMNS = (
     "export_id, site, group_id, kind, state, attempt, resource_types, status_url, manifest, progress, error,"
-    " requested_at, next_poll_at, transaction_time, landed_at, published_at, deleted_at"
+    " requested_at, next_poll_at, transaction_time, landed_at, published_at, deleted_at, since"
 )
 
 
@@ -78,6 +79,8 @@ class ExportJob:
     landed_at: datetime | None
     published_at: datetime | None
     deleted_at: datetime | None
+    #: `_since` of the kick-off; None: everything was asked for.
+    since: datetime | None = None
 
     @property
     def is_open(self) -> bool:
@@ -139,12 +142,13 @@ def create_job(
     kind: Kind,
     resource_types: Sequence[str],
     requested_at: datetime,
+    since: datetime | None = None,
 ) -> ExportJob:
     """Write a job in the state `requested`, before its request is sent."""
     connection.execute(
-        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at)"
-        " VALUES (%s, %s, %s, %s, 'requested', %s, %s)",
-        [export_id, site, group, kind, Jsonb(list(resource_types)), requested_at],
+        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at, since)"
+        " VALUES (%s, %s, %s, %s, 'requested', %s, %s, %s)",
+        [export_id, site, group, kind, Jsonb(list(resource_types)), requested_at, since],
     )
     return get_job(connection, export_id)
 
@@ -272,6 +276,13 @@ def save_landed(connection: psycopg.Connection, export: LandedExport, landed_at:
             ],
         )
     return job
+
+
+def save_asked_types(connection: psycopg.Connection, export_id: int, resource_types: Sequence[str]) -> None:
+    """Of which types an export is said to be complete, where that is known only when its files are there."""
+    connection.execute(
+        "UPDATE export_job SET resource_types = %s WHERE export_id = %s", [Jsonb(list(resource_types)), export_id]
+    )
 
 
 def save_error(connection: psycopg.Connection, export_id: int, error: str) -> None:

@@ -20,7 +20,17 @@ from pipeline.errors import AccountingError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.warehouse.ids import ENTITY_TABLES
-from pipeline.warehouse.publication import accounts, bulk, derived_rows, merges, references, rows, states, visits
+from pipeline.warehouse.publication import (
+    accounts,
+    bulk,
+    derived_rows,
+    merges,
+    references,
+    rows,
+    states,
+    vanished,
+    visits,
+)
 from pipeline.warehouse.publication.care_sites import relate_care_sites
 from pipeline.warehouse.publication.context import (
     CDM_VERSION,
@@ -46,14 +56,17 @@ def publish_export(
     *,
     files: Sequence[FileLines],
     fingerprints: Mapping[str, int],
+    confirmed: bool = False,
 ) -> None:
-    """Publish a staged export and tell it in `report`. The caller holds the site's lock.
+    """Publish a staged export and tell it in `report`. The caller holds the site's lock. `confirmed`: however much has
+    vanished, it goes.
 
-    Raises AccountingError (and changes nothing) when the lines do not add up, WarehouseError when the server fails.
+    Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
+    confirmed (neither changes anything), WarehouseError when the server fails.
     """
     started = time.perf_counter()
     with transaction(runtime.url) as connection:
-        publication = Publication(runtime, connection, export, staged, report, fingerprints)
+        publication = Publication(runtime, connection, export, staged, report, fingerprints, confirmed=confirmed)
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)
@@ -92,6 +105,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         relate_care_sites(p)
     with step("state"):
         states.state(p)
+        vanished.forget(p)
     if p.is_bulk:
         with step("indices of state"):
             bulk.create_state_indices(p)
@@ -107,9 +121,11 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         accounts.issues(p)
         accounts.account(p, files)
     with step("dependents"):
+        vanished.map_users_again(p)
         references.find_dependents(p)
     with step("seen"):
-        write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused)
+        deletions = [file.number for file in p.export.deleted]
+        write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
 
 
 def _record(
@@ -124,12 +140,12 @@ def _record(
     combined = format(sum(fingerprints.values()) & (2**64 - 1), "016x")
     connection.execute(
         "INSERT INTO publication (export_id, published_at, vocabulary_release, fingerprint, cdm_version, ig_version,"
-        " software_version, rows_inserted, rows_deleted, mapping_rates, transform_seconds, publish_seconds)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (export_id) DO UPDATE SET"
+        " software_version, rows_inserted, rows_deleted, mapping_rates, transform_seconds, publish_seconds, vanished)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (export_id) DO UPDATE SET"
         " (published_at, vocabulary_release, fingerprint, software_version, rows_inserted, rows_deleted, mapping_rates,"
-        " transform_seconds, publish_seconds) = ROW(excluded.published_at, excluded.vocabulary_release,"
+        " transform_seconds, publish_seconds, vanished) = ROW(excluded.published_at, excluded.vocabulary_release,"
         " excluded.fingerprint, excluded.software_version, excluded.rows_inserted, excluded.rows_deleted,"
-        " excluded.mapping_rates, excluded.transform_seconds, excluded.publish_seconds)",
+        " excluded.mapping_rates, excluded.transform_seconds, excluded.publish_seconds, excluded.vanished)",
         (
             export.export_id,
             now,
@@ -143,6 +159,7 @@ def _record(
             Jsonb(report.mapping_rates),
             report.transform_seconds,
             report.publish_seconds,
+            Jsonb(report.vanished),
         ),
     )
     updated = connection.execute(

@@ -1,7 +1,8 @@
 """Persons whose row goes, because their Patient was deleted or counts no more: nothing of theirs may stay.
 
-Their resources become `excluded` with the reason `person_removed`, and are forgotten as known lines: when the Patient
-is there again, so are they; until then a line of theirs that comes is rejected for want of its person.
+Their resources become `excluded` with the reason `person_removed`, and are forgotten as known lines; until the Patient
+is there again, a line of theirs that comes is rejected for want of its person. `etl.reference` remembers under the role
+`person_removed` whose they are, so that they are mapped again when the Patient is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import psycopg
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 
-__all__ = ["PERSON_REMOVED", "remove_rows_of_persons"]
+__all__ = ["PERSON_REMOVED", "remove_moved_events", "remove_rows_of_persons"]
 
 PERSON_REMOVED = "person_removed"
 
@@ -26,14 +27,15 @@ def remove_rows_of_persons(connection: psycopg.Connection, cdm_schema: str) -> C
 
     `connection` has the etl schema on its search_path and is inside the publication's transaction.
     """
-    connection.execute("CREATE TEMP TABLE of_removed_person (surrogate_id bigint) ON COMMIT DROP")
+    connection.execute("CREATE TEMP TABLE of_removed_person (surrogate_id bigint, patient bigint) ON COMMIT DROP")
     deleted: Counter[str] = Counter()
     for table in reversed(_OF_PERSONS):  # events before the visits that they belong to
         lineage, own = lineage_table_name(table), primary_key(table) or "person_id"
         connection.execute(
             f"WITH gone AS (DELETE FROM {lineage} AS lineage USING {cdm_schema}.{table} AS row, pg_temp.removed_person"
             f" AS person WHERE row.{own} = lineage.row_id AND row.person_id = person.row_id"
-            " RETURNING lineage.surrogate_id) INSERT INTO pg_temp.of_removed_person SELECT DISTINCT surrogate_id FROM gone"
+            " RETURNING lineage.surrogate_id, person.surrogate_id AS patient)"
+            " INSERT INTO pg_temp.of_removed_person SELECT DISTINCT surrogate_id, patient FROM gone"
         )
         deleted[table] = connection.execute(
             f"DELETE FROM {cdm_schema}.{table} AS row USING pg_temp.removed_person AS person"
@@ -48,7 +50,44 @@ def remove_rows_of_persons(connection: psycopg.Connection, cdm_schema: str) -> C
     return +deleted
 
 
+def remove_moved_events(connection: psycopg.Connection, cdm_schema: str) -> Counter[str]:
+    """Delete the rows of replaced patients that are in `pg_temp.removed_patient` (surrogate_id): they are with their
+    survivors. Deleted rows by table; the survivors join `pg_temp.affected_person`.
+
+    `connection` is as above.
+    """
+    connection.execute("DROP TABLE IF EXISTS pg_temp.of_removed_person")
+    connection.execute(
+        "CREATE TEMP TABLE of_removed_person ON COMMIT DROP AS SELECT from_surrogate_id AS surrogate_id,"
+        " to_surrogate_id AS patient FROM reference JOIN pg_temp.removed_patient AS patient"
+        " ON patient.surrogate_id = to_surrogate_id WHERE role = 'person_id'"
+    )
+    deleted: Counter[str] = Counter()
+    for table in reversed(_OF_PERSONS):
+        lineage, own = lineage_table_name(table), primary_key(table) or "person_id"
+        rows = f"{lineage} AS lineage JOIN pg_temp.of_removed_person AS gone USING (surrogate_id)"
+        connection.execute(
+            f"INSERT INTO pg_temp.affected_person SELECT DISTINCT row.person_id FROM {rows}"
+            f" JOIN {cdm_schema}.{table} AS row ON row.{own} = lineage.row_id ON CONFLICT DO NOTHING"
+        )
+        deleted[table] = connection.execute(
+            f"DELETE FROM {cdm_schema}.{table} AS row USING {rows} WHERE row.{own} = lineage.row_id"
+        ).rowcount
+        connection.execute(
+            f"DELETE FROM {lineage} AS lineage USING pg_temp.of_removed_person AS gone"
+            " WHERE lineage.surrogate_id = gone.surrogate_id"
+        )
+    _forget_resources(connection)
+    return +deleted
+
+
 def _forget_resources(connection: psycopg.Connection) -> None:
+    connection.execute("DROP TABLE IF EXISTS pg_temp.belonged")
+    connection.execute(
+        "CREATE TEMP TABLE belonged ON COMMIT DROP AS SELECT DISTINCT gone.surrogate_id,"
+        " coalesce(moved.to_surrogate_id, gone.patient) AS patient FROM pg_temp.of_removed_person AS gone"
+        " LEFT JOIN reference AS moved ON moved.from_surrogate_id = gone.surrogate_id AND moved.role = 'person_id'"
+    )
     # Neither a line nor a content counts as unchanged: see `pipeline.warehouse.known`.
     connection.execute(
         "UPDATE resource_state AS state SET outcome = 'excluded', reason = %s, raw_hash_high = 0, raw_hash_low = 0,"
@@ -63,3 +102,8 @@ def _forget_resources(connection: psycopg.Connection) -> None:
         connection.execute(
             f"DELETE FROM {table} AS row USING pg_temp.of_removed_person AS gone WHERE row.{column} = gone.surrogate_id"
         )
+    connection.execute(
+        "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
+        " SELECT surrogate_id, %s, patient, 'pending' FROM pg_temp.belonged ON CONFLICT DO NOTHING",
+        (PERSON_REMOVED,),
+    )

@@ -1,7 +1,11 @@
 """Which resources an export held: a small Parquet file an export, kept beside landing.
 
 An unchanged line leaves the state of its resource as it is, so that nothing is written for it. When exports are loaded
-out of their order it must be known all the same that a newer one had confirmed the resource.
+out of their order it must be known all the same that a newer one had confirmed the resource; and when a resource is
+missing in a group's export, that earlier ones had held it.
+
+A file is written before the commit of its publication. It counts only when the database says that the export is
+published (`etl.group_export`, `export_job.published_at`), so that a publication that is rolled back leaves nothing.
 """
 
 from __future__ import annotations
@@ -13,28 +17,51 @@ import polars as pl
 
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
-__all__ = ["forget_seen", "read_seen", "write_seen"]
+__all__ = ["forget_seen", "held", "read_held", "read_seen", "write_seen"]
+
+_ID = ["surrogate_id"]
 
 
 def _file(home: Path, site: str, export_id: int) -> Path:
     return home / "seen" / site / f"{export_id}.parquet"
 
 
-def write_seen(home: Path, site: str, export_id: int, staged: StagedExport, refused: pl.DataFrame) -> None:
-    """Keep the surrogate ids of all lines that were not rejected. Written before the commit; only read after it.
+def held(staged: StagedExport, deletions: Iterable[int]) -> pl.LazyFrame:
+    """Column surrogate_id, not unique: every resource of which the export has a line, also one that is rejected.
 
-    `refused` (surrogate_id, file_number, line …) are rejected by publication: their person is missing.
+    `deletions` are the numbers of the files whose entries say that a resource is deleted.
+    """
+    told = staged.scan(OUTCOME).filter(~pl.col("file_number").is_in(list(deletions))).select(_ID)
+    return pl.concat([told, staged.scan(UNCHANGED).select(_ID)]).drop_nulls()
+
+
+def write_seen(
+    home: Path, site: str, export_id: int, staged: StagedExport, refused: pl.DataFrame, deletions: Iterable[int] = ()
+) -> None:
+    """Keep what the export held. Columns: surrogate_id (sorted), accepted, held.
+
+    `accepted`: a line of the resource was not rejected; `refused` (surrogate_id, file_number, line …) are rejected by
+    publication, because their person is missing. `held`: it was there, accepted or not; not so one that is told to be
+    deleted.
     """
     file = _file(home, site, export_id)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     line = ["surrogate_id", "file_number", "line"]
-    accepted = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
-    accepted = accepted.join(refused.lazy(), on=line, how="anti").select("surrogate_id")
-    every = (
-        pl.concat([accepted, staged.scan(UNCHANGED).select("surrogate_id")]).drop_nulls().unique().sort("surrogate_id")
+    told, accepted = staged.scan(OUTCOME), pl.col("outcome") != "rejected"
+    if not refused.is_empty():
+        told = told.join(refused.lazy().select(*line, pl.lit(True).alias("refused")), on=line, how="left")
+        accepted &= pl.col("refused").is_null()
+    told = told.select(
+        "surrogate_id",
+        accepted.alias("accepted"),
+        (~pl.col("file_number").is_in(list(deletions))).alias("held"),
     )
+    unchanged = staged.scan(UNCHANGED).select(
+        "surrogate_id", pl.lit(True).alias("accepted"), pl.lit(True).alias("held")
+    )
+    every = pl.concat([told, unchanged]).drop_nulls("surrogate_id").group_by("surrogate_id")
     temporary = file.with_suffix(".tmp")
-    every.collect().write_parquet(temporary)
+    every.agg(pl.col("accepted").any(), pl.col("held").any()).sort("surrogate_id").collect().write_parquet(temporary)
     temporary.replace(file)
 
 
@@ -53,6 +80,30 @@ def forget_seen(home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
 
 
 def read_seen(home: Path, site: str, export_ids: Iterable[int]) -> pl.LazyFrame:
-    """Column surrogate_id: what any of the exports held. An export without a file adds nothing."""
+    """Column surrogate_id: of what any of the exports had an accepted line. An export without a file adds nothing."""
     files = [file for number in export_ids if (file := _file(home, site, number)).exists()]
-    return pl.scan_parquet(files) if files else pl.LazyFrame(schema={"surrogate_id": pl.Int64})
+    frames = [pl.scan_parquet(file) for file in files]
+    accepted = [
+        # Files of the first form hold accepted lines alone.
+        (frame.filter("accepted") if "accepted" in frame.collect_schema() else frame).select(_ID)
+        for frame in frames
+    ]
+    return pl.concat(accepted) if accepted else pl.LazyFrame(schema={"surrogate_id": pl.Int64})
+
+
+def read_held(home: Path, site: str, export_id: int, members: int | None = None) -> pl.LazyFrame | None:
+    """Column surrogate_id, sorted: what the export held. None when that is not known any more: the file is lost, of the
+    first form, or not of as many resources (`members`) as the database says."""
+    file = _file(home, site, export_id)
+    if not file.exists():
+        return None
+    try:
+        frame = pl.scan_parquet(file)
+        if "held" not in frame.collect_schema():
+            return None
+        found = frame.filter("held").select(_ID)
+        if members is not None and found.select(pl.len()).collect().item() != members:
+            return None
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+    return found

@@ -25,7 +25,7 @@ from pipeline.quality.verify import verify_landing, verify_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
-from pipeline.settings import MAPPINGS_FOLDER, Settings
+from pipeline.settings import MAPPINGS_FOLDER, Settings, register_site
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_folder import find_server_folder
 from tests.command_line import CommandLine, Finished
@@ -323,6 +323,46 @@ def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_p
     place.load(came)
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1,)]
     assert place.rows("SELECT count(*) FROM dead_letter_open") == [(0,)]
+    place.assert_whole()
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        Crash("what was held is written, nothing committed", "pipeline.warehouse.publish:write_seen", "after"),
+        Crash("right before the commit", "pipeline.warehouse.publish:_record", "after"),
+        Crash("before the users of what vanished are mapped again", "pipeline.replay:_dependents"),
+    ],
+    ids=lambda crash: crash.name,
+)
+def test_killed_while_vanished_resources_go(place: Place, tmp_path: Path, crash: Crash) -> None:
+    register_site(place.terminal.home, "s", {"vanished": "delete", "left_group": "delete"})
+    medications = [_medication("314076"), {**_medication("314077"), "id": "other"}]
+    first = _folder(
+        tmp_path / "1",
+        Patient=[patient()],
+        Observation=[observation(), observation("o2")],
+        MedicationRequest=[REQUEST],
+        Medication=medications,
+    )
+    later = _folder(
+        tmp_path / "2",
+        Patient=[patient()],
+        Observation=[observation("o2")],
+        MedicationRequest=[REQUEST],
+        Medication=medications[1:],
+    )
+    of_group = ("ingest", "--site", "s", "--group", "g", "--complete", "--from")
+    place.terminal.run(*of_group, first)
+    killed = place.terminal.start(*of_group, later, program=crash.program).finish()
+    assert killed.code == -signal.SIGKILL
+    committed = crash.where.startswith("pipeline.replay")
+    assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1 if committed else 2,)]
+    assert place.rows("SELECT count(*) FROM absent_resource") == [(2 if committed else 0,)]
+    place.terminal.run("ingest", "--site", "s", "--export", "2")
+    assert place.rows("SELECT resource_id FROM row_source WHERE cdm_table = 'measurement'") == [("o2",)]
+    assert place.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [(None,)]
+    assert place.rows("SELECT count(*) FROM reference WHERE state = 'stale'") == [(0,)]
     place.assert_whole()
 
 

@@ -45,16 +45,28 @@ class Warehouse:
             (folder / f"{resource_type}.ndjson").write_bytes(content)
         return folder
 
-    def land(self, files: Mapping[str, Lines] | Path, site: str = "one") -> LandedExport:
+    def land(
+        self,
+        files: Mapping[str, Lines] | Path,
+        site: str = "one",
+        *,
+        group: str | None = None,
+        complete: bool = False,
+    ) -> LandedExport:
         assert isinstance(self.runtime.clock, ManualClock)
         self.runtime.clock.advance(86_400)
-        return ingest_folder(self.runtime, site, files if isinstance(files, Path) else self.write(files))
+        folder = files if isinstance(files, Path) else self.write(files)
+        return ingest_folder(self.runtime, site, folder, group=group, complete=complete)
 
     def load(self, files: Mapping[str, Lines] | Path, site: str = "one") -> list[PublicationReport]:
         return self.ingest(self.land(files, site), site)
 
-    def ingest(self, export: LandedExport, site: str = "one", *, force: bool = False) -> list[PublicationReport]:
-        reports = ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder(site), export, force=force)
+    def ingest(
+        self, export: LandedExport, site: str = "one", *, force: bool = False, confirmed: bool = False
+    ) -> list[PublicationReport]:
+        reports = ingest_with_follow_ups(
+            self.runtime, self.runtime.settings.site_or_folder(site), export, force=force, confirmed=confirmed
+        )
         self.assert_whole()
         return reports
 

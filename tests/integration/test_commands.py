@@ -340,6 +340,8 @@ EPIC_SITE = {
         ("sites: {a: {colour: red}}", "colour"),
         ("sites: {a: {time_zone: Nowhere/At_All}}", "IANA"),
         ("sites: {a: {schedule: nightly}}", "cron"),
+        ("sites: {a: {vanished: remove}}", "vanished: 'remove' is none of keep, delete"),
+        ("sites: {a: {left_group: delete-after 0 exports}}", "left_group"),
         ("[1, 2]", "must begin with"),
         (b"\xff\xfe", "cannot be read"),
     ],

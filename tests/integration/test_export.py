@@ -338,6 +338,26 @@ def test_a_new_warehouse_never_takes_an_id_that_the_store_knows(world: World) ->
 # --- folders
 
 
+@pytest.mark.parametrize(("knows", "ids"), [(True, [b"new", b"undated"]), (False, [b"old", b"new", b"undated"])])
+def test_since_asks_for_changes_and_many_sites_ignore_it(world: World, knows: bool, ids: list[bytes]) -> None:
+    times = {b"old": b"2026-01-01T00:00:00Z", b"new": b"2026-03-02T00:00:00+01:00"}
+    lines = [b'{"resourceType":"Patient","id":"%s","meta":{"lastUpdated":"%s"}}' % item for item in times.items()]
+    lines.append(b'{"resourceType":"Patient","id":"undated"}')
+    config = world.sandbox.state.config
+    object.__setattr__(config, "groups", {"group-a": Lines(tuple(("Patient", line) for line in lines))})
+    object.__setattr__(config, "knows_since", knows)
+    since = datetime(2026, 3, 1, tzinfo=UTC)
+    with pytest.raises(ConfigurationError, match="_since"):
+        exports.export_groups(world.runtime, world.site, ("group-a",), since=since)
+    asked = world.with_site(groups=("group-a",), supports_since=True)
+    (landed,) = exports.export_groups(asked.runtime, asked.site, ("group-a",), since=since).landed
+    content = landed.files[0].path.read_bytes()
+    assert [name for name in (b"old", b"new", b"undated") if b'"%s"' % name in content] == ids
+    with world.runtime.connect() as connection:
+        job = export_jobs.get_job(connection, landed.export_id)
+    assert job.since == since
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "source"

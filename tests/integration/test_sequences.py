@@ -8,7 +8,7 @@ say what an empty one says into which only the newest good version of each resou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,11 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from pipeline.clock import ManualClock
 from pipeline.landing.store import LandedExport
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
 from pipeline.warehouse.ids import LINKS
 from pipeline.warehouse.publication import bulk
-from tests.databases import Prepared, empty
-from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
+from tests.databases import empty
+from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
 #: Versions of a resource. `same` and `other` differ in a value, `wrong` is entered in error, `broken` cannot be loaded.
@@ -216,12 +213,9 @@ class History:
 
 
 @pytest.fixture(scope="module")
-def history(demo_warehouse: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
+def history(module_warehouse: Warehouse) -> History:
     """One for all tests: each of them empties it first."""
-    folder = tmp_path_factory.mktemp("history")
-    with demo_warehouse.copy(folder / "home") as url:
-        settings = Settings(home=folder / "home", database_url=url, workers=1)
-        yield History(Warehouse(Runtime(settings, ManualClock(START)), folder))
+    return History(module_warehouse)
 
 
 lines = st.builds(

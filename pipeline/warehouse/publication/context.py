@@ -75,6 +75,9 @@ class PublicationReport:
     #: lines of unchanged resources that depend on what changed
     dependents: list[LandedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    #: loaded resources that are absent from their groups' exports: what came of it (vanished and left_group: removed;
+    #: kept, waiting, undecided) → resource type → count
+    vanished: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def lines(self) -> int:
@@ -106,6 +109,8 @@ class Publication:
         staged: StagedExport,
         report: PublicationReport,
         fingerprints: Mapping[str, int],
+        *,
+        confirmed: bool = False,
     ) -> None:
         settings = runtime.settings
         self.settings = settings
@@ -122,6 +127,8 @@ class Publication:
         self.staged = staged
         self.report = report
         self.fingerprints = fingerprints
+        #: whether a person has said that vanished resources may be deleted, however many
+        self.confirmed = confirmed
         self.now = runtime.clock.now()
         self.ids = EntityIds(self.connection, self.cdm)
         #: rows for etl.reference that publication itself found: links that wait for their target
@@ -140,7 +147,12 @@ class Publication:
         self.refused = no_lines.with_columns(
             pl.lit(None, dtype=pl.String).alias("code"), pl.lit(None, dtype=pl.Int64).alias("person")
         )
-        #: both of them
+        #: what `vanished` says: resources whose rows go (surrogate_id, reason); of this export's, those that a newer
+        #: export no longer holds; and all of this export's that a group had been without
+        self.vanished = pl.DataFrame(schema={"surrogate_id": pl.Int64, "reason": pl.String})
+        self.outlived = no_lines.select("surrogate_id")
+        self.came_back = no_lines.select("surrogate_id")
+        #: superseded and refused lines
         self.not_loaded = no_lines
         #: surrogate_id of resources of which no line is loaded (of a repeated one, a line is)
         self.dropped = no_lines.select("surrogate_id")

@@ -9,6 +9,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.errors import ConfigurationError
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
+from pipeline.warehouse.publication import vanished
 from pipeline.warehouse.publication.chains import in_cycles, resolved_chains
 from pipeline.warehouse.publication.context import LINE, Publication
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
@@ -21,8 +22,11 @@ def decide(p: Publication) -> None:
     """Sets what `Publication` says of lines, persons and sub-encounters, and makes the temporary table `changed`."""
     lines = p.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(LINE).collect()
     lines = lines.drop_nulls("surrogate_id")
-    p.superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines)]).unique()
+    vanished.judge(p)
+    outlived = lines.join(p.outlived, on="surrogate_id", how="semi")
+    p.superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines), outlived]).unique()
     p.not_loaded = p.superseded
+    lines = pl.concat([lines, _silent_lines(p.vanished)])
     links = _links(p, "replaced_by", "replaced_by_cycle", lines)
     crosswalk = read_crosswalk(p.settings.person_crosswalk, p.settings.surrogate_salt)
     links = pl.concat([links, crosswalk]).unique("from", keep="first", maintain_order=True)
@@ -38,7 +42,14 @@ def decide(p: Publication) -> None:
     changed = lines.join(p.not_loaded, on=LINE, how="anti").select("surrogate_id").unique()
     # Resources of which no line is loaded; of a repeated one, a line is.
     p.dropped = p.not_loaded.select("surrogate_id").unique().join(changed, on="surrogate_id", how="anti")
+    p.dropped = pl.concat([p.dropped, p.outlived]).unique()
     temporary_table(p.connection, "changed", changed)
+
+
+def _silent_lines(resources: pl.DataFrame) -> pl.DataFrame:
+    """What vanished is like a resource whose line says nothing any more; no line of a file has these numbers."""
+    file_number, line = pl.lit(0, dtype=pl.Int32).alias("file_number"), pl.lit(0, dtype=pl.Int64).alias("line")
+    return resources.select("surrogate_id", file_number, line)
 
 
 def _refuse(p: Publication, lines: pl.DataFrame) -> None:
@@ -110,7 +121,11 @@ def _repeated(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def _older_than_known(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
-    """An older export never overwrites a newer one: lines of resources that a newer export held as well."""
+    """An older export never overwrites a newer one: lines of resources that a newer export held as well.
+
+    The line that made what is known is not older than what is known, also when newer exports held it unchanged: it may
+    be mapped again, in a replay (what it depends on has changed) or because its export is published again.
+    """
     newer = p.connection.execute(
         "SELECT export_id FROM export_job WHERE site = %s AND published_at IS NOT NULL AND transaction_time > %s",
         (p.export.site, p.export.transaction_time),
@@ -126,7 +141,15 @@ def _older_than_known(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
         {"surrogate_id": pl.Int64},
         (p.export.transaction_time,),
     )
-    return lines.lazy().join(pl.concat([known.lazy(), seen]), on="surrogate_id", how="semi").collect()
+    current = read_frame(
+        p.connection,
+        "SELECT surrogate_id FROM pg_temp.incoming_lines JOIN resource_state AS state USING (surrogate_id)"
+        " WHERE state.as_of = %s AND (%s OR state.export_id = %s)",
+        {"surrogate_id": pl.Int64},
+        (p.export.transaction_time, p.export.kind == "replay", p.export.export_id),
+    )
+    confirmed = seen.join(current.lazy(), on="surrogate_id", how="anti")
+    return lines.lazy().join(pl.concat([known.lazy(), confirmed]), on="surrogate_id", how="semi").collect()
 
 
 def _without_person(p: Publication, counted: pl.DataFrame) -> pl.DataFrame:

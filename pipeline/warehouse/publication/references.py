@@ -10,6 +10,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.copying import copy_frame, temporary_table
 from pipeline.warehouse.ids import LINKS, STAY_LOCATION
 from pipeline.warehouse.publication.context import LandedLine, Publication
+from pipeline.warehouse.publication.returning import mapped_again
 
 __all__ = ["find_dependents", "link_events", "references", "relink"]
 
@@ -203,4 +204,4 @@ def find_dependents(p: Publication) -> None:
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
         (list(LINKS), p.export.site),
     ).fetchall()
-    p.report.dependents = [LandedLine(*row) for row in rows]
+    p.report.dependents = [LandedLine(*row) for row in dict.fromkeys((*rows, *mapped_again(p)))]

@@ -22,7 +22,7 @@ from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, NewIds
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.merges import with_survivors
 from pipeline.warehouse.publication.visits import link_details
-from pipeline.warehouse.removed_persons import remove_rows_of_persons
+from pipeline.warehouse.removed_persons import remove_moved_events, remove_rows_of_persons
 
 __all__ = ["entities", "events", "remove_former_rows", "remove_unused_locations"]
 
@@ -91,6 +91,8 @@ def _remove_entities(p: Publication, table: str) -> None:
         f" WHERE NOT EXISTS (SELECT FROM pg_temp.remade_{table} AS remade"
         " WHERE remade.surrogate_id = lineage.surrogate_id)"
     )
+    if table == "person":
+        _remove_moved_events(p)
     row = p.connection.execute(f"SELECT count(*) FROM pg_temp.removed_{table}").fetchone()
     if row and row[0]:
         if table == "person":
@@ -104,6 +106,18 @@ def _remove_entities(p: Publication, table: str) -> None:
         f"DELETE FROM {lineage} AS lineage USING pg_temp.former AS former"
         " WHERE lineage.surrogate_id = former.surrogate_id"
     )
+
+
+def _remove_moved_events(p: Publication) -> None:
+    """Of replaced patients that are not loaded any more, whose events are with their survivors."""
+    p.connection.execute(
+        "CREATE TEMP TABLE removed_patient ON COMMIT DROP AS SELECT former.surrogate_id FROM pg_temp.former AS former"
+        " WHERE EXISTS (SELECT FROM reference WHERE to_surrogate_id = former.surrogate_id AND role = 'person_id')"
+        " AND NOT EXISTS (SELECT FROM pg_temp.remade_person AS remade WHERE remade.surrogate_id = former.surrogate_id)"
+    )
+    if p.count("SELECT count(*) FROM pg_temp.removed_patient"):
+        p.report.rows_deleted += remove_moved_events(p.connection, p.cdm)
+        p.connection.execute("DROP TABLE pg_temp.of_removed_person, pg_temp.belonged")
 
 
 def _remove_visits_of_children(p: Publication) -> None:
