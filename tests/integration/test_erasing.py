@@ -43,16 +43,7 @@ STAYS = "eBert-Stays.22"
 BINARY = "eBinary-of-Anna"
 
 #: Texts by which the person could be known, wherever they stand.
-TELLING = (
-    GONE,
-    MERGED,
-    "Annabell",
-    "MRN-4711-A",
-    "Lindenweg 99",
-    "sees-a-purple-heron",
-    "eBinary-of-Anna",
-    "eEnc-Anna",
-)
+TELLING = (GONE, MERGED, "Annabell", "MRN-4711-A", "Lindenweg 99", "sees-a-purple-heron", BINARY)
 
 
 def note(resource_id: str, person: str, text: str, **more: Any) -> dict[str, Any]:
@@ -426,10 +417,8 @@ KILLS = (
     ("pipeline.erasure.run:put_tombstones", "after", 1),
     ("pipeline.warehouse.erase:_remove_from_etl", "after", 2),
     ("pipeline.erasure.run:Erasing._clear_warehouse", "after", 1),
-    ("pipeline.warehouse.seen:forget_seen", "after", 1),
     ("pipeline.landing.store:LandingDraft.write_manifest", "after", 1),
     ("pipeline.landing.erased:_Rewritten.take_place", "after", 3),
-    ("pipeline.erasure.run:note_digests", "before", 1),
     ("pipeline.erasure.run:finish_tombstones", "before", 1),
 )
 
