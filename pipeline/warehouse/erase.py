@@ -49,6 +49,7 @@ _SURROGATES = {
     "reference_value": "owner_surrogate_id",
     "row_issue": "surrogate_id",
     "hydrated_reference": "surrogate_id",
+    "absent_resource": "surrogate_id",
 }
 
 
@@ -89,7 +90,7 @@ def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[
     connection.execute("SET CONSTRAINTS ALL DEFERRED")
     temporary_table(connection, "erased_patient", pl.DataFrame({"surrogate_id": sorted(found.patients)}))
     connection.execute(
-        "CREATE TEMP TABLE removed_person ON COMMIT DROP AS SELECT row_id FROM id_map"
+        "CREATE TEMP TABLE removed_person ON COMMIT DROP AS SELECT row_id, surrogate_id FROM id_map"
         " JOIN pg_temp.erased_patient USING (surrogate_id) WHERE cdm_table = 'person'"
     )
     removed = Counter[str]()

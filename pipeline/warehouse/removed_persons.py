@@ -23,7 +23,7 @@ _DERIVED = [table for table in CDM_TABLES if table not in LINEAGE_TABLES and "pe
 
 
 def remove_rows_of_persons(connection: psycopg.Connection, cdm_schema: str) -> Counter[str]:
-    """Delete the rows of the persons in `pg_temp.removed_person` (row_id), before theirs; deleted rows by table.
+    """Delete the rows of the persons in `pg_temp.removed_person` (row_id, surrogate_id), before theirs; deleted rows by table.
 
     `connection` has the etl schema on its search_path and is inside the publication's transaction.
     """
