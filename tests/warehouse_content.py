@@ -30,6 +30,9 @@ _ERAS = {
         ("condition_era", "condition_concept_id", "occurrence_count"),
         ("drug_era", "drug_concept_id", "exposure_count"),
     )
+} | {
+    "observation_period": "SELECT {person}, observation_period_start_date, observation_period_end_date,"
+    " period_type_concept_id FROM cdm.observation_period AS row"
 }
 _STATE = {
     "resource_state": "SELECT site, resource_type, resource_id, raw_hash_high, raw_hash_low, outcome, reason"
