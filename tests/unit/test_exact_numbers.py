@@ -50,8 +50,6 @@ def transformed(tmp_path_factory):
     pl.DataFrame(schema=dict(ANCESTOR_SCHEMA)).write_parquet(folder / ANCESTOR_FILE)
     hashes = dict.fromkeys(("surrogate_id", "raw_hash_high", "raw_hash_low"), pl.Int64)
     pl.DataFrame(schema=hashes).write_parquet(folder / "known.parquet")
-    facts = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}
-    pl.DataFrame(schema=facts).write_parquet(folder / "facts.parquet")
     staged = StagedExport(folder / "staged")
     worker = Worker(
         TransformPlan(
@@ -63,7 +61,7 @@ def transformed(tmp_path_factory):
             index=ConceptIndex(folder, "test release", "hash"),
             fixed={},
             known=folder / "known.parquet",
-            facts=folder / "facts.parquet",
+            facts=folder / "facts",
             staged=staged,
             landing=folder,
         )
