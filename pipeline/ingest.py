@@ -20,7 +20,7 @@ import psycopg
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
 from pipeline.errors import EpicOmopError
-from pipeline.fhir.ndjson import CHUNK_BYTES, plan_chunks
+from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.keys import SurrogateKeys
@@ -34,6 +34,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known import write_known
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
@@ -118,7 +119,7 @@ def _plan(
         index=index,
         fixed={concept_id: found.use_concept_id for concept_id, found in verified.items()},
         known=staged.folder / "known",
-        facts=staged.folder / "facts.parquet",
+        facts=staged.folder / "facts",
         staged=staged,
         landing=export.folder.parent,
     )
@@ -181,9 +182,6 @@ def _transform(
     total = sum(file.bytes for file in export.files)
     done = 0
     reports: list[ChunkReport] = []
-    staging.write_frame(
-        plan.facts, pl.DataFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
-    )
     with _executor(plan, runtime.settings.workers, total) as executor:
         if executor:
             started = time.perf_counter()
@@ -213,7 +211,7 @@ def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkT
     pieces: list[ChunkPiece] = []
     for file in files:
         path = file.path if file.path.is_absolute() else export.folder / file.path
-        for chunk in plan_chunks(path):
+        for chunk in _chunks(file, path):
             if pieces and (file.resource_type != resource_type or size + chunk.length > CHUNK_BYTES):
                 yield ChunkTask(tuple(pieces), resource_type)
                 pieces, size = [], 0
@@ -222,6 +220,11 @@ def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkT
             size += chunk.length
     if pieces:
         yield ChunkTask(tuple(pieces), resource_type)
+
+
+def _chunks(file: LandedFile, path: Path) -> Iterable[Chunk]:
+    """A file that is smaller than a chunk is one, and need not be read for it."""
+    return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < CHUNK_BYTES else plan_chunks(path)
 
 
 #: Below this size a process pool costs more than it gives.
@@ -290,7 +293,7 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    staging.write_frame(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]).collect())
+    write_facts(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]))
 
 
 def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:
@@ -301,10 +304,12 @@ def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time
     last = every.sort("file_number", "line").unique("surrogate_id", keep="last")
     newer = read_frame(
         connection,
+        # Looked for only when there is a newer export at all: no night need scan the states for it.
         "SELECT surrogate_id FROM resource_state WHERE as_of > %s"
-        " AND surrogate_id IN (SELECT owner_surrogate_id FROM reference_value)",
+        " AND surrogate_id IN (SELECT owner_surrogate_id FROM reference_value) AND EXISTS (SELECT FROM export_job"
+        " WHERE site = %s AND published_at IS NOT NULL AND transaction_time > %s)",
         {"surrogate_id": pl.Int64},
-        (transaction_time,),
+        (transaction_time, plan.site.name, transaction_time),
     )
     return changed.join(last, on=_LINE, how="semi").join(newer.lazy(), on="surrogate_id", how="anti").collect()
 

@@ -370,8 +370,7 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
     empty = Mappings(folder, {}, {}, {}, {}, {}, {})
     with tempfile.TemporaryDirectory(prefix="epic-omop-check-") as name:
         place = Path(name)
-        facts = {"surrogate_id": pl.Int64(), "name": pl.String(), "value": pl.String()}
-        for file, schema in (*_index_files(), ("facts.parquet", facts)):
+        for file, schema in _index_files():
             pl.DataFrame(schema=dict(schema)).write_parquet(place / file)
         yield Worker(
             TransformPlan(
@@ -383,7 +382,7 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
                 index=ConceptIndex(place, "check", ""),
                 fixed={},
                 known=place / "known",
-                facts=place / "facts.parquet",
+                facts=place / "facts",
                 staged=StagedExport(place),
                 landing=place,
             )

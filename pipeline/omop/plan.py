@@ -28,6 +28,7 @@ from pipeline.omop.derive import Derivation
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.settings import SiteSettings
+from pipeline.warehouse.facts import Facts
 from pipeline.warehouse.known import KnownLines
 from pipeline.warehouse.staging import StagedExport
 
@@ -95,7 +96,7 @@ class TransformPlan:
     fixed: Mapping[int, int]
     #: folder that `pipeline.warehouse.known` wrote: what counts as unchanged
     known: Path
-    #: Parquet: surrogate_id, name, value; written after the first stage
+    #: folder of `pipeline.warehouse.facts`, written after the first stage
     facts: Path
     staged: StagedExport
     #: the site's folder in the landing store
@@ -206,15 +207,11 @@ class Worker:
 
     def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
         """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""
-        wanted = pl.LazyFrame({"surrogate_id": keys})
-        return (
-            pl.scan_parquet(self.plan.facts)
-            .filter(pl.col("name") == name)
-            .join(wanted, on="surrogate_id", how="semi")
-            .group_by("surrogate_id")
-            .agg(pl.col("value").min())
-            .collect()
-        )
+        return self._facts.of(name, keys)
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return Facts(self.plan.facts)
 
     def binary_texts(self, lines: pl.Series) -> dict[str, str]:
         """Texts of Binaries, read where their lines landed ('path|offset|length'). Raises LandingError."""

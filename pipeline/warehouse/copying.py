@@ -45,12 +45,17 @@ def encoded(frame: pl.DataFrame) -> EncodedRows:
     return EncodedRows(tuple(frame.columns), frame.height, buffer.getbuffer())
 
 
-def copy_encoded(connection: psycopg.Connection, table: str, rows: EncodedRows) -> int:
-    """COPY into the table's columns of the same names. Returns the number of rows."""
+def copy_encoded(connection: psycopg.Connection, table: str, rows: EncodedRows, *, freeze: bool = False) -> int:
+    """COPY into the table's columns of the same names. Returns the number of rows.
+
+    `freeze`: as after a VACUUM, so that nobody has to write the pages again when they are first read. Only into a
+    table that this transaction emptied.
+    """
     if not rows.rows:
         return 0
     columns = ", ".join(f'"{name}"' for name in rows.columns)
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
+    options = " (FREEZE)" if freeze else ""
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN{options}") as copy:
         for start in range(0, len(rows.content), _BLOCK):
             copy.write(rows.content[start : start + _BLOCK])
     return rows.rows

@@ -15,7 +15,7 @@ import polars as pl
 import psycopg
 from psycopg.rows import class_row
 
-from pipeline.landing.store import LandedExport
+from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import parse_reference
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
@@ -143,7 +143,7 @@ def record(connection: psycopg.Connection, export: LandedExport, letters: pl.Dat
     with connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
         for letter in letters.iter_rows(named=True):
             file = files[letter["file_number"]]
-            raw, complete = _raw(export, letter)
+            raw, complete = _raw(export, file, letter)
             copy.write_row(
                 (
                     export.site,
@@ -222,8 +222,7 @@ def close(
     )
 
 
-def _raw(export: LandedExport, letter: dict[str, Any]) -> tuple[bytes, bool]:
-    file = next(file for file in export.files if file.number == letter["file_number"])
+def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:
     path = file.path if file.path.is_absolute() else export.folder / file.path
     complete = letter["byte_length"] <= RAW_LIMIT
     with path.open("rb") as stream:

@@ -85,24 +85,15 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     p.connection.execute("SET CONSTRAINTS ALL DEFERRED")
     with step("former rows"):
         rows.remove_former_rows(p)
-    with step("entities"):
-        for table in ENTITY_TABLES:
-            rows.entities(p, table)
-            if table == "person":
-                merges.move_events(p)
-        visits.place_children(p)
-    for table in p.staged.kinds():
-        if table in LINEAGE_TABLES and table not in ENTITY_TABLES:
-            with step(table):
-                rows.events(p, table)
-    with step("links"):
-        rows.remove_unused_locations(p)
-        references.link_events(p)
-        references.relink(p)
+    # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
+    changes = p.count("SELECT count(*) FROM (SELECT FROM pg_temp.changed LIMIT 1) AS any_change") > 0
+    if changes:
+        _write_rows(p)
     with step("references"):
         references.references(p)
-        visits.mark_emergency_stays(p)
-        relate_care_sites(p)
+        if changes:
+            visits.mark_emergency_stays(p)
+            relate_care_sites(p)
     with step("state"):
         states.state(p)
         vanished.forget(p)
@@ -126,6 +117,24 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("seen"):
         deletions = [file.number for file in p.export.deleted]
         write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
+
+
+def _write_rows(p: Publication) -> None:
+    step = p.report.step
+    with step("entities"):
+        for table in ENTITY_TABLES:
+            rows.entities(p, table)
+            if table == "person":
+                merges.move_events(p)
+        visits.place_children(p)
+    for table in p.staged.kinds():
+        if table in LINEAGE_TABLES and table not in ENTITY_TABLES:
+            with step(table):
+                rows.events(p, table)
+    with step("links"):
+        rows.remove_unused_locations(p)
+        references.link_events(p)
+        references.relink(p)
 
 
 def _record(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ __all__ = [
     "StagedExport",
     "clear_site",
     "exact_kind",
+    "staging_errors",
     "staging_for",
     "write_frame",
 ]
@@ -103,14 +105,24 @@ def write_frame(target: Path, frame: pl.DataFrame) -> None:
     """Write a frame under a temporary name, then rename it. Raises LandingError, also when the disk is full."""
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        frame.write_parquet(temporary, compression="lz4", statistics=False)
-        temporary.replace(target)
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+        with staging_errors(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            frame.write_parquet(temporary, compression="lz4", statistics=False)
+            temporary.replace(target)
+    except LandingError:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def staging_errors(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a LandingError."""
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
         raise LandingError(
-            f"Staging cannot be written ({reason}) under {target.parent}.",
+            f"Staging cannot be written ({reason}) under {folder}.",
             "Make space, then run again: the export is taken up where it stands.",
         ) from error
 

@@ -48,8 +48,6 @@ def transformed(tmp_path_factory):
     pl.DataFrame(schema=dict(INDEX_SCHEMA)).write_parquet(folder / INDEX_FILE)
     pl.DataFrame(schema=dict(CONCEPT_SCHEMA)).write_parquet(folder / CONCEPT_FILE)
     pl.DataFrame(schema=dict(ANCESTOR_SCHEMA)).write_parquet(folder / ANCESTOR_FILE)
-    facts = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}
-    pl.DataFrame(schema=facts).write_parquet(folder / "facts.parquet")
     staged = StagedExport(folder / "staged")
     worker = Worker(
         TransformPlan(
@@ -61,7 +59,7 @@ def transformed(tmp_path_factory):
             index=ConceptIndex(folder, "test release", "hash"),
             fixed={},
             known=folder / "known",
-            facts=folder / "facts.parquet",
+            facts=folder / "facts",
             staged=staged,
             landing=folder,
         )

@@ -54,6 +54,7 @@ def drop_indices(p: Publication) -> None:
     names += [f"{p.etl}.{table}" for table in (*_STATE_TABLES, "id_map")]
     empty = [name for name in names if not p.count(f"SELECT count(*) FROM (SELECT FROM {name} LIMIT 1) AS any_row")]
     p.connection.execute(f"TRUNCATE {', '.join(empty)}")
+    p.emptied = frozenset(empty)
 
 
 def create_state_indices(p: Publication) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
+from pipeline.warehouse.copying import EncodedRows, copy_encoded
 from pipeline.warehouse.ids import EntityIds
 from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
@@ -139,6 +140,8 @@ class Publication:
         self.is_first = not self.count("SELECT count(*) FROM (SELECT FROM resource_state LIMIT 1) AS any_state")
         #: whether the warehouse is filled without indices, and those of the CDM include keys to the vocabulary: `bulk`
         self.is_bulk = self.has_vocabulary_constraints = False
+        #: tables, with their schema, that this transaction emptied
+        self.emptied: frozenset[str] = frozenset()
         # What `decide` says:
         no_lines = pl.DataFrame(schema={"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64})
         #: lines that are older than what is known, or repeated
@@ -166,6 +169,10 @@ class Publication:
         """The first column of a query's one row."""
         row = self.connection.execute(query).fetchone()
         return int(row[0]) if row else 0
+
+    def copy(self, table: str, rows: EncodedRows) -> int:
+        """COPY into a table, named with its schema. Returns the number of rows."""
+        return copy_encoded(self.connection, table, rows, freeze=table in self.emptied)
 
     def taken(self, table: str) -> pl.DataFrame:
         """All staged rows of an entity table whose lines are loaded, in the order of the input.

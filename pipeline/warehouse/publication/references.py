@@ -7,7 +7,7 @@ import polars as pl
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse import staging
-from pipeline.warehouse.copying import copy_frame, temporary_table
+from pipeline.warehouse.copying import encoded, temporary_table
 from pipeline.warehouse.ids import LINKS, STAY_LOCATION
 from pipeline.warehouse.publication.context import LandedLine, Publication
 from pipeline.warehouse.publication.returning import mapped_again
@@ -140,7 +140,7 @@ def references(p: Publication) -> None:
         facts = facts.drop("file_number", "line").unique(
             ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
         )
-        copy_frame(p.connection, "reference_value", facts)
+        p.copy(f"{p.etl}.reference_value", encoded(facts))
 
 
 #: Facts about another resource that only the derived tables ask for.

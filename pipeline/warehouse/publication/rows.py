@@ -12,7 +12,6 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.copying import (
     EncodedRows,
     ahead,
-    copy_encoded,
     copy_frame,
     encoded,
     read_frame,
@@ -203,11 +202,10 @@ def entities(p: Publication, table: str) -> None:
     distinct = distinct.with_columns(pl.col("own_row_id").alias(own_id))
     columns = list(polars_schema(table))
     is_new = pl.col(key).is_in(new.implode())
-    p.report.rows_inserted[table] += copy_frame(
-        p.connection, f"{p.cdm}.{table}", distinct.filter(is_new).select(columns)
-    )
+    p.report.rows_inserted[table] += p.copy(f"{p.cdm}.{table}", encoded(distinct.filter(is_new).select(columns)))
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
-    copy_frame(p.connection, lineage_table_name(table), _lineage_rows(p, rows.rename({"own_row_id": "row_id"})))
+    lineage = _lineage_rows(p, rows.rename({"own_row_id": "row_id"}))
+    p.copy(f"{p.etl}.{lineage_table_name(table)}", encoded(lineage))
 
 
 def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None:
@@ -253,8 +251,8 @@ def events(p: Publication, table: str) -> None:
     count = p.staged.scan(table).select(pl.len()).collect().item() if own_id else 0
     ids = NewIds(p.connection, p.cdm, table, count)
     for rows, lineage in ahead(_encoded_events(p, table, ids)):
-        p.report.rows_inserted[table] += copy_encoded(p.connection, f"{p.cdm}.{table}", rows)
-        copy_encoded(p.connection, lineage_table_name(table), lineage)
+        p.report.rows_inserted[table] += p.copy(f"{p.cdm}.{table}", rows)
+        p.copy(f"{p.etl}.{lineage_table_name(table)}", lineage)
     ids.give_back()
 
 

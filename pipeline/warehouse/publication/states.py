@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.errors import PermanentError
 from pipeline.warehouse import staging
-from pipeline.warehouse.copying import EncodedRows, ahead, copy_encoded, encoded
+from pipeline.warehouse.copying import EncodedRows, ahead, encoded
 from pipeline.warehouse.publication.context import Publication
 
 __all__ = ["state"]
@@ -17,13 +17,13 @@ __all__ = ["state"]
 def state(p: Publication) -> None:
     """What is known of each changed resource from now on. Rejected lines leave the former state as it is."""
     kinds = _site_resource_types(p)
-    target = "resource_state"
+    target = f"{p.etl}.resource_state"
     if not p.is_first:
         p.connection.execute("CREATE TEMP TABLE new_state (LIKE resource_state INCLUDING DEFAULTS) ON COMMIT DROP")
         target = "pg_temp.new_state"
     for rows in ahead(_encoded_rows(p, kinds)):
-        copy_encoded(p.connection, target, rows)
-    if target != "resource_state":
+        p.copy(target, rows)
+    if not p.is_first:
         _merge_state(p)
 
 
