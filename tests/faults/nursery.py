@@ -37,18 +37,20 @@ class ShiftedClock:
 
 
 class DurableWrites:
-    """Counts the calls that make something last, and kills the process before one of them."""
+    """Counts the calls that make something last (of one name, or all), and kills the process before one of them."""
 
-    def __init__(self, kill_at: int) -> None:
+    def __init__(self, kill_at: int, of: str | None = None) -> None:
         self.names: list[str] = []
         self._kill_at = kill_at
+        self._of = of
         for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (psycopg.Connection, "commit")):
             setattr(owner, name, self._counted(name, getattr(owner, name)))
 
     def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
             self.names.append(name)
-            if len(self.names) == self._kill_at:
+            counts = len(self.names) if self._of is None else self.names.count(self._of)
+            if counts == self._kill_at and name == (self._of or name):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments)
 
@@ -62,7 +64,7 @@ def export(order: dict[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], hard))
     settings = load_settings(order["environment"])
     runtime = Runtime(settings, ShiftedClock(order["shift"]))
-    writes = DurableWrites(order["kill_at"]) if order["durable"] else None
+    writes = DurableWrites(order["kill_at"], order["of"]) if order["durable"] else None
     try:
         exports.export_site(runtime, settings.site("site_a"))
     except EpicOmopError as error:

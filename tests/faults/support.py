@@ -198,15 +198,24 @@ class Nursery:
         self._process.wait(timeout=60)
 
     def start(
-        self, epic: FaultyEpic, *, kill_at: int = 0, durable: bool = False, largest_file: int | None = None
+        self,
+        epic: FaultyEpic,
+        *,
+        kill_at: int = 0,
+        durable: bool = False,
+        of: str | None = None,
+        largest_file: int | None = None,
     ) -> int:
         """Fork an export of the site; returns the process id. `ended` must be called next.
 
         With `durable`, it kills itself before its `kill_at`-th durable write (0: never, and what they
-        were is left in the file `durable` of the home). `largest_file`: the system lets it write no longer file, in bytes.
+        were is left in the file `durable` of the home); `of` counts only the writes of that name. `largest_file`: the
+        system lets it write no longer file, in bytes.
         """
         order = {"environment": epic.environment, "shift": epic.clock.shift.total_seconds()}
-        return int(self._told({**order, "kill_at": kill_at, "durable": durable, "largest_file": largest_file})["pid"])
+        return int(
+            self._told({**order, "kill_at": kill_at, "durable": durable, "of": of, "largest_file": largest_file})["pid"]
+        )
 
     def ended(self) -> int:
         """The exit code of the process that was started; a negative one is the signal that ended it."""

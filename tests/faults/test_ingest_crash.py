@@ -96,7 +96,7 @@ CRASHES = (
     Crash("start of publish", "pipeline.ingest:publish_export"),
     Crash("in the middle of COPY", "psycopg:Copy.write", "after", 12),
     Crash("right before the commit", "pipeline.warehouse.publish:_record", "after"),
-    Crash("indices dropped", "pipeline.warehouse.publication.rows:copy_frame", "before", 4, bulk_rows=1),
+    Crash("indices dropped", "pipeline.warehouse.publication.bulk:drop_indices", "after", bulk_rows=1),
     Crash("committed, not yet cleared", "pipeline.ingest:publish_export", "after"),
 )
 LANDED = tuple(crash for crash in CRASHES if crash.landed)

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -154,14 +155,17 @@ def test_killed_at_every_exchange(
 
 
 def test_killed_before_every_durable_write(homes: Iterator[FaultyEpic], nursery: Nursery) -> None:
-    _, writes, whole = undisturbed(next(homes), nursery)
-    assert writes > 4 * FILES, "each file is synced and renamed, and has its note"
-    for number in range(1, writes + 1):
+    _, _, whole = undisturbed(next(homes), nursery)
+    for number in count(1):
         epic = next(homes)
         with epic.serving() as runtime:
             nursery.start(epic, kill_at=number, durable=True)
-            assert nursery.ended() == -signal.SIGKILL
-            assert_run_again(epic, runtime, whole, at=f"before durable write {number} of {writes}")
+            ended = nursery.ended()
+            if ended == 0:  # it has fewer writes; how many hangs on the polls
+                break
+            assert ended == -signal.SIGKILL
+            assert_run_again(epic, runtime, whole, at=f"before durable write {number}")
+    assert number > 4 * FILES, "each file is synced and renamed, and has its note"
 
 
 def test_two_schedulers_at_once_make_one_export(homes: Iterator[FaultyEpic], nursery: Nursery) -> None:

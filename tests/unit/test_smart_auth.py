@@ -303,7 +303,13 @@ def test_the_assertion_obeys_rule_9(server: TokenServer, client: Client) -> None
     assert form["client_assertion_type"] == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
     assert form["scope"] == "system/Patient.read system/Observation.read"
     audience = f"{server.url}/token"
-    claims = jwt.decode(form["client_assertion"], RSA_KEY.public_key(), algorithms=["RS384"], audience=audience)
+    claims = jwt.decode(
+        form["client_assertion"],
+        RSA_KEY.public_key(),
+        algorithms=["RS384"],
+        audience=audience,
+        options={"verify_exp": False, "verify_nbf": False, "verify_iat": False},  # of the real clock; ours is below
+    )
     now = NOW.timestamp()
     assert claims["iss"] == claims["sub"] == "client-1"
     assert claims["iat"] < now
