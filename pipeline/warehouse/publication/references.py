@@ -148,9 +148,15 @@ _DERIVED_FACTS = ("discharge_death",)
 
 _OWN_CHANGED = "EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = {})"
 
-#: Value of a fact (surrogate id, name) before and after: what transform takes is the least.
-_BEFORE = "(SELECT min(value) FROM pg_temp.former_fact AS fact WHERE fact.surrogate_id = {} AND fact.name = {})"
-_AFTER = "(SELECT min(value) FROM reference_value AS fact WHERE fact.surrogate_id = {} AND fact.name = {})"
+#: Facts (surrogate id, name) with another value than before: what transform takes is the least. A table, because the
+#: question asked for each reference would search all former facts each time.
+_CHANGED_FACTS = (
+    "CREATE TEMP TABLE changed_fact ON COMMIT DROP AS SELECT surrogate_id, name FROM"
+    " (SELECT surrogate_id, name, min(value) AS value FROM pg_temp.former_fact GROUP BY surrogate_id, name) AS before"
+    " FULL JOIN (SELECT fact.surrogate_id, fact.name, min(fact.value) AS value FROM reference_value AS fact"
+    " JOIN pg_temp.touched USING (surrogate_id) GROUP BY fact.surrogate_id, fact.name) AS after"
+    " USING (surrogate_id, name) WHERE before.value IS DISTINCT FROM after.value"
+)
 
 
 def find_dependents(p: Publication) -> None:
@@ -168,11 +174,12 @@ def find_dependents(p: Publication) -> None:
         " JOIN pg_temp.changed AS owner ON owner.surrogate_id = fact.owner_surrogate_id"
     )
     p.connection.execute("ANALYZE pg_temp.touched")
+    p.connection.execute(_CHANGED_FACTS)
+    p.connection.execute("ANALYZE pg_temp.changed_fact")
     p.connection.execute(
-        "UPDATE reference SET state = 'stale' FROM pg_temp.touched AS target"
-        f" WHERE target.surrogate_id = {target} AND {role} <> ALL(%s)"
-        f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}"
-        f" AND {_BEFORE.format(target, role)} IS DISTINCT FROM {_AFTER.format(target, role)}",
+        "UPDATE reference SET state = 'stale' FROM pg_temp.changed_fact AS fact"
+        f" WHERE fact.surrogate_id = {target} AND fact.name = {role} AND {role} <> ALL(%s)"
+        f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
         (list(LINKS),),
     )
     p.connection.execute(
@@ -185,8 +192,8 @@ def find_dependents(p: Publication) -> None:
         " JOIN resource_state AS state ON state.surrogate_id = about.surrogate_id AND state.outcome = 'loaded'"
         " WHERE about.surrogate_id <> about.owner_surrogate_id AND about.name <> ALL(%s)"
         f" AND NOT {_OWN_CHANGED.format('about.surrogate_id')}"
-        f" AND {_BEFORE.format('about.surrogate_id', 'about.name')}"
-        f" IS DISTINCT FROM {_AFTER.format('about.surrogate_id', 'about.name')}"
+        " AND EXISTS (SELECT FROM pg_temp.changed_fact AS changed"
+        " WHERE changed.surrogate_id = about.surrogate_id AND changed.name = about.name)"
         " ON CONFLICT (from_surrogate_id, role, to_surrogate_id) DO UPDATE SET state = 'stale'",
         (list(_DERIVED_FACTS),),
     )
