@@ -17,6 +17,7 @@ from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.replay import replay_dead_letters
 from pipeline.runtime import Runtime
 from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.warehouse import known
 from pipeline.warehouse.export_jobs import site_lock
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 
@@ -94,6 +95,15 @@ def test_loading_twice_changes_nothing(warehouse: Warehouse) -> None:
     (report,) = warehouse.load(files)
     assert warehouse.checksums() == before
     assert report.outcomes["unchanged"] == report.lines == 3
+
+
+def test_known_lines_are_read_from_all_pages(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "_PAGES", 2)
+    files = {"Patient": [patient()], "Observation": [observation(f"o{number}") for number in range(600)]}
+    warehouse.load(files)
+    assert warehouse.value("SELECT pg_relation_size('resource_state') / current_setting('block_size')::int") > 4
+    (report,) = warehouse.load(files)
+    assert report.outcomes["unchanged"] == report.lines == 601
 
 
 def test_a_rejected_line_is_rejected_again_and_seen_again(warehouse: Warehouse) -> None:
