@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-__all__ = ["Child", "CommandLine", "Finished"]
+__all__ = ["Child", "CommandLine", "Finished", "killed", "limited"]
 
 #: Libraries that take a second to import. Not polars: it starts threads.
 _LIBRARIES = (
@@ -41,8 +41,53 @@ _LIBRARIES = (
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(_LIBRARIES))
 
+#: Runs `epic-omop` and kills itself before or after the so-and-so-many-th call of one of its functions, in any thread.
+_KILLED = """
+import importlib, itertools, os, signal, sys
+import pipeline.cli
+where, when, number, first = sys.argv[1:5]
+exec(first)
+module, _, path = where.partition(":")
+owner = importlib.import_module(module)
+*parents, name = path.split(".")
+for parent in parents:
+    owner = getattr(owner, parent)
+real, calls = getattr(owner, name), itertools.count(1)
+def counted(*arguments, **named):
+    mine = next(calls)
+    if when == "before" and mine == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*arguments, **named)
+    if when == "after" and mine == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(owner, name, counted)
+sys.argv = ["epic-omop", *sys.argv[5:]]
+pipeline.cli.main()
+"""
+
+#: Runs the program so that it can write no file larger than so many bytes.
+_LIMITED = """
+import resource, sys
+import pipeline.cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.argv = ["epic-omop", *sys.argv[2:]]
+pipeline.cli.main()
+"""
+
 #: No command of a small folder takes longer, also on a busy machine.
 _TIMEOUT_SECONDS = 120
+
+
+def killed(where: str, when: str = "before", number: int = 1, *, first: str = "") -> tuple[str, ...]:
+    """The program that kills itself before or after the `number`-th call of `where` (`module:name`, or
+    `module:Class.name`). `first` is code that it runs before anything else."""
+    return (sys.executable, "-c", _KILLED, where, when, str(number), first)
+
+
+def limited(largest_file: int) -> tuple[str, ...]:
+    """The program that can write no file larger than so many bytes: a full disk."""
+    return (sys.executable, "-c", _LIMITED, str(largest_file))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.landing.lines import PERSON_ERASED
 from pipeline.warehouse.copying import read_frame, temporary_table
+from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.ids import LINKS
 from pipeline.warehouse.removed_persons import remove_rows_of_persons
 
@@ -86,7 +87,7 @@ def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[
 
     `connection` has the etl schema on its search_path. Repeating it removes nothing more.
     """
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
+    lock_warehouse(connection)
     connection.execute("SET CONSTRAINTS ALL DEFERRED")
     temporary_table(connection, "erased_patient", pl.DataFrame({"surrogate_id": sorted(found.patients)}))
     connection.execute(

@@ -33,6 +33,7 @@ __all__ = [
     "jobs_of_kind",
     "last_started",
     "list_jobs",
+    "lock_warehouse",
     "mark_deleted",
     "mark_failed",
     "mark_gone",
@@ -100,6 +101,12 @@ class CoolDown:
             "Nothing needs to be done: a run after that time exports it.",
             next_try=self.next_try,
         )
+
+
+def lock_warehouse(connection: psycopg.Connection) -> None:
+    """Until the transaction ends, nobody else publishes into the warehouse or erases from it: two sites' first loads
+    would each wait for the other's tables."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
 
 
 @contextmanager

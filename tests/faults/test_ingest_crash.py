@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,48 +27,16 @@ from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings, register_site
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_folder import find_server_folder
-from tests.command_line import CommandLine, Finished
+from tests.command_line import CommandLine, Finished, killed, limited
 from tests.databases import Prepared
 from tests.integration.support import observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 
 VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
 
-#: Runs `epic-omop` and kills itself before or after the so-and-so-many-th call of one of its functions.
-KILLED = """
-import importlib, os, signal, sys
-import pipeline.cli, pipeline.warehouse.publish
-where, when, number, bulk_rows = sys.argv[1:5]
-pipeline.warehouse.publication.bulk._BULK_ROWS = int(bulk_rows)
-module, _, path = where.partition(":")
-owner = importlib.import_module(module)
-*parents, name = path.split(".")
-for parent in parents:
-    owner = getattr(owner, parent)
-real, calls = getattr(owner, name), 0
-def counted(*arguments, **named):
-    global calls
-    calls += 1
-    if when == "before" and calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(*arguments, **named)
-    if when == "after" and calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, name, counted)
-sys.argv = ["epic-omop", *sys.argv[5:]]
-pipeline.cli.main()
-"""
 
-
-#: Runs the program so that it can write no file larger than so many bytes.
-LIMITED = """
-import resource, sys
-import pipeline.cli
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.argv = ["epic-omop", *sys.argv[2:]]
-pipeline.cli.main()
-"""
+#: From how many lines on a first load drops indices.
+_BULK_ROWS = "import pipeline.warehouse.publication.bulk as bulk; bulk._BULK_ROWS = {}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +52,7 @@ class Crash:
 
     @property
     def program(self) -> tuple[str, ...]:
-        return (sys.executable, "-c", KILLED, self.where, self.when, str(self.number), str(self.bulk_rows))
+        return killed(self.where, self.when, self.number, first=_BULK_ROWS.format(self.bulk_rows))
 
 
 CRASHES = (
@@ -198,8 +165,8 @@ def undisturbed(demo_warehouse: Prepared, folder: Path, tmp_path_factory: pytest
 
 
 def _crashed(place: Place, folder: Path, crash: Crash) -> None:
-    killed = place.terminal.start("ingest", "--site", "s", "--from", folder, program=crash.program).finish()
-    assert killed.code == -signal.SIGKILL, f"it was not killed: {killed}"
+    ended = place.terminal.start("ingest", "--site", "s", "--from", folder, program=crash.program).finish()
+    assert ended.code == -signal.SIGKILL, f"it was not killed: {ended}"
     state = place.rows("SELECT state FROM export_job")
     published = crash.name.startswith("committed")
     assert state == [("published" if published else "landed" if crash.landed else "requested",)]
@@ -299,8 +266,8 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
         _folder(tmp_path / "1", Patient=[patient()], MedicationRequest=[REQUEST], Medication=[_medication("314076")])
     )
     changed = _folder(tmp_path / "2", Medication=[_medication("314077")])
-    killed = place.terminal.start("ingest", "--site", "s", "--from", changed, program=crash.program).finish()
-    assert killed.code == -signal.SIGKILL
+    ended = place.terminal.start("ingest", "--site", "s", "--from", changed, program=crash.program).finish()
+    assert ended.code == -signal.SIGKILL
     place.load(changed)
     assert place.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314077",)]
     place.assert_whole()
@@ -318,8 +285,8 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
 def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_path: Path, crash: Crash) -> None:
     place.load(_folder(tmp_path / "1", Observation=[observation()]))
     came = _folder(tmp_path / "2", Patient=[patient()])
-    killed = place.terminal.start("ingest", "--site", "s", "--from", came, program=crash.program).finish()
-    assert killed.code == -signal.SIGKILL
+    ended = place.terminal.start("ingest", "--site", "s", "--from", came, program=crash.program).finish()
+    assert ended.code == -signal.SIGKILL
     place.load(came)
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1,)]
     assert place.rows("SELECT count(*) FROM dead_letter_open") == [(0,)]
@@ -354,8 +321,8 @@ def test_killed_while_vanished_resources_go(place: Place, tmp_path: Path, crash:
     )
     of_group = ("ingest", "--site", "s", "--group", "g", "--complete", "--from")
     place.terminal.run(*of_group, first)
-    killed = place.terminal.start(*of_group, later, program=crash.program).finish()
-    assert killed.code == -signal.SIGKILL
+    ended = place.terminal.start(*of_group, later, program=crash.program).finish()
+    assert ended.code == -signal.SIGKILL
     committed = crash.where.startswith("pipeline.replay")
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1 if committed else 2,)]
     assert place.rows("SELECT count(*) FROM absent_resource") == [(2 if committed else 0,)]
@@ -424,4 +391,4 @@ def test_landing_is_full(place: Place, folder: Path, undisturbed: Content) -> No
 
 
 def _limited(terminal: CommandLine, largest_file: int, *arguments: str | Path) -> Finished:
-    return terminal.start(*arguments, program=(sys.executable, "-c", LIMITED, str(largest_file))).finish()
+    return terminal.start(*arguments, program=limited(largest_file)).finish()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -20,33 +19,9 @@ from pipeline.epic.transport import RetryPolicy
 from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
 from pipeline.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, killed
 from tests.databases import Prepared
 from tests.integration.rest_world import PATIENTS, SHARED, World, generated, world
-
-#: Runs `epic-omop` and kills itself after the so-and-so-many-th call of one of its functions, or before it.
-KILLED = """
-import importlib, itertools, os, signal, sys
-import pipeline.cli
-where, when, number = sys.argv[1:4]
-module, _, path = where.partition(":")
-owner = importlib.import_module(module)
-*parents, name = path.split(".")
-for parent in parents:
-    owner = getattr(owner, parent)
-real, calls = getattr(owner, name), itertools.count(1)
-def counted(*arguments, **named):
-    mine = next(calls)
-    if when == "before" and mine == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(*arguments, **named)
-    if when == "after" and mine == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, name, counted)
-sys.argv = ["epic-omop", *sys.argv[4:]]
-pipeline.cli.main()
-"""
 
 #: Every place between the list and the landed export: a crawl is killed at all of them, one after the other.
 KILLS = (
@@ -113,7 +88,7 @@ def test_killed_at_every_step_and_called_again(place: World, tmp_path: Path) -> 
     terminal = _terminal(place, tmp_path)
     arguments = ("crawl", "site_a", "--patients", tmp_path / "patients.csv", "--no-load")
     for where, when, number in KILLS:
-        child = terminal.start(*arguments, program=(sys.executable, "-c", KILLED, where, when, str(number)))
+        child = terminal.start(*arguments, program=killed(where, when, number))
         assert child.finish().code == -signal.SIGKILL, f"{when} call {number} of {where}"
     result = crawl(place.runtime, place.site, place.patients())
     assert place.rows("SELECT count(*) FROM export_job WHERE kind = 'crawl'") == [(1,)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.erased import put_tombstones
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.schema import install_schemas
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, killed
 from tests.conftest import fresh_database
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import warehouse_content
@@ -389,31 +388,6 @@ def test_deletions_outcomes_crawls_and_halves_of_files(places: Places) -> None:
     assert_files_hold(place)
 
 
-#: Runs `epic-omop` and kills itself before or after the so-and-so-many-th call of one of its functions.
-KILLED = """
-import importlib, os, signal, sys
-import pipeline.cli
-where, when, number = sys.argv[1:4]
-module, _, path = where.partition(":")
-owner = importlib.import_module(module)
-*parents, name = path.split(".")
-for parent in parents:
-    owner = getattr(owner, parent)
-real, calls = getattr(owner, name), 0
-def counted(*arguments, **named):
-    global calls
-    calls += 1
-    if when == "before" and calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(*arguments, **named)
-    if when == "after" and calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(owner, name, counted)
-sys.argv = ["epic-omop", *sys.argv[4:]]
-pipeline.cli.main()
-"""
-
 #: One after the other: each run goes on where the last one was killed.
 KILLS = (
     ("pipeline.erasure.run:put_tombstones", "after", 1),
@@ -442,8 +416,7 @@ def test_a_killed_erasure_is_finished_by_the_next_one(places: Places) -> None:
     assert GONE not in shown.out
     assert terminal.run(*command[:-1], code=2).err.startswith("Error: Erasing cannot be undone")
     for where, when, number in KILLS:
-        program = (sys.executable, "-c", KILLED, where, when, str(number))
-        terminal.run(*command, program=program, code=-signal.SIGKILL)
+        terminal.run(*command, program=killed(where, when, number), code=-signal.SIGKILL)
     assert "interrupted" in terminal.run("erase", "--list").out
     # from the first moment on, no load brings anything back
     terminal.run("erase", "--site", "one", "--resume", "--yes", "--rewrite-tables")

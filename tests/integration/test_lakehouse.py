@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -35,7 +34,7 @@ from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
 from pipeline.settings import MAPPINGS_FOLDER, Settings
 from pipeline.warehouse.schema import install_schemas
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, killed, limited
 from tests.integration.support import START, Warehouse, observation, patient
 
 EVERYTHING = SnapshotOptions(vocabulary=True, lineage=True)
@@ -50,37 +49,6 @@ TYPES = {
     "character varying": "VARCHAR",
     "text": "VARCHAR",
 }
-
-#: Runs `epic-omop` and kills itself before the so-and-so-many-th call of a function.
-KILLED = """
-import importlib, os, signal, sys
-import pipeline.cli
-where, number = sys.argv[1:3]
-module, _, path = where.partition(":")
-owner = importlib.import_module(module)
-*parents, name = path.split(".")
-for parent in parents:
-    owner = getattr(owner, parent)
-real, calls = getattr(owner, name), 0
-def counted(*arguments, **named):
-    global calls
-    calls += 1
-    if calls == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **named)
-setattr(owner, name, counted)
-sys.argv = ["epic-omop", *sys.argv[3:]]
-pipeline.cli.main()
-"""
-
-#: Runs a program that can write no file larger than so many bytes, as if the disk were full.
-LIMITED = """
-import resource, sys
-import pipeline.cli
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.argv = ["epic-omop", *sys.argv[2:]]
-pipeline.cli.main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -400,8 +368,9 @@ def terminal(world: Warehouse) -> CommandLine:
 def test_killed_and_run_again(world: Warehouse, lake: Path, terminal: CommandLine, where: str, number: int) -> None:
     publish(world, lake, SnapshotOptions())
     before = (lake / "latest").readlink()
-    killed = (sys.executable, "-c", KILLED, where, str(number))
-    ended = terminal.run("publish", "--to", lake, "--keep", "0", program=killed, code=-signal.SIGKILL)
+    ended = terminal.run(
+        "publish", "--to", lake, "--keep", "0", program=killed(where, "before", number), code=-signal.SIGKILL
+    )
     assert ended.out == ""
     assert ((lake / "latest").readlink() == before) is (where != "shutil:rmtree")
     assert list(check_snapshot(snapshot_to_check(str(lake)))) == []
@@ -417,8 +386,7 @@ def test_the_command_and_its_errors(world: Warehouse, lake: Path, terminal: Comm
     assert "cdm/measurement" in done.out
     assert str(lake / "latest" / "open.sql") in done.out
     assert "as it was written" in terminal.run("publish", "--check", lake).out
-    limited = (sys.executable, "-c", LIMITED, "20000")
-    full = terminal.run("publish", "--to", lake, program=limited, code=74)
+    full = terminal.run("publish", "--to", lake, program=limited(20_000), code=74)
     assert "stays as it is" in full.err
     (lake / "latest" / "cdm" / "person" / "part-00000.parquet").write_bytes(b"")
     damaged = terminal.run("publish", "--check", lake, code=74)

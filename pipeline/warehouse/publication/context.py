@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.warehouse.copying import EncodedRows, copy_encoded
+from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.ids import EntityIds
 from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
@@ -122,8 +123,7 @@ class Publication:
         self.connection = driver
         self.cdm, self.vocab, self.etl = settings.cdm_schema, settings.vocab_schema, settings.etl_schema
         self.connection.execute(f"SET LOCAL search_path TO {self.etl}, {self.cdm}, {self.vocab}")
-        # One publication at a time in a warehouse: two sites' first loads would each wait for the other's tables.
-        self.connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
+        lock_warehouse(self.connection)
         self.export = export
         self.staged = staged
         self.report = report
