@@ -38,7 +38,9 @@ def list_(
         letters = list_dead_letters(connection, site=site, code=code, limit=limit)
         summary = connection.execute(
             "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
-            " GROUP BY 1, 2 ORDER BY 3 DESC"
+            " WHERE (%(site)s::text IS NULL OR site = %(site)s) AND (%(code)s::text IS NULL OR code = %(code)s)"
+            " GROUP BY 1, 2 ORDER BY 3 DESC",
+            {"site": site, "code": code},
         ).fetchall()
     if not summary:
         console.print("There is no open dead letter.")

@@ -206,6 +206,9 @@ def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loade
     assert "json_invalid" in listed
     assert "wrong_type" in listed
     assert SECRET not in listed
+    assert "×" in listed
+    assert "no open dead letter" in loaded.run("dead-letters", "list", "--site", "nobody").out
+    assert "wrong_type" not in loaded.run("dead-letters", "list", "--code", "json_invalid").out
     ids = [
         cells[1] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
     ]
