@@ -279,6 +279,12 @@ def _resource_tables(metadata: MetaData) -> None:
         Index("resource_state_returned", "surrogate_id", postgresql_where=text("reason = 'returned'")),
     )
     Table(
+        "known_mark",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("mark", Text, nullable=False, comment="of the states: files of known lines with another mark are old"),
+    )
+    Table(
         "id_map",
         metadata,
         Column("cdm_table", Text, nullable=False),

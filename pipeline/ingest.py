@@ -35,7 +35,7 @@ from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
-from pipeline.warehouse.known import write_known
+from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
 from pipeline.warehouse.staging import StagedExport, staging_for
@@ -79,11 +79,12 @@ def ingest(
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
-        plan = _plan(runtime, site, export, mappings, index, staged)
+        known = KnownCache(known_folder(settings.home, site.name), site.name, marks)
         with published.step("known lines"):
             if not force:
-                write_known(connection, plan.known, site.name, marks)
+                known.refresh(connection)
             connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
+        plan = _plan(runtime, site, export, mappings, index, staged, None if force else known.folder)
         reports = _transform(connection, runtime, plan, export, report, published)
         deleted = stage_deletions(export, staged, SurrogateKeys(site.name, settings.surrogate_salt))
         published.transform_seconds = time.perf_counter() - started
@@ -95,8 +96,11 @@ def ingest(
             published,
             files=[*_by_file(export, reports), *deleted],
             fingerprints=marks,
+            known=known,
             confirmed=confirmed,
         )
+        with published.step("known lines"):
+            known.apply()
         staged.clear()
     return published
 
@@ -108,6 +112,7 @@ def _plan(
     mappings: Mappings,
     index: ConceptIndex,
     staged: StagedExport,
+    known: Path | None,
 ) -> TransformPlan:
     verified = index.verify_fixed(mappings.fixed_concepts)
     return TransformPlan(
@@ -118,7 +123,7 @@ def _plan(
         mappings=mappings,
         index=index,
         fixed={concept_id: found.use_concept_id for concept_id, found in verified.items()},
-        known=staged.folder / "known",
+        known=known,
         facts=staged.folder / "facts",
         staged=staged,
         landing=export.folder.parent,
@@ -300,7 +305,8 @@ def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time
     """Lines whose facts count, by the rules of publication: the last of a resource, and none that is older than
     what is known."""
     changed = plan.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(_LINE)
-    every = pl.concat([changed, plan.staged.scan(staging.UNCHANGED).select(_LINE)])
+    unchanged = plan.staged.scan(staging.UNCHANGED).select(_LINE)
+    every = pl.concat([changed, unchanged.join(changed.select("surrogate_id"), on="surrogate_id", how="semi")])
     last = every.sort("file_number", "line").unique("surrogate_id", keep="last")
     newer = read_frame(
         connection,

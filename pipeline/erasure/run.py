@@ -32,6 +32,7 @@ from pipeline.warehouse.connection import connect, server_errors
 from pipeline.warehouse.erase import Letter, OfPersons
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.known_cache import known_folder
 from pipeline.warehouse.seen import forget_seen
 
 __all__ = ["EraseProgress", "Erasing", "erasing"]
@@ -248,6 +249,7 @@ class Erasing:
         settings = self._runtime.settings
         staging.clear_site(settings.staging, site.name)
         forget_seen(settings.home, site.name, self._erased)
+        shutil.rmtree(known_folder(settings.home, site.name), ignore_errors=True)  # hashes of their lines
         for export_id, position in site.crawled:
             parts = self._runtime.landing.folder(site.name, export_id) / "patients" / f"{position:07d}"
             with landing_errors(parts):

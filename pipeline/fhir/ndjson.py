@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import xxhash
 
 from pipeline.landing.lines import is_blank
 
@@ -20,6 +23,9 @@ __all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines",
 CHUNK_BYTES = 24 * 1024 * 1024
 _READ = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
+_CR, _BRACE = b"\r{"
+
+Integers = npt.NDArray[np.int64]
 
 
 class Line(NamedTuple):
@@ -32,17 +38,46 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines in their order, without an object a line: what stands at one place belongs together."""
+    """The non-blank lines of a chunk in their order, as places in its bytes: most are only hashed, and never copied."""
 
-    raws: list[bytes]
-    #: Int64: 1-based among the physical lines of the file
-    numbers: pl.Series
-    #: Int64: byte offset in the file
-    offsets: pl.Series
+    content: bytes
+    #: places in `content`: where each line begins, and where it ends without its line end
+    starts: Integers
+    ends: Integers
+    #: 1-based among the physical lines of the file
+    numbers: Integers
+    #: byte offset in the file
+    offsets: Integers
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Integers:
+        """Bytes of each line."""
+        return self.ends - self.starts
+
+    @property
+    def raws(self) -> list[bytes]:
+        """All lines, copied."""
+        return self.raws_at(np.arange(len(self)))
+
+    def raws_at(self, places: Integers) -> list[bytes]:
+        """Some of the lines, copied."""
+        content = self.content
+        bounds = zip(self.starts[places].tolist(), self.ends[places].tolist(), strict=True)
+        return [content[start:end] for start, end in bounds]
+
+    def hashes(self) -> Integers:
+        """xxh3-128 of each line: its two halves, high and low, as signed integers."""
+        content, digest = memoryview(self.content), xxhash.xxh3_128_digest
+        bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        digests = b"".join([digest(content[start:end]) for start, end in bounds])
+        return np.frombuffer(digests, ">i8").astype(np.int64).reshape(-1, 2)
 
     def __iter__(self) -> Iterator[Line]:
         """One at a time, where speed does not matter."""
-        return map(Line, self.numbers, self.offsets, self.raws)
+        return map(Line, self.numbers.tolist(), self.offsets.tolist(), self.raws)
 
 
 @dataclass(frozen=True)
@@ -78,22 +113,34 @@ def read_lines(file: Path, chunk: Chunk) -> Lines:
     """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped."""
     with file.open("rb", buffering=0) as stream:
         stream.seek(chunk.offset)
-        data = stream.read(chunk.length)
-    start = chunk.offset
-    if start == 0 and data.startswith(_BOM):
-        data, start = data[len(_BOM) :], len(_BOM)
-    raws = data.split(b"\n")
-    lengths = pl.Series(map(len, raws), dtype=pl.Int64)
-    offsets = (lengths + 1).cum_sum().shift(1, fill_value=0) + start
-    numbers = pl.int_range(chunk.first_line, chunk.first_line + len(raws), dtype=pl.Int64, eager=True)
-    if b"\r" in data:  # CRLF files; the line's own bytes are what is hashed and kept
-        raws = [raw.removesuffix(b"\r") for raw in raws]
-    # 0x7B: most lines begin with a brace and need no closer look
-    kept = [place for place, raw in enumerate(raws) if raw and (raw[0] == 0x7B or not is_blank(raw))]
-    if len(kept) < len(raws):
-        raws = [raws[place] for place in kept]
-        numbers, offsets = numbers.gather(kept), offsets.gather(kept)
-    return Lines(raws, numbers, offsets)
+        content = stream.read(chunk.length)
+    first = len(_BOM) if chunk.offset == 0 and content.startswith(_BOM) else 0
+    ends = _line_ends(content, first)
+    starts = np.concatenate([np.array([first], np.int64), ends[:-1] + 1])[: len(ends)]
+    numbers = np.arange(chunk.first_line, chunk.first_line + len(ends))
+    characters = np.frombuffer(content, np.uint8)
+    if b"\r" in content:  # CRLF files; the line's own bytes are what is hashed and kept
+        ends = ends - ((ends > starts) & (characters[ends - 1] == _CR))
+    # Most lines begin with a brace and need no closer look.
+    braced = (ends > starts) & (characters[np.minimum(starts, len(content) - 1)] == _BRACE)
+    if not braced.all():
+        kept = braced
+        for place in np.flatnonzero(~braced).tolist():
+            kept[place] = not is_blank(content[starts[place] : ends[place]])
+        starts, ends, numbers = starts[kept], ends[kept], numbers[kept]
+    return Lines(content, starts, ends, numbers, starts + chunk.offset)
+
+
+def _line_ends(content: bytes, first: int) -> Integers:
+    """Where the lines from `first` on end: at each LF, and at the end of what follows the last one."""
+    find, ends = content.find, []
+    end = find(b"\n", first)
+    while end >= 0:
+        ends.append(end)
+        end = find(b"\n", end + 1)
+    if len(content) > (ends[-1] + 1 if ends else first):
+        ends.append(len(content))
+    return np.array(ends, np.int64)
 
 
 def texts_of(raws: Sequence[bytes]) -> pl.Series:

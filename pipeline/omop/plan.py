@@ -94,8 +94,8 @@ class TransformPlan:
     index: ConceptIndex
     #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
     fixed: Mapping[int, int]
-    #: folder that `pipeline.warehouse.known` wrote: what counts as unchanged
-    known: Path
+    #: folder that `pipeline.warehouse.known` wrote: what counts as unchanged; None: nothing does
+    known: Path | None
     #: folder of `pipeline.warehouse.facts`, written after the first stage
     facts: Path
     staged: StagedExport

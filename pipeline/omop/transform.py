@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-import xxhash
 
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
@@ -111,26 +111,51 @@ class _ChunkTransform:
 
     def run(self) -> tuple[ChunkReport, ...]:
         pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
-        raws = [raw for piece in pieces for raw in piece.raws]
-        if not raws:
-            return tuple(ChunkReport(piece.file_number, 0, 0) for piece in self.task.pieces)
-        self.lines = self._hashed(raws, pieces)
+        counts = [len(piece) for piece in pieces]
+        if not sum(counts):
+            return self._reports(counts, pl.Series(dtype=pl.Int32), pl.Series(dtype=pl.Int32))
+        self.lines = self._hashed(pieces)
         unchanged = self._unchanged()
-        of_content = self._unchanged_content(raws, set(unchanged["index"]))
-        unchanged = pl.concat([unchanged, of_content])
-        skip = set(unchanged["index"])
+        of_content = unchanged.clear()
+        if len(unchanged) < len(self.lines):
+            raws, new = self._new_lines(pieces, unchanged)
+            del pieces  # the chunk's bytes: the lines that are needed are copied
+            of_content = self._unchanged_content(raws, new)
+            unchanged = pl.concat([unchanged, of_content])
+            same = set(of_content["index"])
+            wanted = [index for index in new if index not in same]
+            if wanted:
+                self.read = ChunkReader(self.worker, self.task.resource_type, raws, wanted, self.contents)
+                self._write_outcomes(self._transformed())
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
-        if len(skip) < len(raws):
-            wanted = [index for index in range(len(raws)) if index not in skip]
-            self.read = ChunkReader(self.worker, self.task.resource_type, raws, wanted, self.contents)
-            self._write_outcomes(self._transformed())
-        of_file, content_of_file = (
-            dict(each["file_number"].value_counts().iter_rows()) for each in (unchanged, of_content)
-        )
+        return self._reports(counts, unchanged["file_number"], of_content["file_number"])
+
+    def _reports(self, counts: list[int], unchanged: pl.Series, of_content: pl.Series) -> tuple[ChunkReport, ...]:
+        """Lines of each piece, and how many of them are unchanged, by the numbers of their files."""
+        of_file, content_of_file = (dict(each.value_counts().iter_rows()) for each in (unchanged, of_content))
         return tuple(
-            ChunkReport(number, len(piece.raws), of_file.get(number, 0), content_of_file.get(number, 0))
-            for number, piece in zip([task.file_number for task in self.task.pieces], pieces, strict=True)
+            ChunkReport(number, count, of_file.get(number, 0), content_of_file.get(number, 0))
+            for number, count in zip([piece.file_number for piece in self.task.pieces], counts, strict=True)
         )
+
+    def _new_lines(self, pieces: list[Lines], unchanged: pl.DataFrame) -> tuple[list[bytes], list[int]]:
+        """Every line by its index, empty where it is unchanged; and the indexes of the others."""
+        is_new = np.ones(len(self.lines), np.bool_)
+        is_new[unchanged["index"].to_numpy()] = False
+        raws: list[bytes] = []
+        begin = 0
+        for piece in pieces:
+            here = is_new[begin : begin + len(piece)]
+            begin += len(piece)
+            if here.all():
+                raws += piece.raws
+                continue
+            of_piece = [b""] * len(piece)
+            places = np.flatnonzero(here)
+            for place, raw in zip(places.tolist(), piece.raws_at(places), strict=True):
+                of_piece[place] = raw
+            raws += of_piece
+        return raws, np.flatnonzero(is_new).tolist()
 
     def _transformed(self) -> list[pl.DataFrame]:
         """Decisions on the resources that were read, type by type; their rows are written."""
@@ -144,30 +169,21 @@ class _ChunkTransform:
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
         self.worker.plan.staged.write(kind, self.task.part, frame)
 
-    def _hashed(self, raws: list[bytes], pieces: list[Lines]) -> pl.DataFrame:
-        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low.
-
-        `raws`: the lines of all pieces, one after the other.
-        """
-        numbers = pl.Series("file_number", [piece.file_number for piece in self.task.pieces], dtype=pl.Int32)
-        counts = pl.Series([len(piece.raws) for piece in pieces])
+    def _hashed(self, pieces: list[Lines]) -> pl.DataFrame:
+        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low."""
+        numbers = np.array([piece.file_number for piece in self.task.pieces], np.int32)
+        counts = [len(piece) for piece in pieces]
+        hashes = np.concatenate([piece.hashes() for piece in pieces])
         return pl.DataFrame(
             {
-                "index": pl.int_range(len(raws), dtype=pl.Int32, eager=True),
-                "file_number": numbers.repeat_by(counts).explode(),
-                "line": pl.concat([piece.numbers for piece in pieces]),
-                "byte_offset": pl.concat([piece.offsets for piece in pieces]),
-                "byte_length": pl.Series(map(len, raws), dtype=pl.Int64),
-                "digest": pl.Series(map(xxhash.xxh3_128_digest, raws), dtype=pl.Binary),
+                "index": np.arange(sum(counts), dtype=np.int32),
+                "file_number": np.repeat(numbers, counts),
+                "line": np.concatenate([piece.numbers for piece in pieces]),
+                "byte_offset": np.concatenate([piece.offsets for piece in pieces]),
+                "byte_length": np.concatenate([piece.lengths for piece in pieces]),
+                "raw_hash_high": np.ascontiguousarray(hashes[:, 0]),
+                "raw_hash_low": np.ascontiguousarray(hashes[:, 1]),
             }
-        ).select(
-            "index",
-            "file_number",
-            "line",
-            "byte_offset",
-            "byte_length",
-            pl.col("digest").bin.slice(0, 8).bin.reinterpret(dtype=pl.Int64).alias("raw_hash_high"),
-            pl.col("digest").bin.slice(8, 8).bin.reinterpret(dtype=pl.Int64).alias("raw_hash_low"),
         )
 
     def _unchanged(self) -> pl.DataFrame:
@@ -175,9 +191,8 @@ class _ChunkTransform:
         resources = self.worker.known.resources_of_lines(self.lines)
         return self.lines.select(resources, "index", "file_number", "line").drop_nulls("surrogate_id")
 
-    def _unchanged_content(self, raws: list[bytes], same: set[int]) -> pl.DataFrame:
-        """Lines besides those of indexes `same` whose content is known; the same columns."""
-        others = [index for index in range(len(raws)) if index not in same]
+    def _unchanged_content(self, raws: list[bytes], others: list[int]) -> pl.DataFrame:
+        """Those of the other lines whose content is known; the same columns."""
         found = self.contents.unchanged(others, [raws[index] for index in others])
         return found.join(self.lines, on="index").select("surrogate_id", "index", "file_number", "line")
 

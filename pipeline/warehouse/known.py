@@ -8,6 +8,7 @@ resources, and are looked up by binary search: the processes share the pages, an
 from __future__ import annotations
 
 import mmap
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ import psycopg
 
 from pipeline.landing.files import landing_errors
 
-__all__ = ["KnownLines", "write_known"]
+__all__ = ["KnownLines", "KnownWriter", "merge_known", "write_known"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -42,43 +43,48 @@ _LINES, _CONTENTS = ("lines", 3), ("contents", 2)
 class KnownLines:
     """What `write_known` wrote. Nothing is known where it wrote nothing."""
 
-    def __init__(self, folder: Path) -> None:
-        self._lines = _Pairs(folder, *_LINES)
-        self._contents = _Pairs(folder, *_CONTENTS)
+    def __init__(self, folder: Path | None) -> None:
+        self.lines = _Pairs(folder, *_LINES)
+        self.contents = _Pairs(folder, *_CONTENTS)
 
     @property
     def has_contents(self) -> bool:
-        return len(self._contents) > 0
+        return len(self.contents) > 0
 
     def resources_of_lines(self, lines: pl.DataFrame) -> pl.Series:
         """Surrogate ids by raw_hash_high and raw_hash_low, in the order of the rows; NULL: the line is not known."""
-        known, rest = self._lines.find(lines["raw_hash_high"], lines["raw_hash_low"])
+        known, rest = self.lines.find(lines["raw_hash_high"], lines["raw_hash_low"])
         found = pl.DataFrame({"known": known, "surrogate_id": rest[:, 0]})
         return found.select(pl.when("known").then("surrogate_id").alias("surrogate_id"))["surrogate_id"]
 
     def are_known(self, surrogate_ids: pl.Series, contents: pl.Series) -> pl.Series:
         """Whether the content (a content hash, or NULL) is the one that is known of the resource."""
-        known, _ = self._contents.find(surrogate_ids.fill_null(0), contents.fill_null(0))
+        known, _ = self.contents.find(surrogate_ids.fill_null(0), contents.fill_null(0))
         return pl.Series("is_known", known) & contents.is_not_null() & surrogate_ids.is_not_null()
 
 
 class _Pairs:
     """Rows of integers, mapped, sorted by the first one. That lies in a file of its own, for the search's sake."""
 
-    def __init__(self, folder: Path, name: str, width: int) -> None:
-        self._maps = [_mapped(folder / f"{name}.{part}") for part in ("first", "others")]
+    def __init__(self, folder: Path | None, name: str, width: int) -> None:
+        files = [folder / f"{name}.{part}" for part in ("first", "others")] if folder else []
+        self._maps = [_mapped(file) for file in files] or [None, None]
         first, others = (np.frombuffer(pages or b"", np.int64) for pages in self._maps)
-        self._first, self._others = first, others.reshape(-1, width - 1)
+        self.first, self.others = first, others.reshape(-1, width - 1)
         self._bytes = first.nbytes + others.nbytes
 
     def __len__(self) -> int:
-        return len(self._first)
+        return len(self.first)
+
+    def rows(self, begin: int, end: int) -> Integers:
+        """Some of the rows with all their columns, copied."""
+        return np.column_stack([self.first[begin:end], self.others[begin:end]])
 
     def find(self, first: pl.Series, second: pl.Series) -> tuple[npt.NDArray[np.bool_], Integers]:
         """Whether each pair is there, and what stands beside it in its row."""
         wanted, other = np.asarray(first, np.int64), np.asarray(second, np.int64)
         known = np.zeros(len(wanted), np.bool_)
-        rest = np.zeros((len(wanted), self._others.shape[1] - 1), np.int64)
+        rest = np.zeros((len(wanted), self.others.shape[1] - 1), np.int64)
         if not len(self):
             return known, rest
         order = np.argsort(wanted)  # neighbours share the pages
@@ -89,15 +95,15 @@ class _Pairs:
         return known, rest
 
     def _found(self, wanted: Integers, other: Integers) -> tuple[npt.NDArray[np.bool_], Integers]:
-        positions = np.searchsorted(self._first, wanted)
+        positions = np.searchsorted(self.first, wanted)
         known = np.zeros(len(wanted), np.bool_)
-        rest = np.zeros((len(wanted), self._others.shape[1] - 1), np.int64)
+        rest = np.zeros((len(wanted), self.others.shape[1] - 1), np.int64)
         open_ = np.flatnonzero(positions < len(self))
         while len(open_):  # once, unless first integers repeat
             at = positions[open_]
-            equal = self._first[at] == wanted[open_]
+            equal = self.first[at] == wanted[open_]
             open_, at = open_[equal], at[equal]
-            rows = self._others[at]
+            rows = self.others[at]
             match = rows[:, 0] == other[open_]
             known[open_[match]] = True
             rest[open_[match]] = rows[match, 1:]
@@ -124,21 +130,90 @@ def _mapped(file: Path) -> mmap.mmap | None:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
+class KnownWriter:
+    """Takes states in any order, and writes the files that `KnownLines` reads into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines, self._contents = _Sorter(folder, *_LINES), _Sorter(folder, *_CONTENTS)
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether there are more rows than are sorted in memory."""
+        return self._lines.is_spilled or self._contents.is_spilled
+
+    def add(self, rows: Integers) -> None:
+        """Rows: surrogate id, raw hash (high, low), content hash or 0. Raises LandingError on a full disk."""
+        # No line has the hash 0: such a state is none to compare with. No content hash is 0.
+        lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
+        with landing_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lines.add(lined[:, [1, 2, 0]])
+            self._contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
+
+    def finish(self) -> None:
+        """Write the files. Raises LandingError on a full disk."""
+        with landing_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lines.finish()
+            self._contents.finish()
+
+
 def write_known(connection: psycopg.Connection, folder: Path, site: str, fingerprints: Mapping[str, int]) -> None:
     """Write what counts as unchanged: lines and contents that were loaded or excluded under the fingerprint of their type.
 
     `fingerprints`: resource type → fingerprint, and "" for all other types. Raises LandingError on a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    writer = KnownWriter(folder)
+    for rows in _rows(connection, site, fingerprints):
+        writer.add(rows)
+    writer.finish()
+
+
+def merge_known(folder: Path, writer: KnownWriter, removed: Integers) -> bool:
+    """Replace in the folder's files all rows of `removed` resources (sorted) by the writer's. One slice after the other.
+
+    False, and nothing is written, where that is more than a small change: the files are to be written from the table.
+    Raises LandingError on a full disk.
+    """
+    existing = KnownLines(folder)
+    written = writer.folder
+    if len(existing.lines):
+        if writer.is_spilled:
+            return False
+        writer.finish()
+        added, written = KnownLines(written), folder / "merged"
+        shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
+        with landing_errors(folder):
+            written.mkdir(mode=0o700)
+            _merge(existing.lines, added.lines, removed, 2, written / _LINES[0])
+            _merge(existing.contents, added.contents, removed, 0, written / _CONTENTS[0])
+            shutil.rmtree(writer.folder)
+    else:
+        writer.finish()
     with landing_errors(folder):
-        lines, contents = _Sorter(folder, *_LINES), _Sorter(folder, *_CONTENTS)
-        for rows in _rows(connection, site, fingerprints):
-            # No line has the hash 0: such a state is none to compare with. No content hash is 0.
-            lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
-            lines.add(lined[:, [1, 2, 0]])
-            contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
-        lines.finish()
-        contents.finish()
+        for file in sorted(written.iterdir()):
+            file.replace(folder / file.name)
+        written.rmdir()
+    return True
+
+
+def _merge(existing: _Pairs, added: _Pairs, removed: Integers, resource_at: int, target: Path) -> None:
+    """Write `existing` without the removed resources, which stand in one of its columns, and with what is added."""
+    bounds = [*range(0, len(existing), _ROWS_A_SORT), len(existing)]
+    done = 0
+    with target.with_suffix(".first").open("wb") as first, target.with_suffix(".others").open("wb") as others:
+        for begin, end in pairwise(bounds):
+            rows = existing.rows(begin, end)
+            resources = rows[:, resource_at]
+            places = np.minimum(np.searchsorted(removed, resources), max(len(removed) - 1, 0))
+            if len(removed):
+                rows = rows[removed[places] != resources]
+            until = len(added) if end == len(existing) else int(np.searchsorted(added.first, existing.first[end]))
+            _write_sorted(np.concatenate([rows, added.rows(done, until)]), first, others)
+            done = until
+        if not len(existing):
+            _write_sorted(added.rows(0, len(added)), first, others)
 
 
 def _rows(connection: psycopg.Connection, site: str, fingerprints: Mapping[str, int]) -> Iterator[Integers]:
@@ -175,7 +250,7 @@ class _Sorter:
         self._folder, self._name, self._width = folder, name, width
         self._waiting: list[Integers] = []
         self._count = 0
-        self._is_spilled = False
+        self.is_spilled = False
 
     def add(self, rows: Integers) -> None:
         self._waiting.append(rows)
@@ -187,7 +262,7 @@ class _Sorter:
         """Write the files, part after part; the parts are removed."""
         target = self._folder / self._name
         with target.with_suffix(".first").open("wb") as first, target.with_suffix(".others").open("wb") as others:
-            if not self._is_spilled:
+            if not self.is_spilled:
                 _write_sorted(self._taken(), first, others)
                 return
             self._spill()
@@ -211,7 +286,7 @@ class _Sorter:
             if begin < end:
                 with self._part(number).open("ab") as stream:
                     stream.write(rows[begin:end].data)
-        self._is_spilled = True
+        self.is_spilled = True
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{self._name}.{number:03d}"

@@ -20,6 +20,7 @@ from pipeline.errors import AccountingError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.warehouse.ids import ENTITY_TABLES
+from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication import (
     accounts,
     bulk,
@@ -56,6 +57,7 @@ def publish_export(
     *,
     files: Sequence[FileLines],
     fingerprints: Mapping[str, int],
+    known: KnownCache,
     confirmed: bool = False,
 ) -> None:
     """Publish a staged export and tell it in `report`. The caller holds the site's lock. `confirmed`: however much has
@@ -66,7 +68,7 @@ def publish_export(
     """
     started = time.perf_counter()
     with transaction(runtime.url) as connection:
-        publication = Publication(runtime, connection, export, staged, report, fingerprints, confirmed=confirmed)
+        publication = Publication(runtime, connection, export, staged, report, fingerprints, known, confirmed=confirmed)
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)
@@ -117,6 +119,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("seen"):
         deletions = [file.number for file in p.export.deleted]
         write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
+        p.known.seal(p.connection)
 
 
 def _write_rows(p: Publication) -> None:

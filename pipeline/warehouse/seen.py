@@ -55,14 +55,21 @@ def write_seen(
         "surrogate_id",
         accepted.alias("accepted"),
         (~pl.col("file_number").is_in(list(deletions))).alias("held"),
-    )
-    unchanged = staged.scan(UNCHANGED).select(
-        "surrogate_id", pl.lit(True).alias("accepted"), pl.lit(True).alias("held")
-    )
-    every = pl.concat([told, unchanged]).drop_nulls("surrogate_id").group_by("surrogate_id")
+    ).drop_nulls("surrogate_id")
+    # Sorted, equal ids stand side by side: a fraction of what grouping millions costs. A resource with an unchanged
+    # line is both, whatever is said of its other lines.
+    unchanged = staged.scan(UNCHANGED).select(_ID).sort("surrogate_id").filter(_is_first()).collect()
+    others = told.join(unchanged.lazy(), on="surrogate_id", how="anti").group_by("surrogate_id")
+    others = others.agg(pl.col("accepted").any(), pl.col("held").any()).sort("surrogate_id").collect()
+    both = unchanged.with_columns(pl.lit(True).alias("accepted"), pl.lit(True).alias("held"))
     temporary = file.with_suffix(".tmp")
-    every.agg(pl.col("accepted").any(), pl.col("held").any()).sort("surrogate_id").collect().write_parquet(temporary)
+    both.merge_sorted(others, key="surrogate_id").write_parquet(temporary)
     temporary.replace(file)
+
+
+def _is_first() -> pl.Expr:
+    """Of sorted ids, each that is not the one before."""
+    return pl.col("surrogate_id").ne_missing(pl.col("surrogate_id").shift(1))
 
 
 def forget_seen(home: Path, site: str, surrogate_ids: Iterable[int]) -> None:

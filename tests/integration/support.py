@@ -10,12 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from pipeline.clock import ManualClock
 from pipeline.exports import ingest_folder
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
+from pipeline.warehouse.known import KnownLines
 from pipeline.warehouse.publish import PublicationReport
 
 START = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
@@ -74,6 +77,8 @@ class Warehouse:
         """What must hold after every run."""
         with self.runtime.connect() as connection:
             assert [check for check in verify_warehouse(connection, "cdm") if not check.ok] == []
+            for folder in (self.runtime.settings.home / "known").glob("*"):
+                assert_known(connection, folder)
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with self.runtime.connect() as connection:
@@ -129,3 +134,23 @@ def observation(resource_id: str = "o1", person: str = "p1", **more: Any) -> dic
         "valueQuantity": {"value": 1.1, "unit": "mg/dL", "system": "http://unitsofmeasure.org", "code": "mg/dL"},
         **more,
     }
+
+
+def assert_known(connection: psycopg.Connection, folder: Path) -> bool:
+    """The files of known lines say what the states say, or do not count (then False)."""
+    said = json.loads((folder / "mark.json").read_bytes()) if (folder / "mark.json").exists() else {"mark": None}
+    mark = connection.execute("SELECT mark FROM known_mark WHERE site = %s", (folder.name,)).fetchone()
+    if mark is None or mark[0] != said["mark"]:
+        return False
+    rows = connection.execute(
+        "SELECT raw_hash_high, raw_hash_low, surrogate_id, content_hash, fingerprint, resource_type FROM resource_state"
+        " JOIN site_resource_type USING (site_resource_type_id) WHERE site = %s AND (raw_hash_high, raw_hash_low) <> (0, 0)",
+        (folder.name,),
+    ).fetchall()
+    marks = said["fingerprints"]
+    rows = [row for row in rows if row[4] == marks.get(row[5], marks[""])]
+    files = KnownLines(folder)
+    assert sorted(map(tuple, files.lines.rows(0, len(files.lines)).tolist())) == sorted(row[:3] for row in rows)
+    contents = sorted((row[2], row[3]) for row in rows if row[3] is not None)
+    assert sorted(map(tuple, files.contents.rows(0, len(files.contents)).tolist())) == contents
+    return True

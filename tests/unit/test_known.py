@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.warehouse import known
-from pipeline.warehouse.known import KnownLines
+from pipeline.warehouse.known import KnownLines, KnownWriter, merge_known
 
 #: Few, so that first halves repeat, with both ends of the range; and some of any size.
 HALVES = st.one_of(
@@ -53,6 +53,42 @@ def test_answers_are_those_of_a_dict(tmp_path_factory, rows_a_sort, lines, conte
         expected = [given is not None and contents.get(of) == given for of, given in asked]
         assert files.are_known(resources, content).to_list() == expected
         assert files.has_contents == bool(contents)
+
+
+@pytest.mark.parametrize("rows_a_sort", [1_000_000, 5])  # in one slice, and in several
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(HALVES, st.tuples(HALVES, HALVES, HALVES), max_size=40),
+    st.dictionaries(HALVES, st.tuples(HALVES, HALVES, HALVES), max_size=4),
+    st.lists(HALVES, max_size=8),
+)
+def test_a_merged_change_is_what_all_rows_written_anew_would_be(tmp_path_factory, rows_a_sort, before, added, removed):
+    folder, anew = tmp_path_factory.mktemp("known"), tmp_path_factory.mktemp("anew")
+    removed = sorted({*removed, *added})
+    after = {resource: row for resource, row in before.items() if resource not in removed} | added
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known, "_ROWS_A_SORT", rows_a_sort)
+        for target, rows in ((folder, before), (anew, after)):
+            writer = KnownWriter(target)
+            writer.add(states(rows))
+            writer.finish()
+        writer = KnownWriter(folder / "new")
+        writer.add(states(added))
+        assert merge_known(folder, writer, np.array(removed, np.int64))
+    assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in anew.iterdir())
+    found, expected = KnownLines(folder), KnownLines(anew)
+    assert rows_of(found.lines) == rows_of(expected.lines)
+    assert rows_of(found.contents) == rows_of(expected.contents)
+    assert found.lines.first.tolist() == sorted(found.lines.first.tolist())
+
+
+def states(rows):
+    """resource → (high, low, content hash)."""
+    return np.array([(resource, *row) for resource, row in rows.items()], np.int64).reshape(-1, 4)
+
+
+def rows_of(pairs):
+    return sorted(map(tuple, pairs.rows(0, len(pairs)).tolist()))
 
 
 def test_nothing_is_known_where_nothing_is_written(tmp_path):

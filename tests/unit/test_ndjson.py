@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 def lines_of(file: Path, chunk: Chunk) -> list[Line]:
     lines = read_lines(file, chunk)
-    return [Line(*line) for line in zip(lines.numbers, lines.offsets, lines.raws, strict=True)]
+    return [Line(*line) for line in lines]
 
 
 def every_line(file: Path, chunk_bytes: int) -> list[Line]:

@@ -12,6 +12,7 @@ from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import CDM_TABLES
 from omop_schema.etl import LINEAGE_TABLES, build_metadata, lineage_table_name
 from pipeline.warehouse import staging
+from pipeline.warehouse.known_cache import keeping_mark
 from pipeline.warehouse.publication.context import Publication
 
 __all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load"]
@@ -53,7 +54,8 @@ def drop_indices(p: Publication) -> None:
     names += [f"{p.etl}.{lineage_table_name(table)}" for table in LINEAGE_TABLES]
     names += [f"{p.etl}.{table}" for table in (*_STATE_TABLES, "id_map")]
     empty = [name for name in names if not p.count(f"SELECT count(*) FROM (SELECT FROM {name} LIMIT 1) AS any_row")]
-    p.connection.execute(f"TRUNCATE {', '.join(empty)}")
+    with keeping_mark(p.connection):
+        p.connection.execute(f"TRUNCATE {', '.join(empty)}")
     p.emptied = frozenset(empty)
 
 

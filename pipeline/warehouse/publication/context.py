@@ -18,6 +18,7 @@ from pipeline.runtime import Runtime
 from pipeline.warehouse.copying import EncodedRows, copy_encoded
 from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.ids import EntityIds
+from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
 
@@ -111,6 +112,7 @@ class Publication:
         staged: StagedExport,
         report: PublicationReport,
         fingerprints: Mapping[str, int],
+        known: KnownCache,
         *,
         confirmed: bool = False,
     ) -> None:
@@ -128,6 +130,8 @@ class Publication:
         self.staged = staged
         self.report = report
         self.fingerprints = fingerprints
+        #: told of every state that changes
+        self.known = known
         #: whether a person has said that vanished resources may be deleted, however many
         self.confirmed = confirmed
         self.now = runtime.clock.now()

@@ -197,18 +197,25 @@ def find_dependents(p: Publication) -> None:
         " ON CONFLICT (from_surrogate_id, role, to_surrogate_id) DO UPDATE SET state = 'stale'",
         (list(_DERIVED_FACTS),),
     )
-    rows = p.connection.execute(
-        "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
-        " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
-        " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+    p.connection.execute("CREATE TEMP TABLE waiting (surrogate_id bigint) ON COMMIT DROP")
+    p.connection.execute(
+        "INSERT INTO pg_temp.waiting SELECT DISTINCT from_surrogate_id FROM reference"
         # said of all, so that the index of what is not resolved is used: most references are
-        f" WHERE reference.state <> 'resolved'"
-        f" AND {role} <> ALL(%s) AND state.outcome IN ('loaded', 'excluded') AND kind.site = %s"
+        f" WHERE reference.state <> 'resolved' AND {role} <> ALL(%s)"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
         f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
         f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"
         f" WHERE site.surrogate_id = {target})))"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
-        (list(LINKS), p.export.site),
+        (list(LINKS),),
+    )
+    # Counted, so that the states are looked up for them, and not they for all states.
+    p.connection.execute("ANALYZE pg_temp.waiting")
+    rows = p.connection.execute(
+        "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+        " FROM pg_temp.waiting JOIN resource_state AS state USING (surrogate_id)"
+        " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+        " WHERE state.outcome IN ('loaded', 'excluded') AND kind.site = %s",
+        (p.export.site,),
     ).fetchall()
     p.report.dependents = [LandedLine(*row) for row in dict.fromkeys((*rows, *mapped_again(p)))]

@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.errors import PermanentError
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import EncodedRows, ahead, encoded
+from pipeline.warehouse.known_cache import keeping_mark
 from pipeline.warehouse.publication.context import Publication
 
 __all__ = ["state"]
@@ -21,16 +22,19 @@ def state(p: Publication) -> None:
     if not p.is_first:
         p.connection.execute("CREATE TEMP TABLE new_state (LIKE resource_state INCLUDING DEFAULTS) ON COMMIT DROP")
         target = "pg_temp.new_state"
-    for rows in ahead(_encoded_rows(p, kinds)):
-        p.copy(target, rows)
-    if not p.is_first:
-        _merge_state(p)
+    with keeping_mark(p.connection):
+        for rows in ahead(_encoded_rows(p, kinds)):
+            p.copy(target, rows)
+        if not p.is_first:
+            _merge_state(p)
 
 
 def _encoded_rows(p: Publication, kinds: pl.DataFrame) -> Iterator[EncodedRows]:
     for part in p.staged.frames(staging.OUTCOME):
         decided = part.filter((pl.col("outcome") != "rejected") & pl.col("surrogate_id").is_not_null())
-        yield encoded(_state_rows(p, p.loaded(decided), kinds))
+        rows = _state_rows(p, p.loaded(decided), kinds)
+        p.known.add(rows)
+        yield encoded(rows)
 
 
 def _state_rows(p: Publication, lines: pl.DataFrame, kinds: pl.DataFrame) -> pl.DataFrame:

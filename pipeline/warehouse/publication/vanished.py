@@ -20,6 +20,7 @@ from pipeline.settings import DOCUMENT_TYPE, RESULT_TYPE
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.known_cache import keeping_mark
 from pipeline.warehouse.publication.completeness import group_of
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.members import GroupExport, group_exports, held_now, newest, note_members
@@ -333,11 +334,13 @@ def forget(p: Publication) -> None:
     """
     if not p.vanished.is_empty():
         temporary_table(p.connection, "vanished_resource", p.vanished)
-        p.connection.execute(
-            "UPDATE resource_state AS state SET outcome = 'excluded', reason = gone.reason, raw_hash_high = 0,"
-            " raw_hash_low = 0, content_hash = NULL FROM pg_temp.vanished_resource AS gone"
-            " WHERE state.surrogate_id = gone.surrogate_id"
-        )
+        with keeping_mark(p.connection):
+            p.connection.execute(
+                "UPDATE resource_state AS state SET outcome = 'excluded', reason = gone.reason, raw_hash_high = 0,"
+                " raw_hash_low = 0, content_hash = NULL FROM pg_temp.vanished_resource AS gone"
+                " WHERE state.surrogate_id = gone.surrogate_id"
+            )
+        p.known.remove(p.vanished["surrogate_id"])
         p.connection.execute(
             "UPDATE dead_letter AS letter SET state = 'superseded', closed_at = %s, closed_by_export_id = %s"
             " FROM pg_temp.vanished_resource AS gone WHERE letter.surrogate_id = gone.surrogate_id"
@@ -347,11 +350,12 @@ def forget(p: Publication) -> None:
     returned = p.came_back.join(p.outlived, on="surrogate_id", how="anti")
     if not returned.is_empty():
         temporary_table(p.connection, "returned_resource", returned)
-        p.connection.execute(
-            "UPDATE resource_state AS state SET reason = %s FROM pg_temp.returned_resource AS back"
-            " WHERE state.surrogate_id = back.surrogate_id AND state.outcome = 'excluded' AND state.reason = ANY(%s)",
-            (RETURNED, [VANISHED, LEFT_GROUP]),
-        )
+        with keeping_mark(p.connection):
+            p.connection.execute(
+                "UPDATE resource_state AS state SET reason = %s FROM pg_temp.returned_resource AS back"
+                " WHERE state.surrogate_id = back.surrogate_id AND state.outcome = 'excluded' AND state.reason = ANY(%s)",
+                (RETURNED, [VANISHED, LEFT_GROUP]),
+            )
 
 
 def map_users_again(p: Publication) -> None:
