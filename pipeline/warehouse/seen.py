@@ -59,11 +59,10 @@ def write_seen(
     # Sorted, equal ids stand side by side: a fraction of what grouping millions costs. A resource with an unchanged
     # line is both, whatever is said of its other lines.
     unchanged = staged.scan(UNCHANGED).select(_ID).sort("surrogate_id").filter(_is_first()).collect()
-    others = told.join(unchanged.lazy(), on="surrogate_id", how="anti").group_by("surrogate_id")
-    others = others.agg(pl.col("accepted").any(), pl.col("held").any()).sort("surrogate_id").collect()
+    others = told.join(unchanged.lazy(), on="surrogate_id", how="anti").group_by("surrogate_id").agg(pl.all().any())
     both = unchanged.with_columns(pl.lit(True).alias("accepted"), pl.lit(True).alias("held"))
     temporary = file.with_suffix(".tmp")
-    both.merge_sorted(others, key="surrogate_id").write_parquet(temporary)
+    both.merge_sorted(others.sort("surrogate_id").collect(), key="surrogate_id").write_parquet(temporary)
     temporary.replace(file)
 
 
