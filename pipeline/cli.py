@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -78,16 +79,27 @@ def main() -> None:
         with working_as(_command_named(sys.argv[1:])):
             app()
     except EpicOmopError as error:
-        _errors.print(Text.assemble(("Error: ", "bold red"), error.message))  # not markup: a message may hold brackets
-        if error.advice:
-            _errors.print(error.advice, markup=False)
-        sys.exit(error.exit_code)
+        _end_with(error)
     except KeyboardInterrupt:
         _errors.print("Stopped. What was committed stays; run the same command to go on.")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        from pipeline.warehouse.connection import server_failure  # most commands do without a database's libraries
+
+        failure = server_failure(error)
+        if failure is None:
+            raise
+        _end_with(failure)
+
+
+def _end_with(error: EpicOmopError) -> NoReturn:
+    _errors.print(Text.assemble(("Error: ", "bold red"), error.message))  # not markup: a message may hold brackets
+    if error.advice:
+        _errors.print(error.advice, markup=False)
+    sys.exit(error.exit_code)
 
 
 def _command_named(arguments: list[str]) -> str:

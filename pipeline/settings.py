@@ -78,6 +78,9 @@ DEFAULT_CRAWL_SEARCHES: Mapping[str, tuple[str, ...]] = {
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_MESSAGE = re.compile(r"\d{1,8}|[a-z][a-z-]{0,39}")
+#: How `pipeline.landing.outcomes` names what cannot be read: that may be any message.
+_UNKNOWN_MESSAGES = ("unreadable", "other")
 _REMOVAL = re.compile(r"keep|delete|delete-after (?P<exports>[1-9][0-9]?) exports?")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 #: Parameters of a search beside `patient`, as they stand in the address; `patient` itself is never a setting.
@@ -159,6 +162,9 @@ class SiteSettings(BaseModel):
     left_group: str = "keep"
     #: Types of which an export without a file holds none, instead of being incomplete.
     empty_when_missing: tuple[str, ...] = ()
+    #: Messages that the site's error files always hold: Epic's own code such as 59108, or the FHIR type of the issue. They
+    #: are counted and shown, and an export is complete all the same (docs/vanished.md says which are never tolerated).
+    tolerated_messages: tuple[str, ...] = ()
     #: The site's exports know `_since`: `export --since` may be used. Many sites ignore it (rule 5).
     supports_since: bool = False
     #: Requests an hour that we allow ourselves at this site, over all processes; None: only counted.
@@ -227,6 +233,22 @@ class SiteSettings(BaseModel):
     def _removal(cls, value: str) -> str:
         if not _REMOVAL.fullmatch(value):
             raise ValueError(f"{value!r} is none of keep, delete, and delete-after N exports with N from 1 to 99")
+        return value
+
+    @field_validator("tolerated_messages", mode="before")
+    @classmethod
+    def _codes(cls, value: object) -> object:
+        """YAML takes a code of digits for a number."""
+        return [str(code) if isinstance(code, int) else code for code in value] if isinstance(value, list) else value
+
+    @field_validator("tolerated_messages")
+    @classmethod
+    def _tolerated_messages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for code in value:
+            if not _MESSAGE.fullmatch(code) or code in _UNKNOWN_MESSAGES:
+                raise ValueError(
+                    f"{code!r} is neither a code of Epic's such as 59108 nor a FHIR type such as not-found"
+                )
         return value
 
     @field_validator("hydrate_types")

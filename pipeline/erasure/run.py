@@ -248,7 +248,7 @@ class Erasing:
         self._progress(f"files of {site.name}", 0, 0)
         settings = self._runtime.settings
         staging.clear_site(settings.staging, site.name)
-        forget_seen(settings.home, site.name, self._erased)
+        forget_seen(self._connection, settings.home, site.name, self._erased)
         shutil.rmtree(known_folder(settings.home, site.name), ignore_errors=True)  # hashes of their lines
         for export_id, position in site.crawled:
             parts = self._runtime.landing.folder(site.name, export_id) / "patients" / f"{position:07d}"

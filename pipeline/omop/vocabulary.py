@@ -24,7 +24,7 @@ from psycopg import sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
-from pipeline.errors import VocabularyError
+from pipeline.errors import LandingError, VocabularyError
 from pipeline.omop.concept_index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -38,7 +38,7 @@ from pipeline.omop.concept_index import (
     FixedConcept,
     normalise_code,
 )
-from pipeline.warehouse.connection import connect
+from pipeline.warehouse.connection import connect, server_failure
 from pipeline.warehouse.schema import transaction
 
 __all__ = [
@@ -164,6 +164,9 @@ def _as_vocabulary_error(what: str) -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, SQLAlchemyError) as error:
+        failure = server_failure(error)
+        if failure is not None:
+            raise failure from error
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise VocabularyError(
             f"{what}: {reason}", "The vocabulary is as it was before. Download it again from Athena."
@@ -274,7 +277,7 @@ def _copy(connection: psycopg.Connection, file: _SourceFile, vocab_schema: str, 
                 digest.update(chunk)
                 copy.write(chunk)
     except psycopg.Error as error:
-        raise _broken_line(file, error) from error
+        raise server_failure(error) or _broken_line(file, error) from error
     return digest.hexdigest()
 
 
@@ -380,21 +383,40 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
     concept_ancestor except a concept with itself, `drug_strength.parquet` the valid strengths of drugs.
     PostgreSQL joins and sorts and polars streams the result into Parquet, so memory stays flat for a full vocabulary.
+    Raises LandingError when the disk refuses.
     """
     root = home / "vocabulary"
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / _folder_name(release.content_hash)
-    with FileLock(root / ".lock"):
-        if not folder.is_dir():
-            partial = root / f".{folder.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            _write_index(url, vocab_schema, partial)
-            description = {"release": release.release, "content_hash": release.content_hash}
-            (partial / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
-            partial.rename(folder)
-        _replace_text(root / _CURRENT, folder.name)
+    with _index_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            if not folder.is_dir():
+                partial = root / f".{folder.name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                try:
+                    _write_index(url, vocab_schema, partial)
+                    description = {"release": release.release, "content_hash": release.content_hash}
+                    (partial / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+                    partial.rename(folder)
+                except BaseException:  # it may be what fills the disk
+                    shutil.rmtree(partial, ignore_errors=True)
+                    raise
+            _replace_text(root / _CURRENT, folder.name)
     return folder
+
+
+@contextmanager
+def _index_errors(root: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a LandingError."""
+    try:
+        yield
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise LandingError(
+            f"The concept index cannot be written ({reason}) under {root}.",
+            "Make space, then run the same command again: the vocabulary in the database is as it should be.",
+        ) from error
 
 
 def ensure_index(url: str, *, vocab_schema: str, etl_schema: str, home: Path) -> ConceptIndex:

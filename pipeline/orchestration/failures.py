@@ -14,6 +14,7 @@ from pathlib import Path
 import dagster as dg
 
 from pipeline.errors import EpicOmopError, TransientError
+from pipeline.warehouse.connection import server_errors
 
 __all__ = ["as_failure", "told_as_failures"]
 
@@ -31,7 +32,8 @@ def as_failure(error: EpicOmopError) -> dg.Failure:
 def told_as_failures() -> Iterator[None]:
     """Turns every exception of the block into a dg.Failure without causes."""
     try:
-        yield
+        with server_errors():
+            yield
     except (dg.Failure, dg.DagsterError):  # Dagster's own errors speak of its parts, not of data
         raise
     except EpicOmopError as error:

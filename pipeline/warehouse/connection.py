@@ -15,18 +15,19 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine, make_url
-from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import ConfigurationError, WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 
-__all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "sqlalchemy_engine"]
+__all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "server_failure", "sqlalchemy_engine"]
 
 #: The oldest major version that is tested and still maintained by the PostgreSQL project.
 OLDEST_SERVER = 14
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 _CONNECT_TIMEOUT_SECONDS = 20
+_AGAIN = "What was not committed is undone."
 _EXAMPLE = "It looks like postgresql://user:password@host:5432/database"
 
 
@@ -81,12 +82,44 @@ def server_errors() -> Iterator[None]:
     """Turns a server that stops, or a disk of it that fills, in the middle of work into a WarehouseError."""
     try:
         yield
-    except (psycopg.OperationalError, OperationalError) as error:
-        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-        raise WarehouseError(
-            f"PostgreSQL failed in the middle of the work: {reason}",
-            "What was not committed is undone. See to the server, then run the same command again.",
-        ) from error
+    except Exception as error:
+        failure = server_failure(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def server_failure(error: Exception) -> WarehouseError | None:
+    """What to tell of an error of psycopg or SQLAlchemy for which the server is to blame: a full disk, a limit, its end.
+    None for every other error, of a statement or its data too.
+
+    Only PostgreSQL's first line is shown: the others may quote rows.
+    """
+    cause = getattr(error, "orig", None) or error
+    is_internal = isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith("XX")
+    if not is_internal and not isinstance(cause, psycopg.OperationalError):
+        return None
+    reason = (str(cause).strip() or type(cause).__name__).partition("\n")[0]
+    if isinstance(cause, psycopg.errors.ConfigurationLimitExceeded):
+        return WarehouseError(
+            f"PostgreSQL refuses to go beyond a limit of its own: {reason}",
+            f"{_AGAIN} Raise that limit for the database user, then run the same command again.",
+        )
+    if isinstance(cause, psycopg.errors.DiskFull) or tells_full_disk(reason):
+        if "shared memory" in reason:  # in containers, whose /dev/shm is small
+            return WarehouseError(
+                f"PostgreSQL's shared memory is full: {reason}",
+                f"{_AGAIN} Give its container more (docker run --shm-size), then run the same command again.",
+            )
+        return WarehouseError(
+            f"The disk of PostgreSQL is full: {reason}",
+            f"{_AGAIN} {MAKE_SPACE}",
+        )
+    return WarehouseError(
+        f"PostgreSQL failed in the middle of the work: {reason}",
+        f"{_AGAIN} See to the server (its log says why; `epic-omop db status` says where that of an embedded one is),"
+        " then run the same command again.",
+    )
 
 
 def _checked_url(setting: str) -> str:
@@ -125,6 +158,8 @@ def _unreachable(given: dict[str, str], error: psycopg.Error) -> WarehouseError:
     for name in ("password", "sslpassword"):
         if given.get(name):
             reason = reason.replace(given[name], "***")
+    if tells_full_disk(reason):
+        return WarehouseError(f"The disk of PostgreSQL is full; {_place(given)} cannot be used: {reason}", MAKE_SPACE)
     return WarehouseError(
         f"Cannot connect to PostgreSQL, {_place(given)}: {reason}",
         "Check that the server runs (`epic-omop db status`) and that EPIC_OMOP_DATABASE_URL is right.",

@@ -34,6 +34,7 @@ from psycopg import pq, sql
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 from pipeline.warehouse.postgres_binaries import (
     PostgresBinaries,
     readable_binaries,
@@ -60,6 +61,8 @@ _REMIND_AFTER = timedelta(seconds=10)
 _SESSION_END = timedelta(seconds=2)
 _LARGEST_LOG_BYTES = 10 * 1024 * 1024
 _PING_TIMEOUT_SECONDS = 10
+#: PostgreSQL needs space for one more segment of its write-ahead log to recover.
+_LOG_SEGMENT_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,7 @@ class EmbeddedServer:
                     finally:
                         os.close(lock)
             elif launched.poll() is not None:
-                raise WarehouseError(
-                    f"PostgreSQL ended instead of starting. The end of its log, {folder.log}:\n"
-                    f"{_log_tail(folder, log_start)}\n",
-                    "Put right what it says and try again.",
-                )
+                raise _no_start(folder, log_start)
             waiting.pause(f"PostgreSQL in {folder.path} to be ready; it may be recovering. Its log: {folder.log}")
 
     def _shut_down(self, folder: ServerFolder) -> bool:
@@ -271,9 +270,11 @@ def _answers(folder: ServerFolder) -> bool:
     except psycopg.OperationalError as error:
         if pq.PGconn.ping(conninfo.encode()) != pq.Ping.OK:
             return False  # it began to shut down between the two
+        is_full = tells_full_disk(str(error))
         raise WarehouseError(
+            f"{'The disk of PostgreSQL is full. ' if is_full else ''}"
             f"The embedded PostgreSQL server in {folder.path} refuses the connection: {str(error).strip()}",
-            f"See its log, {folder.log}.",
+            MAKE_SPACE if is_full else f"See its log, {folder.log}.",
         ) from None
 
 
@@ -379,6 +380,18 @@ def _launch(folder: ServerFolder, binaries: PostgresBinaries, lock: int) -> subp
     # Collects the exit status should the server end before this process does; it never keeps this process alive.
     threading.Thread(target=process.wait, name="embedded-postgres", daemon=True).start()
     return process
+
+
+def _no_start(folder: ServerFolder, log_start: int) -> WarehouseError:
+    tail = _log_tail(folder, log_start)
+    message = f"PostgreSQL ended instead of starting. The end of its log, {folder.log}:\n{tail}\n"
+    # The log itself may be on the full disk, and say nothing any more.
+    if tells_full_disk(tail) or shutil.disk_usage(folder.data).free < _LOG_SEGMENT_BYTES:
+        return WarehouseError(
+            f"{message}The disk of {folder.data} is full.",
+            "Make space there, then run the same command again: PostgreSQL recovers what was committed.",
+        )
+    return WarehouseError(message, "Put right what it says and try again.")
 
 
 def _log_size(folder: ServerFolder) -> int:

@@ -25,7 +25,7 @@ import omop_schema
 from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.connection import sqlalchemy_engine
+from pipeline.warehouse.connection import server_failure, sqlalchemy_engine
 
 __all__ = ["InstallReport", "install_schemas", "schema_differences", "transaction"]
 
@@ -65,6 +65,9 @@ def install_schemas(
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             return _install(connection, cdm, vocab, etl, include_vocabulary_constraints)
     except (SQLAlchemyError, psycopg.Error) as error:
+        failure = server_failure(error)
+        if failure is not None:
+            raise failure from error
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise WarehouseError(
             f"The schemas {cdm}, {vocab} and {etl} cannot be installed: {reason}",

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+import psycopg
 
+from pipeline.errors import LandingError
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
 __all__ = ["forget_seen", "held", "read_held", "read_seen", "write_seen"]
@@ -45,7 +47,6 @@ def write_seen(
     deleted.
     """
     file = _file(home, site, export_id)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     line = ["surrogate_id", "file_number", "line"]
     told, accepted = staged.scan(OUTCOME), pl.col("outcome") != "rejected"
     if not refused.is_empty():
@@ -61,9 +62,7 @@ def write_seen(
     unchanged = staged.scan(UNCHANGED).select(_ID).sort("surrogate_id").filter(_is_first()).collect()
     others = told.join(unchanged.lazy(), on="surrogate_id", how="anti").group_by("surrogate_id").agg(pl.all().any())
     both = unchanged.with_columns(pl.lit(True).alias("accepted"), pl.lit(True).alias("held"))
-    temporary = file.with_suffix(".tmp")
-    both.merge_sorted(others.sort("surrogate_id").collect(), key="surrogate_id").write_parquet(temporary)
-    temporary.replace(file)
+    _write(file, both.merge_sorted(others.sort("surrogate_id").collect(), key="surrogate_id"))
 
 
 def _is_first() -> pl.Expr:
@@ -71,8 +70,13 @@ def _is_first() -> pl.Expr:
     return pl.col("surrogate_id").ne_missing(pl.col("surrogate_id").shift(1))
 
 
-def forget_seen(home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
-    """Take resources out of what a site's exports held: their person is erased. Each file is whole at any moment."""
+def forget_seen(connection: psycopg.Connection, home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
+    """Take resources out of what a site's exports held: their person is erased. Each file is whole at any moment.
+
+    `connection` has the etl schema on its search_path. The count of members that tells a file from another one follows
+    it, and is committed before the file is replaced: between the two the file counts as lost, and after a crash the
+    erasure that goes on comes to the same count again. Raises LandingError.
+    """
     gone = pl.LazyFrame({"surrogate_id": list(surrogate_ids)}, schema={"surrogate_id": pl.Int64})
     for left in (home / "seen" / site).glob("*.tmp"):  # of a process that was killed
         left.unlink()
@@ -80,9 +84,28 @@ def forget_seen(home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
         seen = pl.read_parquet(file)
         kept = seen.lazy().join(gone, on="surrogate_id", how="anti", maintain_order="left").collect()
         if kept.height < seen.height:
-            temporary = file.with_suffix(".tmp")
-            kept.write_parquet(temporary)
-            temporary.replace(file)
+            if "held" in seen.columns:
+                connection.execute(
+                    "UPDATE group_export SET members = %(kept)s WHERE export_id = %(export)s AND members = %(former)s",
+                    {"kept": kept["held"].sum(), "former": seen["held"].sum(), "export": int(file.stem)},
+                )
+                connection.commit()
+            _write(file, kept)
+
+
+def _write(file: Path, seen: pl.DataFrame) -> None:
+    temporary = file.with_suffix(".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        seen.write_parquet(temporary)
+        temporary.replace(file)
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise LandingError(
+            f"What an export held cannot be written ({reason}) under {file.parent}.",
+            "Make space, then run the same command again.",
+        ) from error
 
 
 def read_seen(home: Path, site: str, export_ids: Iterable[int]) -> pl.LazyFrame:

@@ -12,28 +12,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pipeline.clock import SystemClock
 from pipeline.exports import ingest_folder
-from pipeline.quality.verify import verify_landing, verify_warehouse
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.sandbox.generator import generate
-from pipeline.settings import MAPPINGS_FOLDER, Settings, register_site
+from pipeline.settings import register_site
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_folder import find_server_folder
 from tests.command_line import CommandLine, Finished, killed, limited
 from tests.databases import Prepared
+from tests.faults.places import VOCABULARY, Place, wait, waits_for_lock, write_patients
 from tests.integration.support import observation, patient, reference
-from tests.warehouse_content import Content, warehouse_content
-
-VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
-
+from tests.warehouse_content import Content
 
 #: From how many lines on a first load drops indices.
 _BULK_ROWS = "import pipeline.warehouse.publication.bulk as bulk; bulk._BULK_ROWS = {}"
@@ -69,72 +61,15 @@ CRASHES = (
 LANDED = tuple(crash for crash in CRASHES if crash.landed)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A home with a compiled vocabulary, and its database."""
-
-    terminal: CommandLine
-
-    @property
-    def runtime(self) -> Runtime:
-        return Runtime(Settings(home=self.terminal.home, database_url=self.terminal.url, workers=1))
-
-    def content(self) -> Content:
-        with self.runtime.connect() as connection:
-            return warehouse_content(connection)
-
-    def rows(self, query: str) -> list[tuple[object, ...]]:
-        with self.runtime.connect() as connection:
-            return connection.execute(query).fetchall()
-
-    def load(self, folder: Path) -> None:
-        """What `epic-omop ingest --from` does, in this process."""
-        export = ingest_folder(self.runtime, "s", folder)
-        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder("s"), export)
-
-    def load_landed(self, export_id: int) -> None:
-        """What `epic-omop ingest --export` does."""
-        export = self.runtime.landing.open("s", export_id)
-        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder("s"), export)
-
-    def assert_whole(self) -> None:
-        """Accounts hold, files are as they came, and nothing of a dead run is left in staging or in the database."""
-        runtime = self.runtime
-        with runtime.connect() as connection:
-            checks = [*verify_warehouse(connection, "cdm"), *verify_landing(connection, runtime.landing)]
-        assert [check for check in checks if not check.ok] == []
-        assert [path for path in runtime.settings.staging.rglob("*") if path.is_file()] == []
-        assert [path for path in runtime.settings.landing.rglob("*") if path.suffix in (".part", ".tmp")] == []
-        _wait(lambda: self.rows(_OTHER_SESSIONS) == [])
-        assert self.rows("SELECT relname FROM pg_class WHERE relpersistence <> 'p'") == []
-        assert self.rows("SELECT * FROM pg_prepared_xacts") == []
-
-
-_OTHER_SESSIONS = (
-    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    " AND application_name = 'epic-omop'"
-)
 _INDICES = "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('cdm', 'vocab', 'etl') ORDER BY 1"
 _CONSTRAINTS = "SELECT conname, convalidated FROM pg_constraint ORDER BY 1, 2"
-
-
-def _wait(holds: Callable[[], bool], seconds: float = 60) -> None:
-    for _ in range(int(seconds / 0.05)):
-        if holds():
-            return
-        SystemClock().sleep(0.05)
-    pytest.fail("what a test waits for did not happen")
 
 
 @pytest.fixture(scope="module")
 def folder(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
     """Fifteen synthetic patients, broken lines among theirs."""
     with make_home() as home:
-        lines: dict[str, list[bytes]] = {}
-        for kind, line in generate(15, 1, date(2026, 1, 1)):
-            lines.setdefault(kind, []).append(line)
-        for kind, content in lines.items():
-            (home / f"{kind}.ndjson").write_bytes(b"\n".join(content) + b"\n")
+        write_patients(home)
         yield home
 
 
@@ -211,21 +146,16 @@ def test_killed_while_it_waits_for_a_lock(place: Place, folder: Path, undisturbe
     with psycopg.connect(place.terminal.url) as other:
         other.execute("LOCK TABLE cdm.measurement IN ACCESS EXCLUSIVE MODE")
         child = place.terminal.start("ingest", "--site", "s", "--from", folder)
-        _wait(lambda: _waits_for_measurement(other))
+        wait(lambda: waits_for_lock(other))
         child.kill()
         assert child.finish().code == -signal.SIGKILL
         again = threading.Thread(target=place.load, args=(folder,))
         again.start()
-        _wait(lambda: place.rows("SELECT 1 FROM export_job WHERE export_id = 2 AND state = 'landed'") == [(1,)])
+        wait(lambda: place.rows("SELECT 1 FROM export_job WHERE export_id = 2 AND state = 'landed'") == [(1,)])
         other.rollback()
         again.join(60)
     assert place.content() == undisturbed
     place.assert_whole()
-
-
-def _waits_for_measurement(connection: psycopg.Connection) -> bool:
-    row = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'").fetchone()
-    return row is not None and row[0] > 0
 
 
 # --- what waits for a resource ----------------------------------------------------------------------------------------
@@ -345,7 +275,7 @@ def test_the_server_is_killed_in_the_middle_of_publication(
     with psycopg.connect(embedded.ensure_running()) as other:
         other.execute("LOCK TABLE cdm.measurement IN ACCESS EXCLUSIVE MODE")
         child = place.terminal.start("ingest", "--site", "s", "--from", folder)
-        _wait(lambda: _waits_for_measurement(other))
+        wait(lambda: waits_for_lock(other))
         server = find_server_folder(server_home)
         assert server is not None
         postmaster = server.postmaster()
@@ -392,3 +322,45 @@ def test_landing_is_full(place: Place, folder: Path, undisturbed: Content) -> No
 
 def _limited(terminal: CommandLine, largest_file: int, *arguments: str | Path) -> Finished:
     return terminal.start(*arguments, program=limited(largest_file)).finish()
+
+
+# --- at once ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_sites_at_once_and_one_site_twice(
+    place: Place, folder: Path, demo_warehouse: Prepared, tmp_path: Path
+) -> None:
+    """Two sites' loads are both under way, of the very same resources and addresses; a second run of a site is refused."""
+    with psycopg.connect(place.terminal.url) as other:
+        other.execute("LOCK TABLE cdm.measurement IN ACCESS EXCLUSIVE MODE")
+        both = [place.terminal.start("ingest", "--site", site, "--from", folder) for site in ("s", "t")]
+        wait(lambda: waits_for_lock(other))
+        wait(lambda: len(place.rows(_AT_WORK)) == 2)
+        twice = place.terminal.run("ingest", "--site", "s", "--from", folder, code=75)
+        assert "Another process is working on ingest of site s.\nWait until it has ended" in twice.err
+        assert [child.returncode for child in both] == [None, None]
+        other.rollback()
+    for child in both:
+        ended = child.finish()
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+    place.terminal.run("verify")
+    with _copied(demo_warehouse, tmp_path / "one after the other") as calm:
+        for site in ("s", "t"):
+            calm.load(folder, site)
+        assert place.content() == calm.content()
+    place.assert_whole()
+    assert place.rows("SELECT site, state FROM export_job ORDER BY export_id = 3, site") == [
+        ("s", "published"),
+        ("t", "published"),
+        ("s", "landed"),
+    ]
+    place.load_landed(3)
+    place.assert_whole()
+
+
+#: Sites whose load holds its lock.
+_AT_WORK = (
+    "SELECT site FROM unnest(ARRAY['s', 't']) AS site, hashtextextended('epic-omop export:' || site || ':ingest', 0) AS key"
+    " JOIN pg_locks ON locktype = 'advisory' AND granted AND objsubid = 1"
+    " AND key = (classid::bigint << 32 | objid::bigint)"
+)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pipeline.definitions import build_definitions
+from pipeline.exports import ingest_folder
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
@@ -27,6 +28,7 @@ from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from tests.databases import Prepared
+from tests.integration.support import observation, patient
 
 PATIENTS = 5
 #: Dagster writes every event to the terminal too.
@@ -97,13 +99,18 @@ class World:
             raise_on_error=False,
         )
 
-    def materialize(self, *names: str, day: str) -> dg.ExecuteInProcessResult:
+    def materialize(self, *names: str, day: str, tags: dict[str, str] | None = None) -> dg.ExecuteInProcessResult:
         """What a person does in the UI: materialize assets of a day."""
         selection = [dg.AssetKey([self.site.name, name]) for name in names]
         job = self.definitions.resolve_implicit_job_def_def_for_assets(selection)
         assert job is not None
         return job.execute_in_process(
-            run_config=QUIET, instance=self.instance, partition_key=day, asset_selection=selection, raise_on_error=False
+            run_config=QUIET,
+            instance=self.instance,
+            partition_key=day,
+            asset_selection=selection,
+            tags=tags,
+            raise_on_error=False,
         )
 
     def jobs(self) -> list[ExportJob]:
@@ -422,3 +429,27 @@ def test_lines_that_do_not_add_up_fail_the_check(world: World) -> None:
     wrong = [record.data for record in result.metadata["files that do not add up"].records]
     assert wrong
     assert all(record["outcomes"] == record["lines"] + 1 for record in wrong)
+
+
+def test_much_is_deleted_only_by_a_run_with_the_tag(world: World, tmp_path: Path) -> None:
+    place = world.with_site(vanished="delete")
+
+    def land_and_load(observations: int, tags: dict[str, str] | None = None) -> dg.ExecuteInProcessResult:
+        place.clock.sleep(24 * 3600)
+        folder = tmp_path / f"{observations}"
+        folder.mkdir()
+        lines = [observation(f"o{number}") for number in range(observations)]
+        for kind, resources in (("Patient", [patient()]), ("Observation", lines)):
+            content = b"".join(orjson.dumps({"resourceType": kind, **resource}) + b"\n" for resource in resources)
+            (folder / f"{kind}.ndjson").write_bytes(content)
+        ingest_folder(place.runtime, "site_a", folder, group="group-a", complete=True)
+        return place.materialize("load", day=place.today, tags=tags)
+
+    assert land_and_load(30).success
+    refused = land_and_load(19, {"epic_omop/confirm": "no"})
+    assert "no longer holds 11 of 30 Observation (36.7%)" in failure(refused)
+    assert "run it again with the tag epic_omop/confirm: yes" in failure(refused)
+    assert (place.count("measurement"), place.jobs()[0].state) == (30, "landed")
+    confirmed = place.materialize("load", day=place.today, tags={"epic_omop/confirm": "yes"})
+    assert confirmed.success
+    assert (place.count("measurement"), place.jobs()[0].state) == (19, "published")

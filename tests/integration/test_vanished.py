@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.erasure.run import erasing
 from pipeline.errors import ConfirmationNeeded
 from pipeline.landing.store import LandedExport
+from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.settings import SiteSettings, load_settings, register_site
 from tests.integration.support import Warehouse, encounter, observation, patient
 
 Files = Mapping[str, Sequence[Mapping[str, Any] | bytes]]
@@ -322,3 +325,69 @@ def test_an_unchanged_dependent_is_mapped_again(warehouse: Warehouse) -> None:
     load(warehouse, of("p1", MedicationRequest=[request], Medication=medication("314077")))
     assert warehouse.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314077",)]
     assert warehouse.value("SELECT count(*) FROM reference WHERE state = 'stale'") == 0
+
+
+# --- messages that are always there -----------------------------------------------------------------------------------
+
+
+def load_with_message(place: Warehouse, files: Files, *message: str) -> LandedExport:
+    """With one kind of message (weight, severity, code, site's code) in the site's error files."""
+    export = place.land(files, group="g", complete=True)
+    with place.runtime.connect() as connection:
+        connection.execute("INSERT INTO export_outcome VALUES (%s, %s, %s, %s, %s, 3)", (export.export_id, *message))
+    place.ingest(export)
+    return export
+
+
+def test_a_message_that_is_always_there_makes_nothing_incomplete(warehouse: Warehouse) -> None:
+    place = under(warehouse, tolerated_messages=("59108", "not-found", "timeout"))
+    load(place, of("p1", "o11", "o21", "o31", "o41"))
+    left = of("p1", "o21", "o31", "o41")
+    load_with_message(place, left, "resource", "error", "processing", "59109")
+    load_with_message(place, left, "resource", "error", "unreadable", "")
+    load_with_message(place, left, "fatal", "error", "timeout", "")
+    load_with_message(place, left, "fatal", "fatal", "processing", "59108")
+    assert measured(place) == ["o11", "o21", "o31", "o41"], "another one, or what may concern whole types"
+    told_all = load_with_message(place, left, "resource", "error", "processing", "59108")
+    assert measured(place) == ["o21", "o31", "o41"]
+    with place.runtime.connect() as connection:
+        (sentence,) = export_notes(connection, [told_all.export_id]).told()
+    assert sentence == "Messages of the site: 3 resource (error processing 59108)."
+    load_with_message(place, of("p1", "o31", "o41"), "resource", "error", "not-found", "")
+    assert measured(place) == ["o31", "o41"]
+    load_with_message(place, of("p1", "o41"), "fatal", "error", "forbidden", "59108")
+    assert measured(place) == ["o41"], "Epic's own code says exactly which one"
+
+
+def test_codes_of_tolerated_messages(tmp_path: Path) -> None:
+    register_site(tmp_path, "s", {"tolerated_messages": [59108, "not-found"]})
+    assert load_settings({"EPIC_OMOP_HOME": str(tmp_path)}).site("s").tolerated_messages == ("59108", "not-found")
+    for wrong in ("unreadable", "Not found", ""):
+        with pytest.raises(ValueError, match="neither a code of Epic's such as 59108"):
+            SiteSettings(name="s", tolerated_messages=(wrong,))
+
+
+# --- after an erasure -------------------------------------------------------------------------------------------------
+
+
+def test_the_export_after_an_erasure_is_judged_at_once(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the group holds without the person is known, also when the erasure was interrupted in the middle."""
+    place = under(warehouse)
+    everything = of("p1", "o1", "o21", "o31", "p2", "o2", "o22")
+    load(place, everything)
+    with erasing(place.runtime, "one", ["p2"]) as work, monkeypatch.context() as patched:
+        patched.setattr("pipeline.warehouse.seen._write", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.run()
+    with erasing(place.runtime, "one", ["p2"]) as work:
+        work.run()
+    last = load(place, of("p1", "o21", "o31", "p2", "o2", "o22"))  # the site exports the person all the same
+    assert told(place, last) == {"vanished": {"Observation": 1}}
+    last = load(place, of("p1", "o31", "p2", "o22"))
+    assert told(place, last) == {"vanished": {"Observation": 1}}
+    assert measured(place) == ["o31"]
+    assert place.value("SELECT count(*) FROM group_export WHERE earlier_is_lost") == 0
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

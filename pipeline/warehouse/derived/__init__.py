@@ -22,6 +22,7 @@ from psycopg import sql
 from omop_schema.cdm import polars_schema, primary_key, sequence_name
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.errors import WarehouseError
+from pipeline.warehouse.connection import server_failure
 
 __all__ = ["DerivedOptions", "DerivedReport", "TableChange", "note_affected_persons", "refresh_derived"]
 
@@ -156,10 +157,13 @@ def refresh_derived(
         refresh = _Refresh(connection, {"cdm": cdm, "vocab": vocab, "etl": etl}, options or DerivedOptions(), as_of)
         refresh.run(persons)
     except psycopg.Error as error:
+        failure = server_failure(error)
+        if failure is not None:
+            raise failure from error
         reason = (error.diag.message_primary or type(error).__name__).strip()
         raise WarehouseError(
             f"The derived tables cannot be computed: {reason}",
-            "Nothing was published. Check the server's log and free disk space, then run the export again.",
+            "Nothing was published. Check the server's log, then run the export again.",
         ) from error
     refresh.report.seconds = time.perf_counter() - started
     return refresh.report

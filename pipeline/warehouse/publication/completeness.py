@@ -5,16 +5,19 @@ Complete is a type of which the export
 - asked for everything: a Group export without `_since`, or a folder that the user calls a complete export of a group;
 - was asked for the type, and brought a file of it (or the site says that no file means none: `empty_when_missing`);
 - has as many lines in every file of the type as the manifest announced;
-- has no line in a file of the type that names no resource: it may be any one of them;
+- has no line in a file of the type that names no resource: it may be any one of them (but for lines of erased persons,
+  of whom the warehouse holds nothing);
 
 and of which no type is complete when the site reports an error of any weight but an informational one: its messages
-name no types, and the resource that it could not give is not there. Warnings are no errors.
+name no types, and the resource that it could not give is not there. Warnings are no errors, nor are messages of which
+the site's settings say that they are always there (`tolerated_messages`).
 """
 
 from __future__ import annotations
 
 import polars as pl
 
+from pipeline.landing.lines import PERSON_ERASED
 from pipeline.warehouse import staging
 from pipeline.warehouse.publication.context import Publication
 
@@ -34,9 +37,12 @@ def complete_types(p: Publication) -> frozenset[str]:
     row = p.connection.execute(
         "SELECT resource_types, since IS NULL AND NOT EXISTS (SELECT FROM export_outcome AS told"
         " WHERE told.export_id = job.export_id AND told.weight <> 'informational'"
-        " AND (told.weight = 'fatal' OR told.severity NOT IN ('information', 'success', 'warning')))"
-        " FROM export_job AS job WHERE export_id = %s",
-        (p.export.export_id,),
+        " AND (told.weight = 'fatal' OR told.severity NOT IN ('information', 'success', 'warning'))"
+        # What may concern whole types is tolerated by the site's own code alone: a FHIR type says too little.
+        " AND (told.severity = 'fatal' OR (told.site_code <> ALL(%(tolerated)s)"
+        " AND (told.weight = 'fatal' OR told.code <> ALL(%(tolerated)s)))))"
+        " FROM export_job AS job WHERE export_id = %(export)s",
+        {"tolerated": list(p.site.tolerated_messages), "export": p.export.export_id},
     ).fetchone()
     if row is None or not row[1]:
         return frozenset()
@@ -49,7 +55,8 @@ def complete_types(p: Publication) -> frozenset[str]:
 
 def _with_nameless_lines(p: Publication) -> set[str]:
     """Types of which a line may be of any resource: by the file in which it is, and by what it says itself."""
-    nameless = p.staged.scan(staging.OUTCOME).filter(pl.col("surrogate_id").is_null())
+    unnamed = pl.col("surrogate_id").is_null() & pl.col("reason").ne_missing(PERSON_ERASED)
+    nameless = p.staged.scan(staging.OUTCOME).filter(unnamed)
     lines = nameless.select("file_number", "resource_type").unique().collect()
     types = {file.number: file.resource_type for file in p.export.files}
     found = {types[number] for number in lines["file_number"] if number in types}
