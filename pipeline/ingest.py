@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 import psycopg
@@ -22,11 +23,21 @@ from pipeline.erasure.later import without_erased
 from pipeline.errors import EpicOmopError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.omop.chunks import (
+    ChunkPiece,
+    ChunkReport,
+    ChunkTask,
+    FileReport,
+    LinesTask,
+    is_ready,
+    start_worker,
+    transform_chunk,
+    transform_lines,
+)
 from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, load_mappings
 from pipeline.omop.plan import TransformPlan
-from pipeline.omop.transform import ChunkPiece, ChunkReport, ChunkTask, is_ready, start_worker, transform_chunk
 from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -179,14 +190,14 @@ def _transform(
     export: LandedExport,
     progress: IngestProgress,
     published: PublicationReport,
-) -> list[ChunkReport]:
+) -> list[FileReport]:
     """Run all chunks: first the types that leave facts, then, with their facts, the others."""
     first = [file for file in export.files if _order(plan.mappings, file) < _FACT_ORDER]
     first.sort(key=lambda file: (_order(plan.mappings, file), file.number))
     others = [file for file in export.files if _order(plan.mappings, file) >= _FACT_ORDER]
     total = sum(file.bytes for file in export.files)
     done = 0
-    reports: list[ChunkReport] = []
+    reports: list[FileReport] = []
     with _executor(plan, runtime.settings.workers, total) as executor:
         if executor:
             started = time.perf_counter()
@@ -194,9 +205,14 @@ def _transform(
             published.start_seconds = time.perf_counter() - started
         for files in (first, others):
             with published.step("facts first" if files is first else "other types"):
-                for task, found in _in_order(executor, _tasks(export, files)):
-                    reports += found
+                left: list[tuple[ChunkTask, int]] = []
+                for task, found in _in_order(executor, transform_chunk, _tasks(export, files)):
+                    reports += found.files
+                    if found.waiting_bytes:
+                        left.append((task, found.waiting_bytes))
                     done += task.bytes
+                    progress("transform", done, total)
+                for _ in _in_order(executor, transform_lines, _together(left)):
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
@@ -232,6 +248,19 @@ def _chunks(file: LandedFile, path: Path) -> Iterable[Chunk]:
     return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < CHUNK_BYTES else plan_chunks(path)
 
 
+def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
+    """Chunks of one type that left new lines, until these are as much as a chunk."""
+    by_type: dict[str, tuple[list[ChunkTask], int]] = {}
+    for chunk, size in left:
+        chunks, waiting = by_type.get(chunk.resource_type, ([], 0))
+        if chunks and waiting + size > CHUNK_BYTES:
+            yield LinesTask(tuple(chunks), chunk.resource_type)
+            chunks, waiting = [], 0
+        by_type[chunk.resource_type] = ([*chunks, chunk], waiting + size)
+    for resource_type, (chunks, _) in by_type.items():
+        yield LinesTask(tuple(chunks), resource_type)
+
+
 #: Below this size a process pool costs more than it gives.
 _IN_PROCESS_BYTES = 8 * 1024 * 1024
 
@@ -265,15 +294,18 @@ def _one_polars_thread() -> Iterator[None]:
             os.environ["POLARS_MAX_THREADS"] = before
 
 
+Task = TypeVar("Task", ChunkTask, LinesTask)
+
+
 def _in_order(
-    executor: Executor | None, tasks: Iterator[ChunkTask]
-) -> Iterator[tuple[ChunkTask, tuple[ChunkReport, ...]]]:
+    executor: Executor | None, transform: Callable[[Task], ChunkReport], tasks: Iterator[Task]
+) -> Iterator[tuple[Task, ChunkReport]]:
     """Results in the order of the tasks, a few tasks ahead of them: memory does not grow with the number of chunks."""
     if executor is None:
         for task in tasks:
-            yield task, transform_chunk(task)
+            yield task, transform(task)
         return
-    ahead = [(task, executor.submit(transform_chunk, task)) for task in islice(tasks, 8)]
+    ahead = [(task, executor.submit(transform, task)) for task in islice(tasks, 8)]
     while ahead:
         task, future = ahead.pop(0)
         try:
@@ -282,7 +314,7 @@ def _in_order(
             for _, waiting in ahead:
                 waiting.cancel()
             raise
-        ahead += [(following, executor.submit(transform_chunk, following)) for following in islice(tasks, 1)]
+        ahead += [(following, executor.submit(transform, following)) for following in islice(tasks, 1)]
 
 
 def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
@@ -320,7 +352,7 @@ def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time
     return changed.join(last, on=_LINE, how="semi").join(newer.lazy(), on="surrogate_id", how="anti").collect()
 
 
-def _by_file(export: LandedExport, reports: Sequence[ChunkReport]) -> list[FileLines]:
+def _by_file(export: LandedExport, reports: Sequence[FileReport]) -> list[FileLines]:
     lines = {file.number: 0 for file in export.files}
     unchanged, by_content = dict(lines), dict(lines)
     for report in reports:

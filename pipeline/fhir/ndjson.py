@@ -69,11 +69,11 @@ class Lines:
         return [content[start:end] for start, end in bounds]
 
     def hashes(self) -> Integers:
-        """xxh3-128 of each line: its two halves, high and low, as signed integers."""
+        """xxh3-128 of each line: its two halves, high and low, each as a signed little-endian integer."""
         content, digest = memoryview(self.content), xxhash.xxh3_128_digest
         bounds = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
         digests = b"".join([digest(content[start:end]) for start, end in bounds])
-        return np.frombuffer(digests, ">i8").astype(np.int64).reshape(-1, 2)
+        return np.frombuffer(digests, "<i8").astype(np.int64).reshape(-1, 2)
 
     def __iter__(self) -> Iterator[Line]:
         """One at a time, where speed does not matter."""

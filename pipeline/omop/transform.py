@@ -1,161 +1,71 @@
-"""The transform stage: landed lines → staging parts, chunk by chunk, in worker processes.
+"""The transform stage: lines that are not unchanged (`pipeline.omop.chunks`) → staging parts, in worker processes.
 
-A chunk's lines are compared by hash with what is loaded; only new ones are parsed and run through the compiled
-views. After the views everything is set-based: rules, concepts, routing. Every line gets exactly one outcome here
-(`unchanged`, `loaded`, `excluded`, `rejected`); publication may still turn `loaded` into `superseded` or `rejected`.
+They are parsed and run through the compiled views. After the views everything is set-based: rules, concepts, routing.
+Every line gets exactly one outcome here (`loaded`, `excluded`, `rejected`); publication may still turn `loaded` into
+`superseded` or `rejected`.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import polars as pl
 
 from pipeline.fhir import exact_numbers
-from pipeline.fhir.ndjson import Chunk, Lines, read_lines
 from pipeline.omop.content import Contents
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
-from pipeline.omop.plan import TransformPlan, Worker
+from pipeline.omop.plan import Worker
 from pipeline.omop.reading import ChunkReader, ReadResources
 from pipeline.omop.routing import EXACT, to_staged
 from pipeline.warehouse import staging
 
-__all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "is_ready", "start_worker", "transform_chunk"]
+__all__ = ["LinesTransform", "Origin"]
 
 
-@dataclass(frozen=True)
-class ChunkPiece:
-    """A part of one file, or all of it."""
-
-    file: Path
-    file_number: int
-    chunk: Chunk
-
-
-@dataclass(frozen=True)
-class ChunkTask:
-    """What is transformed at a time. Files of one type that follow each other are put together: Epic's are small, and
-    polars' fixed costs are those of a frame, not of a row."""
-
-    pieces: tuple[ChunkPiece, ...]
-    resource_type: str
+class Origin(Protocol):
+    """Where lines come from: what `LinesTransform` asks of the task that brings them."""
 
     @property
     def part(self) -> str:
-        """Name of the parts that the chunk writes: they sort in the order of the input."""
-        first = self.pieces[0]
-        return f"{first.file_number:06d}-{first.chunk.first_line:09d}"
+        """Name of the parts that are written."""
 
     @property
-    def bytes(self) -> int:
-        return sum(piece.chunk.length for piece in self.pieces)
+    def resource_type(self) -> str: ...
+
+    @property
+    def files(self) -> Mapping[int, Path]:
+        """By file number."""
 
 
-@dataclass(frozen=True)
-class ChunkReport:
-    """Lines of one file that were transformed, and how many of them are unchanged."""
+class LinesTransform:
+    """Lines that are not unchanged, on their way into staging parts.
 
-    file_number: int
-    lines: int
-    unchanged: int
-    #: of which with other bytes and the same content
-    unchanged_by_content: int = 0
+    `lines`: columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low. `raws`: the lines by
+    their index; `wanted`: indexes of those that are transformed.
+    """
 
-
-_worker: Worker | None = None
-
-
-def start_worker(plan: TransformPlan) -> None:
-    """Initialiser of a worker process."""
-    global _worker  # noqa: PLW0603 - one worker a process is what a process pool's initialiser is for
-    _worker = Worker(plan)
-
-
-def is_ready() -> bool:
-    """True in a process that `start_worker` prepared: the first answer says that the processes have started."""
-    return _worker is not None
-
-
-def transform_chunk(task: ChunkTask) -> tuple[ChunkReport, ...]:
-    """Transform one chunk in the process that `start_worker` prepared. One report a file."""
-    assert _worker is not None, "start_worker must run first"
-    _worker.bound_memory()
-    with _without_collection():
-        return _ChunkTransform(_worker, task).run()
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Neither parsed JSON nor frames hold cycles, and looking for some in ever more rows takes a tenth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-class _ChunkTransform:
-    def __init__(self, worker: Worker, task: ChunkTask) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        task: Origin,
+        lines: pl.DataFrame,
+        raws: list[bytes],
+        wanted: list[int],
+        contents: Contents,
+    ) -> None:
         self.worker = worker
         self.task = task
-        self.contents = Contents(worker)
+        self.lines = lines
+        self.contents = contents
+        self.read = ChunkReader(worker, task.resource_type, raws, wanted, contents)
 
-    def run(self) -> tuple[ChunkReport, ...]:
-        pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
-        counts = [len(piece) for piece in pieces]
-        if not sum(counts):
-            return self._reports(counts, pl.Series(dtype=pl.Int32), pl.Series(dtype=pl.Int32))
-        self.lines = self._hashed(pieces)
-        unchanged = self._unchanged()
-        of_content = unchanged.clear()
-        if len(unchanged) < len(self.lines):
-            raws, new = self._new_lines(pieces, unchanged)
-            del pieces  # the chunk's bytes: the lines that are needed are copied
-            of_content = self._unchanged_content(raws, new)
-            unchanged = pl.concat([unchanged, of_content])
-            same = set(of_content["index"])
-            wanted = [index for index in new if index not in same]
-            if wanted:
-                self.read = ChunkReader(self.worker, self.task.resource_type, raws, wanted, self.contents)
-                self._write_outcomes(self._transformed())
-        self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
-        return self._reports(counts, unchanged["file_number"], of_content["file_number"])
-
-    def _reports(self, counts: list[int], unchanged: pl.Series, of_content: pl.Series) -> tuple[ChunkReport, ...]:
-        """Lines of each piece, and how many of them are unchanged, by the numbers of their files."""
-        of_file, content_of_file = (dict(each.value_counts().iter_rows()) for each in (unchanged, of_content))
-        return tuple(
-            ChunkReport(number, count, of_file.get(number, 0), content_of_file.get(number, 0))
-            for number, count in zip([piece.file_number for piece in self.task.pieces], counts, strict=True)
-        )
-
-    def _new_lines(self, pieces: list[Lines], unchanged: pl.DataFrame) -> tuple[list[bytes], list[int]]:
-        """Every line by its index, empty where it is unchanged; and the indexes of the others."""
-        is_new = np.ones(len(self.lines), np.bool_)
-        is_new[unchanged["index"].to_numpy()] = False
-        raws: list[bytes] = []
-        begin = 0
-        for piece in pieces:
-            here = is_new[begin : begin + len(piece)]
-            begin += len(piece)
-            if here.all():
-                raws += piece.raws
-                continue
-            of_piece = [b""] * len(piece)
-            places = np.flatnonzero(here)
-            for place, raw in zip(places.tolist(), piece.raws_at(places), strict=True):
-                of_piece[place] = raw
-            raws += of_piece
-        return raws, np.flatnonzero(is_new).tolist()
+    def run(self) -> None:
+        """Write the parts."""
+        self._write_outcomes(self._transformed())
 
     def _transformed(self) -> list[pl.DataFrame]:
         """Decisions on the resources that were read, type by type; their rows are written."""
@@ -168,33 +78,6 @@ class _ChunkTransform:
 
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
         self.worker.plan.staged.write(kind, self.task.part, frame)
-
-    def _hashed(self, pieces: list[Lines]) -> pl.DataFrame:
-        """Columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low."""
-        numbers = np.array([piece.file_number for piece in self.task.pieces], np.int32)
-        counts = [len(piece) for piece in pieces]
-        hashes = np.concatenate([piece.hashes() for piece in pieces])
-        return pl.DataFrame(
-            {
-                "index": np.arange(sum(counts), dtype=np.int32),
-                "file_number": np.repeat(numbers, counts),
-                "line": np.concatenate([piece.numbers for piece in pieces]),
-                "byte_offset": np.concatenate([piece.offsets for piece in pieces]),
-                "byte_length": np.concatenate([piece.lengths for piece in pieces]),
-                "raw_hash_high": np.ascontiguousarray(hashes[:, 0]),
-                "raw_hash_low": np.ascontiguousarray(hashes[:, 1]),
-            }
-        )
-
-    def _unchanged(self) -> pl.DataFrame:
-        """Lines that are known as they are: columns surrogate_id, index, file_number, line."""
-        resources = self.worker.known.resources_of_lines(self.lines)
-        return self.lines.select(resources, "index", "file_number", "line").drop_nulls("surrogate_id")
-
-    def _unchanged_content(self, raws: list[bytes], others: list[int]) -> pl.DataFrame:
-        """Those of the other lines whose content is known; the same columns."""
-        found = self.contents.unchanged(others, [raws[index] for index in others])
-        return found.join(self.lines, on="index").select("surrogate_id", "index", "file_number", "line")
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -264,7 +147,7 @@ class _TypeTransform:
     """The set-based part: all resources of one type in one chunk."""
 
     def __init__(
-        self, chunk: _ChunkTransform, resource_type: str, resources: ReadResources, locations: pl.DataFrame
+        self, chunk: LinesTransform, resource_type: str, resources: ReadResources, locations: pl.DataFrame
     ) -> None:
         self.chunk = chunk
         self.worker = chunk.worker
@@ -329,7 +212,7 @@ class _TypeTransform:
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
         root = self.worker.plan.landing
-        paths = {piece.file_number: piece.file.relative_to(root).as_posix() for piece in self.chunk.task.pieces}
+        paths = {number: file.relative_to(root).as_posix() for number, file in self.chunk.task.files.items()}
         path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
         lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
         return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(

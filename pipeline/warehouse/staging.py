@@ -29,6 +29,7 @@ __all__ = [
     "REJECTION",
     "REJECTION_SCHEMA",
     "UNCHANGED",
+    "WAITING",
     "StagedExport",
     "clear_site",
     "exact_kind",
@@ -39,6 +40,8 @@ __all__ = [
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
 ISSUE, MAPPING, UNCHANGED, EVENT_LINK = "issue", "mapping", "unchanged", "event_link"
+#: Places of lines that are transformed together with those of other chunks.
+WAITING = "waiting"
 
 _LINE_SCHEMA = {
     "file_number": pl.Int32,
@@ -137,6 +140,10 @@ class StagedExport:
         """Write one part; an empty frame writes nothing. Raises LandingError on a full disk."""
         if not frame.is_empty():
             write_frame(self.folder / kind / f"{part}.parquet", frame)
+
+    def read(self, kind: str, part: str) -> pl.DataFrame:
+        """One part, which was written."""
+        return pl.read_parquet(self.folder / kind / f"{part}.parquet")
 
     def parts(self, kind: str) -> list[Path]:
         return sorted((self.folder / kind).glob("*.parquet"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import plan_chunks, texts_of
+from pipeline.omop.chunks import ChunkPiece, ChunkTask, _Comparison
 from pipeline.omop.concept_index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -24,7 +25,6 @@ from pipeline.omop.concept_index import (
 )
 from pipeline.omop.mapping import load_mappings
 from pipeline.omop.plan import TransformPlan, Worker
-from pipeline.omop.transform import ChunkPiece, ChunkTask, _ChunkTransform
 from pipeline.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.warehouse.staging import StagedExport
 
@@ -70,7 +70,7 @@ def transformed(tmp_path_factory):
         file = folder / "Observation.ndjson"
         file.write_bytes(b"".join(observation(index, text) for index, text in enumerate(numbers)))
         (chunk,) = plan_chunks(file)
-        _ChunkTransform(worker, ChunkTask((ChunkPiece(file, 1, chunk),), "Observation")).run()
+        _Comparison(worker, ChunkTask((ChunkPiece(file, 1, chunk),), "Observation")).run()
         (frame,) = staged.frames("measurement")
         assert frame.height == len(numbers)
         return frame.select("value_as_number").write_csv(include_header=False).split()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -92,3 +93,13 @@ def test_a_chunk_knows_the_number_of_its_first_line(tmp_path):
     file = tmp_path / "file.ndjson"
     file.write_bytes(b"{}\n\n{}\n{}\n")
     assert lines_of(file, Chunk(4, 6, 3)) == [Line(3, 4, b"{}"), Line(4, 7, b"{}")]
+
+
+def test_hashes_are_those_that_earlier_versions_stored(tmp_path):
+    """What is stored of a line must not change: all lines of a warehouse would count as new."""
+    file = tmp_path / "file.ndjson"
+    file.write_bytes(b'{"a":1}\r\n{"b":2}')
+    high, low = read_lines(file, Chunk(0, 16, 1)).hashes().T.tolist()
+    digests = [xxhash.xxh3_128_digest(raw) for raw in (b'{"a":1}', b'{"b":2}')]
+    assert high == [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+    assert low == [int.from_bytes(digest[8:], "little", signed=True) for digest in digests]
