@@ -21,7 +21,7 @@ import psycopg
 
 from pipeline.landing.files import landing_errors
 
-__all__ = ["KnownLines", "KnownWriter", "merge_known", "write_known"]
+__all__ = ["KnownLines", "KnownWriter", "Pairs", "merge_known", "write_known"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -44,8 +44,8 @@ class KnownLines:
     """What `write_known` wrote. Nothing is known where it wrote nothing."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.lines = _Pairs(folder, *_LINES)
-        self.contents = _Pairs(folder, *_CONTENTS)
+        self.lines = Pairs(folder, *_LINES)
+        self.contents = Pairs(folder, *_CONTENTS)
 
     @property
     def has_contents(self) -> bool:
@@ -63,7 +63,7 @@ class KnownLines:
         return pl.Series("is_known", known) & contents.is_not_null() & surrogate_ids.is_not_null()
 
 
-class _Pairs:
+class Pairs:
     """Rows of integers, mapped, sorted by the first one. That lies in a file of its own, for the search's sake."""
 
     def __init__(self, folder: Path | None, name: str, width: int) -> None:
@@ -75,10 +75,6 @@ class _Pairs:
 
     def __len__(self) -> int:
         return len(self.first)
-
-    def rows(self, begin: int, end: int) -> Integers:
-        """Some of the rows with all their columns, copied."""
-        return np.column_stack([self.first[begin:end], self.others[begin:end]])
 
     def find(self, first: pl.Series, second: pl.Series) -> tuple[npt.NDArray[np.bool_], Integers]:
         """Whether each pair is there, and what stands beside it in its row."""
@@ -198,22 +194,29 @@ def merge_known(folder: Path, writer: KnownWriter, removed: Integers) -> bool:
     return True
 
 
-def _merge(existing: _Pairs, added: _Pairs, removed: Integers, resource_at: int, target: Path) -> None:
+def _merge(existing: Pairs, added: Pairs, removed: Integers, resource_at: int, target: Path) -> None:
     """Write `existing` without the removed resources, which stand in one of its columns, and with what is added."""
     bounds = [*range(0, len(existing), _ROWS_A_SORT), len(existing)]
+    gone = pl.Series(removed).implode()
     done = 0
-    with target.with_suffix(".first").open("wb") as first, target.with_suffix(".others").open("wb") as others:
+    with target.with_suffix(".first").open("wb") as first_file, target.with_suffix(".others").open("wb") as others_file:
         for begin, end in pairwise(bounds):
-            rows = existing.rows(begin, end)
-            resources = rows[:, resource_at]
-            places = np.minimum(np.searchsorted(removed, resources), max(len(removed) - 1, 0))
-            if len(removed):
-                rows = rows[removed[places] != resources]
+            first, others = existing.first[begin:end], existing.others[begin:end]
+            resources = others[:, resource_at - 1] if resource_at else first
+            kept = ~pl.Series(resources).is_in(gone).to_numpy()
+            if not kept.all():
+                first, others = first[kept], others[kept]
             until = len(added) if end == len(existing) else int(np.searchsorted(added.first, existing.first[end]))
-            _write_sorted(np.concatenate([rows, added.rows(done, until)]), first, others)
+            if done < until:
+                places = np.searchsorted(first, added.first[done:until])
+                first = np.insert(first, places, added.first[done:until])
+                others = np.insert(others, places, added.others[done:until], axis=0)
             done = until
+            first_file.write(np.ascontiguousarray(first).data)
+            others_file.write(np.ascontiguousarray(others).data)
         if not len(existing):
-            _write_sorted(added.rows(0, len(added)), first, others)
+            first_file.write(added.first.data)
+            others_file.write(added.others.data)
 
 
 def _rows(connection: psycopg.Connection, site: str, fingerprints: Mapping[str, int]) -> Iterator[Integers]:
@@ -244,7 +247,7 @@ def _rows(connection: psycopg.Connection, site: str, fingerprints: Mapping[str, 
 
 
 class _Sorter:
-    """Rows in any order → the files of a `_Pairs`. More rows than one sort takes are spilled to parts."""
+    """Rows in any order → the files of a `Pairs`. More rows than one sort takes are spilled to parts."""
 
     def __init__(self, folder: Path, name: str, width: int) -> None:
         self._folder, self._name, self._width = folder, name, width

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 
 from pipeline.clock import ManualClock
@@ -18,7 +19,7 @@ from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
-from pipeline.warehouse.known import KnownLines
+from pipeline.warehouse.known import KnownLines, Pairs
 from pipeline.warehouse.publish import PublicationReport
 
 START = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
@@ -150,7 +151,12 @@ def assert_known(connection: psycopg.Connection, folder: Path) -> bool:
     marks = said["fingerprints"]
     rows = [row for row in rows if row[4] == marks.get(row[5], marks[""])]
     files = KnownLines(folder)
-    assert sorted(map(tuple, files.lines.rows(0, len(files.lines)).tolist())) == sorted(row[:3] for row in rows)
+    assert rows_of(files.lines) == sorted(row[:3] for row in rows)
     contents = sorted((row[2], row[3]) for row in rows if row[3] is not None)
-    assert sorted(map(tuple, files.contents.rows(0, len(files.contents)).tolist())) == contents
+    assert rows_of(files.contents) == contents
     return True
+
+
+def rows_of(pairs: Pairs) -> list[tuple[int, ...]]:
+    """The rows of a file of `pipeline.warehouse.known`."""
+    return sorted(map(tuple, np.column_stack([pairs.first, pairs.others]).tolist()))

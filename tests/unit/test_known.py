@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.warehouse import known
 from pipeline.warehouse.known import KnownLines, KnownWriter, merge_known
+from tests.integration.support import rows_of
 
 #: Few, so that first halves repeat, with both ends of the range; and some of any size.
 HALVES = st.one_of(
@@ -85,10 +86,6 @@ def test_a_merged_change_is_what_all_rows_written_anew_would_be(tmp_path_factory
 def states(rows):
     """resource → (high, low, content hash)."""
     return np.array([(resource, *row) for resource, row in rows.items()], np.int64).reshape(-1, 4)
-
-
-def rows_of(pairs):
-    return sorted(map(tuple, pairs.rows(0, len(pairs)).tolist()))
 
 
 def test_nothing_is_known_where_nothing_is_written(tmp_path):
