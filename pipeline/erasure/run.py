@@ -28,7 +28,7 @@ from pipeline.landing.files import landing_errors
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.runtime import Runtime
 from pipeline.warehouse import erase, staging
-from pipeline.warehouse.connection import connect, server_errors
+from pipeline.warehouse.connection import connect, server_errors, server_failure
 from pipeline.warehouse.erase import Letter, OfPersons
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
 from pipeline.warehouse.export_jobs import site_lock
@@ -280,7 +280,9 @@ class Erasing:
                 try:
                     connection.execute(f"VACUUM {'FULL ' if full else ''}{table}")
                 except psycopg.Error as error:
-                    warnings.append(f"VACUUM of {table} was refused ({type(error).__name__}): run it as its owner.")
+                    failure = server_failure(error)  # a full disk: VACUUM FULL needs as much as the table has
+                    said = failure.message if failure else f"{type(error).__name__}: run it as its owner"
+                    warnings.append(f"VACUUM of {table} was refused ({said}).")
         return warnings
 
     def _check(self) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.definitions import build_definitions
-from pipeline.errors import WarehouseError
+from pipeline.errors import LandingError, WarehouseError
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.site_assets import load_key
 from pipeline.runtime import Runtime
@@ -35,7 +35,7 @@ from tests.databases import Prepared, empty
 from tests.faults.places import VOCABULARY, Place, wait, waits_for_lock, write_patients
 from tests.warehouse_content import Content
 
-_DISK_BYTES = 400 * 1024 * 1024
+_DISK_BYTES = 256 * 1024 * 1024
 _MEBIBYTE = 1024 * 1024
 #: One after the other, until no file can be made for the next.
 _NEW_SEGMENTS = """
@@ -100,23 +100,30 @@ def undisturbed(demo_warehouse: Prepared, folder: Path, tmp_path_factory: pytest
         return place.content()
 
 
+@contextmanager
+def _mounted(folder: Path, size: int) -> Iterator[None]:
+    """A small disk of memory at a folder."""
+    command = ("mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "tmpfs", str(folder))
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(("umount", "--lazy", str(folder)), check=True)
+
+
 @pytest.fixture(scope="module")
 def disk(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[SmallDisk]:
     with make_home() as home:
         folder = open_server_folder(home.resolve())
-        options = f"size={_DISK_BYTES},mode=711"
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder.path], capture_output=True, text=True, check=False
-        )
-        if mounted.returncode != 0:
-            pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-        try:
+        with _mounted(folder.path, _DISK_BYTES):
             place = Place(CommandLine(home, ""))
-            place.terminal.run("vocabulary", "load", VOCABULARY)
-            yield SmallDisk(place, folder)
-            EmbeddedServer(home).stop()
-        finally:
-            subprocess.run(["umount", "--lazy", folder.path], check=True)
+            try:
+                place.terminal.run("vocabulary", "load", VOCABULARY)
+                yield SmallDisk(place, folder)
+            finally:
+                EmbeddedServer(home).stop()
 
 
 def test_a_load_on_a_full_disk(disk: SmallDisk, folder: Path, undisturbed: Content) -> None:
@@ -175,6 +182,24 @@ def test_other_commands_on_a_full_disk(disk: SmallDisk, folder: Path, tmp_path: 
     assert (place.content(), _concepts(place)) == (before, concepts)
     place.terminal.run(*erase)
     assert place.rows(f"SELECT count(*) FROM row_source WHERE resource_id = '{patient}'") == [(0,)]
+    place.assert_whole()
+
+
+def test_the_disk_of_the_home_is_full(disk: SmallDisk, folder: Path) -> None:
+    """What is written beside landing and staging: what exports held, and the concept index."""
+    place, home = disk.place, disk.place.terminal.home
+    (home / "seen").mkdir(exist_ok=True)
+    with (
+        _mounted(home / "seen", 4096),
+        pytest.raises(LandingError, match=r"What an export held cannot be written .No space left"),
+    ):
+        place.load(folder)
+    with (
+        _mounted(home / "vocabulary", 16_384),
+        pytest.raises(LandingError, match="The concept index cannot be written"),
+    ):
+        place.load(folder)
+    place.load(folder)
     place.assert_whole()
 
 
