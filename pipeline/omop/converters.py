@@ -38,7 +38,7 @@ _IS_OTHER_VALUE = frozenset(_OTHER_VALUES)
 
 def other_value(element: dict[str, Any]) -> str | None:
     """Text of the value types that OMOP has no column for, None for the others."""
-    if element.__class__ is dict and _IS_OTHER_VALUE.isdisjoint(element):
+    if element.__class__ is dict and element.keys().isdisjoint(_IS_OTHER_VALUE):
         return None
     for name in _OTHER_VALUES:
         if name in element:

@@ -16,7 +16,6 @@ from pathlib import Path
 import polars as pl
 import xxhash
 
-from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
 from pipeline.omop.content import Contents
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
@@ -24,7 +23,7 @@ from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
 from pipeline.omop.plan import TransformPlan, Worker
 from pipeline.omop.reading import ChunkReader, ReadResources
-from pipeline.omop.routing import EXACT, to_staged
+from pipeline.omop.routing import to_staged
 from pipeline.warehouse import staging
 
 __all__ = ["ChunkPiece", "ChunkReport", "ChunkTask", "is_ready", "start_worker", "transform_chunk"]
@@ -266,7 +265,7 @@ class _TypeTransform:
         by_view: dict[str, EventRows] = {}
         facts: list[pl.DataFrame] = []
         for number, view in enumerate(self.read.plan.views[1:], start=1):
-            rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
+            rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
             if view.mapping.landed_line:
@@ -293,23 +292,11 @@ class _TypeTransform:
         return decisions
 
     def _resource_frame(self) -> pl.DataFrame:
-        frame = self._view_frame(0)
+        frame = self.read.frame(0)
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
-
-    def _view_frame(self, number: int) -> pl.DataFrame:
-        view = self.read.plan.views[number]
-        columns = [pl.Series("index", self.read.view_indexes[number], dtype=pl.Int32)]
-        for column, dtype, values in zip(view.columns, view.dtypes, self.read.views[number], strict=True):
-            if column.name != "resource_id":  # views of rows without elements of their own select only the id
-                columns.append(pl.Series(column.name, values, dtype=dtype))
-            if self.read.has_long_numbers and dtype == pl.Float64:
-                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
-                if texts.null_count() < len(texts):
-                    columns.append(texts)
-        return pl.DataFrame(columns)
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
