@@ -94,7 +94,7 @@ def _series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
             items.group_by("row", maintain_order=True).agg(name), on="row", how="left", maintain_order="left"
         )
         return lists[name].fill_null(pl.Series([[]], dtype=dtype))
-    if not any(values) and values.count(None) == len(values):
+    if values and values[0] is None and not any(values) and values.count(None) == len(values):
         return pl.repeat(None, len(values), dtype=dtype, eager=True).alias(name)
     return pl.Series(name, values, dtype=dtype)
 

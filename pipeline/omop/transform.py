@@ -446,11 +446,8 @@ class _TypeTransform:
         def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
-                staged.write(
-                    kind,
-                    part,
-                    whole.join(of, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
-                )
+                kept = whole[key].is_in(of["surrogate_id"].implode())
+                staged.write(kind, part, whole if kept.all() else whole.filter(kept))
 
         tables: dict[str, list[pl.DataFrame]] = {}
         for result in results:
@@ -463,7 +460,7 @@ class _TypeTransform:
             write(staging.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
-            write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
+            write(table, [_in_order_of_lines(pl.concat(frames))])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.ISSUE, [result.issues for result in results])
         write(staging.EVENT_LINK, self._event_links)
@@ -486,6 +483,16 @@ class _TypeTransform:
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
 
 
+def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by file and line, those of one line as they are: most frames are so already."""
+    files, lines = rows["file_number"], rows["line"]
+    if files.is_sorted() and (
+        files.first() == files.last() or (lines + files.cast(pl.Int64) * _MOST_LINES).is_sorted()
+    ):
+        return rows
+    return rows.sort("file_number", "line", maintain_order=True)
+
+
 def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
     if not view.row_key:
@@ -495,5 +502,8 @@ def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     content = rows.select(pl.concat_str(*columns, repeat, separator="\x1f")).to_series()
     return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
 
+
+#: No file of an export has so many.
+_MOST_LINES = 1 << 32
 
 _DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")
