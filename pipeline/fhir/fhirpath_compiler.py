@@ -312,7 +312,10 @@ class ExpressionCompiler:
         expression = f"{code}.get({name!r})"
         if not base.is_object:
             # Most elements of most resources are absent: that is asked first.
-            rest = f"{expression} if {code}.__class__ is dict else children({code}, {name!r})"
+            rest = f"children({code}, {name!r})"
+            if base.is_variable and not base.is_list_free:  # most arrays in FHIR have one item
+                rest = f"{code}[0].get({name!r}) if {_has_one_object(code)} else {rest}"
+            rest = f"{expression} if {code}.__class__ is dict else {rest}"
             expression = f"None if {code} is None else {rest}"
         return self._source.assign(expression, Value("", element=name), ("step", code, name))
 
@@ -344,7 +347,10 @@ class ExpressionCompiler:
         result = replace(base, is_list_free=True, is_list=False)
         if base.is_list:
             return self._source.assign(f"{code}[0] if {code} else None", result, ("first", code))
-        return self._source.assign(f"first({code}) if {code}.__class__ is list else {code}", result, ("first", code))
+        if not base.is_variable:
+            return self._source.assign(f"first({code})", result, ("first", code))
+        usual = f"{code}[0] if {code} and {code}[0] is not None else first({code})"
+        return self._source.assign(f"({usual}) if {code}.__class__ is list else {code}", result, ("first", code))
 
     def _target(self, node: Member | Call, context: Context) -> Value:
         return context.this if node.target is None else self.compile(node.target, context)
@@ -427,10 +433,12 @@ class ExpressionCompiler:
         if known is not None:
             return known
         test = _element_and_text(criterion)
-        if test and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
+        if test and base.is_variable and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
             # Often one of several tests of the same elements (the codes of a category): they are looked for once.
             name, text = test
-            expression = f"() if {base.code} is None else compared({base.code}, {name!r})"
+            code, only = base.code, f"{base.code}[0].get({name!r})"
+            usual = f"{_has_one_object(code)} and {only}.__class__ is not list"
+            expression = f"() if {code} is None else ({only},) if {usual} else compared({code}, {name!r})"
             elements = self._source.assign(expression, key=("compared", base.code, name))
             return self._source.assign(f"{text!r} in {elements.code}", Value("", True, "boolean"), key)
         found = self._assign_one("False", "boolean")
@@ -631,6 +639,11 @@ class ExpressionCompiler:
 
     def _error(self, reason: str, position: int) -> FhirPathError:
         return FhirPathError(reason, self._path, position)
+
+
+def _has_one_object(code: str) -> str:
+    """Whether a collection is an array of one object, as an expression."""
+    return f"{code}.__class__ is list and len({code}) == 1 and {code}[0].__class__ is dict"
 
 
 def _is_there(value: Value) -> str:
