@@ -29,26 +29,29 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
     """
     moments = _usual_moments(texts)
     days = pl.repeat(None, len(texts), dtype=pl.Date, eager=True)
-    others = (texts.is_not_null() & moments.is_null()).arg_true()
+    readable = moments.is_not_null()
+    others = (texts.is_not_null() & ~readable).arg_true()
     if len(others):
         found = _read_in_any_form(texts.gather(others), site_zone)
         days, moments = days.scatter(others, found["day"]), moments.scatter(others, found["moment"])
+        readable = readable.scatter(others, texts.gather(others).str.contains(timestamp_format))
     source, valid = pl.col("source"), pl.col("valid")
     length = pl.min_horizontal(source.str.len_bytes(), pl.lit(19)).cast(pl.Int8)
+    at_site = pl.col("moment").dt.convert_time_zone(site_zone).dt.replace_time_zone(None)
+    here = pl.col("moment").dt.convert_time_zone(instance_zone).dt.replace_time_zone(None)
     return (
         # Step by step: within one step polars would compute what two expressions share twice.
-        pl.DataFrame({"source": texts, "day": days, "moment": moments})
+        pl.DataFrame({"source": texts, "day": days, "moment": moments, "readable": readable})
+        .with_columns(at_site.alias("at_site"))
         .select(
             source,
-            pl.coalesce("day", pl.col("moment").dt.convert_time_zone(site_zone).dt.date()).alias("date"),
+            "readable",
+            pl.coalesce("day", pl.col("at_site").dt.date()).alias("date"),
             pl.coalesce(
-                pl.col("day").cast(pl.Datetime("us")),
-                pl.col("moment").dt.convert_time_zone(instance_zone).dt.replace_time_zone(None),
+                pl.col("day").cast(pl.Datetime("us")), pl.col("at_site") if instance_zone == site_zone else here
             ).alias("datetime"),
         )
-        .with_columns(
-            (source.str.contains(timestamp_format) & _four_digits("date") & _four_digits("datetime")).alias("valid")
-        )
+        .with_columns((pl.col("readable") & _four_digits("date") & _four_digits("datetime")).alias("valid"))
         .select(
             pl.when(valid).then("date").alias(f"{texts.name}_date"),
             pl.when(valid).then("datetime").alias(f"{texts.name}_datetime"),

@@ -211,6 +211,10 @@ _CHOICES: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
+# The usual type of a choice element: whether there is any is asked of it first.
+_USUAL_TYPES: Final[Mapping[str, str]] = {"value": "Quantity"}
+
+
 class ExpressionCompiler:
     """Adds the evaluation of paths to a Source. One instance a path: `path` is its text, for messages."""
 
@@ -284,9 +288,13 @@ class ExpressionCompiler:
         if isinstance(node.target, Member) and node.name == "extension":
             return self._extensions_of(node.target, None, context)
         if node.name in _CHOICES.get(base.element, ()):
-            expression = f"choice({base.code}, {node.name!r})"
-            return self._source.assign(expression, Value("", element=node.name), ("call", expression))
+            return self._choice(base, node.name)
         return self._step(base, node.name, node)
+
+    def _choice(self, base: Value, name: str) -> Value:
+        """The choice elements `name[x]` of `base`, whatever their type."""
+        expression = f"choice({base.code}, {name!r})"
+        return self._source.assign(expression, Value("", element=name, is_list=True), ("call", expression))
 
     def _resource_itself(self, node: Member, context: Context) -> Value:
         if node.name != context.resource_type:
@@ -304,7 +312,10 @@ class ExpressionCompiler:
         expression = f"{code}.get({name!r})"
         if not base.is_object:
             # Most elements of most resources are absent: that is asked first.
-            rest = f"{expression} if {code}.__class__ is dict else children({code}, {name!r})"
+            rest = f"children({code}, {name!r})"
+            if base.is_variable and not base.is_list_free:  # most arrays in FHIR have one item
+                rest = f"{code}[0].get({name!r}) if {_has_one_object(code)} else {rest}"
+            rest = f"{expression} if {code}.__class__ is dict else {rest}"
             expression = f"None if {code} is None else {rest}"
         return self._source.assign(expression, Value("", element=name), ("step", code, name))
 
@@ -336,7 +347,10 @@ class ExpressionCompiler:
         result = replace(base, is_list_free=True, is_list=False)
         if base.is_list:
             return self._source.assign(f"{code}[0] if {code} else None", result, ("first", code))
-        return self._source.assign(f"first({code}) if {code}.__class__ is list else {code}", result, ("first", code))
+        if not base.is_variable:
+            return self._source.assign(f"first({code})", result, ("first", code))
+        usual = f"{code}[0] if {code} and {code}[0] is not None else first({code})"
+        return self._source.assign(f"({usual}) if {code}.__class__ is list else {code}", result, ("first", code))
 
     def _target(self, node: Member | Call, context: Context) -> Value:
         return context.this if node.target is None else self.compile(node.target, context)
@@ -398,15 +412,19 @@ class ExpressionCompiler:
             return self._any(self._target(node, context), node.arguments[0], context)
         if isinstance(target, Call) and target.name == "where" and len(target.arguments) == 1:
             return self._any(self._target(target, context), target.arguments[0], context)
+        if isinstance(target, Member) and target.name in _USUAL_TYPES and (found := self._any_choice(target, context)):
+            return found
+        return self._assign_one(_is_there(self._target(node, context)), "boolean")
+
+    def _any_choice(self, node: Member, context: Context) -> Value | None:
+        """exists() of a choice element of the resource; None where `node` is none."""
         base = self._target(node, context)
-        if base.is_list_free and base.is_variable:
-            return self._assign_one(f"{base.code} is not None", "boolean")
-        if base.is_list:
-            return self._assign_one(f"bool({base.code})", "boolean")
-        if not base.is_variable:
-            return self._assign_one(f"exists({base.code})", "boolean")
+        if node.name not in _CHOICES.get(base.element, ()) or not base.is_object:
+            return None
+        usual = self._step(base, node.name + _USUAL_TYPES[node.name], node).code
         return self._assign_one(
-            f"exists({base.code}) if {base.code}.__class__ is list else {base.code} is not None", "boolean"
+            f"{usual} is not None and {usual}.__class__ is not list or bool(choice({base.code}, {node.name!r}))",
+            "boolean",
         )
 
     def _any(self, base: Value, criterion: Node, context: Context) -> Value:
@@ -415,10 +433,12 @@ class ExpressionCompiler:
         if known is not None:
             return known
         test = _element_and_text(criterion)
-        if test and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
+        if test and base.is_variable and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
             # Often one of several tests of the same elements (the codes of a category): they are looked for once.
             name, text = test
-            expression = f"() if {base.code} is None else compared({base.code}, {name!r})"
+            code, only = base.code, f"{base.code}[0].get({name!r})"
+            usual = f"{_has_one_object(code)} and {only}.__class__ is not list"
+            expression = f"() if {code} is None else ({only},) if {usual} else compared({code}, {name!r})"
             elements = self._source.assign(expression, key=("compared", base.code, name))
             return self._source.assign(f"{text!r} in {elements.code}", Value("", True, "boolean"), key)
         found = self._assign_one("False", "boolean")
@@ -542,7 +562,12 @@ class ExpressionCompiler:
     def _logic(self, node: Binary, context: Context) -> Value:
         left = self._truth(self.compile(node.left, context))
         right = self._truth(self.compile(node.right, context))
-        return self._assign_one(f"{'both' if node.operator == 'and' else 'either'}({left}, {right})", "boolean")
+        absent = f"None if {left} is None or {right} is None"
+        if node.operator == "and":
+            expression = f"False if {left} is False or {right} is False else {absent} else True"
+        else:
+            expression = f"{left} or {right} or ({absent} else False)"
+        return self._assign_one(expression, "boolean")  # three-valued
 
     def _binary(self, node: Binary, context: Context) -> Value:
         left, right = self.compile(node.left, context), self.compile(node.right, context)
@@ -562,7 +587,11 @@ class ExpressionCompiler:
         for value, other in ((left, right), (right, left)):
             if value.kind == "string" and not other.kind:
                 sign = "==" if operator == "=" else "!="
-                return f"{other.code} {sign} {value.code} if {other.code}.__class__ is str else {name}{pair}"
+                rest = f"None if {other.code} is None else {name}{pair}"
+                return f"{other.code} {sign} {value.code} if {other.code}.__class__ is str else {rest}"
+            if value.code in {"True", "False"} and not other.kind and operator == "=":
+                rest = f"{other.code} is {value.code} if {other.code}.__class__ is bool else {name}{pair}"
+                return f"None if {other.code} is None else {rest}"
         return f"{name}{pair}"
 
     def _equality_condition(self, node: Binary, context: Context) -> str:
@@ -612,9 +641,27 @@ class ExpressionCompiler:
         return FhirPathError(reason, self._path, position)
 
 
+def _has_one_object(code: str) -> str:
+    """Whether a collection is an array of one object, as an expression."""
+    return f"{code}.__class__ is list and len({code}) == 1 and {code}[0].__class__ is dict"
+
+
+def _is_there(value: Value) -> str:
+    """Whether a collection has an item, as an expression."""
+    code = value.code
+    if value.is_list_free and value.is_variable:
+        return f"{code} is not None"
+    if value.is_list:
+        return f"bool({code})"
+    if not value.is_variable:
+        return f"exists({code})"
+    return f"exists({code}) if {code}.__class__ is list else {code} is not None"
+
+
 def _of_text(name: str, text: str, argument: str) -> str:
     written, helper = _OF_TEXT[name]
-    return f"{written.format(text, argument)} if {text}.__class__ is str else {helper}({text}, {argument})"
+    rest = f"None if {text} is None else {helper}({text}, {argument})"
+    return f"{written.format(text, argument)} if {text}.__class__ is str else {rest}"
 
 
 def _element_and_text(criterion: Node) -> tuple[str, str] | None:

@@ -111,6 +111,8 @@ def children(loose: Json, name: str) -> Json:
 
 def choice(loose: Json, name: str) -> Json:
     """The choice elements `name[x]` of every item, whatever their type."""
+    if loose.__class__ is dict and name not in "\n".join(loose):
+        return []  # one search for all its elements
     found: list[Json] = []
     for item in items(loose):
         if item.__class__ is not dict:
@@ -250,20 +252,6 @@ def truth(loose: Json) -> bool | None:
 def negate(loose: Json) -> bool | None:
     value = truth(loose)
     return None if value is None else not value
-
-
-def both(left: bool | None, right: bool | None) -> bool | None:
-    """Three-valued `and`."""
-    if left is False or right is False:
-        return False
-    return None if left is None or right is None else True
-
-
-def either(left: bool | None, right: bool | None) -> bool | None:
-    """Three-valued `or`."""
-    if left is True or right is True:
-        return True
-    return None if left is None or right is None else False
 
 
 def same(left: Json, right: Json) -> bool:
@@ -621,8 +609,8 @@ def other_resource(resource: Json, resource_type: str) -> None:
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     function.__name__: function
     for function in (
-        add, as_boolean, as_integer, as_number, as_object, as_string, both, children, choice, compared, concatenate,
-        contained_in, contains_text, count, divide, either, ends_with, equal, equal_time, exists, extensions,
+        add, as_boolean, as_integer, as_number, as_object, as_string, children, choice, compared, concatenate,
+        contained_in, contains_text, count, divide, ends_with, equal, equal_time, exists, extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,
         primitive_extensions, reference_keys, repeat, resource_key, same, single, starts_with, subtract, text,

@@ -83,6 +83,7 @@ _CONSTANT_CLASSES: Final[Mapping[str, tuple[type, ...]]] = {
     "boolean": (bool,),
     "decimal": (int, float),
 }
+_ROW_INDEX: Final = "%rowIndex"
 # unionAll multiplies the generated code by its arms for each further unionAll beside it.
 _MOST_LEAVES: Final = 500
 
@@ -110,22 +111,23 @@ class Problem:
     reason: str
 
 
-#: Appends the rows of a resource; the second argument is appended to `marks` once a row.
+#: Appends the rows of a resource; the second argument is the mark that ends each of them.
 Append = Callable[[dict[str, Any], Any], None]
 
 
 @dataclass(frozen=True)
 class CompiledViews:
-    """Views of one resource type that write their rows column by column, all in one walk over a resource.
+    """Views of one resource type that write their rows one after another, all in one walk over a resource.
 
-    `bind(rows)` takes, a view, its buffers (one a column) and a list of marks, and gives the function that appends one
-    value a row to each. It raises one of EVALUATION_ERRORS, WrongType above all; then rows of the resource may have
-    been appended already: the caller cuts the buffers back to what its marks say. A resource of another type gives
-    no rows. `explains`, one a view, say what fails, None where nothing does; they are slow. `source` is the Python.
+    `bind(rows)` takes one list a view and gives the function that appends to it, for each row, a value a column and a
+    mark: the column at `place` is `rows[view][place :: len(columns) + 1]`. It raises one of EVALUATION_ERRORS, WrongType
+    above all; then rows of the resource may have been appended already: the caller takes away those that end with its
+    mark. A resource of another type gives no rows. `explains`, one a view, say what fails, None where nothing does; they
+    are slow. `source` is the Python.
     """
 
     columns: tuple[tuple[Column, ...], ...]
-    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
+    bind: Callable[[Sequence[list[Any]]], Append]
     explains: tuple[Callable[[Any], Problem | None], ...]
     source: str
 
@@ -137,16 +139,19 @@ class CompiledColumns:
     columns: tuple[Column, ...]
     explain: Callable[[Any], Problem | None]
     source: str
-    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
+    bind: Callable[[Sequence[list[Any]]], Append]
 
     def new_buffers(self) -> list[list[Any]]:
         return [[] for _ in self.columns]
 
     def append(self, resource: dict[str, Any], buffers: list[list[Any]]) -> int:
         """Append one value a row to every buffer; the number of rows. Raises as the function of CompiledViews does."""
-        marks: list[None] = []
-        self.bind([(buffers, marks)])(resource, None)
-        return len(marks)
+        rows: list[Any] = []
+        self.bind([rows])(resource, None)
+        width = len(self.columns) + 1
+        for place, buffer in enumerate(buffers):
+            buffer.extend(rows[place::width])
+        return len(rows) // width
 
 
 def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
@@ -232,6 +237,15 @@ class _Select:
     def is_flat(self) -> bool:
         """Exactly one row: neither loops nor unions."""
         return not self.iteration and not self.arms and all(select.is_flat for select in self.selects)
+
+    @property
+    def asks_for_row_index(self) -> bool:
+        texts = [path.text for _, path in self.columns]
+        texts += [
+            path.text for select in (*self.selects, *self.arms) if select.iteration for path in select.iteration.paths
+        ]
+        own = any(_ROW_INDEX in text for text in texts)
+        return own or any(select.asks_for_row_index for select in (*self.selects, *self.arms))
 
     def all_columns(self) -> tuple[Column, ...]:
         own = tuple(column for column, _ in self.columns)
@@ -464,7 +478,7 @@ class _Renderer(ABC):
         self._select(head, context, lambda: self._selects(rest, context, then))
 
     def _select(self, select: _Select, context: Context, then: Callable[[], None]) -> None:
-        with self._iterate(select.iteration, context) as inner:
+        with self._iterate(select, context) as inner:
             for column, path in select.columns:
                 self._column(column, path, inner)
             self._selects(select.selects, inner, lambda: self._arms(select.arms, inner, then))
@@ -485,15 +499,23 @@ class _Renderer(ABC):
             self._names[column.name] = self._source.assign(expression).code
 
     @contextmanager
-    def _iterate(self, iteration: _Iteration | None, context: Context) -> Iterator[Context]:
+    def _iterate(self, select: _Select, context: Context) -> Iterator[Context]:
+        iteration = select.iteration
         if iteration is None:
             yield context
             return
         value = self._collection(iteration, context)
-        items = "items_or_null" if iteration.kind == "forEachOrNull" else "items"
+        found = f"items({value.code})"
+        if iteration.kind == "forEachOrNull":
+            found = f"items_or_null({value.code})"
+        elif value.is_variable:
+            found = value.code if value.is_list else f"() if {value.code} is None else {found}"
         index, item = self._source.new_name("i"), self._source.new_name("x")
         inner = replace(context, this=Value(item, is_list_free=True, element=value.element), row_index=index)
-        with self._source.block(f"for {index}, {item} in enumerate({items}({value.code})):"):
+        counted = select.asks_for_row_index
+        with self._source.block(
+            f"for {index}, {item} in enumerate({found}):" if counted else f"for {item} in {found}:"
+        ):
             yield inner
 
     def _collection(self, iteration: _Iteration, context: Context) -> Value:
@@ -543,7 +565,7 @@ class _DictRenderer(_Renderer):
 
 
 class _BufferRenderer(_Renderer):
-    """Buffers and marks of each view → function (resource, mark), with types checked and converted."""
+    """A list of rows for each view → function (resource, mark), with types checked and converted."""
 
     def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Callable[[Any], Any]]) -> None:
         super().__init__(plans[0])
@@ -554,9 +576,8 @@ class _BufferRenderer(_Renderer):
     def render(self) -> str:
         source = self._source
         with source.block("def run(views):"):
-            for number, plan in enumerate(self._plans):
-                names = "".join(f"b{number}_{place}, " for place in range(len(plan.columns)))
-                source.line(f"({names}), marks{number} = views[{number}]")
+            for number in range(len(self._plans)):
+                source.line(f"rows{number} = views[{number}].extend")
             with source.block("def append(resource, mark):"):
                 self._check_resource("None")
                 for number, plan in enumerate(self._plans):
@@ -566,9 +587,8 @@ class _BufferRenderer(_Renderer):
         return source.text()
 
     def _row(self) -> None:
-        for place, column in enumerate(self._plan.columns):
-            self._source.line(f"b{self._view}_{place}.append({self._names[column.name]})")
-        self._source.line(f"marks{self._view}.append(mark)")
+        cells = ", ".join([*(self._names[column.name] for column in self._plan.columns), "mark"])
+        self._source.line(f"rows{self._view}(({cells}))")  # one call a row, not one a cell
 
     def _column_value(self, column: Column, value: Value) -> str:
         if not column.collection:
@@ -630,7 +650,7 @@ class _Explainer:
             self._probes = list(self._make_probes())
         for label, reason, probe in self._probes:
             try:
-                probe([([[]], [])])(resource, None)
+                probe([[]])(resource, None)
             except NotAResource as error:
                 return Problem("not_a_resource", self._plan.resource_type, str(error))
             except WrongType as error:

@@ -24,6 +24,9 @@ _CODING_SCHEMA = {
 }
 _SET_SCHEMA = {"code_set": pl.Int32, "code_set_key": pl.Int64, "text": pl.String}
 
+#: Stands for what has no number yet; None is a number, too.
+_UNKNOWN = -1
+
 _Coding = tuple[str | None, str | None, str | None, bool]
 
 
@@ -50,12 +53,24 @@ class CodeSets:
             if len(codings) == 1:
                 coding = codings[0]
                 key: Any = (coding.get("system"), coding.get("code"), coding.get("userSelected"), value.get("text"))
+            elif len(codings) == 2:  # written out: nearly all others, and no call or tuple for each coding
+                one, two = codings
+                key = (
+                    one.get("system"),
+                    one.get("code"),
+                    one.get("userSelected"),
+                    two.get("system"),
+                    two.get("code"),
+                    two.get("userSelected"),
+                    value.get("text"),
+                )
             else:
                 key = (*[(c.get("system"), c.get("code"), c.get("userSelected")) for c in codings], value.get("text"))
         else:
             key = value.get("text")
-        if key in self._numbers:
-            return self._numbers[key]
+        number = self._numbers.get(key, _UNKNOWN)
+        if number is not _UNKNOWN:
+            return number
         return self._new(key, [_checked(coding) for coding in codings or ()], value.get("text"))
 
     def add_coding(self, value: dict[str, Any]) -> int | None:
@@ -68,8 +83,9 @@ class CodeSets:
         """
         system, code, unit = value.get("system"), value.get("code"), value.get("unit")
         key = ("unit", system, code, unit)
-        if key in self._numbers:
-            return self._numbers[key]
+        number = self._numbers.get(key, _UNKNOWN)
+        if number is not _UNKNOWN:
+            return number
         named = [(system if code else None, code or unit)]
         if unit != code and code:
             named.append((None, unit))

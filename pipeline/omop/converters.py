@@ -38,7 +38,7 @@ _IS_OTHER_VALUE = frozenset(_OTHER_VALUES)
 
 def other_value(element: dict[str, Any]) -> str | None:
     """Text of the value types that OMOP has no column for, None for the others."""
-    if element.__class__ is dict and _IS_OTHER_VALUE.isdisjoint(element):
+    if element.__class__ is dict and element.keys().isdisjoint(_IS_OTHER_VALUE):
         return None
     for name in _OTHER_VALUES:
         if name in element:
@@ -118,8 +118,9 @@ def rate_text(dosage: dict[str, Any]) -> str | None:
 
 def dosage_end(request: dict[str, Any]) -> str | None:
     """The last end (FHIR date string) of the bounds of all dosage instructions."""
-    ends = [(_repeat(dosage).get("boundsPeriod") or {}).get("end") for dosage in _instructions(request)]
-    last: Any = max((end for end in ends if end), default=None)
+    periods = [_repeat(dosage).get("boundsPeriod") for dosage in _instructions(request)]
+    ends = [end for period in periods if period and (end := period.get("end"))]
+    last: Any = max(ends) if ends else None
     if last is not None and not isinstance(last, str):
         raise ValueError("expected the end of a period to be a string")
     return last

@@ -47,8 +47,8 @@ class SurrogateKeys:
 
     def of_all(self, resource_type: str, resource_ids: Iterable[str]) -> pl.Series:
         """`of` for many resources of one type, Int64."""
-        prefix = f"{self._prefix}{resource_type}/"
-        keys = [xxhash.xxh3_64_intdigest((prefix + resource_id).encode()) for resource_id in resource_ids]
+        named = map(f"{self._prefix}{resource_type}/".__add__, resource_ids)
+        keys = list(map(xxhash.xxh3_64_intdigest, map(str.encode, named)))
         return pl.Series("surrogate_id", keys, dtype=pl.UInt64).reinterpret(signed=True)
 
     def converter(self, default_type: str | None = None) -> Callable[[dict[str, Any]], int | None]:

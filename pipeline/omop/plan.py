@@ -117,7 +117,7 @@ class ResourcePlan:
     mapping: ResourceMapping
     views: tuple[PlannedView, ...]
     #: all views in one function (`pipeline.fhir.view_definition.CompiledViews`)
-    bind: Callable[[Sequence[tuple[list[list[Any]], list[Any]]]], Append]
+    bind: Callable[[Sequence[list[Any]]], Append]
 
 
 class Worker:

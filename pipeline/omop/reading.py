@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import polars as pl
 
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
@@ -18,6 +19,7 @@ from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, Worker
+from pipeline.omop.routing import EXACT
 
 __all__ = ["ChunkReader", "ReadResources", "Rejected"]
 
@@ -43,27 +45,58 @@ class Rejected:
 
 @dataclass
 class ReadResources:
-    """Rows of one resource type in a chunk: for each view a list a column, and the line's index of each row."""
+    """Rows of one resource type in a chunk: for each view one list, a row after the other, each ended by its line's index
+    (`pipeline.fhir.view_definition.CompiledViews`)."""
 
     plan: ResourcePlan
     resource_ids: list[str] = field(default_factory=list)
-    views: list[list[list[Any]]] = field(init=False)
-    view_indexes: list[list[int]] = field(init=False)
+    views: list[list[Any]] = field(init=False)
     #: whether a number may be an ExactNumber
     has_long_numbers: bool = False
 
     def __post_init__(self) -> None:
-        self.views = [[[] for _ in view.columns] for view in self.plan.views]
-        self.view_indexes = [[] for _ in self.plan.views]
-        self.append: Append = self.plan.bind(list(zip(self.views, self.view_indexes, strict=True)))
+        self.views = [[] for _ in self.plan.views]
+        self.append: Append = self.plan.bind(self.views)
 
     def cut_back(self, index: int) -> None:
         """Drop the rows that a failed resource left behind."""
-        for buffers, indexes in zip(self.views, self.view_indexes, strict=True):
-            while indexes and indexes[-1] == index:
-                indexes.pop()
-            for buffer in buffers:
-                del buffer[len(indexes) :]
+        for view, rows in zip(self.plan.views, self.views, strict=True):
+            while rows and rows[-1] == index:
+                del rows[-len(view.columns) - 1 :]
+
+    def frame(self, number: int) -> pl.DataFrame:
+        """The rows of a view: index (Int32) and its columns, with `<column>_exact` where a double cannot hold a number."""
+        view, rows = self.plan.views[number], self.views[number]
+        width = len(view.columns) + 1
+        columns = [pl.Series("index", rows[width - 1 :: width], dtype=pl.Int32)]
+        for place, (column, dtype) in enumerate(zip(view.columns, view.dtypes, strict=True)):
+            values = rows[place::width]
+            if column.name != "resource_id":  # views of rows without elements of their own select only the id
+                columns.append(_series(column.name, values, dtype))
+            if self.has_long_numbers and dtype == pl.Float64:
+                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
+                if texts.null_count() < len(texts):
+                    columns.append(texts)
+        return pl.DataFrame(columns)
+
+
+def _series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
+    """What `pl.Series` makes of the values, sooner where polars would look at each: without any value, and for lists."""
+    if isinstance(dtype, pl.List):
+        items = pl.DataFrame(
+            {
+                "row": pl.Series([row for row, found in enumerate(values) for _ in found], dtype=pl.UInt32),
+                name: pl.Series([item for found in values for item in found], dtype=dtype.inner),
+            }
+        )
+        rows = pl.DataFrame({"row": pl.int_range(len(values), dtype=pl.UInt32, eager=True)})
+        lists = rows.join(
+            items.group_by("row", maintain_order=True).agg(name), on="row", how="left", maintain_order="left"
+        )
+        return lists[name].fill_null(pl.Series([[]], dtype=dtype))
+    if values and values[0] is None and not any(values) and values.count(None) == len(values):
+        return pl.repeat(None, len(values), dtype=dtype, eager=True).alias(name)
+    return pl.Series(name, values, dtype=dtype)
 
 
 class ChunkReader:

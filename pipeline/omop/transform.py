@@ -13,14 +13,13 @@ from typing import Protocol
 
 import polars as pl
 
-from pipeline.fhir import exact_numbers
 from pipeline.omop.content import Contents
 from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
 from pipeline.omop.plan import Worker
 from pipeline.omop.reading import ChunkReader, ReadResources
-from pipeline.omop.routing import EXACT, to_staged
+from pipeline.omop.routing import to_staged
 from pipeline.warehouse import staging
 
 __all__ = ["LinesTransform", "Origin"]
@@ -164,7 +163,7 @@ class _TypeTransform:
         by_view: dict[str, EventRows] = {}
         facts: list[pl.DataFrame] = []
         for number, view in enumerate(self.read.plan.views[1:], start=1):
-            rows = self._view_frame(number).join(kept, on="index", how="inner", maintain_order="left")
+            rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
             if view.mapping.landed_line:
@@ -191,23 +190,11 @@ class _TypeTransform:
         return decisions
 
     def _resource_frame(self) -> pl.DataFrame:
-        frame = self._view_frame(0)
+        frame = self.read.frame(0)
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
-
-    def _view_frame(self, number: int) -> pl.DataFrame:
-        view = self.read.plan.views[number]
-        columns = [pl.Series("index", self.read.view_indexes[number], dtype=pl.Int32)]
-        for column, dtype, values in zip(view.columns, view.dtypes, self.read.views[number], strict=True):
-            if column.name != "resource_id":  # views of rows without elements of their own select only the id
-                columns.append(pl.Series(column.name, values, dtype=dtype))
-            if self.read.has_long_numbers and dtype == pl.Float64:
-                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
-                if texts.null_count() < len(texts):
-                    columns.append(texts)
-        return pl.DataFrame(columns)
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
@@ -357,11 +344,8 @@ class _TypeTransform:
         def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
-                staged.write(
-                    kind,
-                    part,
-                    whole.join(of, left_on=key, right_on="surrogate_id", how="semi", maintain_order="left"),
-                )
+                kept = whole[key].is_in(of["surrogate_id"].implode())
+                staged.write(kind, part, whole if kept.all() else whole.filter(kept))
 
         tables: dict[str, list[pl.DataFrame]] = {}
         for result in results:
@@ -374,7 +358,7 @@ class _TypeTransform:
             write(staging.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
-            write(table, [pl.concat(frames).sort("file_number", "line", maintain_order=True)])
+            write(table, [_in_order_of_lines(pl.concat(frames))])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.ISSUE, [result.issues for result in results])
         write(staging.EVENT_LINK, self._event_links)
@@ -397,6 +381,13 @@ class _TypeTransform:
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
 
 
+def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by file and line, those of one line as they are: most frames are so already."""
+    if (rows["line"] + rows["file_number"].cast(pl.Int64) * _MOST_LINES).is_sorted():
+        return rows
+    return rows.sort("file_number", "line", maintain_order=True)
+
+
 def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
     if not view.row_key:
@@ -406,5 +397,8 @@ def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
     content = rows.select(pl.concat_str(*columns, repeat, separator="\x1f")).to_series()
     return pl.Series([content_key(view.name, text) for text in content], dtype=pl.Int64)
 
+
+#: No file of an export has so many.
+_MOST_LINES = 1 << 32
 
 _DECISION_COLUMNS = ("outcome", "reason", "stage", "code_", "path")

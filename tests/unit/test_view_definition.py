@@ -82,12 +82,50 @@ def test_views_together_give_what_each_gives_alone() -> None:
         view(column("is", final, "boolean"), constant=[{"name": "wanted", "valueString": "imaging"}]),
     ]
     resource = OBSERVATION | {"category": [{"coding": [{"code": "laboratory"}]}]}
-    rows: list[tuple[list[list[Any]], list[Any]]] = [([[] for _ in view_columns(one)], []) for one in views]
+    rows: list[list[Any]] = [[] for _ in views]
     compile_together(views).bind(rows)(resource, 7)
-    for one, (buffers, marks) in zip(views, rows, strict=True):
+    for one, found in zip(views, rows, strict=True):
+        width = len(view_columns(one)) + 1
+        *buffers, marks = [found[place::width] for place in range(width)]
         assert buffers == append(one, resource)
         assert marks == [7] * len(buffers[0])
-    assert [buffers for buffers, _ in rows[1:]] == [[[]], [[True]], [[False]]]
+    assert rows[1:] == [[], [True, 7], [False, 7]]
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"),
+    [
+        ({}, False),
+        ({"valueQuantity": {"value": 1}}, True),
+        ({"valueQuantity": [], "valueset": 1}, False),
+        ({"valueQuantity": [None], "valueString": "x"}, True),
+        ({"valueQuantity": None, "valueOfTheFuture": 0}, True),
+        ({"code": {"valueQuantity": 1}}, False),
+    ],
+)
+def test_a_choice_element_is_there_whatever_its_type(elements: dict[str, Any], expected: bool) -> None:
+    definition = view(column("is", "value.exists()", "boolean"), column("is_not", "value.empty()", "boolean"))
+    assert append(definition, {"resourceType": "Observation"} | elements) == [[expected], [not expected]]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "either", "both"),
+    [
+        (True, None, True, None),
+        (None, True, True, None),
+        (False, None, None, False),
+        (None, False, None, False),
+        (None, None, None, None),
+        (False, False, False, False),
+        (True, False, True, False),
+        (True, True, True, True),
+    ],
+)
+def test_and_and_or_have_three_values(
+    left: bool | None, right: bool | None, either: bool | None, both: bool | None
+) -> None:
+    definition = view(column("either", "a or b", "boolean"), column("both", "a and b", "boolean"))
+    assert append(definition, {"resourceType": "Observation", "a": left, "b": right}) == [[either], [both]]
 
 
 @pytest.mark.parametrize(
