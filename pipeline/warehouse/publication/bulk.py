@@ -5,8 +5,12 @@ What is dropped and emptied here is part of the publication's transaction: one t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 import polars as pl
 from sqlalchemy import Index, Table
+from sqlalchemy.exc import InternalError
 
 from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import CDM_TABLES
@@ -14,7 +18,7 @@ from omop_schema.etl import LINEAGE_TABLES, build_metadata, lineage_table_name
 from pipeline.warehouse import staging
 from pipeline.warehouse.publication.context import Publication
 
-__all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load"]
+__all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load", "without_key"]
 
 #: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
 _BULK_ROWS = 50_000
@@ -55,6 +59,20 @@ def drop_indices(p: Publication) -> None:
     empty = [name for name in names if not p.count(f"SELECT count(*) FROM (SELECT FROM {name} LIMIT 1) AS any_row")]
     p.connection.execute(f"TRUNCATE {', '.join(empty)}")
     p.emptied = frozenset(empty)
+
+
+@contextmanager
+def without_key(p: Publication, table: str) -> Iterator[None]:
+    """A CDM table without its primary key while it is filled, if this transaction emptied it: rows refer to none of its
+    rows yet. A key on which something of another owner depends (a view that groups by it) stays.
+    """
+    dropped = 0
+    if f"{p.cdm}.{table}" in p.emptied:
+        with suppress(InternalError), p.sqlalchemy.begin_nested():
+            dropped = cdm_schema.drop_primary_keys(p.sqlalchemy, p.cdm, p.vocab, tables=[table])
+    yield
+    if dropped:
+        cdm_schema.create_primary_keys(p.sqlalchemy, p.cdm, p.vocab, tables=[table])
 
 
 def create_state_indices(p: Publication) -> None:
