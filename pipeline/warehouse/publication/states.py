@@ -83,11 +83,16 @@ def _merge_state(p: Publication) -> None:
 def _site_resource_types(p: Publication) -> pl.DataFrame:
     """Columns resource_type, site_resource_type_id, fingerprint of every type in the export."""
     types = p.staged.scan(staging.OUTCOME).select("resource_type").unique().collect()["resource_type"].to_list()
+    new = 0
     for name in sorted(types):
-        p.connection.execute(
+        new += p.connection.execute(
             "INSERT INTO site_resource_type (site, resource_type) VALUES (%s, %s) ON CONFLICT DO NOTHING",
             (p.export.site, name),
-        )
+        ).rowcount
+    if new:
+        # Too few rows for autovacuum ever to count them. Uncounted, they are taken to be few of many sites, and joins
+        # begin with all states of each type instead of the few facts that are asked about.
+        p.connection.execute(f"ANALYZE {p.etl}.site_resource_type")
     rows = p.connection.execute(
         "SELECT resource_type, site_resource_type_id FROM site_resource_type WHERE site = %s", (p.export.site,)
     ).fetchall()
