@@ -1,4 +1,4 @@
-"""Frames into PostgreSQL by COPY, and query results into frames. The only place that knows the text format between."""
+"""Frames into PostgreSQL by COPY, and query results into frames. The only place that knows the formats between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 import polars as pl
 import psycopg
 
-__all__ = ["EncodedRows", "ahead", "copy_encoded", "copy_frame", "encoded", "read_frame", "temporary_table"]
+from pipeline.warehouse.binary_rows import Block, binary_rows
+
+__all__ = [
+    "EncodedRows",
+    "ahead",
+    "column_types",
+    "copy_encoded",
+    "copy_frame",
+    "encoded",
+    "read_frame",
+    "temporary_table",
+]
 
 _BLOCK = 1 << 20
 
@@ -28,11 +39,27 @@ class EncodedRows:
 
     columns: tuple[str, ...]
     rows: int
-    content: memoryview
+    blocks: Sequence[Block]
+    is_binary: bool = False
 
 
-def encoded(frame: pl.DataFrame) -> EncodedRows:
-    """The frame's rows in the text format, which the server reads a quarter faster than CSV."""
+def column_types(connection: psycopg.Connection, table: str) -> dict[str, str]:
+    """Column → type, as `binary_rows` wants them, of a table that is named with its schema."""
+    rows = connection.execute(
+        "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
+        " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        (table,),
+    )
+    return dict(rows.fetchall())
+
+
+def encoded(frame: pl.DataFrame, types: Mapping[str, str] | None = None) -> EncodedRows:
+    """The frame's rows in the binary format, if the types of the table's columns are given (`column_types`) and have it;
+    else in the text format, which the server reads a quarter faster than CSV.
+    """
+    binary = binary_rows(frame, types) if types else None
+    if binary is not None:
+        return EncodedRows(tuple(frame.columns), frame.height, binary, is_binary=True)
     texts = [
         series.str.replace_many(_ESCAPES).alias(series.name)
         for series in frame.select(pl.col(pl.String)).iter_columns()
@@ -42,7 +69,9 @@ def encoded(frame: pl.DataFrame) -> EncodedRows:
     frame.with_columns(texts).write_csv(
         buffer, include_header=False, separator="\t", null_value="\\N", quote_style="never"
     )
-    return EncodedRows(tuple(frame.columns), frame.height, buffer.getbuffer())
+    content = buffer.getbuffer()
+    blocks = [content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK)]
+    return EncodedRows(tuple(frame.columns), frame.height, blocks)
 
 
 def copy_encoded(connection: psycopg.Connection, table: str, rows: EncodedRows, *, freeze: bool = False) -> int:
@@ -54,10 +83,11 @@ def copy_encoded(connection: psycopg.Connection, table: str, rows: EncodedRows, 
     if not rows.rows:
         return 0
     columns = ", ".join(f'"{name}"' for name in rows.columns)
-    options = " (FREEZE)" if freeze else ""
-    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN{options}") as copy:
-        for start in range(0, len(rows.content), _BLOCK):
-            copy.write(rows.content[start : start + _BLOCK])
+    options = ["FORMAT binary"] * rows.is_binary + ["FREEZE"] * freeze
+    clause = f" ({', '.join(options)})" if options else ""
+    with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({columns}) FROM STDIN{clause}") as copy:
+        for block in rows.blocks:
+            copy.write(block)
     return rows.rows
 
 
@@ -99,9 +129,10 @@ def read_frame(
 
 def temporary_table(connection: psycopg.Connection, name: str, frame: pl.DataFrame) -> None:
     """A temporary table with the frame's rows, analysed, gone at the end of the transaction."""
-    columns = ", ".join(f'"{column}" {_sql_type(kind)}' for column, kind in frame.schema.items())
+    types = {column: _sql_type(kind) for column, kind in frame.schema.items()}
+    columns = ", ".join(f'"{column}" {kind}' for column, kind in types.items())
     connection.execute(f"CREATE TEMP TABLE {name} ({columns}) ON COMMIT DROP")
-    copy_frame(connection, f"pg_temp.{name}", frame)
+    copy_encoded(connection, f"pg_temp.{name}", encoded(frame, types))
     connection.execute(f"ANALYZE pg_temp.{name}")
 
 
@@ -114,4 +145,4 @@ def _sql_type(kind: pl.DataType) -> str:
         return "date"
     if kind == pl.Boolean:
         return "boolean"
-    return "timestamp" if kind == pl.Datetime else "text"
+    return "timestamp without time zone" if kind == pl.Datetime else "text"

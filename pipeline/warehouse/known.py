@@ -21,7 +21,7 @@ import psycopg
 
 from pipeline.landing.files import landing_errors
 
-__all__ = ["KnownLines", "KnownWriter", "Pairs", "merge_known", "write_known"]
+__all__ = ["KnownLines", "KnownWriter", "Pairs", "install_known", "merged_known", "write_known"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -166,17 +166,17 @@ def write_known(connection: psycopg.Connection, folder: Path, site: str, fingerp
     writer.finish()
 
 
-def merge_known(folder: Path, writer: KnownWriter, removed: Integers) -> bool:
-    """Replace in the folder's files all rows of `removed` resources (sorted) by the writer's. One slice after the other.
+def merged_known(folder: Path, writer: KnownWriter, removed: Integers) -> Path | None:
+    """Write what the folder's files say with all rows of `removed` resources replaced by the writer's, a slice at a time.
 
-    False, and nothing is written, where that is more than a small change: the files are to be written from the table.
-    Raises LandingError on a full disk.
+    Returns the folder below with the new files, which `install_known` puts in the place of the others. None, where
+    that is more than a small change: the files are to be written from the table. Raises LandingError on a full disk.
     """
     existing = KnownLines(folder)
     written = writer.folder
     if len(existing.lines):
         if writer.is_spilled:
-            return False
+            return None
         writer.finish()
         added, written = KnownLines(written), folder / "merged"
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
@@ -187,11 +187,15 @@ def merge_known(folder: Path, writer: KnownWriter, removed: Integers) -> bool:
             shutil.rmtree(writer.folder)
     else:
         writer.finish()
+    return written
+
+
+def install_known(folder: Path, written: Path) -> None:
+    """Put new files in the place of those of the folder. Raises LandingError."""
     with landing_errors(folder):
         for file in sorted(written.iterdir()):
             file.replace(folder / file.name)
         written.rmdir()
-    return True
 
 
 def _merge(existing: Pairs, added: Pairs, removed: Integers, resource_at: int, target: Path) -> None:

@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import orjson
 import polars as pl
 import psycopg
 
 from pipeline.landing.files import landing_errors
-from pipeline.warehouse.known import KnownWriter, merge_known, write_known
+from pipeline.warehouse.known import KnownWriter, install_known, merged_known, write_known
 
 __all__ = ["KnownCache", "keeping_mark", "known_folder"]
 
@@ -52,6 +51,7 @@ class KnownCache:
     _new_mark: str | None = None
     _removed: list[pl.Series] = field(default_factory=list)
     _has_changes: bool = False
+    _prepared: Path | None = None
 
     def __post_init__(self) -> None:
         self._writer = KnownWriter(self.folder / "new")
@@ -98,8 +98,14 @@ class KnownCache:
         self._removed.append(surrogate_ids)
         self._has_changes = self._has_changes or len(surrogate_ids) > 0
 
+    def prepare(self) -> None:
+        """Write the files for the states after the publication beside those that count. Raises LandingError."""
+        if self.mark is not None and self._has_changes:
+            ids = self._removed or [pl.Series(dtype=pl.Int64)]
+            self._prepared = merged_known(self.folder, self._writer, pl.concat(ids).unique().sort().to_numpy())
+
     def seal(self, connection: psycopg.Connection) -> None:
-        """Give the database the mark of the files that `apply` will write."""
+        """Give the database the mark of the files that `apply` will put into their place."""
         if self.mark is None:  # the files were never asked for, and do not hold any more
             connection.execute("DELETE FROM known_mark WHERE site = %s", (self.site,))
         elif self._has_changes:
@@ -111,11 +117,11 @@ class KnownCache:
             self._new_mark = mark if updated.rowcount else None
 
     def apply(self) -> None:
-        """Bring the files in line with what was committed. What is interrupted is written anew by the next run."""
+        """Put the files for what was committed into their place. Where that ends half-way the next run writes them."""
         if self._new_mark is not None:
             (self.folder / _MARK).unlink(missing_ok=True)
-            removed = pl.concat(self._removed).unique().sort().to_numpy().astype(np.int64)
-            if merge_known(self.folder, self._writer, removed):
+            if self._prepared is not None:
+                install_known(self.folder, self._prepared)
                 self._write_mark(self._new_mark)
         self._clear()
 
@@ -124,7 +130,7 @@ class KnownCache:
     def _clear(self) -> None:
         shutil.rmtree(self.folder / "new", ignore_errors=True)
         self._writer = KnownWriter(self.folder / "new")
-        self._removed, self._new_mark, self._has_changes = [], None, False
+        self._removed, self._new_mark, self._prepared, self._has_changes = [], None, None, False
 
     def _content(self, mark: str) -> bytes:
         return orjson.dumps({"mark": mark, "fingerprints": self.fingerprints}, option=orjson.OPT_SORT_KEYS)

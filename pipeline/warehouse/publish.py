@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from typing import Any
@@ -99,6 +100,28 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("state"):
         states.state(p)
         vanished.forget(p)
+    with ThreadPoolExecutor(1) as beside:
+        # Counts and a file of our own, that need no server: it is busy with indices and derived tables meanwhile.
+        outcomes = beside.submit(accounts.final_outcomes, p)
+        seen = beside.submit(_write_seen, p)
+        known = beside.submit(p.known.prepare)
+        _finish_tables(p)
+        with step("accounts"):
+            accounts.dead_letters(p)
+            accounts.forget_accounts(p)
+            accounts.issues(p)
+            accounts.account(p, files, outcomes.result())
+        with step("dependents"):
+            vanished.map_users_again(p)
+            references.find_dependents(p)
+        with step("seen"):
+            seen.result()
+            known.result()
+            p.known.seal(p.connection)
+
+
+def _finish_tables(p: Publication) -> None:
+    step = p.report.step
     if p.is_bulk:
         with step("indices of state"):
             bulk.create_state_indices(p)
@@ -108,18 +131,11 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     if p.is_bulk:
         with step("indices"):
             bulk.create_indices(p)
-    with step("accounts"):
-        accounts.dead_letters(p)
-        accounts.forget_accounts(p)
-        accounts.issues(p)
-        accounts.account(p, files)
-    with step("dependents"):
-        vanished.map_users_again(p)
-        references.find_dependents(p)
-    with step("seen"):
-        deletions = [file.number for file in p.export.deleted]
-        write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
-        p.known.seal(p.connection)
+
+
+def _write_seen(p: Publication) -> None:
+    deletions = [file.number for file in p.export.deleted]
+    write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
 
 
 def _write_rows(p: Publication) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,9 @@ _LINE_SCHEMA = {
     "resource_id": pl.String,
     "surrogate_id": pl.Int64,
 }
+#: Rows of parts that are read together; a part of more is a frame of its own.
+_ROWS_TOGETHER = 100_000
+
 #: One row a line that is not unchanged: `outcome` is loaded, excluded (with `reason`) or rejected. `content_hash` is
 #: NULL where it has no comparable content (a deletion).
 OUTCOME_SCHEMA = {**_LINE_SCHEMA, "outcome": pl.String, "reason": pl.String, "content_hash": pl.Int64}
@@ -151,12 +154,25 @@ class StagedExport:
     def kinds(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir() if path.is_dir()) if self.folder.exists() else []
 
-    def frames(self, kind: str) -> Iterator[pl.DataFrame]:
-        """The parts in their order. A column with numbers that a double cannot hold comes as text (`exact_kind`)."""
+    def frames(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        """The rows in the order of the parts, some parts together: each query on a frame costs the same however few its
+        rows. A column with numbers that a double cannot hold comes as text (`exact_kind`). `columns`: no others.
+        """
+        together: list[pl.DataFrame] = []
+        for frame in self._part_frames(kind, columns):
+            rows = frame.height + sum(earlier.height for earlier in together)
+            if together and (rows > _ROWS_TOGETHER or frame.schema != together[0].schema):
+                yield pl.concat(together, rechunk=True)
+                together = []
+            together.append(frame)
+        if together:
+            yield pl.concat(together, rechunk=True)
+
+    def _part_frames(self, kind: str, columns: Sequence[str] | None) -> Iterator[pl.DataFrame]:
         exact = self.folder / exact_kind(kind)
-        has_exact = exact.exists()
+        has_exact = columns is None and exact.exists()
         for part in self.parts(kind):
-            frame = pl.read_parquet(part)
+            frame = pl.read_parquet(part, columns=None if columns is None else list(columns))
             texts = exact / part.name
             yield _with_texts(frame, pl.read_parquet(texts)) if has_exact and texts.exists() else frame
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.warehouse import known
-from pipeline.warehouse.known import KnownLines, KnownWriter, merge_known
+from pipeline.warehouse.known import KnownLines, KnownWriter, install_known, merged_known
 from tests.integration.support import rows_of
 
 #: Few, so that first halves repeat, with both ends of the range; and some of any size.
@@ -75,7 +75,9 @@ def test_a_merged_change_is_what_all_rows_written_anew_would_be(tmp_path_factory
             writer.finish()
         writer = KnownWriter(folder / "new")
         writer.add(states(added))
-        assert merge_known(folder, writer, np.array(removed, np.int64))
+        written = merged_known(folder, writer, np.array(removed, np.int64))
+        assert written is not None
+        install_known(folder, written)
     assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in anew.iterdir())
     found, expected = KnownLines(folder), KnownLines(anew)
     assert rows_of(found.lines) == rows_of(expected.lines)

@@ -229,6 +229,8 @@ class _Refresh:
         return everyone
 
     def _period_scope(self, *, everyone: bool) -> None:
+        # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
+        self.names["of_period_persons"] = "" if everyone else " JOIN pg_temp.derived_period_person USING (person_id)"
         previous = self._remembered("as_of_date", "metadata_date")
         if everyone or previous is None or previous >= self.report.as_of:
             query = sql.SQL(

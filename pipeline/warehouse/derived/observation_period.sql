@@ -3,32 +3,33 @@
 -- rows), and whatever lies after the as-of date. Death is no event; it only ends a period.
 WITH event AS (
     SELECT person_id, visit_start_date AS first_day, visit_end_date AS last_day
-    FROM {cdm}.visit_occurrence JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.visit_occurrence{of_period_persons}
     UNION ALL SELECT person_id, visit_detail_start_date, visit_detail_end_date
-    FROM {cdm}.visit_detail JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.visit_detail{of_period_persons}
     UNION ALL SELECT person_id, condition_start_date, condition_start_date
-    FROM {cdm}.condition_occurrence JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.condition_occurrence{of_period_persons}
     WHERE condition_type_concept_id <> ALL(%(period_excluded_condition_types)s)
     UNION ALL SELECT person_id, drug_exposure_start_date, drug_exposure_start_date
-    FROM {cdm}.drug_exposure JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.drug_exposure{of_period_persons}
     UNION ALL SELECT person_id, procedure_date, procedure_date
-    FROM {cdm}.procedure_occurrence JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.procedure_occurrence{of_period_persons}
     UNION ALL SELECT person_id, device_exposure_start_date, device_exposure_start_date
-    FROM {cdm}.device_exposure JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.device_exposure{of_period_persons}
     UNION ALL SELECT person_id, measurement_date, measurement_date
-    FROM {cdm}.measurement JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.measurement{of_period_persons}
     UNION ALL SELECT person_id, observation_date, observation_date
-    FROM {cdm}.observation JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.observation{of_period_persons}
     WHERE observation_concept_id <> ALL(%(period_excluded_observations)s)
     UNION ALL SELECT person_id, note_date, note_date
-    FROM {cdm}.note JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.note{of_period_persons}
     UNION ALL SELECT person_id, specimen_date, specimen_date
-    FROM {cdm}.specimen JOIN pg_temp.derived_period_person USING (person_id)
+    FROM {cdm}.specimen{of_period_persons}
+), by_day AS (
+    SELECT person_id, first_day, max(last_day) AS last_day FROM event GROUP BY person_id, first_day
 ), past AS (
-    SELECT person_id, first_day, least(greatest(max(last_day), first_day), as_of) AS last_day
-    FROM event JOIN pg_temp.derived_person USING (person_id)
+    SELECT person_id, first_day, least(greatest(last_day, first_day), as_of) AS last_day
+    FROM by_day JOIN pg_temp.derived_person USING (person_id)
     WHERE first_day <= as_of
-    GROUP BY person_id, first_day, as_of
 ), marked AS (
     SELECT *, first_day - max(last_day) OVER (
         PARTITION BY person_id ORDER BY first_day ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING

@@ -13,7 +13,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.copying import copy_frame
 from pipeline.warehouse.publication.context import LINE, FileLines, Publication
 
-__all__ = ["account", "dead_letters", "forget_accounts", "issues"]
+__all__ = ["account", "dead_letters", "final_outcomes", "forget_accounts", "issues"]
 
 #: What the dead letter of a line says that publication refuses: code → reason.
 _REASONS = {
@@ -21,6 +21,9 @@ _REASONS = {
     "replaced_by_cycle": "the patients replace each other in a circle",
     "part_of_cycle": "the encounters are parts of each other in a circle",
 }
+
+#: Of a line; each is a column of `export_file`.
+_OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
 
 _COUNTED = {
     "file_number": pl.Int32,
@@ -80,12 +83,15 @@ def forget_accounts(p: Publication) -> None:
         p.connection.execute(f"DELETE FROM {table} WHERE export_id = %s", (p.export.export_id,))
 
 
-def account(p: Publication, files: Sequence[FileLines]) -> None:
-    """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published."""
-    final = _final_outcomes(p)
+def account(p: Publication, files: Sequence[FileLines], final: pl.DataFrame) -> None:
+    """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published.
+
+    `final`: see `final_outcomes`.
+    """
     counts: dict[int, Counter[str]] = {}
     for number, outcome, count in final.group_by("file_number", "outcome").agg(pl.col("count").sum()).iter_rows():
         counts.setdefault(number, Counter())[outcome] = count
+    found: list[tuple[int, ...]] = []
     for file in files:
         count = counts.get(file.file_number, Counter())
         count["unchanged"] = file.unchanged
@@ -97,23 +103,8 @@ def account(p: Publication, files: Sequence[FileLines]) -> None:
             )
         p.report.outcomes.update(count)
         p.report.unchanged_by_content += file.unchanged_by_content
-        updated = p.connection.execute(
-            "UPDATE export_file SET loaded = %s, unchanged = %s, superseded = %s, excluded = %s, rejected = %s,"
-            " unchanged_by_content = %s WHERE export_id = %s AND file_number = %s AND lines = %s",
-            (
-                *(count[name] for name in ("loaded", "unchanged", "superseded", "excluded", "rejected")),
-                file.unchanged_by_content,
-                p.export.export_id,
-                file.file_number,
-                file.lines,
-            ),
-        )
-        if updated.rowcount != 1:
-            raise AccountingError(
-                f"File {file.file_number} of export {p.export.export_id} was landed with another number of"
-                f" lines than the {file.lines} that were transformed.",
-                "Nothing was published. Run `epic-omop verify` and land the export again.",
-            )
+        found.append((file.file_number, file.lines, file.unchanged_by_content, *(count[name] for name in _OUTCOMES)))
+    _save_accounts(p, found)
     excluded = (
         final.filter(pl.col("outcome") == "excluded")
         .group_by("file_number", "resource_type", "reason")
@@ -123,14 +114,39 @@ def account(p: Publication, files: Sequence[FileLines]) -> None:
     copy_frame(p.connection, "exclusion_count", excluded)
 
 
-def _final_outcomes(p: Publication) -> pl.DataFrame:
-    """How many lines of each file and resource type have which outcome, and for which reason; part by part."""
+def _save_accounts(p: Publication, found: Sequence[tuple[int, ...]]) -> None:
+    """One statement for all files, of which a large export has thousands. Rows: number, lines, by content, _OUTCOMES."""
+    if not found:
+        return
+    updated = p.connection.execute(
+        "UPDATE export_file AS file SET unchanged_by_content = own.by_content,"
+        f" {', '.join(f'{name} = own.{name}' for name in _OUTCOMES)}"
+        f" FROM unnest({', '.join(['%s::bigint[]'] * (3 + len(_OUTCOMES)))})"
+        f" AS own (file_number, lines, by_content, {', '.join(_OUTCOMES)})"
+        " WHERE file.export_id = %s AND file.file_number = own.file_number AND file.lines = own.lines"
+        " RETURNING file.file_number",
+        (*map(list, zip(*found, strict=True)), p.export.export_id),
+    )
+    written = {number for (number,) in updated.fetchall()}
+    for number, lines, *_ in found:
+        if number not in written:
+            raise AccountingError(
+                f"File {number} of export {p.export.export_id} was landed with another number of"
+                f" lines than the {lines} that were transformed.",
+                "Nothing was published. Run `epic-omop verify` and land the export again.",
+            )
+
+
+def final_outcomes(p: Publication) -> pl.DataFrame:
+    """How many lines of each file and resource type have which outcome, and for which reason; part by part.
+
+    Asks nothing of the server. Columns: file_number, resource_type, outcome, reason, count.
+    """
     superseded = p.superseded.with_columns(pl.lit("superseded").alias("final"))
     refused = p.refused.select(*LINE, pl.lit("rejected").alias("refused"))
     counted = []
-    for part in p.staged.frames(staging.OUTCOME):
-        final = part.select(*LINE, "resource_type", "outcome", "reason")
-        final = final.join(superseded, on=LINE, how="left", nulls_equal=True).join(refused, on=LINE, how="left")
+    for part in p.staged.frames(staging.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
+        final = part.join(superseded, on=LINE, how="left", nulls_equal=True).join(refused, on=LINE, how="left")
         final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
         counted.append(final.group_by("file_number", "resource_type", "outcome", "reason").agg(pl.len().alias("count")))
     return pl.concat(counted) if counted else pl.DataFrame(schema=_COUNTED)

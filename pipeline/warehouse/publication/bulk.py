@@ -5,8 +5,13 @@ What is dropped and emptied here is part of the publication's transaction: one t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 import polars as pl
 from sqlalchemy import Index, Table
+from sqlalchemy.exc import InternalError
+from sqlalchemy.schema import CreateIndex, DropIndex
 
 from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import CDM_TABLES
@@ -15,7 +20,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.known_cache import keeping_mark
 from pipeline.warehouse.publication.context import Publication
 
-__all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load"]
+__all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load", "without_key"]
 
 #: Rows below which dropping and rebuilding the indices of an empty warehouse does not pay.
 _BULK_ROWS = 50_000
@@ -44,12 +49,12 @@ def drop_indices(p: Publication) -> None:
     cdm_schema.drop_constraints(p.sqlalchemy, p.cdm, p.vocab, tables=CDM_TABLES)
     cdm_schema.drop_indices(p.sqlalchemy, p.cdm, p.vocab, tables=CDM_TABLES)
     for index in _lineage_indices(p):
-        index.drop(p.sqlalchemy, checkfirst=True)
+        p.sqlalchemy.execute(DropIndex(index, if_exists=True))
     if p.is_first:
         for table in _state_tables(p):
             p.connection.execute(f"ALTER TABLE {table.name} DROP CONSTRAINT {_key_name(p, table)}")
             for index in table.indexes:
-                index.drop(p.sqlalchemy, checkfirst=True)
+                p.sqlalchemy.execute(DropIndex(index, if_exists=True))
     names = [f"{p.cdm}.{table}" for table in CDM_TABLES]
     names += [f"{p.etl}.{lineage_table_name(table)}" for table in LINEAGE_TABLES]
     names += [f"{p.etl}.{table}" for table in (*_STATE_TABLES, "id_map")]
@@ -59,17 +64,31 @@ def drop_indices(p: Publication) -> None:
     p.emptied = frozenset(empty)
 
 
+@contextmanager
+def without_key(p: Publication, table: str) -> Iterator[None]:
+    """A CDM table without its primary key while it is filled, if this transaction emptied it: rows refer to none of its
+    rows yet. A key on which something of another owner depends (a view that groups by it) stays.
+    """
+    dropped = 0
+    if f"{p.cdm}.{table}" in p.emptied:
+        with suppress(InternalError), p.sqlalchemy.begin_nested():
+            dropped = cdm_schema.drop_primary_keys(p.sqlalchemy, p.cdm, p.vocab, tables=[table])
+    yield
+    if dropped:
+        cdm_schema.create_primary_keys(p.sqlalchemy, p.cdm, p.vocab, tables=[table])
+
+
 def create_state_indices(p: Publication) -> None:
     """Keys and indices of state, references and lineage: the derived tables ask by them."""
     for index in _lineage_indices(p):
-        index.create(p.sqlalchemy, checkfirst=True)
+        p.sqlalchemy.execute(CreateIndex(index, if_not_exists=True))
     if p.is_first:
         for table in _state_tables(p):
             columns = ", ".join(column.name for column in table.primary_key.columns)
             name = f" CONSTRAINT {table.primary_key.name}" if table.primary_key.name else ""
             p.connection.execute(f"ALTER TABLE {table.name} ADD{name} PRIMARY KEY ({columns})")
             for index in table.indexes:
-                index.create(p.sqlalchemy, checkfirst=True)
+                p.sqlalchemy.execute(CreateIndex(index, if_not_exists=True))
     tables = [*_STATE_TABLES, "id_map", *map(lineage_table_name, LINEAGE_TABLES)]
     p.connection.execute(f"ANALYZE {', '.join(f'{p.etl}.{table}' for table in tables)}")
 

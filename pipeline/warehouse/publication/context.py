@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
-from pipeline.warehouse.copying import EncodedRows, copy_encoded
+from pipeline.warehouse.copying import EncodedRows, column_types, copy_encoded
 from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.ids import EntityIds
 from pipeline.warehouse.known_cache import KnownCache
@@ -146,6 +146,7 @@ class Publication:
         self.is_bulk = self.has_vocabulary_constraints = False
         #: tables, with their schema, that this transaction emptied
         self.emptied: frozenset[str] = frozenset()
+        self._types: dict[str, dict[str, str]] = {}
         # What `decide` says:
         no_lines = pl.DataFrame(schema={"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64})
         #: lines that are older than what is known, or repeated
@@ -173,6 +174,12 @@ class Publication:
         """The first column of a query's one row."""
         row = self.connection.execute(query).fetchone()
         return int(row[0]) if row else 0
+
+    def types(self, table: str) -> dict[str, str]:
+        """Column → PostgreSQL type of a table, named with its schema."""
+        if table not in self._types:
+            self._types[table] = column_types(self.connection, table)
+        return self._types[table]
 
     def copy(self, table: str, rows: EncodedRows) -> int:
         """COPY into a table, named with its schema. Returns the number of rows."""

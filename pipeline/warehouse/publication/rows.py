@@ -18,6 +18,7 @@ from pipeline.warehouse.copying import (
     temporary_table,
 )
 from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, NewIds
+from pipeline.warehouse.publication.bulk import without_key
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.merges import with_survivors
 from pipeline.warehouse.publication.visits import link_details
@@ -202,10 +203,12 @@ def entities(p: Publication, table: str) -> None:
     distinct = distinct.with_columns(pl.col("own_row_id").alias(own_id))
     columns = list(polars_schema(table))
     is_new = pl.col(key).is_in(new.implode())
-    p.report.rows_inserted[table] += p.copy(f"{p.cdm}.{table}", encoded(distinct.filter(is_new).select(columns)))
+    target, origin = f"{p.cdm}.{table}", f"{p.etl}.{lineage_table_name(table)}"
+    new_rows = encoded(distinct.filter(is_new).select(columns), p.types(target))
+    p.report.rows_inserted[table] += p.copy(target, new_rows)
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
     lineage = _lineage_rows(p, rows.rename({"own_row_id": "row_id"}))
-    p.copy(f"{p.etl}.{lineage_table_name(table)}", encoded(lineage))
+    p.copy(origin, encoded(lineage, p.types(origin)))
 
 
 def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None:
@@ -250,14 +253,22 @@ def events(p: Publication, table: str) -> None:
     own_id = primary_key(table)
     count = p.staged.scan(table).select(pl.len()).collect().item() if own_id else 0
     ids = NewIds(p.connection, p.cdm, table, count)
-    for rows, lineage in ahead(_encoded_events(p, table, ids)):
-        p.report.rows_inserted[table] += p.copy(f"{p.cdm}.{table}", rows)
-        p.copy(f"{p.etl}.{lineage_table_name(table)}", lineage)
+    target, origin = f"{p.cdm}.{table}", f"{p.etl}.{lineage_table_name(table)}"
+    types = p.types(target), p.types(origin)
+    with without_key(p, table):
+        for rows, lineage in ahead(_encoded_events(p, table, ids, types)):
+            p.report.rows_inserted[table] += p.copy(target, rows)
+            p.copy(origin, lineage)
     ids.give_back()
 
 
-def _encoded_events(p: Publication, table: str, ids: NewIds) -> Iterator[tuple[EncodedRows, EncodedRows]]:
-    """Rows and lineage of each part, ready to be copied. Asks nothing of the server, which is busy with the last."""
+def _encoded_events(
+    p: Publication, table: str, ids: NewIds, types: tuple[dict[str, str], dict[str, str]]
+) -> Iterator[tuple[EncodedRows, EncodedRows]]:
+    """Rows and lineage of some parts at a time, ready to be copied. Asks nothing of the server, which is busy with the last.
+
+    `types`: of the columns of both tables.
+    """
     own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
     for part in p.staged.frames(table):
@@ -272,7 +283,7 @@ def _encoded_events(p: Publication, table: str, ids: NewIds) -> Iterator[tuple[E
         rows = _with_row_ids(rows, own_id, ids, p.old_rows.get(table))
         if own_id:
             rows = rows.with_columns(pl.col("row_id").alias(own_id))
-        yield encoded(rows.select(list(polars_schema(table)))), encoded(_lineage_rows(p, rows))
+        yield encoded(rows.select(list(polars_schema(table))), types[0]), encoded(_lineage_rows(p, rows), types[1])
 
 
 def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.DataFrame | None) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC
 
 import polars as pl
 
@@ -23,42 +24,40 @@ def state(p: Publication) -> None:
         p.connection.execute("CREATE TEMP TABLE new_state (LIKE resource_state INCLUDING DEFAULTS) ON COMMIT DROP")
         target = "pg_temp.new_state"
     with keeping_mark(p.connection):
-        for rows in ahead(_encoded_rows(p, kinds)):
+        for rows in ahead(_encoded_rows(p, kinds, p.types(target))):
             p.copy(target, rows)
         if not p.is_first:
             _merge_state(p)
 
 
-def _encoded_rows(p: Publication, kinds: pl.DataFrame) -> Iterator[EncodedRows]:
+def _encoded_rows(p: Publication, kinds: pl.DataFrame, types: dict[str, str]) -> Iterator[EncodedRows]:
     for part in p.staged.frames(staging.OUTCOME):
         decided = part.filter((pl.col("outcome") != "rejected") & pl.col("surrogate_id").is_not_null())
         rows = _state_rows(p, p.loaded(decided), kinds)
         p.known.add(rows)
-        yield encoded(rows)
+        yield encoded(rows, types)
 
 
 def _state_rows(p: Publication, lines: pl.DataFrame, kinds: pl.DataFrame) -> pl.DataFrame:
-    return (
-        lines.join(kinds, on="resource_type", how="left", maintain_order="left")
-        .select(
-            "surrogate_id",
-            "site_resource_type_id",
-            "resource_id",
-            "raw_hash_high",
-            "raw_hash_low",
-            "content_hash",
-            "outcome",
-            "reason",
-            "fingerprint",
-            pl.lit(p.export.export_id).alias("export_id"),
-            "file_number",
-            "line",
-            "byte_offset",
-            "byte_length",
-            pl.lit(p.export.transaction_time.isoformat()).alias("as_of"),
-        )
-        .sort("surrogate_id")
-    )  # neighbours in the primary key's index
+    rows = lines.join(kinds, on="resource_type", how="left", maintain_order="left").select(
+        "surrogate_id",
+        "site_resource_type_id",
+        "resource_id",
+        "raw_hash_high",
+        "raw_hash_low",
+        "content_hash",
+        "outcome",
+        "reason",
+        "fingerprint",
+        pl.lit(p.export.export_id).alias("export_id"),
+        "file_number",
+        "line",
+        "byte_offset",
+        "byte_length",
+        pl.lit(p.export.transaction_time.astimezone(UTC)).cast(pl.Datetime("us", "UTC")).alias("as_of"),
+    )
+    # Neighbours in the primary key's index; the first load of all has none meanwhile.
+    return rows if p.is_first else rows.sort("surrogate_id")
 
 
 def _merge_state(p: Publication) -> None:
@@ -88,11 +87,16 @@ def _merge_state(p: Publication) -> None:
 def _site_resource_types(p: Publication) -> pl.DataFrame:
     """Columns resource_type, site_resource_type_id, fingerprint of every type in the export."""
     types = p.staged.scan(staging.OUTCOME).select("resource_type").unique().collect()["resource_type"].to_list()
+    new = 0
     for name in sorted(types):
-        p.connection.execute(
+        new += p.connection.execute(
             "INSERT INTO site_resource_type (site, resource_type) VALUES (%s, %s) ON CONFLICT DO NOTHING",
             (p.export.site, name),
-        )
+        ).rowcount
+    if new:
+        # Too few rows for autovacuum ever to count them. Uncounted, they are taken to be few of many sites, and joins
+        # begin with all states of each type instead of the few facts that are asked about.
+        p.connection.execute(f"ANALYZE {p.etl}.site_resource_type")
     rows = p.connection.execute(
         "SELECT resource_type, site_resource_type_id FROM site_resource_type WHERE site = %s", (p.export.site,)
     ).fetchall()
