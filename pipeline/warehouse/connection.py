@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Engine, create_engine, make_url
-from sqlalchemy.exc import OperationalError
 
 from pipeline.errors import ConfigurationError, WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 __all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "sqlalchemy_engine"]
 
@@ -70,6 +72,8 @@ def connect(url: str) -> psycopg.Connection:
 
 def sqlalchemy_engine(url: str) -> Engine:
     """An engine whose connections come from `connect` and so raise its errors."""
+    from sqlalchemy import create_engine, make_url  # which commands that only look into the warehouse do not need
+
     _parsed(url)
     named = make_url(url).set(drivername="postgresql+psycopg")
     # A pooled connection may be older than a restart of the server: it is tried before it is handed out.
@@ -81,12 +85,19 @@ def server_errors() -> Iterator[None]:
     """Turns a server that stops, or a disk of it that fills, in the middle of work into a WarehouseError."""
     try:
         yield
-    except (psycopg.OperationalError, OperationalError) as error:
+    except _failures() as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         raise WarehouseError(
             f"PostgreSQL failed in the middle of the work: {reason}",
             "What was not committed is undone. See to the server, then run the same command again.",
         ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """How psycopg and SQLAlchemy tell that the server failed; asked for only when something did."""
+    from sqlalchemy.exc import OperationalError
+
+    return psycopg.OperationalError, OperationalError
 
 
 def _checked_url(setting: str) -> str:
