@@ -19,12 +19,19 @@ __all__ = ["Child", "CommandLine", "Finished", "killed", "limited"]
 _LIBRARIES = (
     "alembic.command",
     "alembic.autogenerate",
+    "annotated_types",
+    "anyio",
+    "certifi",
+    "cronsim",
     "cryptography.hazmat.primitives.serialization",
     "email.parser",
     "filelock",
+    "getpass",
+    "httpcore",
     "httpx",
     "jwt",
     "msgspec",
+    "numpy",
     "orjson",
     "psutil",
     "psycopg",
@@ -38,6 +45,8 @@ _LIBRARIES = (
     "xxhash",
     "yaml",
 )
+# Or numpy would start a thread for its linear algebra, which nothing here needs.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(list(_LIBRARIES))
 

@@ -202,10 +202,10 @@ def _prepare(runtime: Runtime) -> None:
     """Schemas are made on first use; a vocabulary cannot be."""
     from pipeline.errors import VocabularyError
     from pipeline.omop.vocabulary import current_release
-    from pipeline.warehouse.schema import install_schemas
+    from pipeline.warehouse.schema import ensure_schemas
 
     settings = runtime.settings
-    install_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    ensure_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
     if current_release(runtime.url, etl_schema=settings.etl_schema) is None:
         raise VocabularyError(
             "No vocabulary is loaded, so no code could be mapped.",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 __all__ = [
@@ -187,6 +188,7 @@ _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}
 _UNSUPPORTED_OPERATORS: Final = frozenset({"xor", "implies", "div", "mod", "is", "as"})
 
 
+@lru_cache(maxsize=4096)  # views have many paths in common, and are compiled for each site and export; nodes are frozen
 def parse(path: str) -> Node:
     """The syntax tree of one FHIRPath expression.
 

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -224,11 +225,7 @@ class ConceptIndex:
         A valid Standard concept stays; another follows its `Maps to`; one that is missing or has no standard
         concept becomes 0. Id 0 means "no matching concept" and is always right.
         """
-        rows = {row["concept_id"]: row for row in self.concepts(list(concept_ids)).to_dicts()}
-        return {
-            concept_id: _verified(concept_id, name, rows.get(concept_id), self.release)
-            for concept_id, name in concept_ids.items()
-        }
+        return dict(_all_verified(self, tuple(concept_ids.items())))
 
 
 def _candidates(codings: pl.DataFrame) -> pl.DataFrame:
@@ -241,6 +238,12 @@ def _candidates(codings: pl.DataFrame) -> pl.DataFrame:
         if (rewritten := normalise_code(vocabulary, code)) != code
     ]
     return pl.concat([exact, pl.DataFrame(rewritten, schema=exact.schema, orient="row")])
+
+
+@lru_cache(maxsize=16)  # the exports of a process are mapped by the same mappings and release
+def _all_verified(index: ConceptIndex, named: tuple[tuple[int, str], ...]) -> dict[int, FixedConcept]:
+    rows = {row["concept_id"]: row for row in index.concepts([concept_id for concept_id, _ in named]).to_dicts()}
+    return {concept_id: _verified(concept_id, name, rows.get(concept_id), index.release) for concept_id, name in named}
 
 
 def _verified(concept_id: int, name: str, row: Mapping[str, object] | None, release: str) -> FixedConcept:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 
@@ -25,6 +25,7 @@ from pipeline.omop.mapping_sources import (
     MappingProblem,
     Row,
     Sources,
+    content_digest,
     line_of,
     node_at,
     plain,
@@ -309,6 +310,16 @@ class Mappings:
 
         Of value maps, constants and priorities only those count that the type's rules can ask for by name.
         """
+        if resource_type not in self._fingerprints:
+            self._fingerprints[resource_type] = self._fingerprint(resource_type)
+        return self._fingerprints[resource_type]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        """Those that were asked for."""
+        return {}
+
+    def _fingerprint(self, resource_type: str) -> str:
         digest = hashlib.sha256()
         mapping = self.resources.get(resource_type)
         digest.update(mapping.model_dump_json().encode() if mapping else b"unmapped")
@@ -352,8 +363,18 @@ def load_mappings(
     """Read and check a folder of mappings, with a site's own entries over them, under a site's options.
 
     A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md tells what
-    they may hold. Raises MappingError with file and line of the first problem.
+    they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
+    export. Raises MappingError with file and line of the first problem.
     """
+    content = content_digest(folder, _layers(folder, site, site_mappings))
+    return _loaded(folder, site, options or MappingOptions(), site_mappings, content)
+
+
+@lru_cache(maxsize=16)
+def _loaded(
+    folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
+) -> Mappings:
+    """`_content` tells apart what the same folders held at different times."""
     reading = read_mappings(folder, site, options, site_mappings)
     if reading.mappings is None:
         first, *others = sorted(reading.problems)
@@ -380,8 +401,7 @@ def read_mappings(
     folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
 ) -> MappingReading:
     """As `load_mappings`, but everything that is wrong is told at once, and nothing is raised."""
-    parents = [folder / "sites", *([site_mappings] if site_mappings else [])]
-    sources = read_sources(folder, [parent / site for parent in parents] if site else [])
+    sources = read_sources(folder, _layers(folder, site, site_mappings))
     problems = list(sources.problems)
     resources = {}
     for name, node in sorted(sources.resources.items()):
@@ -406,6 +426,12 @@ def read_mappings(
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+
+
+def _layers(folder: Path, site: str | None, site_mappings: Path | None) -> list[Path]:
+    """A site's own folders, in the order in which they are laid over the shared one."""
+    parents = [folder / "sites", *([site_mappings] if site_mappings else [])]
+    return [parent / site for parent in parents] if site else []
 
 
 def _unit_aliases(rows: list[Row], problems: list[MappingProblem]) -> dict[str, str]:

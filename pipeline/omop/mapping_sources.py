@@ -7,7 +7,9 @@ can still be told by file and line. What the entries mean is `pipeline.omop.mapp
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +28,7 @@ __all__ = [
     "Row",
     "Sources",
     "column_nodes",
+    "content_digest",
     "line_of",
     "node_at",
     "plain",
@@ -115,6 +118,19 @@ def read_sources(folder: Path, layers: Sequence[Path]) -> Sources:
         if layer.is_dir():
             _read_layer(found, layer)
     return found
+
+
+def content_digest(folder: Path, layers: Sequence[Path]) -> bytes:
+    """SHA-256 over names and content of all that `read_sources` reads: of equal ones it gives the same."""
+    digest = hashlib.sha256()
+    below = [folder / "concept_maps", *layers]
+    for file in sorted([*folder.glob("*.yaml"), *(file for place in below for file in place.rglob("*"))]):
+        try:
+            content = b"a folder" if file.is_dir() else hashlib.sha256(file.read_bytes()).digest()
+        except OSError as error:
+            content = type(error).__name__.encode()
+        digest.update(b"%b\0%d\0%b" % (os.fsencode(file), len(content), content))
+    return digest.digest()
 
 
 # --- nodes ---------------------------------------------------------------------------------------------------------

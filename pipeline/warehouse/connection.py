@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Engine, create_engine, make_url
 
 from pipeline.errors import ConfigurationError, WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 __all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "server_failure", "sqlalchemy_engine"]
 
@@ -71,6 +74,8 @@ def connect(url: str) -> psycopg.Connection:
 
 def sqlalchemy_engine(url: str) -> Engine:
     """An engine whose connections come from `connect` and so raise its errors."""
+    from sqlalchemy import create_engine, make_url  # which commands that only look into the warehouse do not need
+
     _parsed(url)
     named = make_url(url).set(drivername="postgresql+psycopg")
     # A pooled connection may be older than a restart of the server: it is tried before it is handed out.

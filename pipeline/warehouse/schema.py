@@ -7,17 +7,16 @@ install at once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
+from psycopg import sql
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,9 +24,9 @@ import omop_schema
 from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.connection import server_failure, sqlalchemy_engine
+from pipeline.warehouse.connection import connect, server_failure, sqlalchemy_engine
 
-__all__ = ["InstallReport", "install_schemas", "schema_differences", "transaction"]
+__all__ = ["InstallReport", "ensure_schemas", "install_schemas", "schema_differences", "transaction"]
 
 _MIGRATIONS = Path(omop_schema.__file__).resolve().parent / "migrations"
 
@@ -75,8 +74,26 @@ def install_schemas(
         ) from error
 
 
+def ensure_schemas(url: str, *, cdm: str, vocab: str, etl: str) -> None:
+    """As `install_schemas`, for the beginning of every command: an installed database costs two queries.
+
+    An installation leaves its mark: what it installed, and how many tables and indices there were then. Where either
+    is no longer so, everything is looked at again. Raises WarehouseError when the server refuses.
+    """
+    with connect(url) as connection:
+        found = connection.execute(
+            "SELECT obj_description(to_regclass(%s), 'pg_class')",
+            (sql.Identifier(etl, "alembic_version").as_string(connection),),
+        ).fetchone()
+        complete = found is not None and found[0] == _mark(cdm, vocab, etl, _relations(connection, cdm, vocab, etl))
+    if not complete:
+        install_schemas(url, cdm=cdm, vocab=vocab, etl=etl)
+
+
 def schema_differences(url: str, *, etl: str) -> list[Any]:
     """What Alembic would still have to change in the `etl` schema: empty unless tables and revisions disagree."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
 
     def in_schema(_: Any, name: str | None, kind: str, *__: Any) -> bool:
         return name == etl if kind == "schema" else True
@@ -122,6 +139,7 @@ def _install(
         connection.exec_driver_sql(statement)
     revision = _revision(connection, etl)
     assert revision is not None
+    _leave_mark(connection, cdm, vocab, etl)
     return InstallReport(tables, primary_keys, indices, constraints, revision != old_revision, revision)
 
 
@@ -141,11 +159,49 @@ def _table_count(connection: Connection, cdm: str, vocab: str) -> int:
     return len(found & own)
 
 
+def _leave_mark(connection: Connection, cdm: str, vocab: str, etl: str) -> None:
+    """The mark of a whole installation is the comment on Alembic's table, which is ours: it goes where the data goes."""
+    server: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]  # psycopg's own
+    mark = _mark(cdm, vocab, etl, _relations(server, cdm, vocab, etl))
+    table = sql.Identifier(etl, "alembic_version")
+    server.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(mark)))
+
+
+def _mark(cdm: str, vocab: str, etl: str, relations: int) -> str:
+    return f"epic-omop {_definition()} in {cdm}, {vocab}, {etl}: {relations} relations"
+
+
+def _relations(connection: psycopg.Connection, cdm: str, vocab: str, etl: str) -> int:
+    """Tables, indices and views in the schemas, whoever made them."""
+    count = connection.execute(
+        "SELECT count(*) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ANY(%s)",
+        ([cdm, vocab, etl],),
+    ).fetchone()
+    assert count is not None
+    return int(count[0])
+
+
+@cache
+def _definition() -> str:
+    """Hash of everything that says what the schemas are."""
+    root = Path(omop_schema.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted([*root.rglob("*.py"), *root.rglob("*.csv"), Path(__file__)]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _revision(connection: Connection, etl: str) -> str | None:
+    # Imported where it is needed: most commands find everything installed.
+    from alembic.runtime.migration import MigrationContext
+
     return MigrationContext.configure(connection, opts={"version_table_schema": etl}).get_current_revision()
 
 
 def _upgrade(connection: Connection, etl: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection

@@ -12,7 +12,7 @@ from alembic.config import Config
 from omop_schema import cdm
 from omop_schema.etl import build_metadata
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.schema import _MIGRATIONS, install_schemas, schema_differences, transaction
+from pipeline.warehouse.schema import _MIGRATIONS, ensure_schemas, install_schemas, schema_differences, transaction
 
 NAMES = {"cdm": "cdm", "vocab": "vocab", "etl": "etl"}
 
@@ -51,6 +51,36 @@ def test_a_fresh_database_gets_everything_and_a_second_installation_changes_noth
     assert len(query(url, "SELECT 1 FROM pg_tables WHERE schemaname = 'cdm'")) == 29
     assert len(query(url, "SELECT 1 FROM pg_tables WHERE schemaname = 'vocab'")) == 10
     assert "xpk_person" in constraint_names(url, "cdm", "p")
+    assert schema_differences(url, etl="etl") == []
+
+
+def views_written(url):
+    """Who wrote the rule of a view: an installation writes each anew."""
+    return query(url, "SELECT xmin::text FROM pg_rewrite WHERE ev_class = 'etl.row_source'::regclass")
+
+
+def test_commands_install_what_is_missing_and_leave_a_whole_installation_alone(url):
+    ensure_schemas(url, **NAMES)
+    written = views_written(url)
+    assert schema_differences(url, etl="etl") == []
+
+    ensure_schemas(url, **NAMES)
+    assert views_written(url) == written
+
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP INDEX cdm.idx_gender")
+        connection.execute("DROP TABLE cdm.cost")
+    ensure_schemas(url, **NAMES)
+    assert query(url, "SELECT to_regclass('cdm.cost') IS NOT NULL, to_regclass('cdm.idx_gender') IS NOT NULL") == [
+        (True, True)
+    ]
+    again = views_written(url)
+    assert again != written
+
+    with psycopg.connect(url) as connection:  # as another version of the program leaves it
+        connection.execute("COMMENT ON TABLE etl.alembic_version IS 'epic-omop 0 in cdm, vocab, etl: 1 relations'")
+    ensure_schemas(url, **NAMES)
+    assert views_written(url) != again
     assert schema_differences(url, etl="etl") == []
 
 

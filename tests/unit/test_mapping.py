@@ -175,3 +175,16 @@ def test_a_fingerprint_changes_with_what_can_change_a_row(folder):
     assert after.fingerprint("Encounter") == before.fingerprint("Encounter")
     assert north.fingerprint("Encounter") != before.fingerprint("Encounter")
     assert load_mappings(folder).fingerprint("Procedure") == after.fingerprint("Procedure")
+
+
+def test_mappings_are_interpreted_once_while_their_files_stay_the_same(folder):
+    before = load_mappings(folder, "north")
+    assert load_mappings(folder, "north") is before
+    assert load_mappings(folder, "south") is not before
+    own_values(folder, "north", "urn:epic,5,581477")
+    changed = load_mappings(folder, "north")
+    assert changed is not before
+    assert changed.value_maps != before.value_maps
+    (folder / "sites" / "north" / "values" / "typo.csv").write_text("system,code,concept_id\n", encoding="utf-8")
+    with pytest.raises(MappingError):
+        load_mappings(folder, "north")
