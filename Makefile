@@ -32,8 +32,9 @@ lint: setup
 
 # Most tests wait for PostgreSQL or for a program, so there are twice as many processes as cores. Files are given out
 # in the order of their names, which has the long ones (faults, integration) before the short ones (unit). Programs
-# that tests start must find compiled modules, also where the environment says that none are written.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+# that tests start must find compiled modules, also where the environment says that none are written. Frames of tests are
+# small: several threads of polars would only wait for each other.
+PYTEST := PYTHONDONTWRITEBYTECODE= POLARS_MAX_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)

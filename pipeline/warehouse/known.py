@@ -20,6 +20,7 @@ import polars as pl
 import psycopg
 
 from pipeline.landing.files import landing_errors
+from pipeline.warehouse.staging import staging_errors
 
 __all__ = ["KnownLines", "KnownWriter", "Pairs", "install_known", "merged_known", "write_known"]
 
@@ -142,14 +143,14 @@ class KnownWriter:
         """Rows: surrogate id, raw hash (high, low), content hash or 0. Raises LandingError on a full disk."""
         # No line has the hash 0: such a state is none to compare with. No content hash is 0.
         lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
-        with landing_errors(self.folder):
+        with staging_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lines.add(lined[:, [1, 2, 0]])
             self._contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
 
     def finish(self) -> None:
         """Write the files. Raises LandingError on a full disk."""
-        with landing_errors(self.folder):
+        with staging_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lines.finish()
             self._contents.finish()
@@ -180,7 +181,7 @@ def merged_known(folder: Path, writer: KnownWriter, removed: Integers) -> Path |
         writer.finish()
         added, written = KnownLines(written), folder / "merged"
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with landing_errors(folder):
+        with staging_errors(folder):
             written.mkdir(mode=0o700)
             _merge(existing.lines, added.lines, removed, 2, written / _LINES[0])
             _merge(existing.contents, added.contents, removed, 0, written / _CONTENTS[0])
@@ -192,7 +193,7 @@ def merged_known(folder: Path, writer: KnownWriter, removed: Integers) -> Path |
 
 def install_known(folder: Path, written: Path) -> None:
     """Put new files in the place of those of the folder. Raises LandingError."""
-    with landing_errors(folder):
+    with staging_errors(folder):
         for file in sorted(written.iterdir()):
             file.replace(folder / file.name)
         written.rmdir()

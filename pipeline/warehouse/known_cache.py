@@ -19,8 +19,8 @@ import orjson
 import polars as pl
 import psycopg
 
-from pipeline.landing.files import landing_errors
 from pipeline.warehouse.known import KnownWriter, install_known, merged_known, write_known
+from pipeline.warehouse.staging import staging_errors
 
 __all__ = ["KnownCache", "keeping_mark", "known_folder"]
 
@@ -140,5 +140,5 @@ class KnownCache:
         return file.read_bytes() if file.exists() else None
 
     def _write_mark(self, mark: str) -> None:
-        with landing_errors(self.folder):
+        with staging_errors(self.folder):
             (self.folder / _MARK).write_bytes(self._content(mark))

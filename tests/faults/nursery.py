@@ -1,6 +1,6 @@
 """A program that forks a process for each order on its standard input, and says how it ended; see `support.Nursery`.
 
-It has one thread and has imported what an export needs, so that forking is safe and quick.
+It runs nothing and has imported what an export needs, so that forking is safe and quick.
 """
 
 from __future__ import annotations
