@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 import psycopg
 
+from pipeline.errors import LandingError
 from pipeline.warehouse.known import KnownWriter, install_known, merged_known, write_known
 from pipeline.warehouse.staging import staging_errors
 
@@ -121,8 +122,10 @@ class KnownCache:
         if self._new_mark is not None:
             (self.folder / _MARK).unlink(missing_ok=True)
             if self._prepared is not None:
-                install_known(self.folder, self._prepared)
-                self._write_mark(self._new_mark)
+                # The publication has committed: a disk that fills up here costs the next run a reading, no more.
+                with suppress(LandingError):
+                    install_known(self.folder, self._prepared)
+                    self._write_mark(self._new_mark)
         self._clear()
 
     # --- files --------------------------------------------------------------------------------------------------------
