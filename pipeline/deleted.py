@@ -17,8 +17,7 @@ from pipeline.landing.lines import PERSON_ERASED
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.warehouse import staging
-from pipeline.warehouse.publish import FileLines
-from pipeline.warehouse.staging import StagedExport
+from pipeline.warehouse.staging import FileLines, StagedExport
 
 __all__ = ["DELETED", "UNREADABLE", "stage_deletions"]
 

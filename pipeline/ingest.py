@@ -25,9 +25,7 @@ from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.chunks import (
     ChunkPiece,
-    ChunkReport,
     ChunkTask,
-    FileReport,
     LinesTask,
     is_ready,
     start_worker,
@@ -48,8 +46,8 @@ from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
-from pipeline.warehouse.publish import FileLines, PublicationReport, publish_export
-from pipeline.warehouse.staging import StagedExport, staging_for
+from pipeline.warehouse.publish import PublicationReport, publish_export
+from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
 
 __all__ = ["IngestProgress", "fingerprints", "ingest"]
 
@@ -190,14 +188,14 @@ def _transform(
     export: LandedExport,
     progress: IngestProgress,
     published: PublicationReport,
-) -> list[FileReport]:
+) -> list[FileLines]:
     """Run all chunks: first the types that leave facts, then, with their facts, the others."""
     first = [file for file in export.files if _order(plan.mappings, file) < _FACT_ORDER]
     first.sort(key=lambda file: (_order(plan.mappings, file), file.number))
     others = [file for file in export.files if _order(plan.mappings, file) >= _FACT_ORDER]
     total = sum(file.bytes for file in export.files)
     done = 0
-    reports: list[FileReport] = []
+    reports: list[FileLines] = []
     with _executor(plan, runtime.settings.workers, total) as executor:
         if executor:
             started = time.perf_counter()
@@ -304,12 +302,13 @@ def _worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-Task = TypeVar("Task", ChunkTask, LinesTask)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def _in_order(
-    executor: Executor | None, transform: Callable[[Task], ChunkReport], tasks: Iterator[Task]
-) -> Iterator[tuple[Task, ChunkReport]]:
+    executor: Executor | None, transform: Callable[[Task], Result], tasks: Iterator[Task]
+) -> Iterator[tuple[Task, Result]]:
     """Results in the order of the tasks, a few tasks ahead of them: memory does not grow with the number of chunks."""
     if executor is None:
         for task in tasks:
@@ -362,7 +361,7 @@ def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time
     return changed.join(last, on=_LINE, how="semi").join(newer.lazy(), on="surrogate_id", how="anti").collect()
 
 
-def _by_file(export: LandedExport, reports: Sequence[FileReport]) -> list[FileLines]:
+def _by_file(export: LandedExport, reports: Sequence[FileLines]) -> list[FileLines]:
     lines = {file.number: 0 for file in export.files}
     unchanged, by_content = dict(lines), dict(lines)
     for report in reports:

@@ -249,7 +249,10 @@ class Erasing:
         settings = self._runtime.settings
         staging.clear_site(settings.staging, site.name)
         forget_seen(self._connection, settings.home, site.name, self._erased)
-        shutil.rmtree(known_folder(settings.home, site.name), ignore_errors=True)  # hashes of their lines
+        known = known_folder(settings.home, site.name)  # hashes of their lines
+        with landing_errors(known):
+            if known.exists():
+                shutil.rmtree(known)
         for export_id, position in site.crawled:
             parts = self._runtime.landing.folder(site.name, export_id) / "patients" / f"{position:07d}"
             with landing_errors(parts):

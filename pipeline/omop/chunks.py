@@ -23,12 +23,12 @@ from pipeline.omop.content import Contents
 from pipeline.omop.plan import TransformPlan, Worker
 from pipeline.omop.transform import LinesTransform
 from pipeline.warehouse import staging
+from pipeline.warehouse.staging import FileLines
 
 __all__ = [
     "ChunkPiece",
     "ChunkReport",
     "ChunkTask",
-    "FileReport",
     "LinesTask",
     "is_ready",
     "start_worker",
@@ -84,32 +84,16 @@ class LinesTask:
     def part(self) -> str:
         return self.chunks[0].part
 
-    @property
-    def bytes(self) -> int:
-        """Nothing that was not counted with the chunks."""
-        return 0
-
     @cached_property
     def files(self) -> Mapping[int, Path]:
         return {number: file for chunk in self.chunks for number, file in chunk.files.items()}
 
 
 @dataclass(frozen=True)
-class FileReport:
-    """Lines of one file that were compared, and how many of them are unchanged."""
-
-    file_number: int
-    lines: int
-    unchanged: int
-    #: of which with other bytes and the same content
-    unchanged_by_content: int = 0
-
-
-@dataclass(frozen=True)
 class ChunkReport:
-    """What came of a chunk."""
+    """What came of a chunk, by the files of its pieces."""
 
-    files: tuple[FileReport, ...]
+    files: tuple[FileLines, ...]
     #: bytes of the lines that wait for a `LinesTask`
     waiting_bytes: int = 0
 
@@ -136,7 +120,7 @@ def transform_chunk(task: ChunkTask) -> ChunkReport:
         return _Comparison(_worker, task).run()
 
 
-def transform_lines(task: LinesTask) -> ChunkReport:
+def transform_lines(task: LinesTask) -> None:
     """Transform the lines that chunks left, in the process that `start_worker` prepared. Raises LandingError."""
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
@@ -145,7 +129,6 @@ def transform_lines(task: LinesTask) -> ChunkReport:
         lines = pl.concat(places).with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
         raws = list(_raws_at(task.files, lines))
         LinesTransform(_worker, task, lines, raws, list(range(len(raws))), Contents(_worker)).run()
-    return ChunkReport(())
 
 
 @contextmanager
@@ -215,7 +198,7 @@ class _Comparison:
         """Lines of each piece, and how many of them are unchanged: columns of the numbers of their files."""
         of_file, content_of_file = (dict(each.value_counts().iter_rows()) for each in (unchanged, of_content))
         files = tuple(
-            FileReport(number, count, of_file.get(number, 0), content_of_file.get(number, 0))
+            FileLines(number, count, of_file.get(number, 0), content_of_file.get(number, 0))
             for number, count in zip([piece.file_number for piece in self.task.pieces], counts, strict=True)
         )
         return ChunkReport(files, waiting_bytes)

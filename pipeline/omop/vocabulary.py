@@ -24,7 +24,7 @@ from psycopg import sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
-from pipeline.errors import LandingError, VocabularyError
+from pipeline.errors import VocabularyError
 from pipeline.omop.concept_index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -40,6 +40,7 @@ from pipeline.omop.concept_index import (
 )
 from pipeline.warehouse.connection import connect, server_failure
 from pipeline.warehouse.schema import transaction
+from pipeline.warehouse.staging import disk_errors
 
 __all__ = [
     "ConceptIndex",
@@ -387,7 +388,8 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     """
     root = home / "vocabulary"
     folder = root / _folder_name(release.content_hash)
-    with _index_errors(root):
+    advice = "Make space, then run the same command again: the vocabulary in the database is as it should be."
+    with disk_errors("The concept index", root, advice):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             if not folder.is_dir():
@@ -404,19 +406,6 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
                     raise
             _replace_text(root / _CURRENT, folder.name)
     return folder
-
-
-@contextmanager
-def _index_errors(root: Path) -> Iterator[None]:
-    """Turns what the disk refuses into a LandingError."""
-    try:
-        yield
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
-        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        raise LandingError(
-            f"The concept index cannot be written ({reason}) under {root}.",
-            "Make space, then run the same command again: the vocabulary in the database is as it should be.",
-        ) from error
 
 
 def ensure_index(url: str, *, vocab_schema: str, etl_schema: str, home: Path) -> ConceptIndex:

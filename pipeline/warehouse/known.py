@@ -20,7 +20,7 @@ import polars as pl
 import psycopg
 
 from pipeline.landing.files import landing_errors
-from pipeline.warehouse.staging import staging_errors
+from pipeline.warehouse.staging import disk_errors
 
 __all__ = ["KnownLines", "KnownWriter", "Pairs", "install_known", "merged_known", "write_known"]
 
@@ -38,6 +38,10 @@ _MAPPED_BYTES = 160 * 1024 * 1024
 #: Pages of the table that are read at a time: some 400,000 rows, 13 MB.
 _PAGES = 8_192
 
+#: What cannot be written on a full disk.
+_WHAT = "What is known of a site's lines"
+
+#: What is looked up, and how many integers a row has.
 _LINES, _CONTENTS = ("lines", 3), ("contents", 2)
 
 
@@ -143,14 +147,14 @@ class KnownWriter:
         """Rows: surrogate id, raw hash (high, low), content hash or 0. Raises LandingError on a full disk."""
         # No line has the hash 0: such a state is none to compare with. No content hash is 0.
         lined = rows[(rows[:, 1] != 0) | (rows[:, 2] != 0)]
-        with staging_errors(self.folder):
+        with disk_errors(_WHAT, self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lines.add(lined[:, [1, 2, 0]])
             self._contents.add(lined[lined[:, 3] != 0][:, [0, 3]])
 
     def finish(self) -> None:
         """Write the files. Raises LandingError on a full disk."""
-        with staging_errors(self.folder):
+        with disk_errors(_WHAT, self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lines.finish()
             self._contents.finish()
@@ -181,7 +185,7 @@ def merged_known(folder: Path, writer: KnownWriter, removed: Integers) -> Path |
         writer.finish()
         added, written = KnownLines(written), folder / "merged"
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
-        with staging_errors(folder):
+        with disk_errors(_WHAT, folder):
             written.mkdir(mode=0o700)
             _merge(existing.lines, added.lines, removed, 2, written / _LINES[0])
             _merge(existing.contents, added.contents, removed, 0, written / _CONTENTS[0])
@@ -193,7 +197,7 @@ def merged_known(folder: Path, writer: KnownWriter, removed: Integers) -> Path |
 
 def install_known(folder: Path, written: Path) -> None:
     """Put new files in the place of those of the folder. Raises LandingError."""
-    with staging_errors(folder):
+    with disk_errors(_WHAT, folder):
         for file in sorted(written.iterdir()):
             file.replace(folder / file.name)
         written.rmdir()

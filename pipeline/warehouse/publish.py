@@ -37,7 +37,6 @@ from pipeline.warehouse.publication.care_sites import relate_care_sites
 from pipeline.warehouse.publication.context import (
     CDM_VERSION,
     IG_VERSION,
-    FileLines,
     LandedLine,
     Publication,
     PublicationReport,
@@ -45,9 +44,9 @@ from pipeline.warehouse.publication.context import (
 from pipeline.warehouse.publication.decide import decide
 from pipeline.warehouse.schema import transaction
 from pipeline.warehouse.seen import write_seen
-from pipeline.warehouse.staging import StagedExport
+from pipeline.warehouse.staging import FileLines, StagedExport
 
-__all__ = ["FileLines", "LandedLine", "PublicationReport", "publish_export"]
+__all__ = ["LandedLine", "PublicationReport", "publish_export"]
 
 
 def publish_export(

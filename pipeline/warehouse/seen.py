@@ -17,7 +17,7 @@ import polars as pl
 import psycopg
 
 from pipeline.errors import LandingError
-from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
+from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport, disk_errors
 
 __all__ = ["forget_seen", "held", "read_held", "read_seen", "write_seen"]
 
@@ -96,16 +96,13 @@ def forget_seen(connection: psycopg.Connection, home: Path, site: str, surrogate
 def _write(file: Path, seen: pl.DataFrame) -> None:
     temporary = file.with_suffix(".tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seen.write_parquet(temporary)
-        temporary.replace(file)
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+        with disk_errors("What an export held", file.parent, "Make space, then run the same command again."):
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            seen.write_parquet(temporary)
+            temporary.replace(file)
+    except LandingError:
         temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        raise LandingError(
-            f"What an export held cannot be written ({reason}) under {file.parent}.",
-            "Make space, then run the same command again.",
-        ) from error
+        raise
 
 
 def read_seen(home: Path, site: str, export_ids: Iterable[int]) -> pl.LazyFrame:

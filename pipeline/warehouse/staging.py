@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,10 @@ __all__ = [
     "REJECTION_SCHEMA",
     "UNCHANGED",
     "WAITING",
+    "FileLines",
     "StagedExport",
     "clear_site",
+    "disk_errors",
     "exact_kind",
     "staging_errors",
     "staging_for",
@@ -121,16 +123,31 @@ def write_frame(target: Path, frame: pl.DataFrame) -> None:
 
 
 @contextmanager
-def staging_errors(folder: Path) -> Iterator[None]:
-    """Turns what the disk refuses into a LandingError."""
+def disk_errors(
+    what: str, folder: Path, advice: str = "Make space, then run again: the export is taken up where it stands."
+) -> Iterator[None]:
+    """Turns what the disk refuses, to Python or to polars, into a LandingError: `what` cannot be written."""
     try:
         yield
     except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        raise LandingError(
-            f"Staging cannot be written ({reason}) under {folder}.",
-            "Make space, then run again: the export is taken up where it stands.",
-        ) from error
+        raise LandingError(f"{what} cannot be written ({reason}) under {folder}.", advice) from error
+
+
+def staging_errors(folder: Path) -> AbstractContextManager[None]:
+    """`disk_errors` of staging."""
+    return disk_errors("Staging", folder)
+
+
+@dataclass(frozen=True)
+class FileLines:
+    """What transform counted of one landed file, or of a piece of it."""
+
+    file_number: int
+    lines: int
+    unchanged: int
+    #: of which with other bytes and the same content
+    unchanged_by_content: int = 0
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def test_staging_is_full(place: Place, folder: Path, undisturbed: Content, large
     stopped = _limited(place.terminal, largest_file, "ingest", "--site", "s", "--export", "1")
     assert "Traceback" not in stopped.err
     assert stopped.code == 74, stopped.err
-    assert "Staging cannot be written" in stopped.err
+    assert "cannot be written" in stopped.err
     assert str(place.runtime.settings.home) in stopped.err  # in staging, or where known lines are kept
     assert place.content() == {}
     place.load_landed(1)

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from pipeline.warehouse import known
 from tests.integration.support import Warehouse, assert_known, observation, patient
 
 LOADED = {"Patient": [patient("p1"), patient("p2")], "Observation": [observation("o1", "p1"), observation("o2", "p2")]}
@@ -78,6 +79,22 @@ def test_a_run_that_was_killed_before_the_files_were_written_costs_a_reading(war
         for name in ("new", "merged"):
             (folder / name).mkdir()
             (folder / name / "lines.first").write_bytes(bytes(16))
+    assert outcomes(warehouse.load(LOADED)) == {"unchanged": 4}
+    assert is_kept(warehouse)
+
+
+def test_parts_of_a_sort_that_was_killed_are_not_taken_for_rows(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_ROWS_A_SORT", 2)  # so few, that rows are spilled to parts
+    warehouse.load(LOADED)
+    folder = warehouse.runtime.settings.home / "known" / "one"
+    (folder / "mark.json").unlink()
+    (folder / "new").mkdir()
+    for place in (folder, folder / "new"):
+        for number in range(known._PARTS):
+            (place / f"lines.{number:03d}").write_bytes(bytes(24))
+            (place / f"contents.{number:03d}").write_bytes(bytes(16))
     assert outcomes(warehouse.load(LOADED)) == {"unchanged": 4}
     assert is_kept(warehouse)
 

@@ -11,7 +11,8 @@ from pipeline.errors import AccountingError
 from pipeline.warehouse import dead_letters as letters_table
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import copy_frame
-from pipeline.warehouse.publication.context import LINE, FileLines, Publication
+from pipeline.warehouse.publication.context import LINE, Publication
+from pipeline.warehouse.staging import FileLines
 
 __all__ = ["account", "dead_letters", "final_outcomes", "forget_accounts", "issues"]
 

@@ -22,24 +22,13 @@ from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["CDM_VERSION", "IG_VERSION", "LINE", "FileLines", "LandedLine", "Publication", "PublicationReport"]
+__all__ = ["CDM_VERSION", "IG_VERSION", "LINE", "LandedLine", "Publication", "PublicationReport"]
 
 CDM_VERSION = "v5.4"
 IG_VERSION = "2.0.0-ballot"
 
 #: What tells the lines of an export apart.
 LINE = ["surrogate_id", "file_number", "line"]
-
-
-@dataclass(frozen=True)
-class FileLines:
-    """What transform counted of one landed file."""
-
-    file_number: int
-    lines: int
-    unchanged: int
-    #: of which with other bytes and the same content
-    unchanged_by_content: int = 0
 
 
 class LandedLine(NamedTuple):
