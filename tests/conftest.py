@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption("--requirements-json"):
             config.pluginmanager.register(RequirementResults(config.getoption("--requirements-json").absolute()))
         _remove_homes_of_dead_sessions()
+        os.environ["PYTHONFAULTHANDLER"] = "1"  # programs that tests start show their stacks when they crash
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
 
 
