@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
@@ -24,6 +23,7 @@ from pipeline.warehouse.schema import _MIGRATIONS, transaction
 from tests.databases import empty
 from tests.integration.linked_world import TYPES, VERSIONS, Night, last_state, night, resource
 from tests.integration.support import Warehouse
+from tests.property_examples import histories
 from tests.warehouse_content import warehouse_content
 
 #: The nights of each world.
@@ -160,6 +160,7 @@ HISTORIES = {
     "child-late": ("p1 e1 o1:B", "p1 e1 o1:B", "p1 e1 f1 o1:B d2"),
     "order-ends-with-late-visit": ("p1 x1 m1", "p1 x1 m1 e1", "p1 x1 m1 e1"),
     "survivor-late": ("p3 o3 d2", "p3 o3 d2", "p1 p3 o3 d1 d2 g1"),
+    "survivor-without-practitioners": ("p3 o3:N", "p3 o3:N", "p1:N p3 o3:N"),
     "patient-late": ("e1 f1 o1 d1 g1 l1", "p1 e1 f1 o1 g1 l1", "p1 e1 f1 o1 d1 g1 l1"),
     # Targets that go and come back.
     "all-shared-gone-and-back": (_ALL, "p1 p3 e1 f1 o1 o3 c1 m1 u1 q1", _ALL),
@@ -247,14 +248,7 @@ def _texts_of_nights() -> st.SearchStrategy[list[dict[str, str]]]:
     return st.tuples(first, changes, changes).map(nights_of)
 
 
-@examples(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    max_examples=examples.get_profile("deep").max_examples if examples.get_current_profile_name() == "deep" else 2,
-)
+@histories(2)
 @given(
     worlds=st.lists(_texts_of_nights(), min_size=12, max_size=12),
     order=st.one_of(st.just((0, 1, 2)), st.permutations((0, 1, 2))),
