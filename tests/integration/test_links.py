@@ -233,15 +233,23 @@ def _migrate(url: str, revision: str) -> None:
         (command.upgrade if revision == "head" else command.downgrade)(config, revision)
 
 
-def _texts_of_nights() -> st.SearchStrategy[list[dict[str, str]]]:
+#: What random nights make of each resource. p1 is always there, and o3, whose person may not be, is never broken: a line
+#: that waits for its person as a dead letter gives way to a newer one, whatever that is, which no last state tells.
+_RANDOM = {name: ("-", *versions) for name, versions in VERSIONS.items()} | {
+    "p1": ("A", "B", "N"),
+    "o3": ("-", "A", "B", "N", "X"),
+}
+
+
+def _random_nights() -> st.SearchStrategy[list[dict[str, str]]]:
     """Three nights of a world: each resource there or not, mostly as the night before."""
-    first = st.fixed_dictionaries({name: st.sampled_from(("-", *VERSIONS[name], "A", "A")) for name in TYPES})
+    first = st.fixed_dictionaries({name: st.sampled_from((*versions, "A", "A")) for name, versions in _RANDOM.items()})
     changes = st.dictionaries(st.sampled_from(list(TYPES)), st.sampled_from("-ABNXZ-AB"), max_size=8)
 
     def nights_of(found: tuple[dict[str, str], dict[str, str], dict[str, str]]) -> list[dict[str, str]]:
         state, held = dict(found[0]), []
         for change in ({}, found[1], found[2]):
-            state |= {name: version for name, version in change.items() if version in ("-", *VERSIONS[name])}
+            state |= {name: version for name, version in change.items() if version in _RANDOM[name]}
             held.append({name: version for name, version in state.items() if version != "-"})
         return held
 
@@ -250,7 +258,7 @@ def _texts_of_nights() -> st.SearchStrategy[list[dict[str, str]]]:
 
 @histories(2)
 @given(
-    worlds=st.lists(_texts_of_nights(), min_size=12, max_size=12),
+    worlds=st.lists(_random_nights(), min_size=12, max_size=12),
     order=st.one_of(st.just((0, 1, 2)), st.permutations((0, 1, 2))),
 )
 def test_any_history_of_references_ends_where_a_fresh_load_does(
