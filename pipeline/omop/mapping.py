@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -173,12 +173,27 @@ class ViewMapping(_Optional):
     type_concept_id: tuple[ConceptRule, ...] = ()
     #: Named functions of pipeline/omop/derive, applied in order.
     derive: tuple[str, ...] = ()
-    #: Columns without which a row cannot be made: the resource is rejected.
+    #: event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource is rejected.
+    #: A `further` row that cannot be made is left out, with an issue; the resource is rejected only where no row is left.
+    row: Literal["own", "further"] | None = None
+    #: Columns without which a row cannot be made.
     required: tuple[str, ...] = ()
     #: reference_value: the name of the fact.
     fact: str | None = None
     #: reference_value: the value is where the resource's line landed; large content is read there.
     landed_line: bool = False
+
+    @property
+    def is_further(self) -> bool:
+        """Whether its rows are further ones; a site's own view that does not say so decides about the resource."""
+        return self.row == "further"
+
+    @property
+    def repeated_elements(self) -> frozenset[str]:
+        """Names of the elements whose parts its rows are: of `item` and `answer.item`, item and answer."""
+        return frozenset(
+            name for path in _repeated_paths(self.definition) for name in path.partition("(")[0].split(".") if name
+        ) - {"where", "first", "ofType"}
 
     @property
     def column_types(self) -> dict[str, str | None]:
@@ -187,6 +202,15 @@ class ViewMapping(_Optional):
     @property
     def column_paths(self) -> dict[str, str]:
         return {column["name"]: column["path"] for column in _columns(self.definition)}
+
+
+def _repeated_paths(node: Mapping[str, Any]) -> Iterator[str]:
+    """What the selects of a view iterate over, at any depth."""
+    for select in (*node.get("select", ()), *node.get("unionAll", ())):
+        for kind in ("forEach", "forEachOrNull", "repeat"):
+            paths = select.get(kind, ())
+            yield from [paths] if isinstance(paths, str) else paths
+        yield from _repeated_paths(select)
 
 
 class ResourceMapping(_Model):

@@ -7,7 +7,8 @@ from typing import Literal
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, used
+from pipeline.omop.derive.dates import ending, starting, visit_dates, with_visit_period
 
 
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -45,9 +46,11 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     frame = starting(frame, derivation, "authored_on")
     last_day = pl.col("start_date").dt.offset_by(pl.col("bounds_length")).dt.offset_by("-1d")
     frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
-    frame = ending(frame, derivation, "bounds_end", "bounds_by_length", "validity_end")
-    frame = derivation.dated(with_visit_period(frame, derivation), "visit_end").drop("visit_end_precision")
+    frame = ending(frame, derivation, "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end")
+    frame = visit_dates(with_visit_period(frame, derivation), derivation)
     inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
+    frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit, pl.col("visit_start").is_null())
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
     supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
     dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
