@@ -395,7 +395,7 @@ def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
 
 def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     """What was decided below the line: boolean columns `issue_<code>` or `issue_<code>__<column>`, and dates that were
-    imputed. What is wrong with an element is one issue, of however many rows of a resource."""
+    imputed. Publication counts what is wrong with an element once a resource."""
     found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
     for name in rows.columns:
         path = None
@@ -404,8 +404,6 @@ def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> 
             code, _, column = name.removeprefix("issue_").partition("__")
             if column:
                 path = _path_of(mapping, view, column)
-                if column not in view.column_paths:  # of the resource, not of a part of it that may be there repeatedly
-                    flagged = flagged.unique("surrogate_id", keep="first", maintain_order=True)
         elif name.endswith("_precision"):
             flagged = rows.filter(pl.col(name).is_between(1, 9))
             code, path = "date_imputed", name.removesuffix("_precision")

@@ -14,7 +14,6 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.omop.content import Contents
-from pipeline.omop.derive.dates import DATE_OUT_OF_RANGE
 from pipeline.omop.events import (
     DATE_IMPLAUSIBLE,
     LEFT_OUT_SCHEMA,
@@ -379,7 +378,7 @@ class _TypeTransform:
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [_in_order_of_lines(pl.concat(frames))])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
-        write(staging.ISSUE, [_once_a_resource(pl.concat([result.issues for result in results]))] if results else [])
+        write(staging.ISSUE, [result.issues for result in results], of=with_facts)
         write(staging.EVENT_LINK, self._event_links)
         codes = [result.codes for result in results if not result.codes.is_empty()]
         if codes:
@@ -424,17 +423,6 @@ def _excluded(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
 
 def _refused_schema() -> pl.DataFrame:
     return pl.DataFrame(schema=LEFT_OUT_SCHEMA)
-
-
-def _once_a_resource(issues: pl.DataFrame) -> pl.DataFrame:
-    """What is wrong with an element of a resource is one issue, although several views read the element."""
-    is_of_element = pl.col("code").is_in(_ELEMENT_ISSUES)
-    first = pl.struct("surrogate_id", "code", "path").is_first_distinct()
-    return issues if issues.is_empty() else issues.filter(~is_of_element | first)
-
-
-#: Issues that are told of an element, not of a row.
-_ELEMENT_ISSUES = ("date_invalid", "date_sentinel", DATE_OUT_OF_RANGE)
 
 
 def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
