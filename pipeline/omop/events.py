@@ -186,7 +186,7 @@ _DERIVED_PATHS = {
 
 def _path_of(mapping: ResourceMapping, view: ViewMapping, column: str) -> str:
     """The FHIRPath of a column, with the type of the resource before it."""
-    paths = {**_DERIVED_PATHS, **mapping.resource_view.column_paths, **view.column_paths}
+    paths = {**_DERIVED_PATHS, **mapping.resource_view.element_paths, **view.element_paths}
     return f"{mapping.resource}.{paths.get(column, column)}"
 
 
@@ -222,7 +222,7 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
 
 def _date_path(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, source: str) -> pl.Expr:
     """The element whose date is refused; where there is none, the first in which it is looked for."""
-    known = {**mapping.resource_view.column_paths, **view.column_paths}
+    known = {**mapping.resource_view.element_paths, **view.element_paths}
     first = f"{mapping.resource}.{known.get(source, _date_paths(mapping, view))}"
     if f"{source}_from" not in rows.columns:
         return pl.lit(first)
@@ -243,7 +243,7 @@ def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
     for owner in (mapping.resource_view, view):
         for name, kind in owner.column_types.items():
             if kind in {"dateTime", "date", "instant"}:
-                return owner.column_paths[name]
+                return owner.element_paths[name]
     return "date"
 
 

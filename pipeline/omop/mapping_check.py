@@ -336,10 +336,7 @@ class _ResourceCheck:
 
 
 def _is_repeated(view: ViewMapping) -> bool:
-    return any(kind in select for select in view.definition.get("select", ()) for kind in _REPEATS)
-
-
-_REPEATS = ("forEach", "forEachOrNull", "repeat")
+    return bool(view.repeated_elements)
 
 
 def _types(text: str, resource: str, this: Types) -> Types:

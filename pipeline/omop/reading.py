@@ -14,13 +14,13 @@ import polars as pl
 
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
-from pipeline.fhir.view_definition import Append
+from pipeline.fhir.view_definition import Append, Problem
 from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, Worker
 from pipeline.omop.routing import EXACT
-from pipeline.omop.salvage import CONVERSION_ERRORS, LeftOut, salvaged
+from pipeline.omop.salvage import CONVERSION_ERRORS, salvaged
 
 __all__ = ["ChunkReader", "ReadResources", "Rejected"]
 
@@ -52,8 +52,8 @@ class ReadResources:
     views: list[list[Any]] = field(init=False)
     #: whether a number may be an ExactNumber
     has_long_numbers: bool = False
-    #: index, and what was left out of that line
-    left_out: list[tuple[int, LeftOut]] = field(default_factory=list)
+    #: index, and why a part of that line was left out
+    left_out: list[tuple[int, Problem]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.views = [[] for _ in self.plan.views]

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.fhir.view_definition import EVALUATION_ERRORS, Problem
 from pipeline.omop.plan import PlannedView, ResourcePlan
 
-__all__ = ["CONVERSION_ERRORS", "LeftOut", "Salvaged", "salvaged"]
+__all__ = ["CONVERSION_ERRORS", "Salvaged", "salvaged"]
 
 CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
@@ -23,19 +23,11 @@ _ROWS_OF_COLUMNS = {"patient_location": "address", "site_location": "address"}
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Parts of one resource that a view fails on. `parts`: how many."""
-
-    problem: Problem
-    parts: int
-
-
-@dataclass(frozen=True)
 class Salvaged:
-    """Rows of every view of one resource, each ended by the mark, and what was left out; or why there are none."""
+    """Rows of every view of one resource, each ended by the mark, and why parts were left out; or why there are none."""
 
     rows: list[list[Any]]
-    left_out: list[LeftOut]
+    left_out: list[Problem]
     problem: Problem | None = None
 
 
@@ -45,14 +37,11 @@ def salvaged(resource: dict[str, Any], mark: int, plan: ResourcePlan) -> Salvage
     for view in plan.views:
         rows = _rows_of(view, resource, mark)
         if rows is None:
-            problem = view.explain(resource) or Problem(
-                "evaluation_failed", plan.mapping.resource, "an element has an unexpected form"
-            )
-            whole, parts = _without_broken_parts(view, resource)
-            rows = _rows_of(view, whole, mark) if parts else None
+            whole, left_out = _without_broken_parts(view, resource)
+            rows = _rows_of(view, whole, mark) if left_out else None
             if rows is None:
-                return Salvaged([], [], problem)
-            found.left_out.append(LeftOut(problem, parts))
+                return Salvaged([], [], _problem(view, resource))
+            found.left_out.extend(left_out)
         found.rows.append(rows)
     return found
 
@@ -66,44 +55,59 @@ def _rows_of(view: PlannedView, resource: dict[str, Any], mark: int) -> list[Any
     return rows
 
 
-def _without_broken_parts(view: PlannedView, resource: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The resource without the parts that the view fails on, and how many those are."""
+def _problem(view: PlannedView, resource: dict[str, Any]) -> Problem:
+    """The slow path: which FHIRPath failed, and why."""
+    unexpected = Problem("evaluation_failed", resource["resourceType"], "an element has an unexpected form")
+    return view.explain(resource) or unexpected
+
+
+def _without_broken_parts(view: PlannedView, resource: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """The resource without the parts that the view fails on, and what is wrong with each of them."""
     if view.mapping.kind == "resource":
         names = {_ROWS_OF_COLUMNS[column.type] for column in view.columns if column.type in _ROWS_OF_COLUMNS}
-    elif view.mapping.row == "own":
-        names = set()
-    else:
+    elif view.mapping.kind == "reference_value" or view.mapping.is_further:
         names = set(view.mapping.repeated_elements)
-    whole, parts = _pruned(resource, names, lambda part: _rows_of(view, part, 0) is not None)
-    for name in names & whole.keys() if view.mapping.kind == "resource" else ():
-        if not isinstance(whole[name], list) and _rows_of(view, whole, 0) is None:  # no part of it can be told apart
-            whole, parts = {key: value for key, value in whole.items() if key != name}, parts + 1
-    return whole, parts
+    else:
+        names = set()
+    try:
+        whole, left_out = _pruned(resource, names, view, lambda pruned: pruned)
+    except RecursionError:  # nested more deeply than can be taken apart
+        return resource, []
+    if view.mapping.kind == "resource" and _rows_of(view, whole, 0) is None:  # no part can be told from the others
+        left_out += [_problem(view, whole)] * len(names & whole.keys())
+        whole = {key: value for key, value in whole.items() if key not in names}
+    return whole, left_out
 
 
 def _pruned(
-    element: dict[str, Any], names: set[str], can_be_read: Callable[[dict[str, Any]], bool]
-) -> tuple[dict[str, Any], int]:
-    """An element without those items of its lists `names`, at any depth, with which it alone cannot be read."""
-    whole, removed = dict(element), 0
-    for name in names & element.keys():
+    element: dict[str, Any],
+    names: set[str],
+    view: PlannedView,
+    resource_of: Callable[[dict[str, Any]], dict[str, Any]],
+) -> tuple[dict[str, Any], list[Problem]]:
+    """An element without those items of its lists `names`, at any depth, of which each alone makes the view fail.
+
+    `resource_of` puts the element into the resource, without any other part.
+    """
+    whole, left_out = dict(element), []
+    bare = {key: value for key, value in element.items() if key not in names}
+    for name in sorted(names & element.keys()):
         if not isinstance(element[name], list):
             continue
-        bare = {key: value for key, value in element.items() if key not in names}
+
+        def alone(part: Any, name: str = name) -> dict[str, Any]:
+            return resource_of({**bare, name: [part]})
+
         items = []
         for item in element[name]:
-
-            def alone(part: Any, bare: dict[str, Any] = bare, name: str = name) -> bool:
-                return can_be_read({**bare, name: [part]})
-
-            if alone(item):
-                items.append(item)
-                continue
-            inner, parts = _pruned(item, names, alone) if isinstance(item, dict) else ({}, 0)
-            if parts and alone(inner):
-                items.append(inner)
-                removed += parts
+            if _rows_of(view, alone(item), 0) is None:
+                inner, problems = _pruned(item, names, view, alone) if isinstance(item, dict) else (item, [])
+                if problems and _rows_of(view, alone(inner), 0) is not None:
+                    items.append(inner)
+                    left_out += problems
+                else:
+                    left_out.append(_problem(view, alone(item)))
             else:
-                removed += 1
+                items.append(item)
         whole[name] = items
-    return whole, removed
+    return whole, left_out

@@ -208,9 +208,7 @@ class _TypeTransform:
     def _parts_left_out(self, kept: pl.DataFrame) -> EventRows:
         """What the reading left out of resources (`pipeline.omop.salvage`): an issue for each part."""
         rows = [
-            (index, found.problem.reason, "view", found.problem.code, found.problem.path, None)
-            for index, found in self.read.left_out
-            for _ in range(found.parts)
+            (index, problem.reason, "view", problem.code, problem.path, None) for index, problem in self.read.left_out
         ]
         found = pl.DataFrame(rows, schema=REFUSED_SCHEMA, orient="row")
         found = found.join(kept.select("index", "surrogate_id"), on="index", how="inner", maintain_order="left")

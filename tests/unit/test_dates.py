@@ -457,7 +457,7 @@ def test_sentinels_are_no_deaths(mixed):
 
 
 def place_path(end):
-    return f"Encounter.period.{end}"
+    return f"Encounter.location.period.{end}"
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,7 @@ def test_reactions(mixed):
         "reaction-epoch": [START, START],
         "reaction-day": [START, "2024-02-01"],
     }
-    path = "AllergyIntolerance.onset"
+    path = "AllergyIntolerance.reaction.onset"
     assert mixed.issues["AllergyIntolerance/reaction-garbage"] == [("date_invalid", path)]
     assert mixed.issues["AllergyIntolerance/reaction-epoch"] == [("date_sentinel", path)]
 
