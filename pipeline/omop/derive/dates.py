@@ -134,7 +134,10 @@ def _looked_at_closely(
         ]
     )
     numbers = range(len(columns))
-    first_of = lambda state: [pl.when(pl.col(f"{state}{n}")).then(pl.lit(n, pl.Int8)) for n in numbers]  # noqa: E731
+
+    def first_of(state: str) -> list[pl.Expr]:
+        return [pl.when(pl.col(f"{state}{n}")).then(pl.lit(n, pl.Int8)) for n in numbers]
+
     keeps_sentinels = kind in {"event", "birth"}
     last = pl.lit(len(columns), pl.Int8)
     rows = rows.with_columns(
