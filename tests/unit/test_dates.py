@@ -406,6 +406,7 @@ MIXED = [
     aged("by-age", 45),
     aged("by-hours", 45, "h"),
     aged("of-unknown-birth", 45, person="unknown"),
+    resource("MedicationRequest", "last-day", authored_on="9999-12-31"),
     resource("Observation", "leap", effective_datetime="2016-12-31T23:59:60Z"),
 ]
 
@@ -510,6 +511,11 @@ def test_ages(mixed):
     }
     assert days == {"by-age": "2005-05-04", "by-hours": START, "of-unknown-birth": START}
     assert mixed.issues["Condition/by-hours"] == [("date_invalid", path)]
+
+
+def test_no_end_lies_beyond_the_last_year(mixed):
+    row = mixed.row("MedicationRequest/last-day", "drug_exposure")
+    assert row["drug_exposure_end_date"] == row["drug_exposure_start_date"]
 
 
 def test_a_leap_second_stays_in_its_day(mixed):
