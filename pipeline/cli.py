@@ -87,7 +87,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        from pipeline.warehouse.connection import server_failure  # most commands do without a database's libraries
+        from pipeline.warehouse.server_failures import server_failure  # most commands do without a database's libraries
 
         failure = server_failure(error)
         if failure is None:

@@ -26,7 +26,7 @@ from pipeline.lakehouse.store import LakehouseFolder
 from pipeline.landing.files import write_whole
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings
-from pipeline.warehouse.connection import server_errors
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
 

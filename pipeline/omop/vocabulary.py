@@ -38,8 +38,9 @@ from pipeline.omop.concept_index import (
     FixedConcept,
     normalise_code,
 )
-from pipeline.warehouse.connection import connect, server_failure
+from pipeline.warehouse.connection import connect
 from pipeline.warehouse.schema import transaction
+from pipeline.warehouse.server_failures import server_failure
 from pipeline.warehouse.staging import disk_errors
 
 __all__ = [

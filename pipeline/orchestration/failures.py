@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 
 from pipeline.errors import EpicOmopError, TransientError
-from pipeline.warehouse.connection import server_errors
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["as_failure", "told_as_failures"]
 
