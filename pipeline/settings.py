@@ -31,6 +31,7 @@ __all__ = [
     "LogSettings",
     "Settings",
     "SiteSettings",
+    "home_folder",
     "load_log_settings",
     "load_settings",
     "register_site",
@@ -417,13 +418,19 @@ _VARIABLES = {
 }
 
 
+def home_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong."""
+    variables = os.environ if environment is None else environment
+    return Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+
+
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the environment and `<EPIC_OMOP_HOME>/sites.yaml` (or the file that `EPIC_OMOP_SITES` names).
 
     Raises ConfigurationError that names the variable or the site and key that is wrong.
     """
     variables = os.environ if environment is None else environment
-    home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    home = home_folder(variables)
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home

@@ -141,6 +141,8 @@ def _entry(name: str, line: int, node: yaml.Node, file: Path) -> SiteEntry:
 def _lines_below(
     node: yaml.Node, path: tuple[str, ...], file: Path, site: str
 ) -> Iterator[tuple[tuple[str, ...], int]]:
+    if len(path) > _DEEPEST:
+        raise ConfigurationError(f"{file}: {path[0]!r} of site {site!r} is nested too deeply.", _SEE)
     if isinstance(node, yaml.MappingNode):
         for key, (line, value) in _pairs(node, file, f"{'.'.join(path)} of site {site!r}"):
             yield (*path, key), line

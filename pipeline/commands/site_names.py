@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+
 from pipeline.errors import UsageError
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings
@@ -23,12 +26,24 @@ def loadable_site(runtime: Runtime, name: str, *, is_new: bool) -> SiteSettings:
     """The same for a command that may begin a site: a new name that is nearly a known one needs `is_new`."""
     site = runtime.settings.site_or_folder(name)
     known = _known(runtime)
-    close = nearest(name, known)
-    if name not in known and close and not is_new:
+    like = next((other for other in sorted(known) if _looks_like(name, other)), None)
+    if name not in known and like and not is_new:
         raise UsageError(
-            f"Nothing is known of a site {name!r}.{close}", "Correct the name, or give --new-site if it is another one."
+            f"Nothing is known of a site {name!r}. Did you mean {like!r}?",
+            "Correct the name, or give --new-site if it is another one.",
         )
     return site
+
+
+#: From this ratio on a name is taken for a typo of another: nroth of north (0.8), not south (0.6).
+_LIKENESS = 0.75
+
+
+def _looks_like(name: str, other: str) -> bool:
+    """Names that differ in their digits alone, such as site1 and site2, are meant so."""
+    if re.sub(r"[0-9]+", "", name) == re.sub(r"[0-9]+", "", other):
+        return False
+    return difflib.SequenceMatcher(None, name, other).ratio() >= _LIKENESS
 
 
 def site_of_mappings(settings: Settings, name: str) -> SiteSettings:

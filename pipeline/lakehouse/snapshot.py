@@ -108,10 +108,6 @@ def _one_state(runtime: Runtime, tables: list[LakeTable]) -> Iterator[psycopg.Co
                 "The database holds no warehouse yet, or not all of its tables.",
                 "Make its schemas with `epic-omop db init`.",
             ) from None
-        except psycopg.errors.InsufficientPrivilege:
-            raise WarehouseError(
-                "The database user may not read all tables.", "It needs SELECT on the CDM's and etl's schemas."
-            ) from None
         connection.execute("SET LOCAL DateStyle = 'ISO, YMD'")  # how COPY writes dates
         yield connection
         connection.rollback()

@@ -389,8 +389,7 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     """
     root = home / "vocabulary"
     folder = root / _folder_name(release.content_hash)
-    advice = "Make space, then run the same command again: the vocabulary in the database is as it should be."
-    with disk_errors("The concept index", root, advice):
+    with disk_errors("The concept index", root, "The vocabulary in the database is as it should be."):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             if not folder.is_dir():

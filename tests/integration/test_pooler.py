@@ -33,7 +33,7 @@ def pooled(other_postgres_url: str, other_postgres_folder: Path | None) -> Itera
     if _PROGRAM is None or other_postgres_folder is None:
         pytest.skip("pgbouncer, or a PostgreSQL beside the embedded one, is not installed")
     given, account = urlsplit(other_postgres_url), server_account()
-    folder = Path(tempfile.mkdtemp(prefix="epic-omop-pooler-", dir="/tmp"))  # noqa: S108 - of an account of its own
+    folder = Path(tempfile.mkdtemp(prefix="epic-omop-pooler-", dir="/tmp"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
