@@ -49,6 +49,7 @@ _SURROGATES = {
     "reference": "from_surrogate_id",
     "reference_value": "owner_surrogate_id",
     "row_issue": "surrogate_id",
+    "unmapped_use": "surrogate_id",
     "hydrated_reference": "surrogate_id",
     "absent_resource": "surrogate_id",
 }
