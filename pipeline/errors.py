@@ -27,6 +27,7 @@ EpicOmopError
 ├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
+├── TransformError            worker processes cannot start, or many lines break them (exit 70)
 └── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
 """
 
@@ -54,6 +55,7 @@ __all__ = [
     "RemoteUnavailable",
     "RequestBudgetSpent",
     "SiteBusy",
+    "TransformError",
     "TransientError",
     "Unreachable",
     "UnsafeRemote",
@@ -183,6 +185,10 @@ class WarehouseError(EpicOmopError):
 
 class VocabularyError(EpicOmopError):
     pass
+
+
+class TransformError(EpicOmopError):
+    exit_code = 70
 
 
 class AccountingError(EpicOmopError):

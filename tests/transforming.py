@@ -11,7 +11,17 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.concept_index import (
+    ANCESTOR_FILE,
+    ANCESTOR_SCHEMA,
+    CONCEPT_FILE,
+    CONCEPT_SCHEMA,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    STRENGTH_FILE,
+    STRENGTH_SCHEMA,
+    ConceptIndex,
+)
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import load_mappings
 from pipeline.omop.plan import TransformPlan, Worker
@@ -21,7 +31,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["Lines", "Rows", "Transforming", "lines_of"]
+__all__ = ["Lines", "Rows", "Transforming", "index_of", "lines_of", "plan_of", "write_no_facts"]
 
 #: kind of staging → its rows
 Rows = dict[str, list[tuple[Any, ...]]]
@@ -77,29 +87,54 @@ class _Origin:
     part: str = "part"
 
 
+def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Path, **site: Any) -> TransformPlan:
+    """What the transform stage of a site with these settings is given."""
+    settings = SiteSettings(name="transforming", **site)
+    mappings = load_mappings(MAPPINGS_FOLDER, settings.name, settings.mapping)
+    fixed = {known: found.use_concept_id for known, found in index.verify_fixed(mappings.fixed_concepts).items()}
+    return TransformPlan(
+        site=settings,
+        instance_zone="UTC",
+        surrogate_salt="",
+        as_of=date(2025, 1, 31),
+        mappings=mappings,
+        index=index,
+        fixed=fixed,
+        known=None,
+        facts=facts,
+        staged=staged,
+        landing=landing,
+    )
+
+
+def index_of(folder: Path, codes: Iterable[tuple[str, str, int, str]] = ()) -> ConceptIndex:
+    """A concept index of Standard concepts (vocabulary, code, id, domain), made without a server."""
+    rows = [(vocabulary, code, number, domain, "S", None, 1, number, domain, vocabulary, None)
+            for vocabulary, code, number, domain in codes]  # fmt: skip
+    concepts = [
+        (number, code, domain, vocabulary, "Undefined", "S", None, number) for vocabulary, code, number, domain in codes
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame(rows, schema=dict(INDEX_SCHEMA), orient="row").sort("vocabulary_id", "concept_code")
+    frame.write_parquet(folder / INDEX_FILE)
+    pl.DataFrame(concepts, schema=dict(CONCEPT_SCHEMA), orient="row").write_parquet(folder / CONCEPT_FILE)
+    pl.DataFrame(schema=dict(ANCESTOR_SCHEMA)).write_parquet(folder / ANCESTOR_FILE)
+    pl.DataFrame(schema=dict(STRENGTH_SCHEMA)).write_parquet(folder / STRENGTH_FILE)
+    return ConceptIndex(folder, "made by a test", "test")
+
+
+def write_no_facts(folder: Path) -> None:
+    write_facts(folder, pl.LazyFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String}))
+
+
 class Transforming:
     """A worker of one site. `file` is where the lines are (a reference_value of a line names its place)."""
 
     def __init__(self, index: ConceptIndex, folder: Path, file: Path, **site: Any) -> None:
         self._staged = _Kept(folder / "staged")
         self._file = file
-        settings = SiteSettings(name="transforming", **site)
-        mappings = load_mappings(MAPPINGS_FOLDER, settings.name, settings.mapping)
-        fixed = {known: found.use_concept_id for known, found in index.verify_fixed(mappings.fixed_concepts).items()}
-        self._mappings = mappings
-        self.plan = TransformPlan(
-            site=settings,
-            instance_zone="UTC",
-            surrogate_salt="",
-            as_of=date(2025, 1, 31),
-            mappings=mappings,
-            index=index,
-            fixed=fixed,
-            known=None,
-            facts=folder / "facts",
-            staged=self._staged,
-            landing=file.parent,
-        )
+        self.plan = plan_of(index, folder / "facts", self._staged, file.parent, **site)
+        self._mappings = self.plan.mappings
         self.worker = Worker(self.plan)
 
     def run(self, chunks: Iterable[Lines]) -> Rows:

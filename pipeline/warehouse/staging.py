@@ -168,6 +168,13 @@ class StagedExport:
         if not frame.is_empty():
             write_frame(self.folder / kind / f"{part}.parquet", frame)
 
+    def discard(self, part: str, kept: Sequence[str] = ()) -> None:
+        """Remove what was written under the name of one part, also by resource type, but for the kinds `kept`."""
+        for kind in self.kinds():
+            if kind not in kept:
+                for path in [self.folder / kind / f"{part}.parquet", *(self.folder / kind).glob(f"{part}-*.parquet")]:
+                    path.unlink(missing_ok=True)
+
     def read(self, kind: str, part: str) -> pl.DataFrame:
         """One part, which was written."""
         return pl.read_parquet(self.folder / kind / f"{part}.parquet")
