@@ -330,6 +330,8 @@ class ExpressionCompiler:
             return known
         found = single_element(base.types, name)
         value = self._source.assign(expression, Value("", element=name, types=found.types), key)
+        if found.is_single and not base.is_list_free and not base.is_object:
+            self._source.line(f"if {value.code}.__class__ is list: refuse_arrays({code}, {name!r})")
         return self._held_to_shape(value, found, key) if found.is_single and base.is_list_free else value
 
     def _held_to_shape(self, value: Value, found: SingleElement, key: tuple[object, ...]) -> Value:

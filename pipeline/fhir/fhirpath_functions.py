@@ -607,6 +607,13 @@ def refuse_shape(value: Json, what: str) -> None:
     raise expected(what, value)
 
 
+def refuse_arrays(loose: Json, name: str) -> None:
+    """Raises WrongType where an item has an array of the element `name`, of which there is at most one."""
+    for item in items(loose):
+        if item.__class__ is dict and item.get(name).__class__ is list:
+            refuse_shape(item[name], "a single value")
+
+
 def other_resource(resource: Json, resource_type: str) -> None:
     """A line that the view is not about: nothing where it is another type of resource, else an error."""
     if resource.__class__ is not dict:
@@ -624,7 +631,8 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
         contained_in, contains_text, count, divide, ends_with, equal, equal_time, exists, extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,
-        primitive_extensions, reference_keys, refuse_shape, repeat, resource_key, same, single, starts_with, subtract, text,
+        primitive_extensions, reference_keys, refuse_arrays,
+        refuse_shape, repeat, resource_key, same, single, starts_with, subtract, text,
         truth, unequal, unequal_time, union, upper,
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ from pipeline.errors import MappingError
 from pipeline.fhir.fhirpath import Binary, Call, FhirPathError, Index, Literal, Member, Negative, Node, OfType, parse
 from pipeline.fhir.fhirpath_compiler import Context, ExpressionCompiler, Source, Value
 from pipeline.fhir.fhirpath_functions import COMPOUND, FUNCTIONS, EvaluationError, NotAResource, WrongType
+from pipeline.fhir.r4 import element_problems
 
 __all__ = [
     "EVALUATION_ERRORS",
@@ -531,7 +532,9 @@ class _Renderer(ABC):
             for path in iteration.paths:
                 with self._compiler(path) as compiler:
                     steps.append(compiler.function(path.node, context))
-            return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))")
+            types = element_problems(iteration.paths[0].node, self._plan.resource_type, context.this.types)[1]
+            found = Value("", types=types if context.this.types else None)
+            return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))", found)
         [path] = iteration.paths
         with self._compiler(path) as compiler:
             return compiler.compile(path.node, context)

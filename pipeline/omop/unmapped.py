@@ -67,7 +67,8 @@ def _counted(
             display = worker.sets.text_of(number)
         key = content_key(mapping.resource, element, system, code, display)
         named.append((number, key, mapping.resource, element, system, code, display))
-    schema = {"code_set": pl.Int32, **{name: staging.SCHEMAS[staging.UNMAPPED][name] for name in _CODING}}
+    schema: dict[str, type[pl.DataType]] = {"code_set": pl.Int32}
+    schema |= {name: staging.SCHEMAS[staging.UNMAPPED][name] for name in _CODING}
     counted = marked.group_by(*_LINE, "code_set", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("count"))
     rows = counted.join(pl.DataFrame(named, schema=schema, orient="row"), on="code_set", maintain_order="left")
     return rows.select(list(NO_CODES.columns))
