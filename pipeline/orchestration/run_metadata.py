@@ -118,7 +118,6 @@ def _tables(report: LoadReport) -> Metadata:
             f"{code.resource_type}.{code.element}",
             code.system or "–",
             code.code or "(text only)",
-            code.display or "–",
             code.count,
         )
         for code in report.unmapped
@@ -132,7 +131,7 @@ def _tables(report: LoadReport) -> Metadata:
             ("what came of them", "resource type", "resources"),
             [(fate, kind, count) for fate, counts in report.vanished.items() for kind, count in counts.items()],
         ),
-        "most frequent unmapped codes": table_value(("element", "system", "code", "display", "count"), codes),
+        "most frequent unmapped codes": table_value(("element", "system", "code", "count"), codes),
     }
 
 
