@@ -1,4 +1,4 @@
-"""What every derive function may ask for: concepts, value maps, dates, and facts of other resources."""
+"""What every derive function may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import date
 
 import polars as pl
 
-from pipeline.fhir.datetimes import parsed
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concepts import ConceptResolver
@@ -93,32 +92,4 @@ def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Ex
     """
     return frame.with_columns(
         pl.when(when).then(pl.col(key)).alias(f"uses_{name}"), missing.fill_null(False).alias(f"lacks_{name}")
-    )
-
-
-def starting(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
-    """Adds start, start_date and start_datetime: the first of the columns that is present."""
-    return derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("start")), "start")
-
-
-def ending(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
-    """Adds end_date and end_datetime; an end before the start is dropped (and counted as an issue)."""
-    frame = derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("end")), "end")
-    sensible = pl.col("end_date") >= pl.col("start_date")
-    return frame.with_columns(
-        (~sensible).fill_null(False).alias("issue_end_before_start"),
-        pl.when(sensible).then(pl.col("end_date", "end_datetime")),
-    )
-
-
-def with_visit_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds visit_start and visit_end: FHIR date strings of the encounter that the resource refers to."""
-    frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
-    period = pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
-    return (
-        frame.with_columns(period)
-        .unnest("encounter_period")
-        .with_columns(
-            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("visit_start", "visit_end")
-        )
     )
