@@ -167,10 +167,10 @@ def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[s
 
 
 def compile_columns(
-    view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None
+    view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None, *, is_strict: bool = False
 ) -> CompiledColumns:
     """One view as the pipeline runs it. Arguments and errors: see compile_together."""
-    compiled = compile_together([view], converters)
+    compiled = compile_together([view], converters, is_strict=is_strict)
     return CompiledColumns(compiled.columns[0], compiled.explains[0], compiled.source, compiled.bind)
 
 

@@ -328,7 +328,7 @@ def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], 
             columns,
             tuple(_dtype(column.type, column.collection) for column in columns),
             explain,
-            cache(partial(compile_columns, dict(view.definition), converters)),
+            cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
         )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )

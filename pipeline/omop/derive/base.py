@@ -54,12 +54,6 @@ class Derivation:
     def constant(self, name: str) -> int:
         return self.fixed(self.constants[name])
 
-    def dated(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-        """Adds `<column>_date`, `_datetime` and `_precision` for FHIR date strings."""
-        return frame.with_columns(
-            dates for name in columns for dates in parsed(frame[name], self.site_zone, self.instance_zone).get_columns()
-        )
-
     def with_fact(self, frame: pl.DataFrame, key: str, name: str, target: str) -> pl.DataFrame:
         """Adds `target`: the value of fact `name` of the resource that column `key` refers to.
 
