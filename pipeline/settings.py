@@ -332,6 +332,8 @@ class Settings(BaseModel):
     time_zone: str = "UTC"
     #: Worker processes of the transform stage.
     workers: Annotated[int, Field(ge=1, le=256)] = 2
+    #: What a worker process may hold in memory (MB); None: its share of half the machine's, at least 2 GB.
+    worker_memory_mb: Annotated[int, Field(ge=256)] | None = None
     mappings: Path = MAPPINGS_FOLDER
     #: Each site's own part of the mappings is in a folder of its name here; None: `mappings/sites` in the home.
     site_mappings: Path | None = None
@@ -409,6 +411,7 @@ _VARIABLES = {
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
+    "EPIC_OMOP_WORKER_MEMORY_MB": "worker_memory_mb",
     "EPIC_OMOP_MAPPINGS": "mappings",
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",

@@ -33,6 +33,7 @@ from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.concepts import ConceptResolver
 from pipeline.omop.derive import Derivation
+from pipeline.omop.derive.look_ups import LookUps
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.settings import SiteSettings
@@ -72,6 +73,8 @@ _VALUE_MAP_SCHEMA = {
     "concept_id": pl.Int64,
     "exclude_reason": pl.String,
     "meaning": pl.String,
+    #: the map says on purpose that there is no concept
+    "by_rule": pl.Boolean,
 }
 _REFERENCE_TARGETS = (
     "Patient",
@@ -156,11 +159,8 @@ class Worker:
             options=self.plan.mappings.options,
             fixed=self.fixed,
             constants=self.plan.mappings.constants,
-            value_maps=self.value_maps,
-            sets=self.sets,
-            resolver=self.resolver,
+            look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
             facts=self.facts,
-            concepts=self.plan.index.concepts,
             strengths=self.plan.index.strengths,
             binary_texts=self.binary_texts,
         )
@@ -185,6 +185,7 @@ class Worker:
                     "concept_id": [self.target(entry.targets) for entry in entries],
                     "exclude_reason": [entry.exclude_reason for entry in entries],
                     "meaning": [entry.meaning for entry in entries],
+                    "by_rule": [not any(entry.targets) for entry in entries],
                 },
                 schema=_VALUE_MAP_SCHEMA,
             )
@@ -320,14 +321,14 @@ class Worker:
 
 
 def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], Any]]) -> ResourcePlan:
-    compiled = compile_together([dict(view.definition) for view in mapping.views], converters)
+    compiled = compile_together([dict(view.definition) for view in mapping.views], converters, is_strict=True)
     views = tuple(
         PlannedView(
             view,
             columns,
             tuple(_dtype(column.type, column.collection) for column in columns),
             explain,
-            cache(partial(compile_columns, dict(view.definition), converters)),
+            cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
         )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )

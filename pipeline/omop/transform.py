@@ -378,9 +378,9 @@ class _TypeTransform:
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.ISSUE, [result.issues for result in results], of=with_facts)
         write(staging.EVENT_LINK, self._event_links)
-        codes = [result.codes for result in results if not result.codes.is_empty()]
-        if codes:
-            staged.write(staging.MAPPING, part, pl.concat(codes))
+        write(staging.UNMAPPED, [result.unmapped for result in results])
+        if results:
+            staged.write(staging.MAPPING, part, pl.concat([result.rate for result in results]))
 
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""
