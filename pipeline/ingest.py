@@ -22,6 +22,7 @@ from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
 from pipeline.errors import EpicOmopError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
+from pipeline.identifier_secret import identifier_secret
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.chunks import (
     ChunkPiece,
@@ -128,6 +129,7 @@ def _plan(
         site=site,
         instance_zone=runtime.settings.time_zone,
         surrogate_salt=runtime.settings.surrogate_salt,
+        identifier_secret=identifier_secret(runtime.settings),
         as_of=export.transaction_time.astimezone(site.zone).date(),
         mappings=mappings,
         index=index,
@@ -155,6 +157,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
             runtime.settings.time_zone,
             ",".join(sorted(site.text_source_value_types)),
             str(site.max_line_bytes),
+            hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),
         )
     )
     types = ["", *mappings.resources, *mappings.unmapped_types]

@@ -29,8 +29,10 @@ __all__ = [
     "Column",
     "CompiledColumns",
     "CompiledViews",
+    "Converter",
     "EvaluationError",
     "NotAResource",
+    "OfCollection",
     "Problem",
     "WrongType",
     "compile_columns",
@@ -111,6 +113,16 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class OfCollection:
+    """A converter that is given all that a path finds: one item, or an array of them."""
+
+    function: Callable[[Any], Any]
+
+
+#: What converts the values of a declared type.
+Converter = Callable[[Any], Any] | OfCollection
+
 #: Appends the rows of a resource; the second argument is the mark that ends each of them.
 Append = Callable[[dict[str, Any], Any], None]
 
@@ -165,16 +177,14 @@ def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[s
     return _load(_DictRenderer(plan).render(), plan, {})  # type: ignore[no-any-return]  # generated above
 
 
-def compile_columns(
-    view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None
-) -> CompiledColumns:
+def compile_columns(view: dict[str, Any], converters: Mapping[str, Converter] | None = None) -> CompiledColumns:
     """One view as the pipeline runs it. Arguments and errors: see compile_together."""
     compiled = compile_together([view], converters)
     return CompiledColumns(compiled.columns[0], compiled.explains[0], compiled.source, compiled.bind)
 
 
 def compile_together(
-    views: Sequence[dict[str, Any]], converters: Mapping[str, Callable[[Any], Any]] | None = None
+    views: Sequence[dict[str, Any]], converters: Mapping[str, Converter] | None = None
 ) -> CompiledViews:
     """Views of one resource type as the pipeline runs them: see CompiledViews.
 
@@ -567,7 +577,7 @@ class _DictRenderer(_Renderer):
 class _BufferRenderer(_Renderer):
     """A list of rows for each view → function (resource, mark), with types checked and converted."""
 
-    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Callable[[Any], Any]]) -> None:
+    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Converter]) -> None:
         super().__init__(plans[0])
         self._plans = plans
         self._view = 0
@@ -592,6 +602,8 @@ class _BufferRenderer(_Renderer):
 
     def _column_value(self, column: Column, value: Value) -> str:
         if not column.collection:
+            if isinstance(self._converters.get(column.type or ""), OfCollection):
+                return self._converted(column, value.code)
             return self._converted(column, self._checked(column, value))
         item = Value("item", is_list_free=True, kind=value.kind)
         each = self._converted(column, self._checked(column, item), is_null_free=True)
@@ -625,10 +637,13 @@ def _converter_name(converters: Mapping[str, object], type_name: str) -> str:
     return f"convert_{list(converters).index(type_name)}"
 
 
-def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> Any:
+def _load(source: str, plan: _Plan, converters: Mapping[str, Converter]) -> Any:
     """The function `run` of generated source."""
     namespace: dict[str, Any] = dict(FUNCTIONS)
-    namespace |= {_converter_name(converters, name): function for name, function in converters.items()}
+    namespace |= {
+        _converter_name(converters, name): converter.function if isinstance(converter, OfCollection) else converter
+        for name, converter in converters.items()
+    }
     # The source comes from _Renderer alone: texts of the view enter it only through repr().
     exec(compile(source, f"<view {plan.name!r}>", "exec"), namespace)  # noqa: S102
     return namespace["run"]
@@ -640,7 +655,7 @@ def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any
 class _Explainer:
     """Finds the shortest path that fails on a resource, by running the view's paths one at a time."""
 
-    def __init__(self, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> None:
+    def __init__(self, plan: _Plan, converters: Mapping[str, Converter]) -> None:
         self._plan = plan
         self._converters = converters
         self._probes: list[tuple[str, str, Any]] | None = None

@@ -20,6 +20,7 @@ from pipeline.omop.routing import staged_columns
 
 __all__ = [
     "EVENT_LINK",
+    "IDENTIFIER_KEY",
     "ISSUE",
     "MAPPING",
     "OUTCOME",
@@ -42,6 +43,8 @@ __all__ = [
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
 ISSUE, MAPPING, UNCHANGED, EVENT_LINK = "issue", "mapping", "unchanged", "event_link"
+#: Keys by which references name their target, instead of its id.
+IDENTIFIER_KEY = "identifier_key"
 #: Places of lines that are transformed together with those of other chunks.
 WAITING = "waiting"
 
@@ -105,6 +108,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "event_table": pl.String,
         "event_row_key": pl.Int64,
     },
+    IDENTIFIER_KEY: {"surrogate_id": pl.Int64},
     UNCHANGED: {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64},
 }
 
