@@ -153,7 +153,7 @@ def _unlink(connection: psycopg.Connection, cdm: str) -> None:
                 direct = on_visit if column == "visit_occurrence_id" and "visit_detail_id" in columns else ""
                 connection.execute(
                     "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-                    " SELECT DISTINCT lineage.surrogate_id, 'visit_occurrence_id', map.surrogate_id, 'pending'"
+                    f" SELECT DISTINCT lineage.surrogate_id, '{table}.visit_occurrence_id', map.surrogate_id, 'pending'"
                     f" FROM {cdm}.{table} AS row JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{own},"
                     f" pg_temp.erased_{other} AS gone JOIN id_map AS map ON map.row_id = gone.row_id"
                     f" AND map.cdm_table = '{other}'{of_others}{direct} ON CONFLICT DO NOTHING"

@@ -13,7 +13,7 @@ import polars as pl
 import psycopg
 
 from pipeline.warehouse.copying import read_frame, temporary_table
-from pipeline.warehouse.ids import STAY_LOCATION
+from pipeline.warehouse.link_roles import role_names
 from pipeline.warehouse.publish import LandedLine
 
 __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
@@ -21,7 +21,7 @@ __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 _IDS = {"surrogate_id": pl.Int64}
 
 #: Roles of `etl.reference` whose targets are fetched by reference: rows of shared resources, and their facts.
-_ROLES = ["provider_id", "care_site_id", "medication_code", STAY_LOCATION]
+_ROLES = [*role_names("provider", "care_site"), "medication_code"]
 
 _PENDING = (
     " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"

@@ -13,7 +13,7 @@ import psycopg
 from omop_schema.cdm import primary_key, sequence_name
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 
-__all__ = ["ENTITY_TABLES", "LINKS", "STAY_LOCATION", "EntityIds", "NewIds", "reserve"]
+__all__ = ["ENTITY_TABLES", "LINKS", "EntityIds", "NewIds", "reserve"]
 
 #: Tables whose rows other rows refer to, in the order in which they can be filled.
 ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
@@ -26,10 +26,6 @@ LINKS = {
     "care_site_id": "care_site",
     "location_id": "location",
 }
-
-#: Role of an encounter's stays that wait for their location. One resource has many of them, each with another target:
-#: the encounter is mapped again when the location comes, because a reference does not say which row waits.
-STAY_LOCATION = "stay_location"
 
 _SCHEMA = {"surrogate_id": pl.Int64, "row_id": pl.Int64}
 

@@ -26,6 +26,7 @@ from pipeline.warehouse.publication import (
     accounts,
     bulk,
     derived_rows,
+    links,
     merges,
     references,
     rows,
@@ -94,6 +95,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("references"):
         references.references(p)
         if changes:
+            links.fill(p)
             visits.mark_emergency_stays(p)
             relate_care_sites(p)
     with step("state"):
@@ -152,7 +154,6 @@ def _write_rows(p: Publication) -> None:
     with step("links"):
         rows.remove_unused_locations(p)
         references.link_events(p)
-        references.relink(p)
 
 
 def _record(

@@ -18,7 +18,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
-from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication import bulk
 from tests.databases import empty
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
@@ -194,7 +194,9 @@ class History:
             content = warehouse_content(connection)
         content.pop("dead_letter", None)  # of what was broken: what has come of it is the matter here
         # References to medications are kept of superseded lines too: at worst a request is mapped once more.
-        links = Counter({row: count for row, count in content.pop("reference", Counter()).items() if row[1] in LINKS})
+        links = Counter(
+            {row: count for row, count in content.pop("reference", Counter()).items() if row[1] in NO_FACTS}
+        )
         if links:
             content["reference"] = links
         return content

@@ -1,83 +1,18 @@
-"""Links that wait, facts that others use, and who is to be mapped again because a fact changed."""
+"""What resources wait for and use, facts that others use, and who is to be mapped again because a fact changed."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from omop_schema.cdm import polars_schema, primary_key
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.cdm import primary_key
+from omop_schema.etl import lineage_table_name
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import encoded, temporary_table
-from pipeline.warehouse.ids import LINKS, STAY_LOCATION
+from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication.context import LandedLine, Publication
 from pipeline.warehouse.publication.returning import mapped_again
 
-__all__ = ["find_dependents", "link_events", "references", "relink"]
-
-
-def relink(p: Publication) -> None:
-    """Fill links that waited for a row that is there now."""
-    if p.is_first:
-        return
-    waiting = p.connection.execute(
-        "SELECT DISTINCT role FROM reference WHERE state = 'pending' AND to_surrogate_id IN"
-        " (SELECT surrogate_id FROM pg_temp.changed)"
-    ).fetchall()
-    for (role,) in waiting:
-        if role not in LINKS:
-            continue
-        target = LINKS[role]
-        if role == "visit_occurrence_id":
-            _relink_details(p)
-        for table in LINEAGE_TABLES:
-            if role in polars_schema(table) and table != target:
-                own = primary_key(table) or "person_id"
-                of_encounter = f" AND {_IS_SUB_ENCOUNTER}" if table == "visit_detail" else ""
-                p.connection.execute(
-                    f"UPDATE {p.cdm}.{table} AS row SET {role} = map.row_id"
-                    f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
-                    " ON lineage.surrogate_id = reference.from_surrogate_id"
-                    " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id"
-                    f" JOIN {p.cdm}.{target} AS target ON target.{primary_key(target)} = map.row_id"
-                    f" WHERE reference.state = 'pending' AND reference.role = %s AND map.cdm_table = %s"
-                    f" AND row.{own} = lineage.row_id{of_encounter}",
-                    (role, target),
-                )
-        p.connection.execute(
-            "DELETE FROM reference USING id_map AS map WHERE reference.state = 'pending' AND role = %s"
-            " AND map.surrogate_id = to_surrogate_id AND map.cdm_table = %s"
-            f" AND EXISTS (SELECT FROM {p.cdm}.{target} AS row WHERE row.{primary_key(target)} = map.row_id)",
-            (role, target),
-        )
-
-
-#: A row of visit_detail that stands for a whole encounter, not for its stay in a location.
-_IS_SUB_ENCOUNTER = (
-    "EXISTS (SELECT FROM id_map AS own WHERE own.cdm_table = 'visit_detail'"
-    " AND own.surrogate_id = lineage.surrogate_id AND own.row_id = lineage.row_id)"
-)
-
-
-def _relink_details(p: Publication) -> None:
-    """Rows that waited for an encounter which came as a sub-encounter: its detail, and the visit of that."""
-    for table in LINEAGE_TABLES:
-        if table == "visit_detail" or not {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table)):
-            continue
-        p.connection.execute(
-            f"UPDATE {p.cdm}.{table} AS row SET visit_occurrence_id = detail.visit_occurrence_id,"
-            " visit_detail_id = detail.visit_detail_id"
-            f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
-            " ON lineage.surrogate_id = reference.from_surrogate_id"
-            " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id AND map.cdm_table = 'visit_detail'"
-            f" JOIN {p.cdm}.visit_detail AS detail ON detail.visit_detail_id = map.row_id"
-            " WHERE reference.state = 'pending' AND reference.role = 'visit_occurrence_id'"
-            f" AND row.{primary_key(table)} = lineage.row_id"
-        )
-    p.connection.execute(
-        "DELETE FROM reference USING id_map AS map WHERE reference.state = 'pending' AND role = 'visit_occurrence_id'"
-        " AND map.surrogate_id = to_surrogate_id AND map.cdm_table = 'visit_detail'"
-        f" AND EXISTS (SELECT FROM {p.cdm}.visit_detail AS row WHERE row.visit_detail_id = map.row_id)"
-    )
+__all__ = ["find_dependents", "link_events", "references"]
 
 
 #: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
@@ -180,7 +115,7 @@ def find_dependents(p: Publication) -> None:
         "UPDATE reference SET state = 'stale' FROM pg_temp.changed_fact AS fact"
         f" WHERE fact.surrogate_id = {target} AND fact.name = {role} AND {role} <> ALL(%s)"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
     p.connection.execute(
         "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
@@ -203,11 +138,9 @@ def find_dependents(p: Publication) -> None:
         # said of all, so that the index of what is not resolved is used: most references are
         f" WHERE reference.state <> 'resolved' AND {role} <> ALL(%s)"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
-        f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
-        f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"
-        f" WHERE site.surrogate_id = {target})))"
+        f" WHERE fact.surrogate_id = {target} AND fact.name = {role})))"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
     # Counted, so that the states are looked up for them, and not they for all states.
     p.connection.execute("ANALYZE pg_temp.waiting")
