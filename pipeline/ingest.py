@@ -47,6 +47,7 @@ from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
+from pipeline.warehouse.publication.stand_ins import about_owners
 from pipeline.warehouse.publish import PublicationReport, publish_export
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
 
@@ -331,7 +332,7 @@ def _in_order(
 
 def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
-    columns = ["surrogate_id", "name", "value"]
+    columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
     staged = plan.staged.scan(staging.REFERENCE_VALUE).join(
         taken, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
@@ -342,7 +343,7 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    write_facts(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]))
+    write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), kept.select(columns)])).lazy())
 
 
 def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:
