@@ -122,7 +122,7 @@ def follow(p: Publication) -> None:
     temporary_table(p.connection, "stands_for", resolved(p, used["to"]))
     for target in TARGETS_BY_STAND_IN:
         p.connection.execute(
-            f"CREATE TEMP TABLE followed_{target} ON COMMIT DROP AS SELECT stand_in.surrogate_id, row.row_id"
+            f"CREATE TEMP TABLE moved_{target} ON COMMIT DROP AS SELECT stand_in.surrogate_id, row.row_id"
             f" FROM pg_temp.stands_for AS stand_in JOIN {target_rows(p, target)} AS row"
             " ON row.surrogate_id = stand_in.target"
         )
@@ -145,14 +145,14 @@ def _follow_role(p: Publication, role: LinkRole) -> None:
             f"UPDATE {p.cdm}.{place.table} AS row SET {place.column} = target.row_id"
             f" FROM pg_temp.moved_link AS moved JOIN {lineage_table_name(place.table)} AS lineage"
             " ON lineage.surrogate_id = moved.from_surrogate_id"
-            f" LEFT JOIN pg_temp.followed_{role.target} AS target ON target.surrogate_id = moved.to_surrogate_id"
+            f" LEFT JOIN pg_temp.moved_{role.target} AS target ON target.surrogate_id = moved.to_surrogate_id"
             f" WHERE moved.role = %s AND row.{primary_key(place.table) or 'person_id'} = lineage.row_id"
             f" AND row.{place.column} IS DISTINCT FROM target.row_id{place.rows.value}",
             (role.name,),
         )
     p.connection.execute(
         "UPDATE reference SET state = CASE WHEN target.row_id IS NULL THEN 'pending' ELSE 'resolved' END"
-        f" FROM pg_temp.moved_link AS moved LEFT JOIN pg_temp.followed_{role.target} AS target"
+        f" FROM pg_temp.moved_link AS moved LEFT JOIN pg_temp.moved_{role.target} AS target"
         " ON target.surrogate_id = moved.to_surrogate_id WHERE moved.role = %s"
         " AND reference.from_surrogate_id = moved.from_surrogate_id AND reference.role = moved.role"
         " AND reference.to_surrogate_id = moved.to_surrogate_id",
@@ -200,7 +200,10 @@ def _find_moved(p: Publication) -> None:
 _MOVED_KEYS = (
     "SELECT fact.surrogate_id, fact.name FROM pg_temp.moved_stand_in AS moved"
     " JOIN reference_value AS fact USING (surrogate_id) WHERE fact.name = ANY(%(names)s)"
-    " UNION SELECT surrogate_id, name FROM pg_temp.changed_fact WHERE name = ANY(%(names)s)"
+    " UNION SELECT surrogate_id, name FROM pg_temp.changed_fact JOIN"
+    " (SELECT surrogate_id, name FROM pg_temp.former_fact UNION SELECT fact.surrogate_id, fact.name"
+    "  FROM reference_value AS fact JOIN pg_temp.changed AS own ON own.surrogate_id = fact.owner_surrogate_id) AS said"
+    " USING (surrogate_id, name) WHERE name = ANY(%(names)s)"
 )
 _ALL_KEYS = "SELECT DISTINCT surrogate_id, name FROM reference_value WHERE name = ANY(%(names)s)"
 
