@@ -11,15 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as examples
+from alembic import command
+from alembic.config import Config
+from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.warehouse.schema import _MIGRATIONS, transaction
 from tests.databases import empty
 from tests.integration.linked_world import TYPES, VERSIONS, Night, last_state, night, resource
 from tests.integration.support import Warehouse
+from tests.property_examples import histories
 from tests.warehouse_content import warehouse_content
 
 #: The nights of each world.
@@ -33,9 +37,11 @@ _WAITING = (
     " WHERE reference.state <> 'resolved' AND role LIKE '%.%'"
 )
 _RELATED = (
-    "SELECT part.surrogate_id, whole.surrogate_id, relationship_concept_id FROM cdm.fact_relationship AS row"
+    "SELECT one.resource_id, other.resource_id, relationship_concept_id FROM cdm.fact_relationship AS row"
     " JOIN lineage_care_site AS part ON part.row_id = fact_id_1"
     " JOIN lineage_care_site AS whole ON whole.row_id = fact_id_2"
+    " JOIN resource_state AS one ON one.surrogate_id = part.surrogate_id"
+    " JOIN resource_state AS other ON other.surrogate_id = whole.surrogate_id"
 )
 
 
@@ -50,9 +56,20 @@ class Nights:
         """The content after the nights (world → what it holds) were exported, and loaded in this order."""
         with self.warehouse.runtime.connect() as connection:
             empty(connection)
-        landed = [self.warehouse.land(_files(worlds), group="g", complete=True) for worlds in nights]
+        landed = [self._land(worlds) for worlds in nights]
         for place in order if order is not None else range(len(landed)):
             self.warehouse.ingest(landed[place], confirmed=True)
+        return self.content()
+
+    def load(self, worlds: Mapping[str, Night]) -> None:
+        """One more night."""
+        self.warehouse.ingest(self._land(worlds), confirmed=True)
+
+    def _land(self, worlds: Mapping[str, Night]) -> LandedExport:
+        return self.warehouse.land(_files(worlds), group="g", complete=True)
+
+    def content(self) -> Content:
+        """Rows, the resources that they come from and lead to, and links that wait."""
         with self.warehouse.runtime.connect() as connection:
             content = warehouse_content(connection, state=False)
             content["waiting"] = Counter(connection.execute(_WAITING).fetchall())
@@ -66,7 +83,8 @@ class Nights:
         last = {name: last_state(held, vanished_stay=self.kept) for name, held in worlds.items()}
         fresh = self.after([last])
         found = _differences(reached, fresh)
-        assert not found, "\n".join(found)
+        blamed = [f"{name}: {held}" for name, held in worlds.items() if any(f"{name}-" in line for line in found)]
+        assert not found, "\n".join([*found, *blamed])
 
 
 def _length(worlds: Worlds) -> int:
@@ -92,20 +110,20 @@ def _differences(reached: Content, fresh: Content) -> list[str]:
     return found
 
 
-def _nights(warehouse: Warehouse, policy: str) -> Nights:
+def _nights(warehouse: Warehouse, policy: str, name: str) -> Nights:
     site = SiteSettings(
         name="one", vanished=policy, left_group=policy, empty_when_missing=tuple(dict.fromkeys(TYPES.values()))
     )
     settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
     runtime = Runtime(settings, warehouse.runtime.clock)
-    folder = warehouse.folder / policy
+    folder = warehouse.folder / name
     folder.mkdir()
     return Nights(replace(warehouse, runtime=runtime, folder=folder), kept=policy == "keep")
 
 
 @pytest.fixture(scope="module", params=["delete", "keep"])
 def nights(module_warehouse: Warehouse, request: pytest.FixtureRequest) -> Nights:
-    return _nights(module_warehouse, request.param)
+    return _nights(module_warehouse, request.param, request.param)
 
 
 #: What is there in most histories.
@@ -142,6 +160,7 @@ HISTORIES = {
     "child-late": ("p1 e1 o1:B", "p1 e1 o1:B", "p1 e1 f1 o1:B d2"),
     "order-ends-with-late-visit": ("p1 x1 m1", "p1 x1 m1 e1", "p1 x1 m1 e1"),
     "survivor-late": ("p3 o3 d2", "p3 o3 d2", "p1 p3 o3 d1 d2 g1"),
+    "survivor-without-practitioners": ("p3 o3:N", "p3 o3:N", "p1:N p3 o3:N"),
     "patient-late": ("e1 f1 o1 d1 g1 l1", "p1 e1 f1 o1 g1 l1", "p1 e1 f1 o1 d1 g1 l1"),
     # Targets that go and come back.
     "all-shared-gone-and-back": (_ALL, "p1 p3 e1 f1 o1 o3 c1 m1 u1 q1", _ALL),
@@ -173,6 +192,47 @@ def test_links_end_where_a_fresh_load_puts_them(nights: Nights) -> None:
     nights.agree({name: [night(text) for text in texts] for name, texts in HISTORIES.items()})
 
 
+#: What versions before 0.10 of the etl schema left in the warehouse, of a world in which all had come.
+_AS_IT_WAS = (
+    # a practitioner filled the visit alone
+    "UPDATE cdm.visit_detail SET provider_id = NULL",
+    # a location that went and came back took the visit's organization away
+    (
+        "UPDATE cdm.visit_occurrence AS row SET care_site_id = stay.care_site_id FROM cdm.visit_detail AS stay"
+        " WHERE stay.visit_occurrence_id = row.visit_occurrence_id AND stay.parent_visit_detail_id IS NULL"
+        " AND stay.care_site_id IN (SELECT row_id FROM lineage_care_site JOIN resource_state USING (surrogate_id)"
+        " JOIN site_resource_type USING (site_resource_type_id) WHERE resource_type = 'Location')"
+    ),
+    "UPDATE cdm.visit_detail SET care_site_id = NULL",
+)
+
+
+def test_an_older_warehouse_is_put_right_by_the_next_load(module_warehouse: Warehouse) -> None:
+    """Links that waited are converted to roles, and what was wrong already is mapped again."""
+    nights = _nights(module_warehouse, "keep", "older")
+    late = night("p1 e1 f1 o1 c1 m1 q1 u1 l1")
+    worlds = {"all": [night(_ALL), {}], "late": [late, night(_ALL) | {"f1": "A"}]}
+    first, second = ({name: held[place] for name, held in worlds.items()} for place in (0, 1))
+    nights.after([first])
+    runtime = nights.warehouse.runtime
+    _migrate(runtime.url, "0009")
+    with runtime.connect() as connection:
+        for statement in _AS_IT_WAS:
+            connection.execute(statement)
+    _migrate(runtime.url, "head")
+    nights.load(second)
+    last = {name: last_state(held, vanished_stay=True) for name, held in worlds.items()}
+    assert _differences(nights.content(), nights.after([last])) == []
+
+
+def _migrate(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with transaction(url) as connection:
+        config.attributes.update(connection=connection, cdm_schema="cdm", etl_schema="etl")
+        (command.upgrade if revision == "head" else command.downgrade)(config, revision)
+
+
 def _texts_of_nights() -> st.SearchStrategy[list[dict[str, str]]]:
     """Three nights of a world: each resource there or not, mostly as the night before."""
     first = st.fixed_dictionaries({name: st.sampled_from(("-", *VERSIONS[name], "A", "A")) for name in TYPES})
@@ -188,14 +248,7 @@ def _texts_of_nights() -> st.SearchStrategy[list[dict[str, str]]]:
     return st.tuples(first, changes, changes).map(nights_of)
 
 
-@examples(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    max_examples=examples.get_profile("deep").max_examples if examples.get_current_profile_name() == "deep" else 2,
-)
+@histories(2)
 @given(
     worlds=st.lists(_texts_of_nights(), min_size=12, max_size=12),
     order=st.one_of(st.just((0, 1, 2)), st.permutations((0, 1, 2))),

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
@@ -22,6 +21,7 @@ from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication import bulk
 from tests.databases import empty
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
+from tests.property_examples import histories
 from tests.warehouse_content import Content, warehouse_content
 
 #: Versions of a resource. `same` and `other` differ in a value, `wrong` is entered in error, `broken` cannot be loaded.
@@ -226,14 +226,7 @@ lines = st.builds(
 exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4)
 
 
-@examples(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@histories(6)
 @given(exports=exports_of_a_world, data=st.data())
 def test_any_history_ends_in_the_last_good_versions(
     history: History, exports: list[Export], data: st.DataObject

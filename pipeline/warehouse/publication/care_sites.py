@@ -36,7 +36,7 @@ def relate_care_sites(p: Publication) -> None:
         " JOIN lineage_care_site AS parent ON parent.surrogate_id = coalesce(stand_in.target, fact.value::bigint)"
         " WHERE fact.name = 'site_part_of')"
         f" SELECT part AS one, whole AS other, {part_of} AS concept_id FROM pair"
-        f" UNION ALL SELECT whole, part, {contains} FROM pair"
+        f" UNION SELECT whole, part, {contains} FROM pair"
     )
     same = (
         f"row.domain_concept_id_1 = {domain} AND row.domain_concept_id_2 = {domain} AND row.fact_id_1 = relation.one"
