@@ -5,9 +5,11 @@ Worlds of `stand_in_world` lie side by side in the same exports of a group, so t
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,12 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from pipeline.identifier_secret import SECRET_FILE, identifier_secret
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from tests.databases import empty
 from tests.integration.stand_in_world import TYPES, VERSIONS, last_state, night, resource
-from tests.integration.support import Warehouse
+from tests.integration.support import Warehouse, encounter, observation, patient
 from tests.warehouse_content import warehouse_content
 
 _LINKS = "SELECT from_surrogate_id, role, to_surrogate_id, state, is_by_identifier FROM reference WHERE role LIKE '%.%'"
@@ -212,6 +215,158 @@ def test_nothing_changed_touches_nothing(nights: Nights) -> None:
     assert not others
     assert not report.changed_rows
     assert report.outcomes["unchanged"] == report.lines
+
+
+# --- bundles as Synthea writes them -------------------------------------------------------------------------------
+
+_SYNTHEA = "https://github.com/synthetichealth/synthea"
+_NPI = "http://hl7.org/fhir/sid/us-npi"
+
+
+def _transaction(*resources: dict[str, Any]) -> dict[str, Any]:
+    entries = [
+        {
+            "fullUrl": f"urn:uuid:{resource['id']}",
+            "resource": resource,
+            "request": {"method": "POST", "url": resource["resourceType"]},
+        }
+        for resource in resources
+    ]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+
+
+def _synthea_bundles() -> dict[str, dict[str, Any]]:
+    """Hospitals, practitioners and one patient, who refers to both by identifier: what Synthea writes by default."""
+    system, hospital, ward, npi = _SYNTHEA, "ef58ea08-d883", "1a5fb0d9-4a1a", "9999999999"
+    organization = {"resourceType": "Organization", "id": hospital, "name": "General"}
+    location = {"resourceType": "Location", "id": ward, "name": "Ward"}
+    practitioner = {
+        "resourceType": "Practitioner",
+        "id": "0000016d-3a85",
+        "identifier": [{"system": _NPI, "value": npi}],
+    }
+    role = {
+        "resourceType": "PractitionerRole",
+        "id": "f6c30f4a-1b2c",
+        "practitioner": {"identifier": {"system": _NPI, "value": npi}, "display": "Dr. Example"},
+        "organization": {"identifier": {"system": system, "value": hospital}, "display": "General"},
+        "location": [{"identifier": {"system": system, "value": ward}, "display": "Ward"}],
+        "specialty": [{"coding": [{"system": "http://nucc.org/provider-taxonomy", "code": "207R00000X"}]}],
+    }
+    by = {"reference": f"Practitioner?identifier={_NPI}|{npi}", "display": "Dr. Example"}
+    at = {"reference": f"Location?identifier={system}|{ward}", "display": "Ward"}
+    visit = {
+        **encounter("b2c3", "x"),
+        "resourceType": "Encounter",
+        "subject": {"reference": "urn:uuid:a1b2"},
+        "participant": [{"individual": by}],
+        "location": [{"location": at}],
+        "serviceProvider": {"reference": f"Organization?identifier={system}|{hospital}", "display": "General"},
+    }
+    order = {
+        **_MEDICATION,
+        "id": "c3d4",
+        "subject": {"reference": "urn:uuid:a1b2"},
+        "encounter": {"reference": "urn:uuid:b2c3"},
+        "requester": by,
+    }
+    person = {**patient("a1b2"), "identifier": [{"system": system, "value": "a1b2"}]}
+    return {
+        "hospitalInformation": _transaction(
+            {**organization, "identifier": [{"system": system, "value": hospital}]},
+            {
+                **location,
+                "identifier": [{"system": system, "value": ward}],
+                "managingOrganization": {"identifier": {"system": system, "value": hospital}},
+            },
+        ),
+        "practitionerInformation": _transaction(practitioner, role),
+        "Ann_Example": _transaction(person, visit, order),
+    }
+
+
+_MEDICATION = {
+    "resourceType": "MedicationRequest",
+    "status": "active",
+    "intent": "order",
+    "authoredOn": "2025-01-02",
+    "medicationCodeableConcept": {"coding": [{"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": "314076"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("hospitalInformation", "practitionerInformation", "Ann_Example"), ("Ann_Example",)])
+def test_bundles_that_refer_by_identifier(nights: Nights, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Whether patients are loaded together with whom they refer to, or before."""
+    bundles = _synthea_bundles()
+    found = nights.warehouse
+    with found.runtime.connect() as connection:
+        empty(connection)
+    for number, part in enumerate((names, [name for name in bundles if name not in names])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in part:
+            (folder / f"{name}.json").write_text(json.dumps(bundles[name]))
+        if part:
+            found.load(folder)
+    sites = "(SELECT care_site_name FROM cdm.care_site WHERE care_site_id = row.care_site_id)"
+    assert found.rows(f"SELECT provider_id IS NOT NULL, {sites} FROM cdm.visit_occurrence AS row") == [
+        (True, "General")
+    ]
+    assert found.rows(f"SELECT {sites} FROM cdm.visit_detail AS row") == [("Ward",)]
+    assert found.rows("SELECT provider_id IS NOT NULL FROM cdm.drug_exposure") == [(True,)]
+    assert found.rows(f"SELECT specialty_source_value, {sites} FROM cdm.provider AS row") == [("207R00000X", "Ward")]
+    assert found.value("SELECT count(*) FROM cdm.fact_relationship") == 2
+    assert found.value("SELECT count(*) FROM reference WHERE state <> 'resolved'") == 0
+    # The person's identifier is the same text as that of nobody else, and kept nowhere.
+    keys = found.value("SELECT count(*) FROM reference_value WHERE name = 'identifier'")
+    assert keys == 2 * 3, "of an Organization, a Location and a Practitioner: with its system, and with any"
+
+
+def test_a_person_by_identifier_is_unknown(nights: Nights) -> None:
+    """No form of it leads to a person, and none is kept."""
+    forms = [
+        {"reference": f"Patient?identifier={_SYNTHEA}|a1b2"},
+        {"identifier": {"system": _SYNTHEA, "value": "a1b2"}},
+        {"type": "Patient", "identifier": {"system": _SYNTHEA, "value": "a1b2"}},
+        {"reference": "#a1b2"},
+        {"reference": "Ann Example"},
+    ]
+    with nights.warehouse.runtime.connect() as connection:
+        empty(connection)
+    person = {**patient("a1b2"), "identifier": [{"system": _SYNTHEA, "value": "a1b2"}]}
+    lines = [{**observation(f"o{number}"), "subject": form} for number, form in enumerate(forms)]
+    nights.warehouse.load({"Patient": [person], "Observation": lines})
+    letters = nights.warehouse.rows("SELECT code, path, reason FROM dead_letter_open ORDER BY line")
+    assert [letter[:2] for letter in letters] == [("person_unknown", "Observation.subject")] * len(forms)
+    assert not [reason for *_, reason in letters if "a1b2" in reason or "Ann" in reason]
+    assert nights.warehouse.value("SELECT count(*) FROM reference_value WHERE name = 'identifier'") == 0
+    assert nights.warehouse.value("SELECT count(*) FROM cdm.measurement") == 0
+
+
+def test_the_secret_is_nowhere_but_in_its_file(nights: Nights) -> None:
+    """Not in the database, and nothing that a load writes beside it."""
+    nights.after([{"w": night(f"{_ALL} r1:K")}])
+    home = nights.warehouse.runtime.settings.home
+    secret = identifier_secret(nights.warehouse.runtime.settings)
+    holders = [file for file in home.rglob("*") if file.is_file() and secret in file.read_bytes()]
+    assert holders == [home / SECRET_FILE]
+    value = "w/d1"  # an identifier's, which no table holds
+    for table in ("reference", "reference_value", "resource_state", "row_issue", "export_job"):
+        assert not nights.warehouse.value(f"SELECT count(*) FROM {table} AS row WHERE row::text LIKE %s", f"%{value}%")
+
+
+def test_another_secret_maps_everything_again(nights: Nights) -> None:
+    """Keys of before would meet no key of now."""
+    worlds = {"w": night(f"{_BY_KEY} d1 g1 l1 l2")}
+    expected = nights.after([worlds])
+    runtime = nights.warehouse.runtime
+    settings = runtime.settings.model_copy(update={"identifier_key": "another secret of the instance"})
+    other = replace(nights.warehouse, runtime=Runtime(settings, runtime.clock))
+    report, *_ = other.ingest(other.land(_files(worlds), group="g", complete=True), confirmed=True)
+    assert not report.outcomes["unchanged"]
+    with runtime.connect() as connection:
+        found = warehouse_content(connection, state=False)
+    assert found == {name: rows for name, rows in expected.items() if name in found}
 
 
 def _three_nights() -> st.SearchStrategy[list[dict[str, str]]]:
