@@ -91,6 +91,8 @@ def nights(module_warehouse: Warehouse) -> Nights:
 _ALL = " ".join(TYPES)
 _EVENTS = "p1 e1 f1 o1 c1 m1 q1 i1"
 _BY_KEY = " ".join(f"{name}:K" for name in _EVENTS.split())
+_FIRST, _SECOND, _SWAPPED = "d1 g1 l1", "d2 g2 l2", "d1:B g1:B l1:B d2:B g2:B l2:B"
+_TWIN = "d2:B g2:B l2:B"
 _BY_ROLE_KEY = " ".join(f"{name}:R" for name in _EVENTS.split())
 
 
@@ -119,10 +121,14 @@ HISTORIES = {
     # Identifiers: none, one, two, another.
     "identifier-late": (_BY_KEY, f"{_BY_KEY} d1:N g1:N l1:N", f"{_BY_KEY} d1 g1 l1"),
     "identifier-there": (f"{_BY_KEY} d1 g1 l1", f"{_BY_KEY} d1 g1 l1", f"{_BY_KEY} d1 g1 l1"),
-    "identifier-of-two": (f"{_BY_KEY} d1 g1 l1", f"{_BY_KEY} d1 g1 l1 d2:B g2:B l2:B", f"{_BY_KEY} d1 g1 l1"),
-    "identifier-of-two-for-good": (f"{_BY_KEY} d1 g1 l1", f"{_BY_KEY} d1 g1 l1 d2 g2 l2", f"{_BY_KEY} d1 g1 l1 d2:B g2:B l2:B"),
-    "identifier-of-two-at-first": (f"{_BY_KEY} d1 d2:B g1 g2:B l1 l2:B", f"{_BY_KEY} d2:B g2:B l2:B", f"{_BY_KEY} d2:B g2:B l2:B"),
-    "identifier-moves": (f"{_BY_KEY} d1 d2 g1 g2 l1 l2", f"{_BY_KEY} d1:B d2:B g1:B g2:B l1:B l2:B", f"{_BY_KEY} d1:B d2:B g1:B g2:B l1:B l2:B"),
+    "identifier-of-two": (f"{_BY_KEY} {_FIRST}", f"{_BY_KEY} {_FIRST} {_TWIN}", f"{_BY_KEY} {_FIRST}"),
+    "identifier-of-two-for-good": (
+        f"{_BY_KEY} {_FIRST}",
+        f"{_BY_KEY} {_FIRST} {_SECOND}",
+        f"{_BY_KEY} {_FIRST} {_TWIN}",
+    ),
+    "identifier-of-two-at-first": (f"{_BY_KEY} {_FIRST} {_TWIN}", f"{_BY_KEY} {_TWIN}", f"{_BY_KEY} {_TWIN}"),
+    "identifier-moves": (f"{_BY_KEY} {_FIRST} {_SECOND}", f"{_BY_KEY} {_SWAPPED}", f"{_BY_KEY} {_SWAPPED}"),
     "identifier-taken-off": (f"{_BY_KEY} d1 g1 l1", f"{_BY_KEY} d1:N g1:N l1:N", f"{_BY_KEY} d1:N g1:N l1:N"),
     "identified-gone-and-back": (f"{_BY_KEY} d1 g1 l1", _BY_KEY, f"{_BY_KEY} d1 g1 l1"),
     "identified-gone-for-good": (f"{_BY_KEY} d1 g1 l1", _BY_KEY, _BY_KEY),
@@ -372,7 +378,8 @@ def test_another_secret_maps_everything_again(nights: Nights) -> None:
 def _three_nights() -> st.SearchStrategy[list[dict[str, str]]]:
     """Each resource there or not, mostly as the night before."""
     first = st.fixed_dictionaries({name: st.sampled_from(("-", *VERSIONS[name], "A", "A")) for name in TYPES})
-    changes = st.dictionaries(st.sampled_from([name for name in TYPES if name != "p1"]), st.sampled_from("-ABKNRXZ-A"), max_size=6)  # fmt: skip
+    others = st.sampled_from([name for name in TYPES if name != "p1"])
+    changes = st.dictionaries(others, st.sampled_from("-ABKNRXZ-A"), max_size=6)
 
     def nights_of(found: tuple[dict[str, str], dict[str, str], dict[str, str]]) -> list[dict[str, str]]:
         state, held = {**found[0], "p1": "A" if found[0]["p1"] == "-" else found[0]["p1"]}, []
