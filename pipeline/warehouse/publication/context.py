@@ -131,6 +131,8 @@ class Publication:
         self.new_rows: dict[str, pl.Series] = {}
         #: entity table → surrogate_id, row_id: rows that references lead to by what stands for their resource
         self.stand_ins: dict[str, pl.DataFrame] = {}
+        #: of a first load, what `stand_ins` asks for again and again
+        self.first_facts: pl.DataFrame | None = None
         #: table → surrogate_id, row_key, row_id of removed rows, whose ids are used again
         self.old_rows: dict[str, pl.DataFrame] = {}
         #: whether nothing was ever loaded: no resource has a former version, and nothing waits for one

@@ -13,6 +13,7 @@ import polars as pl
 
 from omop_schema.cdm import primary_key
 from omop_schema.etl import lineage_table_name
+from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.link_roles import LinkRole, role_names, roles_to
 from pipeline.warehouse.publication.context import Publication
@@ -63,15 +64,34 @@ def resolved(p: Publication, references: pl.Series) -> pl.DataFrame:
 
 def _step(p: Publication, fact: str, references: pl.Series, name: str) -> pl.DataFrame:
     """What facts of one name say of references, one step on. Columns: surrogate_id, target."""
-    target = "CASE WHEN count(*) = 1 THEN min(owner_surrogate_id) END" if fact == IDENTIFIER else "min(value)::bigint"
+    if p.is_first:
+        facts = _first_facts(p).filter((pl.col("name") == fact) & pl.col("surrogate_id").is_in(references.implode()))
+        alone = pl.when(pl.len() == 1).then(pl.col("owner_surrogate_id").min())
+        target = alone if fact == IDENTIFIER else pl.col("value").min().cast(pl.Int64)
+        return facts.group_by("surrogate_id").agg(target.alias("target"))
+    said = "CASE WHEN count(*) = 1 THEN min(owner_surrogate_id) END" if fact == IDENTIFIER else "min(value)::bigint"
     p.connection.execute(f"DROP TABLE IF EXISTS pg_temp.{name}")
     temporary_table(p.connection, name, pl.DataFrame({"surrogate_id": references.drop_nulls().unique()}))
     return read_frame(
         p.connection,
-        f"SELECT surrogate_id, {target} FROM pg_temp.{name} JOIN reference_value AS fact USING (surrogate_id)"
+        f"SELECT surrogate_id, {said} FROM pg_temp.{name} JOIN reference_value AS fact USING (surrogate_id)"
         f" WHERE fact.name = '{fact}' GROUP BY surrogate_id",
         _RESOLVED,
     )
+
+
+def _first_facts(p: Publication) -> pl.DataFrame:
+    """The facts of an empty warehouse's first load that this module asks for: they are few among all facts, which have
+    no index yet. Columns: surrogate_id, name, owner_surrogate_id, value."""
+    if p.first_facts is None:
+        names = pl.col("name").is_in([*STAND_IN_FACTS, *_FACTS_ABOUT_KEYS])
+        facts = p.staged.scan(staging.REFERENCE_VALUE).filter(names).collect()
+        lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
+        facts = facts.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti", maintain_order="left")
+        p.first_facts = facts.drop("file_number", "line").unique(
+            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
+        )
+    return p.first_facts
 
 
 def about_owners(facts: pl.LazyFrame) -> pl.DataFrame:
@@ -202,10 +222,9 @@ _MOVED_KEYS = (
     " JOIN reference_value AS fact USING (surrogate_id) WHERE fact.name = ANY(%(names)s)"
     " UNION SELECT surrogate_id, name FROM pg_temp.changed_fact JOIN"
     " (SELECT surrogate_id, name FROM pg_temp.former_fact UNION SELECT fact.surrogate_id, fact.name"
-    "  FROM reference_value AS fact JOIN pg_temp.changed AS own ON own.surrogate_id = fact.owner_surrogate_id) AS said"
-    " USING (surrogate_id, name) WHERE name = ANY(%(names)s)"
+    "  FROM reference_value AS fact JOIN pg_temp.changed AS own ON own.surrogate_id = fact.owner_surrogate_id"
+    "  WHERE fact.name = ANY(%(names)s)) AS said USING (surrogate_id, name) WHERE name = ANY(%(names)s)"
 )
-_ALL_KEYS = "SELECT DISTINCT surrogate_id, name FROM reference_value WHERE name = ANY(%(names)s)"
 
 
 def note_users(p: Publication) -> None:
@@ -214,23 +233,24 @@ def note_users(p: Publication) -> None:
 
     Also those of this export: they were mapped before it was known whose the identifier is. Uses `changed_fact`.
     """
-    keys, former = _ALL_KEYS, ""
-    if not p.is_first:
+    if p.is_first:
+        facts = _first_facts(p)
+        owners = facts.filter(pl.col("name") == IDENTIFIER).select("surrogate_id", "owner_surrogate_id")
+        keyed = facts.filter(pl.col("name").is_in(_FACTS_ABOUT_KEYS)).select("surrogate_id", "name").unique()
+        temporary_table(p.connection, "user_of_key", keyed.join(owners, on="surrogate_id").unique())
+    else:
         p.connection.execute("CREATE TEMP TABLE IF NOT EXISTS moved_stand_in (surrogate_id bigint) ON COMMIT DROP")
-        keys = _MOVED_KEYS
-        former = (
+        p.connection.execute(
+            f"CREATE TEMP TABLE user_of_key ON COMMIT DROP AS WITH key AS ({_MOVED_KEYS}), owner AS ("
+            " SELECT fact.surrogate_id, fact.owner_surrogate_id FROM reference_value AS fact"
+            " JOIN (SELECT DISTINCT surrogate_id FROM key) AS key USING (surrogate_id) WHERE fact.name = %(identifier)s"
             " UNION SELECT surrogate_id, owner_surrogate_id FROM pg_temp.former_fact JOIN key USING (surrogate_id)"
-            " WHERE former_fact.name = %(identifier)s"
+            " WHERE former_fact.name = %(identifier)s)"
+            " SELECT DISTINCT owner.owner_surrogate_id, key.name, key.surrogate_id FROM key"
+            " JOIN owner USING (surrogate_id)"
+            " JOIN resource_state AS state ON state.surrogate_id = owner.owner_surrogate_id AND state.outcome = 'loaded'",
+            {"names": list(_FACTS_ABOUT_KEYS), "identifier": IDENTIFIER},
         )
-    p.connection.execute(
-        f"CREATE TEMP TABLE user_of_key ON COMMIT DROP AS WITH key AS ({keys}), owner AS ("
-        " SELECT fact.surrogate_id, fact.owner_surrogate_id FROM reference_value AS fact"
-        " JOIN (SELECT DISTINCT surrogate_id FROM key) AS key USING (surrogate_id) WHERE fact.name = %(identifier)s"
-        f"{former}) SELECT DISTINCT owner.owner_surrogate_id, key.name, key.surrogate_id FROM key"
-        " JOIN owner USING (surrogate_id)"
-        " JOIN resource_state AS state ON state.surrogate_id = owner.owner_surrogate_id AND state.outcome = 'loaded'",
-        {"names": list(_FACTS_ABOUT_KEYS), "identifier": IDENTIFIER},
-    )
     p.connection.execute(
         "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state, is_by_identifier)"
         " SELECT owner_surrogate_id, name, surrogate_id, 'stale', true FROM pg_temp.user_of_key"
