@@ -361,13 +361,13 @@ def test_the_secret_is_nowhere_but_in_its_file(nights: Nights) -> None:
         assert not nights.warehouse.value(f"SELECT count(*) FROM {table} AS row WHERE row::text LIKE %s", f"%{value}%")
 
 
-def test_another_secret_maps_everything_again(nights: Nights) -> None:
+def test_another_secret_maps_everything_again(nights: Nights, tmp_path: Path) -> None:
     """Keys of before would meet no key of now."""
     worlds = {"w": night(f"{_BY_KEY} d1 g1 l1 l2")}
     expected = nights.after([worlds])
     runtime = nights.warehouse.runtime
     settings = runtime.settings.model_copy(update={"identifier_key": "another secret of the instance"})
-    other = replace(nights.warehouse, runtime=Runtime(settings, runtime.clock))
+    other = replace(nights.warehouse, runtime=Runtime(settings, runtime.clock), folder=tmp_path)
     report, *_ = other.ingest(other.land(_files(worlds), group="g", complete=True), confirmed=True)
     assert not report.outcomes["unchanged"]
     with runtime.connect() as connection:
