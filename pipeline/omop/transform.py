@@ -215,7 +215,7 @@ class _TypeTransform:
         columns = [name for name, kind in view.column_types.items() if is_reference(kind)]
         rows, problems = without_problems(rows, columns)
         for name, found in problems.items():
-            path = f"{self.resource_type}.{view.column_paths[name]}"
+            path = f"{self.resource_type}.{view.element_paths.get(name, name)}"
             self._reference_issues.append(found.with_columns(pl.lit(path).alias("path")))
         return rows
 
