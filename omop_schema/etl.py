@@ -299,6 +299,13 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("role", Text, nullable=False, comment="the column or fact that the reference fills"),
         Column("to_surrogate_id", BigInteger, nullable=False),
         Column("state", Text, nullable=False),
+        Column(
+            "is_by_identifier",
+            Boolean,
+            nullable=False,
+            server_default=text("false"),
+            comment="the target is the keyed hash of an identifier, not a resource",
+        ),
         PrimaryKeyConstraint("from_surrogate_id", "role", "to_surrogate_id", name="reference_pkey"),
         CheckConstraint("state IN ('resolved', 'pending', 'stale')", name="reference_state"),
         Index("reference_by_target", "to_surrogate_id"),
@@ -314,6 +321,7 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("value", Text, nullable=False),
         PrimaryKeyConstraint("surrogate_id", "name", "owner_surrogate_id", name="reference_value_pkey"),
         Index("reference_value_by_owner", "owner_surrogate_id"),
+        Index("reference_value_role", "value", postgresql_where=text("name = 'role_practitioner'")),
         Index("reference_value_rare", "name", postgresql_where=text(f"name IN ({rare})")),
     )
 

@@ -15,6 +15,7 @@ import psycopg
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
+from pipeline.identifier_secret import identifier_secret
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.chunks import (
     ChunkPiece,
@@ -37,6 +38,7 @@ from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
+from pipeline.warehouse.publication.stand_ins import about_owners
 from pipeline.warehouse.publish import PublicationReport, publish_export
 from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
@@ -120,6 +122,7 @@ def _plan(
         site=site,
         instance_zone=runtime.settings.time_zone,
         surrogate_salt=runtime.settings.surrogate_salt,
+        identifier_secret=identifier_secret(runtime.settings),
         as_of=export.transaction_time.astimezone(site.zone).date(),
         mappings=mappings,
         index=index,
@@ -147,6 +150,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
             runtime.settings.time_zone,
             ",".join(sorted(site.text_source_value_types)),
             str(site.max_line_bytes),
+            hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),
         )
     )
     types = ["", *mappings.resources, *mappings.unmapped_types]
@@ -253,7 +257,7 @@ def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
 
 def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
-    columns = ["surrogate_id", "name", "value"]
+    columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
     staged = plan.staged.scan(staging.REFERENCE_VALUE).join(
         taken, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
@@ -264,7 +268,7 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    write_facts(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]))
+    write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), kept.select(columns)])).lazy())
 
 
 def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:

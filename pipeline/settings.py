@@ -341,6 +341,8 @@ class Settings(BaseModel):
     person_crosswalk: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
+    #: Secret under which identifiers of practitioners, organizations and locations are compared; empty: a file in the home.
+    identifier_key: str = Field(default="", repr=False)
     #: Folder of Parquet snapshots that `epic-omop publish` and Dagster write (docs/lakehouse.md); None: only by `--to`.
     lakehouse: str | None = None
     #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
@@ -416,6 +418,7 @@ _VARIABLES = {
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
+    "EPIC_OMOP_IDENTIFIER_KEY": "identifier_key",
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
 }

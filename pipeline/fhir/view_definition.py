@@ -30,8 +30,10 @@ __all__ = [
     "Column",
     "CompiledColumns",
     "CompiledViews",
+    "Converter",
     "EvaluationError",
     "NotAResource",
+    "OfCollection",
     "Problem",
     "WrongType",
     "compile_columns",
@@ -112,6 +114,16 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class OfCollection:
+    """A converter that is given all that a path finds: one item, or an array of them."""
+
+    function: Callable[[Any], Any]
+
+
+#: What converts the values of a declared type.
+Converter = Callable[[Any], Any] | OfCollection
+
 #: Appends the rows of a resource; the second argument is the mark that ends each of them.
 Append = Callable[[dict[str, Any], Any], None]
 
@@ -167,7 +179,7 @@ def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[s
 
 
 def compile_columns(
-    view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None, *, is_strict: bool = False
+    view: dict[str, Any], converters: Mapping[str, Converter] | None = None, *, is_strict: bool = False
 ) -> CompiledColumns:
     """One view as the pipeline runs it. Arguments and errors: see compile_together."""
     compiled = compile_together([view], converters, is_strict=is_strict)
@@ -176,7 +188,7 @@ def compile_columns(
 
 def compile_together(
     views: Sequence[dict[str, Any]],
-    converters: Mapping[str, Callable[[Any], Any]] | None = None,
+    converters: Mapping[str, Converter] | None = None,
     *,
     is_strict: bool = False,
 ) -> CompiledViews:
@@ -577,9 +589,7 @@ class _DictRenderer(_Renderer):
 class _BufferRenderer(_Renderer):
     """A list of rows for each view → function (resource, mark), with types checked and converted."""
 
-    def __init__(
-        self, plans: Sequence[_Plan], converters: Mapping[str, Callable[[Any], Any]], *, is_strict: bool
-    ) -> None:
+    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Converter], *, is_strict: bool) -> None:
         super().__init__(plans[0], is_strict=is_strict)
         self._plans = plans
         self._view = 0
@@ -604,6 +614,8 @@ class _BufferRenderer(_Renderer):
 
     def _column_value(self, column: Column, value: Value) -> str:
         if not column.collection:
+            if isinstance(self._converters.get(column.type or ""), OfCollection):
+                return self._converted(column, value.code)
             return self._converted(column, self._checked(column, value))
         item = Value("item", is_list_free=True, kind=value.kind)
         each = self._converted(column, self._checked(column, item), is_null_free=True)
@@ -637,10 +649,13 @@ def _converter_name(converters: Mapping[str, object], type_name: str) -> str:
     return f"convert_{list(converters).index(type_name)}"
 
 
-def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> Any:
+def _load(source: str, plan: _Plan, converters: Mapping[str, Converter]) -> Any:
     """The function `run` of generated source."""
     namespace: dict[str, Any] = {**FUNCTIONS, "COMPOUND": COMPOUND}
-    namespace |= {_converter_name(converters, name): function for name, function in converters.items()}
+    namespace |= {
+        _converter_name(converters, name): converter.function if isinstance(converter, OfCollection) else converter
+        for name, converter in converters.items()
+    }
     # The source comes from _Renderer alone: texts of the view enter it only through repr().
     exec(compile(source, f"<view {plan.name!r}>", "exec"), namespace)  # noqa: S102
     return namespace["run"]
@@ -652,7 +667,7 @@ def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any
 class _Explainer:
     """Finds the shortest path that fails on a resource, by running the view's paths one at a time."""
 
-    def __init__(self, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]], *, is_strict: bool) -> None:
+    def __init__(self, plan: _Plan, converters: Mapping[str, Converter], *, is_strict: bool) -> None:
         self._plan = plan
         self._converters = converters
         self._is_strict = is_strict

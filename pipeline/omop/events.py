@@ -14,6 +14,7 @@ from pipeline.omop.derive.dates import IMPLAUSIBLE
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.omop.plan import Worker
+from pipeline.omop.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.omop.routing import exact_numbers, route, to_table
 from pipeline.omop.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.warehouse.staging import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
@@ -174,6 +175,14 @@ _DATES = {
     "year_of_birth": "birth_date",
 }
 
+#: Why the reference to a person is not followed.
+_PERSON_REASONS = {
+    ReferenceProblem.reference_by_identifier.name: "the person is named by an identifier, which is never compared",
+    ReferenceProblem.reference_contained.name: "the person is contained in the resource alone",
+    ReferenceProblem.reference_unreadable.name: "the reference to the person cannot be read",
+    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is no Patient",
+}
+
 
 #: What a rule made of another element, or of another resource, and where that is from the resource's point of view.
 _DERIVED_PATHS = {
@@ -199,6 +208,11 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
     elif source is None:
         code, reason = pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+        if name == "person_id" and PERSON_PROBLEM in rows.columns:
+            problem = pl.col(PERSON_PROBLEM)
+            why = problem.replace_strict(_PERSON_REASONS, default=None, return_dtype=pl.String)
+            code = pl.when(problem.is_not_null()).then(pl.lit("person_unknown")).otherwise(code)
+            reason = pl.coalesce(why, reason)
     else:
         path = _date_path(mapping, view, rows, source)
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)

@@ -109,6 +109,14 @@ class EntityIds:
         in_table = present["surrogate_id"].implode()
         return mine, own.filter(~own.is_in(in_table))
 
+    def add_stand_ins(self, table: str, stand_ins: pl.DataFrame) -> pl.DataFrame:
+        """Let what stands for a resource (columns surrogate_id, target) lead to its row. Returns those that do:
+        surrogate_id, row_id. The targets must have been among the `referred` of `assign`."""
+        rows = self.existing[table].rename({"surrogate_id": "target"})
+        found = stand_ins.join(rows, on="target", how="inner").select(*_SCHEMA)
+        self.existing[table] = pl.concat([self.existing[table], found]).unique("surrogate_id", maintain_order=True)
+        return found
+
     def linked(self, frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
         """Replace surrogate ids by row ids; NULL where the row does not exist."""
         for column in columns:

@@ -30,6 +30,7 @@ from pipeline.warehouse.publication import (
     merges,
     references,
     rows,
+    stand_ins,
     states,
     vanished,
     visits,
@@ -89,6 +90,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("former rows"):
         rows.remove_former_rows(p)
     # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
+    references.facts(p)
     changes = p.count("SELECT count(*) FROM (SELECT FROM pg_temp.changed LIMIT 1) AS any_change") > 0
     if changes:
         _write_rows(p)
@@ -96,6 +98,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
         references.references(p)
         if changes:
             links.fill(p)
+            stand_ins.follow(p)
             visits.mark_emergency_stays(p)
             relate_care_sites(p)
     with step("state"):

@@ -21,6 +21,7 @@ from pipeline.omop.routing import staged_columns
 
 __all__ = [
     "EVENT_LINK",
+    "IDENTIFIER_KEY",
     "ISSUE",
     "MAPPING",
     "OUTCOME",
@@ -45,6 +46,8 @@ __all__ = [
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
 ISSUE, MAPPING, UNMAPPED, UNCHANGED = "issue", "mapping", "unmapped", "unchanged"
 EVENT_LINK = "event_link"
+#: Keys by which references name their target, instead of its id.
+IDENTIFIER_KEY = "identifier_key"
 #: Places of lines that are transformed together with those of other chunks.
 WAITING = "waiting"
 
@@ -113,6 +116,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "event_table": pl.String,
         "event_row_key": pl.Int64,
     },
+    IDENTIFIER_KEY: {"surrogate_id": pl.Int64},
     UNCHANGED: {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64},
 }
 

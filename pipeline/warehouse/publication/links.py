@@ -28,7 +28,8 @@ _ON_DETAILS = frozenset(
 
 
 def note_pending(p: Publication, rows: pl.DataFrame, links: Iterable[str], table: str) -> None:
-    """References of staged rows to rows that do not exist yet, under the role of the table's column.
+    """References of staged rows to rows that do not exist yet, under the role of the table's column; and, as `resolved`,
+    those that lead to a row by what stands for its resource (`stand_ins`): they may lead elsewhere one day.
 
     `rows`: surrogate_id and `links`, all of one place, links still as surrogate ids. All rows of a resource are in one
     frame: they are of one line.
@@ -39,7 +40,15 @@ def note_pending(p: Publication, rows: pl.DataFrame, links: Iterable[str], table
             continue
         missing = rows.select("surrogate_id", pl.col(column).alias("to_surrogate_id")).drop_nulls()
         known = p.ids.existing[LINKS[column]].rename({"surrogate_id": "to_surrogate_id"})
-        missing = missing.join(known, on="to_surrogate_id", how="anti")
+        through = p.stand_ins.get(role.target, known.clear()).select(
+            to_surrogate_id=pl.first(), state=pl.lit("resolved")
+        )
+        missing = pl.concat(
+            [
+                missing.join(known, on="to_surrogate_id", how="anti").with_columns(pl.lit("pending").alias("state")),
+                missing.join(through, on="to_surrogate_id", how="inner"),
+            ]
+        )
         if missing.is_empty():
             continue
         differ = _with_different(rows, column)
@@ -53,7 +62,7 @@ def note_pending(p: Publication, rows: pl.DataFrame, links: Iterable[str], table
                 pl.col("surrogate_id").alias("from_surrogate_id"),
                 name.alias("role"),
                 "to_surrogate_id",
-                pl.lit("pending").alias("state"),
+                "state",
             ).unique(maintain_order=True)
         )
 
@@ -172,8 +181,11 @@ def _wait_for_removed(p: Publication, role: LinkRole, place: Place, unlinked: _U
         " THEN %s ELSE %s END, removed.surrogate_id, 'pending'"
         f" FROM {p.cdm}.{place.table} AS row JOIN pg_temp.{removed} AS removed ON row.{column} = removed.row_id"
         f" JOIN {lineage} AS lineage ON lineage.row_id = row.{own}{unlinked.direct}{place.rows.value}"
+        # a link through a stand-in follows that: see `stand_ins`
+        " WHERE NOT EXISTS (SELECT FROM reference AS through WHERE through.from_surrogate_id = lineage.surrogate_id"
+        "  AND through.state = 'resolved' AND through.role IN (%s, %s))"
         " ON CONFLICT DO NOTHING",
-        (role.by_row, role.name),
+        (role.by_row, role.name, role.by_row, role.name),
     )
 
 

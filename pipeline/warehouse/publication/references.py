@@ -9,10 +9,11 @@ from omop_schema.etl import lineage_table_name
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import encoded, temporary_table
 from pipeline.warehouse.link_roles import NO_FACTS
+from pipeline.warehouse.publication import stand_ins
 from pipeline.warehouse.publication.context import LandedLine, Publication
 from pipeline.warehouse.publication.returning import mapped_again
 
-__all__ = ["find_dependents", "link_events", "references"]
+__all__ = ["facts", "find_dependents", "link_events", "references"]
 
 
 #: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
@@ -45,11 +46,8 @@ def link_events(p: Publication) -> None:
         )
 
 
-def references(p: Publication) -> None:
-    """Replace what the changed resources wait for and depend on, and the facts that they leave."""
-    p.connection.execute(
-        "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
-    )
+def facts(p: Publication) -> None:
+    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before."""
     p.connection.execute(
         "CREATE TEMP TABLE former_fact ON COMMIT DROP AS SELECT fact.* FROM reference_value AS fact"
         " JOIN pg_temp.former AS former ON fact.owner_surrogate_id = former.surrogate_id"
@@ -57,25 +55,38 @@ def references(p: Publication) -> None:
     p.connection.execute(
         "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
     )
+    for part in p.staged.frames(staging.REFERENCE_VALUE):
+        found = part
+        if not p.not_loaded.is_empty():
+            lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
+            found = part.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
+        found = found.drop("file_number", "line").unique(
+            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
+        )
+        p.copy(f"{p.etl}.reference_value", encoded(found))
+
+
+def references(p: Publication) -> None:
+    """Replace what the changed resources wait for and depend on."""
+    p.connection.execute(
+        "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
+    )
     found = [*p.staged.frames(staging.REFERENCE), *p.pending]
     if found:
         every = pl.concat(found).unique()
         every = every.join(p.dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
         temporary_table(p.connection, "new_reference", every)
+        temporary_table(
+            p.connection, "identifier_key", p.staged.scan(staging.IDENTIFIER_KEY).unique("surrogate_id").collect()
+        )
         p.connection.execute(
-            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-            " SELECT from_surrogate_id, role, to_surrogate_id, min(state) FROM pg_temp.new_reference"
+            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state, is_by_identifier)"
+            " SELECT from_surrogate_id, role, to_surrogate_id, min(state),"
+            # a provider's care site comes from a role, which may have come long ago: its form is not known here
+            " bool_or(key.surrogate_id IS NOT NULL AND role <> 'provider.care_site_id')"
+            " FROM pg_temp.new_reference LEFT JOIN pg_temp.identifier_key AS key ON key.surrogate_id = to_surrogate_id"
             " GROUP BY from_surrogate_id, role, to_surrogate_id ON CONFLICT DO NOTHING"
         )
-    for part in p.staged.frames(staging.REFERENCE_VALUE):
-        facts = part
-        if not p.not_loaded.is_empty():
-            lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
-            facts = part.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
-        facts = facts.drop("file_number", "line").unique(
-            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
-        )
-        p.copy(f"{p.etl}.reference_value", encoded(facts))
 
 
 #: Facts about another resource that only the derived tables ask for.
@@ -100,7 +111,10 @@ def find_dependents(p: Publication) -> None:
     Their references are stale until that is done: a process that ends before leaves them to the next run. What waits
     for a fact stays pending until the fact is there.
     """
+    p.connection.execute("CREATE TEMP TABLE waiting (surrogate_id bigint) ON COMMIT DROP")
     if p.is_first:
+        stand_ins.note_users(p)
+        p.report.dependents = _waiting_lines(p)
         return
     target, role = "reference.to_surrogate_id", "reference.role"
     p.connection.execute(
@@ -132,7 +146,7 @@ def find_dependents(p: Publication) -> None:
         " ON CONFLICT (from_surrogate_id, role, to_surrogate_id) DO UPDATE SET state = 'stale'",
         (list(_DERIVED_FACTS),),
     )
-    p.connection.execute("CREATE TEMP TABLE waiting (surrogate_id bigint) ON COMMIT DROP")
+    stand_ins.note_users(p)
     p.connection.execute(
         "INSERT INTO pg_temp.waiting SELECT DISTINCT from_surrogate_id FROM reference"
         # said of all, so that the index of what is not resolved is used: most references are
@@ -142,6 +156,11 @@ def find_dependents(p: Publication) -> None:
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
         (NO_FACTS,),
     )
+    p.report.dependents = list(dict.fromkeys((*_waiting_lines(p), *(LandedLine(*row) for row in mapped_again(p)))))
+
+
+def _waiting_lines(p: Publication) -> list[LandedLine]:
+    """Where the last lines of the resources in `waiting` lie."""
     # Counted, so that the states are looked up for them, and not they for all states.
     p.connection.execute("ANALYZE pg_temp.waiting")
     rows = p.connection.execute(
@@ -151,4 +170,4 @@ def find_dependents(p: Publication) -> None:
         " WHERE state.outcome IN ('loaded', 'excluded') AND kind.site = %s",
         (p.export.site,),
     ).fetchall()
-    p.report.dependents = [LandedLine(*row) for row in dict.fromkeys((*rows, *mapped_again(p)))]
+    return [LandedLine(*row) for row in rows]

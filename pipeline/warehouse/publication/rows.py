@@ -21,6 +21,7 @@ from pipeline.warehouse.publication.bulk import without_key
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.links import note_pending, unlink
 from pipeline.warehouse.publication.merges import with_survivors
+from pipeline.warehouse.publication.stand_ins import TARGETS_BY_STAND_IN, resolved
 from pipeline.warehouse.publication.visits import link_details
 from pipeline.warehouse.removed_persons import remove_moved_events, remove_rows_of_persons
 
@@ -160,7 +161,8 @@ def entities(p: Publication, table: str) -> None:
     own_id = primary_key(table)
     assert own_id is not None, "entity tables have ids"
     key = "row_key" if table == "location" else "surrogate_id"
-    mine, new = p.ids.assign(table, rows[key], _referred_to(p, table))
+    mine, p.new_rows[table] = _assign(p, table, rows[key])
+    new = p.new_rows[table]
     if rows.is_empty():
         return
     links = [column for column in rows.columns if column in LINKS and column != own_id]
@@ -177,6 +179,17 @@ def entities(p: Publication, table: str) -> None:
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
     lineage = _lineage_rows(p, rows.rename({"own_row_id": "row_id"}))
     p.copy(origin, encoded(lineage, p.types(origin)))
+
+
+def _assign(p: Publication, table: str, own: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """`EntityIds.assign` for all that staged rows refer to, also by what stands for it."""
+    referred = _referred_to(p, table)
+    if table not in TARGETS_BY_STAND_IN:
+        return p.ids.assign(table, own, referred)
+    stand_ins = resolved(p, pl.concat([own.clear(), *referred]))
+    found = p.ids.assign(table, own, [*referred, stand_ins["target"]])
+    p.stand_ins[table] = p.ids.add_stand_ins(table, stand_ins)
+    return found
 
 
 def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None:
