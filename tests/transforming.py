@@ -96,6 +96,7 @@ def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Pat
         site=settings,
         instance_zone="UTC",
         surrogate_salt="",
+        identifier_secret=b"",
         as_of=date(2025, 1, 31),
         mappings=mappings,
         index=index,

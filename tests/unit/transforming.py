@@ -67,6 +67,7 @@ def transform(
         site=SiteSettings(name="site", time_zone=site_zone),
         instance_zone=instance_zone,
         surrogate_salt="",
+        identifier_secret=b"",
         as_of=AS_OF,
         mappings=mappings,
         index=ConceptIndex(folder, "test release", "hash"),
