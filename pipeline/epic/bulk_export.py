@@ -1,7 +1,7 @@
 """Bulk Data Access, one HTTP exchange a function: kick-off, status, file, delete. Keeps nothing.
 
 Specification: https://hl7.org/fhir/uv/bulkdata/ (STU2, STU3 and the STU4 draft are read). What happens between the
-exchanges — waiting, saving, resuming — is `pipeline/exports.py`'s.
+exchanges — waiting, saving, resuming — is `pipeline/exports/`'s.
 """
 
 from __future__ import annotations
