@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import NoReturn
 
 import psycopg
@@ -10,9 +11,10 @@ import psycopg
 from pipeline.epic import bulk_export
 from pipeline.epic.bulk_export import Manifest
 from pipeline.epic.session import EpicSession
-from pipeline.errors import EpicOmopError, ExportGone, ExportNotReady, LandingError
+from pipeline.errors import EpicOmopError, ExportGone, ExportNotReady, LandingError, PermanentError
 from pipeline.export_files import ExportDownload
 from pipeline.exports.states import rest, save_error, session_of
+from pipeline.landing.origin import read_origin
 from pipeline.landing.store import LandedExport, ProgressCallback
 from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
@@ -30,9 +32,11 @@ def download(
 ) -> LandedExport:
     """Fetch the files of a complete export that are not there yet, verify, land, delete the job on the server.
 
-    For a landed export, returns what is in the store. Raises ExportNotReady for one that runs, SiteBusy while
-    another process downloads it, ExportGone when a file is lost (saved as `failed`), and what `bulk_export.download`
-    and the landing store raise; then calling it again goes on where it stopped.
+    For a landed export, returns what is in the store. Files that are lost, and those that cannot be had for a whole
+    window after the manifest came, are left out (`etl.export_gap`); the job then stays on the server. Raises
+    ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone when all files are lost
+    (saved as `failed`), and what `bulk_export.download` and the landing store raise; then calling it again goes on
+    where it stopped.
     """
     site = runtime.settings.site(job.site)
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, f"export {job.export_id}"):
@@ -43,7 +47,8 @@ def download(
             raise ExportNotReady(message, "Ask for its status again later.", next_try=job.next_poll_at)
         with session_of(runtime, site, session) as used:
             landed = _landed(runtime, connection, used, job, progress)
-            _delete_on_server(runtime, connection, used, job)
+            if all(gap.reason == "count" for gap in read_origin(landed.folder).gaps):
+                _delete_on_server(runtime, connection, used, job)
         return landed
 
 
@@ -58,11 +63,17 @@ def _landed(
         try:
             landed = _fetched(runtime, session, job, progress)
         except ExportGone as error:
-            _end_by_lost_file(connection, session.site, job, error)
+            _end(
+                connection,
+                session.site,
+                job,
+                error,
+                "files of its last export were lost, and Epic allows one in this time",
+            )
         except EpicOmopError as error:
             save_error(connection, job, error)
             raise
-        export_jobs.save_landed(connection, landed, runtime.clock.now())
+        export_jobs.save_landed(connection, landed, runtime.clock.now(), read_origin(landed.folder).gaps)
         connection.commit()
         _tell_notes(connection, job)
         connection.commit()
@@ -76,13 +87,13 @@ def _landed(
         raise
 
 
-def _end_by_lost_file(
-    connection: psycopg.Connection, site: SiteSettings, job: ExportJob, error: ExportGone
+def _end(
+    connection: psycopg.Connection, site: SiteSettings, job: ExportJob, error: PermanentError, reason: str
 ) -> NoReturn:
-    """A file is lost, also by the manifest read again: the export cannot become whole. The server's job stays."""
+    """The export cannot be had any more. The server's job stays."""
     if export_jobs.get_job(connection, job.export_id).is_open:
         export_jobs.mark_failed(connection, job.export_id, error.message)
-        rest(connection, site, job, "files of its last export were lost, and Epic allows one in this time")
+        rest(connection, site, job, reason)
         connection.commit()
     raise error
 
@@ -91,12 +102,17 @@ def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: P
     if runtime.landing.is_finished(job.site, job.export_id):  # the process ended before the warehouse knew
         return runtime.landing.open(job.site, job.export_id)
     draft = runtime.landing.begin(job.site, job.export_id)
+    instant = job.transaction_time or job.requested_at
 
     def save_manifest(manifest: Manifest) -> None:  # called from a thread of the download
         with runtime.connect() as connection:
-            export_jobs.save_manifest(connection, job.export_id, manifest.to_json(), manifest.transaction_time)
+            export_jobs.save_manifest(connection, job.export_id, manifest.to_json(), instant)
 
-    return ExportDownload(session, job, draft, save_manifest=save_manifest, progress=progress).run()
+    window = timedelta(hours=session.site.kickoff_window_hours)
+    is_last_try = job.complete_since is not None and runtime.clock.now() - job.complete_since >= window
+    return ExportDownload(
+        session, job, draft, save_manifest=save_manifest, progress=progress, is_last_try=is_last_try
+    ).run()
 
 
 def _delete_on_server(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> None:

@@ -21,8 +21,9 @@ from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
 
 __all__ = ["WINDOW_MARGIN", "new_job", "rest", "save_error", "session_of"]
 
-#: Epic counts its window from when it saw the kick-off, by its own clock.
-WINDOW_MARGIN = timedelta(minutes=5)
+#: Epic counts its window from when it saw the kick-off, by its own clock. What is added each night is what the exports
+#: of a group are later each night, so it is small; where it is too small, the next try is ten minutes later.
+WINDOW_MARGIN = timedelta(minutes=1)
 
 
 def new_job(
@@ -41,7 +42,7 @@ def new_job(
     The store may be older than the warehouse: a new database begins to count at 1 again.
     """
     export_id = export_jobs.next_export_id(connection)
-    while runtime.landing.exists(site_name, export_id):
+    while _is_landed(runtime, export_id):
         export_id = export_jobs.next_export_id(connection)
     job = export_jobs.create_job(
         connection,
@@ -59,11 +60,18 @@ def new_job(
     return job
 
 
-def rest(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, reason: str) -> None:
-    """No kick-off of this group until the window of this job's kick-off has passed."""
+def _is_landed(runtime: Runtime, export_id: int) -> bool:
+    """Of any site: a folder that the warehouse does not know can be told to it only under its own number."""
+    root = runtime.landing.root
+    return root.is_dir() and any((site / str(export_id)).exists() for site in root.iterdir())
+
+
+def rest(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, reason: str) -> datetime:
+    """No kick-off of this group until the window of this job's kick-off has passed, which is the result."""
     end = job.requested_at + timedelta(hours=site.kickoff_window_hours) + WINDOW_MARGIN
     group = job.group_id or ""
     export_jobs.put_cool_down(connection, site.name, site.client_id or "", group, CoolDown(end, f"{reason}."))
+    return end
 
 
 def save_error(connection: psycopg.Connection, job: ExportJob, error: EpicOmopError) -> None:
