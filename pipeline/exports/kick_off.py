@@ -26,7 +26,7 @@ from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import CoolDown, ExportJob
 from pipeline.warehouse.next_kick_offs import forget_next, plan_next
 
-__all__ = ["open_or_adopt"]
+__all__ = ["may_have_started", "open_or_adopt"]
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _refused(
     told: EpicOmopError = error
     if isinstance(error, CooldownActive):
         told = _too_recently(connection, site, group, now)
-    elif isinstance(error, AcceptedWithoutAddress) or _may_have_started(error):
+    elif isinstance(error, AcceptedWithoutAddress) or may_have_started(error):
         end = rest(connection, site, job, "a kick-off without a clear answer may have started an export")
         if isinstance(error, TransientError):
             error.next_try = plan_next(connection, site, group, now, error.message, not_before=end)
@@ -139,7 +139,8 @@ def _refused(
 _NOT_STARTED = frozenset({500, 502})
 
 
-def _may_have_started(error: EpicOmopError) -> bool:
+def may_have_started(error: EpicOmopError) -> bool:
+    """Whether a kick-off that failed so may have been the beginning of an export."""
     return isinstance(error, KickOffUnknown) and error.status not in _NOT_STARTED
 
 
