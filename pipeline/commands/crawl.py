@@ -37,7 +37,7 @@ def crawl(
         list[str] | None, typer.Option("--patient", help="FHIR id of a patient; repeat for several.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Finish the crawls that were begun, whatever their lists.")
+        bool, typer.Option("--resume", help="Finish, and load, the crawls that were begun, whatever their lists.")
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Everything, also where the site can tell what changed since the last crawl.")

@@ -13,8 +13,9 @@ The steps are the modules of this package; what is not HTTP is in `pipeline.ware
 `pipeline.epic`.
 """
 
+from pipeline.exports.corrections import abandon, forget, retime
 from pipeline.exports.fetching import download, types_not_received
-from pipeline.exports.folders import ingest_folder
+from pipeline.exports.folders import folder_load, ingest_folder
 from pipeline.exports.kick_off import open_or_adopt
 from pipeline.exports.polling import poll_once
 from pipeline.exports.site_run import ExportEvent, SiteExport, export_groups, export_site
@@ -23,12 +24,16 @@ from pipeline.exports.states import new_job
 __all__ = [
     "ExportEvent",
     "SiteExport",
+    "abandon",
     "download",
     "export_groups",
     "export_site",
+    "folder_load",
+    "forget",
     "ingest_folder",
     "new_job",
     "open_or_adopt",
     "poll_once",
+    "retime",
     "types_not_received",
 ]

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigurationError, EpicOmopError, RemoteUnavailable
 from pipeline.exports.fetching import download, types_not_received
 from pipeline.exports.kick_off import open_or_adopt
 from pipeline.exports.polling import poll_once
+from pipeline.exports.times import KeepFutureTime
 from pipeline.landing.store import LandedExport, LandingProgress
 from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
@@ -68,10 +69,12 @@ def export_groups(
     progress: EventCallback | None = None,
     *,
     since: datetime | None = None,
+    keep_future_time: KeepFutureTime | None = None,
 ) -> SiteExport:
     """Export the groups of a site side by side and wait. Raises ConfigurationError; failures of groups are returned.
 
     `since`: exports that are started now hold what changed from then on, and nothing vanishes by them.
+    `keep_future_time` asks a person about a transactionTime that is ahead of our clock; without, our own counts.
     """
     if since is not None and not site.supports_since:
         raise ConfigurationError(
@@ -79,7 +82,7 @@ def export_groups(
             "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
         )
     with site_session(runtime, site) as session:
-        return _SiteRun(runtime, site, session, progress or (lambda _: None), since).run(groups)
+        return _SiteRun(runtime, site, session, progress or (lambda _: None), since, keep_future_time).run(groups)
 
 
 class _SiteRun:
@@ -92,8 +95,10 @@ class _SiteRun:
         session: EpicSession,
         tell: EventCallback,
         since: datetime | None = None,
+        keep_future_time: KeepFutureTime | None = None,
     ) -> None:
         self._since = since
+        self._keep_future_time = keep_future_time
         self._runtime = runtime
         self._site = site
         self._session = session
@@ -142,7 +147,7 @@ class _SiteRun:
         return None
 
     def _polled(self, job: ExportJob) -> ExportJob:
-        job = poll_once(self._runtime, job, session=self._session)
+        job = poll_once(self._runtime, job, session=self._session, keep_future_time=self._keep_future_time)
         failures = self._failed_polls.get(job.export_id, 0) + 1 if job.error else 0
         self._failed_polls[job.export_id] = failures
         if failures >= _FAILED_POLLS:

@@ -17,13 +17,13 @@ import orjson
 from pipeline.landing.files import landing_errors, write_whole
 from pipeline.landing.store import Category
 
-__all__ = ["ExportOrigin", "Gap", "GapReason", "read_origin", "write_origin"]
+__all__ = ["ORIGIN_FILE", "ExportOrigin", "Gap", "GapReason", "read_origin", "write_origin"]
 
 #: lost: the server has the file no more. unusable: what it sends is no file of that type, or never comes whole.
 #: count: taken, with another number of lines than the manifest's `count`.
 GapReason = Literal["lost", "unusable", "count"]
 
-_NAME = "origin.json"
+ORIGIN_FILE = "origin.json"
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class ExportOrigin:
 
 def write_origin(folder: Path, origin: ExportOrigin) -> None:
     """Note it in the export's folder. Raises LandingError."""
-    write_whole(folder / _NAME, orjson.dumps(asdict(origin)))
+    write_whole(folder / ORIGIN_FILE, orjson.dumps(asdict(origin)))
 
 
 def read_origin(folder: Path) -> ExportOrigin:
     """What is noted; an empty one where nothing is, as in exports of earlier versions. Raises LandingError."""
-    path = folder / _NAME
+    path = folder / ORIGIN_FILE
     with landing_errors(path):
         if not path.exists():
             return ExportOrigin()

@@ -174,12 +174,14 @@ def create_job(
     resource_types: Sequence[str],
     requested_at: datetime,
     since: datetime | None = None,
+    notes: Sequence[str] = (),
+    state: Literal["requested", "failed"] = "requested",
 ) -> ExportJob:
-    """Write a job in the state `requested`, before its request is sent."""
+    """Write a job in the state `requested`, before its request is sent; `failed`: of one that ended before it was known."""
     connection.execute(
-        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at, since)"
-        " VALUES (%s, %s, %s, %s, 'requested', %s, %s, %s)",
-        [export_id, site, group, kind, Jsonb(list(resource_types)), requested_at, since],
+        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at, since, notes)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [export_id, site, group, kind, state, Jsonb(list(resource_types)), requested_at, since, Jsonb(list(notes))],
     )
     return get_job(connection, export_id)
 
