@@ -60,17 +60,9 @@ def upgrade() -> None:
     )
 
 
-# Views are made anew after every revision (`view_statements`).
-_VIEW = """CREATE VIEW file_account AS
-SELECT file.export_id, job.site, file.file, file.resource_type, file.lines, file.loaded, file.unchanged,
-       file.superseded, file.excluded, file.rejected
-FROM export_file AS file JOIN export_job AS job USING (export_id) WHERE file.loaded IS NOT NULL"""
-
-
 def downgrade() -> None:
-    op.execute("DROP VIEW file_account")
+    op.execute("DROP VIEW IF EXISTS file_account")  # views are made anew after every revision
     op.drop_table("export_gap")
     op.drop_table("next_kick_off")
     for column in ("complete_since", "failing_since", "notes"):
         op.drop_column("export_job", column)
-    op.execute(_VIEW)
