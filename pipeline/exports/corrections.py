@@ -123,8 +123,11 @@ def retime(runtime: Runtime, site: str, export_id: int, time: datetime | None = 
         passed = _published_between(connection, site, instant, job.transaction_time)
         if job.published_at is not None and instant > job.transaction_time:
             passed = [export_id]
+        passed = _in_landing(runtime, site, passed)
+        # What they say of their groups follows from their place among the others: it is said anew when they are loaded.
+        connection.execute("DELETE FROM group_export WHERE export_id = ANY(%s)", [passed])
         connection.commit()
-    return Corrected(export_id, job.transaction_time, instant, _in_landing(runtime, site, passed))
+    return Corrected(export_id, job.transaction_time, instant, passed)
 
 
 def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:

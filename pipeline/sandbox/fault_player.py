@@ -126,12 +126,18 @@ class FaultMiddleware:
         return found[0] if found and isinstance(found[0], kind) else None
 
     def _answer(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
+        return self._page(exchange, file) or self._status(exchange, file)
+
+    def _page(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         if refusal := self._due(TooRecently, exchange, file):
             return outcome_answer(FhirRefusal(refusal.status, "business-rule", TOO_RECENTLY))
         if redirect := self._due(Redirect, exchange, file):
             return Response(status_code=302, headers={"Location": redirect.location})
         if page := self._due(NotNdjson, exchange, file):
             return Response(_no_ndjson(page.how, file[1] if file else "Patient"))
+        return None
+
+    def _status(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         fault = self._due(AnswerFault, exchange, file)
         if fault is None:
             return None
