@@ -95,18 +95,18 @@ def crawl_types(site: SiteSettings) -> tuple[str, ...]:
     return tuple(sorted(own, key=lambda name: name != "Patient"))
 
 
-def unfinished_crawls(runtime: Runtime, site: SiteSettings) -> dict[str, list[str]]:
-    """The site's crawls that were begun and not loaded, oldest first: label → list of patients.
+def unfinished_crawls(runtime: Runtime, site: SiteSettings, *, landed: bool = False) -> dict[str, list[str]]:
+    """The site's crawls that were begun and not landed, oldest first: label → list of patients.
 
-    Those that are landed already are among them: `crawl` does not ask for anything again, and what it returns is to be
-    loaded.
+    `landed`: also those that were landed and not loaded. `crawl` asks for nothing again then, and what it returns is to
+    be loaded.
     """
+    states = ("requested", "landed") if landed else ("requested",)
     with runtime.connect() as connection:
-        found = [export_jobs.jobs_of_kind(connection, site.name, "crawl", state) for state in ("requested", "landed")]
-        jobs = sorted((job for part in found for job in part), key=lambda job: -job.export_id)
+        found = [job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, "crawl", state)]
         return {
             job.group_id or "": [patient for _, patient in crawls.patients(connection, job.export_id)]
-            for job in reversed(jobs)
+            for job in sorted(found, key=lambda job: job.export_id)
         }
 
 

@@ -17,6 +17,8 @@ from pipeline.cli import app as program
 from pipeline.errors import SiteBusy, UsageError, WarehouseError
 from pipeline.landed_exports import landed_export
 from pipeline.landing.store import LandedExport
+from pipeline.quality.export_notes import export_notes
+from pipeline.runtime import Runtime
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import site_lock
 from tests.databases import empty
@@ -151,6 +153,33 @@ def test_the_commands(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]
     assert isinstance(command("export", "abandon", "--site", "one", "--group", "g", fails=True).exception, Exception)
     assert isinstance(command("export", fails=True).exception, UsageError)
     assert isinstance(command("export", "--site", "x", "retime", fails=True).exception, Exception)
+
+
+# --- gaps
+
+
+@pytest.mark.parametrize("reason", ["lost", "unusable", "count"])
+def test_what_an_export_lacks_makes_nothing_vanish_and_is_in_the_account(warehouse: Warehouse, reason: str) -> None:
+    sites = {"one": warehouse.runtime.settings.site_or_folder("one").model_copy(update={"vanished": "delete"})}
+    warehouse.runtime = Runtime(warehouse.runtime.settings.model_copy(update={"sites": sites}), warehouse.runtime.clock)
+    load(warehouse, p1=1950, p2=1950)
+    landed = warehouse.land(born(p1=1950), group="g", complete=True)
+    number = landed.files[0].number if reason == "count" else 7
+    warehouse.rows(
+        "INSERT INTO export_gap (export_id, file_number, category, resource_type, reason, lines)"
+        " VALUES (%s, %s, 'files', 'Patient', %s, 0) RETURNING 1",
+        landed.export_id,
+        number,
+        reason,
+    )
+    warehouse.ingest(landed)
+    assert births(warehouse) == {"p1": 1950, "p2": 1950}
+    account = "SELECT gap, lines FROM file_account WHERE export_id = %s AND gap IS NOT NULL"
+    assert warehouse.rows(account, landed.export_id) == [(reason, 1 if reason == "count" else 0)]
+    with warehouse.runtime.connect() as connection:
+        assert "1 of Patient" in " ".join(export_notes(connection, [landed.export_id]).told())
+    load(warehouse, p1=1950)
+    assert births(warehouse) == {"p1": 1950}, "a whole export says that p2 is gone"
 
 
 # --- exports that the database does not know
