@@ -21,13 +21,17 @@ _MOST_LINE_BYTES = 16 << 20
 
 
 class ContentCheck:
-    """Looks for a line that is a resource of the type; of None, for any JSON object. Stops looking when it has one."""
+    """Looks for a line that is a resource of the type; of None, for any JSON object. Stops looking when it has one.
+
+    A file that begins with `[` is a JSON array: none of its lines counts, although its last one may read like a resource.
+    """
 
     def __init__(self, resource_type: str | None) -> None:
         self.found = False
         self._type = resource_type
         self._open_line = bytearray()
         self._skips = False
+        self._is_array: bool | None = None
         pattern = re.escape(resource_type) if resource_type else "[A-Za-z]+"
         self._names_type = re.compile(rb'\{.*?"resourceType"\s*:\s*"%s"' % pattern.encode(), re.DOTALL)
 
@@ -44,7 +48,8 @@ class ContentCheck:
         self._open_line += rest
         if len(self._open_line) > _MOST_LINE_BYTES:
             if not self._skips:
-                self.found = self._names_type.match(self._plain(bytes(self._open_line))) is not None
+                line = self._plain(bytes(self._open_line))
+                self.found = not self._is_in_array(line) and self._names_type.match(line) is not None
             self._open_line.clear()
             self._skips = True
 
@@ -55,11 +60,16 @@ class ContentCheck:
         self._open_line.clear()
         self._skips = False
 
+    def _is_in_array(self, line: bytes) -> bool:
+        if self._is_array is None and not is_blank(line):
+            self._is_array = line.startswith(b"[")
+        return bool(self._is_array)
+
     def _plain(self, line: bytes) -> bytes:
         return line.removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r")
 
     def _is_wanted(self, line: bytes) -> bool:
-        if is_blank(line) or not line.startswith(b"{"):
+        if is_blank(line) or self._is_in_array(line) or not line.startswith(b"{"):
             return False
         try:
             resource = orjson.loads(line)
