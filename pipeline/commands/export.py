@@ -122,11 +122,12 @@ def retime(
 
     An export whose time is in the future keeps out everything that comes after it.
     """
+    from pipeline.commands.site_names import known_site
     from pipeline.exports import retime as retime_export
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site_or_folder(site)
+    settings = known_site(runtime, site)
     result = retime_export(runtime, site, number, time.replace(tzinfo=UTC) if time else None)
     Console().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
     _load_again(runtime, settings, result.load_again, load=load)
@@ -138,11 +139,12 @@ def forget(
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the newest other exports again.")] = True,
 ) -> None:
     """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
+    from pipeline.commands.site_names import known_site
     from pipeline.exports import forget as forget_export
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site_or_folder(site)
+    settings = known_site(runtime, site)
     result = forget_export(runtime, site, number)
     console = Console()
     console.print(f"Export {number} is forgotten.")

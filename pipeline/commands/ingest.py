@@ -53,12 +53,16 @@ def ingest(
         typer.Option("--complete", help="With --group: it holds all that the group has of the types of its files."),
     ] = False,
     confirm: Annotated[bool, typer.Option("--confirm", help=_CONFIRM)] = False,
+    new_site: Annotated[
+        bool, typer.Option("--new-site", help="The name is right, although it is nearly that of another site.")
+    ] = False,
 ) -> None:
     """Load NDJSON files or Bundles into OMOP without a server: land, transform, publish in one transaction.
 
     The files are copied into landing first, Bundles as the resources in them; each line ends as loaded, unchanged,
     superseded, excluded or rejected. Run again, only what changed is loaded.
     """
+    from pipeline.commands.site_names import known_site, loadable_site
     from pipeline.exports import folder_load, ingest_folder
     from pipeline.landed_exports import landed_export
     from pipeline.runtime import Runtime
@@ -68,15 +72,20 @@ def ingest(
     if (group is not None and source is None) or (complete and group is None):
         raise UsageError("--group goes with --from, and --complete with --group.", "See docs/vanished.md.")
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site_or_folder(site)
+    runtime.settings.site_or_folder(site)  # a name that cannot be one is refused before a server is started
     if source is not None and not source.exists():
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
     console = Console()
     if source is None:
+        # A site is known by its exports: by this one as well, which a new database has not heard of.
+        if not runtime.landing.exists(site, export or 0):
+            known_site(runtime, site)
         landed = landed_export(runtime, site, export or 0)
+        settings = known_site(runtime, site)
         ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
         return
+    settings = loadable_site(runtime, site, is_new=new_site)
     with folder_load(runtime, site):
         with console.status("landing"):
             landed = ingest_folder(runtime, site, source, group=group, complete=complete)
