@@ -22,10 +22,10 @@ from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import dead_letters, export_jobs
-from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.dead_letters import RawLine
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.publish import LandedLine, PublicationReport
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["ingest_with_follow_ups", "replay_dead_letters"]
 

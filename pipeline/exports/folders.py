@@ -15,8 +15,8 @@ from pipeline.landing.origin import ORIGIN_FILE, ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport, ProgressCallback
 from pipeline.runtime import Runtime
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["folder_load", "ingest_folder"]
 
