@@ -160,7 +160,11 @@ def test_the_commands(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]
 
 @pytest.mark.parametrize("reason", ["lost", "unusable", "count"])
 def test_what_an_export_lacks_makes_nothing_vanish_and_is_in_the_account(warehouse: Warehouse, reason: str) -> None:
-    sites = {"one": warehouse.runtime.settings.site_or_folder("one").model_copy(update={"vanished": "delete"})}
+    sites = {
+        "one": warehouse.runtime.settings.site_or_folder("one").model_copy(
+            update={"vanished": "delete", "left_group": "delete"}
+        )
+    }
     warehouse.runtime = Runtime(warehouse.runtime.settings.model_copy(update={"sites": sites}), warehouse.runtime.clock)
     load(warehouse, p1=1950, p2=1950)
     landed = warehouse.land(born(p1=1950), group="g", complete=True)
