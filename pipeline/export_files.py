@@ -159,8 +159,10 @@ class ExportDownload:
                         continue
                     if landed is not None:
                         found[places[future]] = landed
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(failure, UnsafeRemote) and isinstance(error, EpicOmopError):
+                    raise failure from None  # a forbidden address explains the others, and is to be heard of
                 raise
         if failure is not None:
             raise failure

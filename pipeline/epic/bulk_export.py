@@ -7,6 +7,7 @@ exchanges — waiting, saving, resuming — is `pipeline/exports/`'s.
 from __future__ import annotations
 
 import logging
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -333,6 +334,9 @@ def is_usable_url(text: str) -> bool:
 
 
 def _refuse_unusable(url: str, name: str) -> None:
+    if re.match(r"(?!https?:)[a-z][a-z0-9+.-]*:", url, re.IGNORECASE):
+        message = f"An address in `{name}` of the manifest is of a kind that is not allow-listed."
+        raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
     if not is_usable_url(url):
         message = f"An address in `{name}` of the manifest cannot be used."
         raise ProtocolError(message, "Report it to the site: nothing was loaded.")

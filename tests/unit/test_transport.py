@@ -608,6 +608,7 @@ def test_pages_in_a_circle_end(server: Server, transport: Transport) -> None:
             )
         ),
         ({"link": [{"relation": "next", "url": "https://h/\0"}]}, ProtocolError),
+        ({"output": [{"type": "Patient", "url": "ftp://h/1"}]}, UnsafeRemote),
         ({"output": [{"type": "../../x", "url": "https://h/1"}]}, UnsafeRemote),
         ({"output": [{"url": "https://h/1"}]}, UnsafeRemote),
     ],
