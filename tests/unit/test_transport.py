@@ -602,7 +602,6 @@ def test_pages_in_a_circle_end(server: Server, transport: Transport) -> None:
                 "https://h/a\nb",
                 "http://[",
                 "https://h:0/",
-                "ftp://h/1",
                 " ",
                 "https://h:99999/1",
             )
