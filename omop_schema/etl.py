@@ -116,6 +116,11 @@ def _export_tables(metadata: MetaData) -> None:
         _time("published_at"),
         _time("deleted_at"),
         Column("since", DateTime(timezone=True), comment="`_since` of the kick-off; NULL: everything was asked for"),
+        Column(
+            "notes", JSONB, nullable=False, server_default=text("'[]'"), comment="sentences: what was done otherwise"
+        ),
+        Column("failing_since", DateTime(timezone=True), comment="of the first status call in a row that failed"),
+        Column("complete_since", DateTime(timezone=True), comment="when the manifest came"),
         CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
         CheckConstraint(
             "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
@@ -137,6 +142,29 @@ def _export_tables(metadata: MetaData) -> None:
         Column("group_id", Text, primary_key=True),
         _time("next_try", nullable=False),
         Column("reason", Text, nullable=False),
+    )
+    Table(
+        "next_kick_off",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("client_id", Text, primary_key=True),
+        Column("group_id", Text, primary_key=True),
+        _time("next_try", nullable=False),
+        Column("attempt", Integer, nullable=False, comment="how often it was refused for now"),
+        _time("give_up_at", nullable=False),
+        Column("reason", Text, nullable=False),
+    )
+    Table(
+        "export_gap",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("file_number", Integer, primary_key=True),
+        Column("category", Text, nullable=False, comment="files, outcomes or deleted"),
+        Column("resource_type", Text, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("expected_count", BigInteger, comment="`count` of the manifest"),
+        Column("lines", BigInteger, nullable=False, comment="of the file that was taken; 0: none was"),
+        CheckConstraint("reason IN ('lost', 'unusable', 'count')", name="export_gap_reason"),
     )
     Table(
         "export_file",
@@ -499,7 +527,8 @@ def view_statements(schema: str) -> list[str]:
 
     row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release);
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
-    file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected);
+    file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
+    gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
     exclusion(export_id, site, resource_type, reason, count);
     unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
     for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
@@ -522,9 +551,15 @@ def view_statements(schema: str) -> list[str]:
         FROM {schema}.dead_letter WHERE state = 'open'""",
         f"""CREATE OR REPLACE VIEW {schema}.file_account AS
         SELECT file.export_id, job.site, file.file, file.resource_type, file.lines, file.loaded, file.unchanged,
-               file.superseded, file.excluded, file.rejected
+               file.superseded, file.excluded, file.rejected, gap.reason AS gap
         FROM {schema}.export_file AS file JOIN {schema}.export_job AS job USING (export_id)
-        WHERE file.loaded IS NOT NULL""",
+        LEFT JOIN {schema}.export_gap AS gap USING (export_id, file_number)
+        WHERE file.loaded IS NOT NULL
+        UNION ALL
+        SELECT gap.export_id, job.site, gap.category || '/' || gap.resource_type || '.'
+               || lpad(gap.file_number::text, 5, '0') || '.ndjson', gap.resource_type, 0, 0, 0, 0, 0, 0, gap.reason
+        FROM {schema}.export_gap AS gap JOIN {schema}.export_job AS job USING (export_id)
+        WHERE gap.reason <> 'count' AND job.published_at IS NOT NULL""",
         f"""CREATE OR REPLACE VIEW {schema}.exclusion AS
         SELECT count.export_id, job.site, count.resource_type, count.reason, sum(count.count)::bigint AS count
         FROM {schema}.exclusion_count AS count JOIN {schema}.export_job AS job USING (export_id)

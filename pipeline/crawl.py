@@ -25,9 +25,10 @@ import psycopg
 
 from pipeline.epic.bundle import NO_RESULTS, SearchPage
 from pipeline.epic.rest import RestClient, SearchRefused
-from pipeline.errors import EpicOmopError, ProtocolError, RemoteRefused, RemoteUnavailable, UsageError
+from pipeline.errors import EpicOmopError, LandingError, ProtocolError, RemoteRefused, RemoteUnavailable, UsageError
 from pipeline.exports import new_job
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
+from pipeline.landing.origin import ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.runtime import Runtime
@@ -38,7 +39,7 @@ from pipeline.warehouse.crawls import CrawlSearch, SearchState
 from pipeline.warehouse.erased import erased_patients
 from pipeline.warehouse.export_jobs import ExportJob
 
-__all__ = ["Crawl", "CrawlProgress", "crawl", "crawl_types", "unfinished_crawls"]
+__all__ = ["Crawl", "CrawlProgress", "crawl", "crawl_types", "left_crawls", "unfinished_crawls"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,13 +95,18 @@ def crawl_types(site: SiteSettings) -> tuple[str, ...]:
     return tuple(sorted(own, key=lambda name: name != "Patient"))
 
 
-def unfinished_crawls(runtime: Runtime, site: SiteSettings) -> dict[str, list[str]]:
-    """The site's crawls that were begun and not landed, oldest first: label → list of patients."""
+def unfinished_crawls(runtime: Runtime, site: SiteSettings, *, landed: bool = False) -> dict[str, list[str]]:
+    """The site's crawls that were begun and not landed, oldest first: label → list of patients.
+
+    `landed`: also those that were landed and not loaded. `crawl` asks for nothing again then, and what it returns is to
+    be loaded.
+    """
+    states = ("requested", "landed") if landed else ("requested",)
     with runtime.connect() as connection:
-        jobs = export_jobs.jobs_of_kind(connection, site.name, "crawl", "requested")
+        found = [job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, "crawl", state)]
         return {
             job.group_id or "": [patient for _, patient in crawls.patients(connection, job.export_id)]
-            for job in reversed(jobs)
+            for job in sorted(found, key=lambda job: job.export_id)
         }
 
 
@@ -128,7 +134,7 @@ def crawl(
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
         if job.state == "landed":
-            landed = runtime.landing.open(site.name, job.export_id)
+            landed = _opened(runtime, connection, job)
             CrawlSpool(runtime.landing.draft_of(site.name, job.export_id)).discard()
         elif runtime.landing.is_finished(site.name, job.export_id):  # the process ended before the warehouse knew
             landed = _saved(runtime, connection, runtime.landing.open(site.name, job.export_id))
@@ -144,6 +150,24 @@ def crawl(
                 raise
             landed = _saved(runtime, connection, run.land())
         return _summary(connection, landed)
+
+
+def left_crawls(runtime: Runtime, site: SiteSettings, patients: Sequence[str]) -> list[LandedExport]:
+    """Landed crawls of other lists that a process left before they were loaded, oldest first."""
+    own = {_label(runtime, site, patients, full=full) for full in (False, True)}
+    with runtime.connect() as connection:
+        jobs = export_jobs.jobs_of_kind(connection, site.name, "crawl", "landed")
+        return [_opened(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
+
+
+def _opened(runtime: Runtime, connection: psycopg.Connection, job: ExportJob) -> LandedExport:
+    """A landed crawl. One whose files are damaged is given up, so that its patients are asked for again."""
+    try:
+        return runtime.landing.open(job.site, job.export_id)
+    except LandingError as error:
+        export_jobs.mark_failed(connection, job.export_id, error.message)
+        connection.commit()
+        raise
 
 
 def _label(runtime: Runtime, site: SiteSettings, patients: Sequence[str], *, full: bool) -> str:
@@ -297,6 +321,8 @@ class _CrawlRun:
 
     def land(self) -> LandedExport:
         files, outcomes = self._spool.assemble(_LINES_PER_FILE)
+        job = self._job
+        write_origin(self._draft.folder, ExportOrigin(job.group_id, job.resource_types, job.requested_at))
         return self._draft.finish("crawl", self._job.requested_at, files, outcomes=outcomes)
 
     def _patient(self, position: int, patient_id: str) -> bool:

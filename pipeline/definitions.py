@@ -49,7 +49,7 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
             *(nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly),
             *([lakehouse.schedule] if lakehouse else []),
         ],
-        sensors=[export_sensor(site, ingests[site.name]) for site in with_epic],
+        sensors=[export_sensor(site, ingests[site.name], kick_offs[site.name]) for site in with_epic],
         resources=site_resources(settings, overrides or {}),
         executor=dg.in_process_executor,
     )

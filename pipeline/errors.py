@@ -10,6 +10,7 @@ EpicOmopError
 ├── TransientError            the same call may succeed later (exit 75)
 │   ├── RemoteUnavailable     network, time-out, 408, 429, 5xx
 │   │   ├── Unreachable       no connection was made: the server has seen nothing of the request
+│   │   ├── UnreadableStatus  the status was answered with what is no manifest: it says nothing of the export
 │   │   └── KickOffUnknown    sent, and no clear answer came: an export may run; never repeated blindly
 │   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
 │   ├── ExportNotReady        the export still runs; ask again at `next_try`
@@ -22,6 +23,7 @@ EpicOmopError
 │   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
 │   ├── ExportGone            the job or its files no longer exist on the server
 │   ├── UnsafeRemote          an address or a size that the security rules refuse
+│   │   └── AddressNotListed  a public address that allowed_origins in sites.yaml could name
 │   └── ConfirmationNeeded    much would be deleted, and nobody has confirmed it
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
 ├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
@@ -40,6 +42,7 @@ from datetime import datetime
 __all__ = [
     "AcceptedWithoutAddress",
     "AccountingError",
+    "AddressNotListed",
     "AuthenticationRefused",
     "ConfigurationError",
     "ConfirmationNeeded",
@@ -62,6 +65,7 @@ __all__ = [
     "TransformError",
     "TransientError",
     "Unreachable",
+    "UnreadableStatus",
     "UnsafeRemote",
     "UsageError",
     "VocabularyError",
@@ -119,8 +123,20 @@ class Unreachable(RemoteUnavailable):
     """No connection was made: the server has seen nothing of the request."""
 
 
+class UnreadableStatus(RemoteUnavailable):
+    """The question for the status was answered with 200 and something that is no manifest."""
+
+
 class KickOffUnknown(RemoteUnavailable):
-    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again."""
+    """The kick-off was sent and no clear answer came: an export may run. It must not be kicked off again blindly.
+
+    `status` is the HTTP status, where a server or a gateway did answer."""
+
+    def __init__(
+        self, message: str, advice: str = "", *, next_try: datetime | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message, advice, next_try=next_try)
+        self.status = status
 
 
 class CooldownActive(TransientError):
@@ -169,6 +185,10 @@ class ExportGone(PermanentError):
 
 class UnsafeRemote(PermanentError):
     pass
+
+
+class AddressNotListed(UnsafeRemote):
+    """A public address outside the allow-list: right, perhaps, once a person has named it in sites.yaml."""
 
 
 class ConfirmationNeeded(PermanentError):

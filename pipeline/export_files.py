@@ -12,7 +12,7 @@ import logging
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
@@ -21,9 +21,20 @@ from pipeline.epic.bulk_export import Manifest, ManifestFile
 from pipeline.epic.ranges import OVERLAP_BYTES, OtherContent, ResumePoint, continuation, range_headers, validator_of
 from pipeline.epic.session import EpicSession
 from pipeline.epic.transport import StreamedAnswer
-from pipeline.errors import ExportGone, RemoteUnavailable, UnsafeRemote
+from pipeline.errors import (
+    AuthenticationRefused,
+    EpicOmopError,
+    ExportGone,
+    PermanentError,
+    RemoteRefused,
+    RemoteUnavailable,
+    Unreachable,
+    UnsafeRemote,
+)
+from pipeline.landing.content import ContentCheck
 from pipeline.landing.files import FileDigest
 from pipeline.landing.gzip_stream import DamagedGzipError
+from pipeline.landing.origin import ExportOrigin, Gap, GapReason, write_origin
 from pipeline.landing.partial import PartialFile
 from pipeline.landing.store import Category, LandedExport, LandedFile, LandingDraft, LandingProgress, ProgressCallback
 from pipeline.warehouse.export_jobs import ExportJob
@@ -44,15 +55,31 @@ class _Place:
 
 
 class _OtherCount(RemoteUnavailable):
-    """A file stays shorter than the manifest's `count`, which is perhaps wrong."""
+    """A file has another number of lines than the manifest's `count`."""
+
+
+class _NotOfItsType(RemoteUnavailable):
+    """What came as a file is none of its type."""
+
+
+class _SureCount(Exception):
+    """A file came twice with the same bytes, and with another number of lines than the manifest says."""
 
 
 class _ReadAgain(Exception):
     """The manifest was read again and other places hold now."""
 
 
+#: Failures of one file, which say nothing of the others. RemoteRefused: without 401, which is an AuthenticationRefused.
+_OF_THE_FILE = (ExportGone, UnsafeRemote, RemoteRefused, _OtherCount, _NotOfItsType)
+
+
 class ExportDownload:
-    """The files of one export on their way into its draft. `save_manifest` keeps a manifest that was read again."""
+    """The files of one export on their way into its draft. `save_manifest` keeps a manifest that was read again.
+
+    `is_last_try`: files that cannot be had are left out from now on, so that one does not hold up the others for ever.
+    `gaps` says afterwards what is not as the manifest announced it.
+    """
 
     def __init__(
         self,
@@ -62,24 +89,31 @@ class ExportDownload:
         *,
         save_manifest: Callable[[Manifest], None],
         progress: ProgressCallback | None = None,
+        is_last_try: bool = False,
     ) -> None:
         self._save_manifest = save_manifest
         self._session = session
         self._job = job
         self._draft = draft
         self._progress = progress
+        self._is_last_try = is_last_try
         self._manifest = bulk_export.parse_manifest(job.manifest or {})
         self._read_again = False
         self._second_round = False
         self._lock = threading.Lock()
         self._files_done = 0
         self._places = _places(self._manifest)
+        #: Hash of an address → what came from it before, so that a wrong `count` is known by equal bytes.
+        self._digests: dict[str, FileDigest] = {}
+        self._left_out: dict[_Place, Gap] = {}
+        self.gaps: tuple[Gap, ...] = ()
 
     def run(self) -> LandedExport:
-        """Fetch what is missing and finish the draft.
+        """Fetch what is missing and finish the draft, with what is known of it beside.
 
-        The first failure stops the others after the files that they are at; complete files stay, and of the others
-        what came. Raises ExportGone when a file is lost, RemoteUnavailable after the last attempt, UnsafeRemote,
+        A file that is lost (404, also after the manifest was read again) is left out and becomes a gap. A failure that
+        is not of one file stops the others after the files that they are at; complete files stay, and of the others
+        what came. Raises ExportGone when all files are lost, RemoteUnavailable after the last attempt, UnsafeRemote,
         RemoteRefused, LandingError.
         """
         try:
@@ -87,49 +121,103 @@ class ExportDownload:
         except _ReadAgain:
             self._second_round = True
             found = self._fetched()
+        files = _of_category(found, "files")
+        if self._manifest.output and not files:
+            message = f"No file of export {self._job.export_id} of site {self._job.site} can be had any more."
+            raise ExportGone(message, "The next run after this group's window starts a new export.")
+        counted = [
+            Gap("files", file.number, file.resource_type, "count", file.expected_count, file.lines)
+            for file in files
+            if file.expected_count not in (None, file.lines)
+        ]
+        self.gaps = tuple(sorted((*self._left_out.values(), *counted), key=lambda gap: gap.number))
+        write_origin(self._draft.folder, self._origin())
         return self._draft.finish(
             "bulk",
-            self._manifest.transaction_time,
-            _of_category(found, "files"),
+            self._job.transaction_time or self._job.requested_at,
+            files,
             outcomes=_of_category(found, "outcomes"),
             deleted=_of_category(found, "deleted"),
         )
 
+    def _origin(self) -> ExportOrigin:
+        job = self._job
+        return ExportOrigin(job.group_id, job.resource_types, job.requested_at, job.since, job.notes, self.gaps)
+
     def _fetched(self) -> dict[_Place, LandedFile]:
         self._files_done = 0
         found: dict[_Place, LandedFile] = {}
+        failure: EpicOmopError | None = None
         with ThreadPoolExecutor(self._session.site.download_workers, "download") as pool:
             places = {pool.submit(self._file, place): place for place in self._places}
             try:
                 for future in as_completed(places):
-                    found[places[future]] = future.result()
-            except BaseException:
+                    try:
+                        landed = future.result()
+                    except _OF_THE_FILE as error:
+                        failure = failure or error
+                        continue
+                    if landed is not None:
+                        found[places[future]] = landed
+            except BaseException as error:
                 pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(failure, UnsafeRemote) and isinstance(error, EpicOmopError):
+                    raise failure from None  # a forbidden address explains the others, and is to be heard of
                 raise
+        if failure is not None:
+            raise failure
         return found
 
-    def _file(self, place: _Place) -> LandedFile:
+    def _file(self, place: _Place) -> LandedFile | None:
+        """The landed file; None for one that is left out."""
         landed = self._draft.landed(place.number, place.entry.resource_type, place.category, source=place.source)
         if landed is None:
             try:
                 landed = self._download(place)
-            except (ExportGone, UnsafeRemote, _OtherCount):
-                if self._second_round:
-                    raise
+            except _SureCount:
                 self._read_manifest_again()
                 raise _ReadAgain from None
+            except (*_OF_THE_FILE, RemoteUnavailable) as error:
+                if not self._is_of_the_file(error):
+                    raise
+                if not self._second_round:
+                    self._read_manifest_again()
+                    raise _ReadAgain from None
+                self._leave_out(place, error)
         with self._lock:
             self._files_done += 1
-        self._report(landed.path.name, 0)
+        self._report(landed.path.name if landed else place.entry.resource_type, 0)
         return landed
+
+    def _is_of_the_file(self, error: EpicOmopError) -> bool:
+        """In the last try also what a server answers for that file alone: it does answer for the manifest."""
+        return isinstance(error, _OF_THE_FILE) or (self._is_last_try and not isinstance(error, Unreachable))
+
+    def _leave_out(self, place: _Place, error: EpicOmopError) -> None:
+        """Note the file as a gap where the others are not to wait for it; else raise the error."""
+        is_lost = isinstance(error, ExportGone)
+        if not (is_lost or place.category != "files" or self._is_last_try):
+            raise error
+        _log.warning("%s It is left out of export %d.", error.message, self._job.export_id)
+        entry = place.entry
+        reason: GapReason = "lost" if is_lost else "unusable"
+        with self._lock:
+            self._left_out[place] = Gap(place.category, place.number, entry.resource_type, reason, entry.count)
 
     def _download(self, place: _Place) -> LandedFile:
         entry = place.entry
         with self._draft.partial(place.number, entry.resource_type, place.category, place.source) as part:
+            receiver = _FileReceiver(
+                part,
+                place,
+                lambda added: self._report(part.path.name, added),
+                self._digests,
+                takes_any_count=self._second_round,
+            )
             bulk_export.download(
                 self._session,
                 entry,
-                _FileReceiver(part, entry.count, lambda added: self._report(part.path.name, added)),
+                receiver,
                 status_url=self._job.status_url or "",
                 requires_access_token=self._manifest.requires_access_token,
             )
@@ -138,38 +226,64 @@ class ExportDownload:
             )
 
     def _read_manifest_again(self) -> None:
-        """A file is gone, or its address or count cannot be right: the site may have mended that. The manifest is read
-        again once, by whoever needs it first."""
+        """A file is gone, or its address, count or content cannot be right: the site may have corrected that. The
+        manifest is read again once, by whoever needs it first; where it cannot be, the known one counts."""
         with self._lock:
             if self._read_again:
                 return
+            manifest = self._new_manifest()
             self._read_again = True
-            manifest = _in_order_of(self._manifest, self._new_manifest())
+            if manifest is None:
+                return
+            manifest = _in_order_of(self._manifest, manifest)
             self._save_manifest(manifest)
             self._manifest, self._places = manifest, _places(manifest)
 
-    def _new_manifest(self) -> Manifest:
+    def _new_manifest(self) -> Manifest | None:
+        """None when the site has none any more, or that of something else. Raises RemoteUnavailable."""
         session, job = self._session, self._job
-        status = session.transport.retrying(lambda: bulk_export.poll(session, job.status_url or ""))
-        if not isinstance(status, Manifest) or status.transaction_time != self._manifest.transaction_time:
-            message = f"Export {job.export_id} of site {job.site}: a file is gone and the manifest is another one now."
-            raise ExportGone(message, "A new export is needed.")
-        return status
+        try:
+            status = session.transport.retrying(lambda: bulk_export.poll(session, job.status_url or ""))
+        except AuthenticationRefused:
+            raise
+        except PermanentError as error:
+            _log.warning("The manifest of export %d cannot be read again: %s", job.export_id, error.message)
+            return None
+        same = isinstance(status, Manifest) and status.transaction_time == self._manifest.transaction_time
+        return status if isinstance(status, Manifest) and same else None
 
     def _report(self, name: str, added: int) -> None:
         if self._progress:
             self._progress(LandingProgress(name, self._files_done, len(self._places), added))
 
 
-class _FileReceiver:
-    """Writes one file, going on where an earlier attempt or process stopped, and compares its lines with `count`."""
+#: So much of what an earlier process left is looked at for a resource.
+_HEAD_BYTES = 1 << 20
 
-    def __init__(self, part: PartialFile, expected: int | None, report: Callable[[int], None]) -> None:
+
+class _FileReceiver:
+    """Writes one file, going on where an earlier attempt or process stopped, and looks whether it can be that file:
+    a line of its type, and as many lines as `count` says."""
+
+    def __init__(
+        self,
+        part: PartialFile,
+        place: _Place,
+        report: Callable[[int], None],
+        digests: MutableMapping[str, FileDigest],
+        *,
+        takes_any_count: bool,
+    ) -> None:
         self._part = part
-        self._expected = expected
+        self._place = place
         self._report = report
+        self._digests = digests
+        self._takes_any_count = takes_any_count
         self._point: ResumePoint | None = None
-        self._longer_before: FileDigest | None = None
+        self._check = self._new_check()
+
+    def _new_check(self) -> ContentCheck:
+        return ContentCheck(self._place.entry.resource_type if self._place.category == "files" else None)
 
     def headers(self) -> Mapping[str, str]:
         part = self._part
@@ -182,6 +296,7 @@ class _FileReceiver:
         try:
             for chunk in self._following(answer):
                 self._part.write(chunk)
+                self._check.add(chunk)
                 self._report(len(chunk))
         except OtherContent:
             self._part.restart()
@@ -193,39 +308,48 @@ class _FileReceiver:
             if isinstance(error.__cause__, DamagedGzipError):
                 self._part.restart()
             raise
+        self._check.end_line()
         self._compare()
 
     def _following(self, answer: StreamedAnswer) -> Iterator[bytes]:
+        self._check = self._new_check()
         if self._point is not None and answer.status != 200:
             _log.info("%s goes on at byte %d.", self._part.path.name, self._part.bytes_written)
+            self._check.add(self._part.head(_HEAD_BYTES))
             return continuation(self._point, answer)
         self._part.restart(validator_of(answer.headers))  # the whole file: the server knows no ranges, or a new version
         return answer.chunks
 
     def _compare(self) -> None:
         digest = self._part.digest()
-        if self._expected is None or digest.lines == self._expected or self._is_longer_again(digest):
+        expected = self._place.entry.count if self._place.category != "outcomes" else None
+        counts_differ = expected is not None and digest.lines != expected
+        came = f"{self._part.path.name} came with {digest.lines} lines"
+        if counts_differ:
+            came = f"{came}; the manifest says {expected}"
+        if digest.lines and not self._check.found:
+            self._part.restart()
+            told = f"{came}, and none of them is a resource of that type: it is no such NDJSON."
+            raise _NotOfItsType(told, _KEPT_ADVICE)
+        if not counts_differ:
             return
-        self._part.restart()
-        raise _OtherCount(
-            f"{self._part.path.name} came with {digest.lines} lines; the manifest says {self._expected}.",
-            "The file is fetched again by the next run; the export stays on the server.",
-        )
+        former = self._digests.get(self._place.source)
+        self._digests[self._place.source] = digest
+        if former != digest:
+            self._part.restart()
+            raise _OtherCount(f"{came}.", _KEPT_ADVICE)
+        # Twice the same bytes: the count is wrong (some servers say 0), nothing is lost.
+        if expected is not None and digest.lines > expected:
+            name = self._part.path.name
+            _log.warning("%s has %d lines, more than the %d of the manifest; kept.", name, digest.lines, expected)
+            return
+        if not self._takes_any_count:  # the site may have corrected the manifest
+            self._part.restart()
+            raise _SureCount
+        _log.warning("%s, more than once and with the same bytes: it is taken.", came)
 
-    def _is_longer_again(self, digest: FileDigest) -> bool:
-        """More than announced, and twice the same bytes: the count is wrong (some servers say 0), nothing is lost."""
-        if digest.lines < (self._expected or 0):
-            return False
-        before, self._longer_before = self._longer_before, digest
-        if before != digest:
-            return False
-        _log.warning(
-            "%s has %d lines, more than the %s of the manifest; kept.",
-            self._part.path.name,
-            digest.lines,
-            self._expected,
-        )
-        return True
+
+_KEPT_ADVICE = "The file is fetched again by the next run; the export stays on the server."
 
 
 def _lists(manifest: Manifest) -> Iterator[tuple[Category, tuple[ManifestFile, ...]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +53,9 @@ _FACT_ORDER = 10
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
+#: Nothing is newer.
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
 
 def ingest(
     runtime: Runtime,
@@ -60,12 +63,14 @@ def ingest(
     export: LandedExport,
     *,
     force: bool = False,
+    over_newer: bool = False,
     confirmed: bool = False,
     progress: IngestProgress | None = None,
 ) -> PublicationReport:
     """Transform and publish one landed export; an export that is published already is published again unchanged.
 
-    `force` transforms every line, also those that count as unchanged. `confirmed`: resources that vanished are deleted
+    `force` transforms every line, also those that count as unchanged. `over_newer`: also over what newer exports
+    said, until the next one comes. `confirmed`: resources that vanished are deleted
     by the site's policy however many they are. Raises SiteBusy when another run of the site holds its lock,
     ConfirmationNeeded, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
     """
@@ -88,7 +93,7 @@ def ingest(
                 known.refresh(connection)
             connection.commit()  # reading is done: an open transaction would hold up whoever changes these tables
         plan = _plan(runtime, site, export, mappings, index, staged, None if force else known.folder)
-        reports = _transform(connection, runtime, plan, export, report, published)
+        reports = _transform(connection, runtime, plan, export, report, published, over_newer=over_newer)
         deleted = stage_deletions(export, staged, SurrogateKeys(site.name, settings.surrogate_salt))
         published.transform_seconds = time.perf_counter() - started
         report("publish", 0, 0)
@@ -101,6 +106,7 @@ def ingest(
             fingerprints=marks,
             known=known,
             confirmed=confirmed,
+            over_newer=over_newer,
         )
         with published.step("known lines"):
             known.apply()
@@ -184,6 +190,8 @@ def _transform(
     export: LandedExport,
     progress: IngestProgress,
     published: PublicationReport,
+    *,
+    over_newer: bool = False,
 ) -> list[FileLines]:
     """Run all chunks: first the types that leave facts, then, with their facts, the others."""
     first = [file for file in export.files if _order(plan.mappings, file) < _FACT_ORDER]
@@ -210,7 +218,7 @@ def _transform(
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
-                    _write_facts(connection, plan, export.transaction_time)
+                    _write_facts(connection, plan, _LATEST if over_newer else export.transaction_time)
                     connection.commit()
     return reports
 

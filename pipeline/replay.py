@@ -7,7 +7,8 @@ Its time is that of the export from which the lines come: a replay never overwri
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,7 +23,9 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import dead_letters, export_jobs
 from pipeline.warehouse.dead_letters import RawLine
+from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.publish import LandedLine, PublicationReport
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["ingest_with_follow_ups", "replay_dead_letters"]
 
@@ -40,14 +43,45 @@ def ingest_with_follow_ups(
     export: LandedExport,
     *,
     force: bool = False,
+    over_newer: bool = False,
     confirmed: bool = False,
     progress: IngestProgress | None = None,
 ) -> list[PublicationReport]:
     """Ingest an export, then what waited for it: dead letters whose cause is loaded now, and dependents.
 
-    The first report is the export's own. Errors are those of `ingest`.
+    The site's lock is held until all is done. The first report is the export's own. Errors are those of `ingest`.
     """
-    reports = [ingest(runtime, site, export, force=force, confirmed=confirmed, progress=progress)]
+    with _site_work(runtime, site):
+        return _with_follow_ups(
+            runtime, site, export, force=force, over_newer=over_newer, confirmed=confirmed, progress=progress
+        )
+
+
+@contextmanager
+def _site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
+    """The site's lock, lent to what is done inside. Replays that a process left, landed or half landed, are taken away:
+    their lines are still open dead letters, or depend on what is marked as stale."""
+    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest", lent=True):
+        for state in ("requested", "landed"):
+            for job in export_jobs.jobs_of_kind(connection, site.name, "replay", state):
+                runtime.landing.remove(site.name, job.export_id)
+                export_jobs.mark_failed(connection, job.export_id, "The process ended before it was loaded.")
+        connection.commit()
+        yield
+
+
+def _with_follow_ups(
+    runtime: Runtime,
+    site: SiteSettings,
+    export: LandedExport,
+    *,
+    force: bool,
+    over_newer: bool,
+    confirmed: bool,
+    progress: IngestProgress | None,
+) -> list[PublicationReport]:
+    first = ingest(runtime, site, export, force=force, over_newer=over_newer, confirmed=confirmed, progress=progress)
+    reports = [first]
     latest, tried, mapped = reports, set[int](), set[LandedLine]()
     while latest:
         # What came through may be what others waited for: an encounter that waited for its person dates a condition.
@@ -66,9 +100,10 @@ def replay_dead_letters(
     runtime: Runtime, site: SiteSettings, *, ids: Sequence[int] | None = None, code: str | None = None
 ) -> list[PublicationReport]:
     """Send open dead letters of a site through the pipeline again: all, those of a code, or by id."""
-    with runtime.connect() as connection:
-        letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
-    return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
+    with _site_work(runtime, site):
+        with runtime.connect() as connection:
+            letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
+        return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
 
 
 def _unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:

@@ -37,7 +37,7 @@ def crawl(
         list[str] | None, typer.Option("--patient", help="FHIR id of a patient; repeat for several.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Finish the crawls that were begun, whatever their lists.")
+        bool, typer.Option("--resume", help="Finish, and load, the crawls that were begun, whatever their lists.")
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Everything, also where the site can tell what changed since the last crawl.")
@@ -74,14 +74,14 @@ def crawl(
 def _lists(
     runtime: Runtime, site: SiteSettings, file: Path | None, ids: list[str] | None, *, resume: bool
 ) -> Iterator[tuple[str | None, list[str]]]:
-    """The lists of patients to crawl: one, or with `resume` those of unfinished crawls, with their labels."""
+    """The lists of patients to crawl: one, or with `resume` those of crawls that are not loaded, with their labels."""
     from pipeline.crawl import unfinished_crawls
     from pipeline.patient_list import checked_patients, read_patients
 
     if sum((file is not None, bool(ids), resume)) > 1:
         raise UsageError("--patients, --patient and --resume exclude each other.", "Give one of them.")
     if resume:
-        lists = unfinished_crawls(runtime, site)
+        lists = unfinished_crawls(runtime, site, landed=True)
         if not lists:
             raise UsageError(f"Site {site.name} has no unfinished crawl.", "Begin one with --patients FILE.")
         yield from lists.items()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -18,22 +20,32 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.exports import ExportEvent, SiteExport
+    from pipeline.runtime import Runtime
     from pipeline.settings import SiteSettings
 
-__all__ = ["ExportProgress", "checked_groups", "register"]
+__all__ = ["ExportProgress", "checked_groups", "is_interactive", "register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add `export` and the `site` group to the program."""
-    app.command("export")(export)
+    export_app = typer.Typer(invoke_without_command=True, help=export.__doc__)
+    export_app.callback()(export)
+    export_app.command("abandon")(abandon)
+    export_app.command("retime")(retime)
+    export_app.command("forget")(forget)
+    app.add_typer(export_app, name="export")
     site_app = typer.Typer(no_args_is_help=True, help="The Epic sites of sites.yaml.")
     site_app.command("list")(site_list)
     site_app.command("check")(site_check)
     app.add_typer(site_app, name="site")
 
 
+_SITE_HELP = "Name of a site in sites.yaml."
+
+
 def export(
-    site: Annotated[str, typer.Option("--site", help="Name of a site in sites.yaml.")],
+    context: typer.Context,
+    site: Annotated[str | None, typer.Option("--site", help=_SITE_HELP)] = None,
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Only this group; repeat it for several. Default: all.")
     ] = None,
@@ -51,17 +63,112 @@ def export(
     from pipeline.exports import export_groups
     from pipeline.runtime import Runtime
 
+    if context.invoked_subcommand is not None:
+        if site or group or since:
+            raise UsageError(
+                f"Options of `export` stand behind `{context.invoked_subcommand}`.",
+                f"Such as: epic-omop export {context.invoked_subcommand} --site SITE",
+            )
+        return
+    if site is None:
+        raise UsageError("Say which site to export.", "epic-omop export --site SITE; `site list` shows them.")
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
     groups = checked_groups(settings, group)
     console = Console()
     with ExportProgress(console) as progress:
         start = since.replace(tzinfo=UTC) if since else None
-        result = export_groups(runtime, settings, groups, progress.show, since=start)
+        keep = progress.keep_future_time if is_interactive(console) else None
+        result = export_groups(runtime, settings, groups, progress.show, since=start, keep_future_time=keep)
     _show_result(console, result)
     for error in result.failures.values():
         raise error
     console.print("Load it with [bold]epic-omop run --site " + site + "[/bold].")
+
+
+def abandon(
+    site: Annotated[str, typer.Option("--site", help=_SITE_HELP)],
+    group: Annotated[str, typer.Option("--group", help="The group whose open export is given up.")],
+) -> None:
+    """Give up a group's open export, whatever its state, and delete its job at the site.
+
+    The group is free again; inside Epic's window (24 hours by default) the next kick-off waits until that has passed.
+    """
+    from pipeline.exports import abandon as abandon_export
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    result = abandon_export(runtime, runtime.settings.site(site), group)
+    console = Console()
+    console.print(f"Export {result.export_id} of group {group} is given up.", markup=False)
+    if result.not_deleted:
+        told = (
+            f"Its job could not be deleted at the site: {result.not_deleted}. The site deletes it by itself in 14 days."
+        )
+        console.print(told.replace("..", "."), markup=False)
+    if result.next_try:
+        console.print(f"Epic allows the next export of this group from {result.next_try:%Y-%m-%d %H:%M} UTC on.")
+
+
+def retime(
+    site: Annotated[str, typer.Option("--site", help="Name of the export's site.")],
+    number: Annotated[int, typer.Option("--export", help="Number of the export.")],
+    time: Annotated[
+        datetime | None, typer.Option("--time", help="The time (UTC) that counts. Default: that of its kick-off.")
+    ] = None,
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Load again what had counted as older.")] = True,
+) -> None:
+    """Set the time of an export, which orders it among the others: for a transactionTime that cannot be right.
+
+    An export whose time is in the future keeps out everything that comes after it.
+    """
+    from pipeline.commands.site_names import known_site
+    from pipeline.exports import retime as retime_export
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = known_site(runtime, site)
+    result = retime_export(runtime, site, number, time.replace(tzinfo=UTC) if time else None)
+    Console().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
+    _load_again(runtime, settings, result.load_again, load=load)
+
+
+def forget(
+    site: Annotated[str, typer.Option("--site", help="Name of the export's site.")],
+    number: Annotated[int, typer.Option("--export", help="Number of the export.")],
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Load the newest other exports again.")] = True,
+) -> None:
+    """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
+    from pipeline.commands.site_names import known_site
+    from pipeline.exports import forget as forget_export
+    from pipeline.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    settings = known_site(runtime, site)
+    result = forget_export(runtime, site, number)
+    console = Console()
+    console.print(f"Export {number} is forgotten.")
+    _load_again(runtime, settings, result.load_again, load=load)
+    with runtime.connect() as connection:
+        row = connection.execute("SELECT count(*) FROM resource_state WHERE export_id = %s", (number,)).fetchone()
+    if row and row[0]:
+        console.print(f"{row[0]:,} resources are in no other export that was loaded: what they made stays for now.")
+
+
+def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool) -> None:
+    from pipeline.commands.ingest import ingest_landed
+
+    console = Console()
+    if load and numbers:
+        ingest_landed(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
+    elif numbers:
+        listed = ", ".join(map(str, numbers))
+        console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")
+
+
+def is_interactive(console: Console) -> bool:
+    """Whether somebody is there who can be asked."""
+    return console.is_terminal and sys.stdin.isatty()
 
 
 def site_list() -> None:
@@ -140,6 +247,18 @@ class ExportProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def keep_future_time(self, stated: datetime, now: datetime) -> bool:
+        """Asks whether a transactionTime that is ahead of this machine's clock counts all the same."""
+        self._progress.stop()
+        try:
+            return typer.confirm(
+                f"The site says that this export is of {stated:%Y-%m-%d %H:%M} UTC; here it is {now:%Y-%m-%d %H:%M} UTC."
+                " Until then, nothing that comes later would count. Keep the site's time, instead of that of the kick-off?",
+                default=False,
+            )
+        finally:
+            self._progress.start()
 
     def show(self, event: ExportEvent) -> None:
         """The callback for `export_groups`; called from several threads."""

@@ -41,7 +41,10 @@ def ingest(
         typer.Option("--from", help="Folder of <ResourceType>*.ndjson or Bundle .json files, also .gz; or one file."),
     ] = None,
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Map every line again, also unchanged ones.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Map every line again, also unchanged ones; also over what newer exports said."),
+    ] = False,
     group: Annotated[
         str | None, typer.Option("--group", help="With --from: the folder is an export of this group.")
     ] = None,
@@ -60,7 +63,8 @@ def ingest(
     superseded, excluded or rejected. Run again, only what changed is loaded.
     """
     from pipeline.commands.site_names import known_site, loadable_site
-    from pipeline.exports import ingest_folder
+    from pipeline.exports import folder_load, ingest_folder
+    from pipeline.landed_exports import landed_export
     from pipeline.runtime import Runtime
 
     if (source is None) == (export is None):
@@ -72,14 +76,20 @@ def ingest(
     if source is not None and not source.exists():
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
-    settings = loadable_site(runtime, site, is_new=new_site) if source is not None else known_site(runtime, site)
     console = Console()
-    if source is not None:
+    if source is None:
+        # A site is known by its exports: by this one as well, which a new database has not heard of.
+        if not runtime.landing.exists(site, export or 0):
+            known_site(runtime, site)
+        landed = landed_export(runtime, site, export or 0)
+        settings = known_site(runtime, site)
+        ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
+        return
+    settings = loadable_site(runtime, site, is_new=new_site)
+    with folder_load(runtime, site):
         with console.status("landing"):
             landed = ingest_folder(runtime, site, source, group=group, complete=complete)
-    else:
-        landed = runtime.landing.open(site, export or 0)
-    ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
+        ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
 
 
 def run(
@@ -91,7 +101,7 @@ def run(
 
     Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
     """
-    from pipeline.commands.export import ExportProgress, checked_groups
+    from pipeline.commands.export import ExportProgress, checked_groups, is_interactive
     from pipeline.exports import export_groups
     from pipeline.runtime import Runtime
 
@@ -101,7 +111,8 @@ def run(
     _prepare(runtime)
     console = Console()
     with ExportProgress(console) as progress:
-        result = export_groups(runtime, settings, groups, progress.show)
+        keep = progress.keep_future_time if is_interactive(console) else None
+        result = export_groups(runtime, settings, groups, progress.show, keep_future_time=keep)
     if result.landed:
         ingest_landed(console, runtime, settings, result.landed, hydrated=True, confirmed=confirm)
     for error in result.failures.values():
@@ -137,7 +148,9 @@ def ingest_landed(
                     runtime, site, export, force=force, confirmed=confirmed, progress=show, asked=asked
                 )
             else:
-                reports = ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=show)
+                reports = ingest_with_follow_ups(
+                    runtime, site, export, force=force, over_newer=force, confirmed=confirmed, progress=show
+                )
                 hydrations = []
         ids += [report.export_id for report in reports]
         first = reports[0]

@@ -135,8 +135,10 @@ def _now(connection: psycopg.Connection, site: str) -> str:
 
 
 def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
-    """The next scheduled run, and the cool-downs that are in force."""
+    """The next scheduled run, the cool-downs that are in force, and the kick-offs that were refused for now."""
     from cronsim import CronSim
+
+    from pipeline.warehouse.next_kick_offs import next_kick_offs
 
     known = runtime.settings.sites.get(site)
     texts = []
@@ -147,6 +149,9 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
         (site, runtime.clock.now()),
     ).fetchall()
     texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
+    for entry in next_kick_offs(connection, known) if known is not None else ():
+        refused = "" if entry.attempt == 1 else f" (refused {entry.attempt} times)"
+        texts.append(f"group {entry.group_id}: kick-off again {_time(entry.next_try)}{refused}: {entry.reason}")
     return "\n".join(texts) or "by hand"
 
 

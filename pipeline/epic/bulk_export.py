@@ -1,17 +1,20 @@
 """Bulk Data Access, one HTTP exchange a function: kick-off, status, file, delete. Keeps nothing.
 
 Specification: https://hl7.org/fhir/uv/bulkdata/ (STU2, STU3 and the STU4 draft are read). What happens between the
-exchanges — waiting, saving, resuming — is `pipeline/exports.py`'s.
+exchanges — waiting, saving, resuming — is `pipeline/exports/`'s.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
+
+import httpx
 
 from pipeline.epic.server_words import progress_words
 from pipeline.epic.session import EpicSession
@@ -25,6 +28,7 @@ from pipeline.errors import (
     RemoteRefused,
     RemoteUnavailable,
     Unreachable,
+    UnreadableStatus,
     UnsafeRemote,
 )
 from pipeline.landing.resource_types import TYPE_NAME
@@ -38,6 +42,7 @@ __all__ = [
     "ask_for_token",
     "delete_job",
     "download",
+    "is_usable_url",
     "kick_off",
     "parse_manifest",
     "poll",
@@ -60,8 +65,6 @@ MAX_FILE_BYTES = 64 << 30
 _IDLE_SECONDS = 300.0
 
 _TOO_RECENTLY = "too recently"
-
-_BLANK_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class ManifestFile:
 class Manifest:
     """A complete export: all pages of its manifest in one."""
 
-    transaction_time: datetime
+    #: As the site says it; None where that cannot be read.
+    transaction_time: datetime | None
     requires_access_token: bool
     output: tuple[ManifestFile, ...]
     #: `error` of STU2 and STU3, `outcome` of STU4.
@@ -103,7 +107,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """As `etl.export_job.manifest` keeps it; `parse_manifest` reads it again."""
         return {
-            "transactionTime": self.transaction_time.isoformat(),
+            "transactionTime": self.transaction_time.isoformat() if self.transaction_time else None,
             "requiresAccessToken": self.requires_access_token,
             "output": [_file_to_json(file) for file in self.output],
             "error": [_file_to_json(file) for file in self.outcomes],
@@ -130,9 +134,9 @@ def kick_off(session: EpicSession, group: str, resource_types: Sequence[str], si
     answer = _sent_kick_off(session, _kick_off_request(session, group, resource_types, since))
     if answer.status == 202:
         location = answer.headers.get("content-location")
-        if not location:
-            message = f"{answer.request.action}: accepted, but without the address to ask for its status."
-            raise AcceptedWithoutAddress(message, "Report it to the site: Content-Location is missing.")
+        if not location or not is_usable_url(location):
+            message = f"{answer.request.action}: accepted, but without an address to ask for its status."
+            raise AcceptedWithoutAddress(message, "Report it to the site: Content-Location is missing or no address.")
         return KickOff(urllib.parse.urljoin(answer.url, location))
     if _is_too_recent(answer):
         next_try = session.transport.clock.now() + timedelta(hours=session.site.kickoff_window_hours)
@@ -144,7 +148,7 @@ def kick_off(session: EpicSession, group: str, resource_types: Sequence[str], si
     if answer.status < 300:
         raise ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 202.")
     if answer.status in (408, 500, 502, 504):  # who answered may not know what the server behind it did
-        raise KickOffUnknown(answer.error().message, _UNKNOWN_ADVICE)
+        raise KickOffUnknown(answer.error().message, _UNKNOWN_ADVICE, status=answer.status)
     raise answer.error()
 
 
@@ -195,8 +199,9 @@ def poll(
     `session` may be one for a short call; further pages, of which there may be many, are then read with patience
     in `session_for_pages`.
 
-    Raises ExportGone when the server does not know the job, RemoteUnavailable when asking again makes sense,
-    RemoteRefused when the export failed, ProtocolError for a manifest that breaks the specification.
+    Raises ExportGone when the server does not know the job, RemoteUnavailable when asking again makes sense
+    (UnreadableStatus: for what is no manifest), RemoteRefused when the export failed, ProtocolError and UnsafeRemote
+    for a manifest that cannot be used.
     """
     request = _status_request(session, status_url)
     answer = _with_status_of_export(session.transport.send(request))
@@ -209,9 +214,19 @@ def poll(
         )
     if answer.status != 200:
         raise answer.error()
-    if not answer.body.lstrip(_BLANK_BEFORE_JSON).startswith(b"{"):  # a gateway's page: it says nothing of the export
-        raise RemoteUnavailable(f"{request.action}: the server answered with something that is no manifest.")
     return _all_pages(session_for_pages or session, answer)
+
+
+def _page_of(answer: Answer) -> Manifest:
+    """What a gateway or a half answer gives is no manifest: it says nothing of the export, which may have run for
+    days. Only a JSON object with a list of files, however short, is one."""
+    try:
+        document = answer.json()
+    except ProtocolError:
+        document = {}
+    if document.get("resourceType", "Parameters") != "Parameters" or "output" not in document:
+        raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
+    return parse_manifest(document)
 
 
 def _with_status_of_export(answer: Answer) -> Answer:
@@ -233,7 +248,7 @@ def _status_request(session: EpicSession, url: str) -> RemoteRequest:
 
 def _all_pages(session: EpicSession, first: Answer) -> Manifest:
     """Follow STU3's `link` relation next; a page that comes twice is a loop, not an export."""
-    manifest = parse_manifest(first.json())
+    manifest = _page_of(first)
     next_url = _next_page(first)
     seen = {first.url}
     while next_url:
@@ -241,7 +256,7 @@ def _all_pages(session: EpicSession, first: Answer) -> Manifest:
             raise ProtocolError("The manifest's pages lead in a circle.", "Report it to the site: nothing was loaded.")
         seen.add(next_url)
         answer = session.transport.fetch(_status_request(session, next_url))
-        manifest = _joined(manifest, parse_manifest(answer.json()))
+        manifest = _joined(manifest, _page_of(answer))
         next_url = _next_page(answer)
     return manifest
 
@@ -251,6 +266,7 @@ def _next_page(answer: Answer) -> str | None:
     for link in links if isinstance(links, list) else ():
         url = link.get("url") if isinstance(link, dict) and link.get("relation") == "next" else None
         if isinstance(url, str):
+            _refuse_unusable(url, "link")
             return urllib.parse.urljoin(answer.url, url)
     return None
 
@@ -271,7 +287,9 @@ def _joined(manifest: Manifest, page: Manifest) -> Manifest:
 
 
 def parse_manifest(document: dict[str, Any]) -> Manifest:
-    """Read one page of a manifest, in the shape of STU2, STU3 or the STU4 draft. Raises ProtocolError.
+    """Read one page of a manifest, in the shape of STU2, STU3 or the STU4 draft. Raises ProtocolError, UnsafeRemote.
+
+    A transactionTime that cannot be read is None: the files are no worse for it.
 
     `extension` (an object or, in STU4, an array) is not needed and not read; the same holds for `request`.
     """
@@ -294,14 +312,34 @@ def _refuse_too_many(manifest: Manifest) -> None:
         raise UnsafeRemote(f"The manifest lists more than {MAX_FILES} files.")
 
 
-def _instant(value: object) -> datetime:
+def _instant(value: object) -> datetime | None:
+    """None for what is no instant in UTC: 9999-12-31T23:59:59-12:00 is none either."""
     try:
         instant = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        instant = None
-    if instant is None:
-        raise ProtocolError("The manifest has no readable transactionTime, which orders exports.")
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+        return instant and (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def is_usable_url(text: str) -> bool:
+    """Whether an address, absolute or relative, can be asked for at all, and kept: no control character, well formed."""
+    if not text.strip() or not text.isprintable():
+        return False
+    try:
+        parts = urllib.parse.urlsplit(text)
+        httpx.URL(text)
+        return parts.scheme in ("", "http", "https") and (parts.port is None or parts.port > 0)
+    except (ValueError, httpx.InvalidURL):
+        return False
+
+
+def _refuse_unusable(url: str, name: str) -> None:
+    if re.match(r"(?!https?:)[a-z][a-z0-9+.-]*:", url, re.IGNORECASE):
+        message = f"An address in `{name}` of the manifest is of a kind that is not allow-listed."
+        raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
+    if not is_usable_url(url):
+        message = f"An address in `{name}` of the manifest cannot be used."
+        raise ProtocolError(message, "Report it to the site: nothing was loaded.")
 
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
@@ -314,14 +352,17 @@ def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
 def _file(entry: object, name: str) -> ManifestFile:
     """A type becomes part of a file name, so anything but a plain name is refused."""
     if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
-        raise ProtocolError(f"An entry of the manifest's `{name}` has no url.")
+        raise ProtocolError(
+            f"An entry of the manifest's `{name}` has no url.", "Report it to the site: nothing was loaded."
+        )
+    _refuse_unusable(entry["url"], name)
     default = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}.get(name)
     resource_type = entry.get("type", default)
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
         message = f"An entry of the manifest's `{name}` has a type that is no resource type."
         raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
     count = entry.get("count")
-    known = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+    known = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**63
     return ManifestFile(resource_type, entry["url"], count if known else None)
 
 

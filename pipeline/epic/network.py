@@ -26,6 +26,7 @@ __all__ = [
     "Resolve",
     "address_rule",
     "check_network",
+    "is_internal_host",
     "is_refused_address",
     "resolved",
 ]
@@ -135,3 +136,9 @@ def is_refused_address(rule: AddressRule, host: str) -> bool:
         return not rule.allows(host.strip("[]"))
     except ValueError:
         return False
+
+
+def is_internal_host(host: str) -> bool:
+    """Whether a host is written as this machine, or as an address that is not public."""
+    name = host.strip("[]").rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost") or is_refused_address(AddressRule(), name)

@@ -29,10 +29,17 @@ import orjson
 
 from pipeline.clock import Clock
 from pipeline.epic.exchange import Exchange, entry_of
-from pipeline.epic.network import CheckedNetwork, address_rule, check_network, is_refused_address
+from pipeline.epic.network import (
+    CheckedNetwork,
+    address_rule,
+    check_network,
+    is_internal_host,
+    is_refused_address,
+)
 from pipeline.epic.recording import AccessEntry, AccessLog, Event, LoggedAccess, RequestBudget, UnlimitedRequests
 from pipeline.epic.server_words import known_words, plain_text, shown_url
 from pipeline.errors import (
+    AddressNotListed,
     AuthenticationRefused,
     ConfigurationError,
     EpicOmopError,
@@ -426,13 +433,15 @@ class Transport:
             return self._client.send(prepared, stream=True)
 
     def check_address(self, action: str, url: str) -> None:
-        """Raises UnsafeRemote unless the address belongs to an allow-listed origin."""
+        """Raises UnsafeRemote unless the address belongs to an allow-listed origin; AddressNotListed where it could."""
         origin = _origin(url)
         if origin not in self._origins:
-            raise UnsafeRemote(
-                f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed.",
-                "If that host is the site's own, add it to allowed_origins in sites.yaml.",
+            told = (
+                f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed."
             )
+            if not origin or is_internal_host(httpx.URL(url).host):
+                raise UnsafeRemote(told, "Report it to the site: nothing is asked for there.")
+            raise AddressNotListed(told, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
         if is_refused_address(self._addresses, httpx.URL(url).host):
             raise UnsafeRemote(
                 f"{action}: {origin} is an address inside a network that is not open to it.",

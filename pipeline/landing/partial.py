@@ -132,6 +132,12 @@ class PartialFile:
             self._file.flush()
             return os.pread(self._file.fileno(), length, self._digest.size - length)
 
+    def head(self, length: int) -> bytes:
+        """The first bytes so far, at most `length`."""
+        with landing_errors(self.path):
+            self._file.flush()
+            return os.pread(self._file.fileno(), min(length, self._digest.size), 0)
+
     def digest(self) -> FileDigest:
         """What is there so far."""
         return self._digest.result()

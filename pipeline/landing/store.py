@@ -236,6 +236,13 @@ class LandingStore:
             if folder.exists():
                 shutil.rmtree(folder)
 
+    def remove(self, site: str, export_id: int) -> None:
+        """Remove an export that nothing was loaded from, finished or not. Raises LandingError."""
+        folder = self.folder(site, export_id)
+        with landing_errors(folder):
+            (folder / _MANIFEST).unlink(missing_ok=True)  # first: what is left of a killed removal is a draft
+            self.discard(site, export_id)
+
     def open(self, site: str, export_id: int, *, verify: bool = False) -> LandedExport:
         """A finished export. `verify` reads every file again and compares its SHA-256.
 

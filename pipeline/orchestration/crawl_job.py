@@ -8,9 +8,10 @@ recorded of a crawl is in `etl.crawl_search`. Metadata are counts; the list and 
 
 import dagster as dg
 
-from pipeline.crawl import Crawl, crawl
+from pipeline.crawl import Crawl, crawl, left_crawls
 from pipeline.errors import ConfigurationError
 from pipeline.hydration import ingest_hydrated
+from pipeline.landing.store import LandedExport
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.partitions import day_of, landed_jobs_of_day
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events, table_value
@@ -41,10 +42,14 @@ def crawl_job(site: SiteSettings) -> dg.JobDefinition:
     )
     def crawl_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
         with told_as_failures():
-            result = crawl(runtime, site, _patients(site))
+            patients = _patients(site)
+            for left in left_crawls(runtime, site, patients):
+                context.log.info("Crawl %d was landed and not loaded: it is loaded now.", left.export_id)
+                _load(context, runtime, site, left)
+            result = crawl(runtime, site, patients)
             context.log.info("Crawl %d: %d resources are landed.", result.export.export_id, result.export.lines)
             _tell_landed(context, runtime, site, result)
-            _load(context, runtime, site, result)
+            _load(context, runtime, site, result.export)
 
     @dg.job(
         name=crawl_job_name(site),
@@ -79,12 +84,12 @@ def _tell_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSet
     context.log_event(dg.AssetMaterialization(landing_key(site), metadata=metadata, partition=day))
 
 
-def _load(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, result: Crawl) -> None:
-    reports, hydrations = ingest_hydrated(runtime, site, result.export)
+def _load(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, export: LandedExport) -> None:
+    reports, hydrations = ingest_hydrated(runtime, site, export)
     for hydration in hydrations:
         context.log.info("Hydration: %s", hydration.told())
     with runtime.connect() as connection:
-        day = day_of(site, export_jobs.get_job(connection, result.export.export_id).requested_at)
+        day = day_of(site, export_jobs.get_job(connection, export.export_id).requested_at)
         ids = {job.export_id for job in landed_jobs_of_day(connection, site, day)}
         ids |= {report.export_id for report in reports}
         report = load_report(connection, runtime.settings.cdm_schema, sorted(ids))

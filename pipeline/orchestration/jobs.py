@@ -13,7 +13,8 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, RequestBudgetSpent
+from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
+from pipeline.exports.kick_off import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.failures import as_failure, told_as_failures
 from pipeline.orchestration.partitions import day_of
@@ -21,15 +22,27 @@ from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.warehouse.next_kick_offs import due_kick_offs
 from pipeline.workflow import working_as
 
-__all__ = ["GroupState", "ingest_job", "ingest_job_name", "kick_off_groups", "kick_off_job", "kick_off_job_name"]
+__all__ = [
+    "DUE_TAG",
+    "GroupState",
+    "ingest_job",
+    "ingest_job_name",
+    "kick_off_groups",
+    "kick_off_job",
+    "kick_off_job_name",
+]
+
+#: Set to `yes` on a run that the sensor requested: only groups whose next kick-off is due are asked for.
+DUE_TAG = "epic_omop/due"
 
 
 @dataclass(frozen=True)
 class GroupState:
     """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `postponed`
-    (the site's request budget is spent), or `failed`."""
+    (the site's request budget is spent), or `refused` (for now: the sensor tries again at `next_try`), or `failed`."""
 
     group: str
     state: str
@@ -58,14 +71,15 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
     def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
         with told_as_failures():
             with working_as(context.job_name, context.run_id):
-                states = kick_off_groups(runtime, site, context.instance)
+                due = context.run.tags.get(DUE_TAG) == "yes"
+                states = kick_off_groups(runtime, site, context.instance, only_due=due)
             for state in states:
                 context.log.info(_told(state))
             today = day_of(site, runtime.clock.now())
             context.log_event(
                 dg.AssetObservation(landing_key(site), "Kick-off", metadata=_metadata(states), partition=today)
             )
-            failures = [state.error for state in states if state.error]
+            failures = [state.error for state in states if state.error and state.state == "failed"]
             if failures:
                 raise as_failure(failures[0])
 
@@ -95,13 +109,17 @@ def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
     )
 
 
-def kick_off_groups(runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance) -> list[GroupState]:
-    """Open or adopt the export of every group; a group that fails does not hold up the others.
+def kick_off_groups(
+    runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, *, only_due: bool = False
+) -> list[GroupState]:
+    """Open or adopt the export of every group, or (`only_due`) of those that were refused for now and whose next try is
+    due; a group that fails does not hold up the others.
 
     An adopted export that waits for its ingest while no run is under way gets a new attempt. Groups for which the
     site's request budget does not suffice get another turn when the next hour has begun.
     """
-    states = [_kick_off(runtime, site, group, instance) for group in site.groups]
+    groups = _due_groups(runtime, site) if only_due else site.groups
+    states = [_kick_off(runtime, site, group, instance) for group in groups]
     times = [state.next_try for state in states if state.state == "postponed" and state.next_try]
     if not times:
         return states
@@ -111,6 +129,11 @@ def kick_off_groups(runtime: Runtime, site: SiteSettings, instance: dg.DagsterIn
     ]
 
 
+def _due_groups(runtime: Runtime, site: SiteSettings) -> Sequence[str]:
+    with runtime.connect() as connection:
+        return [entry.group_id for entry in due_kick_offs(connection, site, runtime.clock.now())]
+
+
 def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
     try:
         job = exports.open_or_adopt(runtime, site, group)
@@ -118,6 +141,9 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
         return GroupState(group, "skipped", next_try=rest.next_try)
     except RequestBudgetSpent as spent:
         return GroupState(group, "postponed", next_try=spent.next_try)
+    except RemoteUnavailable as refused:
+        state = "refused" if refused.next_try and not may_have_started(refused) else "failed"
+        return GroupState(group, state, next_try=refused.next_try, error=refused)
     except EpicOmopError as error:
         return GroupState(group, "failed", error=error)
     if job.state in WAITING and not is_under_way(instance, job.export_id):
@@ -127,7 +153,8 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
 
 def _told(state: GroupState) -> str:
     if state.error:
-        return f"Group {state.group}: {state.error.message}"
+        later = f" The sensor tries again at {_shown(state.next_try)} UTC." if state.next_try else ""
+        return f"Group {state.group}: {state.error.message}{later}"
     if state.state == "postponed":
         return f"Group {state.group} is postponed to {_shown(state.next_try)}: the request budget of the site is spent."
     if state.export_id is None:
@@ -141,7 +168,7 @@ def _metadata(states: Sequence[GroupState]) -> Metadata:
         "groups": table_value(("group", "state", "export", "next try or status request (UTC)"), rows),
         "open exports": dg.MetadataValue.int(sum(state.export_id is not None for state in states)),
     }
-    skipped = [state.next_try for state in states if state.state in ("skipped", "postponed") and state.next_try]
+    skipped = [state.next_try for state in states if state.export_id is None and state.next_try]
     if skipped:
         metadata["skipped groups"] = dg.MetadataValue.int(len(skipped))
         metadata["next try"] = dg.MetadataValue.timestamp(min(skipped))

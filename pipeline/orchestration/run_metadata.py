@@ -63,6 +63,11 @@ def landing_metadata(connection: psycopg.Connection, jobs: Sequence[ExportJob]) 
     notes = export_notes(connection, ids)
     if notes.missing_types:
         metadata["asked for, no file came"] = dg.MetadataValue.text(", ".join(notes.missing_types))
+    if notes.gaps:
+        rows = [(kind, reason, count) for (reason, kind), count in sorted(notes.gaps.items())]
+        metadata["files that are not as announced"] = table_value(("resource type", "why", "files"), rows)
+    if notes.choices:
+        metadata["done otherwise than the site says"] = dg.MetadataValue.text(" ".join(notes.choices))
     if notes.messages:
         messages: list[tuple[_Cell, ...]] = [
             (kind.weight, kind.severity, kind.code, kind.site_code or "–", count)

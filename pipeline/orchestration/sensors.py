@@ -1,11 +1,14 @@
-"""The export sensor: one a site. It asks Epic for the status of open exports when that is due, and requests ingests.
+"""The export sensor: one a site. It asks Epic for the status of open exports when that is due, requests ingests, and the
+kick-offs of groups that were refused for now.
 
-One evaluation makes a few short GET requests and sleeps never. What is due is in `etl.export_job`, so the sensor has
-no cursor: it can be stopped, started and run twice. The run key keeps the daemon from requesting a run twice.
+One evaluation makes a few short GET requests and sleeps never. What is due is in `etl.export_job` and
+`etl.next_kick_off`, so the sensor has no cursor: it can be stopped, started and run twice. The run key keeps the daemon
+from requesting a run twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,16 +20,20 @@ from pipeline import exports
 from pipeline.errors import EpicOmopError
 from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
 from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.jobs import DUE_TAG, ingest_job_name, kick_off_job_name
 from pipeline.orchestration.partitions import day_of
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.next_kick_offs import due_kick_offs, next_kick_offs
 from pipeline.workflow import working_as
 
 __all__ = ["Polled", "export_sensor", "poll_open_exports", "sensor_name"]
 
 _INTERVAL_SECONDS = 30
+
+_HOUR = timedelta(hours=1)
 
 #: The daemon ends an evaluation after 60 s, and a status request may take 20 s.
 _REQUESTS_AN_EVALUATION = 2
@@ -34,27 +41,32 @@ _REQUESTS_AN_EVALUATION = 2
 
 @dataclass(frozen=True)
 class Polled:
-    """What an evaluation found: ingests to request, why other exports wait, what went wrong, when to ask again."""
+    """What an evaluation found: ingests to request, why other exports wait, what went wrong, when to ask again; and the
+    kick-offs to request."""
 
     requests: tuple[dg.RunRequest, ...]
     waiting: tuple[str, ...]
     errors: tuple[str, ...]
     waiting_ids: tuple[int, ...]
     next_due: datetime | None
+    kick_offs: tuple[dg.RunRequest, ...] = ()
 
 
 def sensor_name(site: SiteSettings) -> str:
     return f"{site.name}__exports"
 
 
-def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def export_sensor(
+    site: SiteSettings, ingest: UnresolvedAssetJobDefinition, kick_off: dg.JobDefinition
+) -> dg.SensorDefinition:
     @dg.sensor(
         name=sensor_name(site),
         description=(
             f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic wants),"
-            " and requests an ingest run for each that is complete."
+            " and requests an ingest run for each that is complete. Kick-offs that were refused for now are requested"
+            " when their next try is due."
         ),
-        job=job,
+        jobs=[ingest, kick_off],
         minimum_interval_seconds=_INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
@@ -63,9 +75,9 @@ def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.S
             polled = poll_open_exports(runtime, site)
         for error in polled.errors:
             context.log.error(error)
-        if polled.requests:
-            return dg.SensorResult(run_requests=polled.requests)
-        told = " ".join((*polled.errors, *polled.waiting))
+        if polled.requests or polled.kick_offs:
+            return dg.SensorResult(run_requests=[*polled.requests, *polled.kick_offs])
+        told = " ".join((*polled.errors, *polled.waiting, *_told_next(runtime, site)))
         return dg.SensorResult(skip_reason=told or f"Site {site.name} has no open export.")
 
     return exports_of_site
@@ -87,7 +99,29 @@ def poll_open_exports(runtime: Runtime, site: SiteSettings) -> Polled:
         tuple(errors),
         tuple(job.export_id for job in waiting),
         min(times, default=None),
+        _kick_offs(runtime, site, now),
     )
+
+
+def _kick_offs(runtime: Runtime, site: SiteSettings, now: datetime) -> tuple[dg.RunRequest, ...]:
+    """At most one request, for all groups whose next kick-off is due. A run that died without trying is requested again
+    in the next hour."""
+    with runtime.connect() as connection:
+        due = due_kick_offs(connection, site, now)
+    if not due:
+        return ()
+    tries = sorted(f"{entry.group_id}:{entry.next_try.isoformat()}:{(now - entry.next_try) // _HOUR}" for entry in due)
+    key = hashlib.sha256("\n".join(tries).encode()).hexdigest()[:16]
+    tags = {DUE_TAG: "yes", "epic_omop/day": day_of(site, now)}
+    return (dg.RunRequest(run_key=f"kick-off:{key}", job_name=kick_off_job_name(site), tags=tags),)
+
+
+def _told_next(runtime: Runtime, site: SiteSettings) -> list[str]:
+    with runtime.connect() as connection:
+        return [
+            f"Group {entry.group_id} is kicked off again at {entry.next_try:%Y-%m-%d %H:%M} UTC: {entry.reason}"
+            for entry in next_kick_offs(connection, site)
+        ]
 
 
 def _open_jobs(runtime: Runtime, site: SiteSettings) -> list[ExportJob]:
@@ -131,6 +165,7 @@ def _is_due(job: ExportJob, now: datetime) -> bool:
 def _request(site: SiteSettings, job: ExportJob) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=run_key(job),
+        job_name=ingest_job_name(site),
         partition_key=day_of(site, job.requested_at),
         tags={EXPORT_TAG: str(job.export_id), "epic_omop/attempt": str(job.attempt)},
     )

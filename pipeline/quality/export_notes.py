@@ -1,10 +1,11 @@
-"""What is to be told of exports besides their lines: types that did not come, and what the site says itself."""
+"""What is to be told of exports besides their lines: what did not come, what was done otherwise than the site says, and
+what the site says itself."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import psycopg
 
@@ -13,12 +14,24 @@ from pipeline.landing.outcomes import SiteMessage
 __all__ = ["ExportNotes", "export_notes"]
 
 
+#: By reason of `etl.export_gap`.
+_GAPS = {
+    "lost": "Files that the site has no more (the types are incomplete, the others are loaded): {files}.",
+    "unusable": "Files that never came as what they should be (the types are incomplete, the job stays at the site): {files}.",
+    "count": "Files with another number of lines than the manifest says, taken as they came (the types are incomplete):"
+    " {files}.",
+}
+
+
 @dataclass(frozen=True)
 class ExportNotes:
-    """Of some exports. `missing_types`: asked for, and no file came; in the order asked."""
+    """Of some exports. `missing_types`: asked for, and no file came; in the order asked. `gaps`: (reason, type) → files
+    that are not as the manifest announced. `choices`: sentences."""
 
     missing_types: tuple[str, ...] = ()
     messages: Counter[SiteMessage] | None = None
+    gaps: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
     @property
     def by_weight(self) -> dict[str, int]:
@@ -30,13 +43,21 @@ class ExportNotes:
 
     def told(self) -> list[str]:
         """A sentence each, for people."""
-        sentences = []
+        sentences = [*self.choices, *self._incomplete()]
         if self.missing_types:
             sentences.append(f"Asked for, but no file came: {', '.join(self.missing_types)}.")
         if self.by_weight:
             counts = ", ".join(f"{count:,} {weight}" for weight, count in self.by_weight.items())
             sentences.append(f"Messages of the site: {counts} ({', '.join(self._codes())}).")
         return sentences
+
+    def _incomplete(self) -> Iterator[str]:
+        for reason, sentence in _GAPS.items():
+            files = ", ".join(
+                f"{count:,} of {kind}" for (why, kind), count in sorted(self.gaps.items()) if why == reason
+            )
+            if files:
+                yield sentence.format(files=files)
 
     def _codes(self, most: int = 6) -> list[str]:
         """The most frequent codes, such as `error forbidden 59108`, heaviest first."""
@@ -65,4 +86,17 @@ def export_notes(connection: psycopg.Connection, export_ids: Sequence[int]) -> E
         (ids,),
     ).fetchall()
     messages = Counter({SiteMessage(*row[:4]): row[4] for row in found})
-    return ExportNotes(tuple(dict.fromkeys(row[0] for row in missing)), messages)
+    gaps = connection.execute(
+        "SELECT reason, resource_type, count(*) FROM export_gap WHERE export_id = ANY(%s) GROUP BY 1, 2", (ids,)
+    ).fetchall()
+    choices = connection.execute(
+        "SELECT note FROM export_job CROSS JOIN jsonb_array_elements_text(notes) AS note"
+        " WHERE export_id = ANY(%s) ORDER BY export_id",
+        (ids,),
+    ).fetchall()
+    return ExportNotes(
+        tuple(dict.fromkeys(row[0] for row in missing)),
+        messages,
+        {(reason, kind): count for reason, kind, count in gaps},
+        tuple(dict.fromkeys(row[0] for row in choices)),
+    )

@@ -6,6 +6,7 @@ What files and manifests hold is shaped in `shaping.py`.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -30,6 +31,7 @@ from pipeline.sandbox.faults import (
     NoAnswer,
     NoGzip,
     NoRanges,
+    NotNdjson,
     Redirect,
     SmallPieces,
     TooRecently,
@@ -124,10 +126,18 @@ class FaultMiddleware:
         return found[0] if found and isinstance(found[0], kind) else None
 
     def _answer(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
+        return self._page(exchange, file) or self._status(exchange, file)
+
+    def _page(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         if refusal := self._due(TooRecently, exchange, file):
             return outcome_answer(FhirRefusal(refusal.status, "business-rule", TOO_RECENTLY))
         if redirect := self._due(Redirect, exchange, file):
             return Response(status_code=302, headers={"Location": redirect.location})
+        if page := self._due(NotNdjson, exchange, file):
+            return Response(_no_ndjson(page.how, file[1] if file else "Patient"))
+        return None
+
+    def _status(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         fault = self._due(AnswerFault, exchange, file)
         if fault is None:
             return None
@@ -195,6 +205,15 @@ def _concerns(fault: object, exchange: Exchange | None, file: tuple[int, str] | 
     if number is None and kind is None:
         return True
     return file is not None and number in (None, file[0]) and kind in (None, file[1])
+
+
+def _no_ndjson(how: str, resource_type: str) -> bytes:
+    resource = f'{{"resourceType":"{resource_type}","id":"1"}}'
+    if how == "html":
+        return b"<!doctype html>\n<html><body>We are back at 6 am.</body></html>\n"
+    if how == "array":
+        return f"[{resource}]".encode()
+    return resource.encode("utf-16") if how == "utf-16" else gzip.compress(resource.encode())
 
 
 async def _nowhere(_: Message) -> None:

@@ -37,12 +37,14 @@ __all__ = [
     "NoAnswer",
     "NoGzip",
     "NoRanges",
+    "NotNdjson",
     "OtherAddress",
     "Outcomes",
     "Pages",
     "Redirect",
     "SmallPieces",
     "TooRecently",
+    "TransactionTime",
     "TypeName",
     "WrongCount",
     "load_faults",
@@ -141,6 +143,13 @@ class SmallPieces(_OfFile):
     times: Times = "always"
 
 
+class NotNdjson(_OfFile):
+    """What comes as a file is none of its type: an HTML page, a JSON array, resources in UTF-16, or gzip without saying so."""
+
+    fault: Literal["not-ndjson"] = "not-ndjson"
+    how: Literal["html", "array", "utf-16", "gzip"] = "html"
+
+
 class NoRanges(_Model):
     """The server knows no HTTP Range: it always sends the whole file."""
 
@@ -224,6 +233,13 @@ class WrongCount(_OfManifest):
     off_by: int = 1
 
 
+class TransactionTime(_OfManifest):
+    """The manifest's transactionTime is this text; without `time`, it has none."""
+
+    fault: Literal["transaction-time"] = "transaction-time"
+    time: str | None = None
+
+
 class EmptyOutput(_OfManifest):
     """The export is complete and has no file."""
 
@@ -287,6 +303,7 @@ Fault = Annotated[
     | CutBody
     | CutGzip
     | SmallPieces
+    | NotNdjson
     | NoRanges
     | NoGzip
     | Redirect
@@ -295,6 +312,7 @@ Fault = Annotated[
     | Deleted
     | Outcomes
     | WrongCount
+    | TransactionTime
     | EmptyOutput
     | MissingTypes
     | Pages

@@ -21,6 +21,7 @@ from pipeline.sandbox.faults import (
     OtherAddress,
     Outcomes,
     Pages,
+    TransactionTime,
     TypeName,
     WrongCount,
 )
@@ -151,7 +152,7 @@ def _bundle(resource_type: str, ids: Sequence[str]) -> bytes:
     return orjson.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries})
 
 
-_OF_MANIFEST = (EmptyOutput, MissingTypes, WrongCount, OtherAddress, TypeName, Pages, LinkLoop)
+_OF_MANIFEST = (TransactionTime, EmptyOutput, MissingTypes, WrongCount, OtherAddress, TypeName, Pages, LinkLoop)
 
 
 class ManifestShape:
@@ -197,7 +198,11 @@ class ManifestShape:
 
 def _edit(fault: Fault, manifest: dict[str, Any]) -> None:
     output: list[dict[str, Any]] = manifest["output"]
-    if isinstance(fault, EmptyOutput):
+    if isinstance(fault, TransactionTime):
+        manifest.pop("transactionTime", None)
+        if fault.time is not None:
+            manifest["transactionTime"] = fault.time
+    elif isinstance(fault, EmptyOutput):
         output.clear()
     elif isinstance(fault, MissingTypes):
         output[:] = [entry for entry in output if entry["type"] not in fault.types]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from psycopg.types.json import Jsonb
 from omop_schema.etl import OPEN_STATES
 from pipeline.errors import CooldownActive, SiteBusy, WarehouseError
 from pipeline.landing.deletions import read_deletions
+from pipeline.landing.origin import Gap
 from pipeline.landing.outcomes import site_messages
 from pipeline.landing.store import LandedExport
 
@@ -29,6 +31,7 @@ __all__ = [
     "clear_cool_down",
     "cool_down",
     "create_job",
+    "find_job",
     "get_job",
     "jobs_of_kind",
     "last_started",
@@ -43,6 +46,7 @@ __all__ = [
     "put_cool_down",
     "save_asked_types",
     "save_error",
+    "save_files",
     "save_landed",
     "save_manifest",
     "save_poll",
@@ -52,11 +56,15 @@ __all__ = [
     "unfinished_folder_jobs",
 ]
 
+#: Locks that blocks around this one hold and lend.
+_LENT: ContextVar[frozenset[tuple[str, int, str, str]]] = ContextVar("lent_site_locks", default=frozenset())
+
 Kind = Literal["bulk", "folder", "replay", "hydration", "crawl"]
 
 _COLUMNS = (
     "export_id, site, group_id, kind, state, attempt, resource_types, status_url, manifest, progress, error,"
-    " requested_at, next_poll_at, transaction_time, landed_at, published_at, deleted_at, since"
+    " requested_at, next_poll_at, transaction_time, landed_at, published_at, deleted_at, since, notes, failing_since,"
+    " complete_since"
 )
 
 
@@ -83,6 +91,12 @@ class ExportJob:
     deleted_at: datetime | None
     #: `_since` of the kick-off; None: everything was asked for.
     since: datetime | None = None
+    #: What was done otherwise than the site says, a sentence each.
+    notes: Sequence[str] = ()
+    #: Of the first status call in a row that failed.
+    failing_since: datetime | None = None
+    #: When its manifest came.
+    complete_since: datetime | None = None
 
     @property
     def is_open(self) -> bool:
@@ -111,13 +125,20 @@ def lock_warehouse(connection: psycopg.Connection) -> None:
 
 
 @contextmanager
-def site_lock(connection: psycopg.Connection, site: str, what: str, *, wait_seconds: float = 5.0) -> Iterator[None]:
+def site_lock(
+    connection: psycopg.Connection, site: str, what: str, *, wait_seconds: float = 5.0, lent: bool = False
+) -> Iterator[None]:
     """One process at a time does `what` for a site, on any machine that uses this warehouse.
 
     The lock belongs to the connection's session: when its process is killed, the server lets go of it. Transactions
-    inside the block commit as they like. Raises SiteBusy when another process holds it for longer than the wait.
+    inside the block commit as they like. `lent`: what is called inside the block and takes the same lock is let in.
+    Raises SiteBusy when somebody else holds it for longer than the wait.
     """
     key = f"epic-omop export:{site}:{what}"
+    own = (connection.info.host, connection.info.port, connection.info.dbname, key)
+    if own in _LENT.get():
+        yield
+        return
     try:
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{int(wait_seconds * 1000)}ms"])
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
@@ -127,9 +148,12 @@ def site_lock(connection: psycopg.Connection, site: str, what: str, *, wait_seco
         raise SiteBusy(
             f"Another process is working on {what} of site {site}.", "Wait until it has ended, or look at it."
         ) from None
+    former = _LENT.set(_LENT.get() | {own}) if lent else None
     try:
         yield
     finally:
+        if former:
+            _LENT.reset(former)
         if not connection.closed:
             connection.rollback()  # what the block did not commit is undone, as without the lock
             connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [key])
@@ -151,12 +175,14 @@ def create_job(
     resource_types: Sequence[str],
     requested_at: datetime,
     since: datetime | None = None,
+    notes: Sequence[str] = (),
+    state: Literal["requested", "failed"] = "requested",
 ) -> ExportJob:
-    """Write a job in the state `requested`, before its request is sent."""
+    """Write a job in the state `requested`, before its request is sent; `failed`: of one that ended before it was known."""
     connection.execute(
-        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at, since)"
-        " VALUES (%s, %s, %s, %s, 'requested', %s, %s, %s)",
-        [export_id, site, group, kind, Jsonb(list(resource_types)), requested_at, since],
+        "INSERT INTO export_job (export_id, site, group_id, kind, state, resource_types, requested_at, since, notes)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [export_id, site, group, kind, state, Jsonb(list(resource_types)), requested_at, since, Jsonb(list(notes))],
     )
     return get_job(connection, export_id)
 
@@ -177,6 +203,11 @@ def open_job(connection: psycopg.Connection, site: str, group: str) -> ExportJob
         [site, group, list(OPEN_STATES)],
     )
     return jobs[0] if jobs else None
+
+
+def find_job(connection: psycopg.Connection, export_id: int) -> ExportJob | None:
+    """The job of that id, if the warehouse knows it."""
+    return next(iter(_select(connection, "export_id = %s", [export_id])), None)
 
 
 def unfinished_folder_jobs(connection: psycopg.Connection, site: str) -> list[ExportJob]:
@@ -223,39 +254,59 @@ def save_poll(
     next_poll_at: datetime,
     progress: str | None = None,
     error: str | None = None,
+    failing_since: datetime | None = None,
 ) -> ExportJob:
-    """The export still runs, or the question failed (`error`) and is asked again at `next_poll_at`."""
-    values = {"next_poll_at": next_poll_at, "error": error, **({"progress": progress} if progress else {})}
+    """The export still runs, or the question failed (`error`, for the first time in a row at `failing_since`) and is
+    asked again at `next_poll_at`."""
+    values = {"next_poll_at": next_poll_at, "error": error, "failing_since": failing_since}
+    if progress:
+        values["progress"] = progress
     return _update(connection, export_id, values, expected=("running",))
 
 
 def save_manifest(
-    connection: psycopg.Connection, export_id: int, manifest: Mapping[str, Any], transaction_time: datetime
+    connection: psycopg.Connection,
+    export_id: int,
+    manifest: Mapping[str, Any],
+    transaction_time: datetime,
+    *,
+    complete_since: datetime | None = None,
+    notes: Sequence[str] = (),
 ) -> ExportJob:
-    """running → complete; for a complete one, the manifest that was read again."""
-    return _update(
-        connection,
-        export_id,
-        {
-            "state": "complete",
-            "manifest": Jsonb(dict(manifest)),
-            "transaction_time": transaction_time,
-            "next_poll_at": None,
-            "error": None,
-        },
-        expected=("running", "complete"),
-    )
+    """running → complete; for a complete one, the manifest that was read again.
+
+    `transaction_time` is the one that orders the export, `notes` say why it is not the site's.
+    """
+    values: dict[str, object] = {
+        "state": "complete",
+        "manifest": Jsonb(dict(manifest)),
+        "transaction_time": transaction_time,
+        "next_poll_at": None,
+        "error": None,
+        "failing_since": None,
+    }
+    if complete_since is not None:
+        values |= {"complete_since": complete_since, "notes": Jsonb(list(notes))}
+    return _update(connection, export_id, values, expected=("running", "complete"))
 
 
-def save_landed(connection: psycopg.Connection, export: LandedExport, landed_at: datetime) -> ExportJob:
-    """complete (of a folder: requested) → landed; a row of `export_file` for each file of resources and of deleted
-    ones (whose lines are their entries), and a row of `export_outcome` for each kind of message of the site."""
+def save_landed(
+    connection: psycopg.Connection, export: LandedExport, landed_at: datetime, gaps: Sequence[Gap] = ()
+) -> ExportJob:
+    """complete (of a folder: requested) → landed; what `save_files` keeps of its files."""
     job = _update(
         connection,
         export.export_id,
         {"state": "landed", "transaction_time": export.transaction_time, "landed_at": landed_at, "error": None},
         expected=("requested", "complete"),
     )
+    save_files(connection, export, gaps)
+    return job
+
+
+def save_files(connection: psycopg.Connection, export: LandedExport, gaps: Sequence[Gap] = ()) -> None:
+    """A row of `export_file` for each file of resources and of deleted ones (whose lines are their entries), of
+    `export_outcome` for each kind of message of the site, and of `export_gap` for each file that is not as announced."""
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO export_file"
@@ -283,7 +334,22 @@ def save_landed(connection: psycopg.Connection, export: LandedExport, landed_at:
                 for kind, count in site_messages(export.outcomes).items()
             ],
         )
-    return job
+        cursor.executemany(
+            "INSERT INTO export_gap (export_id, file_number, category, resource_type, reason, expected_count, lines)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    export.export_id,
+                    gap.number,
+                    gap.category,
+                    gap.resource_type,
+                    gap.reason,
+                    gap.expected_count,
+                    gap.lines,
+                )
+                for gap in gaps
+            ],
+        )
 
 
 def save_asked_types(connection: psycopg.Connection, export_id: int, resource_types: Sequence[str]) -> None:

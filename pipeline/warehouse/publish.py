@@ -61,9 +61,10 @@ def publish_export(
     fingerprints: Mapping[str, int],
     known: KnownCache,
     confirmed: bool = False,
+    over_newer: bool = False,
 ) -> None:
     """Publish a staged export and tell it in `report`. The caller holds the site's lock. `confirmed`: however much has
-    vanished, it goes.
+    vanished, it goes. `over_newer`: its lines count also where newer exports said something else.
 
     Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
@@ -71,6 +72,7 @@ def publish_export(
     started = time.perf_counter()
     with transaction(runtime.url) as connection:
         publication = Publication(runtime, connection, export, staged, report, fingerprints, known, confirmed=confirmed)
+        publication.over_newer = over_newer
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)

@@ -105,6 +105,13 @@ OUTLIVED: dict[str, Faults] = {
     "no ranges": (fault("no-ranges"), fault("cut-body", type="Observation", bytes=9000, times=2)),
     "count too large, in the first manifest": (fault("wrong-count", type="Patient", off_by=1, times=1),),
     "count 0": (fault("wrong-count", type="Observation", count=0),),
+    "count too large": (fault("wrong-count", type="Patient", off_by=3),),
+    **{
+        f"a file that is {how} twice": (fault("not-ndjson", type="Observation", how=how, times=2),)
+        for how in ("html", "array", "utf-16", "gzip")
+    },
+    "no transactionTime": (fault("transaction-time", time=None),),
+    "transactionTime in the future": (fault("transaction-time", time="2199-01-01T00:00:00Z"),),
     "count too small": (fault("wrong-count", type="Observation", off_by=-1),),
     "file 404 once": (fault("answer", at="file", number=2, status=404),),
     "file 410 once": (fault("answer", at="file", type="Observation", status=410),),
@@ -201,17 +208,17 @@ STOPPED: dict[str, Stop] = {
     "gzip cut for ever": Stop(
         (fault("cut-gzip", type="Patient", **EVER),), RemoteUnavailable, "cannot be decompressed", "complete"
     ),
-    "count too large": Stop(
-        (fault("wrong-count", type="Patient", off_by=3),), RemoteUnavailable, r"the manifest says \d+", "complete"
-    ),
     "file 500 for ever": Stop(
         (fault("answer", at="file", number=2, status=500, **EVER),), RemoteUnavailable, "answered 500", "complete"
     ),
     "status 500 for ever": Stop(
         (fault("answer", at="status", status=500, after=1, **EVER),), RemoteUnavailable, "10 status calls", "running"
     ),
-    "file 404 for ever": Stop(
-        (fault("answer", at="file", number=2, status=404, **EVER),), ExportGone, "not there any more", "failed", True
+    "all files 404 for ever": Stop(
+        (fault("answer", at="file", status=404, **EVER),), ExportGone, "can be had any more", "failed", True
+    ),
+    "no file holds a resource": Stop(
+        (fault("not-ndjson", type="Patient", how="html", **EVER),), RemoteUnavailable, "none of them", "complete"
     ),
     "job 404": Stop((fault("answer", at="status", status=404),), ExportGone, "no longer knows", "gone", True),
     "kick-off refused for what it asks": Stop(
@@ -233,7 +240,7 @@ STOPPED: dict[str, Stop] = {
         (fault("redirect", number=2, location=NOWHERE),), UnsafeRemote, "not allow-listed", "complete"
     ),
     "type that is a path": Stop(
-        (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "no resource type", "running"
+        (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "no resource type", "failed", True
     ),
 }
 

@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.crawl import crawl, unfinished_crawls
+from pipeline.crawl import crawl, left_crawls, unfinished_crawls
 from pipeline.epic.transport import RetryPolicy
-from pipeline.errors import RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
+from pipeline.errors import LandingError, RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
 from pipeline.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine, killed
@@ -283,6 +283,30 @@ def test_other_lists_are_other_crawls_and_one_is_done_by_one_process(place: Worl
         crawl(place.runtime, place.site, patients[2:3])
     ingest_hydrated(place.runtime, place.site, first.export)
     assert crawl(place.runtime, place.site, patients[:2]).export.export_id > other.export.export_id, "loaded: anew"
+
+
+def test_a_crawl_that_was_landed_and_not_loaded_is_found(place: World) -> None:
+    """Its process ended between the two: `--resume` finds it, and so does a crawl job whose list is another by now."""
+    patients = place.patients()
+    left = crawl(place.runtime, place.site, patients[:1])
+    requests = len(place.watched.requests)
+    (found,) = unfinished_crawls(place.runtime, place.site, landed=True).items()
+    assert found[1] == patients[:1]
+    assert left_crawls(place.runtime, place.site, patients[1:2]) == [left.export]
+    assert left_crawls(place.runtime, place.site, patients[:1]) == [], (
+        "its own list's crawl is adopted by `crawl` itself"
+    )
+    assert crawl(place.runtime, place.site, found[1], label=found[0]).export == left.export
+    assert len(place.watched.requests) == requests, "nothing is asked for again"
+    ingest_hydrated(place.runtime, place.site, left.export)
+    assert unfinished_crawls(place.runtime, place.site, landed=True) == {}
+    broken = crawl(place.runtime, place.site, patients[1:2])
+    broken.export.files[0].path.unlink()
+    with pytest.raises(LandingError):
+        left_crawls(place.runtime, place.site, patients[:1])
+    assert unfinished_crawls(place.runtime, place.site, landed=True) == {}, (
+        "its patients are asked for again by the next crawl"
+    )
 
 
 class Terminal:

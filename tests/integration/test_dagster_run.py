@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -11,22 +11,28 @@ from typing import Any
 import dagster as dg
 import orjson
 import pytest
+from cronsim import CronSim
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from pipeline import exports
+from pipeline.commands import status
 from pipeline.definitions import build_definitions
 from pipeline.exports import ingest_folder
 from pipeline.orchestration.asset_checks import accounting_check
+from pipeline.orchestration.jobs import DUE_TAG
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.sensors import poll_open_exports
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
+from pipeline.sandbox.faults import AnswerFault
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.next_kick_offs import next_kick_offs
 from tests.databases import Prepared
 from tests.integration.support import observation, patient
 
@@ -76,9 +82,11 @@ class World:
         settings = self.runtime.settings.model_copy(update={"sites": {site.name: site}})
         return replace(self, site=site, runtime=Runtime(settings, self.clock))
 
-    def kick_off(self) -> dg.ExecuteInProcessResult:
+    def kick_off(self, tags: Mapping[str, str] | None = None) -> dg.ExecuteInProcessResult:
         job = self.definitions.resolve_job_def(f"{self.site.name}__kick_off")
-        return job.execute_in_process(run_config=QUIET, instance=self.instance, raise_on_error=False)
+        return job.execute_in_process(
+            run_config=QUIET, instance=self.instance, tags=dict(tags or {}), raise_on_error=False
+        )
 
     def tick(self) -> dg.SensorResult:
         """One evaluation of the sensor, as the daemon makes it."""
@@ -303,6 +311,97 @@ def test_a_cool_down_is_skipped_with_the_time_of_the_next_try(world: World) -> N
     by_hand = world.with_site(groups=("group-a",)).materialize("landing", "load", day=world.today)
     assert by_hand.success, "there is an export of today: nothing is kicked off"
     assert len([job for job in world.jobs() if job.state != "skipped"]) == 1
+
+
+# --- a night that is not lost: the sensor requests what was refused for now
+
+
+def at_night(world: World, instant: datetime) -> None:
+    world.clock.shift = instant - datetime.now(UTC)
+
+
+def requested_then(world: World, instant: datetime) -> dg.RunRequest:
+    """The kick-off that the sensor requests at an instant, and not a minute before; the group is exported by it."""
+    at_night(world, instant - timedelta(minutes=1))
+    before = world.tick()
+    assert not before.run_requests
+    assert f"is kicked off again at {instant:%Y-%m-%d %H:%M} UTC" in str(before.skip_reason)
+    at_night(world, instant + timedelta(seconds=1))
+    (request,) = world.tick().run_requests or []
+    (again,) = world.tick().run_requests or []
+    assert request.run_key == again.run_key, "the daemon requests it once"
+    assert (request.job_name, request.partition_key) == ("site_a__kick_off", None)
+    assert world.kick_off(request.tags).success
+    assert world.jobs()[0].state == "running"
+    assert [one.job_name for one in world.tick().run_requests or []] != ["site_a__kick_off"]
+    return request
+
+
+def next_try(world: World) -> datetime:
+    with world.runtime.connect() as connection:
+        (entry,) = next_kick_offs(connection, world.site)
+    return entry.next_try
+
+
+def published(world: World) -> None:
+    with world.runtime.connect() as connection:
+        connection.execute("UPDATE export_job SET state = 'published' WHERE state = 'running'")
+
+
+def test_the_night_after_the_spring_change_of_the_clocks(world: World) -> None:
+    """Of two nights by the site's schedule, 23 hours lie between the kick-offs: Epic refuses the second one."""
+    nights = CronSim(world.site.schedule, datetime(2026, 3, 7, 12, tzinfo=world.site.zone))
+    first, second = (night.astimezone(UTC) for night in (next(nights), next(nights)))
+    assert second - first == timedelta(hours=23)
+    at_night(world, first)
+    assert world.kick_off().success
+    published(world)
+    at_night(world, second)
+    assert world.kick_off().success
+    assert world.jobs()[0].state == "skipped"
+    due = next_try(world)
+    assert timedelta(minutes=60) < due - second < timedelta(minutes=65)
+    with world.runtime.connect() as connection:
+        assert "kick-off again" in status._next(connection, world.runtime, "site_a")
+    requested_then(world, due)
+    assert len([job for job in world.jobs() if job.status_url]) == 2
+
+
+def test_the_night_after_a_run_by_hand(world: World) -> None:
+    evening = datetime(2026, 5, 4, 23, 30, tzinfo=UTC)
+    at_night(world, evening)
+    assert exports.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
+    published(world)
+    at_night(world, datetime(2026, 5, 5, 6, tzinfo=UTC))
+    assert world.kick_off().success
+    due = next_try(world)
+    assert timedelta(hours=24) < due - evening < timedelta(hours=24, minutes=5)
+    requested_then(world, due)
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        {"faults": (AnswerFault(at="token", status=503, times=12),)},
+        {"faults": (AnswerFault(at="kick-off", status=502, times=2),)},
+    ],
+    indirect=True,
+    ids=["token endpoint down", "gateway down"],
+)
+def test_a_night_whose_kick_off_fails_for_a_passing_reason(world: World) -> None:
+    night = datetime(2026, 5, 5, 6, tzinfo=UTC)
+    at_night(world, night)
+    for minutes in (10, 20):
+        now = world.clock.now()
+        assert world.kick_off({} if minutes == 10 else {DUE_TAG: "yes"}).success, "it is tried again, no failure yet"
+        assert world.jobs()[0].state == "failed"
+        due = next_try(world)
+        assert timedelta(0) <= due - now - timedelta(minutes=minutes) < timedelta(minutes=5)
+        at_night(world, due + timedelta(seconds=1))
+    (request,) = world.tick().run_requests or []
+    assert world.kick_off(request.tags).success
+    assert world.jobs()[0].state == "running"
+    assert day_of(world.site, world.jobs()[0].requested_at) == day_of(world.site, night), "the night is not lost"
 
 
 def test_a_group_that_rests_is_skipped_by_hand_too(world: World) -> None:

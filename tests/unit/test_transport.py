@@ -44,6 +44,7 @@ from pipeline.errors import (
     RemoteRefused,
     RemoteUnavailable,
     Unreachable,
+    UnreadableStatus,
     UnsafeRemote,
 )
 from pipeline.settings import SiteSettings
@@ -591,10 +592,22 @@ def test_pages_in_a_circle_end(server: Server, transport: Transport) -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"transactionTime": "absent"}, ProtocolError),
-        ({"transactionTime": "yesterday"}, ProtocolError),
         ({"output": {"type": "Patient"}}, ProtocolError),
         ({"output": [{"type": "Patient"}]}, ProtocolError),
+        *(
+            ({name: [{"type": "Patient", "url": url}]}, ProtocolError)
+            for name in ("output", "error", "deleted")
+            for url in (
+                "https://h/\0",
+                "https://h/a\nb",
+                "http://[",
+                "https://h:0/",
+                " ",
+                "https://h:99999/1",
+            )
+        ),
+        ({"link": [{"relation": "next", "url": "https://h/\0"}]}, ProtocolError),
+        ({"output": [{"type": "Patient", "url": "ftp://h/1"}]}, UnsafeRemote),
         ({"output": [{"type": "../../x", "url": "https://h/1"}]}, UnsafeRemote),
         ({"output": [{"url": "https://h/1"}]}, UnsafeRemote),
     ],
@@ -604,6 +617,38 @@ def test_manifests_that_are_refused(
 ) -> None:
     with pytest.raises(error):
         polled(server, transport, manifest(**changes))
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["absent", "yesterday", None, 17, "2026-02-30T00:00:00Z", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+05:00"],
+)
+def test_a_time_that_cannot_be_read_loses_no_file(server: Server, transport: Transport, time: Any) -> None:
+    found = polled(server, transport, manifest(transactionTime=time))
+    assert found.transaction_time is None
+    assert found.output == (ManifestFile("Patient", "https://h/1", 3),)
+    assert bulk_export.parse_manifest(orjson.loads(orjson.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, "3", 2.5, True, None])
+def test_a_count_that_is_none_is_not_compared(server: Server, transport: Transport, count: Any) -> None:
+    output = [{"type": "Patient", "url": "https://h/1", "count": count}]
+    assert polled(server, transport, manifest(output=output)).output[0].count is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b'{"output": [', outcome("exception", "busy"), b"", b"\xff\xfe{\0}\0", b"null"]
+)
+def test_what_is_no_manifest_says_nothing_of_the_export(server: Server, transport: Transport, body: bytes) -> None:
+    with pytest.raises(UnreadableStatus, match="no manifest"):
+        polled(server, transport, body)
+
+
+@pytest.mark.parametrize("location", ["", "http://[", "https://h/\x01", "ftp://h/1"])
+def test_a_content_location_that_is_no_address(server: Server, transport: Transport, location: str) -> None:
+    server.on("/fhir/Group/g1/$export", Reply(202, headers={"Content-Location": location}))
+    with pytest.raises((AcceptedWithoutAddress, KickOffUnknown)):
+        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
 
 
 def test_a_page_of_a_gateway_is_no_manifest(server: Server, transport: Transport) -> None:

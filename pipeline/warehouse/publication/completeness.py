@@ -4,13 +4,14 @@ Complete is a type of which the export
 
 - asked for everything: a Group export without `_since`, or a folder that the user calls a complete export of a group;
 - was asked for the type, and brought a file of it (or the site says that no file means none: `empty_when_missing`);
-- has as many lines in every file of the type as the manifest announced;
+- has as many lines in every file of the type as the manifest announced, and lacks none of them (`etl.export_gap`);
 - has no line in a file of the type that names no resource: it may be any one of them (but for lines of erased persons,
   of whom the warehouse holds nothing);
 
-and of which no type is complete when the site reports an error of any weight but an informational one: its messages
-name no types, and the resource that it could not give is not there. Warnings are no errors, nor are messages of which
-the site's settings say that they are always there (`tolerated_messages`).
+and of which no type is complete when a file of the site's messages is lacking, or when the site reports an error of any
+weight but an informational one: its messages name no types, and the resource that it could not give is not there.
+Warnings are no errors, nor are messages of which the site's settings say that they are always there
+(`tolerated_messages`).
 """
 
 from __future__ import annotations
@@ -46,11 +47,17 @@ def complete_types(p: Publication) -> frozenset[str]:
     ).fetchone()
     if row is None or not row[1]:
         return frozenset()
+    gaps = p.connection.execute(
+        "SELECT category, resource_type FROM export_gap WHERE export_id = %s", (p.export.export_id,)
+    ).fetchall()
+    if any(category == "outcomes" for category, _ in gaps):
+        return frozenset()
+    lacking = {resource_type for _, resource_type in gaps}
     asked = frozenset(row[0])
     files = p.export.files
     cut = {file.resource_type for file in files if file.expected_count not in (None, file.lines)}
     came = {file.resource_type for file in files} | set(p.site.empty_when_missing)
-    return (asked & came) - cut - _with_nameless_lines(p)
+    return (asked & came) - cut - lacking - _with_nameless_lines(p)
 
 
 def _with_nameless_lines(p: Publication) -> set[str]:

@@ -123,6 +123,8 @@ class Publication:
         self.known = known
         #: whether a person has said that vanished resources may be deleted, however many
         self.confirmed = confirmed
+        #: whether a person has said that this export's lines count although newer exports have come
+        self.over_newer = False
         self.now = runtime.clock.now()
         self.ids = EntityIds(self.connection, self.cdm)
         #: rows for etl.reference that publication itself found: links that wait for their target

@@ -23,6 +23,8 @@ def decide(p: Publication) -> None:
     lines = p.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(LINE).collect()
     lines = lines.drop_nulls("surrogate_id")
     vanished.judge(p)
+    if p.over_newer:
+        p.outlived = p.outlived.clear()
     outlived = lines.join(p.outlived, on="surrogate_id", how="semi")
     p.superseded = pl.concat([_repeated(p, lines), _older_than_known(p, lines), outlived]).unique()
     p.not_loaded = p.superseded
@@ -128,6 +130,8 @@ def _older_than_known(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
     The line that made what is known is not older than what is known, also when newer exports held it unchanged: it may
     be mapped again, in a replay (what it depends on has changed) or because its export is published again.
     """
+    if p.over_newer:
+        return lines.clear()
     newer = p.connection.execute(
         "SELECT export_id FROM export_job WHERE site = %s AND published_at IS NOT NULL AND transaction_time > %s",
         (p.export.site, p.export.transaction_time),
