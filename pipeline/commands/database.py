@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.terminal import echo
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def init() -> None:
         _url(settings), cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema
     )
     if report.changed:
-        typer.echo("The schemas are in place. Next: `epic-omop vocabulary load FOLDER`.")
+        echo("The schemas are in place. Next: `epic-omop vocabulary load FOLDER`.")
     else:
-        typer.echo("The schemas were in place already; nothing was changed.")
+        echo("The schemas were in place already; nothing was changed.")
 
 
 @app.command()
@@ -48,7 +49,7 @@ def url() -> None:
 
     The URL of a server of your own is printed as it was set, with its password if it has one.
     """
-    typer.echo(_url(_settings()))
+    echo(_url(_settings()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -72,7 +73,7 @@ def psql(context: typer.Context) -> None:
 def stop() -> None:
     """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back."""
     stopped = _embedded(_settings()).stop()
-    typer.echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
+    echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
 
 
 @app.command()
@@ -95,7 +96,7 @@ def status() -> None:
     }
     for name, value in rows.items():
         if value is not None:
-            typer.echo(f"{name:<8} {value}")
+            echo(f"{name:<8} {value}")
 
 
 @app.command()
@@ -109,10 +110,10 @@ def serve(
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
     """
     access = _embedded(_settings()).serve_tcp(host, port)
-    typer.echo(f"url       {access.url}")
-    typer.echo(f"password  in the file {access.password_file}")
+    echo(f"url       {access.url}")
+    echo(f"password  in the file {access.password_file}")
     if host not in ("127.0.0.1", "::1", "localhost"):
-        typer.echo("Warning: the connection is not encrypted. Use it on a network you trust only.", err=True)
+        echo("Warning: the connection is not encrypted. Use it on a network you trust only.", err=True)
 
 
 def _settings() -> Settings:
@@ -143,7 +144,7 @@ def _show_own_server(settings: Settings) -> None:
 
     with connect(_url(settings)) as connection:
         version = connection.info.parameter_status("server_version")
-        typer.echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
-        typer.echo("state    running")
-        typer.echo(f"host     {connection.info.host} port {connection.info.port}")
-        typer.echo(f"database {connection.info.dbname} as {connection.info.user}")
+        echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
+        echo("state    running")
+        echo(f"host     {connection.info.host} port {connection.info.port}")
+        echo(f"database {connection.info.dbname} as {connection.info.user}")

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import filesize
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipeline.commands.site_check import site_check
+from pipeline.commands.terminal import (
+    BarColumn,
+    Progress,
+    Table,
+    TaskID,
+    Terminal,
+    TextColumn,
+    TimeElapsedColumn,
+    bold,
+    words,
+)
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,14 +62,14 @@ def export(
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
     groups = checked_groups(settings, group)
-    console = Console()
+    console = Terminal()
     with ExportProgress(console) as progress:
         start = since.replace(tzinfo=UTC) if since else None
         result = export_groups(runtime, settings, groups, progress.show, since=start)
     _show_result(console, result)
     for error in result.failures.values():
         raise error
-    console.print("Load it with [bold]epic-omop run --site " + site + "[/bold].")
+    console.print(words("Load it with ", bold(f"epic-omop run --site {site}"), "."))
 
 
 def site_list() -> None:
@@ -70,7 +78,7 @@ def site_list() -> None:
 
     runtime = Runtime.from_environment()
     sites = runtime.settings.sites
-    console = Console()
+    console = Terminal()
     if not sites:
         console.print(f"No sites yet: write {runtime.settings.sites_file} (see README, 'sites.yaml').")
         return
@@ -101,7 +109,7 @@ def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(chosen)) if chosen else site.groups
 
 
-def _show_result(console: Console, result: SiteExport) -> None:
+def _show_result(console: Terminal, result: SiteExport) -> None:
     for landed in result.landed:
         lines: dict[str, int] = {}
         for file in landed.files:
@@ -112,19 +120,19 @@ def _show_result(console: Console, result: SiteExport) -> None:
             table.add_row(resource_type, f"{count:,}")
         console.print(table)
         for note in result.notes.get(landed.export_id, ()):
-            console.print(note, markup=False)
+            console.print(note)
     for group, error in result.failures.items():
-        console.print(f"Group {group}: {error}", style="yellow", markup=False)
+        console.print(f"Group {group}: {error}", style="yellow")
 
 
 class ExportProgress:
     """A line a group: its state while Epic works, a bar of files while they come. For `with`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn(),
             BarColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
             console=console,
         )

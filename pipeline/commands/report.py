@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import Terminal, document
 
 if TYPE_CHECKING:
     from pipeline.quality.mapping_report import MappingReport
@@ -53,12 +52,12 @@ def mapping(
             site=site,
         )
     if as_json:
-        sys.stdout.write(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+        document(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    _print(Console(highlight=False), report, limit)
+    _print(Terminal(highlight=False), report, limit)
 
 
-def _print(console: Console, report: MappingReport, limit: int) -> None:
+def _print(console: Terminal, report: MappingReport, limit: int) -> None:
     tables = number_table("OMOP table", "rows", "with a concept", "share", "column", title="Rows with a concept")
     for share in report.tables:
         tables.add_row(

@@ -6,9 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from pipeline.commands.terminal import Table, Terminal, Text, lines
 from pipeline.errors import WarehouseError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def status() -> None:
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     settings = runtime.settings
     with runtime.connect() as connection:
         if not _installed(connection, settings.etl_schema):
@@ -68,7 +67,7 @@ def _sites_with_exports(connection: psycopg.Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job").fetchall()]
 
 
-def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str, ...]:
+def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str | Text, ...]:
     last = connection.execute(
         "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
         " ORDER BY published_at DESC LIMIT 1",
@@ -91,7 +90,7 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
     )
 
 
-def _notes(connection: psycopg.Connection, site: str) -> str:
+def _notes(connection: psycopg.Connection, site: str) -> Text:
     """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
     from pipeline.quality.export_notes import export_notes
     from pipeline.quality.report import vanished_counts, vanished_sentences
@@ -103,10 +102,10 @@ def _notes(connection: psycopg.Connection, site: str) -> str:
     ).fetchall()
     ids = [row[0] for row in rows]
     told = [*export_notes(connection, ids).told(), *vanished_sentences(vanished_counts(connection, ids))]
-    return "\n".join(told) or "·"
+    return lines(told or ["·"])
 
 
-def _now(connection: psycopg.Connection, site: str) -> str:
+def _now(connection: psycopg.Connection, site: str) -> Text:
     """What is open: exports at the site and landed ones that wait to be loaded."""
     rows = connection.execute(
         "SELECT export_id, group_id, state, progress, next_poll_at FROM export_job WHERE site = %s"
@@ -121,10 +120,10 @@ def _now(connection: psycopg.Connection, site: str) -> str:
         if next_poll:
             text += f", next look {_time(next_poll)}"
         texts.append(text)
-    return "\n".join(texts) or "nothing runs"
+    return lines(texts or ["nothing runs"])
 
 
-def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
+def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
     """The next scheduled run, and the cool-downs that are in force."""
     from cronsim import CronSim
 
@@ -137,7 +136,7 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
         (site, runtime.clock.now()),
     ).fetchall()
     texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
-    return "\n".join(texts) or "by hand"
+    return lines(texts or ["by hand"])
 
 
 def _requests(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:

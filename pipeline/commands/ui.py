@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from pipeline.commands.terminal import Terminal, bold, echo, words
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def ui(
     settings = load_settings()
     folder = prepare_instance(settings)
     if only_prepare:
-        typer.echo(f"DAGSTER_HOME is prepared: {folder}")
+        echo(f"DAGSTER_HOME is prepared: {folder}")
         return
     _refuse_taken(port)
     _run(settings, folder, port)
@@ -89,7 +89,7 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     try:
         code = services.wait()
     except KeyboardInterrupt:
-        typer.echo("Dagster is ending …")
+        echo("Dagster is ending …")
         code = 0
     finally:
         ended.set()
@@ -102,7 +102,7 @@ def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> No
     import httpx
 
     url = f"http://{_HOST}:{port}"
-    console = Console()
+    console = Terminal()
     console.print("Dagster is starting …")
     while not ended.wait(0.5):
         try:
@@ -113,7 +113,7 @@ def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> No
             break
     else:
         return
-    console.print(f"Dagster's UI is at [bold]{url}[/bold]. Ctrl-C ends it.")
+    console.print(words("Dagster's UI is at ", bold(url), ". Ctrl-C ends it."))
     for page, what in (
         ("asset-groups", "sites' landing and load, CDM tables"),
         ("runs", "what ran, and what it did"),
