@@ -327,6 +327,9 @@ class Settings(BaseModel):
     cdm_schema: str = "cdm"
     vocab_schema: str = "vocab"
     etl_schema: str = "etl"
+    #: Added to the names of the database roles (`pipeline/warehouse/roles.py`): roles are of a whole server, and a second
+    #: warehouse in it has readers of its own, such as omop_reader_trial by `_trial`.
+    role_suffix: Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")] = ""
     #: Zone of every `*_datetime` column (f2o-072).
     time_zone: str = "UTC"
     #: Worker processes of the transform stage.
@@ -406,6 +409,7 @@ _VARIABLES = {
     "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
     "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
+    "EPIC_OMOP_ROLE_SUFFIX": "role_suffix",
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
     "EPIC_OMOP_MAPPINGS": "mappings",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -128,7 +128,7 @@ def document(text: str) -> None:
     stream.write(shown_lines(text) if stream.isatty() else text)
 
 
-def survive_any_encoding(*streams: TextIO | Any) -> None:
+def survive_any_encoding(*streams: Any) -> None:
     """A terminal that cannot write ✓ or ł gets an escape: no command ends half way for want of a letter."""
     for stream in streams:
         # Where a stream was put in the place of Python's own, that is its owner's business.
