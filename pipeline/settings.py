@@ -345,7 +345,23 @@ class Settings(BaseModel):
     lakehouse: str | None = None
     #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
     lakehouse_schedule: str = "0 6 * * *"
+    #: Names and addresses by which browsers reach Dagster's UI (docs/security.md); requests for others are refused.
+    ui_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
+
+    @field_validator("ui_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """The variable holds them with commas."""
+        return tuple(filter(None, re.split(r"[,\s]+", value))) if isinstance(value, str) else value
+
+    @field_validator("ui_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"[A-Za-z0-9.:_-]+|\[[0-9a-fA-F:.]+\]", host) or "://" in host or host.count(":") == 1:
+                raise ValueError(f"{host!r} is no name or address of a host; give it without scheme and port")
+        return value
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
     @classmethod
@@ -418,6 +434,7 @@ _VARIABLES = {
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
+    "EPIC_OMOP_UI_HOSTS": "ui_hosts",
 }
 
 

@@ -45,6 +45,9 @@ def ui(
 ) -> None:
     """Start Dagster: its UI on 127.0.0.1, and the daemon for schedules, sensors and queued runs. Ctrl-C ends both.
 
+    The UI answers to pages of its own only: requests of other origins, for other hosts (EPIC_OMOP_UI_HOSTS) and changes
+    by GET are refused.
+
     A change in sites.yaml is seen after "Reload definitions" in the UI (Deployment), or a restart.
     """
     from pipeline.orchestration.instance import prepare_instance
@@ -77,7 +80,8 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     # Also where this process was started with SIGINT ignored, as shells do in the background; children inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
+    services_module = "pipeline.orchestration.ui_services"
+    command = [sys.executable, "-m", services_module, "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
     services = subprocess.Popen(  # noqa: S603 - our own interpreter with fixed arguments
         [*command, "--log-level", "warning"],
         cwd=folder,  # Dagster would read, or complain of, files of the user's folder

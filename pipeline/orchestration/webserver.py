@@ -1,0 +1,33 @@
+"""`python -m pipeline.orchestration.webserver`: dagster-webserver with its own options, behind `ui_guard.UiGuard`.
+
+The same Starlette app in the same process, wrapped; no proxy. `epic-omop ui` and docker-compose.yml start it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Raises AttributeError at once where another version of Dagster makes its app elsewhere: never without the guard."""
+    from dagster_webserver import cli
+
+    from pipeline.logs import configure_logging
+    from pipeline.orchestration.ui_guard import UiGuard
+    from pipeline.settings import load_log_settings, load_settings
+
+    configure_logging(load_log_settings())
+    hosts = load_settings().ui_hosts
+    made = cli.create_app_from_workspace_process_context
+
+    def guarded(*arguments: Any, **named: Any) -> UiGuard:
+        return UiGuard(made(*arguments, **named), hosts)
+
+    cli.create_app_from_workspace_process_context = guarded  # type: ignore[assignment]  # an ASGI app, as uvicorn takes
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
