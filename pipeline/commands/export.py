@@ -11,6 +11,7 @@ import typer
 from rich import filesize
 
 from pipeline.commands.site_check import site_check
+from pipeline.commands.site_switches import site_disable, site_enable
 from pipeline.commands.terminal import (
     BarColumn,
     Progress,
@@ -37,6 +38,8 @@ def register(app: typer.Typer) -> None:
     site_app = typer.Typer(no_args_is_help=True, help="The Epic sites of sites.yaml.")
     site_app.command("list")(site_list)
     site_app.command("check")(site_check)
+    site_app.command("enable")(site_enable)
+    site_app.command("disable")(site_disable)
     app.add_typer(site_app, name="site")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from pipeline.runtime import Runtime
+    from pipeline.settings import SiteSettings
 
 __all__ = ["refuse_empty", "register"]
 
@@ -130,13 +131,30 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
     known = runtime.settings.sites.get(site)
     texts = []
     if known is not None and known.fhir_url is not None:
-        texts.append(f"schedule {_time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))}")
+        at = _time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))
+        texts += _schedule(runtime, known, at)
     rows = connection.execute(
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
         (site, runtime.clock.now()),
     ).fetchall()
     texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
     return lines(texts or ["by hand"])
+
+
+def _schedule(runtime: Runtime, site: SiteSettings, at: str) -> list[str]:
+    """What Dagster will do by itself; what is off is not announced."""
+    off = f"schedule off (epic-omop site enable {site.name})"
+    if not (runtime.settings.home / "dagster" / "dagster.yaml").exists():  # Dagster takes seconds to import
+        return [off]
+    from pipeline.orchestration.switches import open_instance, read_switches
+
+    with open_instance(runtime.settings) as instance:
+        switches = read_switches(instance, site)
+    if not switches.schedule:
+        return [off]
+    lacks = [] if switches.daemon else ["Dagster's daemon does not run: epic-omop ui"]
+    lacks += [] if switches.sensor or not site.groups else [f"sensor off: epic-omop site enable {site.name}"]
+    return [f"schedule {at}", *lacks]
 
 
 def _requests(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:

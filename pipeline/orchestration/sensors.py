@@ -18,13 +18,14 @@ from pipeline.errors import EpicOmopError
 from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.partitions import day_of
+from pipeline.orchestration.switches import sensor_name
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.workflow import working_as
 
-__all__ = ["Polled", "export_sensor", "poll_open_exports", "sensor_name"]
+__all__ = ["Polled", "export_sensor", "poll_open_exports"]
 
 _INTERVAL_SECONDS = 30
 
@@ -43,10 +44,6 @@ class Polled:
     next_due: datetime | None
 
 
-def sensor_name(site: SiteSettings) -> str:
-    return f"{site.name}__exports"
-
-
 def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     @dg.sensor(
         name=sensor_name(site),
@@ -56,7 +53,8 @@ def export_sensor(site: SiteSettings, job: UnresolvedAssetJobDefinition) -> dg.S
         ),
         job=job,
         minimum_interval_seconds=_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        # A real site's is switched on with its schedule; the simulated one costs nobody anything.
+        default_status=dg.DefaultSensorStatus.RUNNING if site.test_mode else dg.DefaultSensorStatus.STOPPED,
     )
     def exports_of_site(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SensorResult:
         with told_as_failures(), working_as(sensor_name(site)):

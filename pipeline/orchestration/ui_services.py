@@ -7,6 +7,7 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 __all__ = ["guarded_command", "main"]
@@ -26,14 +27,13 @@ def guarded_command(command: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Raises AttributeError where another version of Dagster starts its services otherwise: none runs without the guard."""
-    from dagster._cli import dev
-
+    dev: Any = import_module("dagster._cli.dev")
     start = dev.open_ipc_subprocess
 
     def started(command: Sequence[str], **named: Any) -> Any:
         return start(guarded_command(command), **named)
 
-    dev.open_ipc_subprocess = started  # type: ignore[assignment]  # the same, but for the command
+    dev.open_ipc_subprocess = started
     dev.dev_command(auto_envvar_prefix="DAGSTER_CLI")
 
 

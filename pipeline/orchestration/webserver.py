@@ -5,6 +5,7 @@ The same Starlette app in the same process, wrapped; no proxy. `epic-omop ui` an
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["main"]
@@ -12,8 +13,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Raises AttributeError at once where another version of Dagster makes its app elsewhere: never without the guard."""
-    from dagster_webserver import cli
-
+    cli: Any = import_module("dagster_webserver.cli")
     from pipeline.logs import configure_logging
     from pipeline.orchestration.ui_guard import UiGuard
     from pipeline.settings import load_log_settings, load_settings
@@ -25,7 +25,7 @@ def main() -> None:
     def guarded(*arguments: Any, **named: Any) -> UiGuard:
         return UiGuard(made(*arguments, **named), hosts)
 
-    cli.create_app_from_workspace_process_context = guarded  # type: ignore[assignment]  # an ASGI app, as uvicorn takes
+    cli.create_app_from_workspace_process_context = guarded
     cli.main()
 
 

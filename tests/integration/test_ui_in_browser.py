@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
-from pipeline.settings import Settings
+from pipeline.orchestration.switches import open_instance, read_switches, turn
+from pipeline.settings import Settings, load_settings, register_site
 
 #: A change that anyone can see, and that touches no export.
 _SWITCH = "mutation { setAutoMaterializePaused(paused: %s) }"
@@ -35,16 +37,30 @@ _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
 _READY_SECONDS = 120
 
 
+@dataclass(frozen=True)
+class Ui:
+    url: str
+    settings: Settings
+
+
 @pytest.fixture(scope="module")
-def ui(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[str]:
+def ui(served: Ui) -> str:
+    return served.url
+
+
+@pytest.fixture(scope="module")
+def served(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Ui]:
     """The address of a webserver as `epic-omop ui` and docker-compose.yml start it."""
     with make_home() as home, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        settings = Settings(home=home)
+        register_site(
+            home, "north", {"fhir_url": "https://epic.example.org/FHIR/R4", "client_id": "x", "groups": ["g"]}
+        )
+        settings = load_settings({"EPIC_OMOP_HOME": str(home)})
         folder = prepare_instance(settings)
-        command = [sys.executable, "-m", "pipeline.orchestration.webserver", "--empty-workspace"]
+        command = [sys.executable, "-m", "pipeline.orchestration.webserver", "-m", "pipeline.definitions"]
         log = (home / "webserver.log").open("wb")
         server = subprocess.Popen(
             [*command, "-h", "127.0.0.1", "-p", str(port)],
@@ -53,7 +69,7 @@ def ui(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_for(lambda: httpx.get(f"{url}/server_info", timeout=5, trust_env=False).is_success, server)
-            yield url
+            yield Ui(url, settings)
         finally:
             server.terminate()
             server.wait(30)
@@ -102,6 +118,37 @@ def test_a_program_changes_by_post_and_no_page_by_anything_else(ui: str) -> None
     assert _is_paused(ui)
     _graphql(ui, _SWITCH % "false")
     assert not _is_paused(ui)
+
+
+_STATES = """{ schedulesOrError(repositorySelector: {repositoryLocationName: "pipeline.definitions", repositoryName: "__repository__"})
+  { ... on Schedules { results { name scheduleState { status } } } }
+  sensorsOrError(repositorySelector: {repositoryLocationName: "pipeline.definitions", repositoryName: "__repository__"})
+  { ... on Sensors { results { name sensorState { status } } } } }"""
+
+
+def _states(ui: str) -> dict[str, str]:
+    found = _graphql(ui, _STATES)
+    schedules = {one["name"]: one["scheduleState"]["status"] for one in found["schedulesOrError"]["results"]}
+    return schedules | {one["name"]: one["sensorState"]["status"] for one in found["sensorsOrError"]["results"]}
+
+
+def test_a_real_site_is_off_until_someone_switches_it_on_as_dagster_itself_sees(served: Ui) -> None:
+    off = {"north__nightly": "STOPPED", "north__exports": "STOPPED"}
+    assert _states(served.url) == off
+    site = served.settings.site("north")
+    with open_instance(served.settings) as instance:
+        for on in (True, True, False, True):
+            turn(instance, site, on=on)
+            assert _states(served.url) == (dict.fromkeys(off, "RUNNING") if on else off)
+            switches = read_switches(instance, site)
+            assert (switches.schedule, switches.sensor, switches.daemon) == (on, on, False)
+        stop = 'mutation { stopRunningSchedule(id: "%s") { __typename } }'
+        ids = _graphql(
+            served.url, _STATES.replace("name scheduleState { status }", "name id: scheduleState { id status }")
+        )
+        (schedule,) = ids["schedulesOrError"]["results"]
+        _graphql(served.url, stop % schedule["id"]["id"])
+        assert not read_switches(instance, site).schedule, "the UI turns the same switch"
 
 
 _PAGE = """<!doctype html><title>attack</title><body><script>

@@ -113,7 +113,7 @@ def test_schedules_run_by_the_sites_clock_and_only_real_ones_by_themselves(tmp_p
     definitions = build_definitions(settings(tmp_path, NORTH, SIMULATED))
     north = definitions.resolve_schedule_def("north__nightly")
     assert (north.cron_schedule, north.execution_timezone) == ("30 2 * * *", "America/Chicago")
-    assert north.default_status is dg.DefaultScheduleStatus.RUNNING
+    assert north.default_status is dg.DefaultScheduleStatus.STOPPED, "a person switches it on"
     assert definitions.resolve_schedule_def("simulated__nightly").default_status is dg.DefaultScheduleStatus.STOPPED
     tick = datetime(2026, 3, 2, 8, 30, tzinfo=UTC)
     with dg.DagsterInstance.ephemeral() as instance:

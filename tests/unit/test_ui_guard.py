@@ -65,12 +65,8 @@ def _status(port: int, request: str, *fields: str, host: str | None = "127.0.0.1
 
 JSON = "Content-Type: application/json"
 OWN = "Origin: http://127.0.0.1:{port}"
-UPGRADE = (
-    "Upgrade: websocket",
-    "Connection: Upgrade",
-    "Sec-WebSocket-Version: 13",
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-)
+KEY = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+UPGRADE = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY)
 
 
 @pytest.mark.parametrize(
