@@ -31,7 +31,8 @@ from pipeline.commands import (
 from pipeline.commands.terminal import Terminal, lines, styled, survive_any_encoding, words
 from pipeline.errors import EpicOmopError
 from pipeline.logs import configure_logging
-from pipeline.settings import load_log_settings
+from pipeline.private_files import work_privately
+from pipeline.settings import home_folder, load_log_settings
 from pipeline.workflow import working_as
 
 __all__ = ["app", "main"]
@@ -74,6 +75,7 @@ _errors = Terminal(stderr=True, highlight=False)
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped."""
     survive_any_encoding(sys.stdout, sys.stderr)
+    work_privately(home_folder())
     try:
         configure_logging(load_log_settings())
         with working_as(_command_named(sys.argv[1:])):

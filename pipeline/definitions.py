@@ -18,7 +18,8 @@ from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
 from pipeline.orchestration.site_assets import load_key, site_assets
 from pipeline.orchestration.warehouse_assets import warehouse_assets
-from pipeline.settings import Settings, load_log_settings, load_settings
+from pipeline.private_files import work_privately
+from pipeline.settings import Settings, home_folder, load_log_settings, load_settings
 
 __all__ = ["build_definitions", "defs"]
 
@@ -60,5 +61,6 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads; read from the environment when it is loaded, not when this module is imported."""
+    work_privately(home_folder())
     configure_logging(load_log_settings())
     return build_definitions()

@@ -31,6 +31,7 @@ __all__ = [
     "LogSettings",
     "Settings",
     "SiteSettings",
+    "home_folder",
     "load_log_settings",
     "load_settings",
     "register_site",
@@ -444,12 +445,18 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigurationError that names the variable or the site and key that is wrong.
     """
     variables = os.environ if environment is None else environment
-    home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    home = home_folder(variables)
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
     values["sites"] = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
     return _validated(Settings, values, "the environment")
+
+
+def home_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """EPIC_OMOP_HOME, apart from the rest: it is closed to others before anything in it is read."""
+    variables = os.environ if environment is None else environment
+    return Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
 
 
 class LogSettings(BaseModel):

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["Workflow", "current_workflow", "working_as"]
+__all__ = ["Workflow", "about_export", "current_export", "current_workflow", "working_as"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,22 @@ def working_as(name: str, run_id: str | None = None) -> Iterator[Workflow]:
         _current.reset(token)
 
 
+@contextmanager
+def about_export(export_id: int) -> Iterator[None]:
+    """What the block does is about this export; the access log names it. Threads that it starts take its context along
+    (`contextvars.copy_context`)."""
+    token = _export.set(export_id)
+    try:
+        yield
+    finally:
+        _export.reset(token)
+
+
+def current_export() -> int | None:
+    return _export.get()
+
+
+_export: ContextVar[int | None] = ContextVar("epic_omop_export", default=None)
 _current: ContextVar[Workflow | None] = ContextVar("epic_omop_workflow", default=None)
 
 

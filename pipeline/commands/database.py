@@ -96,9 +96,13 @@ def psql(context: typer.Context) -> None:
     """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.postgres_binaries import installed_binaries
 
-    parameters = conninfo_to_dict(_url(_settings()))
+    settings = _settings()
+    parameters = conninfo_to_dict(_url(settings))
+    record_look(Runtime(settings), "psql", required=False)
     password = parameters.pop("password", None)
     environment = dict(os.environ)
     if password:  # not among the arguments, which every user of the machine can read
@@ -149,6 +153,8 @@ def serve(
     omop_steward and omop_auditor may log in as well (`db grant`). Nothing is encrypted on the way:
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
     """
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.postgres_folder import CLIENT_ROLE
     from pipeline.warehouse.roles import Warehouse, grant_role, install_roles
     from pipeline.warehouse.schema import ensure_schemas
@@ -160,6 +166,7 @@ def serve(
     ensure_schemas(own_url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
     install_roles(own_url, warehouse)
     grant_role(own_url, warehouse, "omop_reader", CLIENT_ROLE)
+    record_look(Runtime(settings), "serve", detail=f"port {port}")
     echo(f"url       {access.url}")
     echo(f"password  in the file {access.password_file}")
     if host not in ("127.0.0.1", "::1", "localhost"):

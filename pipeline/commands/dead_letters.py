@@ -70,6 +70,7 @@ def show(
 ) -> None:
     """Show one dead letter; with --raw its line, to look at or to repair."""
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.dead_letters import get_dead_letter
 
     runtime = Runtime.from_environment()
@@ -79,6 +80,15 @@ def show(
     if found is None:
         raise UsageError(f"There is no dead letter {letter}.", "`epic-omop dead-letters list` shows the open ones.")
     about, line = found
+    record_look(
+        runtime,
+        "dead letter",
+        site=about.site,
+        resource_type=about.resource_type,
+        resources=1,
+        export_id=line.export_id,
+        detail="raw line" if raw else "without its line",
+    )
     if raw:
         _write_raw(line.raw)
         return

@@ -162,7 +162,7 @@ def verify(
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
-    from pipeline.quality.verify import verify_landing, verify_warehouse
+    from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -170,6 +170,7 @@ def verify(
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
+        checks.append(verify_access_log(connection, runtime.settings.home))
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)

@@ -69,6 +69,7 @@ def jwks(
         return
     try:
         out.write_text(text + "\n", encoding="utf-8")
+        out.chmod(0o644)  # public: a web server reads it
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}).") from error
     echo(f"{out} holds {len(keys)} public keys: {', '.join(key.key_id for key in keys)}.")

@@ -38,12 +38,15 @@ def mapping(
     from pipeline.omop.mapping import load_mappings
     from pipeline.quality.mapping_report import mapping_report
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import EVERY_SITE, record_look
 
     runtime = Runtime.from_environment()
     settings = runtime.settings
     mappings = load_mappings(settings.mappings, site)
     with runtime.connect() as connection:
         refuse_empty(connection, settings.etl_schema)
+    record_look(runtime, "report", site=site or EVERY_SITE, detail="mapping")
+    with runtime.connect() as connection:
         report = mapping_report(
             connection,
             cdm_schema=settings.cdm_schema,

@@ -16,8 +16,10 @@ def main() -> None:
     cli: Any = import_module("dagster_webserver.cli")
     from pipeline.logs import configure_logging
     from pipeline.orchestration.ui_guard import UiGuard
-    from pipeline.settings import load_log_settings, load_settings
+    from pipeline.private_files import work_privately
+    from pipeline.settings import home_folder, load_log_settings, load_settings
 
+    work_privately(home_folder())
     configure_logging(load_log_settings())
     hosts = load_settings().ui_hosts
     made = cli.create_app_from_workspace_process_context

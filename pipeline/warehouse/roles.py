@@ -41,7 +41,7 @@ ROLES: tuple[RoleName, ...] = ("omop_reader", "omop_steward", "omop_auditor", "o
 
 #: Relations of the etl schema that whoever loads may add to, and neither change nor own.
 LOG_RELATIONS = ("access_log", "access_link", "access_head")
-_LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log")
+_LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash")
 
 #: What of the etl schema a steward reads: letters with their lines, codes without a concept, counts of lines.
 _STEWARD_READS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,23 @@ from pipeline.settings import Settings, SiteSettings, register_site
 from tests.command_line import CommandLine
 
 QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-ENTRY: dict[str, Any] = {"fhir_url": "https://epic.example.org/FHIR/R4", "client_id": "x", "groups": ["g"]}
+ENTRY: dict[str, Any] = {
+    "fhir_url": "https://epic.example.org/FHIR/R4",
+    "client_id": "x",
+    "private_key_env": "NO_KEY",
+    "groups": ["g"],
+}
 
 
 @pytest.fixture
-def runtime(installed_url: str, tmp_path: Path) -> Iterator[Runtime]:
+def runtime(installed_url: str, tmp_path: Path) -> Runtime:
     """Dagster has partitions up to the real today: our today is two days before it."""
     site = SiteSettings(name="north", **ENTRY)
     settings = Settings(home=tmp_path / "home", database_url=installed_url, sites={"north": site})
     runtime = Runtime(settings, ManualClock(datetime.now(UTC) - timedelta(days=2)))
     with runtime.connect() as connection:
         connection.execute("TRUNCATE export_job")
-    yield runtime
+    return runtime
 
 
 def _day(runtime: Runtime, days_ago: int = 0) -> str:

@@ -56,7 +56,14 @@ def served(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Ui
         port = probe.getsockname()[1]
         probe.close()
         register_site(
-            home, "north", {"fhir_url": "https://epic.example.org/FHIR/R4", "client_id": "x", "groups": ["g"]}
+            home,
+            "north",
+            {
+                "fhir_url": "https://epic.example.org/FHIR/R4",
+                "client_id": "x",
+                "private_key_env": "NO_KEY",
+                "groups": ["g"],
+            },
         )
         settings = load_settings({"EPIC_OMOP_HOME": str(home)})
         folder = prepare_instance(settings)
@@ -120,10 +127,11 @@ def test_a_program_changes_by_post_and_no_page_by_anything_else(ui: str) -> None
     assert not _is_paused(ui)
 
 
-_STATES = """{ schedulesOrError(repositorySelector: {repositoryLocationName: "pipeline.definitions", repositoryName: "__repository__"})
-  { ... on Schedules { results { name scheduleState { status } } } }
-  sensorsOrError(repositorySelector: {repositoryLocationName: "pipeline.definitions", repositoryName: "__repository__"})
-  { ... on Sensors { results { name sensorState { status } } } } }"""
+_WHERE = '(repositorySelector: {repositoryLocationName: "pipeline.definitions", repositoryName: "__repository__"})'
+_STATES = (
+    f"{{ schedulesOrError{_WHERE} {{ ... on Schedules {{ results {{ name scheduleState {{ status }} }} }} }}"
+    f" sensorsOrError{_WHERE} {{ ... on Sensors {{ results {{ name sensorState {{ status }} }} }} }} }}"
+)
 
 
 def _states(ui: str) -> dict[str, str]:

@@ -239,7 +239,8 @@ def commands() -> list[list[str]]:
         entry = service.get("entrypoint", [])
         assert isinstance(entry, list)
         if command[0] == "sh":
-            found += [part.split() for part in str(command[2]).split("&&")]
+            parts = [part.removeprefix(" exec ").split() for part in str(command[2]).split("&&")]
+            found += [part for part in parts if part[0] != "umask"]
         else:
             found.append([*entry, *command])
     return found
