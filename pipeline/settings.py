@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
@@ -100,6 +101,24 @@ def _is_private(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     return any(network.subnet_of(block) for block in _PRIVATE_IPV4)
 
 
+def _refuse_odd_base(url: str) -> None:
+    """A base URL is scheme, host, port and path: paths are added to it, and it stands in logs and reports as it is. The
+    message shows nothing of it, which may be a password. Raises ValueError."""
+    if "@" in url.partition("://")[2].partition("/")[0] or "@" in urlsplit(url).netloc:
+        raise ValueError("fhir_url must not hold a user name or password; a site is signed in to by its key")
+    if "?" in url or "#" in url:
+        raise ValueError("fhir_url must not have a query (?) or a fragment (#)")
+    if not url.isprintable() or any(letter.isspace() or letter == "\\" for letter in url):
+        raise ValueError("fhir_url must not hold blanks, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("fhir_url has no host, or a port that is none")
+
+
 def _checked_zone(value: str) -> str:
     if value not in available_timezones():
         raise ValueError(f"{value!r} is not an IANA time zone such as America/Chicago")
@@ -150,6 +169,8 @@ class SiteSettings(BaseModel):
     poll_floor_seconds: Annotated[float, Field(ge=0)] = 600.0
     poll_ceiling_seconds: Annotated[float, Field(gt=0)] = 3600.0
     download_workers: Annotated[int, Field(ge=1, le=32)] = 4
+    #: A download that stays below so many bytes a second for a minute is begun anew where it was; 0: never.
+    download_floor_bytes_per_second: Annotated[int, Field(ge=0)] = 512
     #: Further origins (scheme://host:port) that may be given the bearer token.
     allowed_origins: tuple[str, ...] = ()
     ca_file: Path | None = None
@@ -277,6 +298,7 @@ class SiteSettings(BaseModel):
             return self
         if not self.fhir_url.startswith("https://") and not (self.test_mode and self.fhir_url.startswith("http://")):
             raise ValueError("fhir_url must begin with https:// (http:// only with test_mode: true)")
+        _refuse_odd_base(self.fhir_url)
         if not self.client_id:
             raise ValueError("client_id is missing: the client id that Epic gave for this environment")
         if (self.private_key_file is None) == (self.private_key_env is None):

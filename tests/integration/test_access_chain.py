@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -26,11 +26,9 @@ ENTRY = (
 
 
 @pytest.fixture
-def runtime(installed_database: Prepared, tmp_path: Path, request: pytest.FixtureRequest) -> Runtime:
-    copy = installed_database.copy()
-    url = copy.__enter__()
-    request.addfinalizer(lambda: copy.__exit__(None, None, None))
-    return Runtime(Settings(home=tmp_path / "home", database_url=url), ManualClock(START))
+def runtime(installed_database: Prepared, tmp_path: Path) -> Iterator[Runtime]:
+    with installed_database.copy() as url:
+        yield Runtime(Settings(home=tmp_path / "home", database_url=url), ManualClock(START))
 
 
 def _add(runtime: Runtime, count: int) -> None:
