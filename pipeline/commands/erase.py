@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, progress
@@ -65,6 +66,8 @@ def erase(
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
+    if site is not None:
+        known_site(runtime, site)
     if list_:
         _print_erasures(console, runtime, site)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Terminal, document
@@ -45,6 +46,8 @@ def mapping(
     mappings = load_mappings(settings.mappings, site)
     with runtime.connect() as connection:
         refuse_empty(connection, settings.etl_schema)
+        if site is not None:
+            known_site(runtime, site)
     record_look(runtime, "report", site=site or EVERY_SITE, detail="mapping")
     with runtime.connect() as connection:
         report = mapping_report(

@@ -19,7 +19,8 @@ from psycopg import sql
 
 from omop_schema.cdm import TABLES, sequence_name
 from pipeline.errors import UsageError, WarehouseError
-from pipeline.warehouse.connection import connect, server_errors
+from pipeline.warehouse.connection import connect
+from pipeline.warehouse.server_failures import server_errors
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
