@@ -127,7 +127,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode, file: Path, owner: str) -> Non
 
 
 def _entry(name: str, line: int, node: yaml.Node, file: Path) -> SiteEntry:
-    lines = {(): line}
+    lines: dict[tuple[str, ...], int] = {(): line}
     if _is_null(node):
         return SiteEntry(name, {}, file, lines)
     values: dict[str, Any] = {}
