@@ -27,6 +27,7 @@ from pipeline.landing.gzip_stream import DamagedGzipError
 from pipeline.landing.partial import PartialFile
 from pipeline.landing.store import Category, LandedExport, LandedFile, LandingDraft, LandingProgress, ProgressCallback
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import carried
 
 __all__ = ["ExportDownload"]
 
@@ -99,7 +100,7 @@ class ExportDownload:
         self._files_done = 0
         found: dict[_Place, LandedFile] = {}
         with ThreadPoolExecutor(self._session.site.download_workers, "download") as pool:
-            places = {pool.submit(self._file, place): place for place in self._places}
+            places = {pool.submit(carried(self._file), place): place for place in self._places}
             try:
                 for future in as_completed(places):
                     found[places[future]] = future.result()

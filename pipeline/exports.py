@@ -52,6 +52,7 @@ from pipeline.settings import SiteSettings
 from pipeline.site_session import site_session
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
+from pipeline.workflow import names_export
 
 __all__ = [
     "ExportEvent",
@@ -203,6 +204,7 @@ def _kicked_off(
     return _kick_off(runtime, connection, session, requested())
 
 
+@names_export
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
@@ -298,6 +300,7 @@ def _polled(
     return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
 
 
+@names_export
 def _status(connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> StillRunning | Manifest:
     short = session.within(_STATUS_CALL_SECONDS)
     try:
@@ -411,6 +414,7 @@ def _end_by_lost_file(
     raise error
 
 
+@names_export
 def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
     if runtime.landing.is_finished(job.site, job.export_id):  # the process ended before the warehouse knew
         return runtime.landing.open(job.site, job.export_id)
@@ -423,6 +427,7 @@ def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: P
     return ExportDownload(session, job, draft, save_manifest=save_manifest, progress=progress).run()
 
 
+@names_export
 def _delete_on_server(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> None:
     """Rule 3: after a clean download. Best effort: a job that stays is deleted by the server in 14 days."""
     if job.deleted_at is not None or job.status_url is None:
