@@ -62,7 +62,9 @@ class AddressRule:
     def _allows(self, address: _Address) -> bool:
         if any(address.version == network.version and address in network for network in self.networks):
             return True
-        return address.is_global and not address.is_multicast
+        # Site-local addresses (fec0::/10, RFC 3879) are of old networks of one's own.
+        is_site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+        return address.is_global and not address.is_multicast and not is_site_local
 
 
 def address_rule(site: SiteSettings) -> AddressRule:

@@ -494,27 +494,38 @@ def test_pages_of_a_manifest_are_limited_together(runtime: Runtime, epic: Hostil
         exported(runtime)
 
 
+class _TickingClock(ShiftedClock):
+    """While it ticks, 400 seconds pass between any two looks at it."""
+
+    ticks = False
+
+    def now(self) -> dt.datetime:
+        if self.ticks:
+            self.sleep(400)
+        return super().now()
+
+
 @pytest.mark.parametrize(("floor", "resumed"), [(512, True), (4, False), (0, False)])
 def test_a_download_that_trickles_is_begun_anew_where_it_was(
     tmp_path: Path, installed_url: str, floor: int, resumed: bool
 ) -> None:
-    """100 bytes every 20 seconds of the pipeline's own clock: 5 bytes a second."""
-    clock = ShiftedClock()
-    lines = tuple(f'{{"resourceType":"Patient","id":"p{number:05}"}}'.encode() for number in range(1000))
+    """Each piece of the body takes 400 seconds of the pipeline's own clock: 20 to 164 bytes a second."""
+    clock = _TickingClock()
+    lines = tuple(f'{{"resourceType":"Patient","id":"p{number:06}"}}'.encode() for number in range(20_000))
     body = b"".join(line + b"\n" for line in lines)
     ranges: list[str | None] = []
     whole = {"resources_per_file": len(lines)}
 
-    async def trickle() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 8192):
-            clock.sleep(20 * 81.92)
             yield body[start : start + 8192]
 
     def first_is_slow(_: int, request: Request) -> Response | None:
         if not is_file(request.url.path):
             return None
         ranges.append(request.headers.get("range"))
-        return StreamingResponse(trickle()) if len(ranges) == 1 else None
+        clock.ticks = len(ranges) == 1
+        return StreamingResponse(pieces()) if clock.ticks else None
 
     with running(HostileEpic(clock, groups={"g": GivenLines({"Patient": lines})}, options=whole)) as epic:
         entry = site_entry(epic, tmp_path, download_floor_bytes_per_second=floor)
@@ -525,6 +536,7 @@ def test_a_download_that_trickles_is_begun_anew_where_it_was(
             connection.execute("TRUNCATE export_job, export_file, cool_down, request_count")
         epic.answer = first_is_slow
         exported(runtime)
+        clock.ticks = False
     assert len(ranges) == (2 if resumed else 1)
     if resumed:
         assert ranges[1], "the rest is asked for by Range"
