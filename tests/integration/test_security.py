@@ -505,7 +505,7 @@ class _TickingClock(ShiftedClock):
         return super().now()
 
 
-@pytest.mark.parametrize(("floor", "resumed"), [(100_000, True), (50, False), (0, False)])
+@pytest.mark.parametrize(("floor", "resumed"), [(100_000, True), (1, False), (0, False)])
 def test_a_download_that_trickles_is_begun_anew_where_it_was(
     tmp_path: Path, installed_url: str, floor: int, resumed: bool
 ) -> None:
