@@ -47,7 +47,7 @@ def status() -> None:
             return
         table = Table(
             "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
-            "last exports lack",
+            "last exports lack", "most frequent unmapped codes",
         )  # fmt: skip
         for name in names:
             table.add_row(*_row(connection, runtime, name))
@@ -85,7 +85,19 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
         f"{letters[0]:,}" if letters and letters[0] else "·",
         error,
         _notes(connection, site),
+        _unmapped(connection, site),
     )
+
+
+def _unmapped(connection: psycopg.Connection, site: str) -> Text:
+    """Codes of the site's resources as they are now that have no concept."""
+    from pipeline.quality.report import unmapped_of_site
+
+    found = [
+        f"{code.resource_type}.{code.element} {code.code or '(text only)'}: {code.count:,}"
+        for code in unmapped_of_site(connection, site, most=5)
+    ]
+    return lines(found or ["·"])
 
 
 def _notes(connection: psycopg.Connection, site: str) -> Text:

@@ -103,13 +103,14 @@ def _print_mapping(console: Terminal, report: LoadReport) -> None:
             )
         console.print(table)
     if report.unmapped:
-        table = number_table(
-            "unmapped code", "rows", "resource type", "system", title="The most frequent unmapped codes"
-        )
+        table = number_table("unmapped code", "rows", "element", "system", title="The most frequent unmapped codes")
         table.columns[2].justify = table.columns[3].justify = "left"
-        table.columns[3].no_wrap, table.columns[3].overflow = False, "fold"
+        for column in (table.columns[0], table.columns[3]):
+            column.no_wrap, column.overflow = False, "fold"
         for code in report.unmapped:
-            table.add_row(code.code or "(text only)", _number(code.count), code.resource_type, code.system or "–")
+            named = " ".join(filter(None, (code.code or "(text only)", code.display)))
+            element = f"{code.resource_type}.{code.element}"
+            table.add_row(named, _number(code.count), element, code.system or "–")
         console.print(table)
 
 
