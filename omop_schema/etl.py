@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -451,7 +452,8 @@ def _failure_tables(metadata: MetaData) -> None:
 
 
 def _access_tables(metadata: MetaData) -> None:
-    """Who asked a site for what. `access_log` takes rows only: a trigger of its revision refuses every change."""
+    """Who asked a site for what, or looked at patients' lines. `access_log` takes rows only: a trigger of its revision
+    refuses every change, another adds a link to the chain (docs/security.md)."""
     Table(
         "access_log",
         metadata,
@@ -471,8 +473,25 @@ def _access_tables(metadata: MetaData) -> None:
         Column("resources", BigInteger, comment="lines of a file, entries of a page"),
         Column("bytes", BigInteger, comment="of the body, decompressed"),
         Column("detail", Text, comment="an error code; never the words of a server"),
+        Column("export_id", BigInteger, comment="where it is about one"),
         CheckConstraint("outcome IN ('ok', 'refused', 'failed', 'blocked')", name="access_log_outcome"),
         Index("access_log_by_site", "site", "at"),
+    )
+    Table(
+        "access_link",
+        metadata,
+        Column("position", BigInteger, primary_key=True, autoincrement=False, comment="1, 2, 3 … without a gap"),
+        Column("entry_id", BigInteger, nullable=False, comment="of access_log"),
+        Column("db_user", Text, nullable=False, comment="who was logged in; empty: before there was a chain"),
+        Column("hash", LargeBinary, nullable=False, comment="SHA-256 of the hash before it and of the entry"),
+        UniqueConstraint("entry_id", name="access_link_entry"),
+    )
+    Table(
+        "access_head",
+        metadata,
+        Column("chain_id", Uuid, primary_key=True, comment="another in every warehouse"),
+        Column("position", BigInteger, nullable=False, comment="of the last link"),
+        Column("hash", LargeBinary, nullable=False),
     )
     Table(
         "request_count",

@@ -7,8 +7,6 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from pipeline.commands import (
     crawl,
@@ -30,8 +28,10 @@ from pipeline.commands import (
     view,
     vocabulary,
 )
+from pipeline.commands.terminal import Terminal, lines, styled, survive_any_encoding, words
 from pipeline.errors import EpicOmopError
 from pipeline.logs import configure_logging
+from pipeline.private_files import work_privately
 from pipeline.settings import home_folder, load_log_settings
 from pipeline.unexpected import described
 from pipeline.workflow import working_as
@@ -70,11 +70,13 @@ demo.register(app)
 manifest.register(app)
 publish.register(app)
 
-_errors = Console(stderr=True, highlight=False)
+_errors = Terminal(stderr=True, highlight=False)
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped."""
+    survive_any_encoding(sys.stdout, sys.stderr)
+    work_privately(home_folder())
     try:
         configure_logging(load_log_settings())
         with working_as(_command_named(sys.argv[1:])):
@@ -94,9 +96,9 @@ def main() -> None:
 
 
 def _end_with(error: EpicOmopError) -> NoReturn:
-    _errors.print(Text.assemble(("Error: ", "bold red"), error.message))  # not markup: a message may hold brackets
+    _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
     if error.advice:
-        _errors.print(error.advice, markup=False)
+        _errors.print(lines(error.advice.split("\n")))
     sys.exit(error.exit_code)
 
 

@@ -38,6 +38,7 @@ from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.crawls import CrawlSearch, SearchState
 from pipeline.warehouse.erased import erased_patients
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import about_export, carried
 
 __all__ = ["Crawl", "CrawlProgress", "crawl", "crawl_types", "left_crawls", "unfinished_crawls"]
 
@@ -142,7 +143,8 @@ def crawl(
             try:
                 with nullcontext(client) if client else rest_session(runtime, site) as used:
                     run = _CrawlRun(runtime, site, used, job, full=full, progress=progress)
-                    run.run()
+                    with about_export(job.export_id):
+                        run.run()
                 run.check_whole(accept_failed=accept_failed)
             except EpicOmopError as error:
                 export_jobs.save_error(connection, job.export_id, error.message)
@@ -286,7 +288,7 @@ class _CrawlRun:
         with self._runtime.connect() as connection:
             self._ledger = _Ledger(connection, self._job.export_id)
             with ThreadPoolExecutor(self._site.rest_workers, "crawl") as pool:
-                futures = [pool.submit(self._patient, *patient) for patient in self._ledger.patients]
+                futures = [pool.submit(carried(self._patient), *patient) for patient in self._ledger.patients]
                 try:
                     for done, future in enumerate(as_completed(futures), start=1):
                         self._not_reached += not future.result()

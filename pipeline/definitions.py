@@ -12,12 +12,14 @@ from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
+from pipeline.orchestration.partitions import first_days
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
 from pipeline.orchestration.site_assets import load_key, site_assets
 from pipeline.orchestration.warehouse_assets import warehouse_assets
-from pipeline.settings import Settings, load_log_settings, load_settings
+from pipeline.private_files import work_privately
+from pipeline.settings import Settings, home_folder, load_log_settings, load_settings
 
 __all__ = ["build_definitions", "defs"]
 
@@ -36,10 +38,11 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
     # The night's job: the exports of the groups; where there is none, the crawl.
     nightly = {**crawls, **kick_offs}
     ingests = {site.name: ingest_job(site) for site in sites}
+    days = first_days(settings, (overrides or {}).get("runtime"))
     lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
     return dg.Definitions(
         assets=[
-            *(asset for site in sites for asset in site_assets(site)),
+            *(asset for site in sites for asset in site_assets(site, days[site.name])),
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
@@ -58,5 +61,6 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
 @dg.definitions
 def defs() -> dg.Definitions:
     """What Dagster loads; read from the environment when it is loaded, not when this module is imported."""
+    work_privately(home_folder())
     configure_logging(load_log_settings())
     return build_definitions()

@@ -38,6 +38,7 @@ from pipeline.landing.origin import ExportOrigin, Gap, GapReason, write_origin
 from pipeline.landing.partial import PartialFile
 from pipeline.landing.store import Category, LandedExport, LandedFile, LandingDraft, LandingProgress, ProgressCallback
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import carried
 
 __all__ = ["ExportDownload"]
 
@@ -149,7 +150,7 @@ class ExportDownload:
         found: dict[_Place, LandedFile] = {}
         failure: EpicOmopError | None = None
         with ThreadPoolExecutor(self._session.site.download_workers, "download") as pool:
-            places = {pool.submit(self._file, place): place for place in self._places}
+            places = {pool.submit(carried(self._file), place): place for place in self._places}
             try:
                 for future in as_completed(places):
                     try:

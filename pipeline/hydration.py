@@ -44,6 +44,7 @@ from pipeline.wanted import WantedReferences
 from pipeline.warehouse import export_jobs, hydrated
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.publish import LandedLine, PublicationReport
+from pipeline.workflow import about_export
 
 __all__ = ["Hydration", "HydrationProgress", "hydrate", "ingest_hydrated", "newest_exports"]
 
@@ -291,7 +292,8 @@ class _HydrationRun:
         types = tuple(self._wanted.types)
         job = new_job(self._runtime, self._connection, self._site.name, "hydration", resource_types=types)
         draft = self._runtime.landing.begin(self._site.name, job.export_id)
-        self._rounds(draft)
+        with about_export(job.export_id):
+            self._rounds(draft)
         self._result.refused_types = self._asking.refused_types
         landed = _finish(self._runtime, self._connection, job, "Nothing of what was asked for is there.")
         if landed:

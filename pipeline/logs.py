@@ -21,6 +21,7 @@ import orjson
 
 from pipeline.errors import EpicOmopError
 from pipeline.settings import LogSettings
+from pipeline.visible_text import shown, shown_lines
 from pipeline.workflow import current_workflow
 
 __all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "configure_logging", "show_stacks_of_crashes"]
@@ -67,8 +68,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # Not by the base class: it shows an exception as another handler may have formatted it already.
-        line = f"{record.levelname} {record.name}: {record.getMessage()}"
-        return f"{line}\n{_told(record.exc_info[1])}" if record.exc_info else line
+        line = f"{record.levelname} {record.name}: {shown(record.getMessage())}"
+        return f"{line}\n{shown_lines(_told(record.exc_info[1]))}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):

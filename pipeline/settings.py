@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -100,6 +101,24 @@ def _is_private(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     return any(network.subnet_of(block) for block in _PRIVATE_IPV4)
 
 
+def _refuse_odd_base(url: str) -> None:
+    """A base URL is scheme, host, port and path: paths are added to it, and it stands in logs and reports as it is. The
+    message shows nothing of it, which may be a password. Raises ValueError."""
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ValueError("fhir_url must not hold a user name or password; a site is signed in to by its key")
+    if "?" in url or "#" in url:
+        raise ValueError("fhir_url must not have a query (?) or a fragment (#)")
+    if not url.isprintable() or any(letter.isspace() or letter == "\\" for letter in url):
+        raise ValueError("fhir_url must not hold blanks, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("fhir_url has no host, or a port that is none")
+
+
 def _checked_zone(value: str) -> str:
     if value not in available_timezones():
         raise ValueError(f"{value!r} is not an IANA time zone such as America/Chicago")
@@ -150,6 +169,8 @@ class SiteSettings(BaseModel):
     poll_floor_seconds: Annotated[float, Field(ge=0)] = 600.0
     poll_ceiling_seconds: Annotated[float, Field(gt=0)] = 3600.0
     download_workers: Annotated[int, Field(ge=1, le=32)] = 4
+    #: A download that stays below so many bytes a second for a minute is begun anew where it was; 0: never.
+    download_floor_bytes_per_second: Annotated[int, Field(ge=0)] = 512
     #: Further origins (scheme://host:port) that may be given the bearer token.
     allowed_origins: tuple[str, ...] = ()
     ca_file: Path | None = None
@@ -277,6 +298,7 @@ class SiteSettings(BaseModel):
             return self
         if not self.fhir_url.startswith("https://") and not (self.test_mode and self.fhir_url.startswith("http://")):
             raise ValueError("fhir_url must begin with https:// (http:// only with test_mode: true)")
+        _refuse_odd_base(self.fhir_url)
         if not self.client_id:
             raise ValueError("client_id is missing: the client id that Epic gave for this environment")
         if (self.private_key_file is None) == (self.private_key_env is None):
@@ -328,6 +350,9 @@ class Settings(BaseModel):
     cdm_schema: str = "cdm"
     vocab_schema: str = "vocab"
     etl_schema: str = "etl"
+    #: Added to the names of the database roles (`pipeline/warehouse/roles.py`): roles are of a whole server, and a second
+    #: warehouse in it has readers of its own, such as omop_reader_trial by `_trial`.
+    role_suffix: Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")] = ""
     #: Zone of every `*_datetime` column (f2o-072).
     time_zone: str = "UTC"
     #: Worker processes of the transform stage.
@@ -347,7 +372,23 @@ class Settings(BaseModel):
     lakehouse: str | None = None
     #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
     lakehouse_schedule: str = "0 6 * * *"
+    #: Names and addresses by which browsers reach Dagster's UI (docs/security.md); requests for others are refused.
+    ui_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
+
+    @field_validator("ui_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """The variable holds them with commas."""
+        return tuple(filter(None, re.split(r"[,\s]+", value))) if isinstance(value, str) else value
+
+    @field_validator("ui_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"[A-Za-z0-9.:_-]+|\[[0-9a-fA-F:.]+\]", host) or "://" in host or host.count(":") == 1:
+                raise ValueError(f"{host!r} is no name or address of a host; give it without scheme and port")
+        return value
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
     @classmethod
@@ -411,6 +452,7 @@ _VARIABLES = {
     "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
     "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
+    "EPIC_OMOP_ROLE_SUFFIX": "role_suffix",
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
     "EPIC_OMOP_WORKER_MEMORY_MB": "worker_memory_mb",
@@ -421,6 +463,7 @@ _VARIABLES = {
     "EPIC_OMOP_IDENTIFIER_KEY": "identifier_key",
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
+    "EPIC_OMOP_UI_HOSTS": "ui_hosts",
 }
 
 

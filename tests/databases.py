@@ -44,7 +44,7 @@ def empty(connection: psycopg.Connection) -> None:
     """
     rows = connection.execute(
         "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('cdm', 'etl')"
-        " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log')"
+        " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log', 'access_link', 'access_head')"
     ).fetchall()
     connection.execute("SET LOCAL session_replication_role = replica")  # references need no looking after
     for schema, table in rows:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.hydrate import rest_progress
 from pipeline.commands.ingest import ingest_landed
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import Terminal, bold, words
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def crawl(
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    console = Console()
+    console = Terminal()
     for label, ids in _lists(runtime, settings, patients, patient, resume=resume):
         with rest_progress(console, "patients") as show:
             result = crawl_patients(
@@ -68,7 +68,7 @@ def crawl(
             ingest_landed(console, runtime, settings, [result.export], hydrated=True)
         else:
             number = result.export.export_id
-            console.print(f"Load it with [bold]epic-omop ingest --site {site} --export {number}[/bold].")
+            console.print(words("Load it with ", bold(f"epic-omop ingest --site {site} --export {number}"), "."))
 
 
 def _lists(
@@ -96,7 +96,7 @@ def _lists(
         yield None, read_patients(listed)
 
 
-def _print_crawl(console: Console, result: Crawl) -> None:
+def _print_crawl(console: Terminal, result: Crawl) -> None:
     title = f"Crawl {result.export.export_id}: {result.patients:,} patients"
     table = number_table("resource type", "resources", title=title)
     for resource_type, count in sorted(result.resources.items()):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.terminal import document, echo
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,19 +29,57 @@ app = typer.Typer(
 )
 
 
+class Role(StrEnum):
+    omop_reader = "omop_reader"
+    omop_steward = "omop_steward"
+    omop_auditor = "omop_auditor"
+    omop_etl = "omop_etl"
+
+
 @app.command()
 def init() -> None:
-    """Make the schemas cdm, vocab and etl with their tables, or bring them up to date. Harmless to repeat."""
+    """Make the schemas cdm, vocab and etl with their tables, or bring them up to date. Harmless to repeat.
+
+    Also the roles omop_reader, omop_steward, omop_auditor and omop_etl (docs/security.md); where this database user may
+    not, their SQL is printed for someone who may.
+    """
+    from pipeline.warehouse.roles import Warehouse, install_roles, role_script
     from pipeline.warehouse.schema import install_schemas
 
     settings = _settings()
-    report = install_schemas(
-        _url(settings), cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema
-    )
+    url = _url(settings)
+    report = install_schemas(url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    warehouse = Warehouse.of(settings)
+    if not install_roles(url, warehouse):
+        echo("This database user may not make roles. Someone who may runs this in the warehouse's database:", err=True)
+        document(role_script(warehouse))
     if report.changed:
-        typer.echo("The schemas are in place. Next: `epic-omop vocabulary load FOLDER`.")
+        echo("The schemas are in place. Next: `epic-omop vocabulary load FOLDER`.")
     else:
-        typer.echo("The schemas were in place already; nothing was changed.")
+        echo("The schemas were in place already; nothing was changed.")
+
+
+@app.command()
+def grant(
+    role: Annotated[Role, typer.Argument(help="What the user may do.")],
+    user: Annotated[str, typer.Argument(help="A user of the database server; it must exist.")],
+) -> None:
+    """Let a database user read the CDM, see to dead letters, read the access log, or load (docs/security.md).
+
+    Where this database user may not grant that, the SQL is printed for someone who may, with exit code 1.
+    """
+    from psycopg.conninfo import conninfo_to_dict
+
+    from pipeline.warehouse.roles import Warehouse, grant_role, grant_script
+
+    settings = _settings()
+    url, warehouse = _url(settings), Warehouse.of(settings)
+    if grant_role(url, warehouse, role.value, user):
+        echo(f"{user} is a member of {warehouse.role(role.value)}.")
+        return
+    echo("This database user may not grant that. Someone who may runs this:", err=True)
+    document(grant_script(str(conninfo_to_dict(url).get("dbname", "postgres")), warehouse, role.value, user))
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -48,7 +88,7 @@ def url() -> None:
 
     The URL of a server of your own is printed as it was set, with its password if it has one.
     """
-    typer.echo(_url(_settings()))
+    echo(_url(_settings()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -56,9 +96,13 @@ def psql(context: typer.Context) -> None:
     """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.postgres_binaries import installed_binaries
 
-    parameters = conninfo_to_dict(_url(_settings()))
+    settings = _settings()
+    parameters = conninfo_to_dict(_url(settings))
+    record_look(Runtime(settings), "psql", required=False)
     password = parameters.pop("password", None)
     environment = dict(os.environ)
     if password:  # not among the arguments, which every user of the machine can read
@@ -72,7 +116,7 @@ def psql(context: typer.Context) -> None:
 def stop() -> None:
     """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back."""
     stopped = _embedded(_settings()).stop()
-    typer.echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
+    echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
 
 
 @app.command()
@@ -95,7 +139,7 @@ def status() -> None:
     }
     for name, value in rows.items():
         if value is not None:
-            typer.echo(f"{name:<8} {value}")
+            echo(f"{name:<8} {value}")
 
 
 @app.command()
@@ -105,14 +149,28 @@ def serve(
 ) -> None:
     """Let other programs reach the embedded server by TCP, with a password, until `epic-omop db stop`.
 
-    They log in as a role that may read everything and make schemas of its own. Nothing is encrypted on the way:
+    They log in as a role that may read the CDM and the vocabulary (omop_reader) and make schemas of its own; members of
+    omop_steward and omop_auditor may log in as well (`db grant`). Nothing is encrypted on the way:
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
     """
-    access = _embedded(_settings()).serve_tcp(host, port)
-    typer.echo(f"url       {access.url}")
-    typer.echo(f"password  in the file {access.password_file}")
+    from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
+    from pipeline.warehouse.postgres_folder import CLIENT_ROLE
+    from pipeline.warehouse.roles import Warehouse, grant_role, install_roles
+    from pipeline.warehouse.schema import ensure_schemas
+
+    settings = _settings()
+    server, warehouse = _embedded(settings), Warehouse.of(settings)
+    access = server.serve_tcp(host, port)
+    own_url = server.ensure_running()
+    ensure_schemas(own_url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    install_roles(own_url, warehouse)
+    grant_role(own_url, warehouse, "omop_reader", CLIENT_ROLE)
+    record_look(Runtime(settings), "serve", detail=f"port {port}")
+    echo(f"url       {access.url}")
+    echo(f"password  in the file {access.password_file}")
     if host not in ("127.0.0.1", "::1", "localhost"):
-        typer.echo("Warning: the connection is not encrypted. Use it on a network you trust only.", err=True)
+        echo("Warning: the connection is not encrypted. Use it on a network you trust only.", err=True)
 
 
 def _settings() -> Settings:
@@ -143,7 +201,7 @@ def _show_own_server(settings: Settings) -> None:
 
     with connect(_url(settings)) as connection:
         version = connection.info.parameter_status("server_version")
-        typer.echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
-        typer.echo("state    running")
-        typer.echo(f"host     {connection.info.host} port {connection.info.port}")
-        typer.echo(f"database {connection.info.dbname} as {connection.info.user}")
+        echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
+        echo("state    running")
+        echo(f"host     {connection.info.host} port {connection.info.port}")
+        echo(f"database {connection.info.dbname} as {connection.info.user}")

@@ -6,11 +6,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
+from pipeline.commands.terminal import Table, Terminal, bold, document, words
 from pipeline.errors import UsageError
 
 __all__ = ["app"]
@@ -32,7 +31,7 @@ def list_(
     from pipeline.runtime import Runtime
     from pipeline.warehouse.dead_letters import list_dead_letters
 
-    console = Console()
+    console = Terminal()
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
@@ -74,6 +73,7 @@ def show(
 ) -> None:
     """Show one dead letter; with --raw its line, to look at or to repair."""
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.dead_letters import get_dead_letter
 
     runtime = Runtime.from_environment()
@@ -83,15 +83,32 @@ def show(
     if found is None:
         raise UsageError(f"There is no dead letter {letter}.", "`epic-omop dead-letters list` shows the open ones.")
     about, line = found
+    record_look(
+        runtime,
+        "dead letter",
+        site=about.site,
+        resource_type=about.resource_type,
+        resources=1,
+        export_id=line.export_id,
+        detail="raw line" if raw else "without its line",
+    )
     if raw:
-        sys.stdout.buffer.write(line.raw + b"\n")
+        _write_raw(line.raw)
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for name in ("id", "site", "resource_type", "resource_id", "stage", "code", "path", "reason", "caused_by"):
-        console.print(f"[bold]{name:15}[/bold] {getattr(about, name) or '–'}")
-    console.print(f"[bold]{'line':15}[/bold] {about.file}, line {about.line} of export {line.export_id}")
-    console.print(f"[bold]{'bytes':15}[/bold] {line.byte_length:,} from offset {line.byte_offset:,}")
+        console.print(words(bold(f"{name:15}"), f" {getattr(about, name) or '–'}"))
+    console.print(words(bold(f"{'line':15}"), f" {about.file}, line {about.line} of export {line.export_id}"))
+    console.print(words(bold(f"{'bytes':15}"), f" {line.byte_length:,} from offset {line.byte_offset:,}"))
     console.print("The line itself holds patient data: --raw writes it.")
+
+
+def _write_raw(line: bytes) -> None:
+    """Byte for byte into a file or a pipe; in a terminal what that would obey is shown."""
+    if sys.stdout.isatty():
+        document(line.decode("utf-8", "backslashreplace") + "\n")
+        return
+    sys.stdout.buffer.write(line + b"\n")
 
 
 @app.command()
@@ -107,7 +124,7 @@ def replay(
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Console()
+    console = Terminal()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
     reports = replay_dead_letters(runtime, known_site(runtime, site), ids=letter, code=code)

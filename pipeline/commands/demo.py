@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from pipeline.commands.terminal import Terminal, bold, words
 
 if TYPE_CHECKING:
     from pipeline.orchestration.nightly import RunOutcome
@@ -42,7 +43,7 @@ def demo(
     from pipeline.runtime import Runtime
     from pipeline.sandbox.server import RunningSandbox
 
-    console = Console()
+    console = Terminal()
     started = time.monotonic()
     runtime = Runtime.from_environment()
     _prepare(console, runtime)
@@ -59,7 +60,7 @@ def demo(
     _what_next(console, runtime)
 
 
-def _prepare(console: Console, runtime: Runtime) -> None:
+def _prepare(console: Terminal, runtime: Runtime) -> None:
     """Schemas, and the demonstration vocabulary where none is loaded."""
     from pipeline.omop.vocabulary import compile_index, current_release, load_vocabulary
     from pipeline.settings import MAPPINGS_FOLDER
@@ -102,7 +103,7 @@ def _sandbox_config(runtime: Runtime, patients: int) -> SandboxConfig:
     )
 
 
-def _next_day(console: Console, sandbox: RunningSandbox) -> None:
+def _next_day(console: Terminal, sandbox: RunningSandbox) -> None:
     import httpx
 
     answer = httpx.post(f"{sandbox.base_url}/sandbox/clock", json={"advance_seconds": _DAY_SECONDS}, timeout=30)
@@ -130,7 +131,7 @@ def _register(runtime: Runtime, sandbox: RunningSandbox) -> SiteSettings:
     return load_settings().site(SITE)
 
 
-def _night(console: Console, runtime: Runtime) -> RunOutcome:
+def _night(console: Terminal, runtime: Runtime) -> RunOutcome:
     from dagster import DagsterInstance
 
     from pipeline.orchestration.instance import prepare_instance
@@ -142,7 +143,7 @@ def _night(console: Console, runtime: Runtime) -> RunOutcome:
         return run_nightly(runtime, SITE, instance, lambda text: status.update(f"Dagster: {text}"))
 
 
-def _report(console: Console, runtime: Runtime, outcome: RunOutcome) -> None:
+def _report(console: Terminal, runtime: Runtime, outcome: RunOutcome) -> None:
     from pipeline.commands.tables import print_load_report
     from pipeline.quality.report import load_report
 
@@ -158,10 +159,11 @@ def _report(console: Console, runtime: Runtime, outcome: RunOutcome) -> None:
         print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
 
 
-def _what_next(console: Console, runtime: Runtime) -> None:
+def _what_next(console: Terminal, runtime: Runtime) -> None:
     home = _shortest(runtime.settings.home)
+    console.print()
     console.print(
-        f"\nThe files are under {home}/landing, the database is reached by [bold]epic-omop db url[/bold].",
+        words(f"The files are under {home}/landing, the database is reached by ", bold("epic-omop db url"), "."),
         soft_wrap=True,
     )
     console.print("Try next (the commands are in .venv/bin):")
@@ -172,7 +174,7 @@ def _what_next(console: Console, runtime: Runtime) -> None:
         ("epic-omop dead-letters list", "what could not be loaded, and why"),
         ("make demo", "the next night: nearly every line is unchanged"),
     ):
-        console.print(f"  [bold]{command:28}[/bold] {what}", highlight=False, soft_wrap=True)
+        console.print(words("  ", bold(f"{command:28}"), f" {what}"), highlight=False, soft_wrap=True)
 
 
 def _shortest(path: Path) -> str:

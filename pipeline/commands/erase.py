@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, progress
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ def erase(
     from pipeline.erasure.run import erasing
     from pipeline.runtime import Runtime
 
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
@@ -76,9 +74,9 @@ def erase(
     if site is None:
         raise UsageError("Say from which site.", "Give --site NAME; `epic-omop status` lists them.")
     patients = [] if resume else _patients(patient, patient_file)
-    progress, show = _progress(console)
-    with progress, erasing(runtime, site, patients, show) as work:
-        progress.stop()
+    bar, show = _progress(console)
+    with bar, erasing(runtime, site, patients, show) as work:
+        bar.stop()
         _print_found(console, work)
         if dry_run:
             console.print("Nothing was erased: this was a look.")
@@ -86,10 +84,10 @@ def erase(
         if not yes and not _confirmed():
             console.print("Nothing was erased.")
             raise typer.Exit(1)
-        progress.start()
+        bar.start()
         warnings = work.run(rewrite_tables=rewrite_tables)
     for warning in warnings:
-        console.print(warning, style="yellow", markup=False)
+        console.print(warning, style="yellow")
     console.print("Erased; a second search found nothing of theirs. Later exports cannot bring it back.")
     if not rewrite_tables:
         console.print(
@@ -119,18 +117,17 @@ def _confirmed() -> bool:
     return typer.confirm("Erase all of this? It cannot be undone.")
 
 
-def _progress(console: Console) -> tuple[Progress, EraseProgress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True)
-    task = progress.add_task("searching", total=None)
+def _progress(console: Terminal) -> tuple[Progress, EraseProgress]:
+    bar = progress(console, DownloadColumn())
+    task = bar.add_task("searching", total=None)
 
     def show(stage: str, done: int, total: int) -> None:
-        progress.update(task, description=stage, completed=done, total=total or None)
+        bar.update(task, description=stage, completed=done, total=total or None)
 
-    return progress, show
+    return bar, show
 
 
-def _print_found(console: Console, work: Erasing) -> None:
+def _print_found(console: Terminal, work: Erasing) -> None:
     sites = sorted(set(work.patients.values()))
     table = number_table("what", "would go", title=f"Found in {', '.join(sites)}")
     _add_counts(table, work.counts)
@@ -149,7 +146,7 @@ def _add_counts(table: Table, counts: Mapping[str, int]) -> None:
             table.add_row(name, f"{count:,}")
 
 
-def _print_erasures(console: Console, runtime: Runtime, site: str | None) -> None:
+def _print_erasures(console: Terminal, runtime: Runtime, site: str | None) -> None:
     from pipeline.warehouse.erased import erasures
 
     with runtime.connect() as connection:

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import filesize
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipeline.commands.site_check import site_check
+from pipeline.commands.site_switches import site_disable, site_enable
+from pipeline.commands.terminal import (
+    BarColumn,
+    Progress,
+    Table,
+    TaskID,
+    Terminal,
+    TextColumn,
+    TimeElapsedColumn,
+    bold,
+    words,
+)
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +46,8 @@ def register(app: typer.Typer) -> None:
     site_app = typer.Typer(no_args_is_help=True, help="The Epic sites of sites.yaml.")
     site_app.command("list")(site_list)
     site_app.command("check")(site_check)
+    site_app.command("enable")(site_enable)
+    site_app.command("disable")(site_disable)
     app.add_typer(site_app, name="site")
 
 
@@ -75,7 +86,7 @@ def export(
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
     groups = checked_groups(settings, group)
-    console = Console()
+    console = Terminal()
     with ExportProgress(console) as progress:
         start = since.replace(tzinfo=UTC) if since else None
         keep = progress.keep_future_time if is_interactive(console) else None
@@ -83,7 +94,7 @@ def export(
     _show_result(console, result)
     for error in result.failures.values():
         raise error
-    console.print("Load it with [bold]epic-omop run --site " + site + "[/bold].")
+    console.print(words("Load it with ", bold(f"epic-omop run --site {site}"), "."))
 
 
 def abandon(
@@ -99,13 +110,13 @@ def abandon(
 
     runtime = Runtime.from_environment()
     result = abandon_export(runtime, runtime.settings.site(site), group)
-    console = Console()
-    console.print(f"Export {result.export_id} of group {group} is given up.", markup=False)
+    console = Terminal()
+    console.print(f"Export {result.export_id} of group {group} is given up.")
     if result.not_deleted:
         told = (
             f"Its job could not be deleted at the site: {result.not_deleted}. The site deletes it by itself in 14 days."
         )
-        console.print(told.replace("..", "."), markup=False)
+        console.print(told.replace("..", "."))
     if result.next_try:
         console.print(f"Epic allows the next export of this group from {result.next_try:%Y-%m-%d %H:%M} UTC on.")
 
@@ -129,7 +140,7 @@ def retime(
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
     result = retime_export(runtime, site, number, time.replace(tzinfo=UTC) if time else None)
-    Console().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
+    Terminal().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
     _load_again(runtime, settings, result.load_again, load=load)
 
 
@@ -146,7 +157,7 @@ def forget(
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
     result = forget_export(runtime, site, number)
-    console = Console()
+    console = Terminal()
     console.print(f"Export {number} is forgotten.")
     _load_again(runtime, settings, result.load_again, load=load)
     with runtime.connect() as connection:
@@ -158,7 +169,7 @@ def forget(
 def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool) -> None:
     from pipeline.commands.ingest import ingest_landed
 
-    console = Console()
+    console = Terminal()
     if load and numbers:
         ingest_landed(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
     elif numbers:
@@ -166,7 +177,7 @@ def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *,
         console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")
 
 
-def is_interactive(console: Console) -> bool:
+def is_interactive(console: Terminal) -> bool:
     """Whether somebody is there who can be asked."""
     return console.is_terminal and sys.stdin.isatty()
 
@@ -177,7 +188,7 @@ def site_list() -> None:
 
     runtime = Runtime.from_environment()
     sites = runtime.settings.sites
-    console = Console()
+    console = Terminal()
     if not sites:
         console.print(f"No sites yet: write {runtime.settings.sites_file} (see README, 'sites.yaml').")
         return
@@ -208,7 +219,7 @@ def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, .
     return tuple(dict.fromkeys(chosen)) if chosen else site.groups
 
 
-def _show_result(console: Console, result: SiteExport) -> None:
+def _show_result(console: Terminal, result: SiteExport) -> None:
     for landed in result.landed:
         lines: dict[str, int] = {}
         for file in landed.files:
@@ -219,19 +230,19 @@ def _show_result(console: Console, result: SiteExport) -> None:
             table.add_row(resource_type, f"{count:,}")
         console.print(table)
         for note in result.notes.get(landed.export_id, ()):
-            console.print(note, markup=False)
+            console.print(note)
     for group, error in result.failures.items():
-        console.print(f"Group {group}: {error}", style="yellow", markup=False)
+        console.print(f"Group {group}: {error}", style="yellow")
 
 
 class ExportProgress:
     """A line a group: its state while Epic works, a bar of files while they come. For `with`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn(),
             BarColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
             console=console,
         )

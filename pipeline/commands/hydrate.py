@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.commands.ingest import ingest_landed
+from pipeline.commands.terminal import MofNCompleteColumn, Terminal, progress
 
 if TYPE_CHECKING:
     from pipeline.hydration import Hydration
@@ -42,7 +41,7 @@ def hydrate(
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    console = Console()
+    console = Terminal()
     exports = [runtime.landing.open(site, number) for number in export or ()] or newest_exports(runtime, settings)
     with rest_progress(console, "references") as show:
         result = hydrate_exports(runtime, settings, exports, progress=show)
@@ -53,26 +52,19 @@ def hydrate(
         raise result.error
 
 
-def tell_hydrations(console: Console, results: Sequence[Hydration]) -> None:
+def tell_hydrations(console: Terminal, results: Sequence[Hydration]) -> None:
     """What came of hydrations, a line each; nothing of one that had nothing to do."""
     for result in results:
         if result.asked or result.refused_types or result.unusable:
             console.print(f"Hydration: {result.told()}")
         if result.error:
-            console.print(f"Hydration ended early: {result.error}", style="yellow", markup=False)
+            console.print(f"Hydration ended early: {result.error}", style="yellow")
 
 
 @contextmanager
-def rest_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def rest_progress(console: Terminal, what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for single requests; the value is the callback (done, total), which any thread may call."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    task = progress.add_task(what, total=None, visible=False)
-    with progress:
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+    bar = progress(console, MofNCompleteColumn())
+    task = bar.add_task(what, total=None, visible=False)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

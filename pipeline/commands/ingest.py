@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
+from pipeline.commands.terminal import Terminal, styled, words
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def ingest(
     if source is not None and not source.exists():
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
-    console = Console()
+    console = Terminal()
     if source is None:
         # A site is known by its exports: by this one as well, which a new database has not heard of.
         if not runtime.landing.exists(site, export or 0):
@@ -109,7 +109,7 @@ def run(
     settings = runtime.settings.site(site)
     groups = checked_groups(settings, group)
     _prepare(runtime)
-    console = Console()
+    console = Terminal()
     with ExportProgress(console) as progress:
         keep = progress.keep_future_time if is_interactive(console) else None
         result = export_groups(runtime, settings, groups, progress.show, keep_future_time=keep)
@@ -120,7 +120,7 @@ def run(
 
 
 def ingest_landed(
-    console: Console,
+    console: Terminal,
     runtime: Runtime,
     site: SiteSettings,
     exports: Sequence[LandedExport],
@@ -180,28 +180,31 @@ def verify(
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
-    from pipeline.quality.verify import verify_landing, verify_warehouse
+    from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Console()
+    console = Terminal()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
+        checks.append(verify_access_log(connection, runtime.settings.home))
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
     failed = [check for check in checks if not check.ok]
     for check in failed:
-        console.print(f"[red]✗[/red] {check.name}: {check.problems:,} {check.detail}")
+        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
     if failed:
         raise AccountingError(
             f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above."
         )
-    console.print(f"[green]✓[/green] {len(checks)} checks hold: every line has one outcome, every row its source.")
+    console.print(
+        words(styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source.")
+    )
 
 
-def _print_accounts(console: Console, connection: object) -> None:
+def _print_accounts(console: Terminal, connection: object) -> None:
     import psycopg
 
     assert isinstance(connection, psycopg.Connection)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -46,11 +46,9 @@ def new(
 
     write_new_key(out, new_key(kind.value, bits))
     key = key_from_file(out)
-    typer.echo(
-        f"{out} is made: {key.algorithm}, kid {key.key_id}. Keep it secret, and out of backups that others read."
-    )
-    typer.echo(f"Public part: epic-omop keys jwks {out} --out jwks.json — host it over https, or upload it to Epic.")
-    typer.echo("A site may take hours to days until it knows a new key.")
+    echo(f"{out} is made: {key.algorithm}, kid {key.key_id}. Keep it secret, and out of backups that others read.")
+    echo(f"Public part: epic-omop keys jwks {out} --out jwks.json — host it over https, or upload it to Epic.")
+    echo("A site may take hours to days until it knows a new key.")
 
 
 @app.command()
@@ -65,15 +63,16 @@ def jwks(
     from pipeline.epic.key_files import key_set
 
     keys = [key for load in _loaders(files, site, None) for key in load()]
-    document = orjson.dumps(key_set(keys), option=orjson.OPT_INDENT_2).decode()
+    text = orjson.dumps(key_set(keys), option=orjson.OPT_INDENT_2).decode()
     if out is None:
-        typer.echo(document)
+        document(text + "\n")
         return
     try:
-        out.write_text(document + "\n", encoding="utf-8")
+        out.write_text(text + "\n", encoding="utf-8")
+        out.chmod(0o644)  # public: a web server reads it
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}).") from error
-    typer.echo(f"{out} holds {len(keys)} public keys: {', '.join(key.key_id for key in keys)}.")
+    echo(f"{out} holds {len(keys)} public keys: {', '.join(key.key_id for key in keys)}.")
 
 
 @app.command()
@@ -106,7 +105,7 @@ def check(
     url = jwks_url or (known.jwks_url if known else None)
     if url:
         findings += check_hosted_keys(url, keys, SystemClock(), known)
-    print_findings(Console(), findings, "Signing keys")
+    print_findings(Terminal(), findings, "Signing keys")
     if any_failed(findings):
         raise typer.Exit(1)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.terminal import document
+
 __all__ = ["register"]
 
 
@@ -27,4 +29,4 @@ def manifest(
     settings = load_settings()
     options = site_of_mappings(settings, site).mapping if site else None
     mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
-    typer.echo(orjson.dumps(made(mappings, site or None), option=orjson.OPT_INDENT_2).decode())
+    document(orjson.dumps(made(mappings, site or None), option=orjson.OPT_INDENT_2).decode() + "\n")

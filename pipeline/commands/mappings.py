@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.terminal import Table, Terminal, echo
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from pipeline.omop.mapping import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
     from pipeline.omop.mapping_check import KnownConcepts
     from pipeline.settings import Settings
@@ -44,8 +42,6 @@ def check(
     Concept ids are looked up in the loaded vocabulary, or in the demonstration vocabulary where none is loaded; that
     one is small, so that an id which it lacks is not called wrong.
     """
-    from rich.table import Table
-    from rich.text import Text
 
     from pipeline.omop.mapping_check import check_mappings
     from pipeline.settings import load_settings
@@ -62,7 +58,7 @@ def check(
     table.columns[0].no_wrap = True
     for problem in problems:
         where = f"{_short(problem.file, settings)}:{problem.line}" if problem.line else _short(problem.file, settings)
-        table.add_row(Text(where), Text(problem.message))
+        table.add_row(where, problem.message)
     console.print(table)
     console.print(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}; {judged}.")
     raise typer.Exit(1)
@@ -88,26 +84,25 @@ def show(
     if mapping is None:
         reason = mappings.unmapped_types.get(resource)
         if reason:
-            typer.echo(f"{resource} is not mapped: its resources are excluded, with the reason {reason}.")
+            echo(f"{resource} is not mapped: its resources are excluded, with the reason {reason}.")
             return
         raise UsageError(f"There is no mapping of {resource}.", f"There are: {', '.join(sorted(mappings.resources))}.")
     reading = read_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
     console = _console()
     for line in _filters(mapping):
-        console.print(line, markup=False)
+        console.print(line)
     for view in mapping.views:
         console.print()
         for line in _view(view):
-            console.print(line, markup=False)
+            console.print(line)
         console.print(_columns(view, _own_places(reading, resource, view.name, settings)))
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Wide where no terminal sets the width: paths and messages are then read by programs, or in a log."""
-    from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
+    console = Terminal(highlight=False)
+    return console if console.is_terminal else Terminal(highlight=False, width=_WIDTH_OF_FILES)
 
 
 def _checked(site: str) -> str | None:
@@ -189,14 +184,12 @@ def _rule(rule: TableRule | ConceptRule) -> str:
 
 
 def _columns(view: ViewMapping, own: dict[str, str]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
 
     headers = ["column", "path", "type", *(["from"] if own else [])]
     table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 2))
     types = view.column_types
     for name, path in view.column_paths.items():
-        table.add_row(*(Text(text) for text in (name, path, types[name] or "", *([own.get(name, "")] if own else []))))
+        table.add_row(name, path, types[name] or "", *([own.get(name, "")] if own else []))
     return table
 
 

@@ -6,15 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import (
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Terminal,
+    progress,
+    styled,
+    words,
+)
 from pipeline.errors import LakehouseError, UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
-
     from pipeline.lakehouse.snapshot import SnapshotReport
 
 __all__ = ["register"]
@@ -57,7 +63,7 @@ def publish(
 
     Exit code 74: the folder, its disk or a checked snapshot is no good; 75: another run writes to the folder.
     """
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if check is not None:
         if to is not None:
             raise UsageError("Either --to or --check.", "--check only reads what an earlier run wrote.")
@@ -72,41 +78,39 @@ def publish(
     if not target:
         raise UsageError("Say where to: --to PATH.", "A local folder, new or published to before.")
     options = SnapshotOptions(with_vocabulary, with_lineage, keep, group_readable)
-    progress, show = _progress(console, "reading", MofNCompleteColumn())
-    with progress:
+    bar, show = _progress(console, "reading", MofNCompleteColumn())
+    with bar:
         report = publish_snapshot(
             runtime, lakehouse_folder(target), options, lambda table, done, total: show(table, done, max(done, total))
         )
     _print(console, report)
 
 
-def _check(console: Console, path: str) -> None:
+def _check(console: Terminal, path: str) -> None:
     from pipeline.lakehouse.check import check_snapshot, snapshot_to_check
 
     folder = snapshot_to_check(path)
-    progress, show = _progress(console, "checking", DownloadColumn())
-    with progress:
+    bar, show = _progress(console, "checking", DownloadColumn())
+    with bar:
         problems = list(check_snapshot(folder, lambda done, total: show("checking", done, total)))
     for problem in problems:
-        console.print(f"[red]✗[/red] {problem}", soft_wrap=True)
+        console.print(words(styled("✗", "red"), f" {problem}"), soft_wrap=True)
     if problems:
         raise LakehouseError(
             f"Snapshot {folder.name} is damaged: {len(problems):,} of its files are not as they were written.",
             "Do not read it; `epic-omop publish --to PATH` writes a new one.",
         )
-    console.print(f"[green]✓[/green] Snapshot {folder.name} is as it was written, file by file.")
+    console.print(words(styled("✓", "green"), f" Snapshot {folder.name} is as it was written, file by file."))
 
 
-def _progress(console: Console, what: str, column: ProgressColumn) -> tuple[Progress, Callable[[str, int, int], None]]:
+def _progress(console: Terminal, what: str, column: ProgressColumn) -> tuple[Progress, Callable[[str, int, int], None]]:
     """A bar, and the callback (description, done, total)."""
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), column, TimeElapsedColumn(), console=console, transient=True
-    )
-    task = progress.add_task(what, total=None)
-    return progress, lambda text, done, total: progress.update(task, description=text, completed=done, total=total)
+    bar = progress(console, column)
+    task = bar.add_task(what, total=None)
+    return bar, lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
 
 
-def _print(console: Console, report: SnapshotReport) -> None:
+def _print(console: Terminal, report: SnapshotReport) -> None:
     table = number_table("table", "rows", "files", "MB", title="Written")
     for path, (rows, files, size) in report.tables.items():
         if rows:
@@ -120,4 +124,4 @@ def _print(console: Console, report: SnapshotReport) -> None:
     )
     if report.removed_snapshots:
         console.print(f"{report.removed_snapshots} older snapshots were removed (--keep).")
-    console.print(f"Read it: duckdb -init {report.folder.parents[1]}/latest/open.sql", markup=False, soft_wrap=True)
+    console.print(f"Read it: duckdb -init {report.folder.parents[1]}/latest/open.sql", soft_wrap=True)

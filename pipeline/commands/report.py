@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import Terminal, document
 
 if TYPE_CHECKING:
     from pipeline.quality.mapping_report import MappingReport
@@ -40,6 +39,7 @@ def mapping(
     from pipeline.omop.mapping import load_mappings
     from pipeline.quality.mapping_report import mapping_report
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.access_looks import EVERY_SITE, record_look
 
     runtime = Runtime.from_environment()
     settings = runtime.settings
@@ -48,6 +48,8 @@ def mapping(
         refuse_empty(connection, settings.etl_schema)
         if site is not None:
             known_site(runtime, site)
+    record_look(runtime, "report", site=site or EVERY_SITE, detail="mapping")
+    with runtime.connect() as connection:
         report = mapping_report(
             connection,
             cdm_schema=settings.cdm_schema,
@@ -56,12 +58,12 @@ def mapping(
             site=site,
         )
     if as_json:
-        sys.stdout.write(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+        document(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    _print(Console(highlight=False), report, limit)
+    _print(Terminal(highlight=False), report, limit)
 
 
-def _print(console: Console, report: MappingReport, limit: int) -> None:
+def _print(console: Terminal, report: MappingReport, limit: int) -> None:
     tables = number_table("OMOP table", "rows", "with a concept", "share", "column", title="Rows with a concept")
     for share in report.tables:
         tables.add_row(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from pipeline.commands.terminal import Terminal, document, echo, progress
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def serve(
         _say_ready(base_url, listening, site, sites_file, groups)
         if asked:
             kinds = ", ".join(dict.fromkeys(one.fault for one in asked))
-            typer.echo(f"Faults, in the order of their file for each kind: {kinds}.")
+            echo(f"Faults, in the order of their file for each kind: {kinds}.")
 
     run_server(config, host, port, ready)
-    typer.echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
+    echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
 
 
 @app.command("faults")
@@ -130,7 +131,7 @@ def show_faults() -> None:
     """
     from pipeline.sandbox.faults import EXAMPLE_FILE
 
-    typer.echo(EXAMPLE_FILE.read_text(encoding="utf-8"), nl=False)
+    document(EXAMPLE_FILE.read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -151,7 +152,7 @@ def generate(
         lines = _write_files(out, patients, seed, as_of.date(), day)
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}).", "Name another folder with --out.") from error
-    typer.echo(f"{lines:,} resources of {patients:,} synthetic patients are in {out}.")
+    echo(f"{lines:,} resources of {patients:,} synthetic patients are in {out}.")
 
 
 def _reachable(base_url: str) -> str:
@@ -189,29 +190,28 @@ def site_types(groups: dict[str, ResourceSource]) -> list[str]:
 def _say_ready(base_url: str, listening: str, site: str, sites_file: Path, groups: dict[str, ResourceSource]) -> None:
     from pipeline.sandbox.server import FHIR_PATH
 
-    typer.echo(f"The simulated Epic is at {base_url}{FHIR_PATH}, group {', '.join(groups)}. Ctrl-C stops it.")
-    typer.echo(f"Site {site!r} is entered in {sites_file}. In another terminal:")
-    typer.echo(f"  epic-omop run --site {site}")
-    typer.echo("A group can be exported once in the window. To move the sandbox's clock on by a day:")
-    typer.echo(f"  curl -X POST {listening}/sandbox/clock -d '{{\"advance_seconds\": 86400}}'")
+    echo(f"The simulated Epic is at {base_url}{FHIR_PATH}, group {', '.join(groups)}. Ctrl-C stops it.")
+    echo(f"Site {site!r} is entered in {sites_file}. In another terminal:")
+    echo(f"  epic-omop run --site {site}")
+    echo("A group can be exported once in the window. To move the sandbox's clock on by a day:")
+    echo(f"  curl -X POST {listening}/sandbox/clock -d '{{\"advance_seconds\": 86400}}'")
 
 
 def _write_files(out: Path, patients: int, seed: int, as_of: date, day: int) -> int:
     """Number of lines written."""
-    from rich.progress import Progress
 
     from pipeline.sandbox.generator import generate as generated
 
     files: dict[str, BinaryIO] = {}
     count = 0
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(transient=True))
-        task = progress.add_task("Patients", total=patients)
+        bar = stack.enter_context(progress(Terminal()))
+        task = bar.add_task("Patients", total=patients)
         for resource_type, line in generated(patients, seed, as_of, day):
             if resource_type not in files:
                 files[resource_type] = stack.enter_context((out / f"{resource_type}.ndjson").open("wb"))
             files[resource_type].write(line + b"\n")
             count += 1
             if resource_type == "Patient":
-                progress.advance(task)
+                bar.advance(task)
     return count

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from pipeline.commands.terminal import Terminal
 
 if TYPE_CHECKING:
     from pipeline.epic.recording import AccessLog, RequestBudget
@@ -29,7 +30,7 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    console = Console()
+    console = Terminal()
     with _recorded(runtime, settings) as (access, budget), console.status("asking the site"):
         findings = list(check_site(settings, runtime.clock, access=access, budget=budget))
     print_findings(console, findings, f"Site {site}")

@@ -6,16 +6,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from pipeline.commands.terminal import Table, Terminal, Text, lines
 from pipeline.errors import WarehouseError
 
 if TYPE_CHECKING:
     import psycopg
 
     from pipeline.runtime import Runtime
+    from pipeline.settings import SiteSettings
 
 __all__ = ["refuse_empty", "register"]
 
@@ -31,7 +30,7 @@ def status() -> None:
     from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     settings = runtime.settings
     with runtime.connect() as connection:
         if not _installed(connection, settings.etl_schema):
@@ -98,10 +97,10 @@ def _unmapped(connection: psycopg.Connection, site: str) -> Text:
         f"{code.resource_type}.{code.element} {code.code or '(text only)'}: {code.count:,}"
         for code in unmapped_of_site(connection, site, most=5)
     ]
-    return Text("\n".join(found) or "·")
+    return lines(found or ["·"])
 
 
-def _notes(connection: psycopg.Connection, site: str) -> str:
+def _notes(connection: psycopg.Connection, site: str) -> Text:
     """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
     from pipeline.quality.export_notes import export_notes
     from pipeline.quality.report import vanished_counts, vanished_sentences
@@ -113,10 +112,10 @@ def _notes(connection: psycopg.Connection, site: str) -> str:
     ).fetchall()
     ids = [row[0] for row in rows]
     told = [*export_notes(connection, ids).told(), *vanished_sentences(vanished_counts(connection, ids))]
-    return "\n".join(told) or "·"
+    return lines(told or ["·"])
 
 
-def _now(connection: psycopg.Connection, site: str) -> str:
+def _now(connection: psycopg.Connection, site: str) -> Text:
     """What is open: exports at the site and landed ones that wait to be loaded."""
     rows = connection.execute(
         "SELECT export_id, group_id, state, progress, next_poll_at FROM export_job WHERE site = %s"
@@ -131,10 +130,10 @@ def _now(connection: psycopg.Connection, site: str) -> str:
         if next_poll:
             text += f", next look {_time(next_poll)}"
         texts.append(text)
-    return "\n".join(texts) or "nothing runs"
+    return lines(texts or ["nothing runs"])
 
 
-def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
+def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
     """The next scheduled run, the cool-downs that are in force, and the kick-offs that were refused for now."""
     from cronsim import CronSim
 
@@ -143,7 +142,8 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
     known = runtime.settings.sites.get(site)
     texts = []
     if known is not None and known.fhir_url is not None:
-        texts.append(f"schedule {_time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))}")
+        at = _time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))
+        texts += _schedule(runtime, known, at)
     rows = connection.execute(
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
         (site, runtime.clock.now()),
@@ -152,7 +152,23 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
     for entry in next_kick_offs(connection, known) if known is not None else ():
         refused = "" if entry.attempt == 1 else f" (refused {entry.attempt} times)"
         texts.append(f"group {entry.group_id}: kick-off again {_time(entry.next_try)}{refused}: {entry.reason}")
-    return "\n".join(texts) or "by hand"
+    return lines(texts or ["by hand"])
+
+
+def _schedule(runtime: Runtime, site: SiteSettings, at: str) -> list[str]:
+    """What Dagster will do by itself; what is off is not announced."""
+    off = f"schedule off (epic-omop site enable {site.name})"
+    if not (runtime.settings.home / "dagster" / "dagster.yaml").exists():  # Dagster takes seconds to import
+        return [off]
+    from pipeline.orchestration.switches import open_instance, read_switches
+
+    with open_instance(runtime.settings) as instance:
+        switches = read_switches(instance, site)
+    if not switches.schedule:
+        return [off]
+    lacks = [] if switches.daemon else ["Dagster's daemon does not run: epic-omop ui"]
+    lacks += [] if switches.sensor or not site.groups else [f"sensor off: epic-omop site enable {site.name}"]
+    return [f"schedule {at}", *lacks]
 
 
 def _requests(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+
+from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, bold, progress, words
 
 if TYPE_CHECKING:
     from pipeline.quality.report import LoadReport
@@ -17,28 +15,21 @@ if TYPE_CHECKING:
 __all__ = ["ingest_progress", "number_table", "print_load_report"]
 
 
-def ingest_progress(console: Console) -> tuple[Progress, Callable[[str, int, int], None]]:
+def ingest_progress(console: Terminal) -> tuple[Progress, Callable[[str, int, int], None]]:
     """A progress bar (a context manager) and the callback for `pipeline.ingest.ingest`."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    task = progress.add_task("transform", total=None)
+    bar = progress(console, DownloadColumn())
+    task = bar.add_task("transform", total=None)
 
     def show(stage: str, done: int, total: int) -> None:
         if stage == "transform":
-            progress.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total)
         else:
-            progress.update(task, description=stage)
+            bar.update(task, description=stage)
 
-    return progress, show
+    return bar, show
 
 
-def print_load_report(console: Console, report: LoadReport) -> None:
+def print_load_report(console: Terminal, report: LoadReport) -> None:
     """What came of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
     from pipeline.quality.report import vanished_sentences
 
@@ -56,10 +47,14 @@ def print_load_report(console: Console, report: LoadReport) -> None:
             f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
         )
     for note in (*report.notes.told(), *vanished_sentences(report.vanished)):
-        console.print(note, markup=False)
+        console.print(note)
     if report.open_dead_letters:
         console.print(
-            f"{report.open_dead_letters:,} open dead letters: [bold]epic-omop dead-letters list[/bold] says what and where."
+            words(
+                f"{report.open_dead_letters:,} open dead letters: ",
+                bold("epic-omop dead-letters list"),
+                " says what and where.",
+            )
         )
 
 
@@ -73,7 +68,7 @@ def number_table(*columns: str, title: str) -> Table:
     return table
 
 
-def _print_outcomes(console: Console, report: LoadReport) -> None:
+def _print_outcomes(console: Terminal, report: LoadReport) -> None:
     columns = ("lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
     table = number_table("resource type", *columns, title="Lines landed, and what became of each")
     for resource_type, counts in report.outcomes.items():
@@ -90,14 +85,14 @@ def _print_outcomes(console: Console, report: LoadReport) -> None:
         console.print(f"Excluded by rule: {reasons}{more}.")
 
 
-def _print_tables(console: Console, report: LoadReport) -> None:
+def _print_tables(console: Terminal, report: LoadReport) -> None:
     table = number_table("OMOP table", "rows", "added", "removed", title="Rows in the warehouse")
     for name, (rows, inserted, deleted) in report.tables.items():
         table.add_row(name, _number(rows), _number(inserted), _number(deleted))
     console.print(table)
 
 
-def _print_mapping(console: Console, report: LoadReport) -> None:
+def _print_mapping(console: Terminal, report: LoadReport) -> None:
     if report.mapping_rates:
         table = number_table(
             "resource type", "coded rows", "mapped", "share", title="Codes mapped to a standard concept"
@@ -115,7 +110,7 @@ def _print_mapping(console: Console, report: LoadReport) -> None:
         for code in report.unmapped:
             named = " ".join(filter(None, (code.code or "(text only)", code.display)))
             element = f"{code.resource_type}.{code.element}"
-            table.add_row(Text(named), _number(code.count), element, Text(code.system or "–"))
+            table.add_row(named, _number(code.count), element, code.system or "–")
         console.print(table)
 
 

@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from pipeline.commands.terminal import Terminal, bold, echo, words
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def ui(
 ) -> None:
     """Start Dagster: its UI on 127.0.0.1, and the daemon for schedules, sensors and queued runs. Ctrl-C ends both.
 
+    The UI answers to pages of its own only: requests of other origins, for other hosts (EPIC_OMOP_UI_HOSTS) and changes
+    by GET are refused.
+
     A change in sites.yaml is seen after "Reload definitions" in the UI (Deployment), or a restart.
     """
     from pipeline.orchestration.instance import prepare_instance
@@ -53,7 +56,7 @@ def ui(
     settings = load_settings()
     folder = prepare_instance(settings)
     if only_prepare:
-        typer.echo(f"DAGSTER_HOME is prepared: {folder}")
+        echo(f"DAGSTER_HOME is prepared: {folder}")
         return
     _refuse_taken(port)
     _run(settings, folder, port)
@@ -77,7 +80,8 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     # Also where this process was started with SIGINT ignored, as shells do in the background; children inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
+    services_module = "pipeline.orchestration.ui_services"
+    command = [sys.executable, "-m", services_module, "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
     services = subprocess.Popen(  # noqa: S603 - our own interpreter with fixed arguments
         [*command, "--log-level", "warning"],
         cwd=folder,  # Dagster would read, or complain of, files of the user's folder
@@ -89,7 +93,7 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     try:
         code = services.wait()
     except KeyboardInterrupt:
-        typer.echo("Dagster is ending …")
+        echo("Dagster is ending …")
         code = 0
     finally:
         ended.set()
@@ -102,7 +106,7 @@ def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> No
     import httpx
 
     url = f"http://{_HOST}:{port}"
-    console = Console()
+    console = Terminal()
     console.print("Dagster is starting …")
     while not ended.wait(0.5):
         try:
@@ -113,7 +117,7 @@ def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> No
             break
     else:
         return
-    console.print(f"Dagster's UI is at [bold]{url}[/bold]. Ctrl-C ends it.")
+    console.print(words("Dagster's UI is at ", bold(url), ". Ctrl-C ends it."))
     for page, what in (
         ("asset-groups", "sites' landing and load, CDM tables"),
         ("runs", "what ran, and what it did"),

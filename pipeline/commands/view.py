@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
 
+from pipeline.commands.terminal import Table, Terminal, document, echo
 from pipeline.errors import MappingError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pipeline.fhir.view_definition import CompiledColumns
 
 __all__ = ["app"]
@@ -91,7 +90,7 @@ def run(
     views = [_compile(definition, view) for definition in _definitions(view, name)]
     if explain:
         for one in views:
-            typer.echo(f"# View {one.name}\n{one.compiled.source}")
+            document(f"# View {one.name}\n{one.compiled.source}\n")
         return
     if not file:
         raise UsageError("There is no file to run the view on.", "Name an NDJSON file, or - for standard input.")
@@ -206,10 +205,10 @@ def _evaluate(views: list[NamedView], file: str, lines: Iterator[tuple[int, byte
         if broken <= _MOST_BROKEN_LINES_SHOWN:
             # Views that share columns fail alike: each reason once.
             for problem in dict.fromkeys(problems):
-                typer.echo(f"{file}:{number}: {problem}", err=True)
+                echo(f"{file}:{number}: {problem}", err=True)
     printer.finish()
     if broken:
-        typer.echo(f"{broken:,} of {read:,} lines are broken.", err=True)
+        echo(f"{broken:,} of {read:,} lines are broken.", err=True)
     return broken
 
 
@@ -252,9 +251,8 @@ class _TablePrinter:
             self._rows[view.name].append(values)
 
     def finish(self) -> None:
-        from rich.console import Console
 
-        console = Console(file=sys.stdout)
+        console = Terminal(file=sys.stdout)
         for view in self._views:
             is_wide = len(view.compiled.columns) * _NARROWEST_COLUMN > console.width
             console.print(self._records(view) if is_wide else self._table(view))
@@ -263,30 +261,33 @@ class _TablePrinter:
             console.print(f"{total:,} row{'' if total == 1 else 's'}{more}", highlight=False)
 
     def _table(self, view: NamedView) -> Table:
-        from rich.table import Table
-        from rich.text import Text
 
         table = Table(title=view.name, title_justify="left")
         for column in view.compiled.columns:
             is_number = column.type in {"decimal", "integer", "positiveInt", "unsignedInt"}
             table.add_column(column.name, justify="right" if is_number else "left", no_wrap=True)
         for values in self._rows[view.name]:
-            table.add_row(*(Text(_cell(value)) for value in values))
+            table.add_row(*map(_cell, values))
         return table
 
     def _records(self, view: NamedView) -> Table:
         """For views with more columns than the terminal has room for: each row as lines of name and value."""
-        from rich.table import Table
-        from rich.text import Text
 
         table = Table("column", "value", title=view.name, title_justify="left")
         table.columns[0].min_width = max(len(column.name) for column in view.compiled.columns)
         table.columns[1].no_wrap = True
         for values in self._rows[view.name]:
             for column, value in zip(view.compiled.columns, values, strict=True):
-                table.add_row(column.name, Text(_cell(value)))
+                table.add_row(column.name, _cell(value))
             table.add_section()
         return table
+
+
+class _Documents:
+    """Standard output as csv's writer needs it."""
+
+    def write(self, text: str) -> None:
+        document(text)
 
 
 class _CsvPrinter:
@@ -294,7 +295,7 @@ class _CsvPrinter:
 
     def __init__(self, views: list[NamedView], limit: int) -> None:
         self._left = limit or sys.maxsize
-        self._writer = csv.writer(sys.stdout, lineterminator="\n")
+        self._writer = csv.writer(_Documents(), lineterminator="\n")
         self._writer.writerow([column.name for column in views[0].compiled.columns])
 
     def row(self, view: NamedView, values: tuple[Any, ...]) -> None:  # noqa: ARG002 - it is the only view
@@ -318,7 +319,7 @@ class _NdjsonPrinter:
         self._left[view.name] -= 1
         names = (column.name for column in view.compiled.columns)
         row = dict(zip(names, values, strict=True))
-        typer.echo(_json({"view": view.name, **row} if len(self._left) > 1 else row))
+        document(_json({"view": view.name, **row} if len(self._left) > 1 else row) + "\n")
 
     def finish(self) -> None:
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.terminal import DownloadColumn, Table, TaskID, Terminal, echo, progress
 from pipeline.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def load(
     settings, url = _warehouse()
     vocab, etl = settings.vocab_schema, settings.etl_schema
     install_schemas(url, cdm=settings.cdm_schema, vocab=vocab, etl=etl)
-    with _progress_bar() as progress:
-        release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=progress)
-    typer.echo("Compiling the concept index …", err=True)
+    with _progress_bar() as show:
+        release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=show)
+    echo("Compiling the concept index …", err=True)
     compile_index(url, release, vocab_schema=vocab, home=settings.home)
     _show_counts(concept_counts(url, vocab_schema=vocab))
-    typer.echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
+    echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
     _check_fixed_concepts(settings)
 
 
@@ -62,10 +63,10 @@ def show() -> None:
     settings, url = _warehouse()
     release = current_release(url, etl_schema=settings.etl_schema)
     if release is None:
-        typer.echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
+        echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
         return
     _show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
-    typer.echo(
+    echo(
         f"Vocabulary {release.release}: {release.concept_count:,} concepts, "
         f"loaded {release.loaded_at:%Y-%m-%d %H:%M} UTC from {release.folder_label}."
     )
@@ -130,11 +131,8 @@ def _vocabulary_of(system: str, settings: Settings) -> str:
 
 @contextmanager
 def _progress_bar() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress(Terminal(stderr=True), DownloadColumn(), transient=False) as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(file: str, done: int, size: int) -> None:
@@ -146,14 +144,12 @@ def _progress_bar() -> Iterator[Progress]:
 
 
 def _show_counts(counts: dict[str, int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
 
     table = Table("Vocabulary", box=None)
     table.add_column("Concepts", justify="right")
     for vocabulary, count in counts.items():
         table.add_row(vocabulary, f"{count:,}")
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _check_fixed_concepts(settings: Settings) -> None:
@@ -175,11 +171,11 @@ def _check_fixed_concepts(settings: Settings) -> None:
         if (vocabulary, code) not in held
     ]
     if not warnings:
-        typer.echo(f"All {wanted} concepts that the mappings name are Standard and valid in it.")
+        echo(f"All {wanted} concepts that the mappings name are Standard and valid in it.")
         return
-    typer.echo(f"Of {wanted} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    echo(f"Of {wanted} concepts that the mappings name, {len(warnings)} are missing or changed:")
     for warning in warnings:
-        typer.echo(f"  {warning}")
+        echo(f"  {warning}")
 
 
 def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
@@ -201,8 +197,8 @@ def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
         text = f"{concept_id} {concept['concept_name']} [{concept['vocabulary_id']}, {concept['domain_id']}"
         return text + (", invalid]" if concept["invalid_reason"] else "]")
 
-    typer.echo(f"source    {described(rows['source_concept_id'][0])}")
+    echo(f"source    {described(rows['source_concept_id'][0])}")
     for row in rows.to_dicts():
-        typer.echo(f"standard  {described(row['target_concept_id'])}")
+        echo(f"standard  {described(row['target_concept_id'])}")
         if row["value_concept_id"] is not None:
-            typer.echo(f"  value   {described(row['value_concept_id'])}")
+            echo(f"  value   {described(row['value_concept_id'])}")

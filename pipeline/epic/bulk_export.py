@@ -59,6 +59,8 @@ _FHIR_NDJSON = "application/fhir+ndjson"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_MANIFEST_PAGES = 10_000
 MAX_FILES = 200_000
+#: An entry has a handful of them, with its extensions.
+MAX_MANIFEST_VALUES = 16 * MAX_FILES
 MAX_FILE_BYTES = 64 << 30
 
 #: Of downloads, and of the kick-off, which Epic answers only after it has looked at the group.
@@ -242,6 +244,7 @@ def _status_request(session: EpicSession, url: str) -> RemoteRequest:
         headers={"Accept": f"{_FHIR_JSON}, application/json"},
         tokens=session.tokens,
         max_bytes=MAX_MANIFEST_BYTES,
+        max_values=MAX_MANIFEST_VALUES,
         event="status",
     )
 
@@ -250,12 +253,15 @@ def _all_pages(session: EpicSession, first: Answer) -> Manifest:
     """Follow STU3's `link` relation next; a page that comes twice is a loop, not an export."""
     manifest = _page_of(first)
     next_url = _next_page(first)
-    seen = {first.url}
+    seen, size = {first.url}, len(first.body)
     while next_url:
         if next_url in seen or len(seen) >= MAX_MANIFEST_PAGES:
             raise ProtocolError("The manifest's pages lead in a circle.", "Report it to the site: nothing was loaded.")
         seen.add(next_url)
         answer = session.transport.fetch(_status_request(session, next_url))
+        size += len(answer.body)
+        if size > MAX_MANIFEST_BYTES:
+            raise UnsafeRemote(f"The manifest's pages are longer than {MAX_MANIFEST_BYTES:,} bytes together.")
         manifest = _joined(manifest, _page_of(answer))
         next_url = _next_page(answer)
     return manifest

@@ -20,6 +20,7 @@ from pipeline.errors import (
     TransientError,
     UnsafeRemote,
 )
+from pipeline.workflow import carried
 
 __all__ = ["Answer", "Asking"]
 
@@ -79,7 +80,7 @@ class Asking:
             for start in range(0, len(references), size):
                 piece = references[start : start + size]
                 asked = [one for one in piece if one.partition("/")[0] not in self.refused_types]
-                for answer in pool.map(self._answer, asked):
+                for answer in pool.map(carried(self._answer), asked):
                     self._count(answer)
                     yield answer
                 if self.is_down:

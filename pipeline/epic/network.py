@@ -38,8 +38,12 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-#: RFC 6052: IPv4 addresses as a NAT64 gateway is asked for them.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: IPv6 forms that stand for an IPv4 address in their last four bytes: IPv4-mapped and -compatible (RFC 4291), IPv4-translated
+#: (RFC 2765), and what a NAT64 gateway is asked for (RFC 6052).
+_LAST_FOUR = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96")))
+#: RFC 8215: prefixes of a NAT64 gateway of one's own, which may be of several lengths.
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_SPECIAL = (ipaddress.IPv6Address("::"), ipaddress.IPv6Address("::1"))
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,15 @@ class AddressRule:
         """Whether a connection may be made to an address (not a name)."""
         if self.any_address:
             return True
-        parsed = _plain(ipaddress.ip_address(address.partition("%")[0]))
-        if any(parsed.version == network.version and parsed in network for network in self.networks):
+        meant = _meant(ipaddress.ip_address(address.partition("%")[0]))
+        return all(self._allows(one) for one in meant)
+
+    def _allows(self, address: _Address) -> bool:
+        if any(address.version == network.version and address in network for network in self.networks):
             return True
-        return parsed.is_global and not parsed.is_multicast
+        # Site-local addresses (fec0::/10, RFC 3879) are of old networks of one's own.
+        is_site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+        return address.is_global and not address.is_multicast and not is_site_local
 
 
 def address_rule(site: SiteSettings) -> AddressRule:
@@ -65,13 +74,32 @@ def address_rule(site: SiteSettings) -> AddressRule:
     return AddressRule(networks, any_address=site.test_mode)
 
 
-def _plain(address: _Address) -> _Address:
-    """The IPv4 address inside one of IPv6 that stands for it: it decides where the connection ends."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            return ipaddress.IPv4Address(address.packed[-4:])
-        return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1] or address
-    return address
+def _meant(address: _Address) -> tuple[_Address, ...]:
+    """Where a connection ends: the IPv4 addresses inside one of IPv6 that stands for them, else the address itself.
+
+    Several where the form leaves open which it is: each must be allowed.
+    """
+    if isinstance(address, ipaddress.IPv4Address) or address in _SPECIAL:
+        return (address,)
+    packed = address.packed
+    if any(address in network for network in _LAST_FOUR):
+        return (ipaddress.IPv4Address(packed[12:]),)
+    if address in _LOCAL_NAT64:
+        return _of_local_gateway(packed)
+    # Of Teredo the server that relays, and whom it relays to.
+    if inner := address.teredo or (address.sixtofour and (address.sixtofour,)):
+        return inner
+    if packed[8:12] in (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe"):  # ISATAP, RFC 5214
+        return (address, ipaddress.IPv4Address(packed[12:]))
+    return (address,)
+
+
+def _of_local_gateway(packed: bytes) -> tuple[_Address, ...]:
+    """RFC 6052, 2.2: with a prefix of 96 bits the last four bytes; with a shorter one bytes around the ninth, which is 0."""
+    if not any(packed[6:12]):
+        return (ipaddress.IPv4Address(packed[12:]),)
+    forms = (packed[6:8] + packed[9:11], packed[7:8] + packed[9:12], packed[9:13], packed[12:])
+    return tuple(ipaddress.IPv4Address(form) for form in forms if any(form))
 
 
 def resolved(host: str, port: int) -> list[str]:

@@ -50,6 +50,8 @@ class AccessEntry:
     #: Of the body, decompressed.
     bytes: int | None = None
     detail: str | None = None
+    #: The export that it is about.
+    export_id: int | None = None
 
 
 class AccessLog(Protocol):

@@ -75,6 +75,8 @@ for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 _CONNECT_SECONDS = 10.0
+#: So long a download may stay below the site's floor.
+_FLOOR_SECONDS = 60.0
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_BYTES = 64 * 1024
@@ -135,6 +137,8 @@ class RemoteRequest:
     read_seconds: float = 60.0
     #: A larger body is refused.
     max_bytes: int = 1 << 20
+    #: Of a JSON body: objects, lists and values.
+    max_values: int = 4_000_000
     #: What to check, by status, where that can be said better than in general.
     advice: Mapping[int, str] = field(default_factory=dict)
     #: For the access log.
@@ -163,7 +167,10 @@ class Answer:
     received_at: datetime
 
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object. Raises ProtocolError."""
+        """The body as a JSON object. Raises ProtocolError, and UnsafeRemote where it would take more memory than its kind
+        of answer ever needs: a few MiB of `{},` become gigabytes of objects."""
+        if _too_many_values(self.body, self.request.max_values):
+            raise UnsafeRemote(f"{self.request.action}: the answer holds more than {self.request.max_values:,} values.")
         try:
             document = orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
         except orjson.JSONDecodeError:
@@ -280,6 +287,7 @@ class Transport:
         self._access = access or LoggedAccess(site.name, site.client_id)
         self._budget = budget or UnlimitedRequests()
         self._deadline: datetime | None = None
+        self._floor = site.download_floor_bytes_per_second
         self._client = httpx.Client(
             verify=_tls_context(site, self._origins),
             headers={"User-Agent": "epic-omop", "Accept-Encoding": "gzip"},  # _chunks decodes gzip and nothing else
@@ -460,6 +468,30 @@ class Transport:
             raise RemoteUnavailable(f"{request.action}: the server took too long.", "Trying again later may succeed.")
         return remaining
 
+    def _flowing(self, request: RemoteRequest, raw: Iterator[bytes]) -> Iterator[bytes]:
+        """A file's body, as long as it flows: one that trickles holds a worker, and a window, for days.
+
+        Raises RemoteUnavailable where less than the site's floor came in a minute of waiting; what came stays, and the next
+        attempt asks for the rest by Range. Time in which nobody asked for more does not count.
+        """
+        floor = self._floor if request.event == "file" else 0
+        came, waited = 0, 0.0
+        while True:
+            asked = self.clock.now()
+            chunk = next(raw, None)
+            if chunk is None:
+                return
+            waited += (self.clock.now() - asked).total_seconds()
+            came += len(chunk)
+            yield chunk
+            if waited >= _FLOOR_SECONDS:
+                if came < floor * waited:
+                    raise RemoteUnavailable(
+                        f"{request.action}: less than {floor} bytes a second came in a minute.",
+                        "If the site's line is that slow, lower download_floor_bytes_per_second in sites.yaml.",
+                    )
+                came, waited = 0, 0.0
+
     def _limited_body(self, exchange: Exchange, limit: int) -> bytes:
         body = bytearray()
         for chunk in self._chunks(exchange):
@@ -476,7 +508,7 @@ class Transport:
         action, response = exchange.request.action, exchange.response
         with _network_errors(action):
             # as the network gives it: httpx throws a gathered piece away when it is cut
-            raw = exchange.received(response.iter_raw())
+            raw = exchange.received(self._flowing(exchange.request, response.iter_raw()))
             encoding = response.headers.get("content-encoding", "identity").strip().lower()
             if encoding in ("", "identity"):
                 yield from exchange.passed_on(raw)
@@ -484,6 +516,11 @@ class Transport:
                 yield from exchange.passed_on(gunzip(raw))
             else:
                 raise ProtocolError(f"{action}: the server used an encoding that was not asked for.")
+
+
+def _too_many_values(body: bytes, most: int) -> bool:
+    """Whether a JSON text would become more objects than are wanted: each but the first has one of these before it."""
+    return sum(body.count(mark) for mark in (b",", b"{", b"[")) > most
 
 
 def _no_content(answer: Answer) -> ProtocolError:

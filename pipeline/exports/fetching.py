@@ -21,6 +21,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import names_export
 
 __all__ = ["download", "types_not_received"]
 
@@ -98,6 +99,7 @@ def _end(
     raise error
 
 
+@names_export
 def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
     if runtime.landing.is_finished(job.site, job.export_id):  # the process ended before the warehouse knew
         return runtime.landing.open(job.site, job.export_id)
@@ -115,6 +117,7 @@ def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: P
     ).run()
 
 
+@names_export
 def _delete_on_server(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> None:
     """Rule 3: after a clean download. Best effort: a job that stays is deleted by the server in 14 days."""
     if job.deleted_at is not None or job.status_url is None:

@@ -25,6 +25,7 @@ from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import CoolDown, ExportJob
 from pipeline.warehouse.next_kick_offs import forget_next, plan_next
+from pipeline.workflow import names_export
 
 __all__ = ["may_have_started", "open_or_adopt"]
 
@@ -95,6 +96,7 @@ def _kicked_off(
     return _kick_off(runtime, connection, session, requested())
 
 
+@names_export
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:

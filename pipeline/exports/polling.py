@@ -29,6 +29,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.workflow import names_export
 
 __all__ = ["poll_once"]
 
@@ -122,6 +123,7 @@ def _not_answered(
     )
 
 
+@names_export
 def _status(connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> StillRunning | Manifest:
     short = session.within(_STATUS_CALL_SECONDS)
     try:

@@ -26,6 +26,7 @@ from pipeline.lakehouse.store import LakehouseFolder
 from pipeline.landing.files import write_whole
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings
+from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
@@ -88,7 +89,9 @@ def publish_snapshot(
         write_whole(draft / SNAPSHOT_FILE, content_of(snapshot, created_at, metadata, entries))
         final = lakehouse.complete(snapshot, group_readable=options.group_readable)
         counts = {path: (entry["rows"], len(entry["files"]), entry["bytes"]) for path, entry in entries.items()}
-        return SnapshotReport(snapshot, final, counts, metadata, lakehouse.prune(options.keep))
+        report = SnapshotReport(snapshot, final, counts, metadata, lakehouse.prune(options.keep))
+    record_look(runtime, "snapshot", resources=report.rows, detail="with lineage" if options.lineage else None)
+    return report
 
 
 @contextmanager

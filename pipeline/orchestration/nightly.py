@@ -17,7 +17,8 @@ from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 from pipeline.definitions import build_definitions
 from pipeline.orchestration.attempts import EXPORT_TAG
 from pipeline.orchestration.jobs import ingest_job_name, kick_off_job_name
-from pipeline.orchestration.sensors import poll_open_exports, sensor_name
+from pipeline.orchestration.sensors import poll_open_exports
+from pipeline.orchestration.switches import sensor_name
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 

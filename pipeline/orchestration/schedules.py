@@ -5,21 +5,23 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.orchestration.partitions import day_of
+from pipeline.orchestration.switches import schedule_name
 from pipeline.settings import SiteSettings
 
 __all__ = ["nightly_schedule"]
 
 
 def nightly_schedule(site: SiteSettings, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    """On from the first day for a real site; off for a simulated one, which is not always there."""
+    """Off until a person switches it on (`epic-omop site enable`, or the UI): a look around at one in the morning must not
+    spend a hospital's window."""
 
     @dg.schedule(
-        name=f"{site.name}__nightly",
+        name=schedule_name(site),
         description=f"Run {job.name}, by the `schedule` of site {site.name} in sites.yaml.",
         cron_schedule=site.schedule,
         execution_timezone=site.time_zone,
         job=job,
-        default_status=dg.DefaultScheduleStatus.STOPPED if site.test_mode else dg.DefaultScheduleStatus.RUNNING,
+        default_status=dg.DefaultScheduleStatus.STOPPED,
     )
     def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         at = context.scheduled_execution_time

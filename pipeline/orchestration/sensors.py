@@ -22,6 +22,7 @@ from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.jobs import DUE_TAG, ingest_job_name, kick_off_job_name
 from pipeline.orchestration.partitions import day_of
+from pipeline.orchestration.switches import sensor_name
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
@@ -29,7 +30,7 @@ from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import due_kick_offs, next_kick_offs
 from pipeline.workflow import working_as
 
-__all__ = ["Polled", "export_sensor", "poll_open_exports", "sensor_name"]
+__all__ = ["Polled", "export_sensor", "poll_open_exports"]
 
 _INTERVAL_SECONDS = 30
 
@@ -52,10 +53,6 @@ class Polled:
     kick_offs: tuple[dg.RunRequest, ...] = ()
 
 
-def sensor_name(site: SiteSettings) -> str:
-    return f"{site.name}__exports"
-
-
 def export_sensor(
     site: SiteSettings, ingest: UnresolvedAssetJobDefinition, kick_off: dg.JobDefinition
 ) -> dg.SensorDefinition:
@@ -68,7 +65,8 @@ def export_sensor(
         ),
         jobs=[ingest, kick_off],
         minimum_interval_seconds=_INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        # A real site's is switched on with its schedule; the simulated one costs nobody anything.
+        default_status=dg.DefaultSensorStatus.RUNNING if site.test_mode else dg.DefaultSensorStatus.STOPPED,
     )
     def exports_of_site(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SensorResult:
         with told_as_failures(), working_as(sensor_name(site)):

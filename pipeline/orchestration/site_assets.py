@@ -17,7 +17,12 @@ from pipeline.hydration import ingest_hydrated
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
-from pipeline.orchestration.partitions import landed_jobs_of_day, site_partitions
+from pipeline.orchestration.partitions import (
+    FIRST_DAY,
+    is_day_without_exports,
+    landed_jobs_of_day,
+    site_partitions,
+)
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
 from pipeline.quality.report import LoadReport, load_report
 from pipeline.replay import ingest_with_follow_ups
@@ -45,12 +50,17 @@ def pool_of(site: SiteSettings) -> str:
     return f"site:{site.name}"
 
 
-def site_assets(site: SiteSettings) -> list[dg.AssetsDefinition]:
-    """The two assets of a site. Either yields nothing where there is nothing to do; the run then ends as a success."""
-    return [_landing(site), _load(site)]
+def site_assets(site: SiteSettings, first_day: str = FIRST_DAY) -> list[dg.AssetsDefinition]:
+    """The two assets of a site, from `first_day` on.
+
+    A past day without exports is materialized as empty, so that a backfill over it is complete. Today without an export,
+    and a day whose export failed, yield nothing; the run then ends as a success.
+    """
+    partitions = site_partitions(site, first_day)
+    return [_landing(site, partitions), _load(site, partitions)]
 
 
-def _landing(site: SiteSettings) -> dg.AssetsDefinition:
+def _landing(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         key=landing_key(site),
         description=(
@@ -59,7 +69,7 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
             " today's partition opens or adopts the exports of all groups; a past day only looks at what was exported."
         ),
         metadata=_site_metadata(site),
-        partitions_def=site_partitions(site),
+        partitions_def=partitions,
         group_name=site.name,
         kinds={"fhir", "file"},
         tags={"epic_omop/site": site.name},
@@ -74,7 +84,7 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
         with told_as_failures(), _new_attempt_later(runtime, scope):
             with working_as(context.job_name, context.run.run_id):
                 result = land(runtime, site, scope, context.log.info)
-            if result.landed:
+            if result.landed or (scope.export_id is None and is_day_without_exports(runtime, site, scope.day)):
                 with runtime.connect() as connection:
                     metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
                 yield dg.MaterializeResult(metadata=metadata)
@@ -83,7 +93,7 @@ def _landing(site: SiteSettings) -> dg.AssetsDefinition:
     return landing
 
 
-def _load(site: SiteSettings) -> dg.AssetsDefinition:
+def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         key=load_key(site),
         deps=[landing_key(site)],
@@ -92,7 +102,7 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
             " one transaction an export. Unchanged lines are recognised and cost nothing. By hand (a backfill): what"
             " was published on that day is mapped again, as far as nothing newer has come since; Epic is not asked."
         ),
-        partitions_def=site_partitions(site),
+        partitions_def=partitions,
         group_name=site.name,
         kinds={"polars", "postgres"},
         tags={"epic_omop/site": site.name},
@@ -108,6 +118,8 @@ def _load(site: SiteSettings) -> dg.AssetsDefinition:
             jobs = landed_jobs(runtime, site, scope)
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
+                if scope.export_id is None and is_day_without_exports(runtime, site, scope.day):
+                    yield dg.MaterializeResult(metadata=_told_of_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
                 published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
@@ -11,8 +12,9 @@ from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.errors import LandingError
 from pipeline.landing.store import LandingStore
+from pipeline.warehouse.access_chain import check_chain
 
-__all__ = ["Check", "verify_landing", "verify_warehouse"]
+__all__ = ["Check", "verify_access_log", "verify_landing", "verify_warehouse"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ def _table_checks(connection: psycopg.Connection, cdm_schema: str, table: str) -
             f" WHERE row.{own} IS NULL OR state.outcome IS DISTINCT FROM 'loaded'",
         ),
     )
+
+
+def verify_access_log(connection: psycopg.Connection, home: Path) -> Check:
+    """The chain of the access log, against the anchor of the last time too (`pipeline.warehouse.access_chain`)."""
+    state = check_chain(connection, home)
+    return Check("the access log is whole", len(state.problems), "; ".join(state.problems))
 
 
 def verify_landing(connection: psycopg.Connection, landing: LandingStore) -> Iterator[Check]:

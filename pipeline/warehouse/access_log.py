@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 
@@ -21,7 +22,7 @@ from pipeline.clock import Clock
 from pipeline.epic.recording import AccessEntry, told
 from pipeline.errors import WarehouseError
 from pipeline.settings import SiteSettings
-from pipeline.workflow import Workflow, current_workflow
+from pipeline.workflow import Workflow, current_export, current_workflow
 
 __all__ = ["WarehouseAccessLog"]
 
@@ -35,7 +36,7 @@ _FLUSH_ENTRIES = 500
 
 _COLUMNS = (
     "at, site, client_id, run_id, os_user, workflow,"
-    " event, outcome, method, url, resource_type, status, resources, bytes, detail"
+    " event, outcome, method, url, resource_type, status, resources, bytes, detail, export_id"
 )
 
 
@@ -77,6 +78,8 @@ class WarehouseAccessLog:
             "workflow": self._workflow.name,
             "run_id": self._workflow.run_id,
         }
+        if entry.export_id is None:
+            entry = replace(entry, export_id=current_export())
         told(entry, who)
         self._waiting.append((self._clock.now(), entry))
         if len(self._waiting) >= _FLUSH_ENTRIES:
@@ -125,4 +128,5 @@ class WarehouseAccessLog:
             entry.resources,
             entry.bytes,
             entry.detail,
+            entry.export_id,
         )

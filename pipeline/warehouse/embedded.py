@@ -150,8 +150,8 @@ class EmbeddedServer:
     def serve_tcp(self, host: str, port: int) -> TcpAccess:
         """Let the server listen on `host`:`port` until `stop`, for the client role and with a password.
 
-        The role may read everything and make schemas of its own. PostgreSQL must be started again for that, so
-        WarehouseError is raised while others are connected, and if the address cannot be used.
+        The role may make schemas of its own; what else is granted by `pipeline.warehouse.roles`. PostgreSQL must be
+        started again for that, so WarehouseError is raised while others are connected, and if the address cannot be used.
         """
         address = _checked_address(host, port)
         self.ensure_running()
@@ -466,10 +466,11 @@ def _prepare_client_role(folder: ServerFolder) -> None:
         role = sql.Identifier(CLIENT_ROLE)
         if not known:
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-            connection.execute(sql.SQL("GRANT pg_read_all_data TO {}").format(role))
-            connection.execute(
-                sql.SQL("GRANT CREATE, TEMPORARY ON DATABASE {} TO {}").format(sql.Identifier(DATABASE), role)
-            )
+        connection.execute(
+            sql.SQL("GRANT CREATE, TEMPORARY ON DATABASE {} TO {}").format(sql.Identifier(DATABASE), role)
+        )
+        # Given by earlier releases: with it every line of a dead letter could be read.
+        connection.execute(sql.SQL("REVOKE pg_read_all_data FROM {}").format(role))
         verifier = connection.pgconn.encrypt_password(password.encode(), CLIENT_ROLE.encode(), b"scram-sha-256")
         connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(verifier.decode())))
 

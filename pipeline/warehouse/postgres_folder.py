@@ -46,7 +46,7 @@ __all__ = [
 DATABASE = "epic_omop"
 #: Superuser of the embedded server; reached through the socket, by the account that started it.
 OWNER_ROLE = "epic_omop"
-#: The one role that may log in by TCP, with a password.
+#: The role of `epic-omop db serve`, which logs in by TCP with a password.
 CLIENT_ROLE = "omop_client"
 
 _DEFAULT_PORT = 5432
@@ -159,10 +159,12 @@ class ServerFolder:
             file.unlink(missing_ok=True)
 
     def write_access_rules(self) -> None:
-        """Who may connect: through the socket the account that runs epic-omop; by TCP the client role only."""
+        """Who may connect: through the socket the account that runs epic-omop; by TCP the client role, and members of the
+        roles that look (`pipeline/warehouse/roles.py`)."""
         rules = [f"local all all peer map={_MAP}"]
         if self.tcp:
-            rules.append(f"host {DATABASE} {CLIENT_ROLE} all scram-sha-256")
+            members = ",".join((CLIENT_ROLE, "+omop_reader", "+omop_steward", "+omop_auditor"))
+            rules.append(f"host {DATABASE} {members} all scram-sha-256")
         _write_readable(self.access_rules, rules)
         name = current_account().name.replace('"', '""')
         _write_readable(self.account_map, [f'{_MAP} "{name}" {OWNER_ROLE}'])

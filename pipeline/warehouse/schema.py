@@ -25,6 +25,7 @@ from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.connection import connect, sqlalchemy_engine
+from pipeline.warehouse.roles import refresh_grants
 from pipeline.warehouse.server_failures import server_failure
 
 __all__ = ["InstallReport", "ensure_schemas", "install_schemas", "schema_differences", "transaction"]
@@ -140,6 +141,7 @@ def _install(
         connection.exec_driver_sql(statement)
     revision = _revision(connection, etl)
     assert revision is not None
+    refresh_grants(_server(connection), cdm=cdm, vocab=vocab, etl=etl)
     _leave_mark(connection, cdm, vocab, etl)
     return InstallReport(tables, primary_keys, indices, constraints, revision != old_revision, revision)
 
@@ -162,10 +164,15 @@ def _table_count(connection: Connection, cdm: str, vocab: str) -> int:
 
 def _leave_mark(connection: Connection, cdm: str, vocab: str, etl: str) -> None:
     """The mark of a whole installation is the comment on Alembic's table, which is ours: it goes where the data goes."""
-    server: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]  # psycopg's own
+    server = _server(connection)
     mark = _mark(cdm, vocab, etl, _relations(server, cdm, vocab, etl))
     table = sql.Identifier(etl, "alembic_version")
     server.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(mark)))
+
+
+def _server(connection: Connection) -> psycopg.Connection:
+    driver: psycopg.Connection = connection.connection.driver_connection  # type: ignore[assignment]  # psycopg's own
+    return driver
 
 
 def _mark(cdm: str, vocab: str, etl: str, relations: int) -> str:

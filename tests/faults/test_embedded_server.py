@@ -35,6 +35,7 @@ from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_binaries import SYSTEM_FOLDER, current_account, installed_binaries
 from pipeline.warehouse.postgres_folder import ServerFolder, find_server_folder, make_private_folder
 from pipeline.warehouse.postgres_tuning import new_database_settings
+from tests.command_line import CommandLine
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: For child processes: they find what this one finds, however it was started.
@@ -653,6 +654,8 @@ def free_port() -> int:
 def test_tcp_needs_the_password_and_ends_with_stop(used_home: Path) -> None:
     server = EmbeddedServer(used_home)
     query(server.ensure_running(), "CREATE TABLE t AS SELECT 1 AS a")
+    query(server.ensure_running(), "CREATE ROLE omop_client LOGIN")
+    query(server.ensure_running(), "GRANT pg_read_all_data TO omop_client")  # as by earlier releases
     port = free_port()
     access = server.serve_tcp("127.0.0.1", port)
     password = access.password_file.read_text()
@@ -660,8 +663,9 @@ def test_tcp_needs_the_password_and_ends_with_stop(used_home: Path) -> None:
     assert len(password) >= 32
     assert password not in access.url
     with psycopg.connect(access.url, password=password, autocommit=True) as connection:
-        assert connection.execute("SELECT a FROM t").fetchone() == (1,)
         connection.execute("CREATE SCHEMA results")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT a FROM t")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("INSERT INTO t VALUES (2)")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -678,6 +682,19 @@ def test_tcp_needs_the_password_and_ends_with_stop(used_home: Path) -> None:
     server.ensure_running()
     with pytest.raises(psycopg.OperationalError, match="refused"):
         psycopg.connect(access.url, password=password)
+
+
+def test_analysts_read_the_cdm_and_no_lines_of_patients(used_home: Path) -> None:
+    home = CommandLine(used_home, "")
+    served = home.run("db", "serve", "--port", str(free_port())).out
+    url = served.split()[1]
+    password = (used_home / served.split()[-1]).read_text()
+    with psycopg.connect(url, password=password, autocommit=True) as connection:
+        assert connection.execute("SELECT count(*) FROM cdm.person JOIN vocab.concept ON true").fetchone() == (0,)
+        connection.execute("CREATE SCHEMA results_of_analysts")
+        for table in ("dead_letter", "access_log", "resource_state", "row_source"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"SELECT FROM etl.{table}")
 
 
 def test_tcp_outlives_a_kill(used_home: Path) -> None:

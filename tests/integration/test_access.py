@@ -122,6 +122,9 @@ def test_an_export_leaves_its_entries(epic: HostileEpic, tmp_path: Path, install
         assert who == ("site_a", CLIENT_ID, "run-1", "epic-omop export")
         assert entry["os_user"]
         assert abs(entry["at"] - epic.clock.now()) < timedelta(minutes=10)
+    (export_id,) = {entry["export_id"] for entry in found if entry["event"] in ("kick-off", "status", "file", "delete")}
+    with runtime.connect() as connection:
+        assert [job.export_id for job in export_jobs.list_jobs(connection)] == [export_id]
     kick_off = found[3]
     assert (kick_off["method"], kick_off["status"]) == ("GET", 202)
     assert kick_off["url"] == f"{epic.fhir_url}/Group/g1/$export?_type=…"

@@ -199,7 +199,8 @@ def _empty(runtime: Runtime) -> None:
     with runtime.connect() as connection:
         tables = connection.execute(
             "SELECT string_agg(format('%I.%I', schemaname, tablename), ', ') FROM pg_tables"
-            " WHERE schemaname IN ('cdm', 'etl') AND tablename NOT IN ('alembic_version', 'vocabulary_release', 'access_log')"
+            " WHERE schemaname IN ('cdm', 'etl') AND tablename NOT IN ('alembic_version', 'vocabulary_release', 'access_log',"
+            " 'access_link', 'access_head')"
         ).fetchone()
         assert tables is not None
         connection.execute(f"TRUNCATE {tables[0]} CASCADE")

@@ -31,14 +31,14 @@ from starlette.responses import Response, StreamingResponse
 from pipeline import exports
 from pipeline.clock import SystemClock
 from pipeline.epic import exchange
-from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES
+from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
 from pipeline.epic.network import AddressRule, CheckedNetwork
 from pipeline.epic.transport import RemoteRequest, RetryPolicy, Transport
 from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
-from tests.hostile_epic import HostileEpic, ShiftedClock, is_file, running, site_entry
+from tests.hostile_epic import GivenLines, HostileEpic, ShiftedClock, is_file, running, site_entry
 
 ONCE = RetryPolicy(attempts=1)
 
@@ -268,12 +268,67 @@ def test_a_name_that_means_this_machine_is_refused(host: str) -> None:
         ("::ffff:10.0.0.1", False),
         ("2002:7f00:1::", False),
         ("64:ff9b::7f00:1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b::8.8.8.8", True),
+        ("64:ff9b:1::10.0.0.1", False),
+        ("64:ff9b:1::8.8.8.8", True),
+        ("64:ff9b:1:a00:0:100::", False),  # 10.0.0.1 after a prefix of 48 bits
+        ("64:ff9b:1:808:8:800::", True),  # 8.8.8.8 there
+        ("64:ff9b:1:7f:0:1::", False),
+        ("::ffff:8.8.8.8", True),
+        ("::ffff:169.254.169.254", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("::127.0.0.1", False),
+        ("::10.1.2.3", False),
+        ("2002:a00:1::1", False),
+        ("2002:808:808::1", True),
+        ("2001:0:808:808::f5ff:fffe", False),  # Teredo for 10.0.0.1
+        ("2001:0:a00:1::f7f7:f7f7", False),  # relayed by 10.0.0.1
+        ("2606:4700::5efe:10.0.0.1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
         ("8.8.8.8", True),
         ("2606:4700::1111", True),
     ],
 )
 def test_private_and_special_addresses(address: str, public: bool) -> None:
     assert AddressRule().allows(address) is public
+
+
+@pytest.mark.parametrize(
+    "address", ["10.20.3.4", "::ffff:10.20.3.4", "64:ff9b::10.20.3.4", "64:ff9b:1::10.20.3.4", "2002:a14:304::1"]
+)
+def test_a_named_private_network_holds_in_every_form(address: str) -> None:
+    assert AddressRule((ipaddress.ip_network("10.20.0.0/16"),)).allows(address)
+    assert not AddressRule((ipaddress.ip_network("10.21.0.0/16"),)).allows(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user@epic.example/R4",
+        "https://user:Quillfeather@epic.example/R4",
+        "https://:Quillfeather@epic.example/R4",
+        "https://@epic.example/R4",
+        "https://epic.example@10.0.0.1/R4",
+        "https://epic.example/R4?key=Quillfeather",
+        "https://epic.example/R4?",
+        "https://epic.example/R4#Quillfeather",
+        "https://epic.example/R4#",
+        "https://epic.example\\@10.0.0.1/R4",
+        "https://epic.example/R4\n",
+        "https://epic.example/ R4",
+        "https:///R4",
+        "https://epic.example:0/R4",
+        "https://epic.example:x/R4",
+        "https://[::1/R4",
+    ],
+)
+def test_an_odd_base_address_is_refused_and_nothing_of_it_is_shown(url: str, tmp_path: Path) -> None:
+    entry = {"fhir_url": url, "client_id": "x", "private_key_env": "KEY", "groups": ["g"]}
+    with pytest.raises(ConfigurationError, match="fhir_url") as caught:
+        register_site(tmp_path, "north", entry)
+    assert "Quillfeather" not in f"{caught.value} {caught.value.advice}"
 
 
 def test_a_name_that_answers_differently_is_connected_to_where_it_was_checked() -> None:
@@ -406,6 +461,87 @@ def test_a_manifest_that_is_too_large(runtime: Runtime, epic: HostileEpic) -> No
     epic.edit_manifest = lambda manifest: manifest.update(extension="x" * (MAX_MANIFEST_BYTES + 1))
     with pytest.raises(UnsafeRemote, match="longer than"):
         exported(runtime)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"0", b'{"":0}', b"[[" * 50 + b"]]" * 50])
+def test_a_manifest_of_many_small_values_is_not_made_into_objects(
+    runtime: Runtime, epic: HostileEpic, content: bytes
+) -> None:
+    """Tens of MiB of `{},` would become gigabytes."""
+    body = b'{"transactionTime": "2026-01-01T00:00:00Z", "output": [], "extension": [' + b",".join(
+        [content] * (MAX_MANIFEST_VALUES // (1 + content.count(b"{") + content.count(b"[")) + 1)
+    )
+    epic.answer = lambda _, request: Response(body + b"]}") if "/BulkRequest/" in request.url.path else None
+    with pytest.raises(UnsafeRemote, match="holds more than"):
+        exported(runtime)
+
+
+def test_pages_of_a_manifest_are_limited_together(runtime: Runtime, epic: HostileEpic) -> None:
+    filler = "x" * (MAX_MANIFEST_BYTES // 3)
+    epic.edit_manifest = lambda manifest: manifest.update(
+        extension=filler, link=[{"relation": "next", "url": f"{epic.url}/page-2"}]
+    )
+
+    def further_page(_: int, request: Request) -> Response | None:
+        if not request.url.path.startswith("/page-"):
+            return None
+        page = {"transactionTime": job_time(epic), "output": [], "extension": filler}
+        number = int(request.url.path.rpartition("-")[2]) + 1
+        return Response(orjson.dumps({**page, "link": [{"relation": "next", "url": f"{epic.url}/page-{number}"}]}))
+
+    epic.answer = further_page
+    with pytest.raises(UnsafeRemote, match="together"):
+        exported(runtime)
+
+
+class _TickingClock(ShiftedClock):
+    """While it ticks, 61 seconds pass between any two looks at it."""
+
+    ticks = False
+
+    def now(self) -> dt.datetime:
+        if self.ticks:
+            self.sleep(61)
+        return super().now()
+
+
+@pytest.mark.parametrize(("floor", "resumed"), [(100_000, True), (1, False), (0, False)])
+def test_a_download_that_trickles_is_begun_anew_where_it_was(
+    tmp_path: Path, installed_url: str, floor: int, resumed: bool
+) -> None:
+    """Each piece of the body takes 61 seconds of the pipeline's own clock: some hundred bytes a second."""
+    clock = _TickingClock()
+    lines = tuple(f'{{"resourceType":"Patient","id":"p{number:06}"}}'.encode() for number in range(20_000))
+    body = b"".join(line + b"\n" for line in lines)
+    ranges: list[str | None] = []
+    whole = {"resources_per_file": len(lines)}
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 8192):
+            yield body[start : start + 8192]
+
+    def first_is_slow(_: int, request: Request) -> Response | None:
+        if not is_file(request.url.path):
+            return None
+        ranges.append(request.headers.get("range"))
+        clock.ticks = len(ranges) == 1
+        return StreamingResponse(pieces()) if clock.ticks else None
+
+    with running(HostileEpic(clock, groups={"g": GivenLines({"Patient": lines})}, options=whole)) as epic:
+        entry = site_entry(epic, tmp_path, download_floor_bytes_per_second=floor)
+        site = SiteSettings(name="site_a", **entry)
+        settings = Settings(home=tmp_path / "home", database_url=installed_url, sites={"site_a": site})
+        runtime = Runtime(settings, clock)
+        with runtime.connect() as connection:
+            connection.execute("TRUNCATE export_job, export_file, cool_down, request_count")
+        epic.answer = first_is_slow
+        exported(runtime)
+        clock.ticks = False
+    assert len(ranges) == (2 if resumed else 1)
+    if resumed:
+        assert ranges[1], "the rest is asked for by Range"
+    (landed,) = [path for path in landed_files(runtime) if path.suffix == ".ndjson"]
+    assert landed.read_bytes() == body
 
 
 def test_a_manifest_with_too_many_files(runtime: Runtime, epic: HostileEpic) -> None:

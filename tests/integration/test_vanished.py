@@ -34,7 +34,7 @@ def warehouse(module_warehouse: Warehouse) -> Warehouse:
     """The module's warehouse, empty."""
     rows = module_warehouse.rows(
         "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('cdm', 'etl')"
-        " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log')"
+        " AND tablename NOT IN ('vocabulary_release', 'alembic_version', 'access_log', 'access_link', 'access_head')"
     )
     with module_warehouse.runtime.connect() as connection:
         connection.execute(f"TRUNCATE {', '.join(row[0] for row in rows)} CASCADE")
