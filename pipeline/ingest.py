@@ -45,11 +45,12 @@ from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
+from pipeline.warehouse.old_settings import SiteFingerprints
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import PublicationReport, publish_export
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
 
-__all__ = ["IngestProgress", "fingerprints", "ingest"]
+__all__ = ["IngestProgress", "fingerprints", "ingest", "site_fingerprints"]
 
 #: (stage, done, total): bytes while transforming, nothing known while publishing.
 IngestProgress = Callable[[str, int, int], None]
@@ -164,6 +165,16 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
     return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
 
 
+def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
+    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
+    settings = runtime.settings
+    index = ensure_index(
+        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
+    )
+    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    return SiteFingerprints(fingerprints(runtime, site, mappings, index), frozenset(mappings.resources))
+
+
 def _signed_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
@@ -196,7 +207,8 @@ def _transform(
     total = sum(file.bytes for file in export.files)
     done = 0
     reports: list[FileLines] = []
-    with _executor(plan, runtime.settings.workers, total) as executor:
+    chunk_bytes = runtime.sizes.chunk or CHUNK_BYTES
+    with _executor(plan, 0 if total < runtime.sizes.in_process else runtime.settings.workers) as executor:
         if executor:
             started = time.perf_counter()
             executor.submit(is_ready).result()
@@ -204,13 +216,13 @@ def _transform(
         for files in (first, others):
             with published.step("facts first" if files is first else "other types"):
                 left: list[tuple[ChunkTask, int]] = []
-                for task, found in _in_order(executor, transform_chunk, _tasks(export, files)):
+                for task, found in _in_order(executor, transform_chunk, _tasks(export, files, chunk_bytes)):
                     reports += found.files
                     if found.waiting_bytes:
                         left.append((task, found.waiting_bytes))
                     done += task.bytes
                     progress("transform", done, total)
-                for _ in _in_order(executor, transform_lines, _together(left)):
+                for _ in _in_order(executor, transform_lines, _together(left, chunk_bytes)):
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
@@ -224,14 +236,14 @@ def _order(mappings: Mappings, file: LandedFile) -> int:
     return mapping.order if mapping else _FACT_ORDER
 
 
-def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkTask]:
+def _tasks(export: LandedExport, files: Iterable[LandedFile], chunk_bytes: int) -> Iterator[ChunkTask]:
     """Large files in several chunks, small ones of a type that follow each other in one."""
     resource_type, size = "", 0
     pieces: list[ChunkPiece] = []
     for file in files:
         path = file.path if file.path.is_absolute() else export.folder / file.path
-        for chunk in _chunks(file, path):
-            if pieces and (file.resource_type != resource_type or size + chunk.length > CHUNK_BYTES):
+        for chunk in _chunks(file, path, chunk_bytes):
+            if pieces and (file.resource_type != resource_type or size + chunk.length > chunk_bytes):
                 yield ChunkTask(tuple(pieces), resource_type)
                 pieces, size = [], 0
             resource_type = file.resource_type
@@ -241,17 +253,17 @@ def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkT
         yield ChunkTask(tuple(pieces), resource_type)
 
 
-def _chunks(file: LandedFile, path: Path) -> Iterable[Chunk]:
+def _chunks(file: LandedFile, path: Path, chunk_bytes: int) -> Iterable[Chunk]:
     """A file that is smaller than a chunk is one, and need not be read for it."""
-    return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < CHUNK_BYTES else plan_chunks(path)
+    return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < chunk_bytes else plan_chunks(path, chunk_bytes)
 
 
-def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
+def _together(left: Iterable[tuple[ChunkTask, int]], chunk_bytes: int) -> Iterator[LinesTask]:
     """Chunks of one type that left new lines, until these are as much as a chunk."""
     by_type: dict[str, tuple[list[ChunkTask], int]] = {}
     for chunk, size in left:
         chunks, waiting = by_type.get(chunk.resource_type, ([], 0))
-        if chunks and waiting + size > CHUNK_BYTES:
+        if chunks and waiting + size > chunk_bytes:
             yield LinesTask(tuple(chunks), chunk.resource_type)
             chunks, waiting = [], 0
         by_type[chunk.resource_type] = ([*chunks, chunk], waiting + size)
@@ -259,14 +271,10 @@ def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
         yield LinesTask(tuple(chunks), resource_type)
 
 
-#: Below this size a process pool costs more than it gives.
-_IN_PROCESS_BYTES = 8 * 1024 * 1024
-
-
 @contextmanager
-def _executor(plan: TransformPlan, workers: int, total_bytes: int) -> Iterator[Executor | None]:
-    """A pool of spawned processes (fork with polars hangs), or None: small input is transformed here."""
-    if total_bytes < _IN_PROCESS_BYTES:
+def _executor(plan: TransformPlan, workers: int) -> Iterator[Executor | None]:
+    """A pool of spawned processes (fork with polars hangs); no workers: None, the input is transformed here."""
+    if not workers:
         start_worker(plan)
         yield None
         return

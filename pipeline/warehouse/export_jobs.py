@@ -105,21 +105,21 @@ class CoolDown:
 
 def lock_warehouse(connection: psycopg.Connection) -> None:
     """Until the transaction ends, nobody else publishes into the warehouse or erases from it: two sites' first loads
-    would each wait for the other's tables."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
+    would each wait for the other's tables. The warehouse is that of the first schema on the search_path (etl)."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication ' || current_schema()))")
 
 
 @contextmanager
 def site_lock(connection: psycopg.Connection, site: str, what: str, *, wait_seconds: float = 5.0) -> Iterator[None]:
     """One process at a time does `what` for a site, on any machine that uses this warehouse.
 
-    The lock belongs to the connection's session: when its process is killed, the server lets go of it. Transactions
+    The warehouse is that of the first schema on the search_path. The lock belongs to the connection's session: when its process is killed, the server lets go of it. Transactions
     inside the block commit as they like. Raises SiteBusy when another process holds it for longer than the wait.
     """
     key = f"epic-omop export:{site}:{what}"
     try:
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{int(wait_seconds * 1000)}ms"])
-        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(current_schema() || ' ' || %s, 0))", [key])
         connection.commit()
     except psycopg.errors.LockNotAvailable:
         connection.rollback()
@@ -131,7 +131,7 @@ def site_lock(connection: psycopg.Connection, site: str, what: str, *, wait_seco
     finally:
         if not connection.closed:
             connection.rollback()  # what the block did not commit is undone, as without the lock
-            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [key])
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(current_schema() || ' ' || %s, 0))", [key])
             connection.commit()
 
 

@@ -24,7 +24,7 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.connection import server_failure
 
-__all__ = ["DerivedOptions", "DerivedReport", "TableChange", "note_affected_persons", "refresh_derived"]
+__all__ = ["KEYS", "DerivedOptions", "DerivedReport", "TableChange", "note_affected_persons", "refresh_derived"]
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -35,7 +35,7 @@ _RULES_VERSION = 1
 _TYPE_CONCEPT = 32882
 
 #: Table → the columns that tell its rows apart. The others are updated in place, under the same id.
-_KEYS = {
+KEYS = {
     "observation_period": ("person_id", "observation_period_start_date"),
     "condition_era": ("person_id", "condition_concept_id", "condition_era_start_date"),
     "drug_era": ("person_id", "drug_concept_id", "drug_era_start_date"),
@@ -313,7 +313,7 @@ class _Refresh:
     def _derive(self, table: str, scope: str) -> None:
         self._temporary(f"fresh_{table}", self._sql(table))
         in_scope = f"EXISTS (SELECT FROM pg_temp.{scope} AS scope WHERE scope.person_id = row.person_id)"
-        self._changed(table, self._merge(table, _KEYS[table], in_scope))
+        self._changed(table, self._merge(table, KEYS[table], in_scope))
 
     def _merge(self, table: str, key: tuple[str, ...], in_scope: str) -> TableChange:
         """Make the rows in scope equal to those of the temporary table `fresh_<table>`; equal ones are not touched."""
