@@ -35,3 +35,4 @@ def test_a_pending_reference_that_overwrites_the_corrected_one_is_found(warehous
         report = verify_deep(warehouse.runtime, request)
         print(report)
         assert told(report) == []
+
