@@ -31,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress
-from pipeline.landing.files import landing_errors
+from pipeline.landing.reading import read_line
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.omop.keys import SurrogateKeys
@@ -246,12 +246,7 @@ def _add_pending(
         if not runtime.landing.is_finished(site.name, export_id):
             continue  # its files were cleared away
         files = {file.number: file.path for file in runtime.landing.open(site.name, export_id).files}
-        lines = []
-        for number, offset, length in numbers:
-            with landing_errors(files[number]), files[number].open("rb") as stream:
-                stream.seek(offset)
-                lines.append(stream.read(length))
-        pending.scan_lines(lines)
+        pending.scan_lines([read_line(files[number], offset, length) for number, offset, length in numbers])
     found = pending.wanted.join(targets, on="surrogate_id", how="semi")
     wanted.wanted = pl.concat([wanted.wanted, found]).unique("surrogate_id", maintain_order=True)
 

@@ -16,6 +16,7 @@ import psycopg
 from pipeline.errors import LandingError
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress, ingest
+from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -80,10 +81,8 @@ def _of_letter(runtime: Runtime, letter: RawLine) -> _Line:
     if not letter.raw_is_complete:
         path = runtime.landing.folder(letter.site, letter.export_id) / letter.file
         try:
-            with path.open("rb") as stream:
-                stream.seek(letter.byte_offset)
-                raw = stream.read(letter.byte_length)
-        except OSError as error:
+            raw = read_line(path, letter.byte_offset, letter.byte_length)
+        except LandingError as error:
             raise LandingError(
                 f"Dead letter {letter.id} cannot be replayed: its line is only in {path}, which cannot be read.",
                 "Restore the landing folder, or leave the letter out with --id.",
@@ -102,9 +101,8 @@ def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine
         files = {file.number: file for file in landed.files}
         for line in sorted(wanted):
             file = files[line.file_number]
-            with file.path.open("rb") as stream:
-                stream.seek(line.byte_offset)
-                found.append(_Line(file.resource_type, landed.transaction_time, stream.read(line.byte_length)))
+            raw = read_line(file.path, line.byte_offset, line.byte_length)
+            found.append(_Line(file.resource_type, landed.transaction_time, raw))
     return found
 
 

@@ -15,6 +15,7 @@ from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
 from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import is_erased
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 
 __all__ = ["Folder", "FoundLine", "Search", "erase_in", "folders_of", "search"]
@@ -152,7 +153,7 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
 
 def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, Iterable[Line]]]:
     """(bytes, lines) of each chunk; no lines where it names nobody of them."""
-    with landing_errors(path), path.open("rb", buffering=0) as stream:
+    with landing_errors(path), open_landed(path) as stream:
         for chunk in plan_chunks(path):
             stream.seek(chunk.offset)
             named = persons.named_in(stream.read(chunk.length))

@@ -16,6 +16,7 @@ import polars as pl
 import xxhash
 
 from pipeline.landing.lines import is_blank
+from pipeline.landing.reading import open_landed
 
 __all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines", "texts_of"]
 
@@ -96,7 +97,7 @@ def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """
     start = position = 0
     first_line = line = 1
-    with file.open("rb", buffering=0) as stream:
+    with open_landed(file) as stream:
         while block := stream.read(_READ):
             newlines = block.count(b"\n")
             end = block.rfind(b"\n") + 1
@@ -111,7 +112,7 @@ def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
 
 def read_lines(file: Path, chunk: Chunk) -> Lines:
     """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped."""
-    with file.open("rb", buffering=0) as stream:
+    with open_landed(file) as stream:
         stream.seek(chunk.offset)
         content = stream.read(chunk.length)
     first = len(_BOM) if chunk.offset == 0 and content.startswith(_BOM) else 0

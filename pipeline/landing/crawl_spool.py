@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.landing.files import LandingWriter, landing_errors, make_folder
+from pipeline.landing.reading import open_landed
 from pipeline.landing.resource_types import TYPE_NAME
 from pipeline.landing.store import Category, LandedFile, LandingDraft
 
@@ -106,7 +107,7 @@ class CrawlSpool:
 
 def _lines(parts: list[Path]) -> Iterator[bytes]:
     for path in parts:
-        with landing_errors(path), path.open("rb") as stream:
+        with landing_errors(path), open_landed(path) as stream:
             yield from stream
 
 

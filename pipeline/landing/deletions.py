@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import ERASED, is_blank
+from pipeline.landing.reading import open_landed
 
 __all__ = ["Deletion", "read_deletions"]
 
@@ -40,7 +41,7 @@ class Deletion:
 def read_deletions(path: Path) -> Iterator[Deletion]:
     """All entries of a file, in constant memory but for one Bundle. Raises LandingError."""
     number = offset = 0
-    with landing_errors(path), path.open("rb") as stream:
+    with landing_errors(path), open_landed(path) as stream:
         for line in stream:
             if not is_blank(line.removeprefix(_BYTE_ORDER_MARK)):
                 for resource_type, resource_id, is_erased in _deleted(line.removeprefix(_BYTE_ORDER_MARK)):

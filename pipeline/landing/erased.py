@@ -20,6 +20,7 @@ from pipeline.errors import LandingError
 from pipeline.fhir.ndjson import plan_chunks
 from pipeline.landing.files import FileDigest, RunningDigest, create_file, landing_errors, sync_folder
 from pipeline.landing.lines import ERASED_MARK
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 
 __all__ = ["LineEdit", "erased_line", "rewrite_draft", "rewrite_export", "rewrite_files"]
@@ -124,7 +125,7 @@ class _Rewritten:
 def _edited(path: Path, edits: Sequence[LineEdit]) -> Iterator[bytes]:
     """The file in pieces of whole lines, with the edits (by offset) made."""
     following = 0
-    with path.open("rb", buffering=0) as old:
+    with open_landed(path) as old:
         for chunk in plan_chunks(path):
             old.seek(chunk.offset)
             data = bytearray(old.read(chunk.length))

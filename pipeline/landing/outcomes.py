@@ -22,6 +22,7 @@ import orjson
 
 from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import is_blank, is_erased
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 
 __all__ = ["SiteMessage", "site_messages"]
@@ -57,7 +58,7 @@ def site_messages(files: Iterable[LandedFile]) -> Counter[SiteMessage]:
 
 
 def _messages(file: LandedFile) -> Iterator[SiteMessage]:
-    with landing_errors(file.path), file.path.open("rb") as stream:
+    with landing_errors(file.path), open_landed(file.path) as stream:
         for line in stream:
             if not is_blank(line) and not is_erased(line.rstrip(b"\r\n")):
                 yield from _of_line(line.removeprefix(b"\xef\xbb\xbf"))

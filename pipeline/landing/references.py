@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from pipeline.fhir.ndjson import plan_chunks, read_lines
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 
 __all__ = [
@@ -31,7 +32,7 @@ REPORT_TYPES = ("DiagnosticReport", "DocumentReference")
 
 def chunk_bytes(file: LandedFile) -> Iterator[bytes]:
     """A landed file in pieces of whole lines."""
-    with file.path.open("rb", buffering=0) as stream:
+    with open_landed(file.path) as stream:
         for chunk in plan_chunks(file.path):
             stream.seek(chunk.offset)
             yield stream.read(chunk.length)

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
-from pipeline.landing.files import landing_errors
+from pipeline.landing.reading import read_lines_at
 from pipeline.omop.content import Contents
 from pipeline.omop.plan import TransformPlan, Worker
 from pipeline.omop.transform import LinesTransform
@@ -146,11 +146,7 @@ def _without_collection() -> Iterator[None]:
 def _raws_at(files: Mapping[int, Path], lines: pl.DataFrame) -> Iterator[bytes]:
     """The lines at their places (file_number, byte_offset, byte_length), which are in the order of the files."""
     for (number,), places in lines.group_by("file_number", maintain_order=True):
-        file = files[number]
-        with landing_errors(file), file.open("rb") as stream:
-            for offset, length in places.select("byte_offset", "byte_length").iter_rows():
-                stream.seek(offset)
-                yield stream.read(length)
+        yield from read_lines_at(files[number], places.select("byte_offset", "byte_length").iter_rows())
 
 
 class _Comparison:

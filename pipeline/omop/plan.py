@@ -18,7 +18,7 @@ import orjson
 import polars as pl
 
 from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append, Column, Problem, compile_together
-from pipeline.landing.files import landing_errors
+from pipeline.landing.reading import read_line
 from pipeline.omop import converters, devices, note_texts
 from pipeline.omop.addresses import Addresses
 from pipeline.omop.code_sets import CodeSets
@@ -218,10 +218,7 @@ class Worker:
         found: dict[str, str] = {}
         for line in lines:
             path, offset, length = line.rsplit("|", 2)
-            file = self.plan.landing / path
-            with landing_errors(file), file.open("rb") as stream:
-                stream.seek(int(offset))
-                raw = stream.read(int(length))
+            raw = read_line(self.plan.landing / path, int(offset), int(length))
             with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
                 if text := note_texts.binary_text(orjson.loads(raw)):
                     found[line] = text

@@ -15,6 +15,7 @@ import polars as pl
 import psycopg
 from psycopg.rows import class_row
 
+from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import parse_reference
 from pipeline.warehouse.copying import read_frame
@@ -225,9 +226,7 @@ def close(
 def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:
     path = file.path if file.path.is_absolute() else export.folder / file.path
     complete = letter["byte_length"] <= RAW_LIMIT
-    with path.open("rb") as stream:
-        stream.seek(letter["byte_offset"])
-        return stream.read(letter["byte_length"] if complete else RAW_EXCERPT), complete
+    return read_line(path, letter["byte_offset"], letter["byte_length"] if complete else RAW_EXCERPT), complete
 
 
 def _cause(raw: bytes, code: str) -> str | None:
