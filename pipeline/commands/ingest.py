@@ -156,15 +156,29 @@ def _show_asked(show: Callable[[str, int, int], None], done: int, total: int) ->
 
 def verify(
     files: Annotated[bool, typer.Option("--files", help="Also read every landed file again (SHA-256).")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also load persons afresh beside the warehouse, and compare all their rows.")
+    ] = False,
+    persons: Annotated[
+        int | None, typer.Option("--persons", min=1, help="With --deep: how many persons are chosen (50).")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="With --deep: everything instead of a sample.")] = False,
+    site: Annotated[str | None, typer.Option("--site", help="With --deep: only persons of this site.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --deep: which persons are chosen; by default another each day.")
+    ] = None,
 ) -> None:
     """Check that nothing was lost: accounts of all files, sources of all rows, rows of all sources.
 
+    With --deep, whether every row and link is what a fresh load of the landed lines makes (docs/verify.md).
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
     from pipeline.quality.verify import verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
+    if not deep and (everything or persons is not None or site is not None or seed is not None):
+        raise UsageError("--persons, --all, --site and --seed go with --deep.", "See docs/verify.md.")
     runtime = Runtime.from_environment()
     console = Console()
     with runtime.connect() as connection:
@@ -181,6 +195,11 @@ def verify(
             f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above."
         )
     console.print(f"[green]✓[/green] {len(checks)} checks hold: every line has one outcome, every row its source.")
+    if deep:
+        from pipeline.commands.verify_deep import deep_request, run_deep
+
+        request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
+        run_deep(console, runtime, request)
 
 
 def _print_accounts(console: Console, connection: object) -> None:

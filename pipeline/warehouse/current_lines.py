@@ -12,7 +12,9 @@ from typing import BinaryIO
 
 from pipeline.deleted import DELETED
 from pipeline.errors import LandingError
+from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import is_blank, is_erased
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore
 from pipeline.warehouse.publication.vanished import LEFT_GROUP, VANISHED
 
@@ -49,13 +51,14 @@ class CurrentLines:
 
     def read(self, export_id: int, file_number: int, byte_offset: int, byte_length: int) -> bytes | None:
         """The line; None where landing does not hold it any more (or only that it was erased)."""
-        stream = self._opened(export_id, file_number)
-        if stream is None:
-            return None
         try:
-            stream.seek(byte_offset)
-            raw = stream.read(byte_length)
-        except OSError:
+            stream = self._opened(export_id, file_number)
+            if stream is None:
+                return None
+            with landing_errors(self.landing.folder(self.site, export_id)):
+                stream.seek(byte_offset)
+                raw = stream.read(byte_length)
+        except LandingError:
             return None
         return None if len(raw) < byte_length or is_blank(raw) or is_erased(raw) else raw
 
@@ -67,10 +70,7 @@ class CurrentLines:
         export = self._opened_export(export_id)
         paths = {file.number: file.path for file in export.files} if export else {}
         if file_number in paths:
-            try:
-                self._stream = self._stack.enter_context(paths[file_number].open("rb"))
-            except OSError:
-                self._stream = None
+            self._stream = self._stack.enter_context(open_landed(paths[file_number]))
         return self._stream
 
     def _opened_export(self, export_id: int) -> LandedExport | None:

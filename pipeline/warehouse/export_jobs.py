@@ -113,8 +113,9 @@ def lock_warehouse(connection: psycopg.Connection) -> None:
 def site_lock(connection: psycopg.Connection, site: str, what: str, *, wait_seconds: float = 5.0) -> Iterator[None]:
     """One process at a time does `what` for a site, on any machine that uses this warehouse.
 
-    The warehouse is that of the first schema on the search_path. The lock belongs to the connection's session: when its process is killed, the server lets go of it. Transactions
-    inside the block commit as they like. Raises SiteBusy when another process holds it for longer than the wait.
+    The warehouse is that of the first schema on the search_path. The lock belongs to the connection's session: when
+    its process is killed, the server lets go of it. Transactions inside the block commit as they like. Raises SiteBusy
+    when another process holds it for longer than the wait.
     """
     key = f"epic-omop export:{site}:{what}"
     try:

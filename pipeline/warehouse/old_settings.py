@@ -47,11 +47,11 @@ class OldSettings:
 def is_old(fingerprints: SiteFingerprints) -> tuple[str, Sequence[object]]:
     """A SQL condition on `resource_state AS state` and `site_resource_type AS kind`, and its parameters."""
     names, marks = fingerprints.named
-    return (
+    condition = (
         "state.fingerprint IS DISTINCT FROM coalesce((SELECT mark.fingerprint FROM unnest(%s::text[], %s::bigint[])"
-        " AS mark (resource_type, fingerprint) WHERE mark.resource_type = kind.resource_type), %s)",
-        (names, marks, fingerprints.by_type[""]),
+        " AS mark (resource_type, fingerprint) WHERE mark.resource_type = kind.resource_type), %s)"
     )
+    return condition, (names, marks, fingerprints.by_type[""])
 
 
 def old_settings(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> OldSettings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pipeline.quality.deep.model import DeepReport, DeepRequest
 from pipeline.quality.deep.run import verify_deep
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
@@ -35,4 +33,3 @@ def test_a_pending_reference_that_overwrites_the_corrected_one_is_found(warehous
         report = verify_deep(warehouse.runtime, request)
         print(report)
         assert told(report) == []
-

@@ -70,6 +70,8 @@ def choose(
         chosen.take_everything()
     else:
         chosen.take_persons()
+        if request.persons is None:
+            chosen.take_site()
         report.excluded_lines = chosen.take_excluded()
         chosen.take_what_is_referred_to()
     chosen.finish(report)
@@ -118,7 +120,18 @@ class _Choice:
             " WHERE kind.resource_type = 'Patient' AND state.outcome = 'loaded'"
         )
         self.run(
-            f"INSERT INTO {{deep}}.deep_resource SELECT {_COLUMNS}, true, 0, false FROM {_STATE} WHERE {COUNTS} AND mark.is_mapped"
+            f"INSERT INTO {{deep}}.deep_resource SELECT {_COLUMNS}, true, 0, false FROM {_STATE}"
+            f" WHERE {COUNTS} AND mark.is_mapped"
+        )
+
+    def take_site(self) -> None:
+        """Everything of one site; what it refers to may be of others."""
+        self._take(
+            "SELECT one.surrogate_id FROM {etl}.resource_state AS one JOIN {etl}.site_resource_type AS its"
+            " USING (site_resource_type_id) JOIN {deep}.deep_fingerprint AS mapped ON mapped.site = its.site"
+            " AND mapped.resource_type = its.resource_type AND mapped.is_mapped WHERE its.site = %s",
+            self.request.site,
+            is_own=True,
         )
 
     # --- persons and what is theirs -----------------------------------------------------------------------------------
@@ -176,6 +189,8 @@ class _Choice:
 
     def take_excluded(self) -> tuple[int, int]:
         """Of the excluded lines, which have no rows, those of the persons: (looked through, all that there are)."""
+        if self.request.persons is None:  # they are all there
+            return 0, 0
         excluded = (
             f" WHERE state.outcome = 'excluded' AND kind.resource_type <> 'Patient' AND mark.is_mapped AND {COUNTS}"
         )
