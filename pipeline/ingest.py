@@ -40,6 +40,7 @@ from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import staging
+from pipeline.warehouse.configured_sites import note_configured_site, refuse_missing_site
 from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
@@ -74,7 +75,8 @@ def ingest(
 
     `force` transforms every line, also those that count as unchanged. `confirmed`: resources that vanished are deleted
     by the site's policy however many they are. Raises SiteBusy when another run of the site holds its lock,
-    ConfirmationNeeded, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
+    ConfirmationNeeded, ConfigurationError for a site that has lost its entry in sites.yaml, MappingError,
+    VocabularyError, LandingError, WarehouseError, AccountingError.
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
@@ -85,6 +87,9 @@ def ingest(
     marks = fingerprints(runtime, site, mappings, index)
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
+        refuse_missing_site(connection, settings, site.name)
+        note_configured_site(connection, settings, site.name)
+        connection.commit()
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)

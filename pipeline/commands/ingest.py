@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pipeline.commands.status import refuse_empty
+from pipeline.commands.status import refuse_empty, tell_settings
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.errors import UsageError
 
@@ -187,6 +187,7 @@ def verify(
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
+        tell_settings(console, runtime, connection)
     failed = [check for check in checks if not check.ok]
     for check in failed:
         console.print(f"[red]✗[/red] {check.name}: {check.problems:,} {check.detail}")

@@ -17,13 +17,17 @@ from pipeline.landing.lines import is_blank, is_erased
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore
 from pipeline.warehouse.publication.vanished import LEFT_GROUP, VANISHED
+from pipeline.warehouse.removed_persons import PERSON_REMOVED
 
-__all__ = ["COUNTS", "CurrentLines"]
+__all__ = ["COUNTS", "MAPPABLE", "CurrentLines"]
 
 _SILENT = ", ".join(f"'{reason}'" for reason in (DELETED, VANISHED, LEFT_GROUP))
 
 #: SQL condition on `resource_state AS state`: its line says what the resource is now.
 COUNTS = f"(state.outcome = 'loaded' OR (state.outcome = 'excluded' AND coalesce(state.reason, '') NOT IN ({_SILENT})))"
+
+#: The same without those whose person is not there: they are mapped when the person comes (`removed_persons`).
+MAPPABLE = f"({COUNTS} AND state.reason IS DISTINCT FROM '{PERSON_REMOVED}')"
 
 
 @dataclass

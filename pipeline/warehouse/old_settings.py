@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
-from pipeline.warehouse.current_lines import COUNTS
+from pipeline.warehouse.current_lines import MAPPABLE
 
 __all__ = ["OldSettings", "SiteFingerprints", "is_old", "old_settings"]
 
@@ -38,6 +38,8 @@ class OldSettings:
 
     resources: Mapping[str, int]
     rows: int
+    #: Of the resources those whose line was rejected under the settings of today.
+    rejected: int = 0
 
     @property
     def count(self) -> int:
@@ -58,7 +60,7 @@ def old_settings(connection: psycopg.Connection, site: str, fingerprints: SiteFi
     """How much of a site is under old settings. Scans its states once, and lineage only where some are old."""
     marks = connection.execute(
         "SELECT kind.resource_type, state.fingerprint, count(*) FROM resource_state AS state"
-        f" JOIN site_resource_type AS kind USING (site_resource_type_id) WHERE kind.site = %s AND {COUNTS}"
+        f" JOIN site_resource_type AS kind USING (site_resource_type_id) WHERE kind.site = %s AND {MAPPABLE}"
         " GROUP BY kind.resource_type, state.fingerprint",
         (site,),
     ).fetchall()
@@ -67,7 +69,22 @@ def old_settings(connection: psycopg.Connection, site: str, fingerprints: SiteFi
     for resource_type, mark, count in marks:
         if mark != current.get(resource_type, current[""]):
             resources[resource_type] = resources.get(resource_type, 0) + count
-    return OldSettings(dict(sorted(resources.items())), _rows(connection, site, fingerprints) if resources else 0)
+    if not resources:
+        return OldSettings({}, 0)
+    by_type = dict(sorted(resources.items()))
+    return OldSettings(by_type, _rows(connection, site, fingerprints), _rejected(connection, site, fingerprints))
+
+
+def _rejected(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
+    condition, parameters = is_old(fingerprints)
+    row = connection.execute(
+        "SELECT count(DISTINCT state.surrogate_id) FROM dead_letter AS letter"
+        " JOIN resource_state AS state ON state.surrogate_id = letter.surrogate_id"
+        " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+        f" WHERE letter.state = 'open' AND kind.site = %s AND {MAPPABLE} AND {condition}",
+        (site, *parameters),
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _rows(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
@@ -75,7 +92,8 @@ def _rows(connection: psycopg.Connection, site: str, fingerprints: SiteFingerpri
     lineage = " UNION ALL ".join(f"SELECT surrogate_id FROM {lineage_table_name(table)}" for table in LINEAGE_TABLES)
     row = connection.execute(
         f"SELECT count(*) FROM ({lineage}) AS lineage JOIN resource_state AS state USING (surrogate_id)"
-        f" JOIN site_resource_type AS kind USING (site_resource_type_id) WHERE kind.site = %s AND {condition}",
+        f" JOIN site_resource_type AS kind USING (site_resource_type_id) WHERE kind.site = %s AND {MAPPABLE}"
+        f" AND {condition}",
         (site, *parameters),
     ).fetchone()
     return int(row[0]) if row else 0
