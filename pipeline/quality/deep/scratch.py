@@ -68,13 +68,17 @@ def scratch_warehouse(runtime: Runtime) -> Iterator[Scratch]:
         finally:
             if not connection.closed:
                 _remove_all(connection, runtime, folder)
+                connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (_key(settings.etl_schema),))
 
 
 def _lock(connection: psycopg.Connection, etl: str) -> bool:
     """Held by the session: the server lets go of it when the process is killed."""
-    query = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-    row = connection.execute(query, (f"epic-omop deep verification {etl}",)).fetchone()
+    row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (_key(etl),)).fetchone()
     return bool(row and row[0])
+
+
+def _key(etl: str) -> str:
+    return f"epic-omop deep verification {etl}"
 
 
 def _made(runtime: Runtime, folder: Path) -> Scratch:
