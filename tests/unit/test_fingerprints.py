@@ -111,10 +111,8 @@ def code_of(rules: Iterable[str]) -> str:
         function = inspect.unwrap(todo.pop())
         if function not in seen and function.__module__.startswith("pipeline.omop.derive"):
             seen[function] = inspect.getsource(function)
-            named = set(re.findall(r"\w+", seen[function]))
-            todo += [
-                value for name, value in function.__globals__.items() if name in named and inspect.isfunction(value)
-            ]
+            named = (function.__globals__.get(name) for name in function.__code__.co_names)
+            todo += [value for value in named if inspect.isfunction(value)]
     return "\n".join(seen.values())
 
 
