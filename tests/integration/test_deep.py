@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,15 +15,20 @@ import pytest
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES
+from pipeline.clock import SystemClock
+from pipeline.errors import SiteBusy
 from pipeline.mapping_options import MappingOptions
+from pipeline.orchestration.deep_check import deep_parts
 from pipeline.quality.deep.content import RELATIONS, TABLES, columns_of, is_link
 from pipeline.quality.deep.model import DeepReport, DeepRequest
 from pipeline.quality.deep.run import verify_deep
+from pipeline.quality.deep.scratch import scratch_warehouse
 from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.derived import KEYS
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
+from tests.integration.test_sequences import files, world
 
 EVERYTHING = DeepRequest(persons=None)
 EVERYBODY = DeepRequest(persons=1000, seed=3)
@@ -130,6 +138,28 @@ def nights(warehouse: Warehouse) -> Warehouse:
     return found
 
 
+#: Histories in which later exports correct, remove, bring late and bring back; each is a site of its own.
+HISTORIES = (
+    (world("p1 o1:other o1"), (0,)),  # two versions in one export
+    (world("p1 o1", "p1 o1:other", "p1 o1"), (1, 0, 2)),
+    (world("o1 c1 m1", "med", "e1", "p1"), (0, 1, 2, 3)),
+    (world("p1 d1 e1", "e1:other"), (0, 1)),
+    (world("p1 e1 f1 g1 q1 r1", "p1 e1:wrong", "e1:other"), (0, 1, 2)),
+    (world("p1 q1", "p1 f1", "p1 e1"), (0, 1, 2)),
+    (world("p3:other o3 p1", "p3", "p3:other o3:other"), (0, 1, 2)),
+    (world("p3 o3 p1", "p3:other"), (1, 0)),
+)
+
+
+def test_it_is_silent_after_histories(warehouse: Warehouse) -> None:
+    for number, (exports, order) in enumerate(HISTORIES):
+        site = f"history{number}"
+        landed = [warehouse.land(files(export), site) for export in exports]
+        for place in order:
+            warehouse.ingest(landed[place], site)
+    assert told(verify_deep(warehouse.runtime, EVERYTHING)) == []
+
+
 # --- differences that are put in --------------------------------------------------------------------------------------
 
 
@@ -218,3 +248,81 @@ def test_it_is_silent_after_nights_and_finds_what_is_put_in(nights: Warehouse) -
     assert not missed, (missed, told(sample))
     assert "Tm90aGluZw" not in repr(sample) + repr(every)
     assert "53703" not in repr(sample) + repr(every)
+
+
+def test_a_pending_reference_does_not_overwrite_the_corrected_one(warehouse: Warehouse) -> None:
+    """Night 1 refers to a visit that is not there, night 2 brings it and refers to another one."""
+    visits, referring = [encounter("e1"), encounter("e2")], reference("Encounter", "e1")
+    warehouse.load({"Patient": [patient()], "Encounter": visits[1:], "Observation": [observation(encounter=referring)]})
+    corrected = observation(encounter=reference("Encounter", "e2"))
+    warehouse.load({"Patient": [patient()], "Encounter": visits, "Observation": [corrected]})
+    assert told(verify_deep(warehouse.runtime, DeepRequest(persons=5))) == []
+
+
+def test_what_cannot_be_compared_is_left_out_and_told(warehouse: Warehouse) -> None:
+    """Under other settings than those of today, or with a line that is in landing no more."""
+    gone = warehouse.load({"Patient": [patient("p1")], "Observation": [observation("o1", "p1")]})[0].export_id
+    warehouse.load({"Patient": [patient("p2")], "Observation": [observation("o2", "p2")]})
+    shutil.rmtree(warehouse.runtime.landing.folder("one", gone))
+    report = verify_deep(warehouse.runtime, EVERYTHING)
+    assert (told(report), report.left_out, report.persons_left_out) == ([], {"not in landing": 2}, 1)
+    site = SiteSettings(name="one", mapping=MappingOptions(observation_type="general"))
+    report = verify_deep(with_sites(warehouse, site).runtime, DeepRequest(persons=5))
+    assert (told(report), report.persons_left_out) == ([], 2)
+    assert report.left_out == {"old settings": 2}
+
+
+def test_what_a_killed_run_left_is_removed_and_two_do_not_run_at_once(warehouse: Warehouse) -> None:
+    warehouse.load({"Patient": [patient()]})
+    killed = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, warehouse.runtime.url, str(warehouse.runtime.settings.home)],
+        stdout=subprocess.PIPE,
+    )
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"made\n"
+    with pytest.raises(SiteBusy), scratch_warehouse(warehouse.runtime):
+        pass
+    killed.kill()
+    killed.wait()
+    left = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE '%\\_deep\\_%'"
+    assert warehouse.value(left) == 2
+    wait_until(lambda: warehouse.value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0)
+    assert verify_deep(warehouse.runtime, EVERYTHING).ok
+    assert warehouse.value(left) == 0
+    assert not (warehouse.runtime.settings.home / "deep").exists()
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from pipeline.quality.deep.scratch import scratch_warehouse
+from pipeline.runtime import Runtime
+from pipeline.settings import Settings
+with scratch_warehouse(Runtime(Settings(home=Path(sys.argv[2]), database_url=sys.argv[1]))):
+    print("made", flush=True)
+    time.sleep(600)
+"""
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """The server sees the end of a process a moment later."""
+    for _ in range(600):
+        if holds():
+            return
+        SystemClock().sleep(0.1)
+    raise AssertionError("it never came so far")
+
+
+def test_the_nightly_check_shows_counts_alone(warehouse: Warehouse) -> None:
+    site = SiteSettings(name="one")
+    found = with_sites(warehouse, site)
+    found.load({"Patient": [patient()], "Observation": [observation()]})
+    (check,) = deep_parts(found.runtime.settings, [site]).checks
+    passed = check(runtime=found.runtime)
+    assert (passed.passed, passed.metadata["persons"].value) == (True, 1)
+    with found.runtime.connect() as connection:
+        connection.execute("UPDATE cdm.measurement SET value_as_number = 4711")
+    failed = check(runtime=found.runtime)
+    assert (failed.passed, failed.metadata["differences"].value) == (False, 1)
+    assert "value_as_number" in repr(failed.metadata)
+    assert "4711" not in repr(failed)
