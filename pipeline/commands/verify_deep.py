@@ -65,9 +65,10 @@ def _print(console: Console, report: DeepReport, request: DeepRequest) -> None:
             f"Not compared: {count:,} resources ({reason}), with all that {report.persons_left_out:,} persons have.",
             markup=False,
         )
-    looked, excluded = report.excluded_lines
-    if looked < excluded:
-        console.print(f"{looked:,} of {excluded:,} excluded lines were looked through for those of the persons.")
+    if not report.all_rowless:
+        console.print(
+            f"{report.rowless:,} lines without rows were looked through for those of the persons; there are more."
+        )
     if report.open_dead_letters:
         console.print(f"{report.open_dead_letters:,} open dead letters have no rows, and are not compared.")
     if not report.differences:

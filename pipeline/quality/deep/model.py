@@ -68,8 +68,9 @@ class DeepReport:
     persons_left_out: int = 0
     #: Lines that have no state because they were rejected: nothing to compare.
     open_dead_letters: int = 0
-    #: Excluded lines that were looked through for those of the persons, and all that there are.
-    excluded_lines: tuple[int, int] = (0, 0)
+    #: Lines without rows that were looked through for those of the persons, and whether that is all there are.
+    rowless: int = 0
+    all_rowless: bool = True
     seconds: float = 0.0
 
     @property

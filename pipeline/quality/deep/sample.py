@@ -10,6 +10,7 @@ found by facts. Everything is read in one transaction with one snapshot: a load 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -37,8 +38,8 @@ _OF_PERSONS = [table for table in LINEAGE_TABLES if "person_id" in polars_schema
 #: Links to what persons share, and the table they lead to.
 _SHARED_LINKS = {"provider_id": "provider", "care_site_id": "care_site"}
 
-#: Excluded lines that are looked through for those of the chosen persons: nothing else says whose they are.
-_EXCLUDED_LINES = 20_000
+#: Resources, excluded ones and loaded ones, among which those of the chosen persons without a row are looked for.
+_CANDIDATES = 20_000
 
 #: Lines whose references are looked up together.
 _LINES_TOGETHER = 5_000
@@ -72,7 +73,7 @@ def choose(
         chosen.take_persons()
         if request.persons is None:
             chosen.take_site()
-        report.excluded_lines = chosen.take_excluded()
+        report.rowless, report.all_rowless = chosen.take_rowless()
         chosen.take_what_is_referred_to()
     chosen.finish(report)
 
@@ -187,32 +188,47 @@ class _Choice:
         ):
             pass
 
-    def take_excluded(self) -> tuple[int, int]:
-        """Of the excluded lines, which have no rows, those of the persons: (looked through, all that there are)."""
+    def take_rowless(self) -> tuple[int, bool]:
+        """Resources without a row, of which nothing but their line says whose they are: excluded ones, and loaded ones
+        whose rows are lost. Returns how many were looked through, and whether these are all there are."""
         if self.request.persons is None:  # they are all there
-            return 0, 0
-        excluded = (
-            f" WHERE state.outcome = 'excluded' AND kind.resource_type <> 'Patient' AND mark.is_mapped AND {COUNTS}"
-        )
-        total = self.connection.execute(f"SELECT count(*) FROM {_STATE}{excluded}".format(**self.names)).fetchone()
-        self.run(
-            f"CREATE TEMP TABLE deep_excluded ON COMMIT DROP AS SELECT {_COLUMNS} FROM {_STATE}{excluded}"
-            " AND NOT EXISTS (SELECT FROM {deep}.deep_resource AS own WHERE own.surrogate_id = state.surrogate_id)"
-            " ORDER BY hashint8extended(state.surrogate_id, %s) LIMIT %s",
-            self.request.seed,
-            _EXCLUDED_LINES,
-        )
+            return 0, True
+        self.run(f"CREATE TEMP TABLE deep_rowless ON COMMIT DROP AS SELECT {_COLUMNS} FROM {_STATE} WITH NO DATA")
+        are_all = all([self._candidates("excluded"), self._candidates("loaded")])
+        self.run("CREATE INDEX ON pg_temp.deep_rowless (surrogate_id)")
+        for table in LINEAGE_TABLES:
+            self.run(
+                f"DELETE FROM pg_temp.deep_rowless AS resource USING {{etl}}.{lineage_table_name(table)} AS lineage,"
+                f" {{cdm}}.{table} AS row WHERE lineage.surrogate_id = resource.surrogate_id"
+                f" AND row.{primary_key(table) or 'person_id'} = lineage.row_id"
+            )
         looked = 0
-        for site, lines in self._lines("pg_temp.deep_excluded", ""):
+        for site, lines in self._lines("pg_temp.deep_rowless", ""):
             looked += len(lines)
-            self.progress("excluded lines", looked, 0)
+            self.progress("lines without rows", looked, 0)
             self._note_references(site, lines, types=("Patient",))
             self._take(
                 "SELECT DISTINCT said.surrogate_id FROM pg_temp.deep_said AS said"
                 " JOIN {deep}.deep_person ON patient = said.target",
                 is_own=True,
             )
-        return looked, int(total[0]) if total else 0
+        return looked, are_all
+
+    def _candidates(self, outcome: str) -> bool:
+        """Add the states from a place of the seed's on, in the order of their ids, which are hashes. Whether all are in."""
+        start = random.Random(self.request.seed).getrandbits(64) - 2**63  # noqa: S311 - no secret
+        found = 0
+        for condition in (">=", "<"):
+            found += self.run(
+                f"INSERT INTO pg_temp.deep_rowless SELECT {_COLUMNS} FROM {_STATE}"
+                f" WHERE state.surrogate_id {condition} %s AND state.outcome = %s AND mark.is_mapped AND {COUNTS}"
+                " AND NOT EXISTS (SELECT FROM {deep}.deep_resource AS own WHERE own.surrogate_id = state.surrogate_id)"
+                " ORDER BY state.surrogate_id LIMIT %s",
+                start,
+                outcome,
+                _CANDIDATES - found,
+            )
+        return found < _CANDIDATES
 
     # --- what these depend on -----------------------------------------------------------------------------------------
 
