@@ -17,8 +17,8 @@ from pipeline.quality.deep.sample import choose
 from pipeline.quality.deep.scratch import Scratch, scratch_warehouse
 from pipeline.replay import ingest_with_follow_ups
 from pipeline.runtime import Runtime
-from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.old_settings import SiteFingerprints
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["verify_deep"]
 

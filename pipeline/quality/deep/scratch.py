@@ -19,8 +19,8 @@ from psycopg import sql
 from pipeline.errors import SiteBusy
 from pipeline.landing.files import make_folder
 from pipeline.runtime import LoadSizes, Runtime
-from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["Scratch", "scratch_warehouse"]
 
