@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 
@@ -44,7 +45,7 @@ def remap(
     console = Console()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-    settings = runtime.settings.site_or_folder(site)
+    settings = known_site(runtime, site)
     if dry_run:
         _print(console, remapping.remap_plan(runtime, settings, only_old=only_old), "Would be mapped again")
         return

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.commands.site_names import known_site
 from pipeline.errors import AccountingError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def deep_request(
     """What the options ask for. Without a seed, each day chooses other persons. Raises UsageError."""
     from pipeline.quality.deep.model import DeepRequest
 
+    if site is not None:
+        known_site(runtime, site)
     if everything and persons is not None:
         raise UsageError("--all and --persons do not go together.", "Give one of them.")
     if seed is None:
