@@ -188,6 +188,10 @@ def verify(
     console = Console()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
+        if deep:
+            from pipeline.commands.verify_deep import deep_request, run_deep
+
+            request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
         if files:
             checks += verify_landing(connection, runtime.landing)
@@ -202,9 +206,6 @@ def verify(
         )
     console.print(f"[green]✓[/green] {len(checks)} checks hold: every line has one outcome, every row its source.")
     if deep:
-        from pipeline.commands.verify_deep import deep_request, run_deep
-
-        request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
         run_deep(console, runtime, request)
 
 
