@@ -26,6 +26,7 @@ import psutil
 from pipeline.errors import EpicOmopError, TransformError
 from pipeline.omop.chunks import ChunkTask, LinesTask, count_lines, is_ready, reject_line, start_worker
 from pipeline.omop.plan import TransformPlan
+from pipeline.runtime import LoadSizes
 from pipeline.warehouse import staging
 
 __all__ = ["TransformRuns", "memory_limit"]
@@ -63,7 +64,13 @@ class TransformRuns:
     """
 
     def __init__(
-        self, plan: TransformPlan, workers: int, limit: int, total_bytes: int, mark: Path, in_process: int
+        self,
+        plan: TransformPlan,
+        workers: int,
+        limit: int,
+        total_bytes: int,
+        mark: Path,
+        in_process: int = LoadSizes.in_process,
     ) -> None:
         self._plan = plan
         self._workers = workers
