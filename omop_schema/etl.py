@@ -85,6 +85,7 @@ def build_metadata(schema: str) -> MetaData:
     _failure_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
+    _settings_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -520,6 +521,25 @@ def _erasure_tables(metadata: MetaData) -> None:
         Column("counts", JSONB, nullable=False, comment="what the whole erasure found: rows by table, lines, letters"),
         Index("erased_person_by_site", "site"),
     )
+
+
+def _settings_tables(metadata: MetaData) -> None:
+    """What is remembered of the settings under which sites are loaded: docs/remap.md."""
+    Table(
+        "remap",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column(
+            "first_export_id",
+            BigInteger,
+            nullable=False,
+            comment="states of this export and later ones are mapped by the settings of the remap",
+        ),
+        Column("mark", Text, nullable=False, comment="of the settings: under others it begins anew"),
+        _time("started_at", nullable=False),
+        Column("finished_at", DateTime(timezone=True), comment="NULL: it was interrupted, or runs"),
+    )
+    Table("configured_site", metadata, Column("site", Text, primary_key=True))
 
 
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:

@@ -21,6 +21,7 @@ from pipeline.commands import (
     manifest,
     mappings,
     publish,
+    remap,
     report,
     sandbox,
     status,
@@ -64,6 +65,7 @@ ingest.register(app)
 hydrate.register(app)
 crawl.register(app)
 erase.register(app)
+remap.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

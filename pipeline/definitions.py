@@ -10,6 +10,7 @@ import dagster as dg
 from pipeline.logs import configure_logging
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
+from pipeline.orchestration.deep_check import deep_parts
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
 from pipeline.orchestration.partitions import first_days
@@ -40,16 +41,24 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
     ingests = {site.name: ingest_job(site) for site in sites}
     days = first_days(settings, (overrides or {}).get("runtime"))
     lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
+    deep = deep_parts(settings, sites) if sites else None
     return dg.Definitions(
         assets=[
             *(asset for site in sites for asset in site_assets(site, days[site.name])),
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
-        asset_checks=[accounting_check(site) for site in sites],
-        jobs=[*kick_offs.values(), *crawls.values(), *ingests.values(), *([lakehouse.job] if lakehouse else [])],
+        asset_checks=[*(accounting_check(site) for site in sites), *(deep.checks if deep else [])],
+        jobs=[
+            *kick_offs.values(),
+            *crawls.values(),
+            *ingests.values(),
+            *([deep.job] if deep else []),
+            *([lakehouse.job] if lakehouse else []),
+        ],
         schedules=[
             *(nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly),
+            *([deep.schedule] if deep else []),
             *([lakehouse.schedule] if lakehouse else []),
         ],
         sensors=[export_sensor(site, ingests[site.name], kick_offs[site.name]) for site in with_epic],

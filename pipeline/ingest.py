@@ -33,17 +33,19 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.transform_runs import TransformRuns, memory_limit
 from pipeline.warehouse import staging
+from pipeline.warehouse.configured_sites import note_configured_site, refuse_missing_site
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
+from pipeline.warehouse.old_settings import SiteFingerprints
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publication.stand_ins import about_owners
 from pipeline.warehouse.publish import PublicationReport, publish_export
 from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
 
-__all__ = ["IngestProgress", "fingerprints", "ingest"]
+__all__ = ["IngestProgress", "fingerprints", "ingest", "site_fingerprints"]
 
 #: (stage, done, total): bytes while transforming, nothing known while publishing.
 IngestProgress = Callable[[str, int, int], None]
@@ -72,7 +74,8 @@ def ingest(
     `force` transforms every line, also those that count as unchanged. `over_newer`: also over what newer exports
     said, until the next one comes. `confirmed`: resources that vanished are deleted
     by the site's policy however many they are. Raises SiteBusy when another run of the site holds its lock,
-    ConfirmationNeeded, MappingError, VocabularyError, LandingError, WarehouseError, AccountingError.
+    ConfirmationNeeded, ConfigurationError for a site that has lost its entry in sites.yaml, MappingError,
+    VocabularyError, LandingError, WarehouseError, AccountingError.
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
@@ -83,6 +86,9 @@ def ingest(
     marks = fingerprints(runtime, site, mappings, index)
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
+        refuse_missing_site(connection, settings, site.name)
+        note_configured_site(connection, settings, site.name)
+        connection.commit()
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)
@@ -166,6 +172,16 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
     return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
 
 
+def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
+    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
+    settings = runtime.settings
+    index = ensure_index(
+        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
+    )
+    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    return SiteFingerprints(fingerprints(runtime, site, mappings, index), frozenset(mappings.resources))
+
+
 def _signed_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
@@ -200,21 +216,22 @@ def _transform(
     total = sum(file.bytes for file in export.files)
     done = 0
     reports: list[FileLines] = []
+    chunk_bytes = runtime.sizes.chunk or CHUNK_BYTES
     workers = runtime.settings.workers
     limit = memory_limit(runtime.settings.worker_memory_mb, workers)
     mark = runtime.settings.home / "transforming" / plan.site.name
-    with TransformRuns(plan, workers, limit, total, mark) as runs:
+    with TransformRuns(plan, workers, limit, total, mark, runtime.sizes.in_process) as runs:
         published.start_seconds = runs.start()
         for files in (first, others):
             with published.step("facts first" if files is first else "other types"):
                 left: list[tuple[ChunkTask, int]] = []
-                for task, found in runs.run(transform_chunk, _tasks(export, files)):
+                for task, found in runs.run(transform_chunk, _tasks(export, files, chunk_bytes)):
                     reports += found.files
                     if found.waiting_bytes:
                         left.append((task, found.waiting_bytes))
                     done += task.bytes
                     progress("transform", done, total)
-                for _ in runs.run(transform_lines, _together(left)):
+                for _ in runs.run(transform_lines, _together(left, chunk_bytes)):
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
@@ -228,14 +245,14 @@ def _order(mappings: Mappings, file: LandedFile) -> int:
     return mapping.order if mapping else _FACT_ORDER
 
 
-def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkTask]:
+def _tasks(export: LandedExport, files: Iterable[LandedFile], chunk_bytes: int) -> Iterator[ChunkTask]:
     """Large files in several chunks, small ones of a type that follow each other in one."""
     resource_type, size = "", 0
     pieces: list[ChunkPiece] = []
     for file in files:
         path = file.path if file.path.is_absolute() else export.folder / file.path
-        for chunk in _chunks(file, path):
-            if pieces and (file.resource_type != resource_type or size + chunk.length > CHUNK_BYTES):
+        for chunk in _chunks(file, path, chunk_bytes):
+            if pieces and (file.resource_type != resource_type or size + chunk.length > chunk_bytes):
                 yield ChunkTask(tuple(pieces), resource_type)
                 pieces, size = [], 0
             resource_type = file.resource_type
@@ -245,17 +262,17 @@ def _tasks(export: LandedExport, files: Iterable[LandedFile]) -> Iterator[ChunkT
         yield ChunkTask(tuple(pieces), resource_type)
 
 
-def _chunks(file: LandedFile, path: Path) -> Iterable[Chunk]:
+def _chunks(file: LandedFile, path: Path, chunk_bytes: int) -> Iterable[Chunk]:
     """A file that is smaller than a chunk is one, and need not be read for it."""
-    return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < CHUNK_BYTES else plan_chunks(path)
+    return [Chunk(0, file.bytes, 1)] if 0 < file.bytes < chunk_bytes else plan_chunks(path, chunk_bytes)
 
 
-def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
+def _together(left: Iterable[tuple[ChunkTask, int]], chunk_bytes: int) -> Iterator[LinesTask]:
     """Chunks of one type that left new lines, until these are as much as a chunk."""
     by_type: dict[str, tuple[list[ChunkTask], int]] = {}
     for chunk, size in left:
         chunks, waiting = by_type.get(chunk.resource_type, ([], 0))
-        if chunks and waiting + size > CHUNK_BYTES:
+        if chunks and waiting + size > chunk_bytes:
             yield LinesTask(tuple(chunks), chunk.resource_type)
             chunks, waiting = [], 0
         by_type[chunk.resource_type] = ([*chunks, chunk], waiting + size)

@@ -22,16 +22,19 @@ from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import dead_letters, export_jobs
+from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.dead_letters import RawLine
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.publish import LandedLine, PublicationReport
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["ingest_with_follow_ups", "replay_dead_letters"]
+__all__ = ["ReplayLine", "ingest_with_follow_ups", "publish_nothing", "replay_dead_letters", "replay_lines"]
 
 
 @dataclass(frozen=True)
-class _Line:
+class ReplayLine:
+    """A landed line with its type, and the transactionTime of the export that it came in."""
+
     resource_type: str
     as_of: datetime
     raw: bytes
@@ -52,9 +55,10 @@ def ingest_with_follow_ups(
     The site's lock is held until all is done. The first report is the export's own. Errors are those of `ingest`.
     """
     with _site_work(runtime, site):
-        return _with_follow_ups(
-            runtime, site, export, force=force, over_newer=over_newer, confirmed=confirmed, progress=progress
-        )
+        reports = [
+            ingest(runtime, site, export, force=force, over_newer=over_newer, confirmed=confirmed, progress=progress)
+        ]
+        return _with_follow_ups(runtime, site, reports)
 
 
 @contextmanager
@@ -70,18 +74,25 @@ def _site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
         yield
 
 
-def _with_follow_ups(
-    runtime: Runtime,
-    site: SiteSettings,
-    export: LandedExport,
-    *,
-    force: bool,
-    over_newer: bool,
-    confirmed: bool,
-    progress: IngestProgress | None,
-) -> list[PublicationReport]:
-    first = ingest(runtime, site, export, force=force, over_newer=over_newer, confirmed=confirmed, progress=progress)
-    reports = [first]
+def replay_lines(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine]) -> list[PublicationReport]:
+    """Send lines through again, each as of its own time, then what waited for them. Errors are those of `ingest`."""
+    with _site_work(runtime, site):
+        return _with_follow_ups(runtime, site, _replay(runtime, site, lines))
+
+
+def publish_nothing(runtime: Runtime, site: SiteSettings) -> list[PublicationReport]:
+    """An export without a line, as of the site's newest one: whatever follows from rows and settings is computed again."""
+    with runtime.connect() as connection:
+        row = connection.execute(
+            "SELECT max(transaction_time) FROM export_job WHERE site = %s AND published_at IS NOT NULL", (site.name,)
+        ).fetchone()
+        if row is None or row[0] is None:
+            return []
+        export = _land(runtime, connection, site, row[0], [])
+    return [ingest(runtime, site, export)]
+
+
+def _with_follow_ups(runtime: Runtime, site: SiteSettings, reports: list[PublicationReport]) -> list[PublicationReport]:
     latest, tried, mapped = reports, set[int](), set[LandedLine]()
     while latest:
         # What came through may be what others waited for: an encounter that waited for its person dates a condition.
@@ -102,6 +113,7 @@ def replay_dead_letters(
     """Send open dead letters of a site through the pipeline again: all, those of a code, or by id."""
     with _site_work(runtime, site):
         with runtime.connect() as connection:
+            refuse_missing_site(connection, runtime.settings, site.name)
             letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
         return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
 
@@ -111,7 +123,7 @@ def _unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
         return dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
 
 
-def _of_letter(runtime: Runtime, letter: RawLine) -> _Line:
+def _of_letter(runtime: Runtime, letter: RawLine) -> ReplayLine:
     raw = letter.raw
     if not letter.raw_is_complete:
         path = runtime.landing.folder(letter.site, letter.export_id) / letter.file
@@ -122,10 +134,10 @@ def _of_letter(runtime: Runtime, letter: RawLine) -> _Line:
                 f"Dead letter {letter.id} cannot be replayed: its line is only in {path}, which cannot be read.",
                 "Restore the landing folder, or leave the letter out with --id.",
             ) from error
-    return _Line(letter.resource_type, letter.as_of, raw)
+    return ReplayLine(letter.resource_type, letter.as_of, raw)
 
 
-def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine]) -> list[_Line]:
+def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine]) -> list[ReplayLine]:
     """Read lines from landing. An export that is no longer in landing is an error: nothing is passed over."""
     by_export: dict[int, list[LandedLine]] = defaultdict(list)
     for line in lines:
@@ -137,13 +149,13 @@ def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine
         for line in sorted(wanted):
             file = files[line.file_number]
             raw = read_line(file.path, line.byte_offset, line.byte_length)
-            found.append(_Line(file.resource_type, landed.transaction_time, raw))
+            found.append(ReplayLine(file.resource_type, landed.transaction_time, raw))
     return found
 
 
-def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[_Line]) -> list[PublicationReport]:
+def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine]) -> list[PublicationReport]:
     """One export for each time from which lines come, oldest first."""
-    by_time: dict[datetime, list[_Line]] = defaultdict(list)
+    by_time: dict[datetime, list[ReplayLine]] = defaultdict(list)
     for line in lines:
         by_time[line.as_of].append(line)
     reports = []
@@ -155,11 +167,11 @@ def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[_Line]) -> lis
 
 
 def _land(
-    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, as_of: datetime, lines: Sequence[_Line]
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, as_of: datetime, lines: Sequence[ReplayLine]
 ) -> LandedExport:
     job = new_job(runtime, connection, site.name, "replay")
     draft = runtime.landing.begin(site.name, job.export_id)
-    by_type: dict[str, list[_Line]] = defaultdict(list)
+    by_type: dict[str, list[ReplayLine]] = defaultdict(list)
     for line in lines:
         by_type[line.resource_type].append(line)
     files = []

@@ -14,13 +14,24 @@ from pipeline.landing.store import LandingStore
 from pipeline.settings import Settings, load_settings
 from pipeline.warehouse.connection import connect, database_url
 
-__all__ = ["Runtime"]
+__all__ = ["LoadSizes", "Runtime"]
+
+
+@dataclass(frozen=True)
+class LoadSizes:
+    """How a load is cut into pieces, in bytes. No row depends on it: `verify --deep` loads with other sizes."""
+
+    #: What a worker is given at a time; None: what suits most (`pipeline.fhir.ndjson.CHUNK_BYTES`).
+    chunk: int | None = None
+    #: Below this size a process pool costs more than it gives: the load is done in the process itself.
+    in_process: int = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Runtime:
     settings: Settings
     clock: Clock = field(default_factory=SystemClock)
+    sizes: LoadSizes = LoadSizes()
 
     @classmethod
     def from_environment(cls) -> Runtime:

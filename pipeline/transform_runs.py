@@ -26,12 +26,11 @@ import psutil
 from pipeline.errors import EpicOmopError, TransformError
 from pipeline.omop.chunks import ChunkTask, LinesTask, count_lines, is_ready, reject_line, start_worker
 from pipeline.omop.plan import TransformPlan
+from pipeline.runtime import LoadSizes
 from pipeline.warehouse import staging
 
 __all__ = ["TransformRuns", "memory_limit"]
 
-#: Below this size of all input a process pool costs more than it gives.
-_IN_PROCESS_BYTES = 8 * 1024 * 1024
 #: Chunks that are under way: memory does not grow with their number.
 _AHEAD = 8
 #: More lines of an export that break their process are no odd lines any more, but a defect.
@@ -64,12 +63,20 @@ class TransformRuns:
     killed in the middle, perhaps by a line that takes all memory: this one transforms in processes of their own.
     """
 
-    def __init__(self, plan: TransformPlan, workers: int, limit: int, total_bytes: int, mark: Path) -> None:
+    def __init__(
+        self,
+        plan: TransformPlan,
+        workers: int,
+        limit: int,
+        total_bytes: int,
+        mark: Path,
+        in_process: int = LoadSizes.in_process,
+    ) -> None:
         self._plan = plan
         self._workers = workers
         self._limit = limit
         self._mark = mark
-        self._in_process = total_bytes < _IN_PROCESS_BYTES and not mark.exists()
+        self._in_process = total_bytes < in_process and not mark.exists()
         self._pool: ProcessPoolExecutor | None = None
         self._single: ProcessPoolExecutor | None = None
         self._failures = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.status import refuse_empty
+from pipeline.commands.status import refuse_empty, tell_settings
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
 from pipeline.errors import UsageError
@@ -174,24 +174,43 @@ def _show_asked(show: Callable[[str, int, int], None], done: int, total: int) ->
 
 def verify(
     files: Annotated[bool, typer.Option("--files", help="Also read every landed file again (SHA-256).")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also load persons afresh beside the warehouse, and compare all their rows.")
+    ] = False,
+    persons: Annotated[
+        int | None, typer.Option("--persons", min=1, help="With --deep: how many persons are chosen (50).")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="With --deep: everything instead of a sample.")] = False,
+    site: Annotated[str | None, typer.Option("--site", help="With --deep: only persons of this site.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --deep: which persons are chosen; by default another each day.")
+    ] = None,
 ) -> None:
     """Check that nothing was lost: accounts of all files, sources of all rows, rows of all sources.
 
+    With --deep, whether every row and link is what a fresh load of the landed lines makes (docs/verify.md).
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
     from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
+    if not deep and (everything or persons is not None or site is not None or seed is not None):
+        raise UsageError("--persons, --all, --site and --seed go with --deep.", "See docs/verify.md.")
     runtime = Runtime.from_environment()
     console = Terminal()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
+        if deep:
+            from pipeline.commands.verify_deep import deep_request, run_deep
+
+            request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
         checks.append(verify_access_log(connection, runtime.settings.home))
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
+        tell_settings(console, runtime, connection)
     failed = [check for check in checks if not check.ok]
     for check in failed:
         console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
@@ -202,6 +221,8 @@ def verify(
     console.print(
         words(styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source.")
     )
+    if deep:
+        run_deep(console, runtime, request)
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

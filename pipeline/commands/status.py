@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Runtime
     from pipeline.settings import SiteSettings
 
-__all__ = ["refuse_empty", "register"]
+__all__ = ["refuse_empty", "register", "tell_settings"]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +52,17 @@ def status() -> None:
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
+        tell_settings(console, runtime, connection)
+
+
+def tell_settings(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
+    """What is loaded under settings that have changed since."""
+    from pipeline.omop.vocabulary import current_release
+    from pipeline.quality.settings_notes import settings_notes
+
+    if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
+        for note in settings_notes(runtime, connection):
+            console.print(note, markup=False)
 
 
 def refuse_empty(connection: psycopg.Connection, schema: str) -> None:

@@ -15,6 +15,7 @@ from pipeline.landing.origin import ORIGIN_FILE, ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport, ProgressCallback
 from pipeline.runtime import Runtime
 from pipeline.warehouse import export_jobs
+from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.server_failures import server_errors
 
@@ -37,11 +38,13 @@ def ingest_folder(
     complete.
 
     What an interrupted ingest of this site left is ended first. Raises UsageError for a folder without NDJSON,
-    ConfigurationError for an impossible site name, SiteBusy while another process ingests, LandingError.
+    ConfigurationError for an impossible site name or one that is missing from sites.yaml, SiteBusy while another
+    process ingests, LandingError.
     """
     site = runtime.settings.site_or_folder(site_name)
     ndjson_files(folder)  # a wrong folder is told before anything is written
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the ingest of a folder"):
+        refuse_missing_site(connection, runtime.settings, site.name)
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
         job = new_job(runtime, connection, site.name, "folder", group=group)

@@ -323,7 +323,8 @@ def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
     rows = rows.with_columns(meaning.alias("row_key"))
     if not rows["surrogate_id"].is_duplicated().any():
         return rows
-    repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "row_key")
+    # Within the line: another line of the same resource in the chunk is another version of it.
+    repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "file_number", "line", "row_key")
     return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
 
 

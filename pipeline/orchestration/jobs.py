@@ -16,6 +16,7 @@ from pipeline import exports
 from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
 from pipeline.exports.kick_off import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
+from pipeline.orchestration.deep_check import deep_check_key
 from pipeline.orchestration.failures import as_failure, told_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
@@ -102,7 +103,7 @@ def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
     """Landing, load and the accounting check of one day; requested by the sensor for one export."""
     return dg.define_asset_job(
         ingest_job_name(site),
-        dg.AssetSelection.assets(landing_key(site), load_key(site)),
+        dg.AssetSelection.assets(landing_key(site), load_key(site)) - dg.AssetSelection.checks(deep_check_key(site)),
         description=f"Download what Epic has exported of site {site.name}, and load it into the CDM.",
         run_tags={"epic_omop/site": site.name},
         executor_def=dg.in_process_executor,

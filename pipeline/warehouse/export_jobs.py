@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 #: Locks that blocks around this one hold and lend.
-_LENT: ContextVar[frozenset[tuple[str, int, str, str]]] = ContextVar("lent_site_locks", default=frozenset())
+_LENT: ContextVar[frozenset[tuple[str, int, str, str, str]]] = ContextVar("lent_site_locks", default=frozenset())
 
 Kind = Literal["bulk", "folder", "replay", "hydration", "crawl"]
 
@@ -120,8 +120,8 @@ class CoolDown:
 
 def lock_warehouse(connection: psycopg.Connection) -> None:
     """Until the transaction ends, nobody else publishes into the warehouse or erases from it: two sites' first loads
-    would each wait for the other's tables."""
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication'))")
+    would each wait for the other's tables. The warehouse is that of the first schema on the search_path (etl)."""
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('epic-omop publication ' || current_schema()))")
 
 
 @contextmanager
@@ -130,18 +130,20 @@ def site_lock(
 ) -> Iterator[None]:
     """One process at a time does `what` for a site, on any machine that uses this warehouse.
 
-    The lock belongs to the connection's session: when its process is killed, the server lets go of it. Transactions
-    inside the block commit as they like. `lent`: what is called inside the block and takes the same lock is let in.
-    Raises SiteBusy when somebody else holds it for longer than the wait.
+    The warehouse is that of the first schema on the search_path. The lock belongs to the connection's session: when
+    its process is killed, the server lets go of it. Transactions inside the block commit as they like. `lent`: what is
+    called inside the block and takes the same lock is let in. Raises SiteBusy when somebody else holds it for longer than
+    the wait.
     """
     key = f"epic-omop export:{site}:{what}"
-    own = (connection.info.host, connection.info.port, connection.info.dbname, key)
+    schema = connection.execute("SELECT current_schema()").fetchone()
+    own = (connection.info.host, connection.info.port, connection.info.dbname, str(schema), key)
     if own in _LENT.get():
         yield
         return
     try:
         connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{int(wait_seconds * 1000)}ms"])
-        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [key])
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(current_schema() || ' ' || %s, 0))", [key])
         connection.commit()
     except psycopg.errors.LockNotAvailable:
         connection.rollback()
@@ -156,7 +158,7 @@ def site_lock(
             _LENT.reset(former)
         if not connection.closed:
             connection.rollback()  # what the block did not commit is undone, as without the lock
-            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [key])
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(current_schema() || ' ' || %s, 0))", [key])
             connection.commit()
 
 

@@ -357,7 +357,8 @@ def test_two_sites_at_once_and_one_site_twice(
 
 #: Sites whose load holds its lock.
 _AT_WORK = (
-    "SELECT site FROM unnest(ARRAY['s', 't']) AS site, hashtextextended('epic-omop export:' || site || ':ingest', 0) AS key"
+    "SELECT site FROM unnest(ARRAY['s', 't']) AS site,"
+    " hashtextextended('etl epic-omop export:' || site || ':ingest', 0) AS key"
     " JOIN pg_locks ON locktype = 'advisory' AND granted AND objsubid = 1"
     " AND key = (classid::bigint << 32 | objid::bigint)"
 )

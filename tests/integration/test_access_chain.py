@@ -145,8 +145,7 @@ def test_earlier_entries_are_chained_by_the_revision(runtime: Runtime) -> None:
         config = Config()
         config.set_main_option("script_location", str(schema._MIGRATIONS))
         config.attributes |= {"connection": connection, "etl_schema": "etl"}
-        command.downgrade(config, "0017")
-        command.downgrade(config, "-1")
+        command.downgrade(config, "0013")
         for _ in range(3):
             connection.exec_driver_sql(ENTRY)
         command.upgrade(config, "head")

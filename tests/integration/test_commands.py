@@ -169,6 +169,12 @@ def test_an_export_that_is_landed_is_loaded_by_its_number(loaded: CommandLine) -
     assert "checks hold" in loaded.run("verify").out
 
 
+def test_a_deep_verification_and_the_plan_of_a_remap(loaded: CommandLine) -> None:
+    assert "Every row and every link is as a fresh load makes it" in loaded.run("verify", "--deep", "--all").out
+    assert "Would be mapped again" in loaded.run("remap", "--site", "s", "--dry-run").out
+    assert "--persons" in loaded.run("verify", "--persons", "3", code=2).err
+
+
 def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
     (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson")
     content = file.read_bytes()
@@ -287,6 +293,8 @@ def test_the_manifest_is_json(loaded: CommandLine) -> None:
         ("dead-letters", "list"),
         ("dead-letters", "show", "1"),
         ("dead-letters", "replay", "--site", "s"),
+        ("remap", "--site", "s"),
+        ("verify", "--deep"),
     ],
     ids=" ".join,
 )

@@ -35,6 +35,7 @@ _ARGUMENTS = {
     "psql": ["-c", "SELECT 1"],
     "publish": ["--to", "{folder}/lake"],
     "sandbox generate": ["--patients", "1", "--out", "{folder}/sample"],
+    "verify": ["--deep"],
     "view run": [str(MAPPINGS_FOLDER / "Patient.yaml"), "{file}"],
     "vocabulary load": [str(MAPPINGS_FOLDER / "demo_vocabulary")],
     "vocabulary lookup": ["http://loinc.org", "2160-0"],

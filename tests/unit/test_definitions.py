@@ -73,10 +73,19 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
         "simulated/load",
     ]
     assert names(definitions) == {
-        "jobs": ["folders__ingest", "north__ingest", "north__kick_off", "simulated__ingest", "simulated__kick_off"],
-        "schedules": ["north__nightly", "simulated__nightly"],
+        "jobs": [
+            "deep_check",
+            "folders__ingest",
+            "north__ingest",
+            "north__kick_off",
+            "simulated__ingest",
+            "simulated__kick_off",
+        ],
+        "schedules": ["deep_check__nightly", "north__nightly", "simulated__nightly"],
         "sensors": ["north__exports", "simulated__exports"],
-        "checks": ["folders/load:accounting", "north/load:accounting", "simulated/load:accounting"],
+        "checks": [
+            f"{site}/load:{check}" for site in ("folders", "north", "simulated") for check in ("accounting", "deep")
+        ],
     }
 
 

@@ -24,7 +24,16 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.errors import WarehouseError
 from pipeline.warehouse.server_failures import server_failure
 
-__all__ = ["DerivedOptions", "DerivedReport", "TableChange", "note_affected_persons", "refresh_derived"]
+__all__ = [
+    "KEYS",
+    "DerivedOptions",
+    "DerivedReport",
+    "Fact",
+    "TableChange",
+    "note_affected_persons",
+    "refresh_derived",
+    "rules_are_old",
+]
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -35,7 +44,7 @@ _RULES_VERSION = 2
 _TYPE_CONCEPT = 32882
 
 #: Table → the columns that tell its rows apart. The others are updated in place, under the same id.
-_KEYS = {
+KEYS = {
     "observation_period": ("person_id", "observation_period_start_date"),
     "condition_era": ("person_id", "condition_concept_id", "condition_era_start_date"),
     "drug_era": ("person_id", "drug_concept_id", "drug_era_start_date"),
@@ -243,15 +252,7 @@ class _Refresh:
         (self.report.period_persons,) = self._row("SELECT count(*) FROM pg_temp.derived_period_person")
 
     def _rules(self) -> str:
-        """What every person's derived rows depend on besides their own events."""
-        options = self.options
-        return (
-            f"version {_RULES_VERSION}; vocabulary {self._vocabulary_release()}; go-live {options.go_live};"
-            f" gap {options.period_gap_days}; tail {options.period_tail_days};"
-            f" without {_listed(options.period_excluded_condition_types)}"
-            f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
-            f" stockpiling {options.stockpiling}; administrations {_listed(options.administration_types)}"
-        )[:250]
+        return _rules_text(self.options, self._vocabulary_release())
 
     def _remembered(self, name: str, column: str) -> Any:
         """A fact of the site as the last publication left it; None where there is none."""
@@ -313,7 +314,7 @@ class _Refresh:
     def _derive(self, table: str, scope: str) -> None:
         self._temporary(f"fresh_{table}", self._sql(table))
         in_scope = f"EXISTS (SELECT FROM pg_temp.{scope} AS scope WHERE scope.person_id = row.person_id)"
-        self._changed(table, self._merge(table, _KEYS[table], in_scope))
+        self._changed(table, self._merge(table, KEYS[table], in_scope))
 
     def _merge(self, table: str, key: tuple[str, ...], in_scope: str) -> TableChange:
         """Make the rows in scope equal to those of the temporary table `fresh_<table>`; equal ones are not touched."""
@@ -427,6 +428,26 @@ class _Refresh:
             self.report.changes[table] = TableChange(
                 before.deleted + change.deleted, before.updated + change.updated, before.inserted + change.inserted
             )
+
+
+def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
+    """What every person's derived rows depend on besides their own events."""
+    return (
+        f"version {_RULES_VERSION}; vocabulary {vocabulary_release}; go-live {options.go_live};"
+        f" gap {options.period_gap_days}; tail {options.period_tail_days};"
+        f" without {_listed(options.period_excluded_condition_types)}"
+        f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
+        f" stockpiling {options.stockpiling}; administrations {_listed(options.administration_types)}"
+    )[:250]
+
+
+def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options: DerivedOptions) -> bool:
+    """Whether the derived rows of the options' site were computed by other rules: its next publication computes all."""
+    remembered = connection.execute(
+        f"SELECT value_as_string FROM {cdm}.metadata WHERE name = %s", (f"site/{options.site}/derived_rules",)
+    ).fetchone()
+    release = connection.execute(f"SELECT release FROM {etl}.vocabulary_release WHERE is_current").fetchone()
+    return remembered is not None and remembered[0] != _rules_text(options, str(release[0]) if release else "none")
 
 
 def _bindable(value: Any) -> Any:

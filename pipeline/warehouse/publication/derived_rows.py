@@ -6,10 +6,16 @@ from importlib.metadata import version
 
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.warehouse.derived import DerivedOptions, note_affected_persons, refresh_derived
+from pipeline.settings import Settings, SiteSettings
+from pipeline.warehouse.derived import DerivedOptions, Fact, note_affected_persons, refresh_derived
 from pipeline.warehouse.publication.context import CDM_VERSION, IG_VERSION, Publication
 
-__all__ = ["note_persons", "refresh"]
+__all__ = ["derived_options", "note_persons", "refresh"]
+
+
+def derived_options(site: SiteSettings, settings: Settings, **facts: Fact) -> DerivedOptions:
+    """What the settings say of a site's derived rows. `facts`: of the site, for `metadata`."""
+    return DerivedOptions(site=site.name, go_live=site.go_live_date, instance_zone=settings.time_zone, facts=facts)
 
 
 def note_persons(p: Publication) -> None:
@@ -28,16 +34,13 @@ def refresh(p: Publication) -> None:
                 p.connection.execute(f"ANALYZE {p.cdm}.{table}")
     site = p.site
     as_of = p.export.transaction_time.astimezone(site.zone).date()
-    options = DerivedOptions(
-        site=site.name,
-        go_live=site.go_live_date,
-        instance_zone=p.settings.time_zone,
-        facts={
-            "last_export": p.export.transaction_time,
-            "cdm_version": CDM_VERSION,
-            "ig_version": IG_VERSION,
-            "software_version": version("epic-omop"),
-        },
+    options = derived_options(
+        site,
+        p.settings,
+        last_export=p.export.transaction_time,
+        cdm_version=CDM_VERSION,
+        ig_version=IG_VERSION,
+        software_version=version("epic-omop"),
     )
     derived = refresh_derived(
         p.connection,

@@ -1,0 +1,87 @@
+"""One deep verification: choose, load afresh, compare. The order of the other modules, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from pipeline.ingest import site_fingerprints
+from pipeline.quality.deep.compare import compare
+from pipeline.quality.deep.content import Side, make_content
+from pipeline.quality.deep.lines import exports_of, sites_of
+from pipeline.quality.deep.model import DeepProgress, DeepReport, DeepRequest
+from pipeline.quality.deep.sample import choose
+from pipeline.quality.deep.scratch import Scratch, scratch_warehouse
+from pipeline.replay import ingest_with_follow_ups
+from pipeline.runtime import Runtime
+from pipeline.warehouse.old_settings import SiteFingerprints
+from pipeline.warehouse.server_failures import server_errors
+
+__all__ = ["verify_deep"]
+
+
+def verify_deep(runtime: Runtime, request: DeepRequest, progress: DeepProgress | None = None) -> DeepReport:
+    """Compare the warehouse with a fresh load of the current lines of the persons that are asked for.
+
+    The warehouse is read in one snapshot and not changed; loads may go on meanwhile. Needs the right to create
+    schemas, and disk for a second copy of what is compared. Raises SiteBusy while another deep verification runs,
+    LandingError, WarehouseError, and whatever a load raises.
+    """
+    tell = progress or (lambda _stage, _done, _total: None)
+    started = time.perf_counter()
+    report = DeepReport()
+    with server_errors(), scratch_warehouse(runtime) as scratch:
+        _read(scratch, request, report, tell)
+        with scratch.real.connect() as connection:
+            for site in sites_of(scratch, connection, request.seed):
+                _load(scratch, connection, site, request.seed, tell)
+            tell("expected rows", 0, 0)
+            make_content(connection, _side(scratch, request, "expected"), runtime.settings.vocab_schema)
+            compare(scratch, connection, report, tell)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _read(scratch: Scratch, request: DeepRequest, report: DeepReport, progress: DeepProgress) -> None:
+    """All that is read of the warehouse, as it is at one moment."""
+    fingerprints = _fingerprints(scratch.real)
+    with _snapshot(scratch.real) as connection:
+        choose(scratch, connection, request, fingerprints, report, progress)
+        progress("rows as they are", 0, 0)
+        make_content(connection, _side(scratch, request, "actual"), scratch.real.settings.vocab_schema)
+
+
+def _fingerprints(runtime: Runtime) -> dict[str, SiteFingerprints]:
+    with runtime.connect() as connection:
+        sites = connection.execute("SELECT DISTINCT site FROM site_resource_type ORDER BY site").fetchall()
+    return {site: site_fingerprints(runtime, runtime.settings.site_or_folder(site)) for (site,) in sites}
+
+
+@contextmanager
+def _snapshot(runtime: Runtime) -> Iterator[psycopg.Connection]:
+    with runtime.connect() as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with connection.transaction():
+            yield connection
+
+
+def _load(scratch: Scratch, connection: psycopg.Connection, site: str, seed: int, progress: DeepProgress) -> None:
+    settings = scratch.runtime.settings.site_or_folder(site)
+    for export in exports_of(scratch, connection, site, seed, progress):
+        ingest_with_follow_ups(
+            scratch.runtime,
+            settings,
+            export,
+            force=True,
+            progress=lambda stage, done, total: progress(f"{stage} of {site}", done, total),
+        )
+        connection.commit()
+
+
+def _side(scratch: Scratch, request: DeepRequest, name: str) -> Side:
+    settings = scratch.real.settings if name == "actual" else scratch.runtime.settings
+    everything = request.persons is None and request.site is None
+    return Side(name, settings.cdm_schema, settings.etl_schema, scratch.etl, everything)

@@ -1,0 +1,52 @@
+"""What `status` and `verify` say of settings that changed after rows were loaded: a sentence each, none where all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+
+from pipeline.errors import EpicOmopError
+from pipeline.ingest import site_fingerprints
+from pipeline.runtime import Runtime
+from pipeline.warehouse.configured_sites import refuse_missing_site
+from pipeline.warehouse.derived import rules_are_old
+from pipeline.warehouse.old_settings import old_settings
+from pipeline.warehouse.publication.derived_rows import derived_options
+
+__all__ = ["settings_notes"]
+
+
+def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator[str]:
+    """Of all sites that have something loaded. `connection` has etl on its search_path; reads only."""
+    sites = connection.execute("SELECT DISTINCT site FROM site_resource_type ORDER BY site").fetchall()
+    for (site,) in sites:
+        try:
+            refuse_missing_site(connection, runtime.settings, site)
+            yield from _of_site(runtime, connection, site)
+        except EpicOmopError as error:
+            yield f"{error.message} {error.advice}".strip()
+
+
+def _of_site(runtime: Runtime, connection: psycopg.Connection, name: str) -> Iterator[str]:
+    settings = runtime.settings
+    site = settings.site_or_folder(name)
+    old = old_settings(connection, name, site_fingerprints(runtime, site))
+    command = f"`epic-omop remap --site {name}`"
+    if old.count:
+        rejected = f" ({old.rejected:,} of them are rejected by those of today)" if old.rejected else ""
+        yield (
+            f"Site {name}: {old.count:,} resources{rejected} with {old.rows:,} rows are under old settings, mappings or"
+            f" software. {command} maps them again; the next export maps those that it holds."
+        )
+    options = derived_options(site, settings)
+    if rules_are_old(connection, cdm=settings.cdm_schema, etl=settings.etl_schema, options=options):
+        yield (
+            f"Site {name}: observation periods and eras are under old settings (such as go_live_date)."
+            f" {command} or the next load computes them again."
+        )
+    interrupted = connection.execute(
+        "SELECT started_at FROM remap WHERE site = %s AND finished_at IS NULL", (name,)
+    ).fetchone()
+    if interrupted:
+        yield f"Site {name}: a remap begun at {interrupted[0]:%Y-%m-%d %H:%M} UTC has not ended. {command} goes on with it."

@@ -1,0 +1,139 @@
+"""Every setting either changes the fingerprints of the types whose rows it decides, or is said here to decide none."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast, get_args
+
+import pytest
+
+from pipeline.ingest import fingerprints
+from pipeline.mapping_options import MappingOptions, resources_of
+from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.derive import DERIVATIONS
+from pipeline.omop.mapping import load_mappings
+from pipeline.runtime import Runtime
+from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.warehouse.publication.derived_rows import derived_options
+
+#: Settings of a site that decide rows of every type, each with another value than the default.
+OF_ALL_TYPES: Mapping[str, Any] = {
+    "time_zone": "America/Chicago",
+    "max_line_bytes": 2048,
+    "text_source_value_types": ("Observation",),
+}
+#: Those that decide derived rows alone, which remember their own rules.
+OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01"}
+#: Its name is a part of every identity: other surrogate ids, other resources.
+IDENTITY = {"name"}
+#: How the site is reached and asked. What comes is another export then; what has come is mapped as before.
+EXTRACTION = {
+    "fhir_url", "client_id", "private_key_file", "private_key_env", "key_id", "algorithm", "previous_private_key_file",
+    "previous_private_key_env", "previous_key_id", "jwks_url", "scope_version", "audience", "groups", "resource_types",
+    "kickoff_window_hours", "poll_floor_seconds", "poll_ceiling_seconds", "download_workers", "allowed_origins",
+    "ca_file", "private_networks", "supports_since", "request_budget_per_hour", "test_mode", "schedule", "hydrate",
+    "hydrate_types", "hydrate_again_days", "patients_file", "crawl_searches", "search_count", "search_last_updated",
+    "rest_workers", "requests_per_second",
+}  # fmt: skip
+#: Judged anew by each publication, from what all exports held.
+VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages"}
+
+#: The same of the instance: what decides rows, …
+INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata"}
+#: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
+OTHERS_OF_INSTANCE = {
+    "home", "database_url", "cdm_schema", "vocab_schema", "etl_schema", "workers", "surrogate_salt", "lakehouse",
+    "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    return Runtime(Settings(home=tmp_path_factory.mktemp("home")))
+
+
+def marks(runtime: Runtime, site: SiteSettings) -> dict[str, int]:
+    index = cast(ConceptIndex, SimpleNamespace(content_hash="vocabulary"))
+    mappings = load_mappings(MAPPINGS_FOLDER, site.name, site.mapping)
+    return fingerprints(runtime, site, mappings, index)
+
+
+def changed(runtime: Runtime, site: SiteSettings, other: Runtime | None = None) -> set[str]:
+    before, after = marks(runtime, SiteSettings(name="one")), marks(other or runtime, site)
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_every_setting_is_declared() -> None:
+    declared = [OF_ALL_TYPES.keys(), OF_DERIVED_ROWS.keys(), IDENTITY, EXTRACTION, VANISHING, {"mapping"}]
+    assert sorted(name for group in declared for name in group) == sorted(SiteSettings.model_fields)
+    assert sorted([*INSTANCE, *OTHERS_OF_INSTANCE]) == sorted(Settings.model_fields)
+
+
+@pytest.mark.parametrize(("name", "value"), OF_ALL_TYPES.items())
+def test_what_decides_rows_of_all_types_changes_all(runtime: Runtime, name: str, value: Any) -> None:
+    site = SiteSettings.model_validate({"name": "one", name: value})
+    assert changed(runtime, site) == set(marks(runtime, site))
+
+
+@pytest.mark.parametrize(("name", "value"), INSTANCE.items())
+def test_what_decides_rows_of_all_sites_changes_all(runtime: Runtime, name: str, value: Any) -> None:
+    other = Runtime(runtime.settings.model_copy(update={name: value}))
+    site = SiteSettings(name="one")
+    assert changed(runtime, site, other) == set(marks(runtime, site))
+
+
+@pytest.mark.parametrize(("name", "value"), OF_DERIVED_ROWS.items())
+def test_derived_rows_remember_their_own(runtime: Runtime, name: str, value: Any) -> None:
+    site = SiteSettings.model_validate({"name": "one", name: value})
+    assert changed(runtime, site) == set()
+    assert derived_options(site, runtime.settings) != derived_options(SiteSettings(name="one"), runtime.settings)
+
+
+@pytest.mark.parametrize("name", MappingOptions.model_fields)
+def test_an_option_changes_the_types_that_it_names(runtime: Runtime, name: str) -> None:
+    field = MappingOptions.model_fields[name]
+    for value in get_args(field.annotation):
+        if value != field.default:
+            mapping = MappingOptions.model_validate({name: value})
+            assert changed(runtime, SiteSettings(name="one", mapping=mapping)) == set(resources_of(field)), value
+
+
+def code_of(rules: Iterable[str]) -> str:
+    """The source of derive functions and of the functions of their packages that they name."""
+    todo: list[Any] = [inspect.unwrap(DERIVATIONS[rule]) for rule in rules]
+    seen: dict[Any, str] = {}
+    while todo:
+        function = inspect.unwrap(todo.pop())
+        if function not in seen and function.__module__.startswith("pipeline.omop.derive"):
+            seen[function] = inspect.getsource(function)
+            named = (function.__globals__.get(name) for name in function.__code__.co_names)
+            todo += [value for value in named if inspect.isfunction(value)]
+    return "\n".join(seen.values())
+
+
+def test_an_option_names_every_type_whose_rules_read_it() -> None:
+    """In the mapping files, and in the code of their derive functions."""
+    read: dict[str, set[str]] = {name: set() for name in MappingOptions.model_fields}
+    for resource_type, mapping in load_mappings(MAPPINGS_FOLDER).resources.items():
+        text = (MAPPINGS_FOLDER / f"{resource_type}.yaml").read_text(encoding="utf-8")
+        code = code_of({rule for view in mapping.views for rule in view.derive})
+        for name, types in read.items():
+            if re.search(rf"option: .*\b{name}\b", text) or re.search(rf"options\.{name}\b", code):
+                types.add(resource_type)
+    shared = (MAPPINGS_FOLDER.parent / "pipeline/omop/events.py").read_text(encoding="utf-8")
+    assert [name for name, types in read.items() if not types and f"options.{name}" not in shared] == []
+    read["data_absent"] -= {"QuestionnaireResponse"}  # shares the rule; an answer has no dataAbsentReason
+    for name, types in read.items():
+        assert types <= set(resources_of(MappingOptions.model_fields[name])), name
+
+
+def test_a_crosswalk_changes_patients(runtime: Runtime, tmp_path: Path) -> None:
+    file = tmp_path / "crosswalk.csv"
+    file.write_text("site,patient_id,same_as_site,same_as_patient_id\none,a,two,b\n")
+    other = Runtime(runtime.settings.model_copy(update={"person_crosswalk": file}))
+    assert changed(runtime, SiteSettings(name="one"), other) == {"Patient"}
