@@ -1,7 +1,7 @@
 """The comparison: landed lines, chunk by chunk and in worker processes, with what is loaded.
 
 Lines that are known by their bytes or their content are unchanged, and nothing more is done about them. A chunk of which
-much is new goes through the transform at once. Of few lines only their places are kept: they are put together with those of
+much is new goes through the transform at once. Few lines are kept with their places: they are put together with those of
 other chunks, because what polars asks for a frame does not grow with its rows, and a night has few in each chunk.
 """
 
@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
-from pipeline.landing.reading import read_lines_at
 from pipeline.omop.content import Contents
 from pipeline.omop.plan import TransformPlan, Worker
 from pipeline.omop.transform import LinesTransform
@@ -75,7 +74,7 @@ class ChunkTask:
 
 @dataclass(frozen=True)
 class LinesTask:
-    """New lines of several chunks, whose places these left in staging."""
+    """New lines of several chunks, which these left in staging."""
 
     chunks: tuple[ChunkTask, ...]
     resource_type: str
@@ -125,9 +124,10 @@ def transform_lines(task: LinesTask) -> None:
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
     with _without_collection():
-        places = [_worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks]
-        lines = pl.concat(places).with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
-        raws = list(_raws_at(task.files, lines))
+        left = [_worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks]
+        lines = pl.concat(left).with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
+        raws = lines["raw"].to_list()
+        lines = lines.drop("raw")
         LinesTransform(_worker, task, lines, raws, list(range(len(raws))), Contents(_worker)).run()
 
 
@@ -141,12 +141,6 @@ def _without_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _raws_at(files: Mapping[int, Path], lines: pl.DataFrame) -> Iterator[bytes]:
-    """The lines at their places (file_number, byte_offset, byte_length), which are in the order of the files."""
-    for (number,), places in lines.group_by("file_number", maintain_order=True):
-        yield from read_lines_at(files[number], places.select("byte_offset", "byte_length").iter_rows())
 
 
 class _Comparison:
@@ -177,10 +171,11 @@ class _Comparison:
         return self._report(counts, unchanged["file_number"], of_content["file_number"], waiting)
 
     def _transform(self, raws: list[bytes], wanted: list[int]) -> int:
-        """Transform the wanted lines, or keep their places. Returns the bytes of those that wait."""
+        """Transform the wanted lines, or keep them in staging. Returns the bytes of those that wait."""
         if len(wanted) < min(_FEW_LINES, len(raws) / _FEW_AMONG):
             places = self.lines[wanted]
-            self._write(staging.WAITING, places.drop("index"))
+            of_lines = pl.Series("raw", [raws[index] for index in wanted], dtype=pl.Binary)
+            self._write(staging.WAITING, places.drop("index").with_columns(of_lines))
             return int(places["byte_length"].sum())
         LinesTransform(self.worker, self.task, self.lines, raws, wanted, self.contents).run()
         return 0

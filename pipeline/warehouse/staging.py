@@ -42,7 +42,7 @@ __all__ = [
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
 ISSUE, MAPPING, UNCHANGED, EVENT_LINK = "issue", "mapping", "unchanged", "event_link"
-#: Places of lines that are transformed together with those of other chunks.
+#: Lines, with their places, that are transformed together with those of other chunks.
 WAITING = "waiting"
 
 _LINE_SCHEMA = {

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline import exports
 from pipeline.errors import EpicOmopError, ExportGone, LandingError, RemoteUnavailable, UnsafeRemote
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
@@ -181,7 +182,7 @@ def states(runtime: Runtime) -> list[str]:
 
 def assert_whole(runtime: Runtime, landed: LandedExport) -> None:
     assert runtime.landing.open("site_a", landed.export_id, verify=True) == landed
-    assert sorted(line for file in landed.files for line in file.path.read_bytes().splitlines()) == ALL_LINES
+    assert sorted(line for file in landed.files for line in open_landed(file.path).read().splitlines()) == ALL_LINES
     assert not [path for path in landed.folder.rglob("*") if path.suffix in (".part", ".tmp")]
     with runtime.connect() as connection:
         row = connection.execute(

@@ -170,14 +170,14 @@ def test_an_export_that_is_landed_is_loaded_by_its_number(loaded: CommandLine) -
 
 
 def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
-    (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson")
+    (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson.zst")
     content = file.read_bytes()
     try:
-        file.write_bytes(content.replace(b"1970", b"1971"))
+        file.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
         failed = loaded.run("verify", "--files", code=70)
     finally:
         file.write_bytes(content)
-    assert "SHA-256" in failed.out
+    assert "does not have its digest" in failed.out
     assert "Patient" in failed.out
 
 
