@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -31,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress
-from pipeline.landing.reading import read_line
+from pipeline.landed_lines import read_landed
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.omop.keys import SurrogateKeys
@@ -43,7 +43,7 @@ from pipeline.site_session import rest_session
 from pipeline.wanted import WantedReferences
 from pipeline.warehouse import export_jobs, hydrated
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.publish import LandedLine, PublicationReport
+from pipeline.warehouse.publish import PublicationReport
 
 __all__ = ["Hydration", "HydrationProgress", "hydrate", "ingest_hydrated", "newest_exports"]
 
@@ -242,20 +242,11 @@ def _add_pending(
     if targets.is_empty():
         return
     pending = WantedReferences(site, wanted.keys, wanted.types, wanted.known)
-    for export_id, numbers in _by_export(hydrated.pending_lines(connection, site.name)):
-        if not runtime.landing.is_finished(site.name, export_id):
-            continue  # its files were cleared away
-        files = {file.number: file.path for file in runtime.landing.open(site.name, export_id).files}
-        pending.scan_lines([read_line(files[number], offset, length) for number, offset, length in numbers])
+    # A line that no export holds any more refers to nothing that could be asked for.
+    read = read_landed(runtime.landing, site.name, hydrated.pending_lines(connection, site.name))
+    pending.scan_lines([found.raw for found in read.found.values()])
     found = pending.wanted.join(targets, on="surrogate_id", how="semi")
     wanted.wanted = pl.concat([wanted.wanted, found]).unique("surrogate_id", maintain_order=True)
-
-
-def _by_export(lines: Sequence[LandedLine]) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    grouped: dict[int, list[tuple[int, int, int]]] = {}
-    for line in lines:
-        grouped.setdefault(line.export_id, []).append((line.file_number, line.byte_offset, line.byte_length))
-    yield from sorted(grouped.items())
 
 
 class _HydrationRun:

@@ -22,7 +22,8 @@ from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
 from pipeline.errors import EpicOmopError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
-from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.landed_lines import with_binaries_found
+from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.omop.chunks import (
     ChunkPiece,
     ChunkTask,
@@ -214,7 +215,7 @@ def _transform(
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
-                    _write_facts(connection, plan, export.transaction_time)
+                    _write_facts(connection, plan, export.export_id, export.transaction_time)
                     connection.commit()
     return reports
 
@@ -326,7 +327,9 @@ def _in_order(
         ahead += [(following, executor.submit(transform, following)) for following in islice(tasks, 1)]
 
 
-def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
+def _write_facts(
+    connection: psycopg.Connection, plan: TransformPlan, export_id: int, transaction_time: datetime
+) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
     columns = ["surrogate_id", "name", "value"]
     taken = _taken(connection, plan, transaction_time).lazy()
@@ -338,6 +341,8 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
+    landing = LandingStore(plan.landing.parent)
+    stored = with_binaries_found(connection, landing, plan.site.name, export_id, stored)
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
     write_facts(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]))
 

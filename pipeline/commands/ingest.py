@@ -141,6 +141,8 @@ def ingest_landed(
             f"Export {first.export_id} of {site.name}: {first.lines:,} lines in {seconds:.1f} s"
             f" (transform {first.transform_seconds:.1f}, publish {first.publish_seconds:.1f})."
         )
+        for warning in dict.fromkeys(text for report in reports for text in report.warnings):
+            console.print(warning, style="yellow", markup=False, soft_wrap=True)
         tell_hydrations(console, hydrations)
         fetched = sum(landed.lines for result in hydrations for landed in result.landed)
         replayed = sum(report.lines for report in reports[1:]) - fetched

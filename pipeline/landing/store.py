@@ -256,14 +256,25 @@ class LandingStore:
 
         Raises LandingError when it is not there, not finished, or damaged.
         """
+        export = self.read_manifest(site, export_id)
+        for file in (*export.files, *export.outcomes, *export.deleted):
+            _check(file, verify=verify)
+        return export
+
+    def read_manifest(self, site: str, export_id: int) -> LandedExport:
+        """A finished export by its manifest alone. Raises LandingError when it is not there, or damaged."""
         folder = self.folder(site, export_id)
         if not self.is_finished(site, export_id):
             advice = "Run the export or the ingest again."
             raise LandingError(f"There is no finished export {export_id} of site {site} in {self.root}.", advice)
-        export = _export_from_json(_read_json(folder / _MANIFEST), folder)
-        for file in (*export.files, *export.outcomes, *export.deleted):
-            _check(file, verify=verify)
-        return export
+        return _export_from_json(_read_json(folder / _MANIFEST), folder)
+
+    def finished(self, site: str) -> Iterator[LandedExport]:
+        """The finished exports of a site, the newest first; those whose manifest is damaged are left out."""
+        for number in sorted(_numbers(self.root / site), reverse=True):
+            if self.is_finished(site, number):
+                with suppress(LandingError):
+                    yield self.read_manifest(site, number)
 
     def land_folder(
         self,
@@ -277,6 +288,11 @@ class LandingStore:
         from pipeline.landing.folder import land_folder  # folder.py is written on top of this module
 
         return land_folder(self.begin(site, export_id), source, transaction_time, progress)
+
+
+def _numbers(folder: Path) -> list[int]:
+    with landing_errors(folder):
+        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
 
 
 class _Twins:
@@ -295,14 +311,9 @@ class _Twins:
         return self._files.get((digest.sha256, digest.bytes))
 
     def _stored(self) -> Iterator[tuple[tuple[str, int], Path]]:
-        with landing_errors(self._folder.parent):
-            names = sorted(int(path.name) for path in self._folder.parent.iterdir() if path.name.isdigit())
-        for number in names:
-            folder = self._folder.parent / str(number)
-            if folder == self._folder or not (folder / _MANIFEST).exists():
-                continue
-            with suppress(LandingError):  # a damaged export has no twins to give
-                export = _export_from_json(_read_json(folder / _MANIFEST), folder)
+        store, site = LandingStore(self._folder.parent.parent), self._folder.parent.name
+        for export in reversed(list(store.finished(site))):
+            if export.folder != self._folder:
                 for file in (*export.files, *export.outcomes, *export.deleted):
                     yield (file.sha256, file.bytes), compressed_name(file.path)
 

@@ -14,7 +14,7 @@ import psycopg
 
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.ids import STAY_LOCATION
-from pipeline.warehouse.publish import LandedLine
+from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
 
 __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 
@@ -58,7 +58,7 @@ def pending_targets(connection: psycopg.Connection, site: str) -> pl.DataFrame:
 def pending_lines(connection: psycopg.Connection, site: str) -> list[LandedLine]:
     """The landed lines that refer to `pending_targets`: they hold the literal references."""
     rows = connection.execute(
-        f"SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length{_PENDING}",
+        f"SELECT DISTINCT {LANDED_LINE}{_PENDING}",
         (_ROLES, site),
     ).fetchall()
     return sorted(LandedLine(*row) for row in rows)
