@@ -116,6 +116,7 @@ def _export_tables(metadata: MetaData) -> None:
         _time("published_at"),
         _time("deleted_at"),
         Column("since", DateTime(timezone=True), comment="`_since` of the kick-off; NULL: everything was asked for"),
+        Column("pruned_at", DateTime(timezone=True), comment="landing holds at most the lines that are needed"),
         CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
         CheckConstraint(
             "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",

@@ -12,6 +12,7 @@ from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
+from pipeline.orchestration.landing_job import prune_job
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
@@ -44,7 +45,13 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
             *([lakehouse.asset] if lakehouse else []),
         ],
         asset_checks=[accounting_check(site) for site in sites],
-        jobs=[*kick_offs.values(), *crawls.values(), *ingests.values(), *([lakehouse.job] if lakehouse else [])],
+        jobs=[
+            *kick_offs.values(),
+            *crawls.values(),
+            *ingests.values(),
+            *(prune_job(site) for site in sites),
+            *([lakehouse.job] if lakehouse else []),
+        ],
         schedules=[
             *(nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly),
             *([lakehouse.schedule] if lakehouse else []),

@@ -20,7 +20,7 @@ import psycopg
 
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
-from pipeline.errors import EpicOmopError
+from pipeline.errors import EpicOmopError, UsageError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.landed_lines import with_binaries_found
 from pipeline.landing.store import LandedExport, LandedFile, LandingStore
@@ -78,6 +78,12 @@ def ingest(
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
+    if export.pruned_at:
+        raise UsageError(
+            f"Export {export.export_id} of site {site.name} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only those"
+            " of its lines that are needed.",
+            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
+        )
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )

@@ -164,6 +164,7 @@ def verify(
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
+    from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.quality.verify import verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
@@ -175,6 +176,9 @@ def verify(
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
+        missing = missing_lines(connection)
+    if missing:
+        console.print(missing_sentence(missing), style="yellow", markup=False, soft_wrap=True)
     failed = [check for check in checks if not check.ok]
     for check in failed:
         console.print(f"[red]✗[/red] {check.name}: {check.problems:,} {check.detail}")

@@ -25,6 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def status() -> None:
     """Show where everything stands: the warehouse, the vocabulary, each site's exports and dead letters."""
+    from pipeline.commands.landing import usage
+    from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.omop.vocabulary import current_release
     from pipeline.runtime import Runtime
 
@@ -51,6 +53,9 @@ def status() -> None:
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
+        console.print(usage(runtime, connection).sentence(), soft_wrap=True, markup=False)
+        if missing := missing_lines(connection):
+            console.print(missing_sentence(missing), style="yellow", soft_wrap=True, markup=False)
 
 
 def refuse_empty(connection: psycopg.Connection, schema: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import xxhash
 
 from pipeline.erasure.ownership import ABOUT_TYPES, ErasedPersons, Owned, OwnedLine, judged, judged_deletions
+from pipeline.errors import LandingError
 from pipeline.fhir.ndjson import Line, plan_chunks, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
 from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import is_erased
-from pipeline.landing.reading import landed_bytes, open_landed, stored_file
+from pipeline.landing.reading import is_landed, landed_bytes, open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 
 __all__ = ["Folder", "FoundLine", "Search", "erase_in", "folders_of", "search"]
@@ -100,25 +102,25 @@ class Search:
 
 
 def folders_of(store: LandingStore, site: str) -> list[Folder]:
-    """All folders of a site. Raises LandingError, also for a manifest that cannot be read."""
-    root = store.root / site
-    with landing_errors(root):
-        numbers = sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.exists() else []
-    return [_folder(store, site, number) for number in numbers]
+    """All folders of a site, also those whose manifest is damaged. Raises LandingError."""
+    return [_folder(store, site, number) for number in store.numbers(site)]
 
 
 def _folder(store: LandingStore, site: str, number: int) -> Folder:
     draft = store.draft_of(site, number)
     parts = sorted((draft.folder / "patients").glob("*/*.ndjson"))
-    if store.is_finished(site, number):
-        export = store.open(site, number)
-        return Folder(draft, export, (*export.files, *export.outcomes), export.deleted, tuple(parts))
-    files, deleted = (*draft.noted("files"), *draft.noted("outcomes")), draft.noted("deleted")
-    noted = {file.path for file in (*files, *deleted)}
+    with suppress(LandingError):  # of a damaged manifest: the files are searched as those of an unfinished export
+        if store.is_finished(site, number):
+            export = store.read_manifest(site, number)
+            files = [file for file in (*export.files, *export.outcomes) if is_landed(file.path)]
+            deleted = [file for file in export.deleted if is_landed(file.path)]
+            return Folder(draft, export, tuple(files), tuple(deleted), tuple(parts))
+    noted_files, noted_deleted = (*draft.noted("files"), *draft.noted("outcomes")), draft.noted("deleted")
+    noted = {file.path for file in (*noted_files, *noted_deleted)}
     # Without a sidecar a file is fetched again, but it lies there.
     names = [path.with_name(path.name.removesuffix(".zst")) for path in sorted(draft.folder.glob("*/*.ndjson*"))]
     parts += [path for path in dict.fromkeys(names) if path.name.endswith(".ndjson") and path not in noted]
-    return Folder(draft, None, files, deleted, tuple(parts))
+    return Folder(draft, None, noted_files, noted_deleted, tuple(parts))
 
 
 def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProgress | None = None) -> Search:

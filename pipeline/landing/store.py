@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +76,8 @@ class LandedExport:
     deleted: tuple[LandedFile, ...] = ()
     #: When lines of persons were last erased from it.
     erased_at: datetime | None = None
+    #: When files and lines that nothing needs were last removed (`landing/pruned.py`): it cannot be loaded again.
+    pruned_at: datetime | None = None
 
     @property
     def lines(self) -> int:
@@ -192,15 +194,16 @@ class LandingDraft:
         export = LandedExport(
             self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
         )
-        self._sweep({file.path for file in (*files, *outcomes, *deleted)})
+        self.sweep({file.path for file in (*files, *outcomes, *deleted)})
         self.write_manifest(export)
         return export
 
-    def _sweep(self, kept: set[Path]) -> None:
+    def sweep(self, kept: set[Path]) -> None:
+        """Remove every file but these and their sidecars. Raises LandingError."""
         listed = {stored_file(path) for path in kept} | {_sidecar(path) for path in kept}
         with landing_errors(self.folder):
             for category in _CATEGORIES:
-                for path in sorted((self.folder / category).iterdir()):
+                for path in sorted((self.folder / category).glob("*")):
                     if path not in listed:
                         path.unlink()
 
@@ -222,6 +225,17 @@ class LandingStore:
     def exists(self, site: str, export_id: int) -> bool:
         """Whether the store holds anything, finished or not, under this id."""
         return self.folder(site, export_id).exists()
+
+    def sites(self) -> list[str]:
+        """Names of the sites that have a folder."""
+        with landing_errors(self.root):
+            return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
+
+    def numbers(self, site: str) -> list[int]:
+        """Ids of a site's exports, finished or not, the oldest first."""
+        folder = self.root / site
+        with landing_errors(folder):
+            return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     def is_finished(self, site: str, export_id: int) -> bool:
         return (self.folder(site, export_id) / _MANIFEST).exists()
@@ -269,9 +283,15 @@ class LandingStore:
             raise LandingError(f"There is no finished export {export_id} of site {site} in {self.root}.", advice)
         return _export_from_json(_read_json(folder / _MANIFEST), folder)
 
+    def unfinished(self, site: str, export_id: int) -> LandedExport:
+        """The folder of an export that has no manifest any more, as one without files."""
+        return LandedExport(
+            site, export_id, "folder", datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
+        )
+
     def finished(self, site: str) -> Iterator[LandedExport]:
         """The finished exports of a site, the newest first; those whose manifest is damaged are left out."""
-        for number in sorted(_numbers(self.root / site), reverse=True):
+        for number in reversed(self.numbers(site)):
             if self.is_finished(site, number):
                 with suppress(LandingError):
                     yield self.read_manifest(site, number)
@@ -288,11 +308,6 @@ class LandingStore:
         from pipeline.landing.folder import land_folder  # folder.py is written on top of this module
 
         return land_folder(self.begin(site, export_id), source, transaction_time, progress)
-
-
-def _numbers(folder: Path) -> list[int]:
-    with landing_errors(folder):
-        return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
 
 
 class _Twins:
@@ -361,6 +376,7 @@ def _export_to_json(export: LandedExport) -> dict[str, Any]:
         "kind": export.kind,
         "transaction_time": export.transaction_time.isoformat(),
         **({"erased_at": export.erased_at.isoformat()} if export.erased_at else {}),
+        **({"pruned_at": export.pruned_at.isoformat()} if export.pruned_at else {}),
         **{category: [_to_json(file, export.folder) for file in getattr(export, category)] for category in _CATEGORIES},
     }
 
@@ -380,6 +396,7 @@ def _export_from_json(manifest: dict[str, Any], folder: Path) -> LandedExport:
             outcomes=files("outcomes"),
             deleted=files("deleted"),
             erased_at=datetime.fromisoformat(manifest["erased_at"]) if "erased_at" in manifest else None,
+            pruned_at=datetime.fromisoformat(manifest["pruned_at"]) if "pruned_at" in manifest else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LandingError(f"{folder / _MANIFEST} is damaged.", "Restore it, or export again.") from error

@@ -22,11 +22,22 @@ from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.publication.context import LandedLine
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
-__all__ = ["DeadLetter", "RawLine", "close", "get_dead_letter", "list_dead_letters", "open_lines", "record"]
+__all__ = [
+    "FILE_NUMBER",
+    "DeadLetter",
+    "RawLine",
+    "close",
+    "get_dead_letter",
+    "list_dead_letters",
+    "open_lines",
+    "record",
+]
 
 #: A longer line is kept in part; the rest is found in landing by file, offset and length.
 RAW_LIMIT = 16 * 1024 * 1024
 RAW_EXCERPT = 64 * 1024
+#: SQL: the number of the file that a column names, such as files/Observation.00002.ndjson.
+FILE_NUMBER = "substring({} FROM '[.]([0-9]+)[.]ndjson$')::integer"
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,7 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
             "SELECT letter.id, letter.site, letter.resource_type, letter.export_id, letter.file, letter.byte_offset,"
             " letter.byte_length, letter.raw, letter.raw_is_complete, job.transaction_time AS as_of,"
             " letter.raw_hash_high, letter.raw_hash_low,"
-            " coalesce(substring(letter.file FROM '[.]([0-9]+)[.]ndjson$')::integer, 0) AS file_number"
+            f" coalesce({FILE_NUMBER.format('letter.file')}, 0) AS file_number"
             f" FROM dead_letter AS letter JOIN export_job AS job USING (export_id) WHERE {condition} ORDER BY letter.id",
             parameters,
         )

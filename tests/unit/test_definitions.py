@@ -72,7 +72,16 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
         "simulated/load",
     ]
     assert names(definitions) == {
-        "jobs": ["folders__ingest", "north__ingest", "north__kick_off", "simulated__ingest", "simulated__kick_off"],
+        "jobs": [
+            "folders__ingest",
+            "folders__prune_landing",
+            "north__ingest",
+            "north__kick_off",
+            "north__prune_landing",
+            "simulated__ingest",
+            "simulated__kick_off",
+            "simulated__prune_landing",
+        ],
         "schedules": ["north__nightly", "simulated__nightly"],
         "sensors": ["north__exports", "simulated__exports"],
         "checks": ["folders/load:accounting", "north/load:accounting", "simulated/load:accounting"],
