@@ -2,14 +2,18 @@
 
 The level is that of our own loggers; libraries are heard from WARNING on, whatever it is, because at DEBUG they
 write queries, rows and headers. An exception is told by its class and the lines of code it came through, never by its
-text: a PostgreSQL error quotes the row that it refused.
+text: a PostgreSQL error quotes the row that it refused. A crash in C, which leaves no exception, writes the stacks of all
+threads to standard error, where the log goes: files and lines, no values.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -19,7 +23,7 @@ from pipeline.errors import EpicOmopError
 from pipeline.settings import LogSettings
 from pipeline.workflow import current_workflow
 
-__all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "configure_logging"]
+__all__ = ["FIELDS", "JsonFormatter", "TextFormatter", "configure_logging", "show_stacks_of_crashes"]
 
 #: Name of the attribute of a log record that holds further fields: `_log.info(…, extra={FIELDS: {…}})`.
 FIELDS = "epic_omop_fields"
@@ -29,6 +33,7 @@ _OURS = ("pipeline", "omop_schema")
 
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> logging.Handler:
     """Write the log to `stream` (standard error) from now on; replaces what an earlier call set up."""
+    show_stacks_of_crashes()
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TextFormatter())
     handler.set_name("epic-omop")
@@ -42,6 +47,14 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> lo
     for name in _OURS:
         logging.getLogger(name).setLevel(settings.level)
     return handler
+
+
+def show_stacks_of_crashes() -> None:
+    """When this process, or one that it starts, dies in C code, the stacks of its threads go to standard error."""
+    os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # for children: from their first line on
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        with suppress(ValueError, OSError):  # standard error is closed, or no file
+            faulthandler.enable(sys.__stderr__)
 
 
 def _is_ours_or_a_warning(record: logging.LogRecord) -> bool:

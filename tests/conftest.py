@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from pipeline.clock import SystemClock
@@ -31,6 +32,10 @@ from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_binaries import Account, server_account
 from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, prepared
 from tests.requirement_results import RequirementResults, note_requirements
+
+# A machine that is busy is no fault of an example: time is never what a property test is about.
+settings.register_profile("usual", deadline=None)
+settings.load_profile("usual")
 
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
 _HOME_PREFIX = "epic-omop-test-"
@@ -51,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption("--requirements-json"):
             config.pluginmanager.register(RequirementResults(config.getoption("--requirements-json").absolute()))
         _remove_homes_of_dead_sessions()
+        os.environ["PYTHONFAULTHANDLER"] = "1"  # programs that tests start show their stacks when they crash
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
 
 

@@ -92,9 +92,16 @@ class _Bundle(msgspec.Struct):
     link: list[_Link] = []
 
 
+# Built while the module is imported, by one thread: what msgspec needs to know of a Struct is filled in when its first
+# decoder is built, and below 0.23 a second thread that decoded the same type meanwhile read it half filled and crashed.
+_BUNDLE = msgspec.json.Decoder(_Bundle)
+_IDENTITY = msgspec.json.Decoder(_Identity)
+_OUTCOME = msgspec.json.Decoder(_Outcome)
+
+
 def parse_page(body: bytes, action: str) -> SearchPage:
     """The Bundle that answers a search. Raises ProtocolError for anything else; `action` says in it what was tried."""
-    bundle = _decoded(body.removeprefix(b"\xef\xbb\xbf"), _Bundle, action)
+    bundle = _decoded(body.removeprefix(b"\xef\xbb\xbf"), _BUNDLE, action)
     if bundle.resourceType != "Bundle":
         raise ProtocolError(f"{action}: the server answered with something other than a Bundle.")
     resources: list[tuple[str, str, bytes]] = []
@@ -119,13 +126,13 @@ def parse_page(body: bytes, action: str) -> SearchPage:
 
 def identity(raw: bytes, action: str) -> tuple[str, str | None]:
     """(resource type, id) of a resource. Raises ProtocolError for what is none."""
-    found = _decoded(raw, _Identity, action)
+    found = _decoded(raw, _IDENTITY, action)
     return found.resourceType, found.id
 
 
 def said(raw: bytes, action: str) -> tuple[Said, ...]:
     """The issues of an OperationOutcome (rule 13): each is informational, a warning, or refuses a part of the result."""
-    issues = _decoded(raw, _Outcome, action).issue
+    issues = _decoded(raw, _OUTCOME, action).issue
     return tuple(Said(_verdict(issue), _code(issue)) for issue in issues)
 
 
@@ -153,8 +160,8 @@ def as_line(raw: bytes) -> bytes:
     return _SPACE_OR_TEXT.sub(lambda found: found[1] or b"", raw)
 
 
-def _decoded(body: bytes, struct: type[_Struct], action: str) -> _Struct:
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Struct], action: str) -> _Struct:
     try:
-        return msgspec.json.decode(body, type=struct)
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ProtocolError(f"{action}: the server's answer has not the form that FHIR gives it.") from None

@@ -5,7 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -143,3 +148,35 @@ def test_a_workflow_ends_with_its_block() -> None:
 )
 def test_a_command_is_named_without_its_arguments(arguments: list[str], name: str) -> None:
     assert _command_named(arguments) == name
+
+
+_CRASH_OF_A_PROCESS = """
+import ctypes, multiprocessing
+from pipeline.logs import configure_logging
+from pipeline.settings import LogSettings
+def crash():
+    ctypes.string_at(0)
+if __name__ == "__main__":
+    configure_logging(LogSettings(level="WARNING", format="json"))
+    if {of_worker}:
+        worker = multiprocessing.get_context("spawn").Process(target=crash)
+        worker.start()
+        worker.join()
+        raise SystemExit(0 if worker.exitcode == -11 else "the worker did not crash")
+    crash()
+"""
+
+
+@pytest.mark.parametrize("of_worker", [False, True], ids=["own process", "spawned worker"])
+def test_a_crash_in_c_shows_the_stack_in_the_log(tmp_path: Path, *, of_worker: bool) -> None:
+    program = tmp_path / "program.py"  # a file, because a spawned process imports it
+    program.write_text(_CRASH_OF_A_PROCESS.replace("{of_worker}", str(of_worker)))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == (0 if of_worker else -signal.SIGSEGV), done.stderr
+    assert "Segmentation fault" in done.stderr
+    assert "program.py" in done.stderr
+    assert "in crash" in done.stderr
