@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -167,6 +168,14 @@ def test_an_export_that_is_landed_is_loaded_by_its_number(loaded: CommandLine) -
     again = loaded.run("ingest", "--site", "s", "--export", "1").out
     assert "Export 1 of s: 6 lines" in again
     assert "checks hold" in loaded.run("verify").out
+
+
+def test_landing_says_how_long_the_disk_suffices_and_what_pruning_would_do(loaded: CommandLine) -> None:
+    said = loaded.run("landing", "status").out
+    assert re.search(r"Landing holds .+ it grew by .+ a night .+ of the disk are free: enough for [\d,]+ days\.", said)
+    assert "Site s keeps 30 days: 0 older exports are in landing." in said
+    assert "of the disk are free" in loaded.run("status").out
+    assert "Site s keeps 30 days: nothing is to be removed." in loaded.run("landing", "prune", "--dry-run").out
 
 
 def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
