@@ -33,7 +33,8 @@ from pipeline.commands import (
 )
 from pipeline.errors import EpicOmopError
 from pipeline.logs import configure_logging
-from pipeline.settings import load_log_settings
+from pipeline.settings import home_folder, load_log_settings
+from pipeline.unexpected import described
 from pipeline.workflow import working_as
 
 __all__ = ["app", "main"]
@@ -88,13 +89,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception as error:
-        from pipeline.warehouse.connection import server_failure  # most commands do without a database's libraries
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person reads a message
+        from pipeline.warehouse.server_failures import server_failure  # most commands do without a database's libraries
 
-        failure = server_failure(error)
-        if failure is None:
-            raise
-        _end_with(failure)
+        _end_with(server_failure(error) or described(error, home_folder()))
 
 
 def _end_with(error: EpicOmopError) -> NoReturn:

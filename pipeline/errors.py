@@ -27,6 +27,8 @@ EpicOmopError
 ├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
+├── StorageError              a file system refuses: read-only, no rights, full (exit 74)
+├── Defect                    an exception that nobody expected (exit 70)
 └── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
 """
 
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "ConfirmationNeeded",
     "CooldownActive",
+    "Defect",
     "EpicOmopError",
     "ExportGone",
     "ExportNotReady",
@@ -54,6 +57,7 @@ __all__ = [
     "RemoteUnavailable",
     "RequestBudgetSpent",
     "SiteBusy",
+    "StorageError",
     "TransientError",
     "Unreachable",
     "UnsafeRemote",
@@ -183,6 +187,14 @@ class WarehouseError(EpicOmopError):
 
 class VocabularyError(EpicOmopError):
     pass
+
+
+class StorageError(EpicOmopError):
+    exit_code = 74
+
+
+class Defect(EpicOmopError):
+    exit_code = 70
 
 
 class AccountingError(EpicOmopError):

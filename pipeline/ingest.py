@@ -41,13 +41,13 @@ from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import staging
-from pipeline.warehouse.connection import server_errors
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
 from pipeline.warehouse.publish import PublicationReport, publish_export
+from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
 
 __all__ = ["IngestProgress", "fingerprints", "ingest"]

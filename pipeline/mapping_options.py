@@ -21,6 +21,31 @@ def _option(default: str, *resources: str, description: str) -> Any:
     return Field(default=default, description=description, json_schema_extra={"resources": list(resources)})
 
 
+#: Resources with a date of their own.
+_DATED = (
+    "AllergyIntolerance",
+    "Condition",
+    "Coverage",
+    "Device",
+    "DeviceUseStatement",
+    "DiagnosticReport",
+    "DocumentReference",
+    "Encounter",
+    "FamilyMemberHistory",
+    "ImagingStudy",
+    "Immunization",
+    "MedicationAdministration",
+    "MedicationDispense",
+    "MedicationRequest",
+    "MedicationStatement",
+    "Observation",
+    "Patient",
+    "Procedure",
+    "QuestionnaireResponse",
+    "Specimen",
+)
+
+
 class MappingOptions(BaseModel):
     """The options of one site. The description of a field says what each value does."""
 
@@ -155,6 +180,17 @@ class MappingOptions(BaseModel):
             "Texts of documents and reports in `note`: `off` excludes documents (`note_text_off`) and leaves the texts"
             " of reports out; `on` loads them. They are free text and hold what identifies patients: `on` is for"
             " warehouses whose legal basis covers that (f2o-022, f2o-132)."
+        ),
+    )
+
+    implausible_dates: Literal["keep", "exclude"] = _option(
+        "keep",
+        *_DATED,
+        description=(
+            'Dates before 1850 or after the year that follows the export\'s, and dates that stand for "unknown" (births'
+            " on 1900-01-01, events at 1970-01-01T00:00Z): `keep` loads them where the resource has no better one, with"
+            " an issue; `exclude` excludes the resource whose own date is such (`date_implausible`), leaves out a further"
+            " row of it, and takes an end like that for none."
         ),
     )
 

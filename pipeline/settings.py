@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
-import yaml
 from cronsim import CronSim, CronSimError
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigurationError
 from pipeline.mapping_options import MappingOptions
+from pipeline.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
     "DEFAULT_RESOURCE_TYPES",
@@ -31,6 +31,7 @@ __all__ = [
     "LogSettings",
     "Settings",
     "SiteSettings",
+    "home_folder",
     "load_log_settings",
     "load_settings",
     "register_site",
@@ -410,7 +411,7 @@ class Settings(BaseModel):
         except KeyError:
             known = ", ".join(sorted(self.sites)) or "none yet"
             raise ConfigurationError(
-                f"There is no site {name!r} in {self.sites_file}.", f"Known sites: {known}."
+                f"There is no site {name!r} in {self.sites_file}.{nearest(name, self.sites)}", f"Known sites: {known}."
             ) from None
 
     def site_or_folder(self, name: str) -> SiteSettings:
@@ -436,13 +437,19 @@ _VARIABLES = {
 }
 
 
+def home_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong."""
+    variables = os.environ if environment is None else environment
+    return Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+
+
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the environment and `<EPIC_OMOP_HOME>/sites.yaml` (or the file that `EPIC_OMOP_SITES` names).
 
     Raises ConfigurationError that names the variable or the site and key that is wrong.
     """
     variables = os.environ if environment is None else environment
-    home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    home = home_folder(variables)
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
@@ -477,57 +484,51 @@ def register_site(home: Path, name: str, entry: Mapping[str, Any]) -> Path:
     _validated(SiteSettings, {"name": name, **entry}, f"site {name!r}")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = home / "sites.yaml"
-    with FileLock(f"{file}.lock"):
-        document = _read_yaml(file) if file.exists() else {}
-        document.setdefault("sites", {})[name] = _plain(entry)
-        temporary = file.with_suffix(".yaml.tmp")
-        temporary.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-        temporary.replace(file)
+    write_site_entry(file, name, entry)
     return file
 
 
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    simple: dict[str, Any] = {}
-    for key, value in entry.items():
-        if isinstance(value, Path):
-            simple[key] = str(value)
-        elif isinstance(value, tuple | list):
-            simple[key] = list(value)
-        else:
-            simple[key] = value
-    return simple
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read ({type(error).__name__}).") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(f"{file} is not valid YAML{where}.", "See README, 'sites.yaml'.") from None
-    if not isinstance(document, dict):
-        raise ConfigurationError(f"{file} must begin with `sites:`.", "See README, 'sites.yaml'.")
-    return document
+#: Relative to the file that names them, so that the folder can be moved as a whole.
+_FILE_KEYS = ("private_key_file", "previous_private_key_file", "patients_file")
 
 
 def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     if not file.exists():
         if required:
-            raise ConfigurationError(f"EPIC_OMOP_SITES names {file}, which does not exist.")
+            raise ConfigurationError(
+                f"EPIC_OMOP_SITES names {file}, which does not exist.", "Write the file, or unset the variable."
+            )
         return {}
-    entries = _read_yaml(file).get("sites") or {}
-    if not isinstance(entries, dict):
-        raise ConfigurationError(f"{file}: `sites` must map each site's name to its settings.")
-    sites = {}
-    for name, entry in entries.items():
-        given = dict(entry or {})
-        for key in ("private_key_file", "previous_private_key_file", "patients_file"):
-            if given.get(key):  # relative to the file that names it, so that the folder can be moved as a whole
-                given[key] = file.parent / Path(given[key]).expanduser()
-        sites[str(name)] = _validated(SiteSettings, {"name": str(name), **given}, f"{file}, site {name!r}")
-    return sites
+    return {entry.name: _site(entry) for entry in read_site_entries(file)}
+
+
+def _site(entry: SiteEntry) -> SiteSettings:
+    given = {
+        key: entry.file.parent / Path(value).expanduser() if key in _FILE_KEYS and isinstance(value, str) else value
+        for key, value in entry.values.items()
+    }
+    if "name" in given:
+        raise ConfigurationError(
+            f"{entry.place(('name',))}: the name of site {entry.name!r} is the key above it.", "Take `name` out."
+        )
+    try:
+        return SiteSettings.model_validate({**given, "name": entry.name})
+    except ValidationError as error:
+        problems = [_described(item, entry) for item in error.errors(include_input=False, include_url=False)]
+    raise ConfigurationError(
+        f"Settings of site {entry.name!r} are wrong. {' '.join(problems)}", "See README, 'sites.yaml'."
+    )
+
+
+def _described(item: ErrorDetails, entry: SiteEntry) -> str:
+    """`file:line: key: what is wrong.` of one problem that pydantic found."""
+    location, place = item["loc"], entry.place(item["loc"])
+    key = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        fields = MappingOptions.model_fields if location[0] == "mapping" else SiteSettings.model_fields
+        close = nearest(str(location[-1]), set(fields) - {"name"})
+        return f"{place}: there is no key {key!r}.{close}"
+    return f"{place}: {key + ': ' if key else ''}{item['msg'].removeprefix('Value error, ')}."
 
 
 def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.errors import UsageError
 
@@ -35,6 +36,8 @@ def list_(
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
+        if site is not None:
+            known_site(runtime, site)
         letters = list_dead_letters(connection, site=site, code=code, limit=limit)
         summary = connection.execute(
             "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
@@ -107,7 +110,7 @@ def replay(
     console = Console()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-    reports = replay_dead_letters(runtime, runtime.settings.site_or_folder(site), ids=letter, code=code)
+    reports = replay_dead_letters(runtime, known_site(runtime, site), ids=letter, code=code)
     if not reports:
         console.print("No open dead letter matches.")
         return

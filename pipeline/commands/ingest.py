@@ -50,12 +50,16 @@ def ingest(
         typer.Option("--complete", help="With --group: it holds all that the group has of the types of its files."),
     ] = False,
     confirm: Annotated[bool, typer.Option("--confirm", help=_CONFIRM)] = False,
+    new_site: Annotated[
+        bool, typer.Option("--new-site", help="The name is right, although it is nearly that of another site.")
+    ] = False,
 ) -> None:
     """Load NDJSON files or Bundles into OMOP without a server: land, transform, publish in one transaction.
 
     The files are copied into landing first, Bundles as the resources in them; each line ends as loaded, unchanged,
     superseded, excluded or rejected. Run again, only what changed is loaded.
     """
+    from pipeline.commands.site_names import known_site, loadable_site
     from pipeline.exports import ingest_folder
     from pipeline.runtime import Runtime
 
@@ -64,10 +68,11 @@ def ingest(
     if (group is not None and source is None) or (complete and group is None):
         raise UsageError("--group goes with --from, and --complete with --group.", "See docs/vanished.md.")
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site_or_folder(site)
+    runtime.settings.site_or_folder(site)  # a name that cannot be one is refused before a server is started
     if source is not None and not source.exists():
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
+    settings = loadable_site(runtime, site, is_new=new_site) if source is not None else known_site(runtime, site)
     console = Console()
     if source is not None:
         with console.status("landing"):

@@ -19,11 +19,12 @@ def manifest(
     """Print what the transformation reads and which OMOP tables it fills, as JSON for machines."""
     import orjson
 
+    from pipeline.commands.site_names import site_of_mappings
     from pipeline.omop.mapping import load_mappings
     from pipeline.quality.manifest import manifest as made
     from pipeline.settings import load_settings
 
     settings = load_settings()
-    options = settings.site_or_folder(site).mapping if site else None
+    options = site_of_mappings(settings, site).mapping if site else None
     mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
     typer.echo(orjson.dumps(made(mappings, site or None), option=orjson.OPT_INDENT_2).decode())

@@ -77,11 +77,12 @@ def show(
 
     With --site: under that site's options and own mappings; what comes from its own files is marked by file and line.
     """
+    from pipeline.commands.site_names import site_of_mappings
     from pipeline.omop.mapping import load_mappings, read_mappings
     from pipeline.settings import load_settings
 
     settings = load_settings()
-    options = settings.site_or_folder(site).mapping if site else None
+    options = site_of_mappings(settings, site).mapping if site else None
     mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
     mapping = mappings.resources.get(resource)
     if mapping is None:
@@ -110,12 +111,10 @@ def _console() -> Console:
 
 
 def _checked(site: str) -> str | None:
-    from pipeline.settings import SiteSettings, load_settings
+    from pipeline.commands.site_names import site_of_mappings
+    from pipeline.settings import load_settings
 
-    if not site:
-        return None
-    named: SiteSettings = load_settings().site_or_folder(site)
-    return named.name
+    return site_of_mappings(load_settings(), site).name if site else None
 
 
 def _known_concepts(settings: Settings) -> KnownConcepts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 
@@ -45,6 +46,8 @@ def mapping(
     mappings = load_mappings(settings.mappings, site)
     with runtime.connect() as connection:
         refuse_empty(connection, settings.etl_schema)
+        if site is not None:
+            known_site(runtime, site)
         report = mapping_report(
             connection,
             cdm_schema=settings.cdm_schema,

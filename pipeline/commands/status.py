@@ -29,6 +29,7 @@ def status() -> None:
     from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.omop.vocabulary import current_release
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
     console = Console(highlight=False)
@@ -42,7 +43,7 @@ def status() -> None:
         release = current_release(runtime.url, etl_schema=settings.etl_schema)
         console.print(f"Home: {settings.home}", soft_wrap=True)
         console.print(f"Vocabulary: {release.release if release else 'none (epic-omop vocabulary load FOLDER)'}")
-        names = sorted({*settings.sites, *_sites_with_exports(connection)})
+        names = sorted({*settings.sites, *sites_with_exports(connection)})
         if not names:
             console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
             return
@@ -67,10 +68,6 @@ def refuse_empty(connection: psycopg.Connection, schema: str) -> None:
 def _installed(connection: psycopg.Connection, schema: str) -> bool:
     row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.export_job",)).fetchone()
     return bool(row and row[0])
-
-
-def _sites_with_exports(connection: psycopg.Connection) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job").fetchall()]
 
 
 def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str, ...]:

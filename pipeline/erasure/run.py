@@ -28,12 +28,13 @@ from pipeline.landing.files import landing_errors
 from pipeline.omop.keys import SurrogateKeys
 from pipeline.runtime import Runtime
 from pipeline.warehouse import erase, staging
-from pipeline.warehouse.connection import connect, server_errors, server_failure
+from pipeline.warehouse.connection import connect
 from pipeline.warehouse.erase import Letter, OfPersons
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.known_cache import known_folder
 from pipeline.warehouse.seen import forget_seen
+from pipeline.warehouse.server_failures import server_errors, server_failure
 
 __all__ = ["EraseProgress", "Erasing", "erasing"]
 

@@ -2,26 +2,34 @@
 
 A date is taken in the site's zone, because Epic writes instants in UTC and an evening in Chicago must not move to
 the next day; a datetime is given in the instance's zone (f2o-072). A date-only value keeps its date and has midnight.
+Here is how one text is read; which of several counts is in `pipeline.omop.derive.dates`.
 """
 
 from __future__ import annotations
 
+import re
+from datetime import date
+
 import polars as pl
 
-__all__ = ["parsed", "timestamp_format"]
+__all__ = ["is_calendar_date", "is_open_end", "parsed", "ten_characters", "timestamp_format"]
 
 _INSTANT = "%Y-%m-%dT%H:%M:%S%.f%#z"
 _LOCAL = "%Y-%m-%dT%H:%M:%S%.f"
 #: What FHIR allows, and seconds or zone left out, which some servers do.
 timestamp_format = r"^\d{4}(-\d{2}(-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?)?)?$"
 
+_FORM = re.compile(timestamp_format.removeprefix("^").removesuffix("$"), re.ASCII)
+
 #: The form of nearly all: 19 characters that polars reads in a fast way, and an end of which there are few different.
-_USUAL = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})$"
+_USUAL = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})$"
+_LEAP_SECOND = r"^(.{17})60"
 _CLOCK, _CLOCK_LENGTH = "%Y-%m-%dT%H:%M:%S", 19
 
 
 def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame:
-    """Columns `<name>_date` (Date), `<name>_datetime` (Datetime μs, naive) and `<name>_precision` (Int8) of a text column.
+    """A text column as `<name>_date` (Date), `<name>_datetime` (Datetime μs, naive), `<name>_moment` (Datetime μs, UTC:
+    the instant; NULL for a date without a time) and `<name>_precision` (Int8).
 
     Precision is the number of characters that carry the date: 4 (year), 7 (month), 10 (day) or more (time); 0 marks a
     string that is no FHIR date, NULL an absent one. `YYYY-MM` gives the first of the month, `YYYY` 1 January.
@@ -46,6 +54,7 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
         .select(
             source,
             "readable",
+            "moment",
             pl.coalesce("day", pl.col("at_site").dt.date()).alias("date"),
             pl.coalesce(
                 pl.col("day").cast(pl.Datetime("us")), pl.col("at_site") if instance_zone == site_zone else here
@@ -55,11 +64,34 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
         .select(
             pl.when(valid).then("date").alias(f"{texts.name}_date"),
             pl.when(valid).then("datetime").alias(f"{texts.name}_datetime"),
+            pl.when(valid).then("moment").alias(f"{texts.name}_moment"),
             pl.when(source.is_not_null())
             .then(pl.when(valid).then(length).otherwise(pl.lit(0, pl.Int8)))
             .alias(f"{texts.name}_precision"),
         )
     )
+
+
+def is_open_end(text: pl.Expr) -> pl.Expr:
+    """True where the end of a period says that there is none: the year 9999 in any form. NULL where it is absent."""
+    return text.str.starts_with("9999") & text.str.contains(timestamp_format)
+
+
+def is_calendar_date(text: str) -> bool:
+    """Whether one text is a FHIR date whose day a calendar has, as `parsed` sees it but for the clock."""
+    if not _FORM.fullmatch(text):
+        return False
+    try:
+        date.fromisoformat(f"{text}-01-01"[:10] if len(text) == 4 else f"{text}-01"[:10])
+    except ValueError:
+        return False
+    return True
+
+
+def ten_characters(text: pl.Expr) -> pl.Expr:
+    """A FHIR `date` to which a server has added a time keeps its ten characters: no zone shifts it."""
+    has_time = (text.str.len_bytes() > 10) & text.str.contains(timestamp_format)
+    return pl.when(has_time).then(text.str.head(10)).otherwise(text)
 
 
 def _usual_moments(texts: pl.Series) -> pl.Series:
@@ -92,12 +124,12 @@ def _read_in_any_form(texts: pl.Series, site_zone: str) -> pl.DataFrame:
         .when(length == 10)
         .then(source)
     )
-    # Seconds may be left out (`T23:37Z`): put them in, so that one format reads all.
+    # Seconds may be left out (`T23:37Z`): put them in, so that one format reads all. A leap second stays in its day.
     whole = (
         pl.when(has_time & (source.str.slice(16, 1) != ":"))
         .then(source.str.slice(0, 16) + ":00" + source.str.slice(16))
         .when(has_time)
-        .then(source)
+        .then(source.str.replace(_LEAP_SECOND, "${1}59"))
     )
     rows = pl.DataFrame({"source": texts}).select(
         padded.str.to_date("%Y-%m-%d", strict=False).alias("day"),

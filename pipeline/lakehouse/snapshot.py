@@ -26,7 +26,7 @@ from pipeline.lakehouse.store import LakehouseFolder
 from pipeline.landing.files import write_whole
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings
-from pipeline.warehouse.connection import server_errors
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
 
@@ -107,10 +107,6 @@ def _one_state(runtime: Runtime, tables: list[LakeTable]) -> Iterator[psycopg.Co
             raise WarehouseError(
                 "The database holds no warehouse yet, or not all of its tables.",
                 "Make its schemas with `epic-omop db init`.",
-            ) from None
-        except psycopg.errors.InsufficientPrivilege:
-            raise WarehouseError(
-                "The database user may not read all tables.", "It needs SELECT on the CDM's and etl's schemas."
             ) from None
         connection.execute("SET LOCAL DateStyle = 'ISO, YMD'")  # how COPY writes dates
         yield connection

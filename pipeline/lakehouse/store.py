@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pipeline.errors import LakehouseError, LandingError, TransientError, UsageError
+from pipeline.file_errors import remedy
 from pipeline.landing.files import make_folder, sync_folder
 
 __all__ = ["LakehouseFolder", "lakehouse_folder"]
@@ -179,4 +180,6 @@ def _lakehouse_errors() -> Iterator[None]:
             raise LakehouseError("The disk of the lakehouse is full.", f"Free space. {stays}") from error
         place = f"{error.filename} " if error.filename else "The lakehouse "
         reason = error.strerror or type(error).__name__
-        raise LakehouseError(f"{place}cannot be read or written: {reason}.", f"Check the folder. {stays}") from error
+        raise LakehouseError(
+            f"{place}cannot be read or written: {reason}.", f"{remedy(error) or 'Check the folder.'} {stays}"
+        ) from error

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pipeline.errors import LandingError
+from pipeline.file_errors import remedy
 from pipeline.landing.lines import LineCounter
 
 __all__ = [
@@ -57,8 +58,8 @@ def landing_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = "Free space on that disk and run the same command again: what is complete is kept."
             raise LandingError(f"The disk is full: {path} cannot be written.", advice) from error
-        reason = error.strerror or type(error).__name__
-        raise LandingError(f"{path} cannot be read or written: {reason}.", "Check the disk and its rights.") from error
+        reason, advice = error.strerror or type(error).__name__, remedy(error) or "Check the disk and its rights."
+        raise LandingError(f"{path} cannot be read or written: {reason}.", advice) from error
 
 
 def make_folder(folder: Path) -> None:

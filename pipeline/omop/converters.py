@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.fhir.datetimes import is_calendar_date
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.keys import SurrogateKeys, parse_reference
 
@@ -117,13 +118,23 @@ def rate_text(dosage: dict[str, Any]) -> str | None:
 
 
 def dosage_end(request: dict[str, Any]) -> str | None:
-    """The last end (FHIR date string) of the bounds of all dosage instructions."""
+    """The last end (FHIR date string) of the bounds of all dosage instructions, among those that are dates."""
+    ends = _bounds_ends(request)
+    return max(filter(is_calendar_date, ends), default=None) if ends else None
+
+
+def dosage_end_unusable(request: dict[str, Any]) -> str | None:
+    """The first end of the bounds of dosage instructions that is no date, for an issue; None where all are."""
+    ends = _bounds_ends(request)
+    return next((end for end in ends if not is_calendar_date(end)), None) if ends else None
+
+
+def _bounds_ends(request: dict[str, Any]) -> list[str]:
     periods = [_repeat(dosage).get("boundsPeriod") for dosage in _instructions(request)]
     ends = [end for period in periods if period and (end := period.get("end"))]
-    last: Any = max(ends) if ends else None
-    if last is not None and not isinstance(last, str):
+    if any(end.__class__ is not str for end in ends):
         raise ValueError("expected the end of a period to be a string")
-    return last
+    return ends
 
 
 #: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 
 import polars as pl
 
 from pipeline.omop.derive import DERIVATIONS
 from pipeline.omop.derive.base import UNMAPPED
+from pipeline.omop.derive.dates import IMPLAUSIBLE
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.omop.plan import Worker
@@ -26,8 +29,10 @@ class EventRows:
     """What one view of one chunk came to. Frames are in the schemas of `pipeline.warehouse.staging`."""
 
     tables: dict[str, pl.DataFrame]
-    #: REFUSED_SCHEMA of lines with a row that cannot be made
+    #: REFUSED_SCHEMA of lines whose own row cannot be made
     refused: pl.DataFrame
+    #: REFUSED_SCHEMA, and surrogate_id, of further rows that cannot be made
+    left_out: pl.DataFrame
     #: index, exclude_reason of lines that a value map excludes
     excluded: pl.DataFrame
     references: pl.DataFrame
@@ -36,6 +41,19 @@ class EventRows:
     codes: pl.DataFrame
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.omop.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of_left_out(cls, left_out: pl.DataFrame) -> EventRows:
+        """No rows, only what was left out, and its issues."""
+        return cls(
+            tables={},
+            refused=pl.DataFrame(schema=REFUSED_SCHEMA),
+            left_out=left_out,
+            excluded=pl.DataFrame(schema=EXCLUDED_SCHEMA),
+            references=pl.DataFrame(schema=SCHEMAS[REFERENCE]),
+            issues=_left_out_issues(left_out),
+            codes=pl.DataFrame(schema=SCHEMAS[MAPPING]),
+        )
 
 
 def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
@@ -79,24 +97,57 @@ def refuse_incomplete(
 ) -> EventRows:
     """Tell apart rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
 
-    If a required row of a resource cannot be made, the whole resource is rejected.
+    If the resource's own row cannot be made, the whole resource is rejected; a further row is left out, with an issue.
     """
-    missing = [
-        rows.filter(pl.col(name).is_null()).select(*_refusal(mapping, view, rows, name))
-        for name in view.required
-        if rows[name].null_count()
-    ]
-    refused = pl.concat(missing) if missing else pl.DataFrame(schema=REFUSED_SCHEMA)
+    rows = _implausible_excluded(worker, view, rows)
+    lacking = {name: rows[name].is_null() for name in view.required if rows[name].null_count()}
+    if view.is_further and IMPLAUSIBLE in rows.columns and worker.derivation.options.implausible_dates == "exclude":
+        lacking[IMPLAUSIBLE] = rows[IMPLAUSIBLE]
+    missing = [rows.filter(lacks).select(*_refusal(mapping, view, rows, name)) for name, lacks in lacking.items()]
+    refused = pl.concat(missing) if missing else pl.DataFrame(schema=LEFT_OUT_SCHEMA)
     excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
-    kept = rows if refused.is_empty() else rows.join(refused, on="index", how="anti", maintain_order="left")
+    kept = rows
+    if lacking:
+        whole = ~reduce(or_, lacking.values())
+        kept = rows.filter(whole)
+        if not view.is_further:
+            kept = kept.join(refused, on="index", how="anti", maintain_order="left")
     waits = kept  # also what is excluded until another resource comes: a note without its text
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
     failures = _failure_counts(worker, mapping, kept)
-    return EventRows(made, refused, excluded, _references(waits), _issues(kept), failures)
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    issues = _issues(mapping, view, rows if view.is_further else kept)
+    if view.is_further and not refused.is_empty():
+        issues = pl.concat([issues, _left_out_issues(refused)])
+    return EventRows(
+        made,
+        nothing.select(*REFUSED_SCHEMA) if view.is_further else refused.select(*REFUSED_SCHEMA),
+        refused if view.is_further else nothing,
+        excluded,
+        _references(rows if view.is_further else waits),
+        issues,
+        failures,
+    )
+
+
+def _left_out_issues(left_out: pl.DataFrame) -> pl.DataFrame:
+    """SCHEMAS[ISSUE]: a further row is not there, because of the element in `path`."""
+    return left_out.select("surrogate_id", pl.lit("row_left_out").alias("code"), "path")
+
+
+def _implausible_excluded(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """exclude_reason of rows whose own date is implausible, by option."""
+    if view.is_further or IMPLAUSIBLE not in rows.columns or not view.required:
+        return rows
+    if worker.derivation.options.implausible_dates != "exclude":
+        return rows
+    reason = pl.when(IMPLAUSIBLE).then(pl.lit(DATE_IMPLAUSIBLE))
+    own = [pl.col("exclude_reason")] if "exclude_reason" in rows.columns else []
+    return rows.with_columns(pl.coalesce(*own, reason).alias("exclude_reason"))
 
 
 #: `cause`: surrogate id of the resource that is missing, NULL where none is.
@@ -108,6 +159,9 @@ REFUSED_SCHEMA = {
     "path": pl.String,
     "cause": pl.Int64,
 }
+LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
+#: Why a resource is excluded by the option implausible_dates.
+DATE_IMPLAUSIBLE = "date_implausible"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
 
 #: Derived required columns: the FHIR string that they come from, and what its absence is called.
@@ -115,19 +169,38 @@ _DATES = {
     "start_date": "start",
     "visit_start_date": "start",
     "payer_plan_period_start_date": "start",
+    "visit_detail_start_date": "stay_start",
     "death_date": "deceased_datetime",
     "year_of_birth": "birth_date",
 }
 
 
+#: What a rule made of another element, or of another resource, and where that is from the resource's point of view.
+_DERIVED_PATHS = {
+    "visit_start": "encounter.period.start",
+    "onset_by_age": "onset.ofType(Age)",
+    "abatement_by_age": "abatement.ofType(Age)",
+    "manufacture_date": "device.manufactureDate",
+}
+
+
+def _path_of(mapping: ResourceMapping, view: ViewMapping, column: str) -> str:
+    """The FHIRPath of a column, with the type of the resource before it."""
+    paths = {**_DERIVED_PATHS, **mapping.resource_view.element_paths, **view.element_paths}
+    return f"{mapping.resource}.{paths.get(column, column)}"
+
+
 def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, name: str) -> list[pl.Expr]:
-    paths = {**mapping.resource_view.column_paths, **view.column_paths}
     source = _DATES.get(name)
     cause = pl.lit(None, dtype=pl.Int64)
-    if source is None:
-        path, code, reason = paths.get(name, name), pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+    path = pl.lit(_path_of(mapping, view, name))
+    if name == IMPLAUSIBLE:
+        code, reason = pl.lit(DATE_IMPLAUSIBLE), pl.lit("the date cannot be meant")
+        path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
+    elif source is None:
+        code, reason = pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
     else:
-        path = paths.get(source, _date_paths(mapping, view))
+        path = _date_path(mapping, view, rows, source)
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
         cause = pl.when(~present).then(_awaited(rows))
         code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
@@ -141,9 +214,20 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         reason.alias("reason"),
         pl.lit("transform").alias("stage"),
         code.alias("code"),
-        pl.lit(f"{mapping.resource}.{path}").alias("path"),
+        path.alias("path"),
         cause.alias("cause"),
+        pl.col("surrogate_id"),
     ]
+
+
+def _date_path(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, source: str) -> pl.Expr:
+    """The element whose date is refused; where there is none, the first in which it is looked for."""
+    known = {**mapping.resource_view.element_paths, **view.element_paths}
+    first = f"{mapping.resource}.{known.get(source, _date_paths(mapping, view))}"
+    if f"{source}_from" not in rows.columns:
+        return pl.lit(first)
+    paths = {column: _path_of(mapping, view, column) for column in rows[f"{source}_from"].drop_nulls().unique()}
+    return pl.col(f"{source}_from").replace_strict(paths, default=first, return_dtype=pl.String)
 
 
 def _awaited(rows: pl.DataFrame) -> pl.Expr:
@@ -159,7 +243,7 @@ def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
     for owner in (mapping.resource_view, view):
         for name, kind in owner.column_types.items():
             if kind in {"dateTime", "date", "instant"}:
-                return owner.column_paths[name]
+                return owner.element_paths[name]
     return "date"
 
 
@@ -309,20 +393,23 @@ def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
     return pl.concat(own).join(first, on=line, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
 
 
-def _issues(rows: pl.DataFrame) -> pl.DataFrame:
-    """What was decided below the line: boolean columns `issue_…`, and dates that were imputed."""
+def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """What was decided below the line: boolean columns `issue_<code>` or `issue_<code>__<column>`, and dates that were
+    imputed. Publication counts what is wrong with an element once a resource."""
     found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
     for name in rows.columns:
+        path = None
         if name.startswith("issue_"):
             flagged = rows.filter(pl.col(name))
-            code = name.removeprefix("issue_")
+            code, _, column = name.removeprefix("issue_").partition("__")
+            if column:
+                path = _path_of(mapping, view, column)
         elif name.endswith("_precision"):
             flagged = rows.filter(pl.col(name).is_between(1, 9))
-            code = "date_imputed"
+            code, path = "date_imputed", name.removesuffix("_precision")
         else:
             continue
         if not flagged.is_empty():
-            path = name.removesuffix("_precision") if code == "date_imputed" else None
             found.append(
                 flagged.select("surrogate_id", pl.lit(code).alias("code"), pl.lit(path, dtype=pl.String).alias("path"))
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -173,7 +173,10 @@ class ViewMapping(_Optional):
     type_concept_id: tuple[ConceptRule, ...] = ()
     #: Named functions of pipeline/omop/derive, applied in order.
     derive: tuple[str, ...] = ()
-    #: Columns without which a row cannot be made: the resource is rejected.
+    #: event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource is rejected.
+    #: A `further` row that cannot be made is left out, with an issue; the resource is rejected only where no row is left.
+    row: Literal["own", "further"] | None = None
+    #: Columns without which a row cannot be made.
     required: tuple[str, ...] = ()
     #: reference_value: the name of the fact.
     fact: str | None = None
@@ -181,12 +184,42 @@ class ViewMapping(_Optional):
     landed_line: bool = False
 
     @property
+    def is_further(self) -> bool:
+        """Whether its rows are further ones; a site's own view that does not say so decides about the resource."""
+        return self.row == "further"
+
+    @property
+    def repeated_elements(self) -> frozenset[str]:
+        """Names of the elements whose parts its rows are: of `item` and `answer.item`, item and answer."""
+        return frozenset(
+            name for path in _repeated_paths(self.definition) for name in path.partition("(")[0].split(".") if name
+        ) - {"where", "first", "ofType"}
+
+    @property
     def column_types(self) -> dict[str, str | None]:
         return {column["name"]: column.get("type") for column in _columns(self.definition)}
+
+    @cached_property
+    def element_paths(self) -> dict[str, str]:
+        """Column → FHIRPath from the resource on, for messages: of a column in `forEach: reaction`, reaction.onset."""
+        return dict(_element_paths(self.definition))
 
     @property
     def column_paths(self) -> dict[str, str]:
         return {column["name"]: column["path"] for column in _columns(self.definition)}
+
+
+#: What makes a select one row for each of the elements at a path.
+_REPEATS = ("forEach", "forEachOrNull", "repeat")
+
+
+def _repeated_paths(node: Mapping[str, Any]) -> Iterator[str]:
+    """What the selects of a view iterate over, at any depth."""
+    for select in (*node.get("select", ()), *node.get("unionAll", ())):
+        for kind in _REPEATS:
+            paths = select.get(kind, ())
+            yield from [paths] if isinstance(paths, str) else paths
+        yield from _repeated_paths(select)
 
 
 class ResourceMapping(_Model):
@@ -521,6 +554,19 @@ def _is_code(target: Target) -> TypeGuard[str]:
 
 def _ids(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("|"))
+
+
+def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
+    """Name and path of every column, with what its select iterates over before it, less the conditions on that."""
+    for select in definition.get("select", ()):
+        loops = [select[kind] for kind in _REPEATS if kind in select]
+        first = [loop if isinstance(loop, str) else loop[0] for loop in loops]
+        inner = ".".join([part for part in (outer, *(path.partition(".where(")[0] for path in first)) if part])
+        for column in select.get("column", ()):
+            path = column["path"]
+            yield column["name"], inner if inner and path == "$this" else f"{inner}.{path}" if inner else path
+        yield from _element_paths(select, inner)
+        yield from _element_paths({"select": select.get("unionAll", ())[:1]}, inner)
 
 
 def _columns(definition: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -304,9 +304,19 @@ class _ResourceCheck:
             yield self._problem([*at, "priority"], _unknown("vocabulary priority", view.priority, self.priorities))
         if view.kind == "event":
             yield from self._event(at, view, columns)
+        yield from self._whose_row(at, view)
         has_value = view.landed_line or "value" in view.column_types or made.has("value")
         if view.kind == "reference_value" and not has_value:
             yield self._problem(at, "a view that leaves a fact needs a column value")
+
+    def _whose_row(self, at: list[Any], view: ViewMapping) -> Iterator[MappingProblem]:
+        makes_rows = view.kind in {"event", "entity"}
+        if makes_rows and view.row is None:
+            yield self._problem(at, "say whether the view gives the resource's own row: `row: own` or `row: further`")
+        if view.row and not makes_rows:
+            yield self._problem([*at, "row"], "only a view of an event or an entity gives rows")
+        if view.row == "own" and _is_repeated(view):
+            yield self._problem([*at, "row"], "rows of a part that may be there repeatedly are further rows")
 
     def _event(self, at: list[Any], view: ViewMapping, columns: Mapping[str, str | None]) -> Iterator[MappingProblem]:
         if bool(view.code) == bool(view.concept_id):
@@ -323,6 +333,10 @@ class _ResourceCheck:
         for name in ("home_table", "type_concept_id"):
             if not getattr(view, name):
                 yield self._problem(at, f"an event view needs {name}")
+
+
+def _is_repeated(view: ViewMapping) -> bool:
+    return bool(view.repeated_elements)
 
 
 def _types(text: str, resource: str, this: Types) -> Types:

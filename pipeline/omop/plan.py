@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ import orjson
 import polars as pl
 
 from pipeline.errors import LandingError
-from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append, Column, Problem, compile_together
+from pipeline.fhir.view_definition import (
+    EVALUATION_ERRORS,
+    Append,
+    Column,
+    CompiledColumns,
+    Problem,
+    compile_columns,
+    compile_together,
+)
 from pipeline.landing.reading import read_line
 from pipeline.omop import converters, devices, note_texts
 from pipeline.omop.addresses import Addresses
@@ -111,6 +119,8 @@ class PlannedView:
     dtypes: tuple[pl.DataType, ...]
     #: what is wrong with a resource, slowly
     explain: Callable[[Any], Problem | None]
+    #: the view by itself, for a resource of which another view fails
+    alone: Callable[[], CompiledColumns]
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,7 @@ class Worker:
             "dosage_text": converters.dosage_text,
             "daily_dose": converters.daily_dose,
             "dosage_end": converters.dosage_end,
+            "dosage_end_unusable": converters.dosage_end_unusable,
             "dosage_length": converters.dosage_length,
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
@@ -319,7 +330,13 @@ class Worker:
 def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], Any]]) -> ResourcePlan:
     compiled = compile_together([dict(view.definition) for view in mapping.views], converters)
     views = tuple(
-        PlannedView(view, columns, tuple(_dtype(column.type, column.collection) for column in columns), explain)
+        PlannedView(
+            view,
+            columns,
+            tuple(_dtype(column.type, column.collection) for column in columns),
+            explain,
+            cache(partial(compile_columns, dict(view.definition), converters)),
+        )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )
     return ResourcePlan(mapping, views, compiled.bind)

@@ -14,16 +14,15 @@ import polars as pl
 
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
-from pipeline.fhir.view_definition import EVALUATION_ERRORS, Append
+from pipeline.fhir.view_definition import Append, Problem
 from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
 from pipeline.omop.plan import ResourcePlan, Worker
 from pipeline.omop.routing import EXACT
+from pipeline.omop.salvage import CONVERSION_ERRORS, salvaged
 
 __all__ = ["ChunkReader", "ReadResources", "Rejected"]
-
-_CONVERSION_ERRORS = (*EVALUATION_ERRORS, KeyError, IndexError, OverflowError)
 
 #: What may change the meaning of a resource, at any depth (f2o-063).
 _MODIFIERS = ('"modifierExtension"', '"implicitRules"')
@@ -53,6 +52,8 @@ class ReadResources:
     views: list[list[Any]] = field(init=False)
     #: whether a number may be an ExactNumber
     has_long_numbers: bool = False
+    #: index, and why a part of that line was left out
+    left_out: list[tuple[int, Problem]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.views = [[] for _ in self.plan.views]
@@ -159,7 +160,7 @@ class ChunkReader:
                         ids.append(resource_id)
                         note(index, resource, raw, has_long_numbers=False)
                         continue
-                except _CONVERSION_ERRORS:
+                except CONVERSION_ERRORS:
                     resources.cut_back(index)
             self._read_closely(index)
 
@@ -202,10 +203,16 @@ class ChunkReader:
             return
         try:
             resources.append(resource, index)
-        except _CONVERSION_ERRORS:
+        except CONVERSION_ERRORS:
             resources.cut_back(index)
-            self._explain(index, resource, resources.plan)
-            return
+            found = salvaged(resource, index, resources.plan)
+            if found.problem:
+                problem = found.problem
+                self._reject(index, "view", problem.code, problem.path, problem.reason, resource)
+                return
+            for rows, more in zip(resources.views, found.rows, strict=True):
+                rows.extend(more)
+            resources.left_out.extend((index, one) for one in found.left_out)
         resources.resource_ids.append(resource["id"])
 
     def _resources_for(self, index: int, resource: Any) -> ReadResources | None:
@@ -238,17 +245,6 @@ class ChunkReader:
             given = resource.get("id")
             rejected.resource_id = given if isinstance(given, str) and "\x00" not in given else None
         self.rejected.append(rejected)
-
-    def _explain(self, index: int, resource: dict[str, Any], plan: ResourcePlan) -> None:
-        """The slow path: which FHIRPath failed, and why."""
-        for view in plan.views:
-            problem = view.explain(resource)
-            if problem is not None:
-                self._reject(index, "view", problem.code, problem.path, problem.reason, resource)
-                return
-        self._reject(
-            index, "view", "evaluation_failed", plan.mapping.resource, "an element has an unexpected form", resource
-        )
 
 
 def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:

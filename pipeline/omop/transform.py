@@ -14,7 +14,16 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.omop.content import Contents
-from pipeline.omop.events import EventRows, derived, event_links, event_rows, refuse_incomplete
+from pipeline.omop.events import (
+    DATE_IMPLAUSIBLE,
+    LEFT_OUT_SCHEMA,
+    REFUSED_SCHEMA,
+    EventRows,
+    derived,
+    event_links,
+    event_rows,
+    refuse_incomplete,
+)
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
 from pipeline.omop.plan import Worker
@@ -180,8 +189,8 @@ class _TypeTransform:
             for view in self.read.plan.views
             if view.mapping.event_of in by_view and view.mapping.name in by_view
         ]
-        refused = [result.refused for result in event_results if not result.refused.is_empty()]
-        decisions = self._decisions(resources, event_results, refused, facts)
+        event_results.append(self._parts_left_out(kept))
+        decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
         alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
@@ -195,6 +204,15 @@ class _TypeTransform:
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
+
+    def _parts_left_out(self, kept: pl.DataFrame) -> EventRows:
+        """What the reading left out of resources (`pipeline.omop.salvage`): an issue for each part."""
+        rows = [
+            (index, problem.reason, "view", problem.code, problem.path, None) for index, problem in self.read.left_out
+        ]
+        found = pl.DataFrame(rows, schema=REFUSED_SCHEMA, orient="row")
+        found = found.join(kept.select("index", "surrogate_id"), on="index", how="inner", maintain_order="left")
+        return EventRows.of_left_out(found)
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
@@ -270,10 +288,12 @@ class _TypeTransform:
         self,
         resources: pl.DataFrame,
         results: list[EventRows],
-        refused: list[pl.DataFrame],
         facts: list[pl.DataFrame],
     ) -> pl.DataFrame:
         """One row a resource: its outcome after all views."""
+        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
+        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
         decided = resources.select(
             "index",
             pl.lit(self.resource_type).alias("resource_type"),
@@ -281,11 +301,11 @@ class _TypeTransform:
             "surrogate_id",
             *_DECISION_COLUMNS,
         ).rename({"code_": "code"})
-        if not refused:
+        refused = _refused(results, any_row)
+        if refused.is_empty():
             decided = decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
         else:
-            first = pl.concat(refused).unique("index", keep="first", maintain_order=True)
-            decided = decided.join(first, on="index", how="left", suffix="_view", maintain_order="left")
+            decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
             is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
             decided = decided.with_columns(
                 pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
@@ -294,9 +314,8 @@ class _TypeTransform:
                     for name in ("reason", "stage", "code", "path")
                 ),
             )
-        excluded = [result.excluded for result in results if not result.excluded.is_empty()]
-        if excluded:
-            reasons = pl.concat(excluded).unique("index", keep="first", maintain_order=True)
+        reasons = _excluded(results, any_row)
+        if not reasons.is_empty():
             decided = decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
                 pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
                 .then(pl.lit("excluded"))
@@ -304,10 +323,7 @@ class _TypeTransform:
                 .alias("outcome"),
                 pl.coalesce("reason", "exclude_reason").alias("reason"),
             )
-        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
         is_reference_data = all(view.kind in {"resource", "reference_value"} for view in self.mapping.views)
-        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
         has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
         open_ = pl.col("outcome").is_null()
         if self.mapping.alone is not None:
@@ -360,7 +376,7 @@ class _TypeTransform:
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [_in_order_of_lines(pl.concat(frames))])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
-        write(staging.ISSUE, [result.issues for result in results])
+        write(staging.ISSUE, [result.issues for result in results], of=with_facts)
         write(staging.EVENT_LINK, self._event_links)
         codes = [result.codes for result in results if not result.codes.is_empty()]
         if codes:
@@ -379,6 +395,32 @@ class _TypeTransform:
         rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
         rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
+
+
+def _refused(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
+    """REFUSED_SCHEMA, one row a line: whose own row cannot be made, or of which no row at all is left (`any_row`: surrogate
+    ids of those with one) although there should be some."""
+    left_out = pl.concat([_refused_schema(), *(result.left_out for result in results)], how="vertical")
+    alone = left_out.filter(
+        ~pl.col("surrogate_id").is_in(any_row.implode()) & (pl.col("code") != DATE_IMPLAUSIBLE)
+    ).join(_excluded(results, any_row), on="index", how="anti", maintain_order="left")
+    refused = pl.concat([*(result.refused for result in results), alone.select(*REFUSED_SCHEMA)])
+    return refused.unique("index", keep="first", maintain_order=True)
+
+
+def _excluded(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
+    """index and exclude_reason, one row a line: what a rule excludes, or of which an option leaves no row."""
+    left_out = pl.concat([_refused_schema(), *(result.left_out for result in results)], how="vertical")
+    by_option = left_out.filter(
+        ~pl.col("surrogate_id").is_in(any_row.implode()) & (pl.col("code") == DATE_IMPLAUSIBLE)
+    ).select("index", pl.col("code").alias("exclude_reason"))
+    return pl.concat([*(result.excluded for result in results), by_option]).unique(
+        "index", keep="first", maintain_order=True
+    )
+
+
+def _refused_schema() -> pl.DataFrame:
+    return pl.DataFrame(schema=LEFT_OUT_SCHEMA)
 
 
 def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:

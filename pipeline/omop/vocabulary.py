@@ -38,8 +38,9 @@ from pipeline.omop.concept_index import (
     FixedConcept,
     normalise_code,
 )
-from pipeline.warehouse.connection import connect, server_failure
+from pipeline.warehouse.connection import connect
 from pipeline.warehouse.schema import transaction
+from pipeline.warehouse.server_failures import server_failure
 from pipeline.warehouse.staging import disk_errors
 
 __all__ = [
@@ -388,8 +389,7 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     """
     root = home / "vocabulary"
     folder = root / _folder_name(release.content_hash)
-    advice = "Make space, then run the same command again: the vocabulary in the database is as it should be."
-    with disk_errors("The concept index", root, advice):
+    with disk_errors("The concept index", root, "The vocabulary in the database is as it should be."):
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             if not folder.is_dir():

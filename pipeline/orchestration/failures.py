@@ -14,7 +14,8 @@ from pathlib import Path
 import dagster as dg
 
 from pipeline.errors import EpicOmopError, TransientError
-from pipeline.warehouse.connection import server_errors
+from pipeline.unexpected import refusal_of_files
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["as_failure", "told_as_failures"]
 
@@ -39,7 +40,8 @@ def told_as_failures() -> Iterator[None]:
     except EpicOmopError as error:
         raise as_failure(error) from None
     except Exception as error:  # noqa: BLE001 - whatever it is, its text may hold patient data and must not be stored
-        raise _defect(error) from None
+        refusal = refusal_of_files(error)
+        raise as_failure(refusal) if refusal else _defect(error) from None
 
 
 def _defect(error: Exception) -> dg.Failure:
@@ -48,8 +50,8 @@ def _defect(error: Exception) -> dg.Failure:
     places = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in reversed(ours)]
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     return dg.Failure(
-        f"Unexpected {name} at {places[0]}. Its text is not shown, because it may quote data: run the same step with"
-        " the epic-omop command to see it.",
+        f"Unexpected {name} at {places[0]}. Its text is not shown, because it may quote data: the same step by an"
+        " epic-omop command writes it to a file in the home, and names that.",
         {"kind of error": name, "where": dg.MetadataValue.md("\n".join(f"- {place}" for place in places))},
         allow_retries=False,
     )

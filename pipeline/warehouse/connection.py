@@ -6,8 +6,7 @@ errors. No error shows a password, nor any part of a URL that may hold one by mi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +18,18 @@ from psycopg.conninfo import conninfo_to_dict
 from pipeline.errors import ConfigurationError, WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
+from pipeline.warehouse.pooler import refuse_shared_processes
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["OLDEST_SERVER", "connect", "database_url", "server_errors", "server_failure", "sqlalchemy_engine"]
+__all__ = ["OLDEST_SERVER", "connect", "database_url", "sqlalchemy_engine"]
 
 #: The oldest major version that is tested and still maintained by the PostgreSQL project.
 OLDEST_SERVER = 14
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 _CONNECT_TIMEOUT_SECONDS = 20
-_AGAIN = "What was not committed is undone."
 _EXAMPLE = "It looks like postgresql://user:password@host:5432/database"
 
 
@@ -50,11 +49,25 @@ def database_url(database_url_setting: str | None, home: Path) -> str:
 def connect(url: str) -> psycopg.Connection:
     """A connection with `application_name` epic-omop and the session time zone UTC, outside a transaction.
 
-    Raises WarehouseError if the server cannot be reached, refuses the login or is older than `OLDEST_SERVER`.
+    Raises WarehouseError if the server cannot be reached, refuses the login, is older than `OLDEST_SERVER`, or stands
+    behind a pooler that gives each transaction another server process.
     """
+    connection = _opened(url)
+    try:
+        _refuse_old_server(connection, _parsed(url))
+        row = connection.execute("SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', false)").fetchone()
+        refuse_shared_processes(connection, row[0] if row else 0, _OpenedAgain(url))
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _opened(url: str) -> psycopg.Connection:
     given = _parsed(url)
     try:
-        connection = psycopg.connect(
+        return psycopg.connect(
             url,
             autocommit=True,
             application_name=given.get("application_name") or "epic-omop",
@@ -62,14 +75,16 @@ def connect(url: str) -> psycopg.Connection:
         )
     except psycopg.Error as error:
         raise _unreachable(given, error) from None
-    try:
-        _refuse_old_server(connection, given)
-        connection.execute("SET TIME ZONE 'UTC'")
-        connection.autocommit = False
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+
+
+@dataclass(frozen=True)
+class _OpenedAgain:
+    """A further connection to the same address; equal for equal addresses."""
+
+    url: str = field(repr=False)
+
+    def __call__(self) -> psycopg.Connection:
+        return _opened(self.url)
 
 
 def sqlalchemy_engine(url: str) -> Engine:
@@ -80,51 +95,6 @@ def sqlalchemy_engine(url: str) -> Engine:
     named = make_url(url).set(drivername="postgresql+psycopg")
     # A pooled connection may be older than a restart of the server: it is tried before it is handed out.
     return create_engine(named, creator=partial(connect, url), pool_pre_ping=True)
-
-
-@contextmanager
-def server_errors() -> Iterator[None]:
-    """Turns a server that stops, or a disk of it that fills, in the middle of work into a WarehouseError."""
-    try:
-        yield
-    except Exception as error:
-        failure = server_failure(error)
-        if failure is None:
-            raise
-        raise failure from error
-
-
-def server_failure(error: Exception) -> WarehouseError | None:
-    """What to tell of an error of psycopg or SQLAlchemy for which the server is to blame: a full disk, a limit, its end.
-    None for every other error, of a statement or its data too.
-
-    Only PostgreSQL's first line is shown: the others may quote rows.
-    """
-    cause = getattr(error, "orig", None) or error
-    is_internal = isinstance(cause, psycopg.Error) and (cause.sqlstate or "").startswith("XX")
-    if not is_internal and not isinstance(cause, psycopg.OperationalError):
-        return None
-    reason = (str(cause).strip() or type(cause).__name__).partition("\n")[0]
-    if isinstance(cause, psycopg.errors.ConfigurationLimitExceeded):
-        return WarehouseError(
-            f"PostgreSQL refuses to go beyond a limit of its own: {reason}",
-            f"{_AGAIN} Raise that limit for the database user, then run the same command again.",
-        )
-    if isinstance(cause, psycopg.errors.DiskFull) or tells_full_disk(reason):
-        if "shared memory" in reason:  # in containers, whose /dev/shm is small
-            return WarehouseError(
-                f"PostgreSQL's shared memory is full: {reason}",
-                f"{_AGAIN} Give its container more (docker run --shm-size), then run the same command again.",
-            )
-        return WarehouseError(
-            f"The disk of PostgreSQL is full: {reason}",
-            f"{_AGAIN} {MAKE_SPACE}",
-        )
-    return WarehouseError(
-        f"PostgreSQL failed in the middle of the work: {reason}",
-        f"{_AGAIN} See to the server (its log says why; `epic-omop db status` says where that of an embedded one is),"
-        " then run the same command again.",
-    )
 
 
 def _checked_url(setting: str) -> str:

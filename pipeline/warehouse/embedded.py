@@ -215,7 +215,7 @@ class EmbeddedServer:
                     finally:
                         os.close(lock)
             elif launched.poll() is not None:
-                raise _no_start(folder, log_start)
+                raise _no_start(folder, log_start, launched.returncode)
             waiting.pause(f"PostgreSQL in {folder.path} to be ready; it may be recovering. Its log: {folder.log}")
 
     def _shut_down(self, folder: ServerFolder) -> bool:
@@ -382,8 +382,14 @@ def _launch(folder: ServerFolder, binaries: PostgresBinaries, lock: int) -> subp
     return process
 
 
-def _no_start(folder: ServerFolder, log_start: int) -> WarehouseError:
+def _no_start(folder: ServerFolder, log_start: int, exit_code: int) -> WarehouseError:
     tail = _log_tail(folder, log_start)
+    if exit_code < 0:
+        return WarehouseError(
+            f"PostgreSQL was ended from outside while it started, by signal {-exit_code}.",
+            "Somebody stopped it, or the system did because memory ran out (`dmesg` says so). Run the same command again:"
+            " PostgreSQL recovers what was committed.",
+        )
     message = f"PostgreSQL ended instead of starting. The end of its log, {folder.log}:\n{tail}\n"
     # The log itself may be on the full disk, and say nothing any more.
     if tells_full_disk(tail) or shutil.disk_usage(folder.data).free < _LOG_SEGMENT_BYTES:

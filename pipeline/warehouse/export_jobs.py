@@ -48,6 +48,7 @@ __all__ = [
     "save_poll",
     "save_status_url",
     "site_lock",
+    "sites_with_exports",
     "unfinished_folder_jobs",
 ]
 
@@ -373,3 +374,10 @@ def _number(connection: psycopg.Connection, statement: str) -> int:
     if row is None or row[0] is None:
         raise WarehouseError("The warehouse has no tables for exports.", "Run `epic-omop db init`.")
     return int(row[0])
+
+
+def sites_with_exports(connection: psycopg.Connection) -> list[str]:
+    """Every site of which an export was begun, also from a folder; none where the schema is not there yet."""
+    if connection.execute("SELECT to_regclass('export_job')").fetchone() == (None,):
+        return []
+    return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job ORDER BY site").fetchall()]

@@ -19,7 +19,7 @@ import psycopg
 from pipeline.clock import Clock
 from pipeline.errors import RequestBudgetSpent, WarehouseError
 from pipeline.settings import SiteSettings
-from pipeline.warehouse.connection import server_errors
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["WarehouseRequestBudget", "beginning_of_hour", "requests_in_hour"]
 

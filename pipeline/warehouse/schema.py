@@ -24,7 +24,8 @@ import omop_schema
 from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.connection import connect, server_failure, sqlalchemy_engine
+from pipeline.warehouse.connection import connect, sqlalchemy_engine
+from pipeline.warehouse.server_failures import server_failure
 
 __all__ = ["InstallReport", "ensure_schemas", "install_schemas", "schema_differences", "transaction"]
 

@@ -96,7 +96,7 @@ def forget_seen(connection: psycopg.Connection, home: Path, site: str, surrogate
 def _write(file: Path, seen: pl.DataFrame) -> None:
     temporary = file.with_suffix(".tmp")
     try:
-        with disk_errors("What an export held", file.parent, "Make space, then run the same command again."):
+        with disk_errors("What an export held", file.parent):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.write_parquet(temporary)
             temporary.replace(file)

@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.errors import LandingError
+from pipeline.file_errors import remedy
 from pipeline.omop.routing import staged_columns
 
 __all__ = [
@@ -123,15 +124,15 @@ def write_frame(target: Path, frame: pl.DataFrame) -> None:
 
 
 @contextmanager
-def disk_errors(
-    what: str, folder: Path, advice: str = "Make space, then run again: the export is taken up where it stands."
-) -> Iterator[None]:
-    """Turns what the disk refuses, to Python or to polars, into a LandingError: `what` cannot be written."""
+def disk_errors(what: str, folder: Path, then: str = "The export is taken up where it stands.") -> Iterator[None]:
+    """Turns what the disk refuses, to Python or to polars, into a LandingError: `what` cannot be written. `then`: what
+    follows when the cause is removed."""
     try:
         yield
     except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        raise LandingError(f"{what} cannot be written ({reason}) under {folder}.", advice) from error
+        advice = remedy(error) or "See to that folder, then run the same command again."
+        raise LandingError(f"{what} cannot be written ({reason}) under {folder}.", f"{advice} {then}") from error
 
 
 def staging_errors(folder: Path) -> AbstractContextManager[None]:

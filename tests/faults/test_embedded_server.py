@@ -296,6 +296,39 @@ def test_postmaster_killed_then_started_again(used_home: Path) -> None:
     assert "was not properly shut down" in folder_of(used_home).log.read_text()
 
 
+_KILLED_WHILE_STARTING = """
+import sys
+from pathlib import Path
+from pipeline.errors import WarehouseError
+from pipeline.warehouse import embedded
+launch = embedded._launch
+def launch_and_kill(*arguments):
+    process = launch(*arguments)
+    process.kill()
+    return process
+embedded._launch = launch_and_kill
+try:
+    embedded.EmbeddedServer(Path(sys.argv[1])).ensure_running()
+except WarehouseError as error:
+    print(error)
+"""
+
+
+def test_postmaster_killed_while_it_starts(used_home: Path) -> None:
+    EmbeddedServer(used_home).stop()
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED_WHILE_STARTING, str(used_home)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+        timeout=DEADLINE_SECONDS,
+    )
+    assert "PostgreSQL was ended from outside while it started, by signal 9" in done.stdout
+    assert "Run the same command again" in done.stdout
+    assert query(EmbeddedServer(used_home).ensure_running(), "SELECT 1") == [(1,)]
+
+
 def test_children_of_a_killed_postmaster_are_waited_for(used_home: Path) -> None:
     """A stopped (frozen) session stands for one that is long in noticing that its server has gone."""
     server = EmbeddedServer(used_home)

@@ -27,9 +27,10 @@ from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.site_assets import load_key
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
-from pipeline.warehouse.connection import connect, server_errors
+from pipeline.warehouse.connection import connect
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_folder import ServerFolder, open_server_folder
+from pipeline.warehouse.server_failures import server_errors
 from tests.command_line import CommandLine, Finished
 from tests.databases import Prepared, empty
 from tests.faults.places import VOCABULARY, Place, wait, waits_for_lock, write_patients

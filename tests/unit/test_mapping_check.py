@@ -47,6 +47,31 @@ def told(folder, **more):
 
 
 @pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("Procedure", "    row: own\n", "", "say whether the view gives the resource's own row"),
+        (
+            "Observation",
+            "    row: further\n",
+            "    row: own\n",
+            "rows of a part that may be there repeatedly are further",
+        ),
+        (
+            "Patient",
+            "    fact: birth_date\n",
+            "    fact: birth_date\n    row: own\n",
+            "only a view of an event or an entity",
+        ),
+    ],
+)
+def test_every_view_that_makes_rows_says_whose(name, old, new, words, folder):
+    edit(folder, f"{name}.yaml", old, new)
+    ((file, _, message),) = told(folder)
+    assert file == f"{name}.yaml"
+    assert words in message
+
+
+@pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("path: subject,", "path: subjekt,", "Procedure has no element 'subjekt' in FHIR R4; did you mean 'subject'?"),

@@ -20,6 +20,7 @@ from pipeline.omop.derive.allergies import (
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
 from pipeline.omop.derive.care_sites import care_site, coverage, provider
 from pipeline.omop.derive.conditions import asserted, condition, family_history, history, not_confirmed, qualified
+from pipeline.omop.derive.dates import open_period
 from pipeline.omop.derive.devices import device_by_manufacture, device_use_dates, used_device
 from pipeline.omop.derive.drugs import (
     administered_quantity,
@@ -33,7 +34,7 @@ from pipeline.omop.derive.drugs import (
 )
 from pipeline.omop.derive.notes import document_note, report_note, report_texts
 from pipeline.omop.derive.observations import observation_date, observation_value
-from pipeline.omop.derive.people import birth_year_only, death, person, race_observation, race_observations
+from pipeline.omop.derive.people import birth_date, birth_year_only, death, person, race_observation, race_observations
 from pipeline.omop.derive.procedures import imaging_date, procedure
 from pipeline.omop.derive.questionnaires import answer, question
 from pipeline.omop.derive.specimens import specimen
@@ -55,7 +56,9 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         death,
         race_observations,
         race_observation,
+        birth_date,
         birth_year_only,
+        open_period,
         provider,
         care_site,
         visit,

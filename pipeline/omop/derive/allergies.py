@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, as_value, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, as_value
 from pipeline.omop.derive.conditions import at_age
+from pipeline.omop.derive.dates import first_usable, starting, used_visit_start, with_visit_period
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
 #: Concept classes of SNOMED's things, as opposed to its findings and situations.
@@ -15,19 +16,8 @@ _SUBSTANCE_CLASSES = ("Substance", "Organism", "Physical Object", "Pharma/Biol P
 def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Onset > recorded > encounter > last occurrence."""
     frame = with_visit_period(at_age(frame, derivation, "onset"), derivation)
-    own = pl.coalesce("onset_datetime", "onset_period_start", "onset_by_age", "recorded_date")
-    undated = own.is_null() & pl.col("visit_occurrence_id").is_not_null()
-    frame = used(frame, "encounter_period", "visit_occurrence_id", undated, pl.col("visit_start").is_null())
-    return starting(
-        frame,
-        derivation,
-        "onset_datetime",
-        "onset_period_start",
-        "onset_by_age",
-        "recorded_date",
-        "visit_start",
-        "last_occurrence",
-    )
+    own = ("onset_datetime", "onset_period_start", "onset_by_age", "recorded_date")
+    return used_visit_start(starting(frame, derivation, *own, "visit_start", "last_occurrence"), own)
 
 
 def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -54,7 +44,7 @@ def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
 def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The manifestation is the value. A reaction without a day of its own has that of the allergy."""
     frame = derivation.resolved(frame, "manifestation", "value", "value")
-    frame = derivation.dated(frame, "reaction_onset")
+    frame = first_usable(frame, derivation, "reaction_onset", "reaction_onset", kind="further")
     own = pl.col("reaction_onset_date").is_not_null()
     return frame.with_columns(
         pl.when(own).then("reaction_onset_date").otherwise("start_date").alias("start_date"),

@@ -1,4 +1,4 @@
-"""What every derive function may ask for: concepts, value maps, dates, and facts of other resources."""
+"""What every derive function may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import date
 
 import polars as pl
 
-from pipeline.fhir.datetimes import parsed
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concepts import ConceptResolver
@@ -45,12 +44,6 @@ class Derivation:
 
     def constant(self, name: str) -> int:
         return self.fixed(self.constants[name])
-
-    def dated(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-        """Adds `<column>_date`, `_datetime` and `_precision` for FHIR date strings."""
-        return frame.with_columns(
-            dates for name in columns for dates in parsed(frame[name], self.site_zone, self.instance_zone).get_columns()
-        )
 
     def mapped(self, frame: pl.DataFrame, column: str, value_map: str, system: str, target: str) -> pl.DataFrame:
         """Adds `target`: the concept of a code column by a value map; NULL where the map has no entry."""
@@ -140,32 +133,4 @@ def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Ex
     """
     return frame.with_columns(
         pl.when(when).then(pl.col(key)).alias(f"uses_{name}"), missing.fill_null(False).alias(f"lacks_{name}")
-    )
-
-
-def starting(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
-    """Adds start, start_date and start_datetime: the first of the columns that is present."""
-    return derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("start")), "start")
-
-
-def ending(frame: pl.DataFrame, derivation: Derivation, *columns: str) -> pl.DataFrame:
-    """Adds end_date and end_datetime; an end before the start is dropped (and counted as an issue)."""
-    frame = derivation.dated(frame.with_columns(pl.coalesce(*columns).alias("end")), "end")
-    sensible = pl.col("end_date") >= pl.col("start_date")
-    return frame.with_columns(
-        (~sensible).fill_null(False).alias("issue_end_before_start"),
-        pl.when(sensible).then(pl.col("end_date", "end_datetime")),
-    )
-
-
-def with_visit_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds visit_start and visit_end: FHIR date strings of the encounter that the resource refers to."""
-    frame = derivation.with_fact(frame, "visit_occurrence_id", "encounter_period", "encounter_period")
-    period = pl.col("encounter_period").str.split_exact("/", 1).struct.rename_fields(["visit_start", "visit_end"])
-    return (
-        frame.with_columns(period)
-        .unnest("encounter_period")
-        .with_columns(
-            pl.when(pl.col(name) != "").then(pl.col(name)).alias(name) for name in ("visit_start", "visit_end")
-        )
     )

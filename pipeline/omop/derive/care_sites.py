@@ -5,7 +5,8 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting
+from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.dates import IMPLAUSIBLE, ending, starting, with_birth_date
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").
 _PLACE_DOMAIN = "Visit"
@@ -14,7 +15,8 @@ _PLACE_DOMAIN = "Visit"
 def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """provider: NPI, sex, year of birth; specialty and care site of the role, whose facts are about this resource: when
     they change, publication has it mapped again."""
-    frame = derivation.dated(frame, "birth_date")
+    frame = with_birth_date(frame, derivation)
+    known = ~pl.col(IMPLAUSIBLE) if IMPLAUSIBLE in frame.columns else pl.lit(True)
     frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "gender_concept_id")
     frame = derivation.with_fact(frame, "surrogate_id", "provider_specialty", "role_specialty")
     frame = derivation.with_fact(frame, "surrogate_id", "provider_care_site", "role_care_site")
@@ -23,7 +25,7 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = frame.with_columns(pl.coalesce(by_role, "specialty").alias("specialty"))
     frame = derivation.resolved(frame, "specialty", "specialty", "specialty")
     return frame.with_columns(
-        pl.col("birth_date_date").dt.year().alias("year_of_birth"),
+        pl.when(known).then(pl.col("birth_date_date").dt.year()).alias("year_of_birth"),
         pl.col("gender").alias("gender_source_value"),
         pl.col("specialty_concept_id").fill_null(0),
         pl.col("specialty_source_code").alias("specialty_source_value"),

@@ -7,7 +7,8 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, as_value, ending, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, as_value, used
+from pipeline.omop.derive.dates import ending, starting, visit_dates, with_visit_period
 
 _MAX_DAYS_OUTSIDE = 7
 
@@ -56,7 +57,7 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     # Visit and status depend on what the encounter says, also where it says nothing yet.
     has_visit, unknown = pl.col("visit_occurrence_id").is_not_null(), pl.col("visit_start").is_null()
     frame = used(frame, "encounter_period", "visit_occurrence_id", has_visit, unknown)
-    frame = derivation.dated(frame, "visit_start", "visit_end").drop("visit_start_precision", "visit_end_precision")
+    frame = visit_dates(frame, derivation)
     margin = pl.duration(days=_MAX_DAYS_OUTSIDE)
     first, last = pl.col("visit_start_date"), pl.coalesce("visit_end_date", "visit_start_date")
     outside = (pl.col("start_date") < first - margin) | (pl.col("start_date") > last + margin)
@@ -69,7 +70,10 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
-    """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known."""
+    """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known.
+
+    An age that cannot be added to the birth date is an issue.
+    """
     age, target = f"{element}_age", f"{element}_by_age"
     has_age = pl.col(age).is_not_null()
     aged = frame.filter(pl.col(age).is_not_null()).select("person_id", age).unique()
@@ -79,6 +83,9 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     dates = [_add_age(birth, text) for birth, text in aged.select("birth_date", age).iter_rows()]
     aged = aged.with_columns(pl.Series(target, dates, dtype=pl.String))
     frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
+    unusable = frame.select((has_age & (pl.col("birth_date") != "") & pl.col(target).is_null()).fill_null(False))
+    if unusable.to_series().any():
+        frame = frame.with_columns(unusable.to_series().alias(f"issue_date_invalid__{age}"))
     return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 

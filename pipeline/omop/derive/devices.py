@@ -5,7 +5,8 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, used
+from pipeline.omop.derive.base import Derivation, used
+from pipeline.omop.derive.dates import ending, given_by_none, starting
 
 _SCHEMA = {
     "summary": pl.String,
@@ -34,15 +35,11 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The use's own timing, else when it was recorded; by option the date of manufacture, which is flagged."""
-    own = pl.coalesce("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event", "recorded_on")
+    own = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event", "recorded_on")
     by_manufacture = derivation.options.device_start == "manufacture_date"
-    made = pl.col("manufacture_date") if by_manufacture else pl.lit(None, dtype=pl.String)
-    frame = frame.with_columns(
-        own.alias("use_start"),
-        made.alias("made"),
-        (own.is_null() & made.is_not_null()).alias("issue_start_is_manufacture_date"),
-    )
-    frame = starting(frame, derivation, "use_start", "made")
+    frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
+    made = given_by_none("start", own) & pl.col("start_date").is_not_null()
+    frame = frame.with_columns(made.alias("issue_start_is_manufacture_date"))
     return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, used
+from pipeline.omop.derive.dates import ending, starting, visit_dates, with_visit_period
 
 
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -34,6 +35,7 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 _DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
 _DEFAULT_SUPPLY_DAYS = 29
 _MOST_SUPPLY_DAYS = 3650
+_LAST_YEAR = 9999
 
 
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -45,15 +47,17 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     frame = starting(frame, derivation, "authored_on")
     last_day = pl.col("start_date").dt.offset_by(pl.col("bounds_length")).dt.offset_by("-1d")
     frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
-    frame = ending(frame, derivation, "bounds_end", "bounds_by_length", "validity_end")
-    frame = derivation.dated(with_visit_period(frame, derivation), "visit_end").drop("visit_end_precision")
+    frame = ending(frame, derivation, "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end")
+    frame = visit_dates(with_visit_period(frame, derivation), derivation)
     inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
+    frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit, pl.col("visit_start").is_null())
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
     supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
     dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
     usual = pl.when(~reported).then(pl.lit(_DEFAULT_SUPPLY_DAYS, dtype=pl.Int64))
     days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
-    by_days = pl.col("start_date") + pl.duration(days=days)
+    by_days = _days_after_start(days)
     return frame.with_columns(
         supply.alias("days_supply"),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
@@ -132,7 +136,7 @@ def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataF
     supply = _whole_days(pl.col("supply_value") * unit, "round")
     return frame.with_columns(
         supply.alias("days_supply"),
-        (pl.col("start_date") + pl.duration(days=(supply - 1).fill_null(0))).alias("end_date"),
+        _days_after_start((supply - 1).fill_null(0)).alias("end_date"),
     )
 
 
@@ -140,6 +144,12 @@ def drug_statement_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.Data
     """The period stated, else when it was stated."""
     frame = starting(frame, derivation, "effective_datetime", "effective_period_start", "date_asserted")
     return ending(frame, derivation, "effective_period_end")
+
+
+def _days_after_start(days: pl.Expr) -> pl.Expr:
+    """NULL beyond the last year that a date has."""
+    last = pl.col("start_date") + pl.duration(days=days)
+    return pl.when(last.dt.year() <= _LAST_YEAR).then(last)
 
 
 def _days_of(unit: pl.Expr) -> pl.Expr:

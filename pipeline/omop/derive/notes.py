@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, starting, used, with_visit_period
+from pipeline.omop.derive.base import Derivation, used
+from pipeline.omop.derive.dates import starting, used_visit_start, with_visit_period
 
 
 def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A document: its date, else the beginning of what it documents, else of the visit. Without a text no row."""
     frame = _with_text(with_visit_period(frame, derivation), derivation)
-    frame = starting(frame, derivation, "document_date", "context_period_start", "visit_start")
+    own = ("document_date", "context_period_start")
+    frame = used_visit_start(starting(frame, derivation, *own, "visit_start"), own)
     reason = pl.when("is_unsupported").then(pl.lit("note_text_unsupported")).otherwise(pl.lit("note_without_text"))
     return frame.with_columns(pl.when(pl.col("note_text").is_null()).then(reason).alias("exclude_reason"))
 

@@ -6,7 +6,8 @@ import polars as pl
 
 from pipeline.fhir.exact_numbers import EXACT_DIGITS, exact_number
 from pipeline.omop.converters import COMPARATORS
-from pipeline.omop.derive.base import Derivation, starting
+from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.dates import starting
 from pipeline.omop.routing import EXACT
 
 

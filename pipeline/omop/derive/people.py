@@ -5,11 +5,12 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.dates import IMPLAUSIBLE, first_usable, with_birth_date
 
 
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
-    frame = derivation.dated(frame, "birth_date")
+    frame = with_birth_date(frame, derivation)
     frame = derivation.mapped(frame, "birth_sex", "gender", "birthsex", "by_birth_sex")
     frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "by_gender")
     day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
@@ -98,15 +99,24 @@ def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the year of a birth of which no more is known; derived/birth_dates.sql looks for records in it."""
     return (
-        derivation.dated(frame, "birth_date")
+        with_birth_date(frame, derivation)
         .filter(pl.col("birth_date_precision") == 4)
         .with_columns(pl.col("birth_date").alias("value"))
     )
 
 
+def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the birth date, as FHIR writes it, for ages; '' where it is none from which an age could be counted."""
+    frame = with_birth_date(frame, derivation)
+    known = pl.col("birth_date_date").is_not_null()
+    if IMPLAUSIBLE in frame.columns:
+        known &= ~pl.col(IMPLAUSIBLE)
+    return frame.with_columns(pl.when(known).then("birth_date").otherwise(pl.lit("")).alias("value"))
+
+
 def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """death: month known → its last day; year only → 31 December (Themis)."""
-    frame = derivation.dated(frame, "deceased_datetime")
+    frame = first_usable(frame, derivation, "deceased_datetime", "deceased_datetime", kind="further")
     day, precision = pl.col("deceased_datetime_date"), pl.col("deceased_datetime_precision")
     last = pl.when(precision == 4).then(pl.date(day.dt.year(), 12, 31)).when(precision == 7).then(day.dt.month_end())
     return frame.with_columns(

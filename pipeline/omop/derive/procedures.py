@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, ending, starting
+from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.dates import ending, starting
 
 
 def procedure(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation, starting, used
+from pipeline.omop.derive.base import Derivation, used
+from pipeline.omop.derive.dates import starting
 from pipeline.omop.derive.observations import NUMBER_TEXT, observation_value
 
 _LOINC = "http://loinc.org"

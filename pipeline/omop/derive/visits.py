@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation, ending, starting
+from pipeline.fhir.datetimes import is_open_end
+from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
+from pipeline.omop.derive.dates import ending, first_usable, starting, without_issues
 
 ACT_CODES = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 #: The codes of FHIR's own lists are asked after those of NUBC and of the site: they are what others were turned into.
@@ -102,7 +104,8 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """
     frame = _stay_period(frame, derivation)
     inpatient, as_of = pl.col("is_open_stay"), pl.max_horizontal(pl.lit(derivation.as_of), pl.col("stay_start_date"))
-    visit_end = pl.col("end_date") >= pl.col("stay_start_date")
+    by_clock = pl.col("end_moment") >= pl.col("stay_start_moment")
+    visit_end = pl.coalesce(by_clock, pl.col("end_date") >= pl.col("stay_start_date"))
     first_known = (pl.when(visit_end).then(f"end_{part}") for part in ("date", "datetime"))
     day, moment = first_known
     return frame.with_columns(
@@ -124,32 +127,28 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def open_stay_detail(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the start of an inpatient's place that has not ended, about the place: a visit may have several."""
-    frame = _stay_period(frame, derivation)
+    open_ends = (is_open_end(pl.col(name)).fill_null(True) for name in ("end", "place_end"))
+    frame = _stay_period(frame.filter(*open_ends), derivation)
     return frame.filter("is_open_stay").with_columns(
-        pl.coalesce("place", "surrogate_id").alias("about"), pl.coalesce("place_start", "start").alias("value")
+        pl.coalesce("place", "surrogate_id").alias("about"),
+        pl.col("stay_start_datetime").dt.strftime(_STAY_START).alias("value"),
     )
+
+
+#: How the fact `open_stay_detail` writes the start of a detail, in the instance's zone.
+_STAY_START = "%Y-%m-%d %H:%M:%S%.6f"
 
 
 def _stay_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds stay_start_…, stay_end_… (NULL where the place has none) and is_open_stay."""
     frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
-    frame = derivation.dated(frame, "place_start", "place_end")
-    ends = pl.col("place_end_date") >= pl.coalesce("place_start_date", "start_date")
+    frame = without_issues(frame, ("start", "end"))  # the visit's own row tells them
+    frame = first_usable(frame, derivation, "stay_start", "place_start", "start")
+    frame = without_issues(ending(frame, derivation, "place_end", name="stay_end", start="stay_start"), ("start",))
     inpatient = pl.col("visit_concept_id").is_in(INPATIENT_VISITS)
     # An end that is no date, or lies before the start, is none that is missing.
-    open_stay = inpatient & pl.col("end").is_null() & pl.col("place_end").is_null()
-    has_start = pl.col("place_start_date").is_not_null()
-    return frame.with_columns(
-        (~ends).fill_null(False).alias("issue_stay_end_before_start"),
-        ((pl.col("place_start_precision") == 0) | (pl.col("place_end_precision") == 0))
-        .fill_null(False)
-        .alias("issue_stay_date_invalid"),
-        pl.coalesce("place_start_date", "start_date").alias("stay_start_date"),
-        pl.when(has_start).then("place_start_datetime").otherwise("start_datetime").alias("stay_start_datetime"),
-        pl.when(ends).then("place_end_date").alias("stay_end_date"),
-        pl.when(ends).then("place_end_datetime").alias("stay_end_datetime"),
-        open_stay.fill_null(False).alias("is_open_stay"),
-    )
+    open_stay = inpatient & pl.col("end").is_null() & pl.col("stay_end").is_null()
+    return frame.with_columns(open_stay.fill_null(False).alias("is_open_stay"))
 
 
 def _disposition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -162,8 +161,8 @@ def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.
     """An event at the end of the stay (or its start), linked to the visit itself."""
     frame = _disposition(frame, derivation)
     frame = frame.filter(pl.col("discharged_to_concept_id_meaning") == "against_advice")
-    frame = derivation.dated(starting(frame, derivation, "start"), "end")
-    ended = pl.col("end_date") >= pl.col("start_date")
+    frame = without_issues(ending(starting(frame, derivation, "start"), derivation, "end"), ("start", "end"))
+    ended = pl.col("end_date").is_not_null()
     return frame.with_columns(
         pl.when(ended).then("end_date").otherwise("start_date").alias("start_date"),
         pl.when(ended).then("end_datetime").otherwise("start_datetime").alias("start_datetime"),
@@ -174,9 +173,9 @@ def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.
 
 def discharge_death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact about the patient: `date|datetime|type concept` of a death at the end of the stay."""
-    frame = derivation.dated(_disposition(frame, derivation), "start", "end")
+    frame = ending(starting(_disposition(frame, derivation), derivation, "start"), derivation, "end")
     died = pl.col("discharged_to_concept_id_meaning") == "died"
-    frame = frame.filter(died & (pl.col("end_date") >= pl.col("start_date")))
+    frame = frame.filter(died & pl.col("end_date").is_not_null())
     kind = str(derivation.constant("visit_type_ehr_encounter"))
     day, moment = pl.col("end_date").cast(pl.String), pl.col("end_datetime").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f")
     return frame.with_columns(

@@ -22,7 +22,7 @@ from psycopg import sql
 from omop_schema.cdm import polars_schema, primary_key, sequence_name
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.errors import WarehouseError
-from pipeline.warehouse.connection import server_failure
+from pipeline.warehouse.server_failures import server_failure
 
 __all__ = ["DerivedOptions", "DerivedReport", "TableChange", "note_affected_persons", "refresh_derived"]
 

@@ -1,6 +1,7 @@
 -- The same for visit_detail. One Encounter may have several details (its own, one for each location), so that the fact
--- `open_stay_detail` carries as its value the start of the detail that it means, as FHIR writes it, and is about the
--- place where there is one.
+-- `open_stay_detail` carries as its value the start of the detail that it means, and is about the place where there is
+-- one. The start is that of the detail itself, with a blank before the time; facts of earlier versions have it as FHIR
+-- writes it.
 UPDATE {cdm}.visit_detail AS detail
 SET visit_detail_end_date = fresh.end_date, visit_detail_end_datetime = fresh.end_datetime
 FROM (
@@ -17,6 +18,7 @@ FROM (
     WHERE fact.name = 'open_stay_detail' AND detail.visit_detail_concept_id = ANY(%(inpatient_visits)s)
       AND coalesce(detail.care_site_id = place.row_id, true)
       AND detail.visit_detail_start_datetime = CASE
+          WHEN fact.value ~ '^[0-9-]+ [0-9:.]+$' THEN fact.value::timestamp
           WHEN fact.value ~ 'T' THEN fact.value::timestamptz AT TIME ZONE %(instance_zone)s
           WHEN fact.value ~ '^[0-9]+-[0-9]+-[0-9]+$' THEN fact.value::timestamp END
 ) AS fresh

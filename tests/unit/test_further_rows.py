@@ -1,0 +1,264 @@
+"""A row that cannot be made: the resource's own is a dead letter, a further one is left out. Every view of every mapping."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from pipeline.mapping_options import MappingOptions
+from pipeline.omop.mapping import load_mappings
+from pipeline.settings import MAPPINGS_FOLDER
+from tests.unit.test_dates import RESOURCES
+from tests.unit.transforming import transform
+
+OPTIONS = MappingOptions(notes="on", device_alone="manufacture_date")
+MAPPINGS = load_mappings(MAPPINGS_FOLDER, None, OPTIONS)
+
+DAY = "2024-03-10"
+#: What each type needs to be loaded, beside what it always needs.
+DATES = {
+    "AllergyIntolerance": {"recordedDate": DAY},
+    "Condition": {"recordedDate": DAY},
+    "Coverage": {"period": {"start": DAY}},
+    "Device": {"manufactureDate": DAY},
+    "DeviceUseStatement": {"recordedOn": DAY},
+    "DiagnosticReport": {"issued": f"{DAY}T09:00:00Z"},
+    "DocumentReference": {"date": f"{DAY}T09:00:00Z"},
+    "Encounter": {"period": {"start": DAY, "end": "2024-03-12"}},
+    "FamilyMemberHistory": {"date": DAY},
+    "ImagingStudy": {"started": DAY},
+    "Immunization": {"occurrenceDateTime": DAY},
+    "MedicationAdministration": {"effectiveDateTime": DAY},
+    "MedicationDispense": {"whenHandedOver": DAY},
+    "MedicationRequest": {"authoredOn": DAY},
+    "MedicationStatement": {"effectiveDateTime": DAY},
+    "Observation": {"effectiveDateTime": DAY},
+    "Patient": {"birthDate": "1960-05-04"},
+    "Practitioner": {},
+    "Procedure": {"performedDateTime": DAY},
+    "QuestionnaireResponse": {"authored": DAY},
+    "Specimen": {"collection": {"collectedDateTime": DAY}},
+    "Location": {"name": "x"},
+    "Organization": {"name": "x"},
+}
+PERSON = ("subject", "patient", "beneficiary")
+HISTORY = {"category": [{"coding": [{"code": "medical-history"}]}]}
+REFUTED = {"verificationStatus": {"coding": [{"code": "refuted"}]}}
+
+#: Own rows: (type, view) → a resource that has just this row, and what is changed so that it cannot be made, and where
+#: the dead letter says that is. Where nothing is given, the person is missing.
+OWN = {
+    ("AllergyIntolerance", "allergy"): ({}, {}, "patient"),
+    ("AllergyIntolerance", "substance"): ({}, {}, "patient"),
+    ("Condition", "condition_occurrence"): ({}, {}, "subject"),
+    ("Condition", "not_confirmed"): (REFUTED, {}, "subject"),
+    ("Condition", "medical_history"): (HISTORY, {"recordedDate": "2024-02-30"}, "recordedDate"),
+    ("Coverage", "payer_plan_period"): ({}, {"period": {"start": "garbage"}}, "period.start"),
+    ("DeviceUseStatement", "device_exposure"): ({}, {"recordedOn": "garbage"}, "recordedOn"),
+    ("DiagnosticReport", "report"): ({}, {}, "subject"),
+    ("DocumentReference", "note"): ({}, {"date": "2024-13"}, "date"),
+    ("Encounter", "visit"): ({}, {"period": {"start": "00.00.0000"}}, "period.start"),
+    ("Immunization", "drug_exposure"): ({}, {"occurrenceDateTime": "x"}, "occurrence.ofType(dateTime)"),
+    ("Location", "care_site"): ({}, {"name": 5}, "name"),
+    ("MedicationAdministration", "drug_exposure"): ({}, {}, "subject"),
+    ("MedicationDispense", "drug_exposure"): ({}, {}, "subject"),
+    ("MedicationRequest", "drug_exposure"): ({}, {}, "subject"),
+    ("MedicationStatement", "drug_exposure"): ({}, {}, "subject"),
+    ("Observation", "value"): ({}, {"effectiveDateTime": "infinity"}, "effective.ofType(dateTime)"),
+    ("Organization", "care_site"): ({}, {"name": 5}, "name"),
+    ("Patient", "person"): ({}, {"birthDate": "2024-02-30"}, "birthDate"),
+    ("Practitioner", "provider"): ({}, {"gender": 5}, "gender"),
+    ("Procedure", "procedure_occurrence"): ({}, {}, "subject"),
+    ("Specimen", "specimen"): ({}, {}, "subject"),
+}
+
+NUMBER = {"code": {"text": "x"}, "valueQuantity": {"value": 1}}
+BROKEN_NUMBER = {"code": {"text": "x"}, "valueQuantity": {"value": "many"}}
+REACTION = {"manifestation": [{"text": "x"}]}
+OMB = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race"
+
+
+def races(*codes):
+    return [{"url": OMB, "extension": [{"url": "ombCategory", "valueCoding": {"code": code}} for code in codes]}]
+
+
+#: Further rows: (type, view) → what makes some of them, of which some cannot be made; the table; how many can; the path.
+FURTHER = {
+    ("AllergyIntolerance", "reaction"): (
+        {"reaction": [REACTION, {"manifestation": ["x"]}, {"manifestation": [{"text": "x"}, 1]}, "x"]},
+        ("observation", 3),
+        {"reaction.onset", "reaction.manifestation"},
+    ),
+    ("Encounter", "stay"): (
+        {"location": [{"location": {"reference": "Location/l"}}, {"location": 5}, {"location": {"reference": 5}}]},
+        ("visit_detail", 1),
+        "location.where(status.empty() or (status != 'planned' and status != 'reserved')).location",
+    ),
+    ("Observation", "component"): (
+        {"component": [NUMBER, BROKEN_NUMBER, NUMBER]},
+        ("observation", 3),
+        "component.value.ofType(Quantity).value",
+    ),
+    ("Patient", "death"): ({"deceasedDateTime": "2020-02-30"}, ("death", 0), "deceased.ofType(dateTime)"),
+    ("FamilyMemberHistory", "family_history"): (
+        {"condition": [{"code": {"text": "x"}}, {"code": ["x"]}]},
+        ("observation", 1),
+        "condition.code",
+    ),
+    ("ImagingStudy", "procedure_occurrence"): (
+        {"procedureCode": [{"text": "x"}, "x"]},
+        ("procedure_occurrence", 1),
+        "procedureCode",
+    ),
+    ("QuestionnaireResponse", "answer"): (
+        {
+            "item": [
+                {
+                    "linkId": "g",
+                    "item": [
+                        {"linkId": "1", "answer": [{"valueInteger": 1}, {"valueInteger": "x"}]},
+                        {"linkId": "2", "answer": [{"valueInteger": 2}]},
+                        {"linkId": 3, "answer": [{"valueInteger": 2}]},
+                    ],
+                }
+            ]
+        },
+        ("observation", 2),
+        {"repeat(item | answer.item).answer.value.ofType(integer)", "repeat(item | answer.item).linkId"},
+    ),
+    ("Device", "device_exposure"): ({"manufactureDate": "2020-02-30"}, ("device_exposure", 0), "manufactureDate"),
+}
+#: Further rows that lack nothing as long as the resource's own row can be made: their parts are the resource's.
+ALWAYS = {
+    ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
+    ("Patient", "race"),
+    ("Encounter", "discharge_against_advice"),
+    ("DiagnosticReport", "conclusion"),
+    ("DiagnosticReport", "presented_form"),
+}
+
+
+def made(kind, name, *changes):
+    found = {"resourceType": kind, "id": name, **copy.deepcopy(RESOURCES.get(kind, {})), **DATES[kind]}
+    for change in changes:
+        found |= change
+    return found
+
+
+def without_person(resource):
+    return {name: value for name, value in resource.items() if name not in PERSON}
+
+
+@pytest.fixture(scope="module")
+def transformed(tmp_path_factory):
+    resources = [made("Patient", "p1")]
+    for (kind, view), (has, change, _) in OWN.items():
+        resources.append(made(kind, f"{view}-sound", has))
+        resources.append(made(kind, view, has, change) if change else without_person(made(kind, view, has)))
+    resources += [made(kind, view, change) for (kind, view), (change, _, _) in FURTHER.items()]
+    resources += NOTHING_LEFT + OTHERS
+    return transform(tmp_path_factory.mktemp("further"), resources, OPTIONS)
+
+
+def test_every_view_says_whose_row_it_gives():
+    views = {
+        (kind, view.name): view.row
+        for kind, mapping in MAPPINGS.resources.items()
+        for view in mapping.views
+        if view.kind in {"event", "entity"}
+    }
+    assert {name for name, row in views.items() if row == "own"} == OWN.keys()
+    assert {name for name, row in views.items() if row == "further"} == FURTHER.keys() | ALWAYS
+
+
+@pytest.mark.parametrize("name", OWN, ids="/".join)
+def test_an_own_row_that_cannot_be_made_is_a_dead_letter(name, transformed):
+    kind, view = name
+    assert transformed.outcomes[f"{kind}/{view}-sound"] == "loaded"
+    assert transformed.outcomes[f"{kind}/{view}"].startswith("rejected:")
+    assert transformed.paths[f"{kind}/{view}"] == f"{kind}.{OWN[name][2]}"
+    assert f"{kind}/{view}" not in transformed.rows
+
+
+@pytest.mark.parametrize("name", FURTHER, ids="/".join)
+def test_a_further_row_that_cannot_be_made_is_left_out(name, transformed):
+    kind, view = name
+    _, (table, count), path = FURTHER[name]
+    reference = f"{kind}/{view}"
+    assert transformed.outcomes[reference] == ("excluded:device_not_use" if kind == "Device" else "loaded")
+    assert len(transformed.rows.get(reference, {}).get(table, [])) == count
+    paths = {path for code, path in transformed.issues[reference] if code == "row_left_out"}
+    assert paths == {f"{kind}.{path}" for path in ({path} if isinstance(path, str) else path)}
+
+
+COMPONENTS = {"component": [BROKEN_NUMBER, BROKEN_NUMBER]}
+#: Resources without an own row, of which no row at all can be made.
+NOTHING_LEFT = [
+    {name: value for name, value in made("Observation", "panel", COMPONENTS).items() if name != "valueString"},
+    made("FamilyMemberHistory", "all", {"condition": [{"code": "x"}]}),
+    made("FamilyMemberHistory", "undated", {"date": "2024-02-30"}),
+    made("ImagingStudy", "all", {"procedureCode": ["x"]}),
+    made("QuestionnaireResponse", "all", {"item": ["x"]}),
+    {"resourceType": "Medication", "id": "all", "code": "x"},
+]
+
+
+@pytest.mark.parametrize("resource", NOTHING_LEFT, ids=lambda one: f"{one['resourceType']}/{one['id']}")
+def test_a_resource_of_which_no_row_is_left_is_a_dead_letter(resource, transformed):
+    reference = f"{resource['resourceType']}/{resource['id']}"
+    assert transformed.outcomes[reference].startswith("rejected:")
+    assert transformed.paths[reference]
+    assert reference not in transformed.rows
+
+
+#: Facts and addresses, which are rows of other tables or of none, and parts that are there once.
+OTHERS = [
+    made("Encounter", "diagnosis", {"diagnosis": [{"condition": {"reference": "Condition/c"}, "rank": 1}, "x"]}),
+    made("Encounter", "class", {"class": "AMB"}),
+    made("Patient", "address", {"address": ["x", {"use": "home", "state": "TX"}]}),
+    made("Patient", "addresses", {"address": "x"}),
+    made("Patient", "races", {"extension": races("2106-3", "2054-5"), "deceasedDateTime": "2020-02-30"}),
+    made("Observation", "own", {"component": [NUMBER], "valueString": 5}),
+    made("Observation", "comparator", {"component": [NUMBER, NUMBER | {"valueQuantity": {"comparator": "~"}}]}),
+    made("Observation", "nested", {"component": [[[NUMBER]], NUMBER]}),
+]
+
+
+def test_a_fact_that_cannot_be_read_is_left_out(transformed):
+    assert transformed.facts["Encounter/diagnosis"]["condition_status"] == ["1"]
+    assert transformed.issues["Encounter/diagnosis"] == [("row_left_out", "Encounter.diagnosis.condition")]
+
+
+def test_an_element_that_is_there_once_in_another_shape_is_a_dead_letter(transformed):
+    assert transformed.outcomes["Encounter/class"] == "rejected:wrong_type"
+    assert transformed.outcomes["Observation/own"] == "rejected:wrong_type"
+
+
+def test_an_address_that_cannot_be_read_leaves_the_person(transformed):
+    assert transformed.row("Patient/address", "location")["state"] == "TX"
+    assert transformed.outcomes["Patient/addresses"] == "loaded"
+    assert transformed.row("Patient/addresses", "person")["location_id"] is None
+    for name in ("address", "addresses"):
+        assert [code for code, _ in transformed.issues[f"Patient/{name}"]] == ["row_left_out"]
+
+
+def test_the_other_further_rows_stay(transformed):
+    assert len(transformed.rows["Patient/races"]["observation"]) == 2
+    assert "death" not in transformed.rows["Patient/races"]
+    for name in ("comparator", "nested"):
+        assert len(transformed.rows[f"Observation/{name}"]["observation"]) == 2
+        assert len([code for code, _ in transformed.issues[f"Observation/{name}"] if code == "row_left_out"]) == 1
+
+
+@pytest.mark.parametrize("depth", [50, 240])
+def test_items_may_be_nested_as_deeply_as_json_is_read(depth, tmp_path):
+    item = {"linkId": "1", "answer": [{"valueInteger": "x"}, {"valueInteger": 1}]}
+    for _ in range(depth // 2):
+        item = {"linkId": "g", "item": [item]}
+    found = transform(tmp_path, [made("QuestionnaireResponse", "deep", {"item": [item]})])
+    assert found.outcomes["QuestionnaireResponse/deep"] in {
+        "loaded",
+        "rejected:wrong_type",
+        "rejected:evaluation_failed",
+    }

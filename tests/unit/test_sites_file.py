@@ -1,0 +1,110 @@
+"""sites.yaml: what is wrong in it is told by file, line, key and the nearest known key; nothing is ignored."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigurationError
+from pipeline.settings import load_settings, register_site
+
+_URL = "https://epic.example.org/fhir"
+_KEY = "private_key_env: KEY"
+
+#: The file's text → what the message must say.
+WRONG = {
+    "entry is a list": ("sites:\n  north: [a, b]\n", [":2:", "site 'north' is a list", "keys and values"]),
+    "entry is a text": ("sites:\n  north: https://x\n", [":2:", "site 'north' is a single value"]),
+    "entry is a number": ("sites: {north: 7}\n", [":1:", "site 'north' is a single value"]),
+    "sites is a list": ("sites:\n- name: north\n", [":2:", "`sites` is a list"]),
+    "sites is a text": ("sites: north\n", [":1:", "`sites` is a single value"]),
+    "file is a list": ("- north\n", [":1:", "the file is a list"]),
+    "typo of sites": ("site:\n  north: {}\n", [":1:", "no key 'site'", "Did you mean 'sites'?"]),
+    "site without sites": ("north:\n  groups: []\n", [":1:", "no key 'north'"]),
+    "unknown key": ("sites:\n  north:\n    fhir_ulr: x\n", [":3:", "no key 'fhir_ulr'", "Did you mean 'fhir_url'?"]),
+    "unlike every key": ("sites:\n  north:\n    \n    zzz: 1\n", [":4:", "no key 'zzz'"]),
+    "unknown option": (
+        "sites:\n  north:\n    mapping:\n      panel_rows: x\n",
+        [":4:", "no key 'mapping.panel_rows'", "Did you mean 'panel_row'?"],
+    ),
+    "mapping is a list": ("sites:\n  north:\n    mapping: [x]\n", [":3:", "mapping"]),
+    "wrong value": ("sites:\n  north:\n    time_zone: Chicago\n", [":3:", "time_zone", "America/Chicago"]),
+    "wrong item": ("sites:\n  north:\n    groups:\n    - {a: 1}\n", [":4:", "groups.0"]),
+    "groups is a text": ("sites:\n  north:\n    groups: g1\n", [":3:", "groups"]),
+    "file as a list": ("sites:\n  north:\n    private_key_file: [a]\n", [":3:", "private_key_file"]),
+    "repeated key": ("sites:\n  north:\n    groups: [a]\n    groups: [b]\n", [":4:", "twice", "line 3"]),
+    "repeated site": ("sites:\n  north: {}\n  north: {}\n", [":3:", "twice", "line 2"]),
+    "name within": ("sites:\n  north:\n    name: south\n", [":3:", "name"]),
+    "bad name": ("sites:\n  North-West: {}\n", [":2:", "lower-case"]),
+    "a tab": ("sites:\n\tnorth: {}\n", ["not valid YAML at line 2"]),
+    "two documents": ("sites: {}\n---\nsites: {}\n", ["not valid YAML"]),
+    "a key that is a list": ("sites:\n  [a, b]: {}\n", [":2:", "not a single word"]),
+    "unknown tag": (
+        "sites:\n  north:\n    groups: !!python/object:os.system [x]\n",
+        [":3:", "'groups' cannot be read"],
+    ),
+    "a value in itself": ("sites:\n  north:\n    groups: &a [*a]\n", ["nested too deeply"]),
+    "merge of a text": ("sites:\n  north:\n    <<: x\n", [":3:", "cannot be read"]),
+    "whole site": (f"sites:\n  north:\n    fhir_url: {_URL}\n    {_KEY}\n", [":2:", "client_id is missing"]),
+    "impossible date": ("sites:\n  north:\n    go_live_date: 2024-02-31\n", [":3:", "go_live_date"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_told_by_its_place(case: str, tmp_path: Path) -> None:
+    text, words = WRONG[case]
+    (tmp_path / "sites.yaml").write_text(text)
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({"EPIC_OMOP_HOME": str(tmp_path)})
+    assert [word for word in words if word not in str(refused.value)] == [], str(refused.value)
+    assert str(tmp_path / "sites.yaml") in str(refused.value)
+
+
+def test_several_problems_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "sites.yaml").write_text("sites:\n  north:\n    grups: [a]\n    time_zone: x\n    search_count: 0\n")
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({"EPIC_OMOP_HOME": str(tmp_path)})
+    for place in (":3:", ":4:", ":5:"):
+        assert place in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "sites:\n", "sites: {}\n", "\ufeffsites: {}\n", "null\n"])
+def test_a_file_without_sites(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sites.yaml").write_text(text)
+    assert load_settings({"EPIC_OMOP_HOME": str(tmp_path)}).sites == {}
+
+
+def test_anchors_and_shared_parts(tmp_path: Path) -> None:
+    shared = "x-shared: &shared {time_zone: America/Chicago, groups: [a]}\n"
+    sites = "sites:\n  north: {<<: *shared, groups: [b]}\n  south: *shared\n  east:\n"
+    (tmp_path / "sites.yaml").write_text(shared + sites)
+    found = load_settings({"EPIC_OMOP_HOME": str(tmp_path)}).sites
+    assert {name: (site.time_zone, site.groups) for name, site in found.items()} == {
+        "north": ("America/Chicago", ("b",)),
+        "south": ("America/Chicago", ("a",)),
+        "east": ("UTC", ()),
+    }
+
+
+def test_a_registered_site_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "sites.yaml").write_text("sites:\n  north: {time_zone: America/Chicago}\n")
+    file = register_site(tmp_path, "south", {"go_live_date": "2020-01-01"})
+    assert yaml.safe_load(file.read_text())["sites"] == {
+        "north": {"time_zone": "America/Chicago"},
+        "south": {"go_live_date": "2020-01-01"},
+    }
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    home = tmp_path_factory.getbasetemp() / "any-sites"
+    home.mkdir(exist_ok=True)
+    (home / "sites.yaml").write_bytes(content)
+    with suppress(ConfigurationError):
+        load_settings({"EPIC_OMOP_HOME": str(home)})

@@ -1,0 +1,117 @@
+"""The whole transform stage on a few resources, without a database: resources in, outcomes, rows, issues and facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.fhir.ndjson import plan_chunks
+from pipeline.mapping_options import MappingOptions
+from pipeline.omop import concept_index
+from pipeline.omop.chunks import ChunkPiece, ChunkTask, _Comparison
+from pipeline.omop.concept_index import ConceptIndex
+from pipeline.omop.mapping import load_mappings
+from pipeline.omop.plan import TransformPlan, Worker
+from pipeline.settings import MAPPINGS_FOLDER, SiteSettings
+from pipeline.warehouse import staging
+from pipeline.warehouse.facts import write_facts
+from pipeline.warehouse.staging import StagedExport
+
+AS_OF = date(2025, 1, 31)
+PATIENT = {"reference": "Patient/p1"}
+
+
+@dataclass
+class Transformed:
+    """What the transform stage left, by `Type/id`."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    #: path of a rejection
+    paths: dict[str, str | None] = field(default_factory=dict)
+    #: reference → table → rows
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    #: reference → (code, path), in order
+    issues: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
+    #: reference of the owner → name → values
+    facts: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def row(self, reference: str, table: str) -> dict[str, Any]:
+        (row,) = self.rows[reference][table]
+        return row
+
+
+def transform(
+    folder: Path,
+    resources: Iterable[dict[str, Any]],
+    options: MappingOptions | None = None,
+    *,
+    site_zone: str = "UTC",
+    instance_zone: str = "UTC",
+) -> Transformed:
+    """Resources of any types, in the order of their mappings; concepts are those that the mappings name."""
+    by_type: dict[str, list[bytes]] = {}
+    for resource in resources:
+        by_type.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+    mappings = load_mappings(MAPPINGS_FOLDER, None, options)
+    for name, value in vars(concept_index).items():
+        if name.endswith("_FILE"):
+            schema = getattr(concept_index, f"{name.removesuffix('_FILE')}_SCHEMA")
+            pl.DataFrame(schema=dict(schema)).write_parquet(folder / value)
+    plan = TransformPlan(
+        site=SiteSettings(name="site", time_zone=site_zone),
+        instance_zone=instance_zone,
+        surrogate_salt="",
+        as_of=AS_OF,
+        mappings=mappings,
+        index=ConceptIndex(folder, "test release", "hash"),
+        fixed={number: number for number in mappings.fixed_concepts},
+        known=None,
+        facts=folder / "facts",
+        staged=StagedExport(folder / "staged"),
+        landing=folder,
+    )
+    orders = {kind: mappings.resources[kind].order for kind in by_type}
+    number = 0
+    for order in sorted(set(orders.values())):
+        worker = Worker(plan)
+        for kind in sorted(kind for kind in by_type if orders[kind] == order):
+            number += 1
+            file = folder / f"{kind}.ndjson"
+            file.write_bytes(b"\n".join(by_type[kind]) + b"\n")
+            (chunk,) = plan_chunks(file)
+            _Comparison(worker, ChunkTask((ChunkPiece(file, number, chunk),), kind)).run()
+        facts = plan.staged.scan(staging.REFERENCE_VALUE).select("surrogate_id", "name", "value")
+        write_facts(plan.facts, facts)
+    return _read(plan.staged)
+
+
+def _read(staged: StagedExport) -> Transformed:
+    found = Transformed()
+    names: dict[int, str] = {}
+    for row in staged.scan(staging.OUTCOME).collect().iter_rows(named=True):
+        name = f"{row['resource_type']}/{row['resource_id']}"
+        names[row["surrogate_id"]] = name
+        found.outcomes[name] = row["outcome"]
+        if row["outcome"] == "excluded":
+            found.outcomes[name] += f":{row['reason']}"
+    for row in staged.scan(staging.REJECTION).collect().iter_rows(named=True):
+        name = f"{row['resource_type']}/{row['resource_id']}"
+        found.outcomes[name], found.paths[name] = f"rejected:{row['code']}", row["path"]
+    for row in staged.scan(staging.ISSUE).collect().iter_rows(named=True):
+        found.issues.setdefault(names[row["surrogate_id"]], []).append((row["code"], row["path"]))
+    for row in staged.scan(staging.REFERENCE_VALUE).collect().iter_rows(named=True):
+        of_owner = found.facts.setdefault(names[row["owner_surrogate_id"]], {})
+        of_owner.setdefault(row["name"], []).append(row["value"])
+    for table in staged.kinds():
+        if table not in staging.SCHEMAS and not table.startswith("exact_"):
+            for row in staged.scan(table).collect().iter_rows(named=True):
+                found.rows.setdefault(names[row["surrogate_id"]], {}).setdefault(table, []).append(row)
+    for issues in found.issues.values():
+        issues.sort(key=str)
+    return found
