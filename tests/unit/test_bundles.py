@@ -170,7 +170,7 @@ def test_a_folder_of_bundles_lands_as_one_file_a_type(tmp_path: Path) -> None:
         (2, "Patient"),
         (3, "Basic"),
     ]
-    assert export.files[0].path.read_bytes() == b'{"resourceType": "Patient",  "id": "p4"}\n'
+    assert open_landed(export.files[0].path).read() == b'{"resourceType": "Patient",  "id": "p4"}\n'
 
 
 def test_a_single_file(tmp_path: Path) -> None:
