@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -141,9 +141,11 @@ def newest_exports(runtime: Runtime, site: SiteSettings) -> list[LandedExport]:
             (site.name, ["replay", "hydration"]),
         ).fetchall()
     numbers = sorted(row[0] for row in rows)
-    return [
-        runtime.landing.open(site.name, number) for number in numbers if runtime.landing.is_finished(site.name, number)
-    ]
+    found = []
+    for number in numbers:
+        with suppress(LandingError):  # its folder was removed, or is damaged
+            found.append(runtime.landing.open(site.name, number))
+    return found
 
 
 def hydrate(
@@ -181,16 +183,25 @@ def hydrate(
 def _left_by_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
     """Hydrations that a process left landed, or half landed: what they fetched is not fetched again, but loaded."""
     for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "requested"):
-        _finish(runtime, connection, job, "The process ended before anything was fetched.")
+        with _lost_where_damaged(connection, job):
+            _finish(runtime, connection, job, "The process ended before anything was fetched.")
     landed = []
     for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "landed"):
-        try:
+        with _lost_where_damaged(connection, job):
             landed.append(runtime.landing.open(site.name, job.export_id))
-        except LandingError as error:
-            hydrated.forget(connection, job.export_id)
-            export_jobs.mark_failed(connection, job.export_id, error.message)
-            connection.commit()
     return landed[::-1]
+
+
+@contextmanager
+def _lost_where_damaged(connection: psycopg.Connection, job: ExportJob) -> Iterator[None]:
+    """A hydration whose files are gone or damaged has failed: what it fetched is asked for again."""
+    try:
+        yield
+    except LandingError as error:
+        connection.rollback()
+        hydrated.forget(connection, job.export_id)
+        export_jobs.mark_failed(connection, job.export_id, error.message)
+        connection.commit()
 
 
 def _finish(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, nothing: str) -> LandedExport | None:
