@@ -27,6 +27,7 @@ from pipeline.landing.lines import LineCounter, is_blank
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.resource_types import type_in_file_name
 from pipeline.landing.store import LandedExport, LandingProgress, LandingStore
+from pipeline.settings import SiteSettings
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PATIENT = b'{"resourceType":"Patient","id":"p1"}'
@@ -323,3 +324,17 @@ def test_any_bytes_are_landed_as_they_are(tmp_path_factory: pytest.TempPathFacto
     (folder / "Patient.ndjson.gz").write_bytes(packed.compress(content) + packed.flush())
     landed = LandingStore(folder / "landing").land_folder("site_a", 1, folder, NOW)
     assert open_landed(landed.files[0].path).read() == content
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("all", (0, "all")), ("1 export", (1, "exports")), ("14 exports", (14, "exports")), ("30 days", (30, "days"))],
+)
+def test_how_long_landing_keeps_exports(text: str, kept: tuple[int, str]) -> None:
+    assert SiteSettings(name="a", landing_keep=text).landing_kept == kept
+
+
+@pytest.mark.parametrize("text", ["", "0 days", "-1 exports", "30", "days", "30 nights", "99999 days", "1.5 days"])
+def test_what_is_no_landing_keep_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="N exports and N days"):
+        SiteSettings(name="a", landing_keep=text)
