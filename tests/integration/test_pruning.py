@@ -138,7 +138,8 @@ def test_needed_lines_stay_and_everything_works_as_before(place: Warehouse) -> N
 def test_what_another_export_uses_stays_for_it(place: Warehouse) -> None:
     """Files of the second and third export are one on disk; the second goes, and the third is whole."""
     files = [place.runtime.landing.open("one", number).files for number in (2, 3)]
-    assert all(stored_file(second.path).samefile(stored_file(third.path)) for second, third in zip(*files, strict=True))
+    pairs = [pair for pair in zip(*files, strict=True) if pair[0].bytes]
+    assert all(stored_file(second.path).samefile(stored_file(third.path)) for second, third in pairs)
     place.load(world(40))
     place.load(world(40))
     pruned(place, keep="3 exports")
