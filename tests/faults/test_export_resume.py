@@ -369,7 +369,7 @@ def test_a_full_disk_stops_and_goes_on_later(runtime: Runtime, epic: DisturbedEp
     """A folder in the place of the second file stands for a store that cannot be written."""
     job = exports.open_or_adopt(runtime, site_of(runtime), "g1")
     draft = runtime.landing.begin("site_a", job.export_id)
-    obstacle = draft.folder / "files" / "Patient.00002.ndjson"
+    obstacle = draft.folder / "files" / "Patient.00002.ndjson.zst"
     obstacle.mkdir()
     with pytest.raises(LandingError, match=r"Patient\.00002\.ndjson cannot be"):
         exported(runtime)
