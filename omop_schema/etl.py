@@ -2,7 +2,7 @@
 
 Everything that ties an OMOP row to a FHIR id lives here, outside the `cdm` schema and under grants of its
 own (f2o-023, 024). Tables are declared once; Alembic revisions in `migrations/` are compared with this module by
-a test. Four views are a stable interface: `row_source`, `dead_letter_open`, `file_account`, `exclusion`.
+a test. Five views are a stable interface: `row_source`, `dead_letter_open`, `file_account`, `exclusion`, `unmapped_code`.
 """
 
 from __future__ import annotations
@@ -300,6 +300,13 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("role", Text, nullable=False, comment="the column or fact that the reference fills"),
         Column("to_surrogate_id", BigInteger, nullable=False),
         Column("state", Text, nullable=False),
+        Column(
+            "is_by_identifier",
+            Boolean,
+            nullable=False,
+            server_default=text("false"),
+            comment="the target is the keyed hash of an identifier, not a resource",
+        ),
         PrimaryKeyConstraint("from_surrogate_id", "role", "to_surrogate_id", name="reference_pkey"),
         CheckConstraint("state IN ('resolved', 'pending', 'stale')", name="reference_state"),
         Index("reference_by_target", "to_surrogate_id"),
@@ -315,6 +322,7 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("value", Text, nullable=False),
         PrimaryKeyConstraint("surrogate_id", "name", "owner_surrogate_id", name="reference_value_pkey"),
         Index("reference_value_by_owner", "owner_surrogate_id"),
+        Index("reference_value_role", "value", postgresql_where=text("name = 'role_practitioner'")),
         Index("reference_value_rare", "name", postgresql_where=text(f"name IN ({rare})")),
     )
 
@@ -395,15 +403,23 @@ def _failure_tables(metadata: MetaData) -> None:
         Index("row_issue_by_resource", "surrogate_id"),
     )
     Table(
-        "unmapped_code",
+        "unmapped_coding",
         metadata,
-        Column("export_id", BigInteger, nullable=False),
+        Column("coding_id", BigInteger, primary_key=True, autoincrement=False, comment="key of the other columns"),
         Column("resource_type", Text, nullable=False),
         Column("element", Text, nullable=False),
-        Column("system", Text, comment="NULL: text only"),
+        Column("system", Text, comment="NULL: text only, or a code without a system"),
         Column("code", Text),
-        Column("count", BigInteger, nullable=False),
-        Index("unmapped_code_by_export", "export_id"),
+        Column("display", Text, comment="of the coding; a text only where the site's allow-list names the type"),
+    )
+    Table(
+        "unmapped_use",
+        metadata,
+        Column("surrogate_id", BigInteger, nullable=False),
+        Column("coding_id", BigInteger, nullable=False),
+        Column("export_id", BigInteger, nullable=False, comment="that loaded the resource as it is now"),
+        Column("count", BigInteger, nullable=False, comment="rows of the resource"),
+        Index("unmapped_use_by_resource", "surrogate_id"),
     )
 
 
@@ -485,7 +501,9 @@ def view_statements(schema: str) -> list[str]:
     row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release);
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected);
-    exclusion(export_id, site, resource_type, reason, count).
+    exclusion(export_id, site, resource_type, reason, count);
+    unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
+    for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
     """
     lineage = "\nUNION ALL\n".join(
         f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id"
@@ -512,4 +530,13 @@ def view_statements(schema: str) -> list[str]:
         SELECT count.export_id, job.site, count.resource_type, count.reason, sum(count.count)::bigint AS count
         FROM {schema}.exclusion_count AS count JOIN {schema}.export_job AS job USING (export_id)
         GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
+        f"""CREATE OR REPLACE VIEW {schema}.unmapped_code AS
+        SELECT used.export_id, job.site, coding.resource_type, coding.element, coding.system, coding.code, coding.display,
+               used.count
+        FROM (
+            SELECT export_id, coding_id, sum(count)::bigint AS count FROM {schema}.unmapped_use
+            GROUP BY export_id, coding_id
+        ) AS used
+        JOIN {schema}.unmapped_coding AS coding USING (coding_id)
+        JOIN {schema}.export_job AS job USING (export_id)""",
     ]

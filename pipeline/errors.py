@@ -29,6 +29,7 @@ EpicOmopError
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
 ├── StorageError              a file system refuses: read-only, no rights, full (exit 74)
 ├── Defect                    an exception that nobody expected (exit 70)
+├── TransformError            worker processes cannot start, or many lines break them (exit 70)
 └── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
 """
 
@@ -58,6 +59,7 @@ __all__ = [
     "RequestBudgetSpent",
     "SiteBusy",
     "StorageError",
+    "TransformError",
     "TransientError",
     "Unreachable",
     "UnsafeRemote",
@@ -187,6 +189,10 @@ class WarehouseError(EpicOmopError):
 
 class VocabularyError(EpicOmopError):
     pass
+
+
+class TransformError(EpicOmopError):
+    exit_code = 70
 
 
 class StorageError(EpicOmopError):

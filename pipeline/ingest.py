@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 import psycopg
 
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
-from pipeline.errors import EpicOmopError, UsageError
+from pipeline.errors import UsageError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
+from pipeline.identifier_secret import identifier_secret
 from pipeline.landed_lines import with_binaries_found
 from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.omop.chunks import (
     ChunkPiece,
     ChunkTask,
     LinesTask,
-    is_ready,
-    start_worker,
     transform_chunk,
     transform_lines,
 )
@@ -40,12 +33,14 @@ from pipeline.omop.plan import TransformPlan
 from pipeline.omop.vocabulary import ensure_index
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
+from pipeline.transform_runs import TransformRuns, memory_limit
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
 from pipeline.warehouse.known_cache import KnownCache, known_folder
 from pipeline.warehouse.publication.crosswalk import read_crosswalk
+from pipeline.warehouse.publication.stand_ins import about_owners
 from pipeline.warehouse.publish import PublicationReport, publish_export
 from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.staging import FileLines, StagedExport, staging_for
@@ -135,6 +130,7 @@ def _plan(
         site=site,
         instance_zone=runtime.settings.time_zone,
         surrogate_salt=runtime.settings.surrogate_salt,
+        identifier_secret=identifier_secret(runtime.settings),
         as_of=export.transaction_time.astimezone(site.zone).date(),
         mappings=mappings,
         index=index,
@@ -162,6 +158,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
             runtime.settings.time_zone,
             ",".join(sorted(site.text_source_value_types)),
             str(site.max_line_bytes),
+            hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),
         )
     )
     types = ["", *mappings.resources, *mappings.unmapped_types]
@@ -203,21 +200,21 @@ def _transform(
     total = sum(file.bytes for file in export.files)
     done = 0
     reports: list[FileLines] = []
-    with _executor(plan, runtime.settings.workers, total) as executor:
-        if executor:
-            started = time.perf_counter()
-            executor.submit(is_ready).result()
-            published.start_seconds = time.perf_counter() - started
+    workers = runtime.settings.workers
+    limit = memory_limit(runtime.settings.worker_memory_mb, workers)
+    mark = runtime.settings.home / "transforming" / plan.site.name
+    with TransformRuns(plan, workers, limit, total, mark) as runs:
+        published.start_seconds = runs.start()
         for files in (first, others):
             with published.step("facts first" if files is first else "other types"):
                 left: list[tuple[ChunkTask, int]] = []
-                for task, found in _in_order(executor, transform_chunk, _tasks(export, files)):
+                for task, found in runs.run(transform_chunk, _tasks(export, files)):
                     reports += found.files
                     if found.waiting_bytes:
                         left.append((task, found.waiting_bytes))
                     done += task.bytes
                     progress("transform", done, total)
-                for _ in _in_order(executor, transform_lines, _together(left)):
+                for _ in runs.run(transform_lines, _together(left)):
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
@@ -266,78 +263,11 @@ def _together(left: Iterable[tuple[ChunkTask, int]]) -> Iterator[LinesTask]:
         yield LinesTask(tuple(chunks), resource_type)
 
 
-#: Below this size a process pool costs more than it gives.
-_IN_PROCESS_BYTES = 8 * 1024 * 1024
-
-
-@contextmanager
-def _executor(plan: TransformPlan, workers: int, total_bytes: int) -> Iterator[Executor | None]:
-    """A pool of spawned processes (fork with polars hangs), or None: small input is transformed here."""
-    if total_bytes < _IN_PROCESS_BYTES:
-        start_worker(plan)
-        yield None
-        return
-    with _worker_environment():
-        pool = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker, initargs=(plan,)
-        )
-        with pool:
-            yield pool
-
-
-#: Environment of the worker processes.
-_WORKER_ENVIRONMENT = {
-    # As many processes as cores, one thread each.
-    "POLARS_MAX_THREADS": "1",
-    # Polars' allocator would give memory back between two chunks and ask for it again: 0.8 page faults a line.
-    "_RJEM_MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
-}
-
-
-@contextmanager
-def _worker_environment() -> Iterator[None]:
-    """What spawned processes inherit while this is open."""
-    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
-    os.environ.update(_WORKER_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-
-def _in_order(
-    executor: Executor | None, transform: Callable[[Task], Result], tasks: Iterator[Task]
-) -> Iterator[tuple[Task, Result]]:
-    """Results in the order of the tasks, a few tasks ahead of them: memory does not grow with the number of chunks."""
-    if executor is None:
-        for task in tasks:
-            yield task, transform(task)
-        return
-    ahead = [(task, executor.submit(transform, task)) for task in islice(tasks, 8)]
-    while ahead:
-        task, future = ahead.pop(0)
-        try:
-            yield task, future.result()
-        except EpicOmopError:
-            for _, waiting in ahead:
-                waiting.cancel()
-            raise
-        ahead += [(following, executor.submit(transform, following)) for following in islice(tasks, 1)]
-
-
 def _write_facts(
     connection: psycopg.Connection, plan: TransformPlan, export_id: int, transaction_time: datetime
 ) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
-    columns = ["surrogate_id", "name", "value"]
+    columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
     staged = plan.staged.scan(staging.REFERENCE_VALUE).join(
         taken, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
@@ -350,7 +280,7 @@ def _write_facts(
     landing = LandingStore(plan.landing.parent)
     stored = with_binaries_found(connection, landing, plan.site.name, export_id, stored)
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    write_facts(plan.facts, pl.concat([staged.select(columns), kept.select(columns)]))
+    write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), kept.select(columns)])).lazy())
 
 
 def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:

@@ -351,6 +351,8 @@ class Settings(BaseModel):
     time_zone: str = "UTC"
     #: Worker processes of the transform stage.
     workers: Annotated[int, Field(ge=1, le=256)] = 2
+    #: What a worker process may hold in memory (MB); None: its share of half the machine's, at least 2 GB.
+    worker_memory_mb: Annotated[int, Field(ge=256)] | None = None
     mappings: Path = MAPPINGS_FOLDER
     #: Each site's own part of the mappings is in a folder of its name here; None: `mappings/sites` in the home.
     site_mappings: Path | None = None
@@ -358,6 +360,8 @@ class Settings(BaseModel):
     person_crosswalk: Path | None = None
     #: Added to the hash that makes surrogate ids; changing it gives every resource a new identity.
     surrogate_salt: str = Field(default="", repr=False)
+    #: Secret under which identifiers of practitioners, organizations and locations are compared; empty: a file in the home.
+    identifier_key: str = Field(default="", repr=False)
     #: Folder of Parquet snapshots that `epic-omop publish` and Dagster write (docs/lakehouse.md); None: only by `--to`.
     lakehouse: str | None = None
     #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
@@ -428,10 +432,12 @@ _VARIABLES = {
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
     "EPIC_OMOP_TIME_ZONE": "time_zone",
     "EPIC_OMOP_WORKERS": "workers",
+    "EPIC_OMOP_WORKER_MEMORY_MB": "worker_memory_mb",
     "EPIC_OMOP_MAPPINGS": "mappings",
     "EPIC_OMOP_SITE_MAPPINGS": "site_mappings",
     "EPIC_OMOP_PERSON_CROSSWALK": "person_crosswalk",
     "EPIC_OMOP_SURROGATE_SALT": "surrogate_salt",
+    "EPIC_OMOP_IDENTIFIER_KEY": "identifier_key",
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
 }

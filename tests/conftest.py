@@ -31,10 +31,13 @@ from pipeline.errors import WarehouseError
 from pipeline.warehouse.embedded import EmbeddedServer
 from pipeline.warehouse.postgres_binaries import Account, server_account
 from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, prepared
+from tests.property_examples import DEEP
 from tests.requirement_results import RequirementResults, note_requirements
 
 # A machine that is busy is no fault of an example: time is never what a property test is about.
 settings.register_profile("usual", deadline=None)
+# Hours of histories: `pytest --hypothesis-profile=deep`.
+settings.register_profile(DEEP, deadline=None, max_examples=300)
 settings.load_profile("usual")
 
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"

@@ -2,7 +2,8 @@
 
 There is no alembic.ini: the caller puts an open `connection` (inside a transaction that it commits itself) and
 the `etl_schema` name into `config.attributes`. Revisions name tables without a schema; the search path
-decides where they go, so that one set of revisions serves any schema name.
+decides where they go, so that one set of revisions serves any schema name. One that puts rows of the CDM right finds
+their schema as `cdm_schema` ("cdm" where the caller names none).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import WarehouseError
 
@@ -49,7 +50,7 @@ def status() -> None:
             return
         table = Table(
             "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
-            "last exports lack",
+            "last exports lack", "most frequent unmapped codes",
         )  # fmt: skip
         for name in names:
             table.add_row(*_row(connection, runtime, name))
@@ -70,7 +71,7 @@ def _installed(connection: psycopg.Connection, schema: str) -> bool:
     return bool(row and row[0])
 
 
-def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str, ...]:
+def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str | Text, ...]:
     last = connection.execute(
         "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
         " ORDER BY published_at DESC LIMIT 1",
@@ -90,7 +91,19 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
         f"{letters[0]:,}" if letters and letters[0] else "·",
         error,
         _notes(connection, site),
+        _unmapped(connection, site),
     )
+
+
+def _unmapped(connection: psycopg.Connection, site: str) -> Text:
+    """Codes of the site's resources as they are now that have no concept."""
+    from pipeline.quality.report import unmapped_of_site
+
+    found = [
+        f"{code.resource_type}.{code.element} {code.code or '(text only)'}: {code.count:,}"
+        for code in unmapped_of_site(connection, site, most=5)
+    ]
+    return Text("\n".join(found) or "·")
 
 
 def _notes(connection: psycopg.Connection, site: str) -> str:

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from pipeline.quality.report import LoadReport
@@ -107,13 +108,14 @@ def _print_mapping(console: Console, report: LoadReport) -> None:
             )
         console.print(table)
     if report.unmapped:
-        table = number_table(
-            "unmapped code", "rows", "resource type", "system", title="The most frequent unmapped codes"
-        )
+        table = number_table("unmapped code", "rows", "element", "system", title="The most frequent unmapped codes")
         table.columns[2].justify = table.columns[3].justify = "left"
-        table.columns[3].no_wrap, table.columns[3].overflow = False, "fold"
+        for column in (table.columns[0], table.columns[3]):
+            column.no_wrap, column.overflow = False, "fold"
         for code in report.unmapped:
-            table.add_row(code.code or "(text only)", _number(code.count), code.resource_type, code.system or "–")
+            named = " ".join(filter(None, (code.code or "(text only)", code.display)))
+            element = f"{code.resource_type}.{code.element}"
+            table.add_row(Text(named), _number(code.count), element, Text(code.system or "–"))
         console.print(table)
 
 

@@ -5,8 +5,9 @@ in the current block, so that common prefixes (`code.coding`, `valueQuantity`) a
 `ExpressionCompiler` adds the statements that evaluate one path and says in which local variable the result
 is. Generated code calls `fhirpath_functions` for everything but the common cases, which are written out.
 
-FHIR's schema is not known here: whether an element is an array is seen in the data, at the price of one class
-check per step. Where a path can only be wrong (an unknown function, `value` without `ofType`), it is refused.
+Whether an element is an array is seen in the data, at the price of one class check per step. Where FHIR R4's types are
+given for what a path starts at, an element that R4 has at most once is held to its shape: another one raises WrongType.
+Where a path can only be wrong (an unknown function, `value` without `ofType`), it is refused.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pipeline.fhir.fhirpath import (
     OfType,
     This,
 )
+from pipeline.fhir.r4 import SingleElement, Types, single_element
 
 __all__ = ["Context", "ExpressionCompiler", "Source", "Value"]
 
@@ -43,6 +45,7 @@ class Value:
     `string`, `number`, `date`, `dateTime`, `time`, or empty. `is_object`: certainly a dict.
     `is_list`: certainly a list without null.
     `element` is the name of the element or, for a resource, of its type; empty where neither is known.
+    `types`: FHIR R4's types that it can have, None where they are not known. `may_be_object`: a dict or None.
     """
 
     code: str
@@ -51,6 +54,8 @@ class Value:
     is_object: bool = False
     element: str = ""
     is_list: bool = False
+    types: Types = None
+    may_be_object: bool = False
 
     @property
     def is_variable(self) -> bool:
@@ -310,14 +315,37 @@ class ExpressionCompiler:
             raise self._error(f"a {base.kind} has no elements", node.end - 1)
         code = base.code
         expression = f"{code}.get({name!r})"
-        if not base.is_object:
+        if base.may_be_object:
+            expression = f"None if {code} is None else {expression}"
+        elif not base.is_object:
             # Most elements of most resources are absent: that is asked first.
             rest = f"children({code}, {name!r})"
             if base.is_variable and not base.is_list_free:  # most arrays in FHIR have one item
                 rest = f"{code}[0].get({name!r}) if {_has_one_object(code)} else {rest}"
             rest = f"{expression} if {code}.__class__ is dict else {rest}"
             expression = f"None if {code} is None else {rest}"
-        return self._source.assign(expression, Value("", element=name), ("step", code, name))
+        key = ("step", code, name)
+        known = self._source.known(key)
+        if known is not None:
+            return known
+        found = single_element(base.types, name)
+        value = self._source.assign(expression, Value("", element=name, types=found.types), key)
+        if found.is_single and not base.is_list_free and not base.is_object:
+            self._source.line(f"if {value.code}.__class__ is list: refuse_arrays({code}, {name!r})")
+        return self._held_to_shape(value, found, key) if found.is_single and base.is_list_free else value
+
+    def _held_to_shape(self, value: Value, found: SingleElement, key: tuple[object, ...]) -> Value:
+        """What is there at most once is no array; a complex type is an object, a primitive is none."""
+        code = value.code
+        if found.is_complex:
+            self._source.line(
+                f"if {code}.__class__ is not dict and {code} is not None: refuse_shape({code}, 'an object')"
+            )
+        else:
+            self._source.line(f"if {code}.__class__ in COMPOUND: refuse_shape({code}, 'a single value')")
+        value = replace(value, is_list_free=True, may_be_object=found.is_complex)
+        self._source.remember(key, value)
+        return value
 
     def _of_type(self, node: OfType, context: Context) -> Value:
         target, name = node.target, node.type_name
@@ -333,7 +361,7 @@ class ExpressionCompiler:
     def _index(self, node: Index, context: Context) -> Value:
         base = self.compile(node.target, context)
         position = self.compile(node.position, context)
-        result = Value("", is_list_free=True, element=base.element)
+        result = Value("", is_list_free=True, element=base.element, types=base.types)
         if position.code == "(0)":
             return self._first(base)
         return self._source.assign(
@@ -384,10 +412,10 @@ class ExpressionCompiler:
         arguments = [self.compile(argument, context).code for argument in node.arguments]
         if node.name in _OF_TEXT and isinstance(node.arguments[0], Literal) and node.arguments[0].kind == "string":
             return self._assign_one(_of_text(node.name, base.code, arguments[0]), "boolean")
-        element = base.element if node.name in {"last", "single"} else ""
+        element, types = (base.element, base.types) if node.name in {"last", "single"} else ("", None)
         expression = f"{helper.name}({', '.join([base.code, *arguments])})"
         return self._source.assign(
-            expression, Value("", helper.is_list_free, helper.kind, element=element), ("call", expression)
+            expression, Value("", helper.is_list_free, helper.kind, element=element, types=types), ("call", expression)
         )
 
     def _where(self, node: Call, context: Context) -> Value:
@@ -397,7 +425,7 @@ class ExpressionCompiler:
         known = self._source.known(key)
         if known is not None:
             return known
-        found = self._source.assign("[]", Value("", element=base.element, is_list=True))
+        found = self._source.assign("[]", Value("", element=base.element, is_list=True, types=base.types))
         with self._each(base, context) as inner:
             condition = self.condition(node.arguments[0], inner)
             self._source.line(f"if {condition}: {found.code}.append({inner.this.code})")
@@ -438,7 +466,8 @@ class ExpressionCompiler:
             name, text = test
             code, only = base.code, f"{base.code}[0].get({name!r})"
             usual = f"{_has_one_object(code)} and {only}.__class__ is not list"
-            expression = f"() if {code} is None else ({only},) if {usual} else compared({code}, {name!r})"
+            strict = ", True" if single_element(base.types, name).is_single else ""
+            expression = f"() if {code} is None else ({only},) if {usual} else compared({code}, {name!r}{strict})"
             elements = self._source.assign(expression, key=("compared", base.code, name))
             return self._source.assign(f"{text!r} in {elements.code}", Value("", True, "boolean"), key)
         found = self._assign_one("False", "boolean")
@@ -511,7 +540,7 @@ class ExpressionCompiler:
             return self._extensions_of(node.target, url.value, context)
         base = self._target(node, context)
         expression = f"extensions({base.code}, {url.value!r})"
-        return self._source.assign(expression, Value("", element="extension"), ("call", expression))
+        return self._source.assign(expression, _extensions(base), ("call", expression))
 
     def _extensions_of(self, target: Member, url: str | None, context: Context) -> Value:
         """Extensions of an element that may be a primitive, whose extensions stand in `_name`."""
@@ -520,7 +549,7 @@ class ExpressionCompiler:
         else:
             base = self._target(target, context)
             function = f"primitive_extensions({base.code}, {target.name!r}, {url!r})"
-        return self._source.assign(function, Value("", element="extension"), ("call", function))
+        return self._source.assign(function, _extensions(base), ("call", function))
 
     def _reference_key(self, node: Call, context: Context) -> Value:
         self._check_arguments(node, 0, 1)
@@ -548,7 +577,9 @@ class ExpressionCompiler:
     @contextmanager
     def _each(self, base: Value, context: Context) -> Iterator[Context]:
         """A loop over the items of `base`; gives the context inside."""
-        item = Value(self._source.new_name("x"), is_list_free=True, kind=base.kind, element=base.element)
+        item = Value(
+            self._source.new_name("x"), is_list_free=True, kind=base.kind, element=base.element, types=base.types
+        )
         code = base.code
         if base.is_variable and not base.is_list:
             code = f"() if {code} is None else {code} if {code}.__class__ is list else items({code})"
@@ -639,6 +670,10 @@ class ExpressionCompiler:
 
     def _error(self, reason: str, position: int) -> FhirPathError:
         return FhirPathError(reason, self._path, position)
+
+
+def _extensions(owner: Value) -> Value:
+    return Value("", element="extension", types=None if owner.types is None else frozenset({"Extension"}))
 
 
 def _has_one_object(code: str) -> str:

@@ -135,10 +135,10 @@ class _Unfit:
     __hash__ = None  # type: ignore[assignment]  # only ever looked for in a list
 
 
-def compared(loose: Json, name: str) -> list[Json]:
+def compared(loose: Json, name: str, is_single: bool = False) -> list[Json]:
     """The element `name` of each item, for `'text' in …`: what `where(name = 'text').exists()` looks at, in its order.
 
-    As `=` has it, an array counts by its only item.
+    As `=` has it, an array counts by its only item; `is_single`: there may be none.
     """
     if loose.__class__ is list and len(loose) == 1 and loose[0].__class__ is dict:
         child = loose[0].get(name)
@@ -152,6 +152,8 @@ def compared(loose: Json, name: str) -> list[Json]:
             found.append(_Unfit(error))
             continue
         if child.__class__ is list:
+            if is_single:
+                refuse_shape(child, "a single value")
             values = items(child)
             child = values[0] if len(values) == 1 else None
         found.append(child)
@@ -596,6 +598,22 @@ def as_object(loose: Json) -> dict[str, Json] | None:
     raise expected("an object", value)
 
 
+#: What JSON has that is no primitive.
+COMPOUND: Final = frozenset({list, dict})
+
+
+def refuse_shape(value: Json, what: str) -> None:
+    """An element of another shape than FHIR R4 gives it. Raises WrongType."""
+    raise expected(what, value)
+
+
+def refuse_arrays(loose: Json, name: str) -> None:
+    """Raises WrongType where an item has an array of the element `name`, of which there is at most one."""
+    for item in items(loose):
+        if item.__class__ is dict and item.get(name).__class__ is list:
+            refuse_shape(item[name], "a single value")
+
+
 def other_resource(resource: Json, resource_type: str) -> None:
     """A line that the view is not about: nothing where it is another type of resource, else an error."""
     if resource.__class__ is not dict:
@@ -613,7 +631,8 @@ FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
         contained_in, contains_text, count, divide, ends_with, equal, equal_time, exists, extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,
-        primitive_extensions, reference_keys, repeat, resource_key, same, single, starts_with, subtract, text,
+        primitive_extensions, reference_keys, refuse_arrays,
+        refuse_shape, repeat, resource_key, same, single, starts_with, subtract, text,
         truth, unequal, unequal_time, union, upper,
     )
 }  # fmt: skip

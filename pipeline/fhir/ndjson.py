@@ -76,6 +76,12 @@ class Lines:
         digests = b"".join([digest(content[start:end]) for start, end in bounds])
         return np.frombuffer(digests, "<i8").astype(np.int64).reshape(-1, 2)
 
+    def slice(self, first: int, end: int) -> Lines:
+        """The lines from the place `first` to before `end`."""
+        kept = slice(first, end)
+        places = (self.starts, self.ends, self.numbers, self.offsets)
+        return Lines(self.content, *(each[kept] for each in places))
+
     def __iter__(self) -> Iterator[Line]:
         """One at a time, where speed does not matter."""
         return map(Line, self.numbers.tolist(), self.offsets.tolist(), self.raws)

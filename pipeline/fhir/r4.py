@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.fhir.fhirpath import Binary, Call, Constant, Index, Member, Negative, Node, OfType, This
 
-__all__ = ["ElementProblem", "Types", "element_problems", "elements_of", "is_array"]
+__all__ = ["ElementProblem", "SingleElement", "Types", "element_problems", "elements_of", "is_array", "single_element"]
 
 #: The types that a path may lead to; None: not known. The empty text and names in lower case are primitives.
 Types = frozenset[str] | None
@@ -89,6 +89,33 @@ def elements_of(type_name: str) -> Mapping[str, Types] | None:
 def is_array(type_name: str, element: str) -> bool:
     """Whether an element of a type that is known here may be there more than once."""
     return element in _types()[type_name].arrays or element in {"contained", "extension", "modifierExtension"}
+
+
+@dataclass(frozen=True)
+class SingleElement:
+    """What R4 says about an element of some types."""
+
+    #: the types that it can have
+    types: Types
+    #: it is there at most once, whichever type has it
+    is_single: bool = False
+    #: its types are complex: an object in JSON
+    is_complex: bool = False
+
+
+def single_element(owners: Types, name: str) -> SingleElement:
+    """The element `name`, as JSON writes it (`valueQuantity`), of what can have the types `owners` (None: not known)."""
+    if not owners or not all(owner[:1].isupper() and elements_of(owner) is not None for owner in owners):
+        return SingleElement(None)
+    each = {owner: _element(owner, name) for owner in owners}
+    having = [owner for owner, types in each.items() if types != frozenset()]
+    types = _union(each[owner] for owner in having) if having else None
+    if not types or any(is_array(owner, name) for owner in having):
+        return SingleElement(types)
+    complex_types = {kind[:1].isupper() for kind in types}
+    if len(complex_types) > 1:
+        return SingleElement(types)
+    return SingleElement(types, is_single=True, is_complex=complex_types == {True})
 
 
 def element_problems(node: Node, resource_type: str, this: Types) -> tuple[list[ElementProblem], Types]:

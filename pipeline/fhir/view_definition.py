@@ -21,7 +21,8 @@ from typing import Any, Final
 from pipeline.errors import MappingError
 from pipeline.fhir.fhirpath import Binary, Call, FhirPathError, Index, Literal, Member, Negative, Node, OfType, parse
 from pipeline.fhir.fhirpath_compiler import Context, ExpressionCompiler, Source, Value
-from pipeline.fhir.fhirpath_functions import FUNCTIONS, EvaluationError, NotAResource, WrongType
+from pipeline.fhir.fhirpath_functions import COMPOUND, FUNCTIONS, EvaluationError, NotAResource, WrongType
+from pipeline.fhir.r4 import element_problems
 
 __all__ = [
     "EVALUATION_ERRORS",
@@ -29,8 +30,10 @@ __all__ = [
     "Column",
     "CompiledColumns",
     "CompiledViews",
+    "Converter",
     "EvaluationError",
     "NotAResource",
+    "OfCollection",
     "Problem",
     "WrongType",
     "compile_columns",
@@ -42,7 +45,7 @@ __all__ = [
 ]
 
 # What a compiled function raises on a resource that it cannot evaluate. Catch these, nothing wider.
-EVALUATION_ERRORS: Final = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+EVALUATION_ERRORS: Final = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _COLUMN_KEYS: Final = frozenset({"name", "path", "type", "collection", "description", "tag", "id", "extension"})
@@ -111,6 +114,16 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class OfCollection:
+    """A converter that is given all that a path finds: one item, or an array of them."""
+
+    function: Callable[[Any], Any]
+
+
+#: What converts the values of a declared type.
+Converter = Callable[[Any], Any] | OfCollection
+
 #: Appends the rows of a resource; the second argument is the mark that ends each of them.
 Append = Callable[[dict[str, Any], Any], None]
 
@@ -166,30 +179,34 @@ def compile_view(view: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[s
 
 
 def compile_columns(
-    view: dict[str, Any], converters: Mapping[str, Callable[[Any], Any]] | None = None
+    view: dict[str, Any], converters: Mapping[str, Converter] | None = None, *, is_strict: bool = False
 ) -> CompiledColumns:
     """One view as the pipeline runs it. Arguments and errors: see compile_together."""
-    compiled = compile_together([view], converters)
+    compiled = compile_together([view], converters, is_strict=is_strict)
     return CompiledColumns(compiled.columns[0], compiled.explains[0], compiled.source, compiled.bind)
 
 
 def compile_together(
-    views: Sequence[dict[str, Any]], converters: Mapping[str, Callable[[Any], Any]] | None = None
+    views: Sequence[dict[str, Any]],
+    converters: Mapping[str, Converter] | None = None,
+    *,
+    is_strict: bool = False,
 ) -> CompiledViews:
     """Views of one resource type as the pipeline runs them: see CompiledViews.
 
     Columns that declare a FHIR primitive must carry its JSON type, those that declare a complex type an object.
     `converters` maps declared types to a function of the value (not called for null, called for each item of a
-    collection). Raises MappingError for a bad view or an unknown type.
+    collection). `is_strict`: an element that FHIR R4 has at most once raises WrongType where it comes in another shape,
+    as an array, or a text for an object. Raises MappingError for a bad view or an unknown type.
     """
     plans = [_read_view(view) for view in views]
     for plan in plans:
         for column in plan.columns:
             _check_type(column, plan, converters or {})
-    renderer = _BufferRenderer(plans, converters or {})
+    renderer = _BufferRenderer(plans, converters or {}, is_strict=is_strict)
     source = renderer.render()
     bind = _load(source, plans[0], converters or {})
-    explains = tuple(_Explainer(plan, converters or {}) for plan in plans)
+    explains = tuple(_Explainer(plan, converters or {}, is_strict=is_strict) for plan in plans)
     return CompiledViews(tuple(plan.columns for plan in plans), bind, explains, source)
 
 
@@ -434,8 +451,9 @@ def _check_type(column: Column, plan: _Plan, converters: Mapping[str, Any]) -> N
 class _Renderer(ABC):
     """Writes the rows of plans: navigation and loops. Subclasses say what happens to a finished row."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, *, is_strict: bool = False) -> None:
         self._plan = plan
+        self._is_strict = is_strict
         self._source = Source()
         self._names: dict[str, str] = {}  # column → the variable or literal that holds it in the open blocks
 
@@ -453,7 +471,8 @@ class _Renderer(ABC):
     def _rows(self, plan: _Plan) -> None:
         """The statements that make the rows of a plan. What they share with earlier plans is not computed again."""
         self._plan, self._names = plan, {}
-        root = Value("resource", is_list_free=True, is_object=True, element=plan.resource_type)
+        types = frozenset({plan.resource_type}) if self._is_strict else None
+        root = Value("resource", is_list_free=True, is_object=True, element=plan.resource_type, types=types)
         context = Context(root, root, plan.resource_type, "(0)", plan.constants)
         with ExitStack() as conditions:
             for path in plan.where:
@@ -511,7 +530,8 @@ class _Renderer(ABC):
         elif value.is_variable:
             found = value.code if value.is_list else f"() if {value.code} is None else {found}"
         index, item = self._source.new_name("i"), self._source.new_name("x")
-        inner = replace(context, this=Value(item, is_list_free=True, element=value.element), row_index=index)
+        this = Value(item, is_list_free=True, element=value.element, types=value.types)
+        inner = replace(context, this=this, row_index=index)
         counted = select.asks_for_row_index
         with self._source.block(
             f"for {index}, {item} in enumerate({found}):" if counted else f"for {item} in {found}:"
@@ -524,7 +544,9 @@ class _Renderer(ABC):
             for path in iteration.paths:
                 with self._compiler(path) as compiler:
                     steps.append(compiler.function(path.node, context))
-            return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))")
+            types = element_problems(iteration.paths[0].node, self._plan.resource_type, context.this.types)[1]
+            found = Value("", types=types if context.this.types else None)
+            return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))", found)
         [path] = iteration.paths
         with self._compiler(path) as compiler:
             return compiler.compile(path.node, context)
@@ -567,8 +589,8 @@ class _DictRenderer(_Renderer):
 class _BufferRenderer(_Renderer):
     """A list of rows for each view → function (resource, mark), with types checked and converted."""
 
-    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Callable[[Any], Any]]) -> None:
-        super().__init__(plans[0])
+    def __init__(self, plans: Sequence[_Plan], converters: Mapping[str, Converter], *, is_strict: bool) -> None:
+        super().__init__(plans[0], is_strict=is_strict)
         self._plans = plans
         self._view = 0
         self._converters = converters
@@ -592,6 +614,8 @@ class _BufferRenderer(_Renderer):
 
     def _column_value(self, column: Column, value: Value) -> str:
         if not column.collection:
+            if isinstance(self._converters.get(column.type or ""), OfCollection):
+                return self._converted(column, value.code)
             return self._converted(column, self._checked(column, value))
         item = Value("item", is_list_free=True, kind=value.kind)
         each = self._converted(column, self._checked(column, item), is_null_free=True)
@@ -625,10 +649,13 @@ def _converter_name(converters: Mapping[str, object], type_name: str) -> str:
     return f"convert_{list(converters).index(type_name)}"
 
 
-def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> Any:
+def _load(source: str, plan: _Plan, converters: Mapping[str, Converter]) -> Any:
     """The function `run` of generated source."""
-    namespace: dict[str, Any] = dict(FUNCTIONS)
-    namespace |= {_converter_name(converters, name): function for name, function in converters.items()}
+    namespace: dict[str, Any] = {**FUNCTIONS, "COMPOUND": COMPOUND}
+    namespace |= {
+        _converter_name(converters, name): converter.function if isinstance(converter, OfCollection) else converter
+        for name, converter in converters.items()
+    }
     # The source comes from _Renderer alone: texts of the view enter it only through repr().
     exec(compile(source, f"<view {plan.name!r}>", "exec"), namespace)  # noqa: S102
     return namespace["run"]
@@ -640,9 +667,10 @@ def _load(source: str, plan: _Plan, converters: Mapping[str, Callable[[Any], Any
 class _Explainer:
     """Finds the shortest path that fails on a resource, by running the view's paths one at a time."""
 
-    def __init__(self, plan: _Plan, converters: Mapping[str, Callable[[Any], Any]]) -> None:
+    def __init__(self, plan: _Plan, converters: Mapping[str, Converter], *, is_strict: bool) -> None:
         self._plan = plan
         self._converters = converters
+        self._is_strict = is_strict
         self._probes: list[tuple[str, str, Any]] | None = None
 
     def __call__(self, resource: Any) -> Problem | None:
@@ -693,13 +721,14 @@ class _Explainer:
         for iteration in reversed(outer):
             select = _Select(iteration, (), (select,), ())
         plan = replace(self._plan, where=(), root=_Select(None, (), (select,), ()), columns=(column,))
-        return _load(_BufferRenderer([plan], self._converters).render(), plan, self._converters)
+        source = _BufferRenderer([plan], self._converters, is_strict=self._is_strict).render()
+        return _load(source, plan, self._converters)
 
     def _where_probe(self, path: _Path) -> Any:
         nothing = Column("value", "{}", None, collection=False)
         select = _Select(None, ((nothing, _Path("{}", parse("{}"), "")),), (), ())
         plan = replace(self._plan, where=(path,), root=_Select(None, (), (select,), ()), columns=(nothing,))
-        return _load(_BufferRenderer([plan], {}).render(), plan, {})
+        return _load(_BufferRenderer([plan], {}, is_strict=self._is_strict).render(), plan, {})
 
     def _label(self, text: str, outer: tuple[_Iteration, ...]) -> str:
         steps = [self._plan.resource_type]

@@ -8,6 +8,7 @@ other chunks, because what polars asks for a frame does not grow with its rows, 
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ __all__ = [
     "ChunkReport",
     "ChunkTask",
     "LinesTask",
+    "count_lines",
     "is_ready",
+    "reject_line",
     "start_worker",
     "transform_chunk",
     "transform_lines",
@@ -55,16 +58,19 @@ class ChunkTask:
 
     pieces: tuple[ChunkPiece, ...]
     resource_type: str
+    #: of the chunk's lines only those from the first to before the second of these; None: all
+    only: tuple[int, int] | None = None
 
     @property
     def part(self) -> str:
         """Name of the parts that the chunk writes: they sort in the order of the input."""
         first = self.pieces[0]
-        return f"{first.file_number:06d}-{first.chunk.first_line:09d}"
+        return f"{first.file_number:06d}-{first.chunk.first_line:09d}{_of_some(self.only)}"
 
     @property
     def bytes(self) -> int:
-        return sum(piece.chunk.length for piece in self.pieces)
+        """Of the whole chunk, said by its first part alone."""
+        return 0 if self.only and self.only[0] else sum(piece.chunk.length for piece in self.pieces)
 
     @property
     def files(self) -> Mapping[int, Path]:
@@ -78,14 +84,21 @@ class LinesTask:
 
     chunks: tuple[ChunkTask, ...]
     resource_type: str
+    #: of these lines only those from the first to before the second of these; None: all
+    only: tuple[int, int] | None = None
 
     @property
     def part(self) -> str:
-        return self.chunks[0].part
+        return f"{self.chunks[0].part}{_of_some(self.only)}"
 
     @cached_property
     def files(self) -> Mapping[int, Path]:
         return {number: file for chunk in self.chunks for number, file in chunk.files.items()}
+
+
+def _of_some(only: tuple[int, int] | None) -> str:
+    """What a part's name has where it is of some of the lines."""
+    return "" if only is None else f"+{only[0]:09d}"
 
 
 @dataclass(frozen=True)
@@ -124,11 +137,60 @@ def transform_lines(task: LinesTask) -> None:
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
     with _without_collection():
-        left = [_worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks]
-        lines = pl.concat(left).with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
-        raws = lines["raw"].to_list()
-        lines = lines.drop("raw")
+        lines, raws = _waiting(_worker, task)
         LinesTransform(_worker, task, lines, raws, list(range(len(raws))), Contents(_worker)).run()
+
+
+def count_lines(task: ChunkTask | LinesTask) -> int:
+    """The lines of a task that is to be cut: those that it transforms, or compares."""
+    assert _worker is not None, "start_worker must run first"
+    if task.only is not None:
+        return task.only[1] - task.only[0]
+    if isinstance(task, LinesTask):
+        return len(_waiting(_worker, task)[1])
+    return sum(len(read_lines(piece.file, piece.chunk)) for piece in task.pieces)
+
+
+def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
+    """The only line of a task becomes a dead letter, and is not looked at but for its type and id.
+
+    Its id is looked for in its bytes: to read it as JSON may be what broke a process.
+    """
+    assert _worker is not None, "start_worker must run first"
+    worker = _worker
+    if isinstance(task, LinesTask):
+        lines, [raw] = _waiting(worker, task)
+    else:
+        comparison = _Comparison(worker, task)
+        lines, [raw] = comparison.only_lines()
+    found = re.search(rb'"id"\s*:\s*"([^"\\]{1,128})"', raw)
+    resource_id = found[1].decode(errors="replace") if found else None
+    known = lines.with_columns(
+        pl.lit(task.resource_type).alias("resource_type"),
+        pl.lit(resource_id, dtype=pl.String).alias("resource_id"),
+        pl.lit(worker.keys.of(task.resource_type, resource_id) if resource_id else None, dtype=pl.Int64).alias(
+            "surrogate_id"
+        ),
+        pl.lit("rejected").alias("outcome"),
+        pl.lit(reason).alias("reason"),
+        pl.lit(None, dtype=pl.Int64).alias("content_hash"),
+        pl.lit("transform").alias("stage"),
+        pl.lit("worker_failed").alias("code"),
+        pl.lit(None, dtype=pl.String).alias("path"),
+        pl.lit(None, dtype=pl.Int64).alias("cause"),
+    )
+    worker.plan.staged.write(staging.OUTCOME, task.part, known.select(*staging.OUTCOME_SCHEMA))
+    worker.plan.staged.write(staging.REJECTION, task.part, known.select(*staging.REJECTION_SCHEMA))
+    return ChunkReport(tuple(FileLines(number, 1, 0, 0) for number in lines["file_number"]))
+
+
+def _waiting(worker: Worker, task: LinesTask) -> tuple[pl.DataFrame, list[bytes]]:
+    """The lines that chunks left: their places, numbered, and what they hold."""
+    left = pl.concat([worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks])
+    if task.only is not None:
+        left = left.slice(task.only[0], task.only[1] - task.only[0])
+    places = left.drop("raw").with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
+    return places, left["raw"].to_list()
 
 
 @contextmanager
@@ -152,7 +214,7 @@ class _Comparison:
         self.contents = Contents(worker)
 
     def run(self) -> ChunkReport:
-        pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
+        pieces = self._pieces()
         counts = [len(piece) for piece in pieces]
         if not sum(counts):
             return self._report(counts, pl.Series(dtype=pl.Int32), pl.Series(dtype=pl.Int32))
@@ -169,6 +231,22 @@ class _Comparison:
             waiting = self._transform(raws, [index for index in new if index not in same])
         self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
         return self._report(counts, unchanged["file_number"], of_content["file_number"], waiting)
+
+    def only_lines(self) -> tuple[pl.DataFrame, list[bytes]]:
+        """The lines of the task, as `LinesTransform` takes them, and their bytes."""
+        pieces = self._pieces()
+        return self._hashed(pieces), [raw for piece in pieces for raw in piece.raws]
+
+    def _pieces(self) -> list[Lines]:
+        pieces = [read_lines(piece.file, piece.chunk) for piece in self.task.pieces]
+        if self.task.only is None:
+            return pieces
+        first, end = self.task.only
+        found, begin = [], 0
+        for piece in pieces:
+            found.append(piece.slice(max(first - begin, 0), max(end - begin, 0)))
+            begin += len(piece)
+        return found
 
     def _transform(self, raws: list[bytes], wanted: list[int]) -> int:
         """Transform the wanted lines, or keep them in staging. Returns the bytes of those that wait."""

@@ -34,7 +34,8 @@ class CodeSets:
     """Numbers code sets. `add_concept`, `add_coding` and `add_quantity` are converters of view columns.
 
     They give None for an element without code and text, and raise TypeError, AttributeError or ValueError for a shape
-    that FHIR does not allow.
+    that FHIR does not allow. A coding that is repeated in an element counts once: the work after this grows with what
+    differs, not with what a server repeats.
     """
 
     def __init__(self) -> None:
@@ -52,20 +53,31 @@ class CodeSets:
                 raise ValueError("expected an array of Coding")
             if len(codings) == 1:
                 coding = codings[0]
-                key: Any = (coding.get("system"), coding.get("code"), coding.get("userSelected"), value.get("text"))
+                key: Any = (
+                    coding.get("system"),
+                    coding.get("code"),
+                    coding.get("display"),
+                    coding.get("userSelected"),
+                    value.get("text"),
+                )
             elif len(codings) == 2:  # written out: nearly all others, and no call or tuple for each coding
                 one, two = codings
                 key = (
                     one.get("system"),
                     one.get("code"),
+                    one.get("display"),
                     one.get("userSelected"),
                     two.get("system"),
                     two.get("code"),
+                    two.get("display"),
                     two.get("userSelected"),
                     value.get("text"),
                 )
             else:
-                key = (*[(c.get("system"), c.get("code"), c.get("userSelected")) for c in codings], value.get("text"))
+                key = (
+                    *[(c.get("system"), c.get("code"), c.get("display"), c.get("userSelected")) for c in codings],
+                    value.get("text"),
+                )
         else:
             key = value.get("text")
         number = self._numbers.get(key, _UNKNOWN)
@@ -94,7 +106,7 @@ class CodeSets:
     def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
         if text is not None and not isinstance(text, str):
             raise ValueError("expected text to be a string")
-        codings = [coding for coding in codings if coding[1]]
+        codings = _distinct(coding for coding in codings if coding[1])
         number = len(self._codings) if codings or text else None
         if number is not None:
             self._codings.append(codings)
@@ -118,6 +130,14 @@ class CodeSets:
         codings = self._codings[number]
         return codings[0][:2] if codings else (None, None)
 
+    def display_of(self, number: int, system: str | None, code: str | None) -> str | None:
+        """The display of a coding of the set; None where it has none."""
+        found = (display for of, name, display, _ in self._codings[number] if (of, name) == (system, code))
+        return next(found, None)
+
+    def text_of(self, number: int) -> str | None:
+        return self._texts[number]
+
     def sets(self, first: int) -> pl.DataFrame:
         """Columns code_set, code_set_key (Int64, stable between runs) and text of the sets numbered from `first`."""
         rows = [(number, self.stable_key(number), self._texts[number]) for number in range(first, len(self._codings))]
@@ -126,6 +146,19 @@ class CodeSets:
     def stable_key(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
+
+
+def _distinct(codings: Iterable[_Coding]) -> list[_Coding]:
+    """Each system and code once, in the place of the first; it is selected where any of them is."""
+    found: dict[tuple[str | None, str | None], _Coding] = {}
+    for system, code, display, is_selected in codings:
+        known = found.get((system, code))
+        found[system, code] = (
+            (system, code, known[2] or display, known[3] or is_selected)
+            if known
+            else (system, code, display, is_selected)
+        )
+    return list(found.values())
 
 
 def _checked(coding: dict[str, Any]) -> _Coding:

@@ -182,18 +182,15 @@ class ConceptIndex:
         first = found.unique(list(key), keep="first", maintain_order=True)
         return {(row[0], row[1]): row[2] for row in first.select(*key, "target_concept_id").iter_rows()}
 
-    def descends(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """Those of the pairs (columns ancestor and descendant: concept ids) in which one is truly below the other."""
-        wanted = pairs.select(pl.col("ancestor", "descendant").cast(pl.Int64)).unique()
-        descendants = wanted["descendant"].unique()
+    def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
+        """Which of these concepts (ids) is truly below which other of them: columns ancestor, descendant, sorted."""
+        wanted = concept_ids.cast(pl.Int64).unique().implode()
         return (
             pl.scan_parquet(self.folder / ANCESTOR_FILE)
-            .filter(pl.col("descendant_concept_id").is_in(descendants.implode()))
-            .join(
-                wanted.lazy(),
-                left_on=["ancestor_concept_id", "descendant_concept_id"],
-                right_on=["ancestor", "descendant"],
-                how="inner",
+            .filter(
+                pl.col("descendant_concept_id").is_in(wanted),
+                pl.col("ancestor_concept_id").is_in(wanted),
+                pl.col("descendant_concept_id") != pl.col("ancestor_concept_id"),
             )
             .select(ancestor="ancestor_concept_id", descendant="descendant_concept_id")
             .unique()

@@ -40,8 +40,8 @@ class ConceptLookup(Protocol):
         """Index rows for distinct (vocabulary_id, concept_code)."""
         ...
 
-    def descends(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """Those of the (ancestor, descendant) pairs of concept ids that hold."""
+    def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
+        """Columns ancestor, descendant: which of the concepts is truly below which other of them."""
         ...
 
 
@@ -213,10 +213,10 @@ class ConceptResolver:
         rivals = rows.filter(pl.col("position").n_unique().over(key) > 1).select("row", *key, "target_concept_id")
         flagged: set[int] = set()
         if not rivals.is_empty():
-            pairs = rivals.join(rivals, on=key, suffix="_other").filter(
-                pl.col("target_concept_id") != pl.col("target_concept_id_other")
-            )
-            named = pairs.select("row", ancestor="target_concept_id", descendant="target_concept_id_other")
-            holds = self._index.descends(named.select("ancestor", "descendant").unique())
-            flagged = set(named.join(holds, on=["ancestor", "descendant"], how="semi")["row"])
+            # What is above each rival, then who of its own set that is: a concept has few ancestors, a set may have
+            # thousands of codings, and pairs of them would be millions.
+            descents = self._index.descents(rivals["target_concept_id"].unique())
+            above = rivals.join(descents, left_on="target_concept_id", right_on="descendant")
+            above = above.select(*key, pl.col("ancestor").alias("target_concept_id")).unique()
+            flagged = set(rivals.join(above, on=[*key, "target_concept_id"], how="semi")["row"])
         return pl.Series("less_specific", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)

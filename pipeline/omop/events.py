@@ -10,12 +10,13 @@ from operator import or_
 import polars as pl
 
 from pipeline.omop.derive import DERIVATIONS
-from pipeline.omop.derive.base import UNMAPPED
 from pipeline.omop.derive.dates import IMPLAUSIBLE
 from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.omop.plan import Worker
+from pipeline.omop.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.omop.routing import exact_numbers, route, to_table
+from pipeline.omop.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.warehouse.staging import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
 
 __all__ = ["EventRows", "derived", "event_links", "event_rows", "refuse_incomplete"]
@@ -37,8 +38,8 @@ class EventRows:
     excluded: pl.DataFrame
     references: pl.DataFrame
     issues: pl.DataFrame
-    #: codes met: element, system, code, mapped, count
-    codes: pl.DataFrame
+    unmapped: pl.DataFrame
+    rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.omop.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
 
@@ -52,7 +53,7 @@ class EventRows:
             excluded=pl.DataFrame(schema=EXCLUDED_SCHEMA),
             references=pl.DataFrame(schema=SCHEMAS[REFERENCE]),
             issues=_left_out_issues(left_out),
-            codes=pl.DataFrame(schema=SCHEMAS[MAPPING]),
+            unmapped=NO_CODES,
         )
 
 
@@ -67,13 +68,13 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     rows = derived(worker, view, rows).with_columns(
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
-    codes = pl.DataFrame(schema=SCHEMAS[MAPPING])
+    rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     exact: dict[str, pl.DataFrame] = {}
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal codes
+        nonlocal rate, unmapped
         coded = _with_concepts(worker, mapping, view, kept)
-        codes = _code_counts(mapping, view, coded)
+        rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
         made: dict[str, pl.DataFrame] = {}
         for table in coded["table"].unique().sort():
@@ -85,7 +86,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         return made
 
     result = refuse_incomplete(worker, mapping, view, rows, tables)
-    return replace(result, codes=pl.concat([codes, result.codes]), exact=exact)
+    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact)
 
 
 def refuse_incomplete(
@@ -118,7 +119,7 @@ def refuse_incomplete(
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
-    failures = _failure_counts(worker, mapping, kept)
+    unmapped = unmapped_elements(worker, mapping, kept)
     nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
     issues = _issues(mapping, view, rows if view.is_further else kept)
     if view.is_further and not refused.is_empty():
@@ -130,7 +131,7 @@ def refuse_incomplete(
         excluded,
         _references(rows if view.is_further else waits),
         issues,
-        failures,
+        unmapped,
     )
 
 
@@ -174,6 +175,14 @@ _DATES = {
     "year_of_birth": "birth_date",
 }
 
+#: Why the reference to a person is not followed.
+_PERSON_REASONS = {
+    ReferenceProblem.reference_by_identifier.name: "the person is named by an identifier, which is never compared",
+    ReferenceProblem.reference_contained.name: "the person is contained in the resource alone",
+    ReferenceProblem.reference_unreadable.name: "the reference to the person cannot be read",
+    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is no Patient",
+}
+
 
 #: What a rule made of another element, or of another resource, and where that is from the resource's point of view.
 _DERIVED_PATHS = {
@@ -199,6 +208,11 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
     elif source is None:
         code, reason = pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+        if name == "person_id" and PERSON_PROBLEM in rows.columns:
+            problem = pl.col(PERSON_PROBLEM)
+            why = problem.replace_strict(_PERSON_REASONS, default=None, return_dtype=pl.String)
+            code = pl.when(problem.is_not_null()).then(pl.lit("person_unknown")).otherwise(code)
+            reason = pl.coalesce(why, reason)
     else:
         path = _date_path(mapping, view, rows, source)
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
@@ -313,47 +327,12 @@ def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
     return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
 
 
-def _code_counts(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
-    """What became of each code; the rows of a view with a fixed concept have none."""
-    if view.concept_id:
+def _mapping_rate(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """How many rows have a concept; those of a view with a fixed one do not count."""
+    if view.concept_id or rows.is_empty():
         return pl.DataFrame(schema=SCHEMAS[MAPPING])
-    return (
-        rows.group_by("source_system", "source_code", (pl.col("concept_id") != 0).alias("mapped"))
-        .agg(pl.len().cast(pl.Int64).alias("count"))
-        .select(
-            pl.lit(mapping.resource).alias("resource_type"),
-            pl.lit(view.code).alias("element"),
-            pl.col("source_system").alias("system"),
-            pl.col("source_code").alias("code"),
-            "mapped",
-            "count",
-            pl.lit(True).alias("is_event_code"),
-        )
-    )
-
-
-def _failure_counts(worker: Worker, mapping: ResourceMapping, rows: pl.DataFrame) -> pl.DataFrame:
-    """Codes without a concept in the other elements (units, values, routes, sites …), which `derive.base` marks."""
-    found = [pl.DataFrame(schema=SCHEMAS[MAPPING])]
-    for name in rows.columns:
-        if not name.startswith(UNMAPPED):
-            continue
-        numbers = rows[name].drop_nulls().value_counts()
-        if numbers.is_empty():
-            continue
-        codings = [worker.sets.first_coding(number) for number in numbers[name]]
-        found.append(
-            numbers.select(
-                pl.lit(mapping.resource).alias("resource_type"),
-                pl.lit(name.removeprefix(UNMAPPED)).alias("element"),
-                pl.Series("system", [system for system, _ in codings], dtype=pl.String),
-                pl.Series("code", [code for _, code in codings], dtype=pl.String),
-                pl.lit(False).alias("mapped"),
-                pl.col("count").cast(pl.Int64),
-                pl.lit(False).alias("is_event_code"),
-            )
-        )
-    return pl.concat(found)
+    mapped = int((rows["concept_id"] != 0).sum())
+    return pl.DataFrame([(mapping.resource, mapped, rows.height)], schema=SCHEMAS[MAPPING], orient="row")
 
 
 def _references(rows: pl.DataFrame) -> pl.DataFrame:

@@ -391,6 +391,7 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
                 site=SiteSettings(name="check"),
                 instance_zone="UTC",
                 surrogate_salt="",
+                identifier_secret=b"",
                 as_of=date(2024, 1, 1),
                 mappings=reading.mappings or empty,
                 index=ConceptIndex(place, "check", ""),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from pipeline.fhir.view_definition import (
     Append,
     Column,
     CompiledColumns,
+    Converter,
+    OfCollection,
     Problem,
     compile_columns,
     compile_together,
@@ -34,8 +36,11 @@ from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.concept_index import ConceptIndex
 from pipeline.omop.concepts import ConceptResolver
 from pipeline.omop.derive import Derivation
-from pipeline.omop.keys import SurrogateKeys
+from pipeline.omop.derive.look_ups import LookUps
+from pipeline.omop.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
+from pipeline.omop.keys import SurrogateKeys, parse_reference
 from pipeline.omop.mapping import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.omop.references import PROVIDER, TARGETS, ReferenceReader, is_reference
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.facts import Facts
 from pipeline.warehouse.known import KnownLines
@@ -73,18 +78,9 @@ _VALUE_MAP_SCHEMA = {
     "concept_id": pl.Int64,
     "exclude_reason": pl.String,
     "meaning": pl.String,
+    #: the map says on purpose that there is no concept
+    "by_rule": pl.Boolean,
 }
-_REFERENCE_TARGETS = (
-    "Patient",
-    "Encounter",
-    "Practitioner",
-    "Organization",
-    "Location",
-    "Medication",
-    "Condition",
-    "Device",
-    "Binary",
-)
 #: Converters whose result is JSON text, for derive functions and facts.
 JSON_TYPES = frozenset({"json", "item_code", "questionnaire_codes", "device_summary", "contained_device"})
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
@@ -98,6 +94,8 @@ class TransformPlan:
     site: SiteSettings
     instance_zone: str
     surrogate_salt: str
+    #: under which identifiers are compared (`pipeline.identifier_secret`)
+    identifier_secret: bytes = field(repr=False)
     as_of: date
     mappings: Mappings
     index: ConceptIndex
@@ -137,6 +135,8 @@ class Worker:
     def __init__(self, plan: TransformPlan) -> None:
         self.plan = plan
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
+        self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
+        self.references = ReferenceReader(self.keys, self.identifiers)
         self.addresses = Addresses()
         self._reset_code_sets()
 
@@ -157,11 +157,8 @@ class Worker:
             options=self.plan.mappings.options,
             fixed=self.fixed,
             constants=self.plan.mappings.constants,
-            value_maps=self.value_maps,
-            sets=self.sets,
-            resolver=self.resolver,
+            look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
             facts=self.facts,
-            concepts=self.plan.index.concepts,
             strengths=self.plan.index.strengths,
             binary_texts=self.binary_texts,
         )
@@ -186,6 +183,7 @@ class Worker:
                     "concept_id": [self.target(entry.targets) for entry in entries],
                     "exclude_reason": [entry.exclude_reason for entry in entries],
                     "meaning": [entry.meaning for entry in entries],
+                    "by_rule": [not any(entry.targets) for entry in entries],
                 },
                 schema=_VALUE_MAP_SCHEMA,
             )
@@ -283,10 +281,11 @@ class Worker:
 
     def _attached_binary(self, resource: dict[str, Any]) -> int | None:
         reference = note_texts.attachment_in_binary(resource)
-        return self.keys.converter("Binary")(reference) if reference else None
+        parsed = parse_reference(reference["reference"]) if reference else None
+        return self.keys.of(*parsed) if parsed else None
 
-    def _converters(self) -> dict[str, Callable[[Any], Any]]:
-        by_type: dict[str, Callable[[Any], Any]] = {
+    def _converters(self) -> dict[str, Converter]:
+        by_type: dict[str, Converter] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
             "Quantity": self.sets.add_quantity,
@@ -322,20 +321,24 @@ class Worker:
             "questionnaire_codes": converters.questionnaire_codes,
             "item_code": converters.item_code,
         }
-        for target in _REFERENCE_TARGETS:
-            by_type[f"Reference({target})"] = self.keys.converter(target)
+        for name, target in TARGETS.items():
+            by_type[f"Reference({name})"] = self.references.one(target)
+        by_type[PROVIDER] = OfCollection(self.references.first(TARGETS["Practitioner"]))
+        for name in IDENTIFIED_TYPES:
+            by_type[f"identifier({name})"] = identifier_keys(self.identifiers, name, any_system=False)
+            by_type[f"identifier_value({name})"] = identifier_keys(self.identifiers, name, any_system=True)
         return by_type
 
 
-def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], Any]]) -> ResourcePlan:
-    compiled = compile_together([dict(view.definition) for view in mapping.views], converters)
+def _planned(mapping: ResourceMapping, converters: Mapping[str, Converter]) -> ResourcePlan:
+    compiled = compile_together([dict(view.definition) for view in mapping.views], converters, is_strict=True)
     views = tuple(
         PlannedView(
             view,
             columns,
             tuple(_dtype(column.type, column.collection) for column in columns),
             explain,
-            cache(partial(compile_columns, dict(view.definition), converters)),
+            cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
         )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )
@@ -343,7 +346,7 @@ def _planned(mapping: ResourceMapping, converters: Mapping[str, Callable[[Any], 
 
 
 def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:
-    if fhir_type and fhir_type.startswith("Reference("):
+    if is_reference(fhir_type) or (fhir_type or "").startswith("identifier"):
         return pl.Int64()
     single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()
     return pl.List(single) if collection else single

@@ -15,6 +15,7 @@ import polars as pl
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.view_definition import Append, Problem
+from pipeline.fhir.white_space import lines_with_white_space, without_white_space
 from pipeline.landing.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.omop.content import Contents
 from pipeline.omop.mapping import ResourceMapping
@@ -137,6 +138,7 @@ class ChunkReader:
         self._long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
         self._modified = {wanted[place] for place in modified.arg_true()}
         self._with_nul = {wanted[place] for place in with_nul.arg_true()}
+        self._spaced = {wanted[place] for place in lines_with_white_space(texts)}
         self._odd = self._long_numbers | self._modified | self._with_nul
         if max(map(len, raws)) > self._limit:
             self._odd.update(index for index in wanted if len(self._raws[index]) > self._limit)
@@ -148,17 +150,19 @@ class ChunkReader:
                 self._read_closely(index)
             return
         raws, odd, loads, append, ids = self._raws, self._odd, orjson.loads, resources.append, resources.resource_ids
-        note = self._contents.note
+        note, spaced = self._contents.note, self._spaced
         for index in wanted:
             if index not in odd:
                 try:
                     raw = raws[index]
-                    resource = loads(raw)
+                    landed = resource = loads(raw)
+                    if index in spaced:
+                        resource = without_white_space(landed)
                     resource_id = resource["id"]
                     if resource["resourceType"] == resource_type and resource_id.__class__ is str and resource_id:
                         append(resource, index)
                         ids.append(resource_id)
-                        note(index, resource, raw, has_long_numbers=False)
+                        note(index, landed, raw, has_long_numbers=False)
                         continue
                 except CONVERSION_ERRORS:
                     resources.cut_back(index)
@@ -186,14 +190,26 @@ class ChunkReader:
         except orjson.JSONDecodeError as error:
             self._reject(index, "parse", *_json_problem(raw, error))
             return
-        resources = self._resources_for(index, resource)
-        if isinstance(resource, dict):
-            self._contents.note(index, resource, raw, has_long_numbers=index in self._long_numbers)
-        if resources is None:
+        landed = resource
+        try:
+            if index in self._spaced:
+                resource = without_white_space(landed)
+            resources = self._resources_for(index, resource)
+            if isinstance(landed, dict):
+                self._contents.note(index, landed, raw, has_long_numbers=index in self._long_numbers)
+            if resources is None:
+                return
+            if index in self._long_numbers:  # read a second time for the digits that a double cannot hold
+                resource = exact_numbers.loads(raw)
+                resource = without_white_space(resource) if index in self._spaced else resource
+                resources.has_long_numbers = True
+        except RecursionError:
+            self._reject(index, "parse", "nested_too_deeply", None, "the elements are nested too deeply")
             return
-        if index in self._long_numbers:  # read a second time for the digits that a double cannot hold
-            resource = exact_numbers.loads(raw)
-            resources.has_long_numbers = True
+        self._read_resource(index, resource, resources)
+
+    def _read_resource(self, index: int, resource: dict[str, Any], resources: ReadResources) -> None:
+        """A resource with a mapping: its rows, or what is wrong with it."""
         if index in self._with_nul and (path := _path_of_nul(resource, resource["resourceType"])):
             self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
             return

@@ -28,6 +28,7 @@ from pipeline.omop.keys import content_key
 from pipeline.omop.mapping import ViewMapping
 from pipeline.omop.plan import Worker
 from pipeline.omop.reading import ChunkReader, ReadResources
+from pipeline.omop.references import is_reference, without_problems
 from pipeline.omop.routing import to_staged
 from pipeline.warehouse import staging
 
@@ -166,7 +167,8 @@ class _TypeTransform:
 
     def run(self) -> pl.DataFrame:
         """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
-        resources = self._with_decision(self._resource_frame())
+        self._reference_issues: list[pl.DataFrame] = []
+        resources = self._with_decision(self._followed(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
@@ -175,6 +177,7 @@ class _TypeTransform:
             rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
+            rows = self._followed(rows, view.mapping)
             if view.mapping.landed_line:
                 rows = self._with_landed_line(rows)
             if view.mapping.kind == "reference_value":
@@ -194,6 +197,8 @@ class _TypeTransform:
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
         alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
+        self.worker.plan.staged.write(staging.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
         self._write_references(event_results, waiting)
         return decisions
@@ -204,6 +209,15 @@ class _TypeTransform:
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
+
+    def _followed(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+        """Rows of a view with NULL for references that cannot be followed; notes these as issues."""
+        columns = [name for name, kind in view.column_types.items() if is_reference(kind)]
+        rows, problems = without_problems(rows, columns)
+        for name, found in problems.items():
+            path = f"{self.resource_type}.{view.element_paths.get(name, name)}"
+            self._reference_issues.append(found.with_columns(pl.lit(path).alias("path")))
+        return rows
 
     def _parts_left_out(self, kept: pl.DataFrame) -> EventRows:
         """What the reading left out of resources (`pipeline.omop.salvage`): an issue for each part."""
@@ -376,11 +390,11 @@ class _TypeTransform:
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [_in_order_of_lines(pl.concat(frames))])
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
-        write(staging.ISSUE, [result.issues for result in results], of=with_facts)
+        write(staging.ISSUE, [*(result.issues for result in results), *self._reference_issues], of=with_facts)
         write(staging.EVENT_LINK, self._event_links)
-        codes = [result.codes for result in results if not result.codes.is_empty()]
-        if codes:
-            staged.write(staging.MAPPING, part, pl.concat(codes))
+        write(staging.UNMAPPED, [result.unmapped for result in results])
+        if results:
+            staged.write(staging.MAPPING, part, pl.concat([result.rate for result in results]))
 
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""

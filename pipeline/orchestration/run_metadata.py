@@ -114,7 +114,13 @@ def _tables(report: LoadReport) -> Metadata:
     rows = [(name, made, gone, now) for name, (now, made, gone) in report.tables.items()]
     rates = [(name, _percent(*pair), *pair) for name, pair in report.mapping_rates.items()]
     codes = [
-        (code.resource_type, code.system or "–", code.code or "(text only)", code.count) for code in report.unmapped
+        (
+            f"{code.resource_type}.{code.element}",
+            code.system or "–",
+            code.code or "(text only)",
+            code.count,
+        )
+        for code in report.unmapped
     ]
     return {
         "outcome of every line": table_value(("resource type", "lines", *OUTCOMES), outcomes),
@@ -125,7 +131,7 @@ def _tables(report: LoadReport) -> Metadata:
             ("what came of them", "resource type", "resources"),
             [(fate, kind, count) for fate, counts in report.vanished.items() for kind, count in counts.items()],
         ),
-        "most frequent unmapped codes": table_value(("resource type", "system", "code", "count"), codes),
+        "most frequent unmapped codes": table_value(("element", "system", "code", "count"), codes),
     }
 
 

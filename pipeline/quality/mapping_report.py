@@ -210,19 +210,23 @@ def _findings(
             element,
             code,
             count,
-            _finding(code, held.get(number), system in code_systems),
+            _finding(code, element, held.get(number), system in code_systems),
         )
         for number, (resource_type, element, system, code, count) in enumerate(rows)
     ]
     return tuple(sorted(findings, key=lambda item: (item.finding != "defect", -item.count, item.code or "")))
 
 
-def _finding(code: str | None, has_standard: bool | None, is_known_system: bool) -> Finding:
+#: Elements for which only concepts of one domain count (`pipeline.omop.derive.care_sites`).
+_OF_ONE_DOMAIN = ("place_of_service",)
+
+
+def _finding(code: str | None, element: str, has_standard: bool | None, is_known_system: bool) -> Finding:
     if code is None:
         return "text_only"
     if has_standard is None:
         return "absent" if is_known_system else "system_unknown"
-    return "defect" if has_standard else "no_standard"
+    return "defect" if has_standard and element not in _OF_ONE_DOMAIN else "no_standard"
 
 
 def _key(vocabulary: str, code: str) -> str:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.quality.export_notes import ExportNotes, export_notes
 
-__all__ = ["LoadReport", "UnmappedCode", "load_report", "table_counts", "vanished_counts", "vanished_sentences"]
+__all__ = [
+    "LoadReport",
+    "UnmappedCode",
+    "load_report",
+    "table_counts",
+    "unmapped_of_site",
+    "vanished_counts",
+    "vanished_sentences",
+]
 
 OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
 
@@ -21,11 +30,14 @@ SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_er
 
 @dataclass(frozen=True)
 class UnmappedCode:
-    """A code without a standard concept. `code` is None for texts without a code, which are not shown."""
+    """A code without a concept that no rule leaves without one. `code` is None for texts without a code: of those only
+    the number is told, unless the site's allow-list names the type."""
 
     resource_type: str
+    element: str
     system: str | None
     code: str | None
+    display: str | None
     count: int
 
 
@@ -61,7 +73,7 @@ def table_counts(connection: psycopg.Connection, cdm_schema: str) -> dict[str, i
 
 
 def load_report(
-    connection: psycopg.Connection, cdm_schema: str, export_ids: Sequence[int], *, most_unmapped: int = 10
+    connection: psycopg.Connection, cdm_schema: str, export_ids: Sequence[int], *, most_unmapped: int = 15
 ) -> LoadReport:
     """Everything that a person asks after a run. `connection` has the etl schema on its search_path."""
     ids = list(export_ids)
@@ -170,9 +182,23 @@ def _publications(
 
 
 def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tuple[UnmappedCode, ...]:
+    return _heaviest(connection, "export_id = ANY(%(exports)s)", {"exports": ids, "most": most})
+
+
+def unmapped_of_site(connection: psycopg.Connection, site: str, *, most: int = 3) -> tuple[UnmappedCode, ...]:
+    """The most frequent unmapped codes of all that a site's resources are now."""
+    return _heaviest(connection, "site = %(site)s", {"site": site, "most": most})
+
+
+def _heaviest(connection: psycopg.Connection, condition: str, values: dict[str, Any]) -> tuple[UnmappedCode, ...]:
+    """The most frequent codes, of each element at first no more than three: many of one shall not hide the others."""
     rows = connection.execute(
-        "SELECT resource_type, system, code, sum(count)::bigint FROM unmapped_code WHERE export_id = ANY(%s)"
-        " GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT %s",
-        (ids, most),
+        "SELECT resource_type, element, system, code, display, count FROM ("
+        "  SELECT resource_type, element, system, code, max(display) AS display, sum(count)::bigint AS count,"
+        "  row_number() OVER (PARTITION BY resource_type, element ORDER BY sum(count) DESC, system, code) AS place"
+        f"  FROM unmapped_code WHERE {condition} GROUP BY resource_type, element, system, code"
+        ") AS counted ORDER BY place > 3, count DESC, resource_type, element, system, code LIMIT %(most)s",
+        values,
     ).fetchall()
-    return tuple(UnmappedCode(*row) for row in rows)
+    found = [UnmappedCode(*row) for row in rows]
+    return tuple(sorted(found, key=lambda code: -code.count))

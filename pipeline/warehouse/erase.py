@@ -49,6 +49,7 @@ _SURROGATES = {
     "reference": "from_surrogate_id",
     "reference_value": "owner_surrogate_id",
     "row_issue": "surrogate_id",
+    "unmapped_use": "surrogate_id",
     "hydrated_reference": "surrogate_id",
     "absent_resource": "surrogate_id",
 }
@@ -153,7 +154,7 @@ def _unlink(connection: psycopg.Connection, cdm: str) -> None:
                 direct = on_visit if column == "visit_occurrence_id" and "visit_detail_id" in columns else ""
                 connection.execute(
                     "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-                    " SELECT DISTINCT lineage.surrogate_id, 'visit_occurrence_id', map.surrogate_id, 'pending'"
+                    f" SELECT DISTINCT lineage.surrogate_id, '{table}.visit_occurrence_id', map.surrogate_id, 'pending'"
                     f" FROM {cdm}.{table} AS row JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{own},"
                     f" pg_temp.erased_{other} AS gone JOIN id_map AS map ON map.row_id = gone.row_id"
                     f" AND map.cdm_table = '{other}'{of_others}{direct} ON CONFLICT DO NOTHING"
@@ -250,6 +251,10 @@ def _remove_from_etl(connection: psycopg.Connection, found: OfPersons) -> Counte
         removed[f"etl.{table}"] += connection.execute(
             f"DELETE FROM {table} USING pg_temp.erased AS gone WHERE {table}.{column} = gone.surrogate_id"
         ).rowcount
+    connection.execute(
+        "DELETE FROM unmapped_coding AS coding WHERE NOT EXISTS"
+        " (SELECT FROM unmapped_use AS used WHERE used.coding_id = coding.coding_id)"
+    )
     # What others say about a resource of theirs.
     removed["etl.reference_value"] += connection.execute(
         "DELETE FROM reference_value AS fact USING pg_temp.erased AS gone WHERE fact.surrogate_id = gone.surrogate_id"

@@ -13,21 +13,32 @@ import polars as pl
 import psycopg
 
 from pipeline.warehouse.copying import read_frame, temporary_table
-from pipeline.warehouse.ids import STAY_LOCATION
+from pipeline.warehouse.link_roles import role_names
 from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
+from pipeline.warehouse.publication.stand_ins import ROLE
 
 __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 
 _IDS = {"surrogate_id": pl.Int64}
 
 #: Roles of `etl.reference` whose targets are fetched by reference: rows of shared resources, and their facts.
-_ROLES = ["provider_id", "care_site_id", "medication_code", STAY_LOCATION]
+_ROLES = [*role_names("provider", "care_site"), "medication_code"]
 
 _PENDING = (
     " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
     " JOIN site_resource_type AS kind USING (site_resource_type_id)"
     " WHERE reference.state = 'pending' AND reference.role = ANY(%s) AND kind.site = %s"
+    " AND NOT reference.is_by_identifier"
     " AND NOT EXISTS (SELECT FROM resource_state AS target WHERE target.surrogate_id = reference.to_surrogate_id)"
+)
+
+#: The roles that loaded rows refer to, whose practitioners are not there.
+_PENDING_ROLES = (
+    " FROM reference JOIN reference_value AS fact ON fact.surrogate_id = reference.to_surrogate_id"
+    f" AND fact.name = '{ROLE}' JOIN resource_state AS state ON state.surrogate_id = fact.surrogate_id"
+    " JOIN site_resource_type AS kind USING (site_resource_type_id)"
+    " WHERE reference.state = 'pending' AND reference.role = ANY(%s) AND kind.site = %s"
+    " AND NOT EXISTS (SELECT FROM resource_state AS target WHERE target.surrogate_id = fact.value::bigint)"
 )
 
 
@@ -51,16 +62,16 @@ def known_ids(
 
 def pending_targets(connection: psycopg.Connection, site: str) -> pl.DataFrame:
     """Column surrogate_id: what loaded rows refer to and the warehouse has never seen."""
-    query = f"SELECT DISTINCT reference.to_surrogate_id{_PENDING}"
-    return read_frame(connection, query, _IDS, (_ROLES, site))
+    query = (
+        f"SELECT reference.to_surrogate_id{_PENDING} UNION SELECT fact.value::bigint{_PENDING_ROLES}"  # without repeats
+    )
+    return read_frame(connection, query, _IDS, (_ROLES, site, _ROLES, site))
 
 
 def pending_lines(connection: psycopg.Connection, site: str) -> list[LandedLine]:
     """The landed lines that refer to `pending_targets`: they hold the literal references."""
-    rows = connection.execute(
-        f"SELECT DISTINCT {LANDED_LINE}{_PENDING}",
-        (_ROLES, site),
-    ).fetchall()
+    line = f"SELECT {LANDED_LINE}"
+    rows = connection.execute(f"{line}{_PENDING} UNION {line}{_PENDING_ROLES}", (_ROLES, site, _ROLES, site)).fetchall()
     return sorted(LandedLine(*row) for row in rows)
 
 

@@ -13,7 +13,7 @@ import psycopg
 from omop_schema.cdm import primary_key, sequence_name
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 
-__all__ = ["ENTITY_TABLES", "LINKS", "STAY_LOCATION", "EntityIds", "NewIds", "reserve"]
+__all__ = ["ENTITY_TABLES", "LINKS", "EntityIds", "NewIds", "reserve"]
 
 #: Tables whose rows other rows refer to, in the order in which they can be filled.
 ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
@@ -26,10 +26,6 @@ LINKS = {
     "care_site_id": "care_site",
     "location_id": "location",
 }
-
-#: Role of an encounter's stays that wait for their location. One resource has many of them, each with another target:
-#: the encounter is mapped again when the location comes, because a reference does not say which row waits.
-STAY_LOCATION = "stay_location"
 
 _SCHEMA = {"surrogate_id": pl.Int64, "row_id": pl.Int64}
 
@@ -112,6 +108,14 @@ class EntityIds:
         self.existing[table] = pl.concat([before, present, mine]).unique("surrogate_id", maintain_order=True)
         in_table = present["surrogate_id"].implode()
         return mine, own.filter(~own.is_in(in_table))
+
+    def add_stand_ins(self, table: str, stand_ins: pl.DataFrame) -> pl.DataFrame:
+        """Let what stands for a resource (columns surrogate_id, target) lead to its row. Returns those that do:
+        surrogate_id, row_id. The targets must have been among the `referred` of `assign`."""
+        rows = self.existing[table].rename({"surrogate_id": "target"})
+        found = stand_ins.join(rows, on="target", how="inner").select(*_SCHEMA)
+        self.existing[table] = pl.concat([self.existing[table], found]).unique("surrogate_id", maintain_order=True)
+        return found
 
     def linked(self, frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
         """Replace surrogate ids by row ids; NULL where the row does not exist."""

@@ -26,9 +26,11 @@ from pipeline.warehouse.publication import (
     accounts,
     bulk,
     derived_rows,
+    links,
     merges,
     references,
     rows,
+    stand_ins,
     states,
     vanished,
     visits,
@@ -88,12 +90,15 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
     with step("former rows"):
         rows.remove_former_rows(p)
     # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
+    references.facts(p)
     changes = p.count("SELECT count(*) FROM (SELECT FROM pg_temp.changed LIMIT 1) AS any_change") > 0
     if changes:
         _write_rows(p)
     with step("references"):
         references.references(p)
         if changes:
+            links.fill(p)
+            stand_ins.follow(p)
             visits.mark_emergency_stays(p)
             relate_care_sites(p)
     with step("state"):
@@ -152,7 +157,6 @@ def _write_rows(p: Publication) -> None:
     with step("links"):
         rows.remove_unused_locations(p)
         references.link_events(p)
-        references.relink(p)
 
 
 def _record(

@@ -98,6 +98,7 @@ def _forget_resources(connection: psycopg.Connection) -> None:
         ("reference", "from_surrogate_id"),
         ("reference_value", "owner_surrogate_id"),
         ("row_issue", "surrogate_id"),
+        ("unmapped_use", "surrogate_id"),
     ):
         connection.execute(
             f"DELETE FROM {table} AS row USING pg_temp.of_removed_person AS gone WHERE row.{column} = gone.surrogate_id"

@@ -135,7 +135,7 @@ def _install(
         connection, cdm, vocab, include_vocabulary_constraints=include_vocabulary_constraints
     )
     old_revision = _revision(connection, etl)
-    _upgrade(connection, etl)
+    _upgrade(connection, cdm, etl)
     for statement in etl_tables.view_statements(etl):
         connection.exec_driver_sql(statement)
     revision = _revision(connection, etl)
@@ -199,12 +199,13 @@ def _revision(connection: Connection, etl: str) -> str | None:
     return MigrationContext.configure(connection, opts={"version_table_schema": etl}).get_current_revision()
 
 
-def _upgrade(connection: Connection, etl: str) -> None:
+def _upgrade(connection: Connection, cdm: str, etl: str) -> None:
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["cdm_schema"] = cdm
     config.attributes["etl_schema"] = etl
     command.upgrade(config, "head")

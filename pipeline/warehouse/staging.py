@@ -21,6 +21,7 @@ from pipeline.omop.routing import staged_columns
 
 __all__ = [
     "EVENT_LINK",
+    "IDENTIFIER_KEY",
     "ISSUE",
     "MAPPING",
     "OUTCOME",
@@ -30,6 +31,7 @@ __all__ = [
     "REJECTION",
     "REJECTION_SCHEMA",
     "UNCHANGED",
+    "UNMAPPED",
     "WAITING",
     "FileLines",
     "StagedExport",
@@ -42,7 +44,10 @@ __all__ = [
 ]
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
-ISSUE, MAPPING, UNCHANGED, EVENT_LINK = "issue", "mapping", "unchanged", "event_link"
+ISSUE, MAPPING, UNMAPPED, UNCHANGED = "issue", "mapping", "unmapped", "unchanged"
+EVENT_LINK = "event_link"
+#: Keys by which references name their target, instead of its id.
+IDENTIFIER_KEY = "identifier_key"
 #: Lines, with their places, that are transformed together with those of other chunks.
 WAITING = "waiting"
 
@@ -86,15 +91,20 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "line": pl.Int64,
     },
     ISSUE: {"surrogate_id": pl.Int64, "code": pl.String, "path": pl.String},
-    MAPPING: {
+    #: rows of events by whether their code has a concept: what mapping rates are about
+    MAPPING: {"resource_type": pl.String, "mapped": pl.Int64, "total": pl.Int64},
+    #: a coding without a concept in a resource's element; `coding_id` stands for all from resource_type to display
+    UNMAPPED: {
+        "surrogate_id": pl.Int64,
+        "file_number": pl.Int32,
+        "line": pl.Int64,
+        "coding_id": pl.Int64,
         "resource_type": pl.String,
         "element": pl.String,
         "system": pl.String,
         "code": pl.String,
-        "mapped": pl.Boolean,
+        "display": pl.String,
         "count": pl.Int64,
-        # the code of the event itself, as opposed to its unit, value, route …: what mapping rates are about
-        "is_event_code": pl.Boolean,
     },
     #: a row (cdm_table, row_key) that belongs to another row (event_table, event_row_key) of the same resource
     EVENT_LINK: {
@@ -106,6 +116,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "event_table": pl.String,
         "event_row_key": pl.Int64,
     },
+    IDENTIFIER_KEY: {"surrogate_id": pl.Int64},
     UNCHANGED: {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64},
 }
 
@@ -161,6 +172,13 @@ class StagedExport:
         """Write one part; an empty frame writes nothing. Raises LandingError on a full disk."""
         if not frame.is_empty():
             write_frame(self.folder / kind / f"{part}.parquet", frame)
+
+    def discard(self, part: str, kept: Sequence[str] = ()) -> None:
+        """Remove what was written under the name of one part, also by resource type, but for the kinds `kept`."""
+        for kind in self.kinds():
+            if kind not in kept:
+                for path in [self.folder / kind / f"{part}.parquet", *(self.folder / kind).glob(f"{part}-*.parquet")]:
+                    path.unlink(missing_ok=True)
 
     def read(self, kind: str, part: str) -> pl.DataFrame:
         """One part, which was written."""

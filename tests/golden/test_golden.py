@@ -516,9 +516,12 @@ def test_a_code_that_is_held_and_stays_unmapped_is_a_defect(
     export_id = warehouse.execute("SELECT max(export_id) FROM publication").fetchone()
     assert export_id is not None
     warehouse.execute(
-        "INSERT INTO unmapped_code (export_id, resource_type, element, system, code, count)"
-        " VALUES (%s, 'Condition', 'planted', %s, %s, 7)",
-        (*export_id, system, code),
+        "INSERT INTO unmapped_coding (coding_id, resource_type, element, system, code)"
+        " VALUES (0, 'Condition', 'planted', %s, %s)",
+        (system, code),
+    )
+    warehouse.execute(
+        "INSERT INTO unmapped_use (surrogate_id, coding_id, export_id, count) VALUES (0, 0, %s, 7)", export_id
     )
     report = _report(warehouse)
     assert [(item.finding, item.count) for item in report.codes if item.element == "planted"] == [(finding, 7)]

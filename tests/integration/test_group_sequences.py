@@ -15,7 +15,7 @@ from unittest import mock
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import replay
@@ -25,6 +25,7 @@ from pipeline.settings import SiteSettings
 from pipeline.warehouse import publish
 from tests.integration.support import Warehouse
 from tests.integration.test_sequences import RANDOM_KEYS, VERSIONS, Export, History, Line, _is_good, files, resource
+from tests.property_examples import histories
 from tests.warehouse_content import Content, warehouse_content
 
 TYPES = ("Patient", "Encounter", "Observation", "Condition", "MedicationRequest", "Medication")
@@ -176,14 +177,7 @@ taken = st.builds(
 )
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@histories(6)
 @given(exports=st.lists(taken, min_size=1, max_size=4), data=st.data())
 def test_any_history_of_groups_ends_in_what_is_left(
     history: GroupHistory, exports: list[Taken], data: st.DataObject

@@ -14,13 +14,17 @@ import pytest
 from pipeline import hydration as hydration_module
 from pipeline.epic.hydrate import Asking
 from pipeline.errors import AuthenticationRefused, RemoteUnavailable
+from pipeline.exports import ingest_folder
 from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_landing
+from pipeline.replay import ingest_with_follow_ups
 from pipeline.site_session import rest_session
+from pipeline.warehouse import hydrated
 from tests.databases import Prepared
 from tests.integration.rest_world import SHARED, World, generated, world
+from tests.integration.support import observation, patient
 
 LEFT_OUT = frozenset(SHARED)
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "forbidden"}]}
@@ -113,7 +117,7 @@ def test_refusals_are_recorded_and_stop_nothing(lacking: World) -> None:
     asked = len(lacking.watched.paths)
     assert load(lacking, lacking.export())[0].asked == 0
     assert not lacking.watched.paths[asked:] or not [p for p in lacking.watched.paths[asked:] if p.startswith("Practi")]
-    waiting = lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'provider_id'")[0][0]
+    waiting = lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role LIKE '%.provider_id'")[0][0]
     assert waiting > 0
     lacking.watched.answers.clear()
     lacking.clock.sleep(lacking.site.hydrate_again_days * 86_400)
@@ -122,7 +126,9 @@ def test_refusals_are_recorded_and_stop_nothing(lacking: World) -> None:
     for landed in result.landed:
         ingest_hydrated(lacking.runtime, lacking.site, landed)
     lacking.content()
-    assert lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role = 'provider_id'") == [(0,)]
+    assert lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role LIKE '%.provider_id'") == [
+        (0,)
+    ]
 
 
 def test_a_server_that_is_down_ends_the_hydration_and_not_the_load(lacking: World) -> None:
@@ -293,3 +299,45 @@ def test_the_pace_is_kept(lacking: World) -> None:
     result = hydrate(place.runtime, place.site, [export])
     seconds = (place.clock.now() - before).total_seconds()
     assert seconds >= (result.asked - 1) / 2
+
+
+def test_roles_are_fetched_and_their_practitioners_with_them(lacking: World, tmp_path: Path) -> None:
+    """A performer who is a role: the role is fetched, and from it the practitioner, also in a later run."""
+    role = next(one for one in generated(lacking.sandbox.state.desk.started.date()) if one["resourceType"] == SHARED[3])
+    both = lacking.with_site(hydrate_types=("Practitioner", "PractitionerRole"))
+    role_alone = lacking.with_site(hydrate_types=("PractitionerRole",))
+    providers = "SELECT provider_id IS NOT NULL FROM cdm.measurement ORDER BY 1"
+    load(role_alone, _observed_by(role_alone, tmp_path / "first", "o1", role["id"]))
+    assert lacking.watched.asked("PractitionerRole") == [f"PractitionerRole/{role['id']}"]
+    assert lacking.rows(providers) == [(False,)]
+    result = hydrate(both.runtime, both.site, [], ("Practitioner",))
+    assert result.found == {"Practitioner": 1}
+    for export in result.landed:
+        ingest_with_follow_ups(both.runtime, both.site, export)
+    assert lacking.rows(providers) == [(True,)]
+    load(both, _observed_by(both, tmp_path / "second", "o2", role["id"]))
+    assert lacking.rows(providers) == [(True,), (True,)]
+    assert len(lacking.watched.asked("PractitionerRole")) == len(lacking.watched.asked("Practitioner")) == 1
+
+
+def test_keys_of_identifiers_are_not_asked_for(lacking: World, tmp_path: Path) -> None:
+    """No server can be asked for a hash: lines that wait for one are not read again each night."""
+    reference = "Practitioner?identifier=urn:example:epic|nobody"
+    load(lacking, _observed_by(lacking, tmp_path / "folder", "o1", reference))
+    assert lacking.rows("SELECT state, is_by_identifier FROM reference WHERE role = 'measurement.provider_id'") == [
+        ("pending", True)
+    ]
+    with lacking.runtime.connect() as connection:
+        assert hydrated.pending_lines(connection, lacking.site.name) == []
+        assert hydrated.pending_targets(connection, lacking.site.name).is_empty()
+
+
+def _observed_by(place: World, folder: Path, name: str, role: str) -> LandedExport:
+    """An export of one patient, with one result by a PractitionerRole, or by a conditional reference."""
+    folder.mkdir()
+    performer = {"reference": role if "?" in role else f"PractitionerRole/{role}"}
+    lines = {"Patient": patient(), "Observation": observation(name, performer=[performer])}
+    for resource_type, resource in lines.items():
+        text = orjson.dumps({"resourceType": resource_type, **resource}) + b"\n"
+        (folder / f"{resource_type}.ndjson").write_bytes(text)
+    return ingest_folder(place.runtime, place.site.name, folder)

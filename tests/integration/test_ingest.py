@@ -87,6 +87,26 @@ def test_an_escaped_backslash_is_no_nul(warehouse: Warehouse) -> None:
     assert report.outcomes["rejected"] == 0
 
 
+def test_what_is_unmapped_is_what_the_resources_say_now(warehouse: Warehouse) -> None:
+    def counted() -> list[tuple[Any, ...]]:
+        return warehouse.rows(
+            "SELECT element, system, code, display, sum(count) FROM unmapped_code GROUP BY 1, 2, 3, 4"
+        )
+
+    epic = "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260"
+    known = encounter("e1")["class"]
+    unknown = {"system": epic, "code": "13", "display": "Support OP Encounter"}
+    visits = [encounter(name) | {"class": unknown} for name in ("e1", "e2")]
+    warehouse.load({"Patient": [patient()], "Encounter": visits})
+    assert counted() == [("class", epic, "13", "Support OP Encounter", 2)]
+    warehouse.load({"Patient": [patient()], "Encounter": visits})
+    assert counted() == [("class", epic, "13", "Support OP Encounter", 2)]
+    warehouse.load({"Patient": [patient()], "Encounter": [visits[0] | {"class": known}, visits[1]]})
+    assert counted() == [("class", epic, "13", "Support OP Encounter", 1)]
+    warehouse.load({"Encounter": [visits[1] | {"status": "entered-in-error"}]})
+    assert counted() == []
+
+
 @pytest.mark.requirement("f2o-103")
 def test_loading_twice_changes_nothing(warehouse: Warehouse) -> None:
     files = {"Patient": [patient()], "Encounter": [encounter()], "Observation": [observation()]}

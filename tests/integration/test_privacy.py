@@ -141,9 +141,22 @@ def values(element: object, name: str = "") -> Iterator[str]:
         yield element.rpartition("/")[2]
 
 
+def displays(element: object) -> Iterator[str]:
+    """The words of the terminologies: how codings are displayed."""
+    if isinstance(element, dict):
+        if "code" in element and isinstance(element.get("display"), str):
+            yield element["display"]
+        for child in element.values():
+            yield from displays(child)
+    elif isinstance(element, list):
+        for child in element:
+            yield from displays(child)
+
+
 def patient_data() -> set[str]:
     """Ids, names, identifiers, addresses, telephone numbers, dates and free texts of all resources."""
     found: set[str] = set()
+    of_codings: set[str] = set()
     for _, line in SOURCE.lines(TYPES, date(2026, 1, 1), 0):
         try:
             resource = orjson.loads(line)
@@ -151,6 +164,8 @@ def patient_data() -> set[str]:
             continue
         if isinstance(resource, dict):
             found |= set(values(resource))
+            of_codings |= set(displays(resource))
+    found -= of_codings
     # Three letters are found in any text; a day is that of many a log line.
     return {text for text in found if len(text) > 3 and not text.startswith(("http", "urn:oid:"))}
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
-from pipeline.warehouse.ids import LINKS
+from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication import bulk
 from tests.databases import empty
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
+from tests.property_examples import histories
 from tests.warehouse_content import Content, warehouse_content
 
 #: Versions of a resource. `same` and `other` differ in a value, `wrong` is entered in error, `broken` cannot be loaded.
@@ -194,7 +194,9 @@ class History:
             content = warehouse_content(connection)
         content.pop("dead_letter", None)  # of what was broken: what has come of it is the matter here
         # References to medications are kept of superseded lines too: at worst a request is mapped once more.
-        links = Counter({row: count for row, count in content.pop("reference", Counter()).items() if row[1] in LINKS})
+        links = Counter(
+            {row: count for row, count in content.pop("reference", Counter()).items() if row[1] in NO_FACTS}
+        )
         if links:
             content["reference"] = links
         return content
@@ -224,14 +226,7 @@ lines = st.builds(
 exports_of_a_world = st.lists(st.lists(lines, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4)
 
 
-@examples(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@histories(6)
 @given(exports=exports_of_a_world, data=st.data())
 def test_any_history_ends_in_the_last_good_versions(
     history: History, exports: list[Export], data: st.DataObject

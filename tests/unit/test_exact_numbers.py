@@ -54,6 +54,7 @@ def transformed(tmp_path_factory):
             site=SiteSettings(name="site"),
             instance_zone="UTC",
             surrogate_salt="",
+            identifier_secret=b"",
             as_of=date(2025, 1, 31),
             mappings=load_mappings(MAPPINGS_FOLDER),
             index=ConceptIndex(folder, "test release", "hash"),

@@ -43,7 +43,7 @@ def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
 
 def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The manifestation is the value. A reaction without a day of its own has that of the allergy."""
-    frame = derivation.resolved(frame, "manifestation", "value", "value")
+    frame = derivation.look_ups.of(frame, "manifestation", "value", purpose="value")
     frame = first_usable(frame, derivation, "reaction_onset", "reaction_onset", kind="further")
     own = pl.col("reaction_onset_date").is_not_null()
     return frame.with_columns(

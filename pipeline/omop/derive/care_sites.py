@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.base import GENDERS, Derivation
 from pipeline.omop.derive.dates import IMPLAUSIBLE, ending, starting, with_birth_date
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").
@@ -17,13 +17,13 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     they change, publication has it mapped again."""
     frame = with_birth_date(frame, derivation)
     known = ~pl.col(IMPLAUSIBLE) if IMPLAUSIBLE in frame.columns else pl.lit(True)
-    frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "gender_concept_id")
+    frame = derivation.look_ups.of_codes(frame, "gender", "gender", value_map="gender", system=GENDERS)
     frame = derivation.with_fact(frame, "surrogate_id", "provider_specialty", "role_specialty")
     frame = derivation.with_fact(frame, "surrogate_id", "provider_care_site", "role_care_site")
     roles = {text: derivation.sets.add_concept(orjson.loads(text)) for text in frame["role_specialty"].drop_nulls()}
     by_role = pl.col("role_specialty").replace_strict(roles, default=None, return_dtype=pl.Int32)
     frame = frame.with_columns(pl.coalesce(by_role, "specialty").alias("specialty"))
-    frame = derivation.resolved(frame, "specialty", "specialty", "specialty")
+    frame = derivation.look_ups.of(frame, "specialty", "specialty", purpose="specialty")
     return frame.with_columns(
         pl.when(known).then(pl.col("birth_date_date").dt.year()).alias("year_of_birth"),
         pl.col("gender").alias("gender_source_value"),
@@ -35,21 +35,14 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """care_site: its kind by the value map, else by a standard concept of domain Visit; present but neither → 0."""
-    frame = derivation.mapped_set(frame, "place_of_service", "place_of_service", "by_map")
-    frame = derivation.resolved(frame, "place_of_service", "place", "place")
-    domains = derivation.concepts(frame["place_concept_id"].drop_nulls().unique().to_list())
-    places = domains.filter(pl.col("domain_id") == _PLACE_DOMAIN)["concept_id"].implode()
-    is_place = pl.col("place_concept_id").is_in(places)
-    mapped = pl.col("by_map") > 0
-    return frame.with_columns(
-        pl.when(mapped)
-        .then("by_map")
-        .when(is_place)
-        .then("place_concept_id")
-        .otherwise(pl.when(pl.col("place_of_service").is_not_null()).then(0))
-        .alias("place_of_service_concept_id"),
-        pl.when(mapped).then("by_map_code").otherwise("place_source_code").alias("place_of_service_source_value"),
-    )
+    return derivation.look_ups.of(
+        frame,
+        "place_of_service",
+        "place_of_service",
+        value_map="place_of_service",
+        purpose="place",
+        domain=_PLACE_DOMAIN,
+    ).rename({"place_of_service_source_code": "place_of_service_source_value"})
 
 
 def coverage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -58,7 +51,7 @@ def coverage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     A type of domain Payer is the payer, any other the plan.
     """
     frame = ending(starting(frame, derivation, "start"), derivation, "end")
-    frame = derivation.resolved(frame, "kind", "payer", "kind")
+    frame = derivation.look_ups.of(frame, "kind", "kind", purpose="payer")
     domains = derivation.concepts(frame["kind_concept_id"].drop_nulls().unique().to_list())
     payers = domains.filter(pl.col("domain_id") == "Payer")["concept_id"].implode()
     is_payer = pl.col("kind_concept_id").is_in(payers).fill_null(False)

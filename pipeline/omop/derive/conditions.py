@@ -17,6 +17,9 @@ _MAX_DAYS_OUTSIDE = 7
 _TENTATIVE = ("provisional", "differential")
 _REFUTED = ("refuted",)
 
+#: What the value maps call the systems of the two statuses.
+_VERIFICATION, _CLINICAL = "verification", "clinical"
+
 
 def asserted(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows that are conditions of the patient; option condition_not_confirmed says whether tentative ones are."""
@@ -36,8 +39,8 @@ def _only_observed(derivation: Derivation) -> pl.Expr:
 
 def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds the qualifier of an observation on a condition that is not confirmed; of others NULL."""
-    frame = derivation.mapped(
-        frame, "verification_status", "condition_qualifier", "verification", "qualifier_concept_id"
+    frame = derivation.look_ups.of_codes(
+        frame, "verification_status", "qualifier", value_map="condition_qualifier", system=_VERIFICATION
     )
     known = pl.col("qualifier_concept_id").is_not_null()
     return frame.with_columns(pl.when(known).then("verification_status").alias("qualifier_source_value"))
@@ -111,26 +114,31 @@ def _add_age(birth: str | None, age: str) -> str | None:
 def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """From the encounter's diagnosis, else tentative, else resolved, else confirmed; no verificationStatus → NULL."""
     frame = derivation.with_fact(frame, "surrogate_id", "condition_status", "diagnosis_use")
-    uses = derivation.value_maps["diagnosis_use"].select("code", "concept_id").unique("code", maintain_order=True)
+    uses = (
+        derivation.look_ups.value_maps["diagnosis_use"].select("code", "concept_id").unique("code", maintain_order=True)
+    )
     frame = frame.join(
         uses.rename({"code": "diagnosis_use", "concept_id": "by_diagnosis"}),
         on="diagnosis_use",
         how="left",
         maintain_order="left",
     )
-    frame = derivation.mapped(frame, "clinical_status", "condition_status", "clinical", "by_clinical")
-    frame = derivation.mapped(frame, "verification_status", "condition_status", "verification", "by_verification")
+    statuses = "condition_status"
+    frame = derivation.look_ups.of_codes(frame, "clinical_status", "clinical", value_map=statuses, system=_CLINICAL)
+    frame = derivation.look_ups.of_codes(
+        frame, "verification_status", "verification", value_map=statuses, system=_VERIFICATION
+    )
     if derivation.options.condition_resolved == "ignore":
-        frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("by_clinical"))
+        frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("clinical_concept_id"))
     tentative = pl.col("verification_status").is_in(_TENTATIVE).fill_null(False)
-    by_tentative = pl.when(tentative).then("by_verification")
+    by_tentative = pl.when(tentative).then("verification_concept_id")
     return frame.with_columns(
-        pl.coalesce("by_diagnosis", by_tentative, "by_clinical", "by_verification").alias(
+        pl.coalesce("by_diagnosis", by_tentative, "clinical_concept_id", "verification_concept_id").alias(
             "condition_status_concept_id"
         ),
         pl.when(pl.col("by_diagnosis").is_not_null())
         .then("diagnosis_use")
-        .when(~tentative & pl.col("by_clinical").is_not_null())
+        .when(~tentative & pl.col("clinical_concept_id").is_not_null())
         .then("clinical_status")
         .otherwise("verification_status")
         .alias("condition_status_source_value"),

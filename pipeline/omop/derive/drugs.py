@@ -13,12 +13,9 @@ from pipeline.omop.derive.dates import ending, starting, visit_dates, with_visit
 
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The code of the referenced Medication where the request has none; else the reference's display as text."""
-    wanted = frame.filter(pl.col("code").is_null() & pl.col("medication_reference").is_not_null())
-    if wanted.is_empty():
-        return frame
     by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
     frame = frame.with_columns(by_reference.alias("by_reference"))
-    found = derivation.facts("medication_code", wanted["medication_reference"].unique())
+    found = derivation.facts("medication_code", frame.filter("by_reference")["medication_reference"].unique())
     numbers = [derivation.sets.add_concept(orjson.loads(value)) for value in found["value"]]
     codes = found.select(pl.col("surrogate_id").alias("medication_reference")).with_columns(
         pl.Series("referenced_code", numbers, dtype=pl.Int32)
@@ -81,7 +78,7 @@ def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
     the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
     is not the dose itself, sig holds that as well and there is no dose unit beside it to be misread.
     """
-    frame = derivation.resolved(frame, "dose_unit", "unit", "dose_unit")
+    frame = derivation.look_ups.of(frame, "dose_unit", "dose_unit", purpose="unit")
     strength = _single_strength(frame, derivation)
     frame = frame.join(strength, on="code", how="left", maintain_order="left")
     dose = pl.when((pl.col("dose_unit_concept_id") > 0) & (pl.col("dose_value") > 0)).then("dose_value")
@@ -163,22 +160,16 @@ def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"]) -> pl.Expr:
 
 
 def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    frame = derivation.resolved(frame, "route", "value", "route")
+    frame = derivation.look_ups.of(frame, "route", "route", purpose="value")
     return frame.with_columns(pl.col("route_source_code").alias("route_source_value"))
 
 
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One day; route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
     frame = starting(frame, derivation, "occurrence")
-    frame = derivation.mapped_set(frame, "route", "immunization_route", "route_concept_id")
-    frame = derivation.resolved(frame, "route", "value", "resolved_route")
-    by_vocabulary = (pl.col("route_concept_id") == 0) & (pl.col("resolved_route_concept_id") != 0)
-    frame = frame.with_columns(
-        pl.when(by_vocabulary).then(f"resolved_route_{part}").otherwise(f"route_concept_id{end}").alias(f"route_{name}")
-        for part, end, name in (("concept_id", "", "concept_id"), ("source_code", "_code", "concept_id_code"))
-    )
+    frame = derivation.look_ups.of(frame, "route", "route", value_map="immunization_route", purpose="value")
     return frame.with_columns(
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
-        pl.col("route_concept_id_code").alias("route_source_value"),
+        pl.col("route_source_code").alias("route_source_value"),
     )

@@ -41,9 +41,9 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     if derivation.options.data_absent == "exclude":
         frame = frame.filter(has_value | ~pl.col("is_data_absent").fill_null(False))
     frame = _with_string_number(frame)
-    frame = derivation.resolved(frame, "value_code", "value", "value")
-    frame = derivation.resolved(frame, "unit", "unit", "unit")
-    frame = derivation.mapped_set(frame, "interpretation", "interpretation", "interpretation_concept_id")
+    frame = derivation.look_ups.of(frame, "value_code", "value", purpose="value")
+    frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
+    frame = derivation.look_ups.of(frame, "interpretation", "interpretation", value_map="interpretation")
     operators = {text: derivation.constant(name) for text, name in COMPARATORS.items()}
     comparator = pl.coalesce("value_comparator", "string_comparator")
     boolean = pl.col("value_boolean")
@@ -67,12 +67,12 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
             pl.coalesce(
                 "value_source_code",
                 text,
-                pl.when(~has_value).then("interpretation_concept_id_code"),
+                pl.when(~has_value).then("interpretation_source_code"),
                 _number_text(frame),
             ).alias("value_source_value"),
             pl.coalesce("unit_source_code", "unit_text").alias("unit_source_value"),
             pl.col("interpretation_concept_id").alias("qualifier_concept_id"),
-            pl.col("interpretation_concept_id_code").alias("qualifier_source_value"),
+            pl.col("interpretation_source_code").alias("qualifier_source_value"),
         )
         .drop("value_source_code")
     )

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.omop.derive.base import Derivation
+from pipeline.omop.derive.base import GENDERS, Derivation
 from pipeline.omop.derive.dates import IMPLAUSIBLE, first_usable, with_birth_date
+from pipeline.omop.derive.look_ups import UNMAPPED
 
 
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
     frame = with_birth_date(frame, derivation)
-    frame = derivation.mapped(frame, "birth_sex", "gender", "birthsex", "by_birth_sex")
-    frame = derivation.mapped(frame, "gender", "gender", "administrative-gender", "by_gender")
+    frame = derivation.look_ups.of_codes(frame, "birth_sex", "birth_sex", value_map="gender", system="birthsex")
+    frame = derivation.look_ups.of_codes(frame, "gender", "by_gender", value_map="gender", system=GENDERS)
     day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
     midyear = pl.date(day.dt.year(), 6, 15)  # Themis: year only, no earlier record known
     born = pl.when(precision == 4).then(midyear).otherwise(day)
-    by_sex = pl.col("by_birth_sex").fill_null(0)
+    by_sex = pl.col("birth_sex_concept_id").fill_null(0)
     frame = frame.with_columns(
         day.dt.year().alias("year_of_birth"),
         pl.when(precision >= 7).then(day.dt.month()).alias("month_of_birth"),
         pl.when(precision >= 10).then(day.dt.day()).alias("day_of_birth"),
         born.cast(pl.Datetime("us")).alias("birth_datetime"),
-        pl.when(by_sex != 0).then(by_sex).otherwise(pl.col("by_gender").fill_null(0)).alias("gender_concept_id"),
+        pl.when(by_sex != 0)
+        .then(by_sex)
+        .otherwise(pl.col("by_gender_concept_id").fill_null(0))
+        .alias("gender_concept_id"),
+        pl.when(by_sex == 0).then(f"{UNMAPPED}gender").alias(f"{UNMAPPED}gender"),
         pl.when(by_sex != 0)
         .then("birth_sex")
         .otherwise(pl.coalesce("gender", "birth_sex"))
@@ -37,39 +42,59 @@ _OMB = "urn:oid:2.16.840.1.113883.6.238"
 
 
 def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
-    """`<name>_concept_id` of a list of codes: one known → its concept, several → `several`, none → 0.
+    """`<name>_concept_id`: one known category → its concept, several → `several`, none → 0.
 
-    UNK and asked-unknown have no entry in the map and are so ignored beside a valid one.
+    Without a category that is known, detailed codes stand in. Unknown ones are counted where nothing is known.
     """
-    codes, key = f"{name}_codes", "row_of_list"
-    concepts = (
-        _known_categories(frame.with_row_index(key), derivation, name, key)
-        .group_by(key)
-        .agg(pl.col("concept_id").first(), pl.len().alias("known"))
-    )
-    return (
-        frame.with_row_index(key)
-        .join(concepts, on=key, how="left", maintain_order="left")
-        .with_columns(
-            pl.when(pl.col("known") > 1)
-            .then(pl.lit(several, dtype=pl.Int64))
-            .otherwise(pl.col("concept_id").fill_null(0))
-            .alias(f"{name}_concept_id"),
-            pl.when(pl.col(codes).list.len() > 0).then(pl.col(codes).list.join("|")).alias(f"{name}_source_value"),
-        )
-        .drop(key, "known", "concept_id")
-    )
+    key = "row_of_list"
+    frame = frame.with_row_index(key)
+    codings = _codings(frame, derivation, name, key)
+    known = _known(codings).group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
+    texts = codings.group_by(key, "is_detailed", maintain_order=True).agg(pl.col("code").str.join("|"))
+    texts = texts.sort("is_detailed", maintain_order=True).unique(key, keep="first", maintain_order=True)
+    unknown = codings.filter("is_unknown").group_by(key, maintain_order=True).agg(pl.col("code_set").alias("unknown"))
+    for found in (known, texts, unknown):
+        frame = frame.join(found, on=key, how="left", maintain_order="left")
+    concept = pl.when(pl.col("known") > 1).then(pl.lit(several, dtype=pl.Int64)).otherwise("concept_id").fill_null(0)
+    return frame.with_columns(
+        concept.alias(f"{name}_concept_id"),
+        pl.col("code").alias(f"{name}_source_value"),
+        pl.when(pl.col("known").is_null()).then("unknown").alias(f"{UNMAPPED}{name}"),
+    ).drop(key, "known", "concept_id", "code", "unknown")
 
 
-def _known_categories(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
-    """Columns key, code, concept_id: the distinct races or ethnicities of each row that the map knows, in order."""
-    entries = derivation.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id")
-    return (
-        frame.select(key, pl.col(f"{name}_codes").alias("code"))
-        .explode("code")
-        .join(entries, on="code", how="inner", maintain_order="left")
-        .unique([key, "concept_id"], keep="first", maintain_order=True)
+def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
+    """The races or ethnicities of each row, in order: key, is_detailed, code_set, code, concept_id, meaning, is_unknown.
+
+    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is no category.
+    """
+    given = pl.concat(
+        frame.select(key, pl.col(column).alias("code_set"), pl.lit(is_detailed).alias("is_detailed"))
+        .explode("code_set")
+        .drop_nulls("code_set")
+        for column, is_detailed in ((name, False), (f"{name}_detailed", True))
     )
+    given = derivation.look_ups.of(given, "code_set", "own", value_map=name)
+    omb = derivation.look_ups.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id", "meaning")
+    given = given.join(omb, left_on="own_source_code", right_on="code", how="left", maintain_order="left")
+    is_own, is_omb = pl.col(f"{UNMAPPED}code_set").is_null(), pl.col("concept_id").is_not_null()
+    return given.select(
+        key,
+        "is_detailed",
+        "code_set",
+        pl.col("own_source_code").alias("code"),
+        pl.when(is_own).then("own_concept_id").otherwise("concept_id").alias("concept_id"),
+        pl.when(is_own).then("own_meaning").otherwise("meaning").alias("meaning"),
+        (~is_own & ~is_omb).alias("is_unknown"),
+    ).sort(key, "is_detailed", maintain_order=True)
+
+
+def _known(codings: pl.DataFrame) -> pl.DataFrame:
+    """Of `_codings` the distinct known categories of each row; detailed ones where there is no other."""
+    by_row = codings.columns[0]
+    known = codings.filter(~pl.col("is_unknown") & pl.col("meaning").is_null())
+    known = known.filter(pl.col("is_detailed") == pl.col("is_detailed").min().over(by_row))
+    return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
 
 
 def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -78,9 +103,13 @@ def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     Their date is that of the person's latest visit, which derived/race_dates.sql sets; the as-of date stands in.
     """
     frame = frame.with_row_index("person_row")
-    known = pl.concat(_known_categories(frame, derivation, name, "person_row") for name in ("race", "ethnicity"))
-    ethnicities = derivation.value_maps["ethnicity"]["code"].unique().implode()
-    of_several = known.filter(pl.len().over("person_row", pl.col("code").is_in(ethnicities)) > 1)
+    known = pl.concat(
+        _known(_codings(frame, derivation, name, "person_row")).with_columns(
+            (pl.len().over("person_row") > 1).alias("is_one_of_several")
+        )
+        for name in ("race", "ethnicity")
+    )
+    of_several = known.filter("is_one_of_several").select("person_row", "code", "concept_id")
     return frame.join(of_several, on="person_row", how="inner", maintain_order="left").with_columns(
         pl.col("surrogate_id").alias("person_id"),
         pl.lit(derivation.as_of).alias("start_date"),

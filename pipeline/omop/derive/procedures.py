@@ -12,7 +12,7 @@ def procedure(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Date or period; body site → modifier."""
     frame = starting(frame, derivation, "performed_datetime", "performed_start")
     frame = ending(frame, derivation, "performed_end")
-    frame = derivation.resolved(frame, "body_site", "value", "modifier")
+    frame = derivation.look_ups.of(frame, "body_site", "modifier", purpose="value")
     return frame.with_columns(pl.col("modifier_source_code").alias("modifier_source_value"))
 
 

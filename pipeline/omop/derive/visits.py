@@ -7,6 +7,7 @@ import polars as pl
 from pipeline.fhir.datetimes import is_open_end
 from pipeline.omop.derive.base import INPATIENT_VISITS, Derivation
 from pipeline.omop.derive.dates import ending, first_usable, starting, without_issues
+from pipeline.omop.derive.look_ups import UNMAPPED
 
 ACT_CODES = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 #: The codes of FHIR's own lists are asked after those of NUBC and of the site: they are what others were turned into.
@@ -17,8 +18,8 @@ _DISPOSITIONS = "http://terminology.hl7.org/CodeSystem/discharge-disposition"
 def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """visit_occurrence: kind by class and type, missing end by kind (outpatient: start; inpatient: as-of)."""
     frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
-    frame = derivation.mapped_set(
-        frame, "admit_source", "admit_source", "admitted_from_concept_id", last=_ADMIT_SOURCES
+    frame = derivation.look_ups.of(
+        frame, "admit_source", "admitted_from", value_map="admit_source", last=_ADMIT_SOURCES
     )
     frame = _disposition(frame, derivation)
     open_stay = pl.col("visit_concept_id").is_in(INPATIENT_VISITS) & pl.col("end").is_null()
@@ -33,28 +34,21 @@ def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .alias("visit_end_datetime"),
         pl.lit(derivation.constant("visit_type_ehr_encounter"), dtype=pl.Int64).alias("visit_type_concept_id"),
         pl.col("class_code").alias("visit_source_value"),
-        pl.col("admitted_from_concept_id_code").alias("admitted_from_source_value"),
-        pl.col("discharged_to_concept_id_code").alias("discharged_to_source_value"),
+        pl.col("admitted_from_source_code").alias("admitted_from_source_value"),
+        pl.col("discharged_to_source_code").alias("discharged_to_source_value"),
     )
 
 
 def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds visit_concept_id and exclude_reason: the crosswalk of types (within a class) before that of classes.
 
-    A class that neither knows has NULL, which the table makes 0.
+    A class counts as unknown where its type does not say the kind of visit either.
     """
-    crosswalk = derivation.value_maps["encounter_class"].select(
-        pl.col("system").alias("class_system"),
-        pl.col("code").alias("class_code"),
-        pl.col("concept_id").alias("by_class"),
-        pl.col("exclude_reason").alias("class_excludes"),
-    )
-    frame = frame.with_row_index("visit_row").join(
-        crosswalk, on=["class_system", "class_code"], how="left", maintain_order="left"
-    )
+    frame = derivation.look_ups.of(frame.with_row_index("visit_row"), "class", "class", value_map="encounter_class")
+    frame = frame.rename({"class_source_system": "class_system", "class_source_code": "class_code"})
     frame = frame.join(_by_type(frame, derivation), on="visit_row", how="left", maintain_order="left")
     by_type = pl.col("type_known").fill_null(False)
-    by_class = pl.col("by_class")
+    by_class = pl.col("class_concept_id")
     if derivation.options.observation_encounter == "emergency_and_inpatient":
         under_observation = (pl.col("class_system") == ACT_CODES) & (pl.col("class_code") == "OBSENC")
         both = pl.lit(derivation.constant("visit_emergency_and_inpatient"), dtype=pl.Int64)
@@ -62,6 +56,7 @@ def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(
         pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
         pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
+        pl.when(~by_type).then(f"{UNMAPPED}class").alias(f"{UNMAPPED}class"),
     ).drop("visit_row")
 
 
@@ -70,9 +65,9 @@ def _by_type(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
     An entry for the class comes before one for any class, then the order of the types decides.
     """
-    entries = derivation.value_maps["encounter_type"]
+    entries = derivation.look_ups.value_maps["encounter_type"]
     rows = frame.select("visit_row", "class_code", pl.col("types").alias("code_set")).explode("code_set")
-    codings = derivation.sets.codings(0).join(rows.select("code_set").unique(), on="code_set", how="semi")
+    codings = derivation.sets.codings_of(rows["code_set"].drop_nulls().unique(maintain_order=True))
     return (
         rows.with_row_index("type_order")
         .join(codings, on="code_set")
@@ -122,7 +117,7 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("class_code").alias("visit_detail_source_value"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
         pl.col("place").alias("care_site_id"),
-    )
+    ).drop(f"{UNMAPPED}class")  # the visit counts it
 
 
 def open_stay_detail(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -152,29 +147,29 @@ def _stay_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def _disposition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    return derivation.mapped_set(
-        frame, "discharge_disposition", "discharge_disposition", "discharged_to_concept_id", last=_DISPOSITIONS
+    return derivation.look_ups.of(
+        frame, "discharge_disposition", "discharged_to", value_map="discharge_disposition", last=_DISPOSITIONS
     )
 
 
 def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """An event at the end of the stay (or its start), linked to the visit itself."""
     frame = _disposition(frame, derivation)
-    frame = frame.filter(pl.col("discharged_to_concept_id_meaning") == "against_advice")
+    frame = frame.filter(pl.col("discharged_to_meaning") == "against_advice")
     frame = without_issues(ending(starting(frame, derivation, "start"), derivation, "end"), ("start", "end"))
     ended = pl.col("end_date").is_not_null()
     return frame.with_columns(
         pl.when(ended).then("end_date").otherwise("start_date").alias("start_date"),
         pl.when(ended).then("end_datetime").otherwise("start_datetime").alias("start_datetime"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
-        pl.col("discharged_to_concept_id_code").alias("source_value"),
+        pl.col("discharged_to_source_code").alias("source_value"),
     )
 
 
 def discharge_death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact about the patient: `date|datetime|type concept` of a death at the end of the stay."""
     frame = ending(starting(_disposition(frame, derivation), derivation, "start"), derivation, "end")
-    died = pl.col("discharged_to_concept_id_meaning") == "died"
+    died = pl.col("discharged_to_meaning") == "died"
     frame = frame.filter(died & pl.col("end_date").is_not_null())
     kind = str(derivation.constant("visit_type_ehr_encounter"))
     day, moment = pl.col("end_date").cast(pl.String), pl.col("end_datetime").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f")

@@ -29,7 +29,7 @@ __all__ = ["DerivedOptions", "DerivedReport", "TableChange", "note_affected_pers
 _FOLDER = Path(__file__).resolve().parent
 
 #: Raised by one whenever a statement gives other rows for the same input, so that every person is computed again.
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 
 #: Type concept of derived rows: Standard algorithm from EHR.
 _TYPE_CONCEPT = 32882

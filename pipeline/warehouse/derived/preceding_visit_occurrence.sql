@@ -5,7 +5,7 @@ FROM (
     SELECT visit_occurrence_id, lag(visit_occurrence_id) OVER (
         PARTITION BY person_id
         ORDER BY visit_start_date, coalesce(visit_start_datetime, visit_start_date), visit_end_date,
-                 coalesce(visit_end_datetime, visit_end_date), visit_occurrence_id
+                 coalesce(visit_end_datetime, visit_end_date), visit_concept_id, visit_source_value, visit_occurrence_id
     ) AS preceding
     FROM {cdm}.visit_occurrence JOIN pg_temp.derived_affected USING (person_id)
 ) AS fresh

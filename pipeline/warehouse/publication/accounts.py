@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.errors import AccountingError
 from pipeline.warehouse import dead_letters as letters_table
 from pipeline.warehouse import staging
-from pipeline.warehouse.copying import copy_frame
+from pipeline.warehouse.copying import copy_frame, temporary_table
 from pipeline.warehouse.publication.context import LINE, Publication
 from pipeline.warehouse.staging import FileLines
 
@@ -65,23 +65,36 @@ def issues(p: Publication) -> None:
     for part in p.staged.frames(staging.ISSUE):
         frame = part.join(p.dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
         copy_frame(p.connection, "row_issue", frame)
-    codes = p.staged.scan(staging.MAPPING).collect()
-    if codes.is_empty():
-        return
-    unmapped = codes.filter(~pl.col("mapped")).group_by("resource_type", "element", "system", "code")
-    copy_frame(p.connection, "unmapped_code", unmapped.agg(pl.col("count").sum()).with_columns(export_id))
-    rates = (
-        codes.filter("is_event_code")
-        .group_by("resource_type")
-        .agg(pl.col("count").filter("mapped").sum().alias("mapped"), pl.col("count").sum().alias("total"))
+    _unmapped_codes(p)
+    rates = p.staged.scan(staging.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
+    rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
+    p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
+
+
+def _unmapped_codes(p: Publication) -> None:
+    """Codes without a concept, by resource: those of its former version go."""
+    p.connection.execute(
+        "DELETE FROM unmapped_use USING pg_temp.former AS former WHERE unmapped_use.surrogate_id = former.surrogate_id"
     )
-    p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.sort("resource_type").iter_rows()}
+    coding = ("coding_id", "resource_type", "element", "system", "code", "display")
+    met = p.staged.scan(staging.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
+    if met.is_empty():
+        return
+    temporary_table(p.connection, "met_coding", met)
+    p.connection.execute(
+        f"INSERT INTO unmapped_coding ({', '.join(coding)}) SELECT {', '.join(coding)} FROM pg_temp.met_coding"
+        " ON CONFLICT DO NOTHING"
+    )
+    for part in p.staged.frames(staging.UNMAPPED, ["surrogate_id", "file_number", "line", "coding_id", "count"]):
+        uses = part.join(p.not_loaded, on=LINE, how="anti").join(p.dropped, on="surrogate_id", how="anti")
+        counted = uses.group_by("surrogate_id", "coding_id", maintain_order=True).agg(pl.col("count").sum())
+        export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
+        copy_frame(p.connection, "unmapped_use", counted.with_columns(export_id))
 
 
 def forget_accounts(p: Publication) -> None:
-    """An export that is published again (a backfill) is counted again, not twice."""
-    for table in ("exclusion_count", "unmapped_code"):  # issues belong to resources, not to the export: `issues`
-        p.connection.execute(f"DELETE FROM {table} WHERE export_id = %s", (p.export.export_id,))
+    """An export that is published again (a backfill) is counted again, not twice: what belongs to it, not to resources."""
+    p.connection.execute("DELETE FROM exclusion_count WHERE export_id = %s", (p.export.export_id,))
 
 
 def account(p: Publication, files: Sequence[FileLines], final: pl.DataFrame) -> None:

@@ -5,7 +5,11 @@ The rows follow from the facts `site_part_of` and are compared as a whole: care 
 
 from __future__ import annotations
 
+import polars as pl
+
+from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.publication.context import Publication
+from pipeline.warehouse.publication.stand_ins import resolved
 
 __all__ = ["relate_care_sites"]
 
@@ -20,14 +24,19 @@ def relate_care_sites(p: Publication) -> None:
         for concept in (_DOMAIN, _PART_OF, _CONTAINS)
     )
     table = f"{p.cdm}.fact_relationship"
+    named = read_frame(
+        p.connection, "SELECT DISTINCT value FROM reference_value WHERE name = 'site_part_of'", {"value": pl.Int64}
+    )
+    temporary_table(p.connection, "site_stand_in", resolved(p, named["value"]))
     p.connection.execute(
         "CREATE TEMP TABLE site_relation ON COMMIT DROP AS WITH pair AS ("
         " SELECT DISTINCT child.row_id AS part, parent.row_id AS whole FROM reference_value AS fact"
         " JOIN lineage_care_site AS child USING (surrogate_id)"
-        " JOIN lineage_care_site AS parent ON parent.surrogate_id = fact.value::bigint"
+        " LEFT JOIN pg_temp.site_stand_in AS stand_in ON stand_in.surrogate_id = fact.value::bigint"
+        " JOIN lineage_care_site AS parent ON parent.surrogate_id = coalesce(stand_in.target, fact.value::bigint)"
         " WHERE fact.name = 'site_part_of')"
         f" SELECT part AS one, whole AS other, {part_of} AS concept_id FROM pair"
-        f" UNION ALL SELECT whole, part, {contains} FROM pair"
+        f" UNION SELECT whole, part, {contains} FROM pair"
     )
     same = (
         f"row.domain_concept_id_1 = {domain} AND row.domain_concept_id_2 = {domain} AND row.fact_id_1 = relation.one"

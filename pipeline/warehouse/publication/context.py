@@ -145,6 +145,12 @@ class Publication:
         self.ids = EntityIds(self.connection, self.cdm)
         #: rows for etl.reference that publication itself found: links that wait for their target
         self.pending: list[pl.DataFrame] = []
+        #: entity table → surrogate ids of rows that were not there before
+        self.new_rows: dict[str, pl.Series] = {}
+        #: entity table → surrogate_id, row_id: rows that references lead to by what stands for their resource
+        self.stand_ins: dict[str, pl.DataFrame] = {}
+        #: of a first load, what `stand_ins` asks for again and again
+        self.first_facts: pl.DataFrame | None = None
         #: table → surrogate_id, row_key, row_id of removed rows, whose ids are used again
         self.old_rows: dict[str, pl.DataFrame] = {}
         #: whether nothing was ever loaded: no resource has a former version, and nothing waits for one

@@ -11,6 +11,7 @@ import polars as pl
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.copying import temporary_table
+from pipeline.warehouse.link_roles import LINK_ROLES
 from pipeline.warehouse.publication.context import Publication
 
 __all__ = ["move_events", "with_survivors"]
@@ -80,6 +81,11 @@ def _follow_survivors(p: Publication) -> None:
             f"UPDATE {p.cdm}.{table} AS row SET person_id = merged.survivor_id FROM pg_temp.merged_person AS merged"
             " WHERE row.person_id = merged.person_id"
         )
+    p.connection.execute(
+        "DELETE FROM reference USING pg_temp.merged_person AS merged WHERE from_surrogate_id = merged.patient"
+        " AND state = 'pending' AND role = ANY(%s)",
+        ([name for name in LINK_ROLES if name.startswith("person.")],),
+    )
     for table in ("death", "person"):
         deleted = p.connection.execute(
             f"DELETE FROM {p.cdm}.{table} AS row USING pg_temp.merged_person AS merged"

@@ -1,83 +1,19 @@
-"""Links that wait, facts that others use, and who is to be mapped again because a fact changed."""
+"""What resources wait for and use, facts that others use, and who is to be mapped again because a fact changed."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from omop_schema.cdm import polars_schema, primary_key
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.cdm import primary_key
+from omop_schema.etl import lineage_table_name
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import encoded, temporary_table
-from pipeline.warehouse.ids import LINKS, STAY_LOCATION
+from pipeline.warehouse.link_roles import NO_FACTS
+from pipeline.warehouse.publication import stand_ins
 from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine, Publication
 from pipeline.warehouse.publication.returning import mapped_again
 
-__all__ = ["find_dependents", "link_events", "references", "relink"]
-
-
-def relink(p: Publication) -> None:
-    """Fill links that waited for a row that is there now."""
-    if p.is_first:
-        return
-    waiting = p.connection.execute(
-        "SELECT DISTINCT role FROM reference WHERE state = 'pending' AND to_surrogate_id IN"
-        " (SELECT surrogate_id FROM pg_temp.changed)"
-    ).fetchall()
-    for (role,) in waiting:
-        if role not in LINKS:
-            continue
-        target = LINKS[role]
-        if role == "visit_occurrence_id":
-            _relink_details(p)
-        for table in LINEAGE_TABLES:
-            if role in polars_schema(table) and table != target:
-                own = primary_key(table) or "person_id"
-                of_encounter = f" AND {_IS_SUB_ENCOUNTER}" if table == "visit_detail" else ""
-                p.connection.execute(
-                    f"UPDATE {p.cdm}.{table} AS row SET {role} = map.row_id"
-                    f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
-                    " ON lineage.surrogate_id = reference.from_surrogate_id"
-                    " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id"
-                    f" JOIN {p.cdm}.{target} AS target ON target.{primary_key(target)} = map.row_id"
-                    f" WHERE reference.state = 'pending' AND reference.role = %s AND map.cdm_table = %s"
-                    f" AND row.{own} = lineage.row_id{of_encounter}",
-                    (role, target),
-                )
-        p.connection.execute(
-            "DELETE FROM reference USING id_map AS map WHERE reference.state = 'pending' AND role = %s"
-            " AND map.surrogate_id = to_surrogate_id AND map.cdm_table = %s"
-            f" AND EXISTS (SELECT FROM {p.cdm}.{target} AS row WHERE row.{primary_key(target)} = map.row_id)",
-            (role, target),
-        )
-
-
-#: A row of visit_detail that stands for a whole encounter, not for its stay in a location.
-_IS_SUB_ENCOUNTER = (
-    "EXISTS (SELECT FROM id_map AS own WHERE own.cdm_table = 'visit_detail'"
-    " AND own.surrogate_id = lineage.surrogate_id AND own.row_id = lineage.row_id)"
-)
-
-
-def _relink_details(p: Publication) -> None:
-    """Rows that waited for an encounter which came as a sub-encounter: its detail, and the visit of that."""
-    for table in LINEAGE_TABLES:
-        if table == "visit_detail" or not {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table)):
-            continue
-        p.connection.execute(
-            f"UPDATE {p.cdm}.{table} AS row SET visit_occurrence_id = detail.visit_occurrence_id,"
-            " visit_detail_id = detail.visit_detail_id"
-            f" FROM reference JOIN {lineage_table_name(table)} AS lineage"
-            " ON lineage.surrogate_id = reference.from_surrogate_id"
-            " JOIN id_map AS map ON map.surrogate_id = reference.to_surrogate_id AND map.cdm_table = 'visit_detail'"
-            f" JOIN {p.cdm}.visit_detail AS detail ON detail.visit_detail_id = map.row_id"
-            " WHERE reference.state = 'pending' AND reference.role = 'visit_occurrence_id'"
-            f" AND row.{primary_key(table)} = lineage.row_id"
-        )
-    p.connection.execute(
-        "DELETE FROM reference USING id_map AS map WHERE reference.state = 'pending' AND role = 'visit_occurrence_id'"
-        " AND map.surrogate_id = to_surrogate_id AND map.cdm_table = 'visit_detail'"
-        f" AND EXISTS (SELECT FROM {p.cdm}.visit_detail AS row WHERE row.visit_detail_id = map.row_id)"
-    )
+__all__ = ["facts", "find_dependents", "link_events", "references"]
 
 
 #: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
@@ -110,11 +46,8 @@ def link_events(p: Publication) -> None:
         )
 
 
-def references(p: Publication) -> None:
-    """Replace what the changed resources wait for and depend on, and the facts that they leave."""
-    p.connection.execute(
-        "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
-    )
+def facts(p: Publication) -> None:
+    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before."""
     p.connection.execute(
         "CREATE TEMP TABLE former_fact ON COMMIT DROP AS SELECT fact.* FROM reference_value AS fact"
         " JOIN pg_temp.former AS former ON fact.owner_surrogate_id = former.surrogate_id"
@@ -122,25 +55,38 @@ def references(p: Publication) -> None:
     p.connection.execute(
         "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
     )
+    for part in p.staged.frames(staging.REFERENCE_VALUE):
+        found = part
+        if not p.not_loaded.is_empty():
+            lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
+            found = part.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
+        found = found.drop("file_number", "line").unique(
+            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
+        )
+        p.copy(f"{p.etl}.reference_value", encoded(found))
+
+
+def references(p: Publication) -> None:
+    """Replace what the changed resources wait for and depend on."""
+    p.connection.execute(
+        "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
+    )
     found = [*p.staged.frames(staging.REFERENCE), *p.pending]
     if found:
         every = pl.concat(found).unique()
         every = every.join(p.dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
         temporary_table(p.connection, "new_reference", every)
+        temporary_table(
+            p.connection, "identifier_key", p.staged.scan(staging.IDENTIFIER_KEY).unique("surrogate_id").collect()
+        )
         p.connection.execute(
-            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-            " SELECT from_surrogate_id, role, to_surrogate_id, min(state) FROM pg_temp.new_reference"
+            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state, is_by_identifier)"
+            " SELECT from_surrogate_id, role, to_surrogate_id, min(state),"
+            # a provider's care site comes from a role, which may have come long ago: its form is not known here
+            " bool_or(key.surrogate_id IS NOT NULL AND role <> 'provider.care_site_id')"
+            " FROM pg_temp.new_reference LEFT JOIN pg_temp.identifier_key AS key ON key.surrogate_id = to_surrogate_id"
             " GROUP BY from_surrogate_id, role, to_surrogate_id ON CONFLICT DO NOTHING"
         )
-    for part in p.staged.frames(staging.REFERENCE_VALUE):
-        facts = part
-        if not p.not_loaded.is_empty():
-            lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
-            facts = part.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
-        facts = facts.drop("file_number", "line").unique(
-            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
-        )
-        p.copy(f"{p.etl}.reference_value", encoded(facts))
 
 
 #: Facts about another resource that only the derived tables ask for.
@@ -165,7 +111,10 @@ def find_dependents(p: Publication) -> None:
     Their references are stale until that is done: a process that ends before leaves them to the next run. What waits
     for a fact stays pending until the fact is there.
     """
+    p.connection.execute("CREATE TEMP TABLE waiting (surrogate_id bigint) ON COMMIT DROP")
     if p.is_first:
+        stand_ins.note_users(p)
+        p.report.dependents = _waiting_lines(p)
         return
     target, role = "reference.to_surrogate_id", "reference.role"
     p.connection.execute(
@@ -180,7 +129,7 @@ def find_dependents(p: Publication) -> None:
         "UPDATE reference SET state = 'stale' FROM pg_temp.changed_fact AS fact"
         f" WHERE fact.surrogate_id = {target} AND fact.name = {role} AND {role} <> ALL(%s)"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
     p.connection.execute(
         "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
@@ -197,18 +146,21 @@ def find_dependents(p: Publication) -> None:
         " ON CONFLICT (from_surrogate_id, role, to_surrogate_id) DO UPDATE SET state = 'stale'",
         (list(_DERIVED_FACTS),),
     )
-    p.connection.execute("CREATE TEMP TABLE waiting (surrogate_id bigint) ON COMMIT DROP")
+    stand_ins.note_users(p)
     p.connection.execute(
         "INSERT INTO pg_temp.waiting SELECT DISTINCT from_surrogate_id FROM reference"
         # said of all, so that the index of what is not resolved is used: most references are
         f" WHERE reference.state <> 'resolved' AND {role} <> ALL(%s)"
         f" AND (reference.state = 'stale' OR (reference.state = 'pending' AND EXISTS (SELECT FROM reference_value AS fact"
-        f" WHERE fact.surrogate_id = {target} AND fact.name = {role}))"
-        f" OR ({role} = '{STAY_LOCATION}' AND EXISTS (SELECT FROM lineage_care_site AS site"
-        f" WHERE site.surrogate_id = {target})))"
+        f" WHERE fact.surrogate_id = {target} AND fact.name = {role})))"
         f" AND NOT {_OWN_CHANGED.format('reference.from_surrogate_id')}",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
+    p.report.dependents = list(dict.fromkeys((*_waiting_lines(p), *(LandedLine(*row) for row in mapped_again(p)))))
+
+
+def _waiting_lines(p: Publication) -> list[LandedLine]:
+    """Where the last lines of the resources in `waiting` lie."""
     # Counted, so that the states are looked up for them, and not they for all states.
     p.connection.execute("ANALYZE pg_temp.waiting")
     rows = p.connection.execute(
@@ -218,4 +170,4 @@ def find_dependents(p: Publication) -> None:
         " WHERE state.outcome IN ('loaded', 'excluded') AND kind.site = %s",
         (p.export.site,),
     ).fetchall()
-    p.report.dependents = [LandedLine(*row) for row in dict.fromkeys((*rows, *mapped_again(p)))]
+    return [LandedLine(*row) for row in rows]

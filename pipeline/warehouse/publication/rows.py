@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from omop_schema import cdm as cdm_schema
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.warehouse.copying import (
@@ -17,10 +16,12 @@ from pipeline.warehouse.copying import (
     read_frame,
     temporary_table,
 )
-from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, STAY_LOCATION, NewIds
+from pipeline.warehouse.ids import ENTITY_TABLES, LINKS, NewIds
 from pipeline.warehouse.publication.bulk import without_key
 from pipeline.warehouse.publication.context import Publication
+from pipeline.warehouse.publication.links import note_pending, unlink
 from pipeline.warehouse.publication.merges import with_survivors
+from pipeline.warehouse.publication.stand_ins import TARGETS_BY_STAND_IN, resolved
 from pipeline.warehouse.publication.visits import link_details
 from pipeline.warehouse.removed_persons import remove_moved_events, remove_rows_of_persons
 
@@ -97,7 +98,7 @@ def _remove_entities(p: Publication, table: str) -> None:
     if row and row[0]:
         if table == "person":
             p.report.rows_deleted += remove_rows_of_persons(p.connection, p.cdm)
-        _unlink(p, table)
+        unlink(p, table, f"removed_{table}")
         deleted = p.connection.execute(
             f"DELETE FROM {p.cdm}.{table} USING pg_temp.removed_{table} AS removed WHERE {own} = removed.row_id"
         )
@@ -151,39 +152,7 @@ def _unlink_details(p: Publication) -> None:
     )
     if not p.count("SELECT count(*) FROM pg_temp.removed_detail"):
         return
-    for table in LINEAGE_TABLES:
-        if not {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table)) or table == "visit_detail":
-            continue
-        p.connection.execute(
-            "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-            " SELECT DISTINCT lineage.surrogate_id, 'visit_occurrence_id', removed.surrogate_id, 'pending'"
-            f" FROM {p.cdm}.{table} AS row JOIN pg_temp.removed_detail AS removed ON row.visit_detail_id = removed.row_id"
-            f" JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{primary_key(table)}"
-            " ON CONFLICT DO NOTHING"
-        )
-        p.connection.execute(
-            f"UPDATE {p.cdm}.{table} AS row SET visit_occurrence_id = NULL, visit_detail_id = NULL"
-            " FROM pg_temp.removed_detail AS removed WHERE row.visit_detail_id = removed.row_id"
-        )
-
-
-def _unlink(p: Publication, table: str) -> None:
-    """Links to rows that go wait for them to come back. Rows on a sub-encounter keep to that: see `visits`."""
-    for column, other in _links_to(table):
-        own = primary_key(other) or "person_id"
-        on_detail = column == "visit_occurrence_id" and "visit_detail_id" in polars_schema(other)
-        direct = " AND row.visit_detail_id IS NULL" if on_detail else ""
-        p.connection.execute(
-            f"INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-            f" SELECT DISTINCT lineage.surrogate_id, '{column}', removed.surrogate_id, 'pending'"
-            f" FROM {p.cdm}.{other} AS row JOIN pg_temp.removed_{table} AS removed ON row.{column} = removed.row_id"
-            f" JOIN {lineage_table_name(other)} AS lineage ON lineage.row_id = row.{own}{direct}"
-            " ON CONFLICT DO NOTHING"
-        )
-        p.connection.execute(
-            f"UPDATE {p.cdm}.{other} AS row SET {column} = NULL"
-            f" FROM pg_temp.removed_{table} AS removed WHERE row.{column} = removed.row_id{direct}"
-        )
+    unlink(p, "visit_detail", "removed_detail")
 
 
 def entities(p: Publication, table: str) -> None:
@@ -192,11 +161,12 @@ def entities(p: Publication, table: str) -> None:
     own_id = primary_key(table)
     assert own_id is not None, "entity tables have ids"
     key = "row_key" if table == "location" else "surrogate_id"
-    mine, new = p.ids.assign(table, rows[key], _referred_to(p, table))
+    mine, p.new_rows[table] = _assign(p, table, rows[key])
+    new = p.new_rows[table]
     if rows.is_empty():
         return
     links = [column for column in rows.columns if column in LINKS and column != own_id]
-    _note_pending(p, rows, links, table)
+    note_pending(p, rows, links, table)
     rows = p.ids.linked(rows, links)
     rows = rows.join(mine.rename({"surrogate_id": key, "row_id": "own_row_id"}), on=key, maintain_order="left")
     distinct = rows.unique("own_row_id", keep="first", maintain_order=True)
@@ -209,6 +179,17 @@ def entities(p: Publication, table: str) -> None:
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
     lineage = _lineage_rows(p, rows.rename({"own_row_id": "row_id"}))
     p.copy(origin, encoded(lineage, p.types(origin)))
+
+
+def _assign(p: Publication, table: str, own: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
+    """`EntityIds.assign` for all that staged rows refer to, also by what stands for it."""
+    referred = _referred_to(p, table)
+    if table not in TARGETS_BY_STAND_IN:
+        return p.ids.assign(table, own, referred)
+    stand_ins = resolved(p, pl.concat([own.clear(), *referred]))
+    found = p.ids.assign(table, own, [*referred, stand_ins["target"]])
+    p.stand_ins[table] = p.ids.add_stand_ins(table, stand_ins)
+    return found
 
 
 def _update(p: Publication, table: str, own_id: str, rows: pl.DataFrame) -> None:
@@ -276,7 +257,7 @@ def _encoded_events(
         if rows.is_empty():
             continue
         rows = link_details(p, rows, table)
-        _note_pending(p, rows, [column for column in links if column != "person_id"], table)
+        note_pending(p, rows, links, table)
         rows = p.ids.linked(rows, links)
         if "visit_occurrence_id" in links:
             rows = rows.with_columns(pl.coalesce("visit_occurrence_id", "linked_visit").alias("visit_occurrence_id"))
@@ -310,26 +291,6 @@ def _lineage_rows(p: Publication, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _note_pending(p: Publication, rows: pl.DataFrame, links: list[str], table: str) -> None:
-    """References to rows that do not exist yet: linked when they arrive."""
-    for column in links:
-        if LINKS[column] in {"person", "location"} or LINKS[column] == table:
-            continue
-        missing = rows.select("surrogate_id", pl.col(column).alias("to_surrogate_id")).drop_nulls()
-        known = p.ids.existing[LINKS[column]].rename({"surrogate_id": "to_surrogate_id"})
-        missing = missing.join(known, on="to_surrogate_id", how="anti")
-        role = STAY_LOCATION if table == "visit_detail" and column == "care_site_id" else column
-        if not missing.is_empty():
-            p.pending.append(
-                missing.select(
-                    pl.col("surrogate_id").alias("from_surrogate_id"),
-                    pl.lit(role).alias("role"),
-                    "to_surrogate_id",
-                    pl.lit("pending").alias("state"),
-                )
-            )
-
-
 def remove_unused_locations(p: Publication) -> None:
     """Locations that no resource and no row has any more."""
     row = p.connection.execute("SELECT to_regclass('pg_temp.left_locations') IS NOT NULL").fetchone()
@@ -343,14 +304,3 @@ def remove_unused_locations(p: Publication) -> None:
         f" AND NOT EXISTS (SELECT FROM {p.cdm}.care_site AS c WHERE c.location_id = row.location_id)"
     )
     p.report.rows_deleted["location"] += deleted.rowcount
-
-
-def _links_to(table: str) -> list[tuple[str, str]]:
-    """(column, table) of every link to an entity table, NULL allowed."""
-    return [
-        (column, other)
-        for column, target in LINKS.items()
-        if target == table
-        for other in LINEAGE_TABLES
-        if other != table and column in polars_schema(other) and column not in cdm_schema.required_columns(other)
-    ]

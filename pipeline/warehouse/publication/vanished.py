@@ -19,8 +19,8 @@ from pipeline.errors import ConfirmationNeeded
 from pipeline.settings import DOCUMENT_TYPE, RESULT_TYPE
 from pipeline.warehouse import staging
 from pipeline.warehouse.copying import read_frame, temporary_table
-from pipeline.warehouse.ids import LINKS
 from pipeline.warehouse.known_cache import keeping_mark
+from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication.completeness import group_of
 from pipeline.warehouse.publication.context import Publication
 from pipeline.warehouse.publication.members import GroupExport, group_exports, held_now, newest, note_members
@@ -39,6 +39,12 @@ CONFIRMED_FROM = 10
 _ID = {"surrogate_id": pl.Int64}
 _CANDIDATE = {"surrogate_id": pl.Int64, "resource_type": pl.String, "is_loaded": pl.Boolean}
 _ABSENCE = {"surrogate_id": pl.Int64, "group_id": pl.String, "last_export_id": pl.Int64}
+
+#: Of a state: it has rows, or is excluded and others still use what it says (a Device, which is no exposure by itself).
+_SAYS_SOMETHING = (
+    "(state.outcome = 'loaded' OR (state.outcome = 'excluded' AND EXISTS"
+    " (SELECT FROM reference_value AS fact WHERE fact.owner_surrogate_id = state.surrogate_id)))"
+)
 
 
 def judge(p: Publication) -> None:
@@ -99,7 +105,7 @@ def _candidates(p: Publication, of_a_group: bool) -> pl.DataFrame:
             " (SELECT DISTINCT surrogate_id FROM absent_resource) AS absent"
             " JOIN resource_state AS state USING (surrogate_id)"
             " JOIN site_resource_type AS kind USING (site_resource_type_id)"
-            " WHERE kind.site = %s AND state.outcome = 'loaded' AND kind.resource_type <> ALL(%s) AND NOT EXISTS"
+            f" WHERE kind.site = %s AND {_SAYS_SOMETHING} AND kind.resource_type <> ALL(%s) AND NOT EXISTS"
             " (SELECT FROM hydrated_reference AS asked WHERE asked.surrogate_id = state.surrogate_id"
             " AND asked.state = 'found')",
             _CANDIDATE,
@@ -306,8 +312,8 @@ def _ask(p: Publication) -> None:
     if p.confirmed or not many:
         return
     rows = p.connection.execute(
-        "SELECT kind.resource_type, count(*) FROM resource_state JOIN site_resource_type AS kind"
-        " USING (site_resource_type_id) WHERE kind.site = %s AND outcome = 'loaded' AND kind.resource_type = ANY(%s)"
+        "SELECT kind.resource_type, count(*) FROM resource_state AS state JOIN site_resource_type AS kind"
+        f" USING (site_resource_type_id) WHERE kind.site = %s AND {_SAYS_SOMETHING} AND kind.resource_type = ANY(%s)"
         " GROUP BY kind.resource_type ORDER BY kind.resource_type",
         (p.export.site, sorted(many)),
     ).fetchall()
@@ -370,12 +376,12 @@ def map_users_again(p: Publication) -> None:
         " SELECT DISTINCT from_surrogate_id AS surrogate_id FROM reference"
         " JOIN pg_temp.gone_resource AS gone ON gone.surrogate_id = to_surrogate_id"
         " WHERE role <> ALL(%s) AND state = 'resolved'",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
     p.connection.execute(
         "UPDATE reference SET state = 'stale' FROM pg_temp.gone_resource AS gone"
         " WHERE gone.surrogate_id = to_surrogate_id AND role <> ALL(%s) AND state = 'resolved'",
-        (list(LINKS),),
+        (NO_FACTS,),
     )
     _forget_facts_about_others(p, gone)
     p.connection.execute(

@@ -14,6 +14,7 @@ from pipeline.omop.routing import fitted
 from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
 from pipeline.warehouse.ids import LINKS
 from pipeline.warehouse.publication.context import LINE, Publication
+from pipeline.warehouse.publication.links import note_pending
 from pipeline.warehouse.publication.merges import with_survivors
 
 __all__ = ["link_details", "mark_emergency_stays", "place_children"]
@@ -101,6 +102,7 @@ def _insert(p: Publication, rows: pl.DataFrame) -> None:
     if rows.is_empty():
         return
     links = [name for name in rows.columns if name in LINKS]
+    note_pending(p, rows, [name for name in links if name != "visit_occurrence_id"], "visit_occurrence")
     rows = p.ids.linked(rows, links)
     ids = p.ids.existing["visit_detail"]
     own = ids.rename({"row_id": "visit_detail_id"})
@@ -261,9 +263,22 @@ def _read_details(p: Publication) -> None:
 def mark_emergency_stays(p: Publication) -> None:
     """9201 becomes 262 for a stay with an emergency part (specification, "Encounter"), and back when that goes.
 
-    Stays in a location that says of itself to be an emergency room are emergency visits. Facts: `inpatient_visit` of
-    the encounter, `emergency_location` of the location.
+    Stays in a location that says of itself to be an emergency room are emergency visits, as long as it does. Facts:
+    `inpatient_visit` of the encounter, `emergency_location` of the location.
     """
+    emergency = "name = 'emergency_location' LIMIT 1"
+    if p.count(
+        f"SELECT count(*) FROM ((SELECT FROM reference_value WHERE {emergency}) UNION ALL"
+        f" (SELECT FROM pg_temp.former_fact WHERE {emergency})) AS any_fact"
+    ):
+        p.connection.execute(
+            f"UPDATE {p.cdm}.visit_detail AS detail SET visit_detail_concept_id = 9201"
+            " FROM reference_value AS fact JOIN lineage_visit_detail AS lineage USING (surrogate_id)"
+            " WHERE fact.name = 'inpatient_visit' AND fact.value = '9201' AND detail.visit_detail_id = lineage.row_id"
+            " AND detail.visit_detail_concept_id = 9203 AND NOT EXISTS"
+            " (SELECT FROM lineage_care_site AS site JOIN reference_value AS emergency USING (surrogate_id)"
+            " WHERE site.row_id = detail.care_site_id AND emergency.name = 'emergency_location')"
+        )
     p.connection.execute(
         f"UPDATE {p.cdm}.visit_detail AS detail SET visit_detail_concept_id = 9203"
         " FROM reference_value AS fact JOIN lineage_care_site AS site USING (surrogate_id)"
