@@ -14,9 +14,11 @@ import psycopg
 
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
+from pipeline.errors import UsageError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.identifier_secret import identifier_secret
-from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.landed_lines import with_binaries_found
+from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.omop.chunks import (
     ChunkPiece,
     ChunkTask,
@@ -79,6 +81,12 @@ def ingest(
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
+    if export.pruned_at:
+        raise UsageError(
+            f"Export {export.export_id} of site {site.name} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only those"
+            " of its lines that are needed.",
+            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
+        )
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
@@ -235,7 +243,8 @@ def _transform(
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
-                    _write_facts(connection, plan, _LATEST if over_newer else export.transaction_time)
+                    time = _LATEST if over_newer else export.transaction_time
+                    _write_facts(connection, plan, export.export_id, time)
                     connection.commit()
     return reports
 
@@ -280,7 +289,9 @@ def _together(left: Iterable[tuple[ChunkTask, int]], chunk_bytes: int) -> Iterat
         yield LinesTask(tuple(chunks), resource_type)
 
 
-def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
+def _write_facts(
+    connection: psycopg.Connection, plan: TransformPlan, export_id: int, transaction_time: datetime
+) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
     columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
@@ -292,6 +303,8 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
+    landing = LandingStore(plan.landing.parent)
+    stored = with_binaries_found(connection, landing, plan.site.name, export_id, stored)
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
     write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), kept.select(columns)])).lazy())
 

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 
 from pipeline import exports
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, ResourceSource, SandboxConfig
@@ -166,7 +167,7 @@ def landed_bytes(landed: LandedExport) -> dict[str, bytes]:
 
 
 def landed_lines(landed: LandedExport) -> Counter[bytes]:
-    return Counter(line for file in landed.files for line in file.path.read_bytes().splitlines())
+    return Counter(line for file in landed.files for line in open_landed(file.path).read().splitlines())
 
 
 def empty_warehouse(runtime: Runtime) -> None:
