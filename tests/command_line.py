@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
+
 __all__ = ["Child", "CommandLine", "Finished", "killed", "limited"]
 
 #: Libraries that take a second to import. Not polars: it starts threads.
@@ -154,6 +156,13 @@ class Child:
     def returncode(self) -> int | None:
         """The exit code; a negative one is the signal that ended it; None while it runs."""
         return self._process.exitcode
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes that it has started and that are there."""
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
     def kill(self) -> None:
         self._process.kill()
