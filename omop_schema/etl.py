@@ -123,6 +123,7 @@ def _export_tables(metadata: MetaData) -> None:
         ),
         Column("failing_since", DateTime(timezone=True), comment="of the first status call in a row that failed"),
         Column("complete_since", DateTime(timezone=True), comment="when the manifest came"),
+        Column("pruned_at", DateTime(timezone=True), comment="landing holds at most the lines that are needed"),
         CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
         CheckConstraint(
             "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",

@@ -18,6 +18,7 @@ from pipeline.commands import (
     hydrate,
     ingest,
     keys,
+    landing,
     manifest,
     mappings,
     publish,
@@ -58,6 +59,7 @@ app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(view.app, name="view")
 app.add_typer(mappings.app, name="mappings")
 app.add_typer(keys.app, name="keys")
+app.add_typer(landing.app, name="landing")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 export.register(app)

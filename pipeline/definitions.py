@@ -13,6 +13,7 @@ from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.deep_check import deep_parts
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
+from pipeline.orchestration.landing_job import prune_job
 from pipeline.orchestration.partitions import first_days
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
@@ -53,6 +54,7 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
             *kick_offs.values(),
             *crawls.values(),
             *ingests.values(),
+            *(prune_job(site) for site in sites),
             *([deep.job] if deep else []),
             *([lakehouse.job] if lakehouse else []),
         ],

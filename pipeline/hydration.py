@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -31,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress
-from pipeline.landing.reading import read_line
+from pipeline.landed_lines import read_landed
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.omop.keys import SurrogateKeys
@@ -43,7 +43,7 @@ from pipeline.site_session import rest_session
 from pipeline.wanted import WantedReferences
 from pipeline.warehouse import export_jobs, hydrated
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.publish import LandedLine, PublicationReport
+from pipeline.warehouse.publish import PublicationReport
 from pipeline.workflow import about_export
 
 __all__ = ["Hydration", "HydrationProgress", "hydrate", "ingest_hydrated", "newest_exports"]
@@ -142,9 +142,11 @@ def newest_exports(runtime: Runtime, site: SiteSettings) -> list[LandedExport]:
             (site.name, ["replay", "hydration"]),
         ).fetchall()
     numbers = sorted(row[0] for row in rows)
-    return [
-        runtime.landing.open(site.name, number) for number in numbers if runtime.landing.is_finished(site.name, number)
-    ]
+    found = []
+    for number in numbers:
+        with suppress(LandingError):  # its folder was removed, or is damaged
+            found.append(runtime.landing.open(site.name, number))
+    return found
 
 
 def hydrate(
@@ -182,16 +184,25 @@ def hydrate(
 def _left_by_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
     """Hydrations that a process left landed, or half landed: what they fetched is not fetched again, but loaded."""
     for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "requested"):
-        _finish(runtime, connection, job, "The process ended before anything was fetched.")
+        with _lost_where_damaged(connection, job):
+            _finish(runtime, connection, job, "The process ended before anything was fetched.")
     landed = []
     for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "landed"):
-        try:
+        with _lost_where_damaged(connection, job):
             landed.append(runtime.landing.open(site.name, job.export_id))
-        except LandingError as error:
-            hydrated.forget(connection, job.export_id)
-            export_jobs.mark_failed(connection, job.export_id, error.message)
-            connection.commit()
     return landed[::-1]
+
+
+@contextmanager
+def _lost_where_damaged(connection: psycopg.Connection, job: ExportJob) -> Iterator[None]:
+    """A hydration whose files are gone or damaged has failed: what it fetched is asked for again."""
+    try:
+        yield
+    except LandingError as error:
+        connection.rollback()
+        hydrated.forget(connection, job.export_id)
+        export_jobs.mark_failed(connection, job.export_id, error.message)
+        connection.commit()
 
 
 def _finish(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, nothing: str) -> LandedExport | None:
@@ -243,20 +254,11 @@ def _add_pending(
     if targets.is_empty():
         return
     pending = WantedReferences(site, wanted.keys, wanted.types, wanted.known)
-    for export_id, numbers in _by_export(hydrated.pending_lines(connection, site.name)):
-        if not runtime.landing.is_finished(site.name, export_id):
-            continue  # its files were cleared away
-        files = {file.number: file.path for file in runtime.landing.open(site.name, export_id).files}
-        pending.scan_lines([read_line(files[number], offset, length) for number, offset, length in numbers])
+    # A line that no export holds any more refers to nothing that could be asked for.
+    read = read_landed(runtime.landing, site.name, hydrated.pending_lines(connection, site.name))
+    pending.scan_lines([found.raw for found in read.found.values()])
     found = pending.wanted.join(targets, on="surrogate_id", how="semi")
     wanted.wanted = pl.concat([wanted.wanted, found]).unique("surrogate_id", maintain_order=True)
-
-
-def _by_export(lines: Sequence[LandedLine]) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    grouped: dict[int, list[tuple[int, int, int]]] = {}
-    for line in lines:
-        grouped.setdefault(line.export_id, []).append((line.file_number, line.byte_offset, line.byte_length))
-    yield from sorted(grouped.items())
 
 
 class _HydrationRun:

@@ -14,9 +14,11 @@ import psycopg
 
 from pipeline.deleted import stage_deletions
 from pipeline.erasure.later import without_erased
+from pipeline.errors import UsageError
 from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
 from pipeline.identifier_secret import identifier_secret
-from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.landed_lines import with_binaries_found
+from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.omop.chunks import (
     ChunkPiece,
     ChunkTask,
@@ -33,7 +35,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.transform_runs import TransformRuns, memory_limit
 from pipeline.warehouse import staging
-from pipeline.warehouse.configured_sites import note_configured_site, refuse_missing_site
+from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
@@ -79,6 +81,12 @@ def ingest(
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
+    if export.pruned_at:
+        raise UsageError(
+            f"Export {export.export_id} of site {site.name} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only those"
+            " of its lines that are needed.",
+            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
+        )
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
@@ -87,8 +95,6 @@ def ingest(
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         refuse_missing_site(connection, settings, site.name)
-        note_configured_site(connection, settings, site.name)
-        connection.commit()
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)
@@ -235,7 +241,8 @@ def _transform(
                     progress("transform", done, total)
             if files is first:
                 with published.step("facts"):
-                    _write_facts(connection, plan, _LATEST if over_newer else export.transaction_time)
+                    time = _LATEST if over_newer else export.transaction_time
+                    _write_facts(connection, plan, export.export_id, time)
                     connection.commit()
     return reports
 
@@ -280,7 +287,9 @@ def _together(left: Iterable[tuple[ChunkTask, int]], chunk_bytes: int) -> Iterat
         yield LinesTask(tuple(chunks), resource_type)
 
 
-def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> None:
+def _write_facts(
+    connection: psycopg.Connection, plan: TransformPlan, export_id: int, transaction_time: datetime
+) -> None:
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
     columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
@@ -292,6 +301,8 @@ def _write_facts(connection: psycopg.Connection, plan: TransformPlan, transactio
         "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
         {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
     )
+    landing = LandingStore(plan.landing.parent)
+    stored = with_binaries_found(connection, landing, plan.site.name, export_id, stored)
     kept = stored.lazy().join(taken, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
     write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), kept.select(columns)])).lazy())
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 
 import psycopg
 
 from pipeline.errors import LandingError
 from pipeline.exports import new_job
 from pipeline.ingest import IngestProgress, ingest
-from pipeline.landing.reading import read_line
+from pipeline.landed_lines import missing_sentence, note_missing, read_landed
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -101,7 +102,7 @@ def _with_follow_ups(runtime: Runtime, site: SiteSettings, reports: list[Publica
         # Once each: a dependent whose line is older than what is known would stay one for ever.
         dependents = [line for report in latest for line in report.dependents if line not in mapped]
         mapped |= set(dependents)
-        lines = [*_dependents(runtime, site, dependents), *(_of_letter(runtime, letter) for letter in letters)]
+        lines = [*_dependents(runtime, site, dependents, reports[0]), *_of_letters(runtime, letters, reports[0])]
         latest = _replay(runtime, site, lines)
         reports += latest
     return reports
@@ -115,7 +116,7 @@ def replay_dead_letters(
         with runtime.connect() as connection:
             refuse_missing_site(connection, runtime.settings, site.name)
             letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
-        return _replay(runtime, site, [_of_letter(runtime, letter) for letter in letters])
+        return _replay(runtime, site, _of_letters(runtime, letters))
 
 
 def _unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
@@ -123,34 +124,40 @@ def _unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
         return dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
 
 
-def _of_letter(runtime: Runtime, letter: RawLine) -> ReplayLine:
-    raw = letter.raw
-    if not letter.raw_is_complete:
-        path = runtime.landing.folder(letter.site, letter.export_id) / letter.file
-        try:
-            raw = read_line(path, letter.byte_offset, letter.byte_length)
-        except LandingError as error:
-            raise LandingError(
-                f"Dead letter {letter.id} cannot be replayed: its line is only in {path}, which cannot be read.",
-                "Restore the landing folder, or leave the letter out with --id.",
-            ) from error
-    return ReplayLine(letter.resource_type, letter.as_of, raw)
+def _of_letters(
+    runtime: Runtime, letters: Sequence[RawLine], report: PublicationReport | None = None
+) -> list[ReplayLine]:
+    """The lines of dead letters: of long ones, that only landing holds whole, from there.
+
+    Letters whose line no export holds any more are left out, with a warning in the report; without one, LandingError.
+    """
+    long = {letter.landed: letter for letter in letters if not letter.raw_is_complete}
+    raws = {letter.id: letter.raw for letter in letters if letter.raw_is_complete}
+    for site in {letter.site for letter in long.values()}:
+        read = read_landed(runtime.landing, site, [line for line, letter in long.items() if letter.site == site])
+        raws |= {long[line].id: found.raw for line, found in read.found.items()}
+    missing = sorted(letter.id for letter in letters if letter.id not in raws)
+    if missing:
+        message = f"Dead letter {', '.join(map(str, missing))}: the line is too long for the database, and in no landed export."
+        if report is None:
+            raise LandingError(message, "Restore the landing folder, or name the other letters with --id.")
+        report.warnings.append(message)
+    return [ReplayLine(letter.resource_type, letter.as_of, raws[letter.id]) for letter in letters if letter.id in raws]
 
 
-def _dependents(runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine]) -> list[ReplayLine]:
-    """Read lines from landing. An export that is no longer in landing is an error: nothing is passed over."""
-    by_export: dict[int, list[LandedLine]] = defaultdict(list)
-    for line in lines:
-        by_export[line.export_id].append(line)
-    found = []
-    for export_id, wanted in sorted(by_export.items()):
-        landed = runtime.landing.open(site.name, export_id)
-        files = {file.number: file for file in landed.files}
-        for line in sorted(wanted):
-            file = files[line.file_number]
-            raw = read_line(file.path, line.byte_offset, line.byte_length)
-            found.append(ReplayLine(file.resource_type, landed.transaction_time, raw))
-    return found
+def _dependents(
+    runtime: Runtime, site: SiteSettings, lines: Iterable[LandedLine], report: PublicationReport
+) -> list[ReplayLine]:
+    """Read lines from landing. Those that no export holds any more are issues of their resources, and a warning."""
+    read = read_landed(runtime.landing, site.name, lines)
+    if read.missing:
+        with runtime.connect() as connection:
+            note_missing(connection, report.export_id, read.missing)
+        report.warnings.append(missing_sentence(len({line.surrogate_id for line in read.missing})))
+    return [
+        ReplayLine(line.resource_type, line.as_of, found.raw)
+        for line, found in sorted(read.found.items(), key=itemgetter(0))
+    ]
 
 
 def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine]) -> list[PublicationReport]:

@@ -84,6 +84,7 @@ _MESSAGE = re.compile(r"\d{1,8}|[a-z][a-z-]{0,39}")
 #: How `pipeline.landing.outcomes` names what cannot be read: that may be any message.
 _UNKNOWN_MESSAGES = ("unreadable", "other")
 _REMOVAL = re.compile(r"keep|delete|delete-after (?P<exports>[1-9][0-9]?) exports?")
+_KEEP = re.compile(r"all|[1-9][0-9]{0,3} (exports?|days?)")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 #: Parameters of a search beside `patient`, as they stand in the address; `patient` itself is never a setting.
 _SEARCH = re.compile(r"(?!.*(^|&)(patient|subject)=)[A-Za-z_][\w:.-]*=[^&#\s]+(&[A-Za-z_][\w:.-]*=[^&#\s]+)*")
@@ -201,6 +202,9 @@ class SiteSettings(BaseModel):
     text_source_value_types: tuple[str, ...] = ()
     #: Named settings of the mapping: docs/mapping-options.md.
     mapping: MappingOptions = MappingOptions()
+    #: How many exports of each group, or for how many days, landing keeps whole: `14 exports`, `30 days`, `all`. Of older ones
+    #: `landing prune` leaves the lines that are needed (docs/landing.md); it runs only when it is asked to.
+    landing_keep: str = "30 days"
     #: Cron of the nightly schedule, in the site's zone.
     schedule: str = "0 1 * * *"
     #: Fetch by reference what an export lacks, after each export (docs/extraction.md).
@@ -255,6 +259,13 @@ class SiteSettings(BaseModel):
     def _removal(cls, value: str) -> str:
         if not _REMOVAL.fullmatch(value):
             raise ValueError(f"{value!r} is none of keep, delete, and delete-after N exports with N from 1 to 99")
+        return value
+
+    @field_validator("landing_keep")
+    @classmethod
+    def _landing_keep(cls, value: str) -> str:
+        if not _KEEP.fullmatch(value):
+            raise ValueError(f"{value!r} is none of all, N exports and N days with N from 1 to 9999")
         return value
 
     @field_validator("tolerated_messages", mode="before")
@@ -325,6 +336,14 @@ class SiteSettings(BaseModel):
     def left_group_after(self) -> int | None:
         """The same for what left with its patient."""
         return _exports_before_removal(self.left_group)
+
+    @property
+    def landing_kept(self) -> tuple[int, Literal["exports", "days", "all"]]:
+        """`landing_keep` as a number and what it counts."""
+        number, _, unit = self.landing_keep.partition(" ")
+        if not unit:
+            return 0, "all"
+        return int(number), "exports" if unit.startswith("export") else "days"
 
     def searches_of(self, resource_type: str) -> tuple[str, ...]:
         """The parameters of each search for a type, beside the patient; one empty text: the patient alone."""

@@ -159,6 +159,8 @@ def ingest_landed(
             f"Export {first.export_id} of {site.name}: {first.lines:,} lines in {seconds:.1f} s"
             f" (transform {first.transform_seconds:.1f}, publish {first.publish_seconds:.1f})."
         )
+        for warning in dict.fromkeys(text for report in reports for text in report.warnings):
+            console.print(warning, style="yellow", markup=False, soft_wrap=True)
         tell_hydrations(console, hydrations)
         fetched = sum(landed.lines for result in hydrations for landed in result.landed)
         replayed = sum(report.lines for report in reports[1:]) - fetched
@@ -192,6 +194,7 @@ def verify(
     Exit code 0: everything holds; 70: something does not.
     """
     from pipeline.errors import AccountingError
+    from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.runtime import Runtime
 
@@ -211,6 +214,9 @@ def verify(
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
         tell_settings(console, runtime, connection)
+        missing = missing_lines(connection)
+    if missing:
+        console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = [check for check in checks if not check.ok]
     for check in failed:
         console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))

@@ -25,6 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def status() -> None:
     """Show where everything stands: the warehouse, the vocabulary, each site's exports and dead letters."""
+    from pipeline.commands.landing import usage
+    from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.omop.vocabulary import current_release
     from pipeline.runtime import Runtime
     from pipeline.warehouse.export_jobs import sites_with_exports
@@ -52,6 +54,9 @@ def status() -> None:
         for name in names:
             table.add_row(*_row(connection, runtime, name))
         console.print(table)
+        console.print(usage(runtime, connection).sentence(), soft_wrap=True)
+        if missing := missing_lines(connection):
+            console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
         tell_settings(console, runtime, connection)
 
 
@@ -62,7 +67,7 @@ def tell_settings(console: Terminal, runtime: Runtime, connection: psycopg.Conne
 
     if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
         for note in settings_notes(runtime, connection):
-            console.print(note, markup=False)
+            console.print(note)
 
 
 def refuse_empty(connection: psycopg.Connection, schema: str) -> None:

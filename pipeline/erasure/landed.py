@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 import xxhash
 
 from pipeline.erasure.ownership import ABOUT_TYPES, ErasedPersons, Owned, OwnedLine, judged, judged_deletions
+from pipeline.errors import LandingError
 from pipeline.fhir.ndjson import Line, plan_chunks, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
 from pipeline.landing.files import landing_errors
 from pipeline.landing.lines import is_erased
-from pipeline.landing.reading import open_landed
+from pipeline.landing.reading import is_landed, landed_bytes, open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 
 __all__ = ["Folder", "FoundLine", "Search", "erase_in", "folders_of", "search"]
@@ -50,11 +52,6 @@ class Folder:
             yield _File(file.path, file.resource_type, file.number, is_deletions=True)
         for path in self.parts:
             yield _File(path, path.name.removesuffix(".ndjson").rstrip(".0123456789").rpartition(".")[2])
-
-    @property
-    def bytes(self) -> int:
-        with landing_errors(self.draft.folder):
-            return sum(file.path.stat().st_size for file in self.to_search())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,50 +102,70 @@ class Search:
 
 
 def folders_of(store: LandingStore, site: str) -> list[Folder]:
-    """All folders of a site. Raises LandingError, also for a manifest that cannot be read."""
-    root = store.root / site
-    with landing_errors(root):
-        numbers = sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.exists() else []
-    return [_folder(store, site, number) for number in numbers]
+    """All folders of a site, also those whose manifest is damaged. Raises LandingError."""
+    return [_folder(store, site, number) for number in store.numbers(site)]
 
 
 def _folder(store: LandingStore, site: str, number: int) -> Folder:
     draft = store.draft_of(site, number)
     parts = sorted((draft.folder / "patients").glob("*/*.ndjson"))
-    if store.is_finished(site, number):
-        export = store.open(site, number)
-        return Folder(draft, export, (*export.files, *export.outcomes), export.deleted, tuple(parts))
-    files, deleted = (*draft.noted("files"), *draft.noted("outcomes")), draft.noted("deleted")
-    noted = {file.path for file in (*files, *deleted)}
+    with suppress(LandingError):  # of a damaged manifest: the files are searched as those of an unfinished export
+        if store.is_finished(site, number):
+            export = store.read_manifest(site, number)
+            files = [file for file in (*export.files, *export.outcomes) if is_landed(file.path)]
+            deleted = [file for file in export.deleted if is_landed(file.path)]
+            return Folder(draft, export, tuple(files), tuple(deleted), tuple(parts))
+    noted_files, noted_deleted = (*draft.noted("files"), *draft.noted("outcomes")), draft.noted("deleted")
+    noted = {file.path for file in (*noted_files, *noted_deleted)}
     # Without a sidecar a file is fetched again, but it lies there.
-    parts += [path for path in sorted(draft.folder.glob("*/*.ndjson")) if path not in noted]
-    return Folder(draft, None, files, deleted, tuple(parts))
+    names = [path.with_name(path.name.removesuffix(".zst")) for path in sorted(draft.folder.glob("*/*.ndjson*"))]
+    parts += [path for path in dict.fromkeys(names) if path.name.endswith(".ndjson") and path not in noted]
+    return Folder(draft, None, noted_files, noted_deleted, tuple(parts))
 
 
 def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProgress | None = None) -> Search:
     """Their lines in all the folders: those that name them, then those that follow what they are about."""
-    folders = list(folders)
+    groups = _stored_once(folders)
     result = Search()
-    total, done = sum(folder.bytes for folder in folders), 0
-    for folder in folders:
-        for file in folder.to_search():
-            if file.is_deletions:
-                continue
-            for size, lines in _lines_of(file.path, persons):
-                for line in lines:
-                    _judge(result, folder, file, line, persons, None)
-                done += size
-                if progress:
-                    progress(done, total)
-    for folder in folders:
-        for file in folder.to_search():
-            if file.is_deletions:
-                _search_deletions(result, folder, file, persons)
-            elif result.owned and file.resource_type in ABOUT_TYPES:
-                for chunk in plan_chunks(file.path):
-                    for line in read_lines(file.path, chunk):
-                        _judge(result, folder, file, line, persons, result.owned)
+    total, done = sum(landed_bytes(group[0][1].path) for group in groups), 0
+    for (folder, file), *_ in groups:
+        if file.is_deletions:
+            continue
+        for size, lines in _lines_of(file.path, persons):
+            for line in lines:
+                _judge(result, folder, file, line, persons, None)
+            done += size
+            if progress:
+                progress(done, total)
+    for (folder, file), *_ in groups:
+        if file.is_deletions:
+            _search_deletions(result, folder, file, persons)
+        elif result.owned and file.resource_type in ABOUT_TYPES:
+            for chunk in plan_chunks(file.path):
+                for line in read_lines(file.path, chunk):
+                    _judge(result, folder, file, line, persons, result.owned)
+    for (_, first), *others in groups:
+        for folder, file in others:
+            _add_again(result, result.lines.get(first.path, {}).values(), folder, file)
     return result
+
+
+def _add_again(result: Search, lines: Iterable[FoundLine], folder: Folder, file: _File) -> None:
+    """What was found in a file, for another name of it."""
+    for found in list(lines):
+        result.add(file.path, replace(found, export_id=folder.draft.export_id, file_number=file.number))
+
+
+def _stored_once(folders: Iterable[Folder]) -> list[list[tuple[Folder, _File]]]:
+    """All files; those that are one on disk together, of which one is searched."""
+    groups: dict[tuple[int, int, str, bool], list[tuple[Folder, _File]]] = {}
+    for folder in folders:
+        for file in folder.to_search():
+            with landing_errors(file.path):
+                stat = stored_file(file.path).stat()
+            key = stat.st_dev, stat.st_ino, file.resource_type, file.is_deletions
+            groups.setdefault(key, []).append((folder, file))
+    return list(groups.values())
 
 
 def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, Iterable[Line]]]:

@@ -16,7 +16,7 @@ import polars as pl
 import xxhash
 
 from pipeline.landing.lines import is_blank
-from pipeline.landing.reading import open_landed
+from pipeline.landing.reading import frames_of, open_landed, read_line
 
 __all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines", "texts_of"]
 
@@ -97,10 +97,16 @@ class Chunk:
 
 
 def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Cut a file at newlines into chunks of about `chunk_bytes`, or more where one line is longer.
+    """Cut a landed file at line ends into chunks of about `chunk_bytes`, or more where one line is longer.
 
-    Reads the file once in blocks (about 2 GB/s from the cache): memory does not grow with the file or its lines.
+    Chunks of a compressed file are whole frames, and only its table is read. A plain one is read once in blocks (about
+    2 GB/s from the cache): memory does not grow with the file or its lines. Raises LandingError.
     """
+    frames = frames_of(file, chunk_bytes)
+    return _plain_chunks(file, chunk_bytes) if frames is None else iter([Chunk(*frame) for frame in frames])
+
+
+def _plain_chunks(file: Path, chunk_bytes: int) -> Iterator[Chunk]:
     start = position = 0
     first_line = line = 1
     with open_landed(file) as stream:
@@ -117,10 +123,11 @@ def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
 
 
 def read_lines(file: Path, chunk: Chunk) -> Lines:
-    """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped."""
-    with open_landed(file) as stream:
-        stream.seek(chunk.offset)
-        content = stream.read(chunk.length)
+    """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped.
+
+    Raises LandingError.
+    """
+    content = read_line(file, chunk.offset, chunk.length)
     first = len(_BOM) if chunk.offset == 0 and content.startswith(_BOM) else 0
     ends = _line_ends(content, first)
     starts = np.concatenate([np.array([first], np.int64), ends[:-1] + 1])[: len(ends)]

@@ -16,6 +16,7 @@ from pipeline.landing.files import LandingWriter, landing_errors, make_folder
 from pipeline.landing.reading import open_landed
 from pipeline.landing.resource_types import TYPE_NAME
 from pipeline.landing.store import Category, LandedFile, LandingDraft
+from pipeline.landing.storing import StoredWriter
 
 __all__ = ["CrawlSpool", "SpoolEntry"]
 
@@ -101,7 +102,7 @@ class CrawlSpool:
                     line = next(lines, None)
                 yield self._keep(writer, number, resource_type)
 
-    def _keep(self, writer: LandingWriter, number: int, resource_type: str) -> LandedFile:
+    def _keep(self, writer: StoredWriter, number: int, resource_type: str) -> LandedFile:
         return self._draft.keep(writer, number, resource_type)
 
 

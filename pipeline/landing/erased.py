@@ -3,13 +3,13 @@
 Lines keep their numbers and offsets, so that states, dead letters and accounts that point at other lines stay right.
 A line that is erased as a whole is `"erased"` and blanks: it still counts as a line, and the transform excludes it.
 
-A file is written anew beside the old one; the manifest gets the new SHA-256, and only then the file its name. A process
+A file that is stored once for several exports is rewritten for each of them, and stored once again at the end. It is written
+anew beside the old one; the manifest gets the new SHA-256, and only then the file its name. A process
 that dies in between leaves the old file, in which the next run finds the same lines again and comes to the same bytes.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +18,11 @@ from pathlib import Path
 
 from pipeline.errors import LandingError
 from pipeline.fhir.ndjson import plan_chunks
-from pipeline.landing.files import FileDigest, RunningDigest, create_file, landing_errors, sync_folder
+from pipeline.landing.files import FileDigest, RunningDigest, landing_errors, sync_folder
 from pipeline.landing.lines import ERASED_MARK
-from pipeline.landing.reading import open_landed
+from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
+from pipeline.landing.storing import FindTwin, compressed, link_twin, plain, same_content
 
 __all__ = ["LineEdit", "erased_line", "rewrite_draft", "rewrite_export", "rewrite_files"]
 
@@ -67,7 +68,7 @@ def rewrite_export(export: LandedExport, edits: Mapping[Path, Sequence[LineEdit]
     for file in (*rewritten.files, *rewritten.outcomes, *rewritten.deleted):
         if file.path in written:
             draft.write_sidecar(file)
-            written[file.path].take_place()
+            written[file.path].take_place(draft.find_twin)
     return rewritten
 
 
@@ -92,33 +93,32 @@ class _Rewritten:
 
     def __init__(self, path: Path, edits: Sequence[LineEdit]) -> None:
         self._path = path
-        self._temporary = path.with_name(f"{path.name}.tmp")
+        self._stored = stored_file(path)
         self._digest, self._erased_lines = self._write(sorted(edits, key=lambda edit: edit.offset))
 
     def _write(self, edits: Sequence[LineEdit]) -> tuple[FileDigest, int]:
         digest = RunningDigest()
         marked = 0
-        with landing_errors(self._path):
-            self._temporary.unlink(missing_ok=True)
-            try:
-                with create_file(self._temporary) as new:
-                    for data in _edited(self._path, edits):
-                        new.write(data)
-                        digest.add(data)
-                        marked += len(_MARKED_LINE.findall(data))
-                    new.flush()
-                    os.fsync(new.fileno())
-            except BaseException:
-                self._temporary.unlink(missing_ok=True)
-                raise
+        writing = plain if self._stored == self._path else compressed
+        with writing(self._path) as (write, self._temporary):
+            for data in _edited(self._path, edits):
+                write(data)
+                digest.add(data)
+                marked += len(_MARKED_LINE.findall(data))
         return digest.result(), marked
 
     def told_of(self, file: LandedFile) -> LandedFile:
         return replace(file, sha256=self._digest.sha256, erased_lines=self._erased_lines)
 
-    def take_place(self) -> None:
+    def take_place(self, find_twin: FindTwin | None = None) -> None:
+        """Replace the file; where another export's has become the same already, by another name of that one."""
+        twin = find_twin(self._digest) if find_twin and self._stored != self._path else None
         with landing_errors(self._path):
-            self._temporary.replace(self._path)
+            # A process that died may have noted what a file is to become, and left the file as it was.
+            if twin and same_content(twin, self._digest) and link_twin(twin, self._path):
+                self._temporary.unlink(missing_ok=True)
+                return
+            self._temporary.replace(self._stored)
             sync_folder(self._path.parent)
 
 

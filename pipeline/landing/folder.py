@@ -18,11 +18,12 @@ import orjson
 
 from pipeline.errors import LandingError, UsageError
 from pipeline.landing.bundles import UNKNOWN, unpack
-from pipeline.landing.files import COPY_BYTES, LandingWriter, landing_errors
+from pipeline.landing.files import COPY_BYTES, landing_errors
 from pipeline.landing.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
 from pipeline.landing.lines import is_blank
 from pipeline.landing.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress
+from pipeline.landing.storing import StoredWriter
 
 __all__ = ["land_folder", "ndjson_files"]
 
@@ -97,7 +98,7 @@ class _Writers:
         self._draft = draft
         self._stack = stack
         self._next = first
-        self._by_type: dict[str, tuple[int, LandingWriter]] = {}
+        self._by_type: dict[str, tuple[int, StoredWriter]] = {}
 
     def write(self, resource_type: str, line: bytes) -> None:
         if resource_type not in self._by_type:
@@ -196,7 +197,7 @@ def _land_file(draft: LandingDraft, number: int, path: Path, report: Callable[[i
         return draft.keep(writer, number, resource_type)
 
 
-def _copy(path: Path, writer: LandingWriter, report: Callable[[int], None]) -> None:
+def _copy(path: Path, writer: StoredWriter, report: Callable[[int], None]) -> None:
     for chunk in _reported(path, report):
         writer.write(chunk)
 

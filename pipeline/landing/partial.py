@@ -3,7 +3,8 @@
     files/Observation.00002.ndjson.part        the bytes so far
     files/Observation.00002.ndjson.part.json   how many of them are sure, their SHA-256, and of which remote file
 
-The note is not synced to the disk: it vouches for bytes by their hash, so after a power failure it fits or is ignored.
+What comes is kept as it is, and compressed when it is complete (`landing/storing.py`). The note is not synced to the
+disk: it vouches for bytes by their hash, so after a power failure it fits or is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import orjson
 
 from pipeline.errors import PermanentError
-from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors, sync_folder
+from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors
+from pipeline.landing.storing import FindTwin, store_plain
 
 __all__ = ["PartialFile"]
 
@@ -32,8 +34,9 @@ class PartialFile:
     block ends with a PermanentError. Memory does not grow with the file. Raises LandingError, also for a full disk.
     """
 
-    def __init__(self, path: Path, source: str) -> None:
+    def __init__(self, path: Path, source: str, find_twin: FindTwin) -> None:
         self.path = path
+        self._find_twin = find_twin
         self.source = source
         #: What the server said of the version that the bytes belong to (ETag or Last-Modified), for If-Range.
         self.validator: str | None = None
@@ -144,11 +147,11 @@ class PartialFile:
 
     def commit(self) -> FileDigest:
         """Give the file its final name; from here on it survives a crash."""
+        digest = self._digest.result()
         with landing_errors(self.path):
             self._file.flush()
-            os.fsync(self._file.fileno())
-            self._part.rename(self.path)
-            sync_folder(self.path.parent)
+            store_plain(self._part, self.path, digest, self._find_twin)
             self._committed = True
             self._note.unlink(missing_ok=True)
-        return self._digest.result()
+            self._part.unlink(missing_ok=True)
+        return digest

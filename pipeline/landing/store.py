@@ -2,7 +2,8 @@
 
     manifest.json                       written last: an export with it is finished and never changes, but for
                                         lines of persons who are erased (landing/erased.py)
-    files/Observation.00002.ndjson      names from our own counter and the checked type, never from a URL
+    files/Observation.00002.ndjson.zst  names from our own counter and the checked type, never from a URL; compressed
+                                        (landing/frames.py), and without `.zst` everywhere but on disk
     files/Observation.00002.ndjson.json what was seen while the file streamed by; its presence means: complete
     outcomes/OperationOutcome.00007.ndjson   error and outcome files of a bulk export
     deleted/Bundle.00008.ndjson         bundles of deleted resources
@@ -13,18 +14,22 @@ Who fills the store (a download, a folder) is no matter here; folders are read i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from pipeline.errors import LandingError
-from pipeline.landing.files import LandingWriter, file_digest, landing_errors, make_folder, write_whole
+from pipeline.landing.files import FileDigest, landing_errors, make_folder, write_whole
 from pipeline.landing.partial import PartialFile
+from pipeline.landing.reading import compressed_name, is_landed, landed_bytes, landed_digest, stored_file
 from pipeline.landing.resource_types import TYPE_NAME
+from pipeline.landing.storing import StoredWriter
 
 __all__ = ["Category", "LandedExport", "LandedFile", "LandingDraft", "LandingProgress", "LandingStore"]
 
@@ -37,7 +42,11 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class LandedFile:
-    """One complete file. `lines` counts those that are not blank; `sha256` is hexadecimal."""
+    """One complete file. `lines` counts those that are not blank; `sha256` is hexadecimal.
+
+    `path` is its name in the export, below which it is found by `pipeline.landing.reading`; `bytes` and `sha256` are
+    those of the bytes as they were exported.
+    """
 
     number: int
     resource_type: str
@@ -67,6 +76,8 @@ class LandedExport:
     deleted: tuple[LandedFile, ...] = ()
     #: When lines of persons were last erased from it.
     erased_at: datetime | None = None
+    #: When files and lines that nothing needs were last removed (`landing/pruned.py`): it cannot be loaded again.
+    pruned_at: datetime | None = None
 
     @property
     def lines(self) -> int:
@@ -98,18 +109,19 @@ class LandingDraft:
         self.folder = folder
         self.site = site
         self.export_id = export_id
+        self._twins = _Twins(folder)
 
-    def writer(self, number: int, resource_type: str, category: Category = "files") -> LandingWriter:
+    def writer(self, number: int, resource_type: str, category: Category = "files") -> StoredWriter:
         """A writer for one file; `keep` makes it part of the export. Raises LandingError for an impossible type."""
-        return LandingWriter(self._path(number, resource_type, category))
+        return StoredWriter(self._path(number, resource_type, category), self._twins.find)
 
     def partial(self, number: int, resource_type: str, category: Category, source: str) -> PartialFile:
         """One remote file on its way, beginning with what an earlier run has of it. Raises LandingError."""
-        return PartialFile(self._path(number, resource_type, category), source)
+        return PartialFile(self._path(number, resource_type, category), source, self._twins.find)
 
     def keep(
         self,
-        writer: LandingWriter | PartialFile,
+        writer: StoredWriter | PartialFile,
         number: int,
         resource_type: str,
         *,
@@ -131,6 +143,10 @@ class LandingDraft:
         self.write_sidecar(landed)
         return landed
 
+    def find_twin(self, digest: FileDigest) -> Path | None:
+        """A compressed file of the newest other export of the site that has the same bytes, as it is on disk."""
+        return self._twins.find(digest)
+
     def write_sidecar(self, file: LandedFile) -> None:
         """Note what a complete file is."""
         write_whole(_sidecar(file.path), orjson.dumps(_to_json(file, self.folder)))
@@ -146,11 +162,12 @@ class LandingDraft:
         path = self._path(number, resource_type, category)
         sidecar = _sidecar(path)
         with landing_errors(sidecar):
-            if not sidecar.exists() or not path.exists():
+            if not sidecar.exists() or not is_landed(path):
                 return None
             landed = _from_json(_read_json(sidecar), self.folder)
-            same = landed.source == source and path.stat().st_size == landed.bytes
-            return landed if same else None
+            with suppress(LandingError):  # damaged: it is fetched again
+                return landed if landed.source == source and landed_bytes(path) == landed.bytes else None
+            return None
 
     def complete(self, category: Category = "files") -> tuple[LandedFile, ...]:
         """The files that an earlier run completed, whatever their numbers."""
@@ -161,7 +178,7 @@ class LandingDraft:
         """The files that have a sidecar, wherever they came from."""
         sidecars = sorted((self.folder / category).glob("*.ndjson.json"))
         found = [_from_json(_read_json(path), self.folder) for path in sidecars]
-        return tuple(file for file in found if file.path.exists())
+        return tuple(file for file in found if is_landed(file.path))
 
     def finish(
         self,
@@ -177,15 +194,16 @@ class LandingDraft:
         export = LandedExport(
             self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
         )
-        self._sweep({file.path for file in (*files, *outcomes, *deleted)})
+        self.sweep({file.path for file in (*files, *outcomes, *deleted)})
         self.write_manifest(export)
         return export
 
-    def _sweep(self, kept: set[Path]) -> None:
-        listed = kept | {_sidecar(path) for path in kept}
+    def sweep(self, kept: set[Path]) -> None:
+        """Remove every file but these and their sidecars. Raises LandingError."""
+        listed = {stored_file(path) for path in kept} | {_sidecar(path) for path in kept}
         with landing_errors(self.folder):
             for category in _CATEGORIES:
-                for path in sorted((self.folder / category).iterdir()):
+                for path in sorted((self.folder / category).glob("*")):
                     if path not in listed:
                         path.unlink()
 
@@ -207,6 +225,17 @@ class LandingStore:
     def exists(self, site: str, export_id: int) -> bool:
         """Whether the store holds anything, finished or not, under this id."""
         return self.folder(site, export_id).exists()
+
+    def sites(self) -> list[str]:
+        """Names of the sites that have a folder."""
+        with landing_errors(self.root):
+            return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.root.exists() else []
+
+    def numbers(self, site: str) -> list[int]:
+        """Ids of a site's exports, finished or not, the oldest first."""
+        folder = self.root / site
+        with landing_errors(folder):
+            return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     def is_finished(self, site: str, export_id: int) -> bool:
         return (self.folder(site, export_id) / _MANIFEST).exists()
@@ -248,14 +277,31 @@ class LandingStore:
 
         Raises LandingError when it is not there, not finished, or damaged.
         """
+        export = self.read_manifest(site, export_id)
+        for file in (*export.files, *export.outcomes, *export.deleted):
+            _check(file, verify=verify)
+        return export
+
+    def read_manifest(self, site: str, export_id: int) -> LandedExport:
+        """A finished export by its manifest alone. Raises LandingError when it is not there, or damaged."""
         folder = self.folder(site, export_id)
         if not self.is_finished(site, export_id):
             advice = "Run the export or the ingest again."
             raise LandingError(f"There is no finished export {export_id} of site {site} in {self.root}.", advice)
-        export = _export_from_json(_read_json(folder / _MANIFEST), folder)
-        for file in (*export.files, *export.outcomes, *export.deleted):
-            _check(file, verify=verify)
-        return export
+        return _export_from_json(_read_json(folder / _MANIFEST), folder)
+
+    def unfinished(self, site: str, export_id: int) -> LandedExport:
+        """The folder of an export that has no manifest any more, as one without files."""
+        return LandedExport(
+            site, export_id, "folder", datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
+        )
+
+    def finished(self, site: str) -> Iterator[LandedExport]:
+        """The finished exports of a site, the newest first; those whose manifest is damaged are left out."""
+        for number in reversed(self.numbers(site)):
+            if self.is_finished(site, number):
+                with suppress(LandingError):
+                    yield self.read_manifest(site, number)
 
     def land_folder(
         self,
@@ -271,6 +317,29 @@ class LandingStore:
         return land_folder(self.begin(site, export_id), source, transaction_time, progress)
 
 
+class _Twins:
+    """Stored files of a site's finished exports by what they hold; read when the first file is looked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._files: dict[tuple[str, int], Path] | None = None
+
+    def find(self, digest: FileDigest) -> Path | None:
+        """A compressed file of the newest other export that has the same bytes."""
+        with self._lock:
+            if self._files is None:
+                self._files = dict(self._stored())
+        return self._files.get((digest.sha256, digest.bytes))
+
+    def _stored(self) -> Iterator[tuple[tuple[str, int], Path]]:
+        store, site = LandingStore(self._folder.parent.parent), self._folder.parent.name
+        for export in reversed(list(store.finished(site))):
+            if export.folder != self._folder:
+                for file in (*export.files, *export.outcomes, *export.deleted):
+                    yield (file.sha256, file.bytes), compressed_name(file.path)
+
+
 def _by_number(files: tuple[LandedFile, ...]) -> tuple[LandedFile, ...]:
     return tuple(sorted(files, key=lambda file: file.number))
 
@@ -281,13 +350,10 @@ def _sidecar(path: Path) -> Path:
 
 def _check(file: LandedFile, *, verify: bool) -> None:
     advice = "The landing store was changed from outside: restore that file, or export again."
-    with landing_errors(file.path):
-        if not file.path.exists():
-            raise LandingError(f"{file.path} is missing.", advice)
-        size = file.path.stat().st_size
+    size = landed_bytes(file.path)
     if size != file.bytes:
         raise LandingError(f"{file.path} has {size} bytes instead of {file.bytes}.", advice)
-    if verify and file_digest(file.path).sha256 != file.sha256:
+    if verify and landed_digest(file.path).sha256 != file.sha256:
         raise LandingError(f"{file.path} does not have the SHA-256 that it was landed with.", advice)
 
 
@@ -317,6 +383,7 @@ def _export_to_json(export: LandedExport) -> dict[str, Any]:
         "kind": export.kind,
         "transaction_time": export.transaction_time.isoformat(),
         **({"erased_at": export.erased_at.isoformat()} if export.erased_at else {}),
+        **({"pruned_at": export.pruned_at.isoformat()} if export.pruned_at else {}),
         **{category: [_to_json(file, export.folder) for file in getattr(export, category)] for category in _CATEGORIES},
     }
 
@@ -336,6 +403,7 @@ def _export_from_json(manifest: dict[str, Any], folder: Path) -> LandedExport:
             outcomes=files("outcomes"),
             deleted=files("deleted"),
             erased_at=datetime.fromisoformat(manifest["erased_at"]) if "erased_at" in manifest else None,
+            pruned_at=datetime.fromisoformat(manifest["pruned_at"]) if "pruned_at" in manifest else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LandingError(f"{folder / _MANIFEST} is damaged.", "Restore it, or export again.") from error

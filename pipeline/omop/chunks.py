@@ -1,7 +1,7 @@
 """The comparison: landed lines, chunk by chunk and in worker processes, with what is loaded.
 
 Lines that are known by their bytes or their content are unchanged, and nothing more is done about them. A chunk of which
-much is new goes through the transform at once. Of few lines only their places are kept: they are put together with those of
+much is new goes through the transform at once. Few lines are kept with their places: they are put together with those of
 other chunks, because what polars asks for a frame does not grow with its rows, and a night has few in each chunk.
 """
 
@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 
 from pipeline.fhir.ndjson import Chunk, Lines, read_lines
-from pipeline.landing.reading import read_lines_at
 from pipeline.omop.content import Contents
 from pipeline.omop.plan import TransformPlan, Worker
 from pipeline.omop.transform import LinesTransform
@@ -81,7 +80,7 @@ class ChunkTask:
 
 @dataclass(frozen=True)
 class LinesTask:
-    """New lines of several chunks, whose places these left in staging."""
+    """New lines of several chunks, which these left in staging."""
 
     chunks: tuple[ChunkTask, ...]
     resource_type: str
@@ -138,8 +137,7 @@ def transform_lines(task: LinesTask) -> None:
     assert _worker is not None, "start_worker must run first"
     _worker.bound_memory()
     with _without_collection():
-        lines = _waiting(_worker, task)
-        raws = list(_raws_at(task.files, lines))
+        lines, raws = _waiting(_worker, task)
         LinesTransform(_worker, task, lines, raws, list(range(len(raws))), Contents(_worker)).run()
 
 
@@ -149,7 +147,7 @@ def count_lines(task: ChunkTask | LinesTask) -> int:
     if task.only is not None:
         return task.only[1] - task.only[0]
     if isinstance(task, LinesTask):
-        return len(_waiting(_worker, task))
+        return len(_waiting(_worker, task)[1])
     return sum(len(read_lines(piece.file, piece.chunk)) for piece in task.pieces)
 
 
@@ -161,8 +159,7 @@ def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
     assert _worker is not None, "start_worker must run first"
     worker = _worker
     if isinstance(task, LinesTask):
-        lines = _waiting(worker, task)
-        [raw] = _raws_at(task.files, lines)
+        lines, [raw] = _waiting(worker, task)
     else:
         comparison = _Comparison(worker, task)
         lines, [raw] = comparison.only_lines()
@@ -187,12 +184,13 @@ def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
     return ChunkReport(tuple(FileLines(number, 1, 0, 0) for number in lines["file_number"]))
 
 
-def _waiting(worker: Worker, task: LinesTask) -> pl.DataFrame:
-    """The places of the lines that chunks left, numbered."""
-    places = pl.concat([worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks])
+def _waiting(worker: Worker, task: LinesTask) -> tuple[pl.DataFrame, list[bytes]]:
+    """The lines that chunks left: their places, numbered, and what they hold."""
+    left = pl.concat([worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks])
     if task.only is not None:
-        places = places.slice(task.only[0], task.only[1] - task.only[0])
-    return places.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
+        left = left.slice(task.only[0], task.only[1] - task.only[0])
+    places = left.drop("raw").with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
+    return places, left["raw"].to_list()
 
 
 @contextmanager
@@ -205,12 +203,6 @@ def _without_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _raws_at(files: Mapping[int, Path], lines: pl.DataFrame) -> Iterator[bytes]:
-    """The lines at their places (file_number, byte_offset, byte_length), which are in the order of the files."""
-    for (number,), places in lines.group_by("file_number", maintain_order=True):
-        yield from read_lines_at(files[number], places.select("byte_offset", "byte_length").iter_rows())
 
 
 class _Comparison:
@@ -257,10 +249,11 @@ class _Comparison:
         return found
 
     def _transform(self, raws: list[bytes], wanted: list[int]) -> int:
-        """Transform the wanted lines, or keep their places. Returns the bytes of those that wait."""
+        """Transform the wanted lines, or keep them in staging. Returns the bytes of those that wait."""
         if len(wanted) < min(_FEW_LINES, len(raws) / _FEW_AMONG):
             places = self.lines[wanted]
-            self._write(staging.WAITING, places.drop("index"))
+            of_lines = pl.Series("raw", [raws[index] for index in wanted], dtype=pl.Binary)
+            self._write(staging.WAITING, places.drop("index").with_columns(of_lines))
             return int(places["byte_length"].sum())
         LinesTransform(self.worker, self.task, self.lines, raws, wanted, self.contents).run()
         return 0

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.errors import LandingError
 from pipeline.fhir.view_definition import (
     EVALUATION_ERRORS,
     Append,
@@ -222,11 +223,18 @@ class Worker:
         return Facts(self.plan.facts)
 
     def binary_texts(self, lines: pl.Series) -> dict[str, str]:
-        """Texts of Binaries, read where their lines landed ('path|offset|length'). Raises LandingError."""
+        """Texts of Binaries, read where their lines landed ('path|offset|length').
+
+        A line that is not there any more gives none: it was looked for before, and is an issue
+        (`pipeline.landed_lines`).
+        """
         found: dict[str, str] = {}
         for line in lines:
             path, offset, length = line.rsplit("|", 2)
-            raw = read_line(self.plan.landing / path, int(offset), int(length))
+            try:
+                raw = read_line(self.plan.landing / path, int(offset), int(length))
+            except LandingError:
+                continue
             with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
                 if text := note_texts.binary_text(orjson.loads(raw)):
                     found[line] = text

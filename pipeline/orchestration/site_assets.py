@@ -177,6 +177,8 @@ def _ingested(
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
+        for warning in report.warnings:
+            context.log.warning("Export %d: %s", report.export_id, warning)
     return reports
 
 

@@ -19,13 +19,25 @@ from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.omop.keys import parse_reference
 from pipeline.warehouse.copying import read_frame
+from pipeline.warehouse.publication.context import LandedLine
 from pipeline.warehouse.staging import OUTCOME, UNCHANGED, StagedExport
 
-__all__ = ["DeadLetter", "RawLine", "close", "get_dead_letter", "list_dead_letters", "open_lines", "record"]
+__all__ = [
+    "FILE_NUMBER",
+    "DeadLetter",
+    "RawLine",
+    "close",
+    "get_dead_letter",
+    "list_dead_letters",
+    "open_lines",
+    "record",
+]
 
 #: A longer line is kept in part; the rest is found in landing by file, offset and length.
 RAW_LIMIT = 16 * 1024 * 1024
 RAW_EXCERPT = 64 * 1024
+#: SQL: the number of the file that a column names, such as files/Observation.00002.ndjson.
+FILE_NUMBER = "substring({} FROM '[.]([0-9]+)[.]ndjson$')::integer"
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,24 @@ class RawLine:
     raw: bytes
     raw_is_complete: bool
     as_of: datetime
+    file_number: int
+    raw_hash_high: int
+    raw_hash_low: int
+
+    @property
+    def landed(self) -> LandedLine:
+        """Where the whole line lies."""
+        return LandedLine(
+            self.export_id,
+            self.file_number,
+            self.byte_offset,
+            self.byte_length,
+            0,
+            self.resource_type,
+            self.raw_hash_high,
+            self.raw_hash_low,
+            self.as_of,
+        )
 
 
 #: Columns that a letter takes over when its line is rejected again; first_seen and raw stay.
@@ -121,7 +151,9 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
     with connection.cursor(row_factory=class_row(RawLine)) as cursor:
         yield from cursor.execute(
             "SELECT letter.id, letter.site, letter.resource_type, letter.export_id, letter.file, letter.byte_offset,"
-            " letter.byte_length, letter.raw, letter.raw_is_complete, job.transaction_time AS as_of"
+            " letter.byte_length, letter.raw, letter.raw_is_complete, job.transaction_time AS as_of,"
+            " letter.raw_hash_high, letter.raw_hash_low,"
+            f" coalesce({FILE_NUMBER.format('letter.file')}, 0) AS file_number"
             f" FROM dead_letter AS letter JOIN export_job AS job USING (export_id) WHERE {condition} ORDER BY letter.id",
             parameters,
         )

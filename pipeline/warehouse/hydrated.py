@@ -14,8 +14,8 @@ import psycopg
 
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.link_roles import role_names
+from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
 from pipeline.warehouse.publication.stand_ins import ROLE
-from pipeline.warehouse.publish import LandedLine
 
 __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 
@@ -70,7 +70,7 @@ def pending_targets(connection: psycopg.Connection, site: str) -> pl.DataFrame:
 
 def pending_lines(connection: psycopg.Connection, site: str) -> list[LandedLine]:
     """The landed lines that refer to `pending_targets`: they hold the literal references."""
-    line = "SELECT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+    line = f"SELECT {LANDED_LINE}"
     rows = connection.execute(f"{line}{_PENDING} UNION {line}{_PENDING_ROLES}", (_ROLES, site, _ROLES, site)).fetchall()
     return sorted(LandedLine(*row) for row in rows)
 

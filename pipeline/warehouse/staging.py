@@ -48,7 +48,7 @@ ISSUE, MAPPING, UNMAPPED, UNCHANGED = "issue", "mapping", "unmapped", "unchanged
 EVENT_LINK = "event_link"
 #: Keys by which references name their target, instead of its id.
 IDENTIFIER_KEY = "identifier_key"
-#: Places of lines that are transformed together with those of other chunks.
+#: Lines, with their places, that are transformed together with those of other chunks.
 WAITING = "waiting"
 
 _LINE_SCHEMA = {

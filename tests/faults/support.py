@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 
 from pipeline import exports
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, ResourceSource, SandboxConfig
@@ -162,11 +163,12 @@ def states(runtime: Runtime) -> list[str]:
 def landed_bytes(landed: LandedExport) -> dict[str, bytes]:
     """Name of every file below the export's folder, but our own notes about them → content."""
     files = (path for path in landed.folder.rglob("*") if path.is_file() and path.suffix != ".json")
-    return {path.relative_to(landed.folder).as_posix(): path.read_bytes() for path in files}
+    logical = (path.with_suffix("") if path.suffix == ".zst" else path for path in files)
+    return {path.relative_to(landed.folder).as_posix(): open_landed(path).read() for path in logical}
 
 
 def landed_lines(landed: LandedExport) -> Counter[bytes]:
-    return Counter(line for file in landed.files for line in file.path.read_bytes().splitlines())
+    return Counter(line for file in landed.files for line in open_landed(file.path).read().splitlines())
 
 
 def empty_warehouse(runtime: Runtime) -> None:

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline import exports
 from pipeline.errors import EpicOmopError, LandingError, RemoteUnavailable, UnsafeRemote
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
@@ -181,7 +182,7 @@ def states(runtime: Runtime) -> list[str]:
 
 def assert_whole(runtime: Runtime, landed: LandedExport) -> None:
     assert runtime.landing.open("site_a", landed.export_id, verify=True) == landed
-    assert sorted(line for file in landed.files for line in file.path.read_bytes().splitlines()) == ALL_LINES
+    assert sorted(line for file in landed.files for line in open_landed(file.path).read().splitlines()) == ALL_LINES
     assert not [path for path in landed.folder.rglob("*") if path.suffix in (".part", ".tmp")]
     with runtime.connect() as connection:
         row = connection.execute(
@@ -368,7 +369,7 @@ def test_a_full_disk_stops_and_goes_on_later(runtime: Runtime, epic: DisturbedEp
     """A folder in the place of the second file stands for a store that cannot be written."""
     job = exports.open_or_adopt(runtime, site_of(runtime), "g1")
     draft = runtime.landing.begin("site_a", job.export_id)
-    obstacle = draft.folder / "files" / "Patient.00002.ndjson"
+    obstacle = draft.folder / "files" / "Patient.00002.ndjson.zst"
     obstacle.mkdir()
     with pytest.raises(LandingError, match=r"Patient\.00002\.ndjson cannot be"):
         exported(runtime)

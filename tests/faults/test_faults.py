@@ -255,7 +255,7 @@ def test_the_run_stops_and_the_next_goes_on(epic: FaultyEpic, every_line: Counte
         assert states(runtime) == [stop.state]
         assert caught.value.advice or isinstance(caught.value, TransientError), "a person is told what to do"
         assert not any(line.startswith("DELETE") for line in epic.requests), "what is missing stays on the server"
-        complete = [path.name for path in runtime.landing.root.rglob("*.ndjson")]
+        complete = [path.name for path in runtime.landing.root.rglob("*.ndjson.zst")]
     assert not list(epic.home.parent.rglob("x.*"))
     with epic.serving() as runtime:
         if stop.rests:

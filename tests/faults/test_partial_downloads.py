@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.epic.ranges import OVERLAP_BYTES
 from pipeline.errors import LandingError, RemoteUnavailable
+from pipeline.landing.reading import open_landed
 from tests.faults.support import FaultyEpic, FixedLines, Nursery, exported, landed_bytes, states
 
 
@@ -62,7 +63,7 @@ def cut(after_bytes: int, times: int | str = 1) -> dict[str, object]:
 def test_a_file_that_is_cut_goes_on_where_it_was(epic: FaultyEpic, gzip: bool) -> None:
     with epic.serving(cut(700_000, 3), *(() if gzip else (NO_GZIP,))) as runtime:
         landed = exported(runtime)
-    assert landed.files[0].path.read_bytes() == expected(epic)
+    assert open_landed(landed.files[0].path).read() == expected(epic)
     starts = [start for start, _ in epic.ranges]
     assert len(starts) == 3
     assert starts == sorted(set(starts))
@@ -74,7 +75,7 @@ def test_a_file_that_is_cut_goes_on_where_it_was(epic: FaultyEpic, gzip: bool) -
 def test_a_server_without_ranges_sends_the_file_again(epic: FaultyEpic) -> None:
     with epic.serving(NO_RANGES, cut(700_000, 2)) as runtime:
         landed = exported(runtime)
-    assert landed.files[0].path.read_bytes() == expected(epic)
+    assert open_landed(landed.files[0].path).read() == expected(epic)
     assert len(epic.ranges) == len(epic.file_requests()) - 1 == 2
 
 
@@ -89,7 +90,7 @@ def test_the_next_run_goes_on_with_the_part(epic: FaultyEpic, gzip: bool) -> Non
     epic.ranges.clear()
     with epic.serving(*plain) as runtime:
         landed = exported(runtime)
-    assert landed.files[0].path.read_bytes() == expected(epic)
+    assert open_landed(landed.files[0].path).read() == expected(epic)
     assert [start for start, _ in epic.ranges] == [held - OVERLAP_BYTES]
     assert set(landed_bytes(landed)) == {"files/Binary.00001.ndjson"}
 
@@ -105,7 +106,7 @@ def test_other_content_is_seen_and_fetched_from_its_beginning(epic: FaultyEpic, 
     file.write_bytes(expected(epic))
     with epic.serving(*plain) as runtime:
         landed = exported(runtime)
-    assert landed.files[0].path.read_bytes() == expected(epic)
+    assert open_landed(landed.files[0].path).read() == expected(epic)
     assert epic.kick_offs == 1
 
 
@@ -118,7 +119,7 @@ def test_a_part_that_was_damaged_is_thrown_away(epic: FaultyEpic) -> None:
     part.write_bytes(damaged)
     epic.ranges.clear()
     with epic.serving() as runtime:
-        assert exported(runtime).files[0].path.read_bytes() == expected(epic)
+        assert open_landed(exported(runtime).files[0].path).read() == expected(epic)
     assert epic.ranges == []
 
 
@@ -140,7 +141,7 @@ def test_killed_in_the_middle_of_a_file(tmp_path: Path, installed_url: str, nurs
             nursery.start(epic, kill_at=kill_at, of=of, durable=True)
             assert nursery.ended() == -signal.SIGKILL
             landed = exported(runtime)
-        assert landed.files[0].path.read_bytes() == expected(epic), number
+        assert open_landed(landed.files[0].path).read() == expected(epic), number
         assert epic.kick_offs == 1
         resumed.append(len(epic.ranges))
     assert resumed == [0, 1, 1, 1], "what the notes vouch for is gone on with"
@@ -157,7 +158,7 @@ def test_a_disk_quota_ends_the_run_and_the_next_goes_on(epic: FaultyEpic, nurser
         assert states(runtime) == ["complete"]
         assert not any(line.startswith("DELETE") for line in epic.requests)
         landed = exported(runtime)
-    assert landed.files[0].path.read_bytes() == expected(epic)
+    assert open_landed(landed.files[0].path).read() == expected(epic)
     assert epic.kick_offs == 1
     assert len(epic.ranges) == 1, "the part that found room is kept"
 
@@ -183,11 +184,11 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(small_disk: Path, tmp_pat
         assert "Free space" in caught.value.advice
         assert states(runtime) == ["complete"]
         fetched = len(epic.file_requests())
-        complete = [path for path in small_disk.rglob("*.ndjson") if path.with_name(f"{path.name}.json").exists()]
+        complete = [path for path in small_disk.rglob("*.ndjson.zst") if path.with_suffix(".json").exists()]
         subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
         landed = exported(runtime)
         assert runtime.landing.open("site_a", landed.export_id, verify=True) == landed
-    assert b"".join(file.path.read_bytes() for file in landed.files) == expected(epic)
+    assert b"".join(open_landed(file.path).read() for file in landed.files) == expected(epic)
     assert complete
     assert len(epic.file_requests()) - fetched == len(landed.files) - len(complete)
     assert epic.kick_offs == 1

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.exports import export_site
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_warehouse
 from pipeline.runtime import Runtime
@@ -120,7 +121,7 @@ class World:
     def lines(self, export: LandedExport) -> Counter[tuple[str, bytes]]:
         """(type of the file, line) of everything landed."""
         return Counter(
-            (file.resource_type, line) for file in export.files for line in file.path.read_bytes().splitlines()
+            (file.resource_type, line) for file in export.files for line in open_landed(file.path).read().splitlines()
         )
 
     def patients(self) -> list[str]:

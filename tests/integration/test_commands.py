@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -175,15 +176,23 @@ def test_a_deep_verification_and_the_plan_of_a_remap(loaded: CommandLine) -> Non
     assert "--persons" in loaded.run("verify", "--persons", "3", code=2).err
 
 
+def test_landing_says_how_long_the_disk_suffices_and_what_pruning_would_do(loaded: CommandLine) -> None:
+    said = loaded.run("landing", "status").out
+    assert re.search(r"Landing holds .+ it grew by .+ a night .+ of the disk are free: enough for [\d,]+ days\.", said)
+    assert "Site s keeps 30 days: 0 older exports are in landing." in said
+    assert "of the disk are free" in loaded.run("status").out
+    assert "Site s keeps 30 days: nothing is to be removed." in loaded.run("landing", "prune", "--dry-run").out
+
+
 def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
-    (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson")
+    (file,) = (loaded.home / "landing" / "s" / "1" / "files").glob("Patient.*.ndjson.zst")
     content = file.read_bytes()
     try:
-        file.write_bytes(content.replace(b"1970", b"1971"))
+        file.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
         failed = loaded.run("verify", "--files", code=70)
     finally:
         file.write_bytes(content)
-    assert "SHA-256" in failed.out
+    assert "does not have its digest" in failed.out
     assert "Patient" in failed.out
 
 

@@ -18,6 +18,7 @@ from pipeline.crawl import crawl, left_crawls, unfinished_crawls
 from pipeline.epic.transport import RetryPolicy
 from pipeline.errors import LandingError, RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
 from pipeline.hydration import ingest_hydrated
+from pipeline.landing.reading import open_landed
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine, killed
 from tests.databases import Prepared
@@ -178,7 +179,7 @@ def test_outcomes_in_a_page_are_classified(place: World) -> None:
     assert result.resources["Goal"] == 2
     assert result.refused == {("Goal", "4130"): 1}
     (outcome,) = result.export.outcomes
-    assert orjson.loads(outcome.path.read_bytes())["issue"] == [glass]
+    assert orjson.loads(open_landed(outcome.path).read())["issue"] == [glass]
     assert place.rows("SELECT DISTINCT codes FROM crawl_search WHERE resource_type <> 'Goal'") == [({},)]
 
 

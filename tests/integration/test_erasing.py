@@ -20,6 +20,7 @@ from pipeline.erasure.run import erasing
 from pipeline.errors import SiteBusy, UsageError
 from pipeline.exports import new_job
 from pipeline.landing.crawl_spool import CrawlSpool
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.keys import SurrogateKeys
@@ -178,6 +179,11 @@ def content(place: Warehouse, *, state: bool = True) -> dict[str, Any]:
         return warehouse_content(connection, state=state)
 
 
+def file_content(path: Path) -> bytes:
+    """What a file holds; of a landed one, what was compressed."""
+    return open_landed(path.with_suffix("")).read() if path.suffix == ".zst" else path.read_bytes()
+
+
 def traces(place: Warehouse, *texts: str) -> dict[str, list[str]]:
     """Where texts still stand: files of the home, and columns of text or bytes in any table."""
     found: dict[str, list[str]] = {}
@@ -187,7 +193,7 @@ def traces(place: Warehouse, *texts: str) -> dict[str, list[str]]:
         if len(text) > 15:  # long enough for its middle to be found in base64 whatever stands before it
             coded += [base64.b64encode(b"x" * shift + text.encode())[4:-4] for shift in range(3)]
         for path in home.rglob("*"):
-            if path.is_file() and not path.is_symlink() and any(code in path.read_bytes() for code in coded):
+            if path.is_file() and not path.is_symlink() and any(code in file_content(path) for code in coded):
                 found.setdefault(text, []).append(str(path.relative_to(home)))
         found.setdefault(text, []).extend(_columns_with(place, text))
     return {text: where for text, where in found.items() if where}

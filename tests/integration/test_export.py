@@ -32,6 +32,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.exports import ExportEvent
+from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
@@ -134,7 +135,7 @@ def world(tmp_path: Path, installed_url: str) -> Iterator[World]:
 
 
 def landed_lines(landed: LandedExport) -> list[bytes]:
-    return [line for file in landed.files for line in file.path.read_bytes().splitlines()]
+    return [line for file in landed.files for line in open_landed(file.path).read().splitlines()]
 
 
 def test_a_site_is_exported_whole(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -322,7 +323,7 @@ def test_one_group_that_fails_does_not_hold_up_the_others(world: World) -> None:
 def test_an_export_whose_files_were_removed_does_not_block_its_group(world: World) -> None:
     world = world.with_site(groups=("group-a",))
     (landed,) = exports.export_site(world.runtime, world.site)
-    landed.files[0].path.unlink()
+    stored_file(landed.files[0].path).unlink()
     with pytest.raises(LandingError, match="missing"):
         exports.export_site(world.runtime, world.site)
     assert world.jobs() == [("group-a", "failed")]
@@ -351,7 +352,7 @@ def test_since_asks_for_changes_and_many_sites_ignore_it(world: World, knows: bo
         exports.export_groups(world.runtime, world.site, ("group-a",), since=since)
     asked = world.with_site(groups=("group-a",), supports_since=True)
     (landed,) = exports.export_groups(asked.runtime, asked.site, ("group-a",), since=since).landed
-    content = landed.files[0].path.read_bytes()
+    content = open_landed(landed.files[0].path).read()
     assert [name for name in (b"old", b"new", b"undated") if b'"%s"' % name in content] == ids
     with world.runtime.connect() as connection:
         job = export_jobs.get_job(connection, landed.export_id)

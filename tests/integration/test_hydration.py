@@ -16,6 +16,7 @@ from pipeline.epic.hydrate import Asking
 from pipeline.errors import AuthenticationRefused, RemoteUnavailable
 from pipeline.exports import ingest_folder
 from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_landing
 from pipeline.replay import ingest_with_follow_ups
@@ -43,7 +44,7 @@ def load(place: World, export: LandedExport) -> list[Hydration]:
 def references(place: World, resource_type: str) -> list[str]:
     """Ids of a shared type that the world's patients refer to."""
     text = b"\n".join(
-        line for export in place.landed for file in export.files for line in file.path.read_bytes().splitlines()
+        line for export in place.landed for file in export.files for line in open_landed(file.path).read().splitlines()
     )
     ids = (resource.get("id") for resource in generated(place.sandbox.state.desk.started.date()))
     return [one for one in dict.fromkeys(ids) if f'"{resource_type}/{one}"'.encode() in text]
@@ -223,7 +224,7 @@ def test_documents_only_where_the_setting_says_so(lacking: World) -> None:
     assert documents > 0
     (landed,) = result.landed
     (file,) = landed.files
-    assert orjson.loads(file.path.read_bytes().splitlines()[0])["contentType"] == "text/html"
+    assert orjson.loads(open_landed(file.path).read().splitlines()[0])["contentType"] == "text/html"
     ingest_hydrated(place.runtime, place.site, landed)
     place.content()
 

@@ -391,8 +391,8 @@ def test_a_file_name_comes_from_our_own_counter(runtime: Runtime, epic: HostileE
         Response(b'{"resourceType":"Patient","id":"a"}\n' * 3) if "passwd" in request.url.path else None
     )
     exported(runtime)
-    names = sorted(path.name for path in landed_files(runtime) if path.suffix == ".ndjson")
-    assert names == ["Patient.00001.ndjson", "Patient.00002.ndjson"]
+    names = sorted(path.name for path in landed_files(runtime) if path.suffix == ".zst")
+    assert names == ["Patient.00001.ndjson.zst", "Patient.00002.ndjson.zst"]
 
 
 # --- sizes

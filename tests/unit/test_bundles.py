@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.landing.bundles import unpack
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -145,8 +146,8 @@ def landed(tmp_path: Path, source: Path) -> tuple[LandedExport, dict[str, list[A
     export = LandingStore(tmp_path / "landing").land_folder("site_a", 1, source, NOW)
     content: dict[str, list[Any]] = {}
     for file in export.files:
-        assert file.lines == len(file.path.read_bytes().splitlines())
-        content.setdefault(file.resource_type, []).extend(map(orjson.loads, file.path.read_bytes().splitlines()))
+        assert file.lines == len(open_landed(file.path).read().splitlines())
+        content.setdefault(file.resource_type, []).extend(map(orjson.loads, open_landed(file.path).read().splitlines()))
     return export, content
 
 
@@ -169,7 +170,7 @@ def test_a_folder_of_bundles_lands_as_one_file_a_type(tmp_path: Path) -> None:
         (2, "Patient"),
         (3, "Basic"),
     ]
-    assert export.files[0].path.read_bytes() == b'{"resourceType": "Patient",  "id": "p4"}\n'
+    assert open_landed(export.files[0].path).read() == b'{"resourceType": "Patient",  "id": "p4"}\n'
 
 
 def test_a_single_file(tmp_path: Path) -> None:
@@ -213,4 +214,4 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 def landed_text(tmp_path: Path, source: Path) -> tuple[LandedExport, dict[str, bytes]]:
     export = LandingStore(tmp_path / "landing").land_folder("site_a", 1, source, NOW)
-    return export, {file.resource_type: file.path.read_bytes() for file in export.files}
+    return export, {file.resource_type: open_landed(file.path).read() for file in export.files}

@@ -76,10 +76,13 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
         "jobs": [
             "deep_check",
             "folders__ingest",
+            "folders__prune_landing",
             "north__ingest",
             "north__kick_off",
+            "north__prune_landing",
             "simulated__ingest",
             "simulated__kick_off",
+            "simulated__prune_landing",
         ],
         "schedules": ["deep_check__nightly", "north__nightly", "simulated__nightly"],
         "sensors": ["north__exports", "simulated__exports"],

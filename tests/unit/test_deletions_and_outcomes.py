@@ -12,6 +12,7 @@ import pytest
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.files import file_digest
 from pipeline.landing.outcomes import SiteMessage, site_messages
+from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 
 Landed = Callable[[bytes], LandedFile]
@@ -46,7 +47,7 @@ def test_entries_are_numbered_through_all_bundles(landed: Landed) -> None:
         (3, "Goal", "c"),
     ]
     assert found[2].byte_length == len(second)
-    assert file.path.read_bytes()[found[2].byte_offset :] == second
+    assert open_landed(file.path).read()[found[2].byte_offset :] == second
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,10 @@ from pipeline.errors import LandingError, UsageError
 from pipeline.landing.files import landing_errors
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
 from pipeline.landing.lines import LineCounter, is_blank
+from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.resource_types import type_in_file_name
 from pipeline.landing.store import LandedExport, LandingProgress, LandingStore
+from pipeline.settings import SiteSettings
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PATIENT = b'{"resourceType":"Patient","id":"p1"}'
@@ -134,7 +136,7 @@ def test_what_was_landed_is_opened_again(store: LandingStore) -> None:
     assert (file.bytes, file.lines, file.expected_count) == (len(PATIENT) + 1, 1, 1)
     assert file.sha256 == hashlib.sha256(PATIENT + b"\n").hexdigest()
     assert landed.relative_name(file) == "files/Patient.00001.ndjson"
-    assert file.path.read_bytes() == PATIENT + b"\n"
+    assert open_landed(file.path).read() == PATIENT + b"\n"
 
 
 def test_rights_are_for_the_owner_only(store: LandingStore) -> None:
@@ -180,7 +182,8 @@ def test_a_complete_file_is_found_by_the_next_run_and_a_torn_one_is_not(store: L
     again = store.begin("site_a", 1)
     assert again.landed(1, "Patient") == kept
     assert again.landed(2, "Patient") is None
-    kept.path.write_bytes(PATIENT[:5])
+    stored = stored_file(kept.path)
+    stored.write_bytes(stored.read_bytes()[:5])
     assert again.landed(1, "Patient") is None
 
 
@@ -191,7 +194,7 @@ def test_restart_forgets_what_a_cut_connection_brought(store: LandingStore) -> N
         writer.restart()
         writer.write(PATIENT)
         kept = draft.keep(writer, 1, "Patient")
-    assert kept.path.read_bytes() == PATIENT
+    assert open_landed(kept.path).read() == PATIENT
     assert (kept.lines, kept.bytes) == (1, len(PATIENT))
 
 
@@ -203,15 +206,33 @@ def test_a_type_never_becomes_a_path(store: LandingStore, name: str) -> None:
 
 def test_damage_is_found(store: LandingStore) -> None:
     (file,) = land_one(store).files
+    stored = stored_file(file.path)
+    sound = stored.read_bytes()
+    for place in range(len(sound)):  # a byte of the frame is found when it is read, one of the table at once
+        stored.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(LandingError, match=r"damaged|instead of"):
+            store.open("site_a", 1, verify=True)
+    stored.write_bytes(b"")
+    with pytest.raises(LandingError, match="ends before its table"):
+        store.open("site_a", 1)
+    stored.unlink()
+    with pytest.raises(LandingError, match="missing"):
+        store.open("site_a", 1)
+
+
+def test_files_that_older_versions_landed_are_read_as_they_are(store: LandingStore) -> None:
+    """Plain NDJSON under the name that the manifest has; damage is found by size and SHA-256."""
+    (file,) = land_one(store).files
+    stored_file(file.path).unlink()
+    file.path.write_bytes(PATIENT + b"\n")
+    assert store.open("site_a", 1, verify=True).files == (file,)
+    assert read_line(file.path, 0, len(PATIENT)) == PATIENT
     file.path.write_bytes(PATIENT.replace(b"p1", b"p2") + b"\n")
     store.open("site_a", 1)
     with pytest.raises(LandingError, match="SHA-256"):
         store.open("site_a", 1, verify=True)
     file.path.write_bytes(b"")
     with pytest.raises(LandingError, match="0 bytes instead of"):
-        store.open("site_a", 1)
-    file.path.unlink()
-    with pytest.raises(LandingError, match="missing"):
         store.open("site_a", 1)
 
 
@@ -231,10 +252,9 @@ def test_a_full_disk_is_a_landing_error_with_advice(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_in_the_middle_of_a_file(store: LandingStore) -> None:
     """The kernel's own refusal (a file size limit stands for the disk): nothing half remains."""
     draft = store.begin("site_a", 1)
-    with file_size_limit(1 << 20), draft.writer(1, "Patient") as writer:
-        with pytest.raises(LandingError, match=r"Patient\.00001\.ndjson cannot be read or written"):
-            writer.write(bytes(3 << 20))
-        assert writer.bytes_written == 0
+    refusal = pytest.raises(LandingError, match=r"Patient\.00001\.ndjson cannot be read or written")
+    with file_size_limit(1 << 20), draft.writer(1, "Patient") as writer, refusal:
+        writer.write(os.urandom(16 << 20))
     assert draft.landed(1, "Patient") is None
     assert list((draft.folder / "files").iterdir()) == []
 
@@ -269,8 +289,8 @@ def test_a_folder_is_landed_byte_for_byte(store: LandingStore, tmp_path: Path) -
         (3, "Goal", 4),
         (4, "Unknown", 0),
     ]
-    assert landed.files[1].path.read_bytes() == strange
-    assert landed.files[0].path.read_bytes() == b'{"resourceType":"Observation"}\n' * 3
+    assert open_landed(landed.files[1].path).read() == strange
+    assert open_landed(landed.files[0].path).read() == b'{"resourceType":"Observation"}\n' * 3
     assert (landed.kind, landed.transaction_time) == ("folder", NOW)
     assert sum(event.bytes_added for event in events) == sum(file.bytes for file in landed.files)
     assert (events[-1].files_done, events[-1].files_total) == (4, 4)
@@ -303,4 +323,18 @@ def test_any_bytes_are_landed_as_they_are(tmp_path_factory: pytest.TempPathFacto
     packed = zlib.compressobj(wbits=31)
     (folder / "Patient.ndjson.gz").write_bytes(packed.compress(content) + packed.flush())
     landed = LandingStore(folder / "landing").land_folder("site_a", 1, folder, NOW)
-    assert landed.files[0].path.read_bytes() == content
+    assert open_landed(landed.files[0].path).read() == content
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("all", (0, "all")), ("1 export", (1, "exports")), ("14 exports", (14, "exports")), ("30 days", (30, "days"))],
+)
+def test_how_long_landing_keeps_exports(text: str, kept: tuple[int, str]) -> None:
+    assert SiteSettings(name="a", landing_keep=text).landing_kept == kept
+
+
+@pytest.mark.parametrize("text", ["", "0 days", "-1 exports", "30", "days", "30 nights", "99999 days", "1.5 days"])
+def test_what_is_no_landing_keep_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="N exports and N days"):
+        SiteSettings(name="a", landing_keep=text)

@@ -18,6 +18,7 @@ from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, erased_line, rewrite_files
 from pipeline.landing.files import file_digest
 from pipeline.landing.lines import is_erased
+from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandingStore
 from pipeline.omop.keys import SurrogateKeys
 
@@ -188,11 +189,11 @@ def test_a_finished_export_is_whole_after_lines_were_erased(tmp_path: Path) -> N
     erased = store.open("one", 1, verify=True)
     assert erased.erased_at == NOW
     assert (erased.files[0].erased_lines, erased.lines) == (2, 3)
-    assert erased.files[0].path.read_bytes().split(b"\n")[1] == other
-    assert erased.files[0].path.stat().st_mode & 0o777 == 0o600
+    assert open_landed(erased.files[0].path).read().split(b"\n")[1] == other
+    assert stored_file(erased.files[0].path).stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in (draft.folder / "files").iterdir()) == [
-        "Observation.00001.ndjson",
         "Observation.00001.ndjson.json",
+        "Observation.00001.ndjson.zst",
     ]
     again = Folder(draft, erased, erased.files)
     assert not search([again], persons()).lines

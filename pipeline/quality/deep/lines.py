@@ -14,8 +14,8 @@ from datetime import datetime
 import psycopg
 
 from pipeline.exports import new_job
-from pipeline.landing.files import LandingWriter
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
+from pipeline.landing.storing import StoredWriter
 from pipeline.quality.deep.model import DeepProgress
 from pipeline.quality.deep.scratch import Scratch
 from pipeline.warehouse import export_jobs
@@ -149,7 +149,7 @@ class _Files:
         self._places = [(name, part) for name in types for part in range(_FILES_A_TYPE)]
         random.Random(seed).shuffle(self._places)  # noqa: S311 - no secret
         self._stack = ExitStack()
-        self._writers: dict[tuple[str, int], LandingWriter] = {}
+        self._writers: dict[tuple[str, int], StoredWriter] = {}
 
     def __enter__(self) -> _Files:
         for number, (name, part) in enumerate(self._places, start=1):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 
 import polars as pl
@@ -22,7 +23,7 @@ from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication.chains import CHAIN_SCHEMA
 from pipeline.warehouse.staging import StagedExport
 
-__all__ = ["CDM_VERSION", "IG_VERSION", "LINE", "LandedLine", "Publication", "PublicationReport"]
+__all__ = ["CDM_VERSION", "IG_VERSION", "LANDED_LINE", "LINE", "LandedLine", "Publication", "PublicationReport"]
 
 CDM_VERSION = "v5.4"
 IG_VERSION = "2.0.0-ballot"
@@ -32,12 +33,29 @@ LINE = ["surrogate_id", "file_number", "line"]
 
 
 class LandedLine(NamedTuple):
-    """Where a line lies in landing."""
+    """The landed line of a resource: where it lies, and by what it is known elsewhere. SQL: `LANDED_LINE`."""
 
     export_id: int
     file_number: int
     byte_offset: int
     byte_length: int
+    surrogate_id: int
+    resource_type: str
+    raw_hash_high: int
+    raw_hash_low: int
+    #: transactionTime of the export that brought it
+    as_of: datetime
+
+    @property
+    def hashes(self) -> tuple[int, int]:
+        return self.raw_hash_high, self.raw_hash_low
+
+
+#: The columns of a `LandedLine`, where resource_state is `state` and site_resource_type `kind`.
+LANDED_LINE = (
+    "state.export_id, state.file_number, state.byte_offset, state.byte_length, state.surrogate_id, kind.resource_type,"
+    " state.raw_hash_high, state.raw_hash_low, state.as_of"
+)
 
 
 @dataclass

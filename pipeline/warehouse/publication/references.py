@@ -10,7 +10,7 @@ from pipeline.warehouse import staging
 from pipeline.warehouse.copying import encoded, temporary_table
 from pipeline.warehouse.link_roles import NO_FACTS
 from pipeline.warehouse.publication import stand_ins
-from pipeline.warehouse.publication.context import LandedLine, Publication
+from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine, Publication
 from pipeline.warehouse.publication.returning import mapped_again
 
 __all__ = ["facts", "find_dependents", "link_events", "references"]
@@ -164,7 +164,7 @@ def _waiting_lines(p: Publication) -> list[LandedLine]:
     # Counted, so that the states are looked up for them, and not they for all states.
     p.connection.execute("ANALYZE pg_temp.waiting")
     rows = p.connection.execute(
-        "SELECT DISTINCT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+        f"SELECT DISTINCT {LANDED_LINE}"
         " FROM pg_temp.waiting JOIN resource_state AS state USING (surrogate_id)"
         " JOIN site_resource_type AS kind USING (site_resource_type_id)"
         " WHERE state.outcome IN ('loaded', 'excluded') AND kind.site = %s",

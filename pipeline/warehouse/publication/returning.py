@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.warehouse.copying import temporary_table
-from pipeline.warehouse.publication.context import Publication
+from pipeline.warehouse.publication.context import LANDED_LINE, Publication
 from pipeline.warehouse.removed_persons import PERSON_REMOVED
 
 __all__ = ["mapped_again"]
 
-_LINE = "SELECT state.export_id, state.file_number, state.byte_offset, state.byte_length"
+_LINE = f"SELECT {LANDED_LINE}"
 _STATE = (
     " JOIN resource_state AS state USING (surrogate_id) JOIN site_resource_type AS kind USING (site_resource_type_id)"
 )
