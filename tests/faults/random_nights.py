@@ -278,6 +278,7 @@ class RandomNights:
 
     def _note(self, step: str) -> None:
         self.steps.append(f"night {self._night}: {step}")
+        print(self.steps[-1], flush=True)  # pytest shows it when the test fails, and at once with -s
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
