@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -174,7 +175,9 @@ class Child:
         """Wait for its end and take what it wrote; one that hangs is killed and fails the test."""
         self._process.join(seconds)
         hangs = self._process.exitcode is None
-        if hangs:
+        if hangs and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGABRT)  # the program's fault handler writes where its threads are
+            self._process.join(10)
             self.kill()
             self._process.join()
         written = Finished(self._process.exitcode or 0, self.out.whole(), self.err.whole())

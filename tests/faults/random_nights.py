@@ -183,6 +183,8 @@ def random_kill(random: Random, *, server: bool) -> Kill:
 
 # --- nights -----------------------------------------------------------------------------------------------------------
 
+#: A worker that was killed has its chunks run alone, in new processes: minutes on a machine that is busy.
+_TIMEOUT_SECONDS = 300
 _PATIENCE_SECONDS = 60
 
 
@@ -219,14 +221,14 @@ class RandomNights:
     def command(self, *arguments: str) -> None:
         """Another command of the program, undisturbed; it must succeed."""
         with self._telling():
-            ended = self.place.terminal.run(*arguments, code=None)
+            ended = self.place.terminal.start(*arguments).finish(_TIMEOUT_SECONDS)
             assert ended.code == 0, f"{arguments} ended with {ended.code}: {ended.out} {ended.err}"
 
     def _disturb(self, command: Sequence[str | Path], kill: Kill) -> None:
         large = _AS_IF_LARGE if kill.who == "worker" or kill.call[2] % 3 == 0 else ""
         child = self.place.terminal.start(*command, program=killed(*kill.call, first=large))
         victim = self._strike(child, kill)
-        ended = child.finish()
+        ended = child.finish(_TIMEOUT_SECONDS)
         self._note(f"{kill}{' as if large' if large else ''}: ended with {ended.code}")
         assert "Traceback" not in ended.err, ended.err
         allowed = {"call": {0, -signal.SIGKILL}, "moment": {0, -signal.SIGKILL}}.get(
@@ -259,7 +261,8 @@ class RandomNights:
         clock = SystemClock()
         started = clock.now()
         for _ in range(20):
-            ended = self.place.terminal.run(*command, code=None)
+            ended = self.place.terminal.start(*command).finish(_TIMEOUT_SECONDS)
+            assert "Traceback" not in ended.err, ended.err
             self._note(f"run: ended with {ended.code}")
             if ended.code != 75:
                 break
