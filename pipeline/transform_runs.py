@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import resource
 import time
 from collections import deque
@@ -35,6 +36,8 @@ __all__ = ["TransformRuns", "memory_limit"]
 _AHEAD = 8
 #: More lines of an export that break their process are no odd lines any more, but a defect.
 _MOST_FAILURES = 25
+#: So often processes that end while they start are started: the system may have been short of memory just then.
+_STARTS = 3
 _LEAST_MEMORY = 2 * 1024**3
 
 #: Environment of the worker processes.
@@ -96,6 +99,7 @@ class TransformRuns:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
         self._open.close()
+        self._plan_file.unlink(missing_ok=True)
         if kind is None or self._in_process:
             self._mark.unlink(missing_ok=True)
 
@@ -169,22 +173,38 @@ class TransformRuns:
 
     def _started(self, workers: int) -> ProcessPoolExecutor:
         """A pool of spawned processes: fork with polars hangs."""
+        self._write_plan()
         with _worker_environment():
-            pool = ProcessPoolExecutor(
-                workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_limited,
-                initargs=(self._plan, self._limit),
-            )
-            try:
-                pool.submit(is_ready).result()
-            except BrokenProcessPool as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise TransformError(
-                    f"The worker processes cannot start with {self._limit // 1024**2:,} MB of memory each.",
-                    "Give them more by EPIC_OMOP_WORKER_MEMORY_MB, or use fewer by EPIC_OMOP_WORKERS.",
-                ) from error
-        return pool
+            for _ in range(_STARTS):
+                pool = ProcessPoolExecutor(
+                    workers,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_start_limited,
+                    initargs=(self._plan_file, self._plan.identifier_secret, self._limit),
+                )
+                try:
+                    pool.submit(is_ready).result()
+                except BrokenProcessPool:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                else:
+                    return pool
+        raise TransformError(
+            f"The worker processes ended {_STARTS} times while they started, with {self._limit // 1024**2:,} MB of memory"
+            " each.",
+            "Give them more by EPIC_OMOP_WORKER_MEMORY_MB, or use fewer by EPIC_OMOP_WORKERS.",
+        )
+
+    @property
+    def _plan_file(self) -> Path:
+        return self._plan.staged.folder / "plan.pickle"
+
+    def _write_plan(self) -> None:
+        """A process is given the plan as a file. What is handed over at its start goes through a pipe that holds 64 KiB:
+        were it killed before it has read all, this process would wait for ever. The secret is never written."""
+        if not self._plan_file.exists():
+            with staging.staging_errors(self._plan_file.parent):
+                self._plan_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._plan_file.write_bytes(pickle.dumps(replace(self._plan, identifier_secret=b"")))
 
     # --- alone ------------------------------------------------------------------------------------------------------
 
@@ -247,11 +267,12 @@ class TransformRuns:
 _REPORT = "Nothing was published. This is a defect of epic-omop: please report it with this sentence."
 
 
-def _start_limited(plan: TransformPlan, limit: int) -> None:
+def _start_limited(plan_file: Path, secret: bytes, limit: int) -> None:
     """Initialiser of a worker process, which may have `limit` bytes of data."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    start_worker(plan)
+    plan: TransformPlan = pickle.loads(plan_file.read_bytes())  # noqa: S301 - our own, in our own folder
+    start_worker(replace(plan, identifier_secret=secret))
 
 
 def _reason(error: BaseException) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import polars as pl
+import psutil
 import pytest
 
 from pipeline.errors import TransformError
@@ -154,3 +157,32 @@ def test_many_lines_that_break_their_process_are_a_defect(
     monkeypatch.setattr("pipeline.transform_runs._MOST_FAILURES", 2)
     with TransformRuns(plan, 1, _LIMIT, 0, tmp_path / "mark") as runs, pytest.raises(TransformError, match="defect"):
         list(runs.run(breaking_chunk, tasks_of(tmp_path, ["raise-1", "raise-2", "raise-3"])))
+
+
+def _kill_the_first_child(killed: list[int], done: threading.Event) -> None:
+    """Kill −9 the first process that is spawned, as soon as it is there."""
+    while not done.wait(0.001) and not killed:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed.append(child.pid)
+                    break
+
+
+def test_a_worker_that_is_killed_while_it_starts(plan: TransformPlan, tmp_path: Path) -> None:
+    """What it is handed at its start fits the pipe, so that nobody waits for it; others are started."""
+    killed: list[int] = []
+    done = threading.Event()
+    killing = threading.Thread(target=_kill_the_first_child, args=(killed, done))
+    killing.start()
+    try:
+        with TransformRuns(plan, 1, _LIMIT, _LARGE, tmp_path / "mark") as runs:
+            runs.start()
+            list(runs.run(transform_chunk, tasks_of(tmp_path, ["p1", "p2"])))
+    finally:
+        done.set()
+        killing.join()
+    assert killed
+    assert outcomes(plan) == {"p1": "loaded", "p2": "loaded"}
+    assert not (plan.staged.folder / "plan.pickle").exists()
