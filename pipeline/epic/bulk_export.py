@@ -328,13 +328,16 @@ def _instant(value: object) -> datetime | None:
 
 
 def is_usable_url(text: str) -> bool:
-    """Whether an address, absolute or relative, can be asked for at all, and kept: no control character, well formed."""
+    """Whether an address, absolute or relative, can be asked for at all, and kept: well formed, without a control
+    character, and without a user's name and password, which no request carries."""
     if not text.strip() or not text.isprintable():
         return False
     try:
         parts = urllib.parse.urlsplit(text)
         httpx.URL(text)
-        return parts.scheme in ("", "http", "https") and (parts.port is None or parts.port > 0)
+        return (
+            parts.scheme in ("", "http", "https") and (parts.port is None or parts.port > 0) and "@" not in parts.netloc
+        )
     except (ValueError, httpx.InvalidURL):
         return False
 

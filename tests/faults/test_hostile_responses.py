@@ -236,6 +236,7 @@ CASES: dict[str, Case] = {
             "http://169.254.169.254/latest",
             "http://localhost:1/x",
             "ftp://h/1",
+            "http://user:password@127.0.0.1/status",
         )
     },
     # the status
@@ -273,7 +274,7 @@ CASES: dict[str, Case] = {
     },
     **{
         f"a file at {url!r}": Case(first_file(url=url), "failed")
-        for url in ("http://h/\0", "/a\nb", "http://[", "", "file:///etc/passwd")
+        for url in ("http://h/\0", "/a\nb", "http://[", "", "file:///etc/passwd", "http://user:password@127.0.0.1/1")
     },
     "a file without address": Case(edited(lambda manifest: manifest["output"][0].pop("url")), "failed"),
     "a type that is a path": Case(first_file(type="../../x"), "failed"),
@@ -457,6 +458,17 @@ def test_a_time_ahead_of_our_clock(runtime: Runtime, epic: HostileEpic, stated: 
         told = " ".join(export_notes(connection, [found.export_id]).told())
     assert ("ahead of this machine's clock" in told) is own
     assert runtime.landing.open("site_a", found.export_id).transaction_time == found.transaction_time
+
+
+@pytest.mark.parametrize("stated", ["0001-01-02T00:00:00Z", "1970-01-01T00:00:00Z", "2000-01-01T00:10:00-05:00"])
+def test_a_time_of_a_clock_that_was_reset(runtime: Runtime, epic: HostileEpic, stated: str) -> None:
+    with_time(stated)(epic)
+    assert run(runtime) is None
+    found = job(runtime)
+    assert found.transaction_time == found.requested_at, "else whatever came before would be newer"
+    with runtime.connect() as connection:
+        told = " ".join(export_notes(connection, [found.export_id]).told())
+    assert "before there was FHIR" in told
 
 
 @pytest.mark.parametrize("keeps", [True, False])
