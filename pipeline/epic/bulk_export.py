@@ -226,7 +226,7 @@ def _page_of(answer: Answer) -> Manifest:
         document = answer.json()
     except ProtocolError:
         document = {}
-    if document.get("resourceType", "Parameters") != "Parameters" or "output" not in document:
+    if document.get("resourceType", "Parameters") != "Parameters" or document.get("output") is None:
         raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
     return parse_manifest(document)
 
@@ -352,7 +352,8 @@ def _refuse_unusable(url: str, name: str) -> None:
 
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
-    entries = document.get(name) or []
+    entries = document.get(name)
+    entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise ProtocolError(f"`{name}` of the manifest is not a list.")
     return tuple(_file(entry, name) for entry in entries)

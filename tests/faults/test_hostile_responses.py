@@ -256,6 +256,7 @@ CASES: dict[str, Case] = {
             "an outcome": b'{"resourceType":"OperationOutcome","issue":[]}',
             "nothing": b"",
             "an empty object": b"{}",
+            "output that is null": b'{"transactionTime": "2026-01-01T00:00:00Z", "output": null}',
         }.items()
     },
     # the manifest
@@ -278,7 +279,10 @@ CASES: dict[str, Case] = {
     },
     "a file without address": Case(edited(lambda manifest: manifest["output"][0].pop("url")), "failed"),
     "a type that is a path": Case(first_file(type="../../x"), "failed"),
-    "output that is no list": Case(edited(lambda manifest: manifest.update(output={"a": 1})), "failed"),
+    **{
+        f"output {value!r}": Case(edited(lambda manifest, value=value: manifest.update(output=value)), "failed")
+        for value in ({"a": 1}, {}, False, 0, "")
+    },
     "a next page at an internal host": Case(
         edited(lambda manifest: manifest.update(link=[{"relation": "next", "url": "http://10.1.2.3/2"}])), "failed"
     ),
