@@ -37,8 +37,11 @@ _ERAS = {
 _STATE = {
     "resource_state": "SELECT site, resource_type, resource_id, raw_hash_high, raw_hash_low, outcome, reason"
     " FROM resource_state JOIN site_resource_type USING (site_resource_type_id)",
-    "reference": "SELECT from_surrogate_id, role, to_surrogate_id, state FROM reference",
-    "reference_value": "SELECT surrogate_id, name, owner_surrogate_id, value FROM reference_value",
+    # Keys of identifiers are other ones in every home: they hang on its secret.
+    "reference": "SELECT from_surrogate_id, role, CASE WHEN is_by_identifier THEN NULL ELSE to_surrogate_id END, state"
+    " FROM reference",
+    "reference_value": "SELECT CASE WHEN name = 'identifier' THEN NULL ELSE surrogate_id END, name, owner_surrogate_id,"
+    " value FROM reference_value",
     "row_issue": "SELECT surrogate_id, code, path FROM row_issue",
     "dead_letter": "SELECT site, resource_type, resource_id, code, path, raw_hash_high, raw_hash_low, caused_by"
     " FROM dead_letter WHERE state = 'open'",

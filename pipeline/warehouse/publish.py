@@ -20,6 +20,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.errors import AccountingError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
+from pipeline.warehouse.configured_sites import note_configured_site
 from pipeline.warehouse.ids import ENTITY_TABLES
 from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication import (
@@ -73,6 +74,7 @@ def publish_export(
     with transaction(runtime.url) as connection:
         publication = Publication(runtime, connection, export, staged, report, fingerprints, known, confirmed=confirmed)
         publication.over_newer = over_newer
+        note_configured_site(publication.connection, runtime.settings, export.site)
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)
@@ -195,8 +197,11 @@ def _record(
             Jsonb(report.vanished),
         ),
     )
+    # What had kept it from being loaded is over; that its job is not deleted on the server is not.
     updated = connection.execute(
-        "UPDATE export_job SET state = 'published', published_at = %s WHERE export_id = %s", (now, export.export_id)
+        "UPDATE export_job SET state = 'published', published_at = %s,"
+        " error = CASE WHEN status_url IS NOT NULL AND deleted_at IS NULL THEN error END WHERE export_id = %s",
+        (now, export.export_id),
     )
     if updated.rowcount != 1:
         raise AccountingError(f"Export {export.export_id} has no row in export_job.", "Nothing was published.")
