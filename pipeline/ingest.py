@@ -81,12 +81,6 @@ def ingest(
     """
     report = progress or (lambda _stage, _done, _total: None)
     settings = runtime.settings
-    if export.pruned_at:
-        raise UsageError(
-            f"Export {export.export_id} of site {site.name} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only those"
-            " of its lines that are needed.",
-            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
-        )
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
@@ -95,6 +89,7 @@ def ingest(
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         refuse_missing_site(connection, settings, site.name)
+        _refuse_pruned(connection, export)
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)
@@ -124,6 +119,24 @@ def ingest(
             known.apply()
         staged.clear()
     return published
+
+
+def _refuse_pruned(connection: psycopg.Connection, export: LandedExport) -> None:
+    """A warehouse that was restored, or is new, may load what is left of an export; one that has loaded it knows more."""
+    if export.pruned_at is None:
+        return
+    row = connection.execute(
+        "SELECT published_at IS NULL, ARRAY(SELECT file_number FROM export_file WHERE export_id = job.export_id)"
+        " FROM export_job AS job WHERE export_id = %s",
+        [export.export_id],
+    ).fetchone()
+    left = {file.number for file in (*export.files, *export.deleted)}
+    if row is None or not row[0] or left != set(row[1]):
+        raise UsageError(
+            f"Export {export.export_id} of site {export.site} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only"
+            " those of its lines that are needed.",
+            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
+        )
 
 
 def _plan(

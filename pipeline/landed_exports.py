@@ -21,6 +21,10 @@ __all__ = ["landed_export"]
 
 _log = logging.getLogger(__name__)
 
+_PRUNED = (
+    "It had been pruned before this warehouse knew it: it holds what is left of it, and no type of it is complete."
+)
+
 
 def landed_export(runtime: Runtime, site: str, export_id: int) -> LandedExport:
     """The export as it was landed, known to the warehouse from now on if it was not.
@@ -52,11 +56,12 @@ def _create(runtime: Runtime, connection: psycopg.Connection, landed: LandedExpo
         site=landed.site,
         group=origin.group_id,
         kind=cast("Kind", landed.kind),
-        # A group's export of an earlier version does not say what was asked for: it is complete in no type.
-        resource_types=origin.resource_types,
+        # A group's export of an earlier version does not say what was asked for: it is complete in no type. Nor is what
+        # pruning has left of one.
+        resource_types=() if landed.pruned_at else origin.resource_types,
         requested_at=origin.requested_at or landed.transaction_time,
         since=origin.since,
-        notes=origin.notes,
+        notes=(*origin.notes, *([_PRUNED] if landed.pruned_at else [])),
         state="failed",  # until it is loaded: it holds up no other export of its group
     )
     _save_landed(runtime, connection, landed)

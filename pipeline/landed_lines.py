@@ -29,10 +29,12 @@ __all__ = [
     "MISSING_LINE",
     "FoundLine",
     "LinesRead",
+    "is_line",
     "missing_lines",
     "missing_sentence",
     "note_missing",
     "read_landed",
+    "search_landed",
     "with_binaries_found",
 ]
 
@@ -76,7 +78,7 @@ def read_landed(landing: LandingStore, site: str, lines: Iterable[LandedLine]) -
             else:
                 result.found[line] = found
     if result.missing:
-        elsewhere = _search(landing, site, result.missing)
+        elsewhere = dict(search_landed(landing, site, result.missing))
         result.found |= elsewhere
         result.missing = [line for line in result.missing if line not in elsewhere]
     return result
@@ -90,7 +92,7 @@ def _where_it_lies(file: LandedFile | None, line: LandedLine) -> FoundLine | Non
     except LandingError as error:
         _log.warning("A landed line is searched for in other exports: %s", error.message)
         return None
-    return FoundLine(raw, file.path, line.byte_offset) if _hashes(raw) == line.hashes else None
+    return FoundLine(raw, file.path, line.byte_offset) if is_line(raw, line) else None
 
 
 def _files(landing: LandingStore, site: str, export_id: int) -> Sequence[LandedFile]:
@@ -101,6 +103,11 @@ def _files(landing: LandingStore, site: str, export_id: int) -> Sequence[LandedF
     return (*export.files, *export.deleted)
 
 
+def is_line(raw: bytes, line: LandedLine) -> bool:
+    """Whether this is what the line was. That of a forgotten export has no hashes: whatever lies there is it."""
+    return line.hashes in ((0, 0), _hashes(raw))
+
+
 def _hashes(raw: bytes | memoryview) -> tuple[int, int]:
     """xxh3-128 of a line, as `etl.resource_state` holds it."""
     digest = xxhash.xxh3_128_digest(raw)
@@ -108,22 +115,23 @@ def _hashes(raw: bytes | memoryview) -> tuple[int, int]:
     return high, low
 
 
-def _search(landing: LandingStore, site: str, lines: Sequence[LandedLine]) -> dict[LandedLine, FoundLine]:
+def search_landed(
+    landing: LandingStore, site: str, lines: Sequence[LandedLine]
+) -> Iterator[tuple[LandedLine, FoundLine]]:
     """Lines by their hashes in files of their types; each file on disk is read once, however many exports name it."""
     sought: dict[tuple[int, int], list[LandedLine]] = defaultdict(list)
     for line in lines:
         sought[line.hashes].append(line)
     types = {line.resource_type for line in lines} | {UNKNOWN}
-    found: dict[LandedLine, FoundLine] = {}
     searched: set[tuple[int, int]] = set()
     for export in landing.finished(site):
         for file in export.files:
             if not sought:
-                return found
+                return
             if file.resource_type in types and _is_new(file.path, searched):
                 for hashes, here in _matching(file, sought):
-                    found |= dict.fromkeys(sought.pop(hashes, ()), here)
-    return found
+                    for line in sought.pop(hashes, ()):
+                        yield line, here
 
 
 def _is_new(path: Path, searched: set[tuple[int, int]]) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psycopg
 
 from pipeline.ingest import site_fingerprints
+from pipeline.landed_lines import FoundLine, is_line, search_landed
 from pipeline.replay import ReplayLine, publish_nothing, replay_lines
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
@@ -24,6 +25,7 @@ from pipeline.warehouse.current_lines import MAPPABLE, CurrentLines
 from pipeline.warehouse.derived import rules_are_old
 from pipeline.warehouse.export_jobs import next_export_id, site_lock
 from pipeline.warehouse.old_settings import SiteFingerprints, is_old
+from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
 from pipeline.warehouse.publication.derived_rows import derived_options
 
 __all__ = ["RemapReport", "remap", "remap_plan"]
@@ -34,6 +36,9 @@ RemapProgress = Callable[[int, int], None]
 #: A batch: whichever is reached first. Its lines are in memory.
 _BATCH_BYTES = 64 * 1024 * 1024
 _BATCH_LINES = 50_000
+
+#: So many lines that are not where they lay are searched for together: a search reads all that landing holds.
+_SEARCHED_LINES = 500_000
 
 #: Resources whose order is lower leave facts that others use, and are mapped first.
 _FACT_ORDER = 10
@@ -82,13 +87,18 @@ def remap(
         connection.commit()
         total = sum(remap_plan(runtime, site, only_old=only_old).values())
         done = 0
+        elsewhere: list[LandedLine] = []
         for batch in work.batches(connection, first):
-            lines = _read(runtime, connection, site, first, batch, report)
-            report.export_ids += [item.export_id for item in replay_lines(runtime, site, lines)]
-            report.mapped.update(line.resource_type for line in lines)
+            lines, not_there = _read(runtime, connection, site, first, batch)
+            _map(runtime, site, lines, report)
+            elsewhere += not_there
+            if len(elsewhere) >= _SEARCHED_LINES:
+                _map_from_other_exports(runtime, connection, site, first, elsewhere, report)
+                elsewhere = []
             done += len(batch)
             if progress:
                 progress(done, total)
+        _map_from_other_exports(runtime, connection, site, first, elsewhere, report)
         if not report.export_ids and _derived_is_old(runtime, connection, site):
             report.export_ids += [item.export_id for item in publish_nothing(runtime, site)]
         work.finish(connection)
@@ -190,31 +200,71 @@ def _held_cursor(connection: psycopg.Connection) -> Iterator[psycopg.ServerCurso
         yield cursor
 
 
+def _map(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine], report: RemapReport) -> None:
+    report.export_ids += [item.export_id for item in replay_lines(runtime, site, lines)]
+    report.mapped.update(line.resource_type for line in lines)
+
+
 def _read(
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, first: int, batch: Sequence[int]
+) -> tuple[list[ReplayLine], list[LandedLine]]:
+    """The batch's lines as they stand now, without what was mapped meanwhile, and those that are not where they lay."""
+    found, not_there = [], []
+    with CurrentLines(runtime.landing, site.name) as landed:
+        for line in _current(connection, first, batch):
+            raw = landed.read(line.export_id, line.file_number, line.byte_offset, line.byte_length)
+            if raw is None or not is_line(raw, line):
+                not_there.append(line)
+            else:
+                found.append(ReplayLine(line.resource_type, line.as_of, raw))
+    return found, not_there
+
+
+def _current(connection: psycopg.Connection, first: int, surrogate_ids: Sequence[int]) -> list[LandedLine]:
+    """The lines of these resources, in the order of landing, without what was mapped meanwhile. Commits."""
+    rows = connection.execute(
+        f"SELECT {LANDED_LINE} FROM {_STATES} WHERE state.surrogate_id = ANY(%s) AND state.export_id < %s AND {MAPPABLE}"
+        " ORDER BY state.export_id, state.file_number, state.byte_offset",
+        (list(surrogate_ids), first),
+    ).fetchall()
+    connection.commit()
+    return [LandedLine(*row) for row in rows]
+
+
+def _map_from_other_exports(
     runtime: Runtime,
     connection: psycopg.Connection,
     site: SiteSettings,
     first: int,
-    batch: list[int],
+    lines: Sequence[LandedLine],
     report: RemapReport,
-) -> list[ReplayLine]:
-    """The batch's lines as they stand now, without what was mapped meanwhile."""
-    rows = connection.execute(
-        "SELECT kind.resource_type, state.as_of, state.export_id, state.file_number, state.byte_offset,"
-        f" state.byte_length FROM {_STATES} WHERE state.surrogate_id = ANY(%s) AND state.export_id < %s AND {MAPPABLE}"
-        " ORDER BY state.export_id, state.file_number, state.byte_offset",
-        (batch, first),
-    ).fetchall()
-    connection.commit()
-    found = []
-    with CurrentLines(runtime.landing, site.name) as landed:
-        for resource_type, as_of, *place in rows:
-            raw = landed.read(*place)
-            if raw is None:
-                report.not_in_landing[resource_type] += 1
-            else:
-                found.append(ReplayLine(resource_type, as_of, raw))
-    return found
+) -> None:
+    """Lines whose export is gone or damaged, from the newest other one that has them; what none has is counted."""
+    missing = {line.surrogate_id: line for line in lines}
+    search = search_landed(runtime.landing, site.name, lines) if lines else iter(())
+    for found in _batches_of_found(search):
+        now = {
+            line.surrogate_id: line.hashes
+            for line in _current(connection, first, [line.surrogate_id for line, _ in found])
+        }
+        same = [(line, here) for line, here in found if now.get(line.surrogate_id) == line.hashes]
+        _map(runtime, site, [ReplayLine(line.resource_type, line.as_of, here.raw) for line, here in same], report)
+        for line, _ in found:
+            del missing[line.surrogate_id]
+    report.not_in_landing.update(line.resource_type for line in missing.values())
+
+
+def _batches_of_found(found: Iterable[tuple[LandedLine, FoundLine]]) -> Iterator[list[tuple[LandedLine, FoundLine]]]:
+    batch: list[tuple[LandedLine, FoundLine]] = []
+    size = 0
+    for line, here in found:
+        batch.append((line, here))
+        size += line.byte_length
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_LINES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _mark(fingerprints: SiteFingerprints, only_old: bool) -> str:

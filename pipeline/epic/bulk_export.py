@@ -226,7 +226,7 @@ def _page_of(answer: Answer) -> Manifest:
         document = answer.json()
     except ProtocolError:
         document = {}
-    if document.get("resourceType", "Parameters") != "Parameters" or "output" not in document:
+    if document.get("resourceType", "Parameters") != "Parameters" or document.get("output") is None:
         raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
     return parse_manifest(document)
 
@@ -328,13 +328,16 @@ def _instant(value: object) -> datetime | None:
 
 
 def is_usable_url(text: str) -> bool:
-    """Whether an address, absolute or relative, can be asked for at all, and kept: no control character, well formed."""
+    """Whether an address, absolute or relative, can be asked for at all, and kept: well formed, without a control
+    character, and without a user's name and password, which no request carries."""
     if not text.strip() or not text.isprintable():
         return False
     try:
         parts = urllib.parse.urlsplit(text)
         httpx.URL(text)
-        return parts.scheme in ("", "http", "https") and (parts.port is None or parts.port > 0)
+        return (
+            parts.scheme in ("", "http", "https") and (parts.port is None or parts.port > 0) and "@" not in parts.netloc
+        )
     except (ValueError, httpx.InvalidURL):
         return False
 
@@ -349,7 +352,8 @@ def _refuse_unusable(url: str, name: str) -> None:
 
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
-    entries = document.get(name) or []
+    entries = document.get(name)
+    entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise ProtocolError(f"`{name}` of the manifest is not a list.")
     return tuple(_file(entry, name) for entry in entries)

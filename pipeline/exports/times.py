@@ -1,15 +1,16 @@
 """The time of an export, which orders it among the others: the site's transactionTime, where that can be right.
 
-An older export never overwrites a newer one, so a time in the future would keep out everything that comes after it, and
-one that cannot be read says nothing. Then the time of the kick-off counts, by our own clock: whatever the export holds
-is at least as new. Every such choice is a note of the export, which the report and `status` show.
+An older export never overwrites a newer one, so a time in the future would keep out everything that comes after it, one
+of a clock that was reset would be kept out by everything before it, and one that cannot be read says nothing. Then the
+time of the kick-off counts, by our own clock: whatever the export holds is at least as new. Every such choice is a note of
+the export, which the report and `status` show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 
@@ -19,6 +20,9 @@ __all__ = ["MOST_AHEAD", "ExportTime", "KeepFutureTime", "export_time"]
 
 #: Clocks of servers differ; more than this is no difference of clocks that are looked after.
 MOST_AHEAD = timedelta(minutes=10)
+
+#: No server spoke FHIR before. An export of a snapshot may be days old, but not that old: such a clock was reset.
+_EARLIEST = datetime(2011, 1, 1, tzinfo=UTC)
 
 #: (the site's time, our time) → whether the site's counts all the same. Asks a person.
 KeepFutureTime = Callable[[datetime, datetime], bool]
@@ -43,6 +47,9 @@ def export_time(
     own = f"the time of the kick-off, {job.requested_at:%Y-%m-%d %H:%M} UTC, counts instead"
     if stated is None:
         return ExportTime(job.requested_at, (f"The site's transactionTime cannot be read: {own}.",))
+    if stated < _EARLIEST:
+        told = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
+        return ExportTime(job.requested_at, (f"{told}: {own}.",))
     if stated - now > MOST_AHEAD:
         told = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
         if keep_future_time and keep_future_time(stated, now):

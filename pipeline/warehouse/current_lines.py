@@ -80,7 +80,9 @@ class CurrentLines:
     def _opened_export(self, export_id: int) -> LandedExport | None:
         if self._export is None or self._export.export_id != export_id:
             try:
-                self._export = None if self._lost_export == export_id else self.landing.open(self.site, export_id)
+                # Not `open`: one damaged file of an export is no reason to pass over the others.
+                is_lost = self._lost_export == export_id
+                self._export = None if is_lost else self.landing.read_manifest(self.site, export_id)
             except LandingError:
                 self._export, self._lost_export = None, export_id
         return self._export

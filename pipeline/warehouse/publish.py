@@ -197,8 +197,11 @@ def _record(
             Jsonb(report.vanished),
         ),
     )
+    # What had kept it from being loaded is over; that its job is not deleted on the server is not.
     updated = connection.execute(
-        "UPDATE export_job SET state = 'published', published_at = %s WHERE export_id = %s", (now, export.export_id)
+        "UPDATE export_job SET state = 'published', published_at = %s,"
+        " error = CASE WHEN status_url IS NOT NULL AND deleted_at IS NULL THEN error END WHERE export_id = %s",
+        (now, export.export_id),
     )
     if updated.rowcount != 1:
         raise AccountingError(f"Export {export.export_id} has no row in export_job.", "Nothing was published.")

@@ -237,6 +237,7 @@ CASES: dict[str, Case] = {
             "http://169.254.169.254/latest",
             "http://localhost:1/x",
             "ftp://h/1",
+            "http://user:password@127.0.0.1/status",
         )
     },
     # the status
@@ -256,6 +257,7 @@ CASES: dict[str, Case] = {
             "an outcome": b'{"resourceType":"OperationOutcome","issue":[]}',
             "nothing": b"",
             "an empty object": b"{}",
+            "output that is null": b'{"transactionTime": "2026-01-01T00:00:00Z", "output": null}',
         }.items()
     },
     # the manifest
@@ -274,11 +276,14 @@ CASES: dict[str, Case] = {
     },
     **{
         f"a file at {url!r}": Case(first_file(url=url), "failed")
-        for url in ("http://h/\0", "/a\nb", "http://[", "", "file:///etc/passwd")
+        for url in ("http://h/\0", "/a\nb", "http://[", "", "file:///etc/passwd", "http://user:password@127.0.0.1/1")
     },
     "a file without address": Case(edited(lambda manifest: manifest["output"][0].pop("url")), "failed"),
     "a type that is a path": Case(first_file(type="../../x"), "failed"),
-    "output that is no list": Case(edited(lambda manifest: manifest.update(output={"a": 1})), "failed"),
+    **{
+        f"output {value!r}": Case(edited(lambda manifest, value=value: manifest.update(output=value)), "failed")
+        for value in ({"a": 1}, {}, False, 0, "")
+    },
     "a next page at an internal host": Case(
         edited(lambda manifest: manifest.update(link=[{"relation": "next", "url": "http://10.1.2.3/2"}])), "failed"
     ),
@@ -458,6 +463,17 @@ def test_a_time_ahead_of_our_clock(runtime: Runtime, epic: HostileEpic, stated: 
         told = " ".join(export_notes(connection, [found.export_id]).told())
     assert ("ahead of this machine's clock" in told) is own
     assert runtime.landing.open("site_a", found.export_id).transaction_time == found.transaction_time
+
+
+@pytest.mark.parametrize("stated", ["0001-01-02T00:00:00Z", "1970-01-01T00:00:00Z", "2000-01-01T00:10:00-05:00"])
+def test_a_time_of_a_clock_that_was_reset(runtime: Runtime, epic: HostileEpic, stated: str) -> None:
+    with_time(stated)(epic)
+    assert run(runtime) is None
+    found = job(runtime)
+    assert found.transaction_time == found.requested_at, "else whatever came before would be newer"
+    with runtime.connect() as connection:
+        told = " ".join(export_notes(connection, [found.export_id]).told())
+    assert "before there was FHIR" in told
 
 
 @pytest.mark.parametrize("keeps", [True, False])

@@ -203,6 +203,9 @@ def test_a_landed_export_that_a_new_database_does_not_know_can_be_loaded(warehou
     assert births(warehouse) == {"p1": 1960, "p2": 1950}
     rows = warehouse.rows("SELECT export_id, group_id, kind, state, resource_types FROM export_job ORDER BY 1")
     assert rows == [(export.export_id, "g", "folder", "published", ["Patient"]) for export in (first, second)]
+    assert warehouse.rows("SELECT DISTINCT error FROM export_job") == [(None,)], (
+        "`status` would show it as the last error"
+    )
     assert warehouse.rows("SELECT group_id, last_export_id FROM absent_resource") == [("g", first.export_id)]
     assert load(warehouse, p1=1970).export_id > second.export_id
 

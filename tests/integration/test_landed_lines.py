@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.exports.corrections import forget
 from pipeline.landed_lines import missing_lines
 from pipeline.mapping_options import MappingOptions
 from pipeline.settings import SiteSettings
@@ -111,6 +112,15 @@ def test_a_line_that_no_export_holds_is_counted_until_it_comes_again(warehouse: 
         assert missing(warehouse) == 1
     assert drugs(warehouse) == ["314076"]
     warehouse.load({**first, "Medication": [medication("314077")]})
+    assert drugs(warehouse) == ["314077"]
+    assert missing(warehouse) == 0
+
+
+def test_what_only_a_forgotten_export_holds_follows_what_it_depends_on(warehouse: Warehouse) -> None:
+    """Its rows stay, so its line is still what they are made from, although nothing is unchanged against it."""
+    warehouse.load({"Patient": [patient()], "MedicationRequest": [request()], "Medication": [medication("314076")]})
+    forget(warehouse.runtime, "one", 1)
+    warehouse.load({"Patient": [patient()], "Medication": [medication("314077")]})
     assert drugs(warehouse) == ["314077"]
     assert missing(warehouse) == 0
 

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.erasure.run import erasing
 from pipeline.errors import UsageError
+from pipeline.landed_exports import landed_export
 from pipeline.landed_lines import missing_lines
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.usage import landing_usage
@@ -24,6 +25,7 @@ from pipeline.quality.verify import verify_landing
 from pipeline.replay import replay_dead_letters
 from pipeline.settings import SiteSettings
 from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
+from tests.databases import empty
 from tests.integration.support import Lines, Warehouse, encounter, observation, patient
 from tests.integration.test_landed_lines import binary, document, drugs, medication, request
 
@@ -196,3 +198,20 @@ def test_pruning_is_killed_at_any_point_and_continues(place: Warehouse) -> None:
     assert pruned(place) == []
     assert place.checksums() == sums
     assert not [path for path in settings.landing.rglob("*") if path.suffix in (".part", ".tmp")]
+
+
+def test_what_pruning_left_of_exports_can_be_loaded_into_a_new_database(place: Warehouse) -> None:
+    """Some of it is in no other export. None of them is complete any more, so that nothing vanishes by them."""
+    pruned(place)
+    before = place.content()
+    with place.runtime.connect() as connection:
+        empty(connection)
+    for number in (1, 2, 3):
+        export = landed_export(place.runtime, "one", number)
+        place.ingest(export)
+        if number == 1:
+            with pytest.raises(UsageError, match="was pruned"):
+                place.ingest(export)
+    assert place.content() == before
+    assert place.rows("SELECT DISTINCT resource_types FROM export_job WHERE kind = 'folder'") == [([],)]
+    assert any("had been pruned" in note for (notes,) in place.rows("SELECT notes FROM export_job") for note in notes)

@@ -11,6 +11,7 @@ import pytest
 from pipeline import remap as remapping
 from pipeline.errors import ConfigurationError
 from pipeline.exports import ingest_folder, new_job
+from pipeline.landing.reading import compressed_name, open_landed
 from pipeline.mapping_options import MappingOptions
 from pipeline.quality.settings_notes import settings_notes
 from pipeline.remap import remap, remap_plan
@@ -129,17 +130,36 @@ def test_a_go_live_date_reaches_the_periods(warehouse: Warehouse) -> None:
 
 
 def test_lines_that_are_gone_are_told_and_the_rest_is_mapped(warehouse: Warehouse) -> None:
-    """And what a newer export brought meanwhile is not overwritten."""
+    """What another export has is read there; and what a newer export brought meanwhile is not overwritten."""
     first = warehouse.load(nights()[0])[0].export_id
     warehouse.load(nights()[1])
     shutil.rmtree(warehouse.runtime.landing.folder("one", first))
     other = with_site(warehouse, CHICAGO)
     report = remap(other.runtime, CHICAGO)
-    assert report.not_in_landing == {"Encounter": 1, "Observation": 3, "Patient": 1}
-    assert report.mapped == {"Patient": 1, "Observation": 1}
-    assert ["5 resources" in note for note in notes(other)] == [True]
+    # p2 and o3 did not change: their states name the first export, and the second one has the same lines.
+    assert report.not_in_landing == {"Encounter": 1, "Observation": 2}
+    assert report.mapped == {"Patient": 2, "Observation": 2}
+    assert ["3 resources" in note for note in notes(other)] == [True]
     other.load({"Patient": [patient(), patient("p2")], **{name: nights()[0][name] for name in ("Encounter",)}})
     assert str(other.value("SELECT visit_start_date FROM cdm.visit_occurrence")) == "2025-01-01"
+
+
+@pytest.mark.parametrize("other_bytes", [b"", b"{}\n", None])
+def test_one_damaged_file_costs_its_own_lines_alone(warehouse: Warehouse, other_bytes: bytes | None) -> None:
+    number = warehouse.load(nights()[0])[0].export_id
+    files = warehouse.runtime.landing.open("one", number).files
+    (damaged,) = (file.path for file in files if file.resource_type == "Encounter")
+    stored = compressed_name(damaged)
+    if other_bytes is None:  # a file of an earlier version, without digests, that was changed from outside
+        with open_landed(damaged) as stream:
+            lines = stream.read()
+        stored.unlink()
+        damaged.write_bytes(lines.replace(b"finished", b"planned "))
+    else:
+        stored.write_bytes(other_bytes)
+    report = remap(with_site(warehouse, CHICAGO).runtime, CHICAGO)
+    assert report.not_in_landing == {"Encounter": 1}
+    assert report.mapped == {"Patient": 2, "Observation": 3}
 
 
 def test_a_site_that_lost_its_entry_is_refused(warehouse: Warehouse) -> None:
