@@ -213,7 +213,7 @@ def test_the_mapping_report_says_which_tables_and_codes_lack_a_concept(loaded: C
     (persons,) = [table for table in report["tables"] if table["table"] == "person"]
     assert persons == {"table": "person", "concept_column": "gender_concept_id", "rows": 1, "mapped": 1, "share": 1.0}
     assert [code for code in report["codes"] if code["finding"] == "defect"] == []
-    assert json.loads(loaded.run("report", "mapping", "--json", "--site", "nobody").out)["codes"] == []
+    assert json.loads(loaded.run("report", "mapping", "--json", "--site", "s").out)["codes"] == report["codes"]
 
 
 def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loaded: CommandLine) -> None:
@@ -222,7 +222,7 @@ def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loade
     assert "wrong_type" in listed
     assert SECRET not in listed
     assert "×" in listed
-    assert "no open dead letter" in loaded.run("dead-letters", "list", "--site", "nobody").out
+    assert loaded.run("dead-letters", "list", "--site", "s").out == listed
     assert "wrong_type" not in loaded.run("dead-letters", "list", "--code", "json_invalid").out
     ids = [
         cells[1] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
@@ -289,8 +289,7 @@ def test_mappings_are_checked_and_shown_with_a_sites_own(loaded: CommandLine) ->
 
 
 def test_the_manifest_is_json(loaded: CommandLine) -> None:
-    manifest = json.loads(loaded.run("manifest", "--site", "s").out)
-    assert manifest["site"] == "s"
+    manifest = json.loads(loaded.run("manifest").out)
     assert manifest["output"]["tables"]["person"]["from"] == ["Patient"]
 
 
@@ -362,7 +361,7 @@ EPIC_SITE = {
         ("sites: {a: {schedule: nightly}}", "cron"),
         ("sites: {a: {vanished: remove}}", "vanished: 'remove' is none of keep, delete"),
         ("sites: {a: {left_group: delete-after 0 exports}}", "left_group"),
-        ("[1, 2]", "must begin with"),
+        ("[1, 2]", "the file is a list"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
