@@ -27,6 +27,10 @@ from tests.integration.support import observation, patient
 #: What a command must be given beside `--site`; a folder or file that is there is named by {folder} and {file}.
 _ARGUMENTS = {
     "crawl": ["--patient", "p1"],
+    "db grant": ["omop_reader", "nobody"],
+    "export abandon": ["--group", "g"],
+    "export forget": ["--export", "1"],
+    "export retime": ["--export", "1"],
     "dead-letters show": ["1"],
     "erase": ["--patient", "p1", "--dry-run"],
     "ingest": ["--from", "{folder}"],
