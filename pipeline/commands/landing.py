@@ -31,13 +31,14 @@ def status() -> None:
     from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.pruning import prunable
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
     console = Terminal(highlight=False)
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         console.print(usage(runtime, connection).sentence(), soft_wrap=True)
-        for name in sorted({*runtime.settings.sites, *_sites(connection)}):
+        for name in sorted({*runtime.settings.sites, *sites_with_exports(connection)}):
             site = runtime.settings.site_or_folder(name)
             old = [
                 number
@@ -48,7 +49,6 @@ def status() -> None:
                 f"Site {name} keeps {site.landing_keep}: {len(old):,} older exports are in landing."
                 + (" `epic-omop landing prune` leaves what is needed of them." if old else ""),
                 soft_wrap=True,
-                markup=False,
             )
             if missing := missing_lines(connection, name):
                 console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
@@ -66,12 +66,13 @@ def prune(
     """
     from pipeline.pruning import prune as prune_site
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
     console = Terminal(highlight=False)
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-        names = sorted({*runtime.settings.sites, *_sites(connection)})
+        names = sorted({*runtime.settings.sites, *sites_with_exports(connection)})
     if site is not None:
         names = [known_site(runtime, site).name]
     for name in names:
@@ -89,10 +90,6 @@ def usage(runtime: Runtime, connection: psycopg.Connection) -> LandingUsage:
         "SELECT site, export_id, landed_at FROM export_job WHERE landed_at IS NOT NULL"
     ).fetchall()
     return landing_usage(runtime.landing, {(site, number): at for site, number, at in rows}, runtime.clock.now())
-
-
-def _sites(connection: psycopg.Connection) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job").fetchall()]
 
 
 def _print_pruned(console: Terminal, site: str, keep: str, found: Sequence[PrunedExport], *, dry_run: bool) -> None:

@@ -9,7 +9,14 @@ import typer
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import MofNCompleteColumn, Terminal, Text, progress
+from pipeline.commands.terminal import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Terminal,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,13 +54,13 @@ def remap(
     if dry_run:
         _print(console, remapping.remap_plan(runtime, settings, only_old=only_old), "Would be mapped again")
         return
-    with progress(console, MofNCompleteColumn()) as bar:
-        task = bar.add_task("resources", total=None)
+    with _progress(console) as progress:
+        task = progress.add_task("resources", total=None)
         report = remapping.remap(
             runtime,
             settings,
             only_old=only_old,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     _tell(console, report)
     if gone := report.not_in_landing.total():
@@ -73,7 +80,18 @@ def _tell(console: Terminal, report: RemapReport) -> None:
 def _print(console: Terminal, resources: Mapping[str, int], title: str) -> None:
     table = number_table("resource type", "resources", title=title)
     for resource_type, count in sorted(resources.items()):
-        table.add_row(Text(resource_type), f"{count:,}")
+        table.add_row(resource_type, f"{count:,}")
     table.add_section()
     table.add_row("all", f"{sum(resources.values()):,}")
     console.print(table)
+
+
+def _progress(console: Terminal) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )

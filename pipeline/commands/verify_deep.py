@@ -78,7 +78,7 @@ def _print(console: Terminal, report: DeepReport, request: DeepRequest) -> None:
         first = difference.row_ids or difference.resources
         table.add_row(
             difference.table,
-            Text(difference.resource_type),
+            difference.resource_type,
             difference.column or difference.kind,
             f"{difference.count:,}",
             ("resources " if not difference.row_ids else "") + ", ".join(map(str, first)),
