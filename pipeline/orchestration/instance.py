@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import ConfigurationError
+from pipeline.orchestration.storage import make_storage
 from pipeline.settings import Settings
 
 __all__ = ["dagster_environment", "prepare_instance"]
@@ -18,9 +19,10 @@ _PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE
 
 
 def prepare_instance(settings: Settings) -> Path:
-    """Make DAGSTER_HOME with the project's `dagster.yaml` in it; returns the folder. Repeating it is harmless.
+    """Make DAGSTER_HOME with the project's `dagster.yaml` and Dagster's storage in it; returns the folder.
 
-    Raises ConfigurationError when the folder cannot be written.
+    Repeating it is harmless, also by several processes. Raises ConfigurationError when the folder cannot be written, or
+    Dagster cannot open its storage.
     """
     folder = settings.home / "dagster"
     try:
@@ -28,6 +30,7 @@ def prepare_instance(settings: Settings) -> Path:
         temporary = folder / f".dagster.yaml.{os.getpid()}"
         temporary.write_bytes(_SOURCE.read_bytes())
         temporary.replace(folder / "dagster.yaml")  # another Dagster process may be reading it
+        make_storage(folder)
     except OSError as error:
         raise ConfigurationError(
             f"Dagster's folder {folder} cannot be prepared ({error.strerror}).",
@@ -47,5 +50,6 @@ def dagster_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "DAGSTER_HOME": str(folder),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         # Dagster 1.13 recommends a program for `dagster dev` that is a package of its own and does the same.
-        "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded",
+        # Owners of a sensor are in beta; Dagster would say so at each start.
+        "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded,ignore:Parameter `owners` of initializer",
     }
