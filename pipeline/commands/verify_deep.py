@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.site_names import known_site
+from pipeline.commands.terminal import styled, words
 from pipeline.errors import AccountingError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _print(console: Console, report: DeepReport, request: DeepRequest) -> None:
     if report.open_dead_letters:
         console.print(f"{report.open_dead_letters:,} open dead letters have no rows, and are not compared.")
     if not report.differences:
-        console.print("[green]✓[/green] Every row and every link is as a fresh load makes it.")
+        console.print(words(styled("✓", "green"), " Every row and every link is as a fresh load makes it."))
         return
     table = Table("table", "resource type", "what", "rows", "first of them", title="Not as a fresh load makes it")
     table.columns[3].justify = "right"
