@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint benchmark documents conformance clean
+.PHONY: help setup demo test test-deep lint benchmark documents conformance clean
 
 help:
 	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
 	@echo "make test       formatting, lint, types, and all tests"
+	@echo "make test-deep  hours of random histories: nights under kills (SEED=, NIGHTS=, KILLS=), property tests"
 	@echo "make setup      only the virtual environment in $(VENV)"
 	@echo "make benchmark  the pipeline against its floor, with peak memory"
 	@echo "make documents  the pages of docs/ that are made from the mappings"
@@ -38,6 +39,15 @@ PYTEST := PYTHONDONTWRITEBYTECODE= POLARS_MAX_THREADS=1 $(BIN)/pytest -n 4 --dis
 
 test: lint
 	$(PYTEST)
+
+# Not a part of `test`: docs/random-nights.md. `hypothesis` is the mark of property tests.
+SEED ?= 1
+NIGHTS ?= 50
+KILLS ?= 60
+
+test-deep: setup
+	$(PYTEST) -s --dist load tests/faults/test_random_nights.py --fault-seed $(SEED) --fault-nights $(NIGHTS) --fault-kills $(KILLS)
+	$(PYTEST) --timeout 0 --hypothesis-profile=deep -m hypothesis
 
 benchmark: setup
 	$(BIN)/python -m benchmarks

@@ -35,7 +35,7 @@ from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.transform_runs import TransformRuns, memory_limit
 from pipeline.warehouse import staging
-from pipeline.warehouse.configured_sites import note_configured_site, refuse_missing_site
+from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.copying import read_frame
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.facts import write_facts
@@ -95,8 +95,6 @@ def ingest(
     staged = staging_for(settings.staging, site.name, export.export_id)
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         refuse_missing_site(connection, settings, site.name)
-        note_configured_site(connection, settings, site.name)
-        connection.commit()
         staging.clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)

@@ -6,12 +6,15 @@ import atexit
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import psutil
 
 __all__ = ["Child", "CommandLine", "Finished", "killed", "limited"]
 
@@ -155,6 +158,13 @@ class Child:
         """The exit code; a negative one is the signal that ended it; None while it runs."""
         return self._process.exitcode
 
+    def processes(self) -> list[psutil.Process]:
+        """The processes that it has started and that are there."""
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def kill(self) -> None:
         self._process.kill()
 
@@ -165,7 +175,9 @@ class Child:
         """Wait for its end and take what it wrote; one that hangs is killed and fails the test."""
         self._process.join(seconds)
         hangs = self._process.exitcode is None
-        if hangs:
+        if hangs and self._process.pid is not None:
+            os.kill(self._process.pid, signal.SIGABRT)  # the program's fault handler writes where its threads are
+            self._process.join(10)
             self.kill()
             self._process.join()
         written = Finished(self._process.exitcode or 0, self.out.whole(), self.err.whole())

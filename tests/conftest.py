@@ -47,6 +47,12 @@ _TEMPORARY = Path("/tmp")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--requirements-json", type=Path, metavar="FILE", help="write what came of marked requirements")
+    random = parser.getgroup("random nights", "what tests/faults/test_random_nights.py runs")
+    random.addoption(
+        "--fault-seed", type=int, default=1, metavar="N", help="the history: world, kills, and their order"
+    )
+    random.addoption("--fault-nights", type=int, default=3, metavar="N", help="how many nights")
+    random.addoption("--fault-kills", type=int, default=2, metavar="N", help="how many kills, spread over the nights")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

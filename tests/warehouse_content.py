@@ -37,12 +37,27 @@ _ERAS = {
 _STATE = {
     "resource_state": "SELECT site, resource_type, resource_id, raw_hash_high, raw_hash_low, outcome, reason"
     " FROM resource_state JOIN site_resource_type USING (site_resource_type_id)",
-    "reference": "SELECT from_surrogate_id, role, to_surrogate_id, state FROM reference",
-    "reference_value": "SELECT surrogate_id, name, owner_surrogate_id, value FROM reference_value",
+    # Keys of identifiers are other ones in every home: they hang on its secret.
+    "reference": "SELECT from_surrogate_id, role, CASE WHEN is_by_identifier THEN NULL ELSE to_surrogate_id END, state"
+    " FROM reference",
+    "reference_value": "SELECT CASE WHEN name = 'identifier' THEN NULL ELSE surrogate_id END, name, owner_surrogate_id,"
+    " value FROM reference_value",
     "row_issue": "SELECT surrogate_id, code, path FROM row_issue",
     "dead_letter": "SELECT site, resource_type, resource_id, code, path, raw_hash_high, raw_hash_low, caused_by"
     " FROM dead_letter WHERE state = 'open'",
 }
+_WAITING = (
+    "SELECT own.resource_id, role, to_surrogate_id, reference.state FROM reference"
+    " JOIN resource_state AS own ON own.surrogate_id = from_surrogate_id"
+    " WHERE reference.state <> 'resolved' AND role LIKE '%.%'"
+)
+_RELATED = (
+    "SELECT one.resource_id, other.resource_id, relationship_concept_id FROM cdm.fact_relationship AS row"
+    " JOIN lineage_care_site AS part ON part.row_id = fact_id_1"
+    " JOIN lineage_care_site AS whole ON whole.row_id = fact_id_2"
+    " JOIN resource_state AS one ON one.surrogate_id = part.surrogate_id"
+    " JOIN resource_state AS other ON other.surrogate_id = whole.surrogate_id"
+)
 
 
 def warehouse_content(connection: psycopg.Connection, *, state: bool = True) -> Content:
@@ -58,6 +73,22 @@ def warehouse_content(connection: psycopg.Connection, *, state: bool = True) -> 
     if state:
         found |= {name: _rows(connection, query) for name, query in _STATE.items()}
     return {name: rows for name, rows in found.items() if rows}
+
+
+def linked_content(connection: psycopg.Connection) -> Content:
+    """Rows, the resources that they come from and lead to, parts of care sites, and links that wait."""
+    content = warehouse_content(connection, state=False)
+    return content | {"waiting": _rows(connection, _WAITING), "related": _rows(connection, _RELATED)}
+
+
+def differences(reached: Content, fresh: Content) -> list[str]:
+    """One line for each row that one has and the other has not."""
+    found = []
+    for table in sorted({*reached, *fresh}):
+        one, other = reached.get(table, Counter()), fresh.get(table, Counter())
+        found += [f"{table}: too much {row}" for row in one - other]
+        found += [f"{table}: lacks {row}" for row in other - one]
+    return found
 
 
 def _rows(connection: psycopg.Connection, query: str) -> Counter[tuple[Any, ...]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,13 +31,14 @@ def status() -> None:
     from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.pruning import prunable
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-        console.print(usage(runtime, connection).sentence(), soft_wrap=True, markup=False)
-        for name in sorted({*runtime.settings.sites, *_sites(connection)}):
+        console.print(usage(runtime, connection).sentence(), soft_wrap=True)
+        for name in sorted({*runtime.settings.sites, *sites_with_exports(connection)}):
             site = runtime.settings.site_or_folder(name)
             old = [
                 number
@@ -47,10 +49,9 @@ def status() -> None:
                 f"Site {name} keeps {site.landing_keep}: {len(old):,} older exports are in landing."
                 + (" `epic-omop landing prune` leaves what is needed of them." if old else ""),
                 soft_wrap=True,
-                markup=False,
             )
             if missing := missing_lines(connection, name):
-                console.print(missing_sentence(missing), style="yellow", soft_wrap=True, markup=False)
+                console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
 
 
 @app.command()
@@ -65,12 +66,15 @@ def prune(
     """
     from pipeline.pruning import prune as prune_site
     from pipeline.runtime import Runtime
+    from pipeline.warehouse.export_jobs import sites_with_exports
 
     runtime = Runtime.from_environment()
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-        names = [site] if site else sorted({*runtime.settings.sites, *_sites(connection)})
+        names = sorted({*runtime.settings.sites, *sites_with_exports(connection)})
+    if site is not None:
+        names = [known_site(runtime, site).name]
     for name in names:
         settings = runtime.settings.site_or_folder(name)
         with console.status(f"pruning {name}"):
@@ -88,13 +92,9 @@ def usage(runtime: Runtime, connection: psycopg.Connection) -> LandingUsage:
     return landing_usage(runtime.landing, {(site, number): at for site, number, at in rows}, runtime.clock.now())
 
 
-def _sites(connection: psycopg.Connection) -> list[str]:
-    return [row[0] for row in connection.execute("SELECT DISTINCT site FROM export_job").fetchall()]
-
-
-def _print_pruned(console: Console, site: str, keep: str, found: Sequence[PrunedExport], *, dry_run: bool) -> None:
+def _print_pruned(console: Terminal, site: str, keep: str, found: Sequence[PrunedExport], *, dry_run: bool) -> None:
     if not found:
-        console.print(f"Site {site} keeps {keep}: nothing is to be removed.", markup=False)
+        console.print(f"Site {site} keeps {keep}: nothing is to be removed.")
         return
     table = number_table(
         "export", "files", "lines moved", "bytes before", "bytes after", "", title=f"Site {site}, keeps {keep}"

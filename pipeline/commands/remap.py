@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Terminal,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +47,7 @@ def remap(
     from pipeline.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Console()
+    console = Terminal()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
     settings = known_site(runtime, site)
@@ -66,22 +71,22 @@ def remap(
         )
 
 
-def _tell(console: Console, report: RemapReport) -> None:
+def _tell(console: Terminal, report: RemapReport) -> None:
     if report.resumed:
         console.print("An interrupted remap was gone on with.")
     _print(console, report.mapped, "Mapped again")
 
 
-def _print(console: Console, resources: Mapping[str, int], title: str) -> None:
+def _print(console: Terminal, resources: Mapping[str, int], title: str) -> None:
     table = number_table("resource type", "resources", title=title)
     for resource_type, count in sorted(resources.items()):
-        table.add_row(Text(resource_type), f"{count:,}")
+        table.add_row(resource_type, f"{count:,}")
     table.add_section()
     table.add_row("all", f"{sum(resources.values()):,}")
     console.print(table)
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Terminal) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
 from pipeline.sites_file import nearest
-from pipeline.warehouse.export_jobs import sites_with_exports
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Runtime
+    from pipeline.settings import Settings, SiteSettings
 
 __all__ = ["known_site", "loadable_site", "site_of_mappings"]
 
@@ -56,6 +58,8 @@ def site_of_mappings(settings: Settings, name: str) -> SiteSettings:
 
 
 def _known(runtime: Runtime) -> set[str]:
+    from pipeline.warehouse.export_jobs import sites_with_exports  # the help of a command needs no database
+
     with runtime.connect() as connection:
         return {*runtime.settings.sites, *sites_with_exports(connection)}
 

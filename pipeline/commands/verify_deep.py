@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.commands.site_names import known_site
-from pipeline.commands.terminal import styled, words
+from pipeline.commands.terminal import Table, Terminal, Text, styled, words
 from pipeline.errors import AccountingError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +33,7 @@ def deep_request(
     return DeepRequest(None if everything else persons or _PERSONS, site, seed)
 
 
-def run_deep(console: Console, runtime: Runtime, request: DeepRequest) -> None:
+def run_deep(console: Terminal, runtime: Runtime, request: DeepRequest) -> None:
     """Raises AccountingError when there is a difference, and what `verify_deep` raises."""
     from pipeline.quality.deep.run import verify_deep
 
@@ -57,17 +53,15 @@ def run_deep(console: Console, runtime: Runtime, request: DeepRequest) -> None:
         )
 
 
-def _print(console: Console, report: DeepReport, request: DeepRequest) -> None:
+def _print(console: Terminal, report: DeepReport, request: DeepRequest) -> None:
     who = "everything" if request.persons is None else f"{report.persons:,} persons (seed {request.seed})"
     console.print(
         f"Compared with a fresh load: {who}, {report.resources:,} resources, {report.rows.total():,} rows,"
         f" in {report.seconds:.1f} s.",
-        markup=False,
     )
     for reason, count in report.left_out.items():
         console.print(
             f"Not compared: {count:,} resources ({reason}), with all that {report.persons_left_out:,} persons have.",
-            markup=False,
         )
     if not report.all_rowless:
         console.print(
@@ -84,7 +78,7 @@ def _print(console: Console, report: DeepReport, request: DeepRequest) -> None:
         first = difference.row_ids or difference.resources
         table.add_row(
             difference.table,
-            Text(difference.resource_type),
+            difference.resource_type,
             difference.column or difference.kind,
             f"{difference.count:,}",
             ("resources " if not difference.row_ids else "") + ", ".join(map(str, first)),

@@ -448,7 +448,11 @@ class Transport:
                 f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed."
             )
             if not origin or is_internal_host(httpx.URL(url).host):
-                raise UnsafeRemote(told, "Report it to the site: nothing is asked for there.")
+                raise UnsafeRemote(
+                    told,
+                    "Nothing is asked for there. If it is the site's own server in your network, name it in allowed_origins"
+                    " and its network in private_networks in sites.yaml; otherwise report it to the site.",
+                )
             raise AddressNotListed(told, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
         if is_refused_address(self._addresses, httpx.URL(url).host):
             raise UnsafeRemote(

@@ -37,8 +37,8 @@ class CodeSets:
     """Numbers code sets. `add_concept`, `add_coding` and `add_quantity` are converters of view columns.
 
     They give None for an element without code and text (the display of a coding without a code is a text), and raise
-    TypeError, AttributeError or ValueError for a shape that FHIR does not allow. A coding that is repeated in an element counts once: the work after this grows with what
-    differs, not with what a server repeats.
+    TypeError, AttributeError or ValueError for a shape that FHIR does not allow. A coding that is repeated in
+    an element counts once: the work after this grows with what differs, not with what a server repeats.
     """
 
     def __init__(self) -> None:

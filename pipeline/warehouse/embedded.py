@@ -384,9 +384,9 @@ def _launch(folder: ServerFolder, binaries: PostgresBinaries, lock: int) -> subp
 
 def _no_start(folder: ServerFolder, log_start: int, exit_code: int) -> WarehouseError:
     tail = _log_tail(folder, log_start)
-    if exit_code < 0:
+    if exit_code == -signal.SIGKILL:  # by every other signal PostgreSQL ends itself, and its log says why
         return WarehouseError(
-            f"PostgreSQL was ended from outside while it started, by signal {-exit_code}.",
+            "PostgreSQL was killed while it started (signal 9).",
             "Somebody stopped it, or the system did because memory ran out (`dmesg` says so). Run the same command again:"
             " PostgreSQL recovers what was committed.",
         )

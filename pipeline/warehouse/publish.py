@@ -20,6 +20,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.errors import AccountingError
 from pipeline.landing.store import LandedExport
 from pipeline.runtime import Runtime
+from pipeline.warehouse.configured_sites import note_configured_site
 from pipeline.warehouse.ids import ENTITY_TABLES
 from pipeline.warehouse.known_cache import KnownCache
 from pipeline.warehouse.publication import (
@@ -73,6 +74,7 @@ def publish_export(
     with transaction(runtime.url) as connection:
         publication = Publication(runtime, connection, export, staged, report, fingerprints, known, confirmed=confirmed)
         publication.over_newer = over_newer
+        note_configured_site(publication.connection, runtime.settings, export.site)
         _run(publication, files)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, publication.connection, export, report, fingerprints)

@@ -163,7 +163,8 @@ def states(runtime: Runtime) -> list[str]:
 def landed_bytes(landed: LandedExport) -> dict[str, bytes]:
     """Name of every file below the export's folder, but our own notes about them → content."""
     files = (path for path in landed.folder.rglob("*") if path.is_file() and path.suffix != ".json")
-    return {path.relative_to(landed.folder).as_posix(): path.read_bytes() for path in files}
+    logical = (path.with_suffix("") if path.suffix == ".zst" else path for path in files)
+    return {path.relative_to(landed.folder).as_posix(): open_landed(path).read() for path in logical}
 
 
 def landed_lines(landed: LandedExport) -> Counter[bytes]:

@@ -54,7 +54,7 @@ def breaking_chunk(task: ChunkTask) -> ChunkReport:
 
 def breaking_lines(task: LinesTask) -> None:
     assert chunks._worker is not None
-    for raw in chunks._raws_at(task.files, chunks._waiting(chunks._worker, task)):
+    for raw in chunks._waiting(chunks._worker, task)[1]:
         _break(raw)
     transform_lines(task)
 
@@ -120,7 +120,8 @@ def test_new_lines_of_several_chunks_that_break_their_process(plan: TransformPla
         "raw_hash_low": [0] * 4,
     }
     schema = {name: staging.OUTCOME_SCHEMA[name] for name in places}
-    plan.staged.write(staging.WAITING, chunk.part, pl.DataFrame(places, schema=schema))
+    raws = pl.Series("raw", [line.rstrip(b"\n") for line in lines], dtype=pl.Binary)
+    plan.staged.write(staging.WAITING, chunk.part, pl.DataFrame(places, schema=schema).with_columns(raws))
     assert file.exists()
     with TransformRuns(plan, 1, _LIMIT, _LARGE, tmp_path / "mark") as runs:
         runs.start()

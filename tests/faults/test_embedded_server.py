@@ -325,7 +325,7 @@ def test_postmaster_killed_while_it_starts(used_home: Path) -> None:
         env={**os.environ, "PYTHONPATH": SEARCH_PATH},
         timeout=DEADLINE_SECONDS,
     )
-    assert "PostgreSQL was ended from outside while it started, by signal 9" in done.stdout
+    assert "PostgreSQL was killed while it started (signal 9)" in done.stdout
     assert "Run the same command again" in done.stdout
     assert query(EmbeddedServer(used_home).ensure_running(), "SELECT 1") == [(1,)]
 

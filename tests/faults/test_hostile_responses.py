@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from pipeline import exports
 from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, UsageError
+from pipeline.landing.reading import open_landed
 from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings
@@ -87,7 +88,7 @@ def planned(runtime: Runtime) -> list[NextKickOff]:
 
 def landed_lines(runtime: Runtime) -> list[bytes]:
     landed = runtime.landing.open("site_a", job(runtime).export_id)
-    return sorted(line for file in landed.files for line in file.path.read_bytes().splitlines())
+    return sorted(line for file in landed.files for line in open_landed(file.path).read().splitlines())
 
 
 def publish(runtime: Runtime) -> None:

@@ -214,12 +214,28 @@ _VERSIONS = {"Practitioner": "ABZ", "Organization": "ABZ", "Location": "ABNZ", "
 #: Resource → its versions.
 VERSIONS = {name: _VERSIONS.get(kind, "ABNXZ") for name, kind in TYPES.items()}
 
+#: What random nights make of each resource. p1 is always there, and o3, whose person may not be, is never broken: a line
+#: that waits for its person as a dead letter gives way to a newer one, whatever that is, which no last state tells.
+RANDOM = {name: ("-", *versions) for name, versions in VERSIONS.items()} | {
+    "p1": ("A", "B", "N"),
+    "o3": ("-", "A", "B", "N", "X"),
+}
+
 
 def resource(world: str, name: str, version: str) -> _Made:
     """One resource of a world; FHIR's unknown modifier makes any resource one that cannot be loaded."""
     made = _MAKERS[TYPES[name]](_Maker(world), name, "A" if version == "Z" else version)
     unknown = {"modifierExtension": [{"url": "http://example.org/unknown"}]} if version == "Z" else {}
     return {"resourceType": TYPES[name], **made, "id": f"{world}-{name}", **unknown}
+
+
+def files_of(worlds: Mapping[str, Night]) -> dict[str, list[dict[str, Any]]]:
+    """Type → the resources of all worlds (name → what it holds) on one night; also of types of which there are none."""
+    files: dict[str, list[dict[str, Any]]] = {resource_type: [] for resource_type in TYPES.values()}
+    for world, held in worlds.items():
+        for name, version in held.items():
+            files[TYPES[name]].append(resource(world, name, version))
+    return files
 
 
 def night(text: str) -> dict[str, str]:

@@ -43,6 +43,9 @@ VERSIONS = {
     for name, kind in TYPES.items()
 }
 
+#: What random nights make of each resource: p1 is always there.
+RANDOM = {name: (*(() if name == "p1" else ("-",)), *versions) for name, versions in VERSIONS.items()}
+
 _SYSTEM = {"Practitioner": "http://hl7.org/fhir/sid/us-npi", "PractitionerRole": "urn:example:roles"}
 _OTHER = "https://github.com/synthetichealth/synthea"
 _NEIGHBOUR = {"d1": "d2", "d2": "d1", "g1": "g2", "g2": "g1", "l1": "l2", "l2": "l1"}
@@ -194,6 +197,15 @@ def resource(world: str, name: str, version: str) -> dict[str, Any]:
         made["patient" if kind == "Immunization" else "subject"] = _to(world, "p1")
     unknown = {"modifierExtension": [{"url": "http://example.org/unknown"}]} if version == "Z" else {}
     return {**made, "resourceType": kind, "id": f"{world}-{name}", **unknown}
+
+
+def files_of(worlds: Mapping[str, Mapping[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    """Type → the resources of all worlds (name → what it holds) on one night; also of types of which there are none."""
+    files: dict[str, list[dict[str, Any]]] = {resource_type: [] for resource_type in TYPES.values()}
+    for world, held in worlds.items():
+        for name, version in held.items():
+            files[TYPES[name]].append(resource(world, name, version))
+    return files
 
 
 def night(text: str) -> dict[str, str]:

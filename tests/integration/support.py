@@ -27,6 +27,17 @@ START = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
 Lines = Sequence[Mapping[str, Any] | bytes]
 
 
+def write_folder(folder: Path, files: Mapping[str, Lines]) -> None:
+    """Make a folder of NDJSON: type → resources, or lines as bytes."""
+    folder.mkdir()
+    for resource_type, lines in files.items():
+        content = b"".join(
+            (line if isinstance(line, bytes) else json.dumps({"resourceType": resource_type, **line}).encode()) + b"\n"
+            for line in lines
+        )
+        (folder / f"{resource_type}.ndjson").write_bytes(content)
+
+
 @dataclass
 class Warehouse:
     """A runtime and its database; every load is one export, a day after the last."""
@@ -39,14 +50,7 @@ class Warehouse:
         """A folder of NDJSON: type → resources, or lines as bytes."""
         self.loads += 1
         folder = self.folder / f"source-{self.loads}"
-        folder.mkdir()
-        for resource_type, lines in files.items():
-            content = b"".join(
-                (line if isinstance(line, bytes) else json.dumps({"resourceType": resource_type, **line}).encode())
-                + b"\n"
-                for line in lines
-            )
-            (folder / f"{resource_type}.ndjson").write_bytes(content)
+        write_folder(folder, files)
         return folder
 
     def land(

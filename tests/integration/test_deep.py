@@ -65,6 +65,7 @@ def first_night() -> dict[str, list[dict[str, Any]]]:
         for code in ("2106-3", "2054-5")
     ]
     race = {"url": "http://hl7.org/fhir/us/core/StructureDefinition/us-core-race", "extension": races}
+    by_identifier = {"reference": "Location?identifier=urn:example:rooms|7"}
     return {
         "Patient": [
             patient("p1", deceasedDateTime="2025-06-01", address=[{"state": "WI", "postalCode": "53703"}]),
@@ -77,7 +78,7 @@ def first_night() -> dict[str, list[dict[str, Any]]]:
             encounter("e1", partOf=reference("Encounter", "e9"), participant=[_attending("d1")]),
             encounter("e2", "p2", **{"class": inpatient, "period": {"start": "2025-02-01T10:00:00Z"}}),
             encounter("e3", "p3"),
-            encounter("e4", "p3"),  # at the same time as the other
+            encounter("e4", "p3", location=[{"location": by_identifier}]),  # at the same time as the other
         ],
         "Observation": [
             observation("o1", encounter=reference("Encounter", "e9"), performer=[reference("Practitioner", "d1")]),

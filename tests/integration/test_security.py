@@ -35,6 +35,7 @@ from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFES
 from pipeline.epic.network import AddressRule, CheckedNetwork
 from pipeline.epic.transport import RemoteRequest, RetryPolicy, Transport
 from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
+from pipeline.landing.reading import open_landed
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
@@ -540,8 +541,8 @@ def test_a_download_that_trickles_is_begun_anew_where_it_was(
     assert len(ranges) == (2 if resumed else 1)
     if resumed:
         assert ranges[1], "the rest is asked for by Range"
-    (landed,) = [path for path in landed_files(runtime) if path.suffix == ".ndjson"]
-    assert landed.read_bytes() == body
+    (landed,) = [path for path in landed_files(runtime) if path.name.endswith(".ndjson.zst")]
+    assert open_landed(landed.with_suffix("")).read() == body
 
 
 def test_a_manifest_with_too_many_files(runtime: Runtime, epic: HostileEpic) -> None:

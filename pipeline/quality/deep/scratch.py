@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 
 from pipeline.errors import SiteBusy
+from pipeline.identifier_secret import identifier_secret
 from pipeline.landing.files import make_folder
 from pipeline.runtime import LoadSizes, Runtime
 from pipeline.warehouse.schema import install_schemas
@@ -96,6 +97,8 @@ def _made(runtime: Runtime, folder: Path) -> Scratch:
             "cdm_schema": f"{_prefix(settings.cdm_schema)}{name}",
             "etl_schema": f"{_prefix(settings.etl_schema)}{name}",
             "site_mappings": settings.site_mappings_folder,
+            # What is named by an identifier has keys under the instance's secret, not under one of the scratch home.
+            "identifier_key": identifier_secret(settings).decode(),
             "workers": settings.workers + 1,
         }
     )
