@@ -76,6 +76,7 @@ def _trimmed(value: Any) -> Any:
         found = {name: kept for name, item in value.items() if (kept := _trimmed(item)) is not None}
         return found if found or not value else None
     if value.__class__ is list:
-        items = [_trimmed(item) for item in value]  # null keeps the place: `_given` may say something about it
-        return items if not items or any(item is not None for item in items) else None
+        # Of texts null keeps the place: `_given` may say something about it. An object that held nothing else is gone.
+        items = [kept for item in value if (kept := _trimmed(item)) is not None or item.__class__ is not dict]
+        return items if not value or any(item is not None for item in items) else None
     return value

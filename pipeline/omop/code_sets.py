@@ -27,15 +27,18 @@ _SET_SCHEMA = {"code_set": pl.Int32, "code_set_key": pl.Int64, "text": pl.String
 #: Stands for what has no number yet; None is a number, too.
 _UNKNOWN = -1
 
+#: Elements of a Coding, of which a CodeableConcept has none.
+_OF_A_CODING = frozenset(("system", "code", "display"))
+
 _Coding = tuple[str | None, str | None, str | None, bool]
 
 
 class CodeSets:
     """Numbers code sets. `add_concept`, `add_coding` and `add_quantity` are converters of view columns.
 
-    They give None for an element without code and text, and raise TypeError, AttributeError or ValueError for a shape
-    that FHIR does not allow. A coding that is repeated in an element counts once: the work after this grows with what
-    differs, not with what a server repeats.
+    They give None for an element without code and text (the display of a coding without a code is a text), and raise
+    TypeError, AttributeError or ValueError for a shape that FHIR does not allow. A coding that is repeated in
+    an element counts once: the work after this grows with what differs, not with what a server repeats.
     """
 
     def __init__(self) -> None:
@@ -80,12 +83,16 @@ class CodeSets:
                 )
         else:
             key = value.get("text")
+            if key is None and not _OF_A_CODING.isdisjoint(value):
+                raise ValueError("expected a CodeableConcept, found a Coding")
         number = self._numbers.get(key, _UNKNOWN)
         if number is not _UNKNOWN:
             return number
         return self._new(key, [_checked(coding) for coding in codings or ()], value.get("text"))
 
     def add_coding(self, value: dict[str, Any]) -> int | None:
+        if "coding" in value:
+            raise ValueError("expected a Coding, found a CodeableConcept")
         return self.add_concept({"coding": [value]})
 
     def add_quantity(self, value: dict[str, Any]) -> int | None:
@@ -106,6 +113,8 @@ class CodeSets:
     def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
         if text is not None and not isinstance(text, str):
             raise ValueError("expected text to be a string")
+        if not text:  # a coding without a code says no more than a text does
+            text = next((display for _, code, display, _ in codings if display and not code), None)
         codings = _distinct(coding for coding in codings if coding[1])
         number = len(self._codings) if codings or text else None
         if number is not None:

@@ -99,8 +99,8 @@ def period_text(period: dict[str, Any]) -> str:
 
 
 def age_text(age: dict[str, Any]) -> str | None:
-    """An Age as '45 a' (UCUM code), None without value or code."""
-    value, code = age.get("value"), age.get("code")
+    """An Age as '45 a' (UCUM code, else the unit as it is written), None without value or unit."""
+    value, code = age.get("value"), age.get("code") or age.get("unit")
     return None if value is None or code is None else f"{value} {code}"
 
 

@@ -131,7 +131,7 @@ def _numerics(values: Array, fraction_groups: int) -> Array | None:
     drops groups of zeros at both ends itself. None when a value has more decimal places or digits, or is no number.
     """
     places = 4 * fraction_groups
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # what overflows is infinite, and no such decimal
         scaled = np.rint(np.abs(values) * 10**places)
         if not (scaled < min(_EXACT_BELOW, 10 ** (8 + places))).all():
             return None

@@ -81,6 +81,26 @@ def test_codings_without_a_code_do_not_count():
     assert sets.add_concept({"coding": [{"system": "s"}], "text": "t"}) == 0
 
 
+@pytest.mark.parametrize("coding", [{"display": "Phone call"}, {"system": "s", "display": "Phone call"}])
+def test_a_coding_without_a_code_is_a_text(coding):
+    """It is there, and unknown: without a number it would be neither counted nor told from what is absent."""
+    sets = CodeSets()
+    assert sets.add_coding(coding) == 0
+    assert sets.codings(0).is_empty()
+    assert sets.text_of(0) == "Phone call"
+    assert sets.add_concept({"coding": [coding, {"system": "s", "code": "x"}]}) == 1
+    assert sets.codings(1).select("system", "code").rows() == [("s", "x")]
+
+
+def test_a_coding_for_a_concept_and_a_concept_for_a_coding_are_other_shapes():
+    sets = CodeSets()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expected a CodeableConcept"):
+            sets.add_concept({"system": "s", "code": "x"})
+        with pytest.raises(ValueError, match="expected a Coding"):
+            sets.add_coding({"coding": [{"system": "s", "code": "x"}]})
+
+
 def test_a_coding_is_a_concept_of_one():
     sets = CodeSets()
     assert sets.add_coding({"system": "s", "code": "x"}) == sets.add_concept({"coding": [{"system": "s", "code": "x"}]})

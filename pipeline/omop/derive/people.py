@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.omop.derive.base import GENDERS, Derivation
-from pipeline.omop.derive.dates import IMPLAUSIBLE, first_usable, with_birth_date
+from pipeline.omop.derive.dates import IMPLAUSIBLE, first_usable, with_birth_date, without_issues
 from pipeline.omop.derive.look_ups import UNMAPPED
 
 
@@ -144,12 +144,21 @@ def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """death: month known → its last day; year only → 31 December (Themis)."""
+    """death: month known → its last day; year only → 31 December (Themis). None before birth: it would end what follows.
+
+    A day is not enough for that: a death has a zone, a birth date has none.
+    """
+    frame = without_issues(with_birth_date(frame, derivation), ["birth_date"])  # the person's row says them
     frame = first_usable(frame, derivation, "deceased_datetime", "deceased_datetime", kind="further")
     day, precision = pl.col("deceased_datetime_date"), pl.col("deceased_datetime_precision")
     last = pl.when(precision == 4).then(pl.date(day.dt.year(), 12, 31)).when(precision == 7).then(day.dt.month_end())
+    frame = frame.with_columns(pl.coalesce(last, day).alias("death_date"))
+    early = frame.select(pl.col("death_date") < pl.col("birth_date_date") - pl.duration(days=1))["death_date"]
+    early = early.fill_null(value=False)
+    if early.any():
+        alive = pl.when(~early).then("death_date").alias("death_date")
+        frame = frame.with_columns(alive, early.alias("issue_end_before_start__deceased_datetime"))
     return frame.with_columns(
-        pl.coalesce(last, day).alias("death_date"),
         pl.coalesce(last.cast(pl.Datetime("us")), "deceased_datetime_datetime").alias("death_datetime"),
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),
         pl.col("surrogate_id").alias("person_id"),
