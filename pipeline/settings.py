@@ -412,9 +412,17 @@ class Settings(BaseModel):
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
     @classmethod
     def _schema_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
-            raise ValueError("a schema's name is lower-case letters, digits and _, beginning with a letter")
+        if not _NAME.fullmatch(value) or value.startswith("pg_") or value == "information_schema":
+            raise ValueError(
+                "a schema's name is lower-case letters, digits and _, beginning with a letter, and none of PostgreSQL's own"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _schemas_are_three(self) -> Settings:
+        if len({self.cdm_schema, self.vocab_schema, self.etl_schema}) < 3:
+            raise ValueError("EPIC_OMOP_CDM_SCHEMA, _VOCAB_SCHEMA and _ETL_SCHEMA must be three different names")
+        return self
 
     @field_validator("time_zone")
     @classmethod

@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock
 
 from pipeline.errors import ConfigurationError
+from pipeline.file_errors import remedy
 
 __all__ = ["SiteEntry", "nearest", "read_site_entries", "write_site_entry"]
 
@@ -82,8 +83,10 @@ def _root(file: Path) -> yaml.Node | None:
     try:
         text = file.read_text(encoding="utf-8-sig")
         root: yaml.Node | None = yaml.compose(text, yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file} cannot be read ({type(error).__name__}).", _SEE) from None
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}.", remedy(error) or _SEE) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{file} cannot be read: it is not text in UTF-8.", _SEE) from None
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

@@ -220,15 +220,23 @@ def verify(
     failed = [check for check in checks if not check.ok]
     for check in failed:
         console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
+    if not failed:
+        console.print(
+            words(
+                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
+            )
+        )
+    if deep:
+        try:
+            run_deep(console, runtime, request)
+        except AccountingError as difference:
+            if not failed:
+                raise
+            console.print(difference.message, style="red")
     if failed:
         raise AccountingError(
             f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above."
         )
-    console.print(
-        words(styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source.")
-    )
-    if deep:
-        run_deep(console, runtime, request)
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

@@ -69,6 +69,9 @@ def _print(console: Terminal, report: DeepReport, request: DeepRequest) -> None:
         )
     if report.open_dead_letters:
         console.print(f"{report.open_dead_letters:,} open dead letters have no rows, and are not compared.")
+    if not report.resources:
+        console.print("There was nothing to compare.")
+        return
     if not report.differences:
         console.print(words(styled("✓", "green"), " Every row and every link is as a fresh load makes it."))
         return

@@ -108,3 +108,17 @@ def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory
     (home / "sites.yaml").write_bytes(content)
     with suppress(ConfigurationError):
         load_settings({"EPIC_OMOP_HOME": str(home)})
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"EPIC_OMOP_CDM_SCHEMA": "etl"}, "three different names"),
+        ({"EPIC_OMOP_VOCAB_SCHEMA": "cdm"}, "three different names"),
+        ({"EPIC_OMOP_CDM_SCHEMA": "pg_catalog"}, "PostgreSQL's own"),
+        ({"EPIC_OMOP_ETL_SCHEMA": "information_schema"}, "PostgreSQL's own"),
+    ],
+)
+def test_schemas_are_three_and_our_own(tmp_path: Path, variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        load_settings({"EPIC_OMOP_HOME": str(tmp_path), **variables})
