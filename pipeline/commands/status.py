@@ -47,13 +47,8 @@ def status() -> None:
         if not names:
             console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
             return
-        table = Table(
-            "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
-            "last exports lack", "most frequent unmapped codes",
-        )  # fmt: skip
         for name in names:
-            table.add_row(*_row(connection, runtime, name))
-        console.print(table)
+            console.print(_site_table(_row(connection, runtime, name)))
         console.print(usage(runtime, connection).sentence(), soft_wrap=True)
         if missing := missing_lines(connection):
             console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
@@ -79,6 +74,21 @@ def refuse_empty(connection: psycopg.Connection, schema: str) -> None:
 def _installed(connection: psycopg.Connection, schema: str) -> bool:
     row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.export_job",)).fetchone()
     return bool(row and row[0])
+
+
+#: What is said of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
+_LABELS = (
+    "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
+    "last exports lack", "most frequent unmapped codes",
+)  # fmt: skip
+
+
+def _site_table(row: tuple[str | Text, ...]) -> Table:
+    table = Table(_LABELS[0], str(row[0]), box=None, pad_edge=False)
+    for label, value in zip(_LABELS[1:], row[1:], strict=True):
+        table.add_row(label, value)
+    table.add_row("", "")
+    return table
 
 
 def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str | Text, ...]:
