@@ -176,7 +176,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_the_run_and_the_next_goes_on(small_disk: Path, tmp_path: Path, installed_url: str) -> None:
-    epic = epic_at(tmp_path / "home", installed_url, resources_per_file=100)
+    epic = epic_at(tmp_path / "home", installed_url, resources_per_file=40)
     (epic.home / "landing").symlink_to(small_disk)
     with epic.serving() as runtime:
         with pytest.raises(LandingError, match="The disk is full") as caught:
