@@ -18,7 +18,7 @@ from pipeline.crawl import crawl, left_crawls, unfinished_crawls
 from pipeline.epic.transport import RetryPolicy
 from pipeline.errors import LandingError, RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
 from pipeline.hydration import ingest_hydrated
-from pipeline.landing.reading import open_landed
+from pipeline.landing.reading import open_landed, stored_file
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine, killed
 from tests.databases import Prepared
@@ -290,7 +290,7 @@ def test_a_crawl_that_was_landed_and_not_loaded_is_found(place: World) -> None:
     """Its process ended between the two: `--resume` finds it, and so does a crawl job whose list is another by now."""
     patients = place.patients()
     left = crawl(place.runtime, place.site, patients[:1])
-    requests = len(place.watched.requests)
+    requests = len(place.watched.paths)
     (found,) = unfinished_crawls(place.runtime, place.site, landed=True).items()
     assert found[1] == patients[:1]
     assert left_crawls(place.runtime, place.site, patients[1:2]) == [left.export]
@@ -298,11 +298,11 @@ def test_a_crawl_that_was_landed_and_not_loaded_is_found(place: World) -> None:
         "its own list's crawl is adopted by `crawl` itself"
     )
     assert crawl(place.runtime, place.site, found[1], label=found[0]).export == left.export
-    assert len(place.watched.requests) == requests, "nothing is asked for again"
+    assert len(place.watched.paths) == requests, "nothing is asked for again"
     ingest_hydrated(place.runtime, place.site, left.export)
     assert unfinished_crawls(place.runtime, place.site, landed=True) == {}
     broken = crawl(place.runtime, place.site, patients[1:2])
-    broken.export.files[0].path.unlink()
+    stored_file(broken.export.files[0].path).unlink()
     with pytest.raises(LandingError):
         left_crawls(place.runtime, place.site, patients[:1])
     assert unfinished_crawls(place.runtime, place.site, landed=True) == {}, (
