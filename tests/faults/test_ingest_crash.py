@@ -348,11 +348,10 @@ def test_two_sites_at_once_and_one_site_twice(
             calm.load(folder, site)
         assert place.content() == calm.content()
     place.assert_whole()
-    assert place.rows("SELECT site, state FROM export_job ORDER BY export_id = 3, site") == [
+    assert place.rows("SELECT site, state FROM export_job ORDER BY site") == [
         ("s", "published"),
         ("t", "published"),
-        ("s", "landed"),
-    ]
+    ], "the refused run has landed nothing"
 
 
 #: Sites whose load holds its lock.

@@ -33,6 +33,9 @@ SHOWN = "[/b] [red] [link=https://evil.example]x[/link] [/] e␛[31m␛]0;title�
 def loaded(module_database_url: str, make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[CommandLine]:
     with make_home() as home:
         terminal = CommandLine(home, module_database_url, {"COLUMNS": "3000"})
+        (home / "sites.yaml").write_text(
+            "sites:\n  s:\n"
+        )  # of its own exports, which are planted, it must have an entry
         terminal.run("vocabulary", "load", MAPPINGS_FOLDER / "demo_vocabulary")
         terminal.run("ingest", "--site", "s", "--from", _write(home / "folder[red]"))
         with psycopg.connect(module_database_url) as connection:
