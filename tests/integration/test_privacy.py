@@ -89,7 +89,9 @@ class World:
         found["names of files"] = "\n".join(str(path.relative_to(home)) for path in home.rglob("*"))
         with self.runtime.connect() as connection:
             for table in TABLES:
-                rows = connection.execute(f"SELECT {table}::text FROM {table}").fetchall()
+                # A coding's display is the words of its terminology, of which some ("tablet") are in texts as well.
+                row = "to_jsonb(row) - 'display'" if table == "unmapped_code" else "row"
+                rows = connection.execute(f"SELECT ({row})::text FROM {table} AS row").fetchall()
                 found[f"etl.{table}"] = "\n".join(row[0] for row in rows)
         return found
 
