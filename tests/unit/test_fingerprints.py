@@ -32,6 +32,8 @@ OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01"}
 IDENTITY = {"name"}
 #: How the site is reached and asked. What comes is another export then; what has come is mapped as before.
 EXTRACTION = {
+    "download_floor_bytes_per_second",
+    "landing_keep",
     "fhir_url", "client_id", "private_key_file", "private_key_env", "key_id", "algorithm", "previous_private_key_file",
     "previous_private_key_env", "previous_key_id", "jwks_url", "scope_version", "audience", "groups", "resource_types",
     "kickoff_window_hours", "poll_floor_seconds", "poll_ceiling_seconds", "download_workers", "allowed_origins",
@@ -47,7 +49,8 @@ INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata"}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
 OTHERS_OF_INSTANCE = {
     "home", "database_url", "cdm_schema", "vocab_schema", "etl_schema", "workers", "surrogate_salt", "lakehouse",
-    "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk",
+    "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
+    "ui_hosts", "worker_memory_mb",
 }  # fmt: skip
 
 
