@@ -431,13 +431,13 @@ def concatenate(left: Json, right: Json) -> str:
     return (text(left) or "") + (text(right) or "")
 
 
-def join(loose: Json, separator: Json = None) -> str:
-    """The strings of a collection as one; '' for an empty one, as the specification's tests have it."""
+def join(loose: Json, separator: Json = None) -> str | None:
+    """The strings of a collection as one; nothing for an empty one, as the specification's tests have it."""
     parts = items(loose)
     for part in parts:
         if part.__class__ is not str:
             raise expected("strings", part)
-    return (text(separator) or "").join(parts)
+    return (text(separator) or "").join(parts) if parts else None
 
 
 def starts_with(loose: Json, other: Json) -> bool | None:
