@@ -84,15 +84,6 @@ def integer32(value: int) -> int:
     return value
 
 
-def diagnosis_use(diagnosis: dict[str, Any]) -> str | None:
-    """Key of the value map diagnosis_use: the role's code where it is one of AD and DD, else by rank."""
-    for coding in (diagnosis.get("use") or {}).get("coding") or ():
-        if coding.get("code") in {"AD", "DD"}:
-            return str(coding["code"])
-    rank = diagnosis.get("rank")
-    return None if rank is None else "1" if rank == 1 else "other"
-
-
 def period_text(period: dict[str, Any]) -> str:
     """'start/end', either may be empty."""
     return f"{period.get('start') or ''}/{period.get('end') or ''}"
@@ -225,6 +216,38 @@ def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     return convert
 
 
+#: Parts of US Core's extensions of race and ethnicity that are read as they are.
+_CATEGORIES = ("ombCategory", "detailed")
+_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+
+
+def other_category(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter extension of race or ethnicity → code set of what it says in another way than by US Core's codings.
+
+    A CodeableConcept, a code, or only a text; nothing readable is a code set, too. None where it has a coding as US Core
+    has it, and where it says why there is none.
+    """
+
+    def convert(extension: dict[str, Any]) -> int | None:
+        parts = [part for part in extension.get("extension") or () if part.__class__ is dict]
+        as_usual = (part["valueCoding"] for part in parts if part.get("url") in _CATEGORIES and "valueCoding" in part)
+        if any(coding.get("code") or coding.get("display") for coding in as_usual):
+            return None
+        if any(part.get("url") == _ABSENT for part in parts):
+            return None
+        said = [extension, *parts]
+        concepts = [part["valueCodeableConcept"] for part in said if part.get("valueCodeableConcept").__class__ is dict]
+        codings = [part["valueCoding"] for part in said if part.get("valueCoding").__class__ is dict]
+        codings += [coding for concept in concepts for coding in concept.get("coding") or ()]
+        codings += [{"code": part["valueCode"]} for part in said if part.get("valueCode").__class__ is str]
+        texts = [concept.get("text") for concept in concepts] + [part.get("valueString") for part in said]
+        text = next((text for text in texts if text.__class__ is str and text), None)
+        number = sets.add_concept({"coding": codings, "text": text})
+        return sets.nothing() if number is None else number
+
+    return convert
+
+
 def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     """Converter MedicationRequest → code set of its medication, None where that is another resource."""
 
@@ -291,4 +314,7 @@ def item_code(item: dict[str, Any]) -> str | None:
 
 
 def _bare_coding(coding: dict[str, Any]) -> dict[str, Any]:
+    """What a look-up asks for. Its shape is checked here, where its own line is at fault."""
+    if any(coding.get(name) is not None and coding[name].__class__ is not str for name in ("system", "code")):
+        raise ValueError("expected system and code to be strings")
     return {name: coding[name] for name in ("system", "code", "userSelected") if name in coding}

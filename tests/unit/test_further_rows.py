@@ -226,6 +226,8 @@ def test_a_further_row_that_cannot_be_made_is_left_out(name, transformed):
     assert paths == {f"{kind}.{path}" for path in ({path} if isinstance(path, str) else path)}
 
 
+BAD_CODE = {"url": "code", "valueCoding": {"system": ["x"], "code": "y"}}
+MADE_OF_TWO = {"resourceType": "Device", "id": "d", "manufactureDate": ["2020-01-01", "2020-01-02"]}
 COMPONENTS = {"component": [BROKEN_NUMBER, BROKEN_NUMBER]}
 #: Resources without an own row, of which no row at all can be made.
 NOTHING_LEFT = [
@@ -235,6 +237,12 @@ NOTHING_LEFT = [
     made("ImagingStudy", "all", {"procedureCode": ["x"]}),
     made("QuestionnaireResponse", "all", {"item": ["x"]}),
     {"resourceType": "Medication", "id": "all", "code": "x"},
+    {"resourceType": "Questionnaire", "id": "all", "item": [{"linkId": "1", "code": [{"system": 5, "code": "x"}]}]},
+    made(
+        "QuestionnaireResponse", "code", {"item": [{"linkId": "1", "definition": 5, "answer": [{"valueInteger": 1}]}]}
+    ),
+    made("QuestionnaireResponse", "coding", {"item": [{"linkId": "1", "extension": [BAD_CODE], "answer": [{}]}]}),
+    made("DeviceUseStatement", "contained", {"device": {"reference": "#d"}, "contained": [MADE_OF_TWO]}),
 ]
 
 

@@ -92,6 +92,36 @@ def inpatient_visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     )
 
 
+_DIAGNOSIS_ROLES = "http://terminology.hl7.org/CodeSystem/diagnosis-role"
+
+
+def diagnosis_use(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact about the condition: the code of its use where that has a status in the value map, else by its rank."""
+    own, look_ups = "use_as_role", derivation.look_ups
+    frame = frame.with_columns(_as_roles(frame["diagnosis_use"], derivation).alias(own))
+    frame = look_ups.of(frame, own, "use", value_map="diagnosis_use", element=own)
+    by_rank = pl.when(pl.col("rank") == 1).then(pl.lit("1")).when(pl.col("rank").is_not_null()).then(pl.lit("other"))
+    unknown = pl.col(f"{UNMAPPED}{own}").is_not_null()
+    return frame.with_columns(
+        pl.when(pl.col("use_concept_id") != 0).then("use_source_code").otherwise(by_rank).alias("value"),
+        pl.when(unknown).then("diagnosis_use").alias(f"{UNMAPPED}diagnosis_use"),
+    ).drop(own, f"{UNMAPPED}{own}")
+
+
+def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
+    """Code sets in which a code of FHIR's own list is one, whatever its system is called. Those with a status come first."""
+    entries = derivation.look_ups.value_maps["diagnosis_use"]
+    roles = set(entries.filter(pl.col("system") == _DIAGNOSIS_ROLES)["code"])
+    with_status = set(entries.filter(pl.col("concept_id") != 0)["code"])
+    numbers = {}
+    for number in uses.drop_nulls().unique(maintain_order=True):
+        codings = derivation.sets.codings_of([number]).select("system", "code").rows()
+        named = [{"system": _DIAGNOSIS_ROLES if code in roles else system, "code": code} for system, code in codings]
+        named.sort(key=lambda coding: coding["code"] not in with_status)
+        numbers[number] = derivation.sets.add_concept({"coding": named}) if named else number
+    return uses.replace_strict(numbers, default=None, return_dtype=pl.Int32)
+
+
 def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """visit_detail: one row for each place of the visit. What a place does not say, the visit does.
 
