@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.fhir.datetimes import is_calendar_date
+from pipeline.fhir.datetimes import is_calendar_date, is_sentinel
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.keys import SurrogateKeys, parse_reference
 
@@ -126,6 +126,26 @@ def _bounds_ends(request: dict[str, Any]) -> list[str]:
     if any(end.__class__ is not str for end in ends):
         raise ValueError("expected the end of a period to be a string")
     return ends
+
+
+def usable_event(events: Any) -> str | None:
+    """Of the events of a Timing (FHIR date strings) the first that is a date and no sentinel, else what comes nearest."""
+    texts = _events(events)
+    dates = [text for text in texts if is_calendar_date(text)]
+    return next((text for text in dates if not is_sentinel(text)), None) or next(iter(dates or texts), None)
+
+
+def unusable_event(events: Any) -> str | None:
+    """The first event of a Timing that stands before the usable one, for an issue; None where that is the first."""
+    texts = _events(events)
+    return texts[0] if texts and texts[0] != usable_event(texts) else None
+
+
+def _events(events: Any) -> list[str]:
+    texts = [event for event in (events if events.__class__ is list else [events]) if event is not None]
+    if any(text.__class__ is not str for text in texts):
+        raise ValueError("expected the events of a Timing to be strings")
+    return texts
 
 
 #: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.

@@ -304,6 +304,8 @@ class Worker:
             "daily_dose": converters.daily_dose,
             "dosage_end": converters.dosage_end,
             "dosage_end_unusable": converters.dosage_end_unusable,
+            "usable_event": OfCollection(converters.usable_event),
+            "unusable_event": OfCollection(converters.unusable_event),
             "dosage_length": converters.dosage_length,
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
