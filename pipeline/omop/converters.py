@@ -285,6 +285,18 @@ def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     return convert
 
 
+def lacks_contained_medication(sets: CodeSets) -> Callable[[dict[str, Any]], bool | None]:
+    """Converter MedicationRequest → True where its medication is a contained one that is not there, or says nothing."""
+    code = medication_code(sets)
+
+    def convert(request: dict[str, Any]) -> bool | None:
+        reference = (request.get("medicationReference") or {}).get("reference")
+        is_contained = isinstance(reference, str) and reference.startswith("#")
+        return True if is_contained and code(request) is None else None
+
+    return convert
+
+
 def canonical(url: str) -> str:
     """A canonical URL without version and fragment."""
     return url.partition("|")[0].partition("#")[0]

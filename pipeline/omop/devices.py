@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["contained_device", "device_identifier", "device_lot", "device_summary"]
+__all__ = ["contained_device", "device_identifier", "device_lot", "device_summary", "lacks_contained_device"]
 
 _LENGTH = 255
 
@@ -68,6 +68,13 @@ def device_summary(device: dict[str, Any]) -> dict[str, Any]:
         "lot": device_lot(device),
         "made": made,
     }
+
+
+def lacks_contained_device(statement: dict[str, Any]) -> bool | None:
+    """True where the device is a contained one that is not there."""
+    reference = (statement.get("device") or {}).get("reference")
+    is_contained = isinstance(reference, str) and reference.startswith("#")
+    return True if is_contained and contained_device(statement) is None else None
 
 
 def contained_device(statement: dict[str, Any]) -> dict[str, Any] | None:

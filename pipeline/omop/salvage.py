@@ -208,6 +208,8 @@ def _smallest(value: Any, fails: _Fails, path: str, steps: int = 0) -> str:
     if isinstance(value, list):
         for number, item in enumerate(value):
             if fails([item]):
+                if not fails(item):  # what is wrong is that it is an array
+                    return path
                 return _smallest(item, lambda part: fails([part]), f"{path}[{number}]", steps + 1)
     elif isinstance(value, dict):
         for name in list(value)[:_MOST_ELEMENTS]:

@@ -267,6 +267,33 @@ OTHERS = [
 ]
 
 
+MEDICATION, DEVICE = {"resourceType": "Medication", "id": "m"}, {"resourceType": "Device", "id": "d"}
+CODED = {"code": {"text": "x"}}
+#: Contained resources: what is contained, whether it is what the reference means.
+CONTAINED = {
+    "medication": [([], False), ([MEDICATION], False), ([MEDICATION | {"id": "n"} | CODED], False)],
+    "device": [([], False), ([DEVICE], True), ([DEVICE | {"id": "e"}], False)],
+}
+CONTAINED["medication"].append(([MEDICATION, MEDICATION | CODED], True))
+
+
+def test_a_contained_resource_that_is_not_there_is_an_issue(tmp_path):
+    """Of a provider or a place it is one in any case: tests/unit/test_references.py."""
+    resources, expected = [], {}
+    for kind in sorted(kind for kind in MAPPINGS.resources if "lacks_contained" in str(MAPPINGS.resources[kind])):
+        element, of = ("device", "device") if kind.startswith("Device") else ("medicationReference", "medication")
+        for number, (contained, is_there) in enumerate(CONTAINED[of]):
+            change = {element: {"reference": f"#{of[0]}"}, "contained": contained}
+            resources.append(made(kind, f"c{number}", change))
+            resources[-1].pop("medicationCodeableConcept", None)
+            path = f"{kind}.device" if of == "device" else f"{kind}.medication.ofType(Reference)"
+            expected[f"{kind}/c{number}"] = [] if is_there else [("reference_contained", path)]
+    found = transform(tmp_path, resources)
+    assert len(expected) == 5 * 3 + 4
+    assert set(found.outcomes.values()) == {"loaded"}
+    assert {name: found.issues.get(name, []) for name in expected} == expected
+
+
 def test_a_fact_that_cannot_be_read_is_left_out(transformed):
     assert transformed.facts["Encounter/diagnosis"]["condition_status"] == ["1"]
     assert transformed.issues["Encounter/diagnosis"] == [("row_left_out", "Encounter.diagnosis[1].condition")]

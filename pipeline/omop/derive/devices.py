@@ -18,7 +18,11 @@ _SCHEMA = {
 
 
 def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device."""
+    """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device.
+
+    A contained one that is not there is an issue.
+    """
+    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__device_reference"))
     frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
     by_reference = pl.col("device_reference").is_not_null()
     frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
