@@ -374,3 +374,55 @@ def test_items_may_be_nested_as_deeply_as_json_is_read(depth, tmp_path):
         "rejected:wrong_type",
         "rejected:evaluation_failed",
     }
+
+
+def deep(first, *, depth=2000, last=""):
+    return f'{{{first}"extension": {"[" * depth}{"]" * depth}{last}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (deep('"resourceType":"Patient","id":"d1",'), "Patient/d1"),
+        (deep("", last=', "id" : "d2" , "resourceType": "Patient"'), "Patient/d2"),
+        (
+            deep('"contained":[{"id":"x","resourceType":"Device"}],"resourceType":"Patient","id":"d\\u0033",'),
+            "Patient/d3",
+        ),
+        (deep('"name":"\\"id\\":\\"x","resourceType":"Patient","id":"d4",'), "Patient/d4"),
+        (deep('"resourceType":"Patient","id":5,'), "Patient/None"),
+        (deep('"id":"d5",'), "Patient/None"),
+        (deep('"resourceType":"Patient","id":"d6\\u0000",'), "Patient/None"),
+        (deep('"resourceType":"Patient","id":"d7","note":" x",', depth=1000), "Patient/d7"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_a_dead_letter_of_what_is_nested_too_deeply_names_the_resource(line, name, tmp_path):
+    found = transform(tmp_path, [], lines={"Patient": [line]})
+    assert found.outcomes == {name: "rejected:nested_too_deeply"}
+
+
+#: Columns that read the resource as a whole: what is wrong in it, and where the dead letter says that is.
+WHOLE = [
+    ("MedicationRequest", {"dosageInstruction": [{"text": "x"}, {"text": 5}]}, "dosageInstruction[1].text"),
+    ("MedicationStatement", {"dosage": [{"text": "x"}, "x"]}, "dosage[1]"),
+    ("MedicationRequest", {"dosageInstruction": [{"timing": "x"}]}, "dosageInstruction[0].timing"),
+    ("Location", {"address": {"line": 5}}, None),
+    (
+        "DocumentReference",
+        {"content": [{"attachment": {"contentType": "text/plain", "data": 5}}]},
+        "content[0].attachment.data",
+    ),
+    ("Organization", {"type": [{"text": "x"}, {"coding": "x"}]}, "type[1].coding"),
+]
+
+
+def test_dead_letters_say_where_in_the_resource(tmp_path):
+    resources = [made(kind, f"w{number}", change) for number, (kind, change, _) in enumerate(WHOLE)]
+    found = transform(tmp_path, resources, OPTIONS)
+    for number, (kind, change, path) in enumerate(WHOLE):
+        name = f"{kind}/w{number}"
+        if path is None:  # a further row
+            assert found.issues[name] == [("row_left_out", f"{kind}.address.line")], change
+        else:
+            assert found.paths[name] == f"{kind}.{path}", change
