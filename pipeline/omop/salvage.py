@@ -174,7 +174,7 @@ def _steps(path: str) -> Iterator[str]:
     step, depth = "", 0
     for character in f"{path}.":
         if character == "." and not depth:
-            if step and not step.startswith(("where(", "repeat(", "iif(")):
+            if step and not step.startswith(("$this", "where(", "repeat(", "iif(")):
                 yield step
             step = ""
             continue

@@ -22,6 +22,7 @@ from pipeline.omop.events import (
     derived,
     event_links,
     event_rows,
+    numbered_path,
     refuse_incomplete,
 )
 from pipeline.omop.keys import content_key
@@ -218,7 +219,8 @@ class _TypeTransform:
         rows, problems = without_problems(rows, columns)
         for name, found in problems.items():
             path = f"{self.resource_type}.{view.element_paths.get(name, name)}"
-            self._reference_issues.append(found.with_columns(pl.lit(path).alias("path")))
+            path_of_row = numbered_path(self.mapping, view, path).alias("path")
+            self._reference_issues.append(found.select("surrogate_id", "code", path_of_row))
         return rows
 
     def _parts_left_out(self, kept: pl.DataFrame) -> EventRows:

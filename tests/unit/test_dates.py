@@ -518,7 +518,7 @@ def test_sentinels_are_no_deaths(mixed):
 
 
 def place_path(end):
-    return f"Encounter.location.period.{end}"
+    return f"Encounter.location[0].period.{end}"
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_reactions(mixed):
         "reaction-epoch": [START, START],
         "reaction-day": [START, "2024-02-01"],
     }
-    path = "AllergyIntolerance.reaction.onset"
+    path = "AllergyIntolerance.reaction[0].onset"
     assert mixed.issues["AllergyIntolerance/reaction-garbage"] == [("date_invalid", path)]
     assert mixed.issues["AllergyIntolerance/reaction-epoch"] == [("date_sentinel", path)]
 

@@ -299,6 +299,42 @@ def test_a_fact_that_cannot_be_read_is_left_out(transformed):
     assert transformed.issues["Encounter/diagnosis"] == [("row_left_out", "Encounter.diagnosis[1].condition")]
 
 
+TWO_PLACES = {
+    "location": [
+        {"location": {"reference": "Location/a"}, "status": "planned"},
+        {"location": {"reference": "Device/b"}, "period": {"start": "garbage"}},
+        {"location": {"reference": "Location/c"}, "period": {"start": "2024-03-11", "end": "2024-03-10"}},
+        {"location": {"reference": "#d"}, "period": {"start": "garbage"}},
+    ]
+}
+TWO_REACTIONS = {"reaction": [REACTION | {"onset": onset} for onset in ("garbage", DAY, "2024-02-30")]}
+TWO_DIAGNOSES = {"diagnosis": [{"condition": {"reference": "Device/x"}}, {"condition": {"reference": "#c"}}]}
+
+
+def test_two_broken_items_of_an_array_are_two_issues(tmp_path):
+    resources = [
+        made("Encounter", "places", TWO_PLACES),
+        made("Encounter", "uses", TWO_DIAGNOSES),
+        made("AllergyIntolerance", "reactions", TWO_REACTIONS),
+    ]
+    found = transform(tmp_path, resources)
+    assert set(found.issues["Encounter/places"]) == {
+        ("date_invalid", "Encounter.location[1].period.start"),
+        ("date_invalid", "Encounter.location[3].period.start"),
+        ("end_before_start", "Encounter.location[2].period.end"),
+        ("reference_type_unusable", "Encounter.location[1].location"),
+        ("reference_contained", "Encounter.location[3].location"),
+    }
+    assert len(found.rows["Encounter/places"]["visit_detail"]) == 3
+    assert set(found.issues["Encounter/uses"]) == {
+        ("reference_type_unusable", "Encounter.diagnosis[0].condition"),
+        ("reference_contained", "Encounter.diagnosis[1].condition"),
+    }
+    assert set(found.issues["AllergyIntolerance/reactions"]) == {
+        ("date_invalid", f"AllergyIntolerance.reaction[{number}].onset") for number in (0, 2)
+    }
+
+
 def test_an_element_that_is_there_once_in_another_shape_is_a_dead_letter(transformed):
     assert transformed.outcomes["Encounter/class"] == "rejected:wrong_type"
     assert transformed.outcomes["Observation/own"] == "rejected:wrong_type"
