@@ -250,12 +250,13 @@ def other_category(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
 
     def convert(extension: dict[str, Any]) -> int | None:
         parts = [part for part in extension.get("extension") or () if part.__class__ is dict]
-        as_usual = (part["valueCoding"] for part in parts if part.get("url") in _CATEGORIES and "valueCoding" in part)
-        if any(coding.get("code") or coding.get("display") for coding in as_usual):
-            return None
-        if any(part.get("url") == _ABSENT for part in parts):
-            return None
-        said = [extension, *parts]
+        for part in parts:
+            url, coding = part.get("url"), part.get("valueCoding")
+            if url == _ABSENT or (coding and url in _CATEGORIES and (coding.get("code") or coding.get("display"))):
+                return None
+        return said_otherwise([extension, *parts])
+
+    def said_otherwise(said: list[dict[str, Any]]) -> int:
         concepts = [part["valueCodeableConcept"] for part in said if part.get("valueCodeableConcept").__class__ is dict]
         codings = [part["valueCoding"] for part in said if part.get("valueCoding").__class__ is dict]
         codings += [coding for concept in concepts for coding in concept.get("coding") or ()]

@@ -215,7 +215,9 @@ def _smallest(value: Any, fails: _Fails, path: str, steps: int = 0) -> str:
         for name in list(value)[:_MOST_ELEMENTS]:
             others = {key: item for key, item in value.items() if key != name}
             if name != "resourceType" and _ELEMENT.fullmatch(name) and not fails(others):
-                return _smallest(
-                    value[name], lambda part, name=name: fails({**value, name: part}), f"{path}.{name}", steps + 1
-                )
+                return _smallest(value[name], _with_element(value, name, fails), f"{path}.{name}", steps + 1)
     return path
+
+
+def _with_element(value: dict[str, Any], name: str, fails: _Fails) -> _Fails:
+    return lambda part: fails({**value, name: part})

@@ -39,8 +39,8 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The use's own timing, else when it was recorded; by option the date of manufacture, which is flagged."""
-    own = ("timing_datetime", "timing_period_start", "timing_bounds_start")
-    own += ("timing_event_unusable", "timing_event", "recorded_on")
+    timing = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event_unusable", "timing_event")
+    own = (*timing, "recorded_on")
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()

@@ -19,8 +19,14 @@ def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
 
 
-_DATES = ("effective_datetime", "effective_instant", "effective_period_start")
-_DATES += ("effective_timing_unusable", "effective_timing_event", "issued")
+_DATES = (
+    "effective_datetime",
+    "effective_instant",
+    "effective_period_start",
+    "effective_timing_unusable",
+    "effective_timing_event",
+    "issued",
+)
 
 
 #: A decimal with or without comparator: groups comparator and number.
