@@ -262,6 +262,14 @@ def test_an_event_without_a_code_is_counted_by_its_element(found: Transforming, 
     assert by_element.keys() == set(elements)
 
 
+@pytest.mark.parametrize("instead", [{}, {"class": {}}, {"class": {"system": SYSTEM}}], ids=str)
+def test_a_visit_without_a_class_is_counted(found: Transforming, instead: dict[str, Any]) -> None:
+    place = {"location": [{"location": {"reference": "Location/l"}}]}
+    by_type = {"type": [{"coding": [{"system": "http://snomed.info/sct", "code": "30346009"}]}]}
+    assert counted(transformed(found, [{**VISIT, **place, **instead}])) == {"Encounter.class": [(None, None, None, 1)]}
+    assert counted(transformed(found, [{**VISIT, **by_type, "class": AMBULATORY}])) == {}
+
+
 def test_a_medication_that_is_not_there_is_counted(found: Transforming) -> None:
     case = _without(CASES["MedicationRequest.code"], UNKNOWN, [])
     for reference in ({"reference": "Medication/later"}, {"reference": "#m"}, {"display": " "}):
