@@ -108,6 +108,7 @@ class ExportDownload:
         #: Hash of an address → what came from it before, so that a wrong `count` is known by equal bytes.
         self._digests: dict[str, FileDigest] = {}
         self._left_out: dict[_Place, Gap] = {}
+        self._unusable: UnusableAddress | None = None
         self.gaps: tuple[Gap, ...] = ()
 
     def run(self) -> LandedExport:
@@ -115,7 +116,7 @@ class ExportDownload:
 
         A file that is lost (404) or whose address can never be used, also after the manifest was read again, is left out
         and becomes a gap. A failure that is not of one file stops the others after the files that they are at; complete
-        files stay, and of the others what came. Raises ExportGone when no file can be had any more, RemoteUnavailable
+        files stay, and of the others what came. Raises ExportGone or UnusableAddress when no file is left, RemoteUnavailable
         after the last attempt, UnsafeRemote, RemoteRefused, LandingError.
         """
         try:
@@ -125,6 +126,8 @@ class ExportDownload:
             found = self._fetched()
         files = _of_category(found, "files")
         if self._manifest.output and not files:
+            if self._unusable:
+                raise self._unusable
             message = f"No file of export {self._job.export_id} of site {self._job.site} can be had any more."
             raise ExportGone(message, "The next run after this group's window starts a new export.")
         counted = [
@@ -205,6 +208,8 @@ class ExportDownload:
         entry = place.entry
         reason: GapReason = "lost" if is_lost else "unusable"
         with self._lock:
+            if isinstance(error, UnusableAddress):
+                self._unusable = error
             self._left_out[place] = Gap(place.category, place.number, entry.resource_type, reason, entry.count)
 
     def _download(self, place: _Place) -> LandedFile:
