@@ -130,9 +130,12 @@ def _call() -> None:
 
 
 def _end_with(error: EpicOmopError) -> NoReturn:
-    _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
-    if error.advice:
-        _errors.print(lines(error.advice.split("\n")))
+    try:
+        _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
+        if error.advice:
+            _errors.print(lines(error.advice.split("\n")))
+    except OSError:  # nothing can be said, as on a full disk: then the exit code says it alone
+        drop_output()
     sys.exit(error.exit_code)
 
 

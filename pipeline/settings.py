@@ -534,9 +534,19 @@ _VARIABLES = {
 
 
 def home_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong."""
+    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong. Raises
+    ConfigurationError."""
     variables = os.environ if environment is None else environment
-    return Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    try:
+        home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+        str(home).encode()
+    except FileNotFoundError:
+        raise ConfigurationError("The working folder does not exist any more.", "Change to another one.") from None
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            "The path of EPIC_OMOP_HOME cannot be read as UTF-8.", "Name another folder, or set LC_ALL=C.UTF-8."
+        ) from None
+    return home
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
