@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -31,6 +31,13 @@ _log = logging.getLogger(__name__)
 
 #: The DELETE of an export that is given up; a server that is down does not hold up the command.
 _DELETE_SECONDS = 30.0
+
+#: By kind, what ends an export that is open.
+_ADVICE_OF_OPEN = {
+    "bulk": "Give it up with `epic-omop export abandon`.",
+    "crawl": "Finish it with `epic-omop crawl SITE --resume`.",
+    "folder": "It ends with the command that loads it; the next `epic-omop ingest --from` takes away what was killed.",
+}
 
 #: Earlier than any export: whatever comes is newer.
 _BEFORE_ALL = datetime(1900, 1, 1, tzinfo=UTC)
@@ -68,7 +75,10 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
             raise UsageError(
                 f"Group {group} of site {site.name} has no open export.", "`epic-omop status` lists what is open."
             )
-        with site_lock(connection, site.name, f"export {job.export_id}"):
+        with ExitStack() as locks:
+            locks.enter_context(site_lock(connection, site.name, f"export {job.export_id}"))
+            if job.state == "landed":  # a load that has begun is not given up half way
+                locks.enter_context(site_lock(connection, site.name, "ingest"))
             not_deleted = _deleted_on_server(runtime, site, job, session)
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
@@ -104,7 +114,7 @@ def retime(runtime: Runtime, site: str, export_id: int, time: datetime | None = 
         job = _job_of(connection, site, export_id)
         if job.transaction_time is None:
             raise UsageError(
-                f"Export {export_id} has no time yet: it is {job.state}.", "Give it up with `export abandon`."
+                f"Export {export_id} has no time yet: it is {job.state}.", _ADVICE_OF_OPEN.get(job.kind, "")
             )
         if not job.is_open and job.published_at is None:
             raise UsageError(
@@ -148,7 +158,7 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
         job = _job_of(connection, site, export_id)
         if job.is_open and job.state != "landed":
             raise UsageError(
-                f"Export {export_id} is {job.state}: it is not here yet.", "Use `epic-omop export abandon`."
+                f"Export {export_id} is {job.state}: it is not here yet.", _ADVICE_OF_OPEN.get(job.kind, "")
             )
         ids = _with_replays(connection, job)
         connection.execute(

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, UsageError
+from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, SiteBusy, UsageError
 from pipeline.landing.reading import open_landed
 from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
@@ -547,6 +547,9 @@ def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, st
     if server_is_down:
         at("delete", outcome(503, "exception"))(epic)
     asked = Asked(epic)
+    if state == "landed":
+        with runtime.connect() as other, export_jobs.site_lock(other, "site_a", "ingest"), pytest.raises(SiteBusy):
+            exports.abandon(runtime, site_of(runtime), "g1")  # while it is loaded
     result = exports.abandon(runtime, site_of(runtime), "g1")
     assert (result.export_id, asked.methods) == (opened.export_id, ["DELETE"])
     assert (result.not_deleted is not None) is server_is_down

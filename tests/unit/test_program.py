@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from pipeline.commands import ui
+from pipeline.errors import UsageError
 
 #: Sends itself a SIGINT when the module that is named first is imported, then runs the program.
 _INTERRUPTED = """
@@ -40,6 +45,27 @@ def run(
     environment = {**os.environ, **variables}
     ended = subprocess.run(command, capture_output=True, check=False, env=environment)
     return ended.returncode, (ended.stdout + ended.stderr).decode(errors="replace")
+
+
+_SERVICES = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "code-server"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_ui_does_not_wait_for_a_code_server_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    with subprocess.Popen([sys.executable, "-c", _SERVICES], stdout=subprocess.PIPE) as services:
+        try:
+            assert services.stdout is not None
+            code_server = int(services.stdout.readline())
+            threading.Timer(0.5, os.kill, (code_server, signal.SIGKILL)).start()
+            with pytest.raises(UsageError, match="code server has died"):
+                ui._code_of(services)
+        finally:
+            services.kill()
 
 
 @pytest.mark.parametrize("words", ["--help", "erase --help", "mappings show Patient", "site list", "nonsense"])
