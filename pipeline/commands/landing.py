@@ -46,7 +46,7 @@ def status() -> None:
                 if runtime.landing.exists(name, number)
             ]
             console.print(
-                f"Site {name} keeps {site.landing_keep}: {len(old):,} older or ended exports are in landing."
+                f"Site {name} keeps {site.landing_keep}: {len(old):,} older exports are in landing."
                 + (" `epic-omop landing prune` leaves what is needed of them." if old else ""),
                 soft_wrap=True,
             )
