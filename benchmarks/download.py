@@ -30,17 +30,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.clock import SystemClock
-from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import Manifest, StillRunning
-from pipeline.epic.session import open_session
-from pipeline.export_files import ExportDownload
+from pipeline.core.clock import SystemClock
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk.download import ExportDownload
+from pipeline.extract.bulk.protocol import Manifest, StillRunning
+from pipeline.extract.smart.session import open_session
 from pipeline.landing.store import LandingStore
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.faults import NoGzip
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import SiteSettings
 from pipeline.warehouse.export_jobs import ExportJob
 
 __all__ = ["main"]

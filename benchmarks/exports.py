@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
+from pipeline.core.settings import DEFAULT_RESOURCE_TYPES
 from pipeline.sandbox.directory import Directory
 from pipeline.sandbox.generator import generate
-from pipeline.settings import DEFAULT_RESOURCE_TYPES
 
 __all__ = ["FIRST_DAY", "World", "make_volatile", "patients_of", "write_day"]
 

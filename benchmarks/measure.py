@@ -15,16 +15,16 @@ from benchmarks.exports import FIRST_DAY, World, make_volatile, write_day
 from benchmarks.floor import CopyFloor, copy_floor, parse_floor, save_rows
 from benchmarks.memory import CpuSeconds, MemoryPeak, PeakMemory
 from benchmarks.start_up import start_up_seconds
-from pipeline.clock import ManualClock
-from pipeline.exports import ingest_folder
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings
+from pipeline.extract.bulk import ingest_folder
 from pipeline.landing.store import LandedExport
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings
-from pipeline.warehouse.embedded import EmbeddedServer
-from pipeline.warehouse.publish import PublicationReport
+from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.publication.publish import PublicationReport
+from pipeline.warehouse.embedded.server import EmbeddedServer
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas, transaction
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
 __all__ = ["PARTS", "Load", "Measurements", "Options", "measure"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.fhir.view_definition import CompiledColumns, compile_columns
+from pipeline.sql_on_fhir.view_definition import CompiledColumns, compile_columns
 
 _CATEGORY = "category.coding.where(code = '{}').exists()"
 _VALUES = [

@@ -56,7 +56,7 @@ _SERVER.set_forkserver_preload(list(_LIBRARIES))
 #: Runs `epic-omop` and kills itself before or after the so-and-so-many-th call of one of its functions, in any thread.
 _KILLED = """
 import importlib, itertools, os, signal, sys
-import pipeline.cli
+import pipeline.commands.cli
 where, when, number, first = sys.argv[1:5]
 exec(first)
 module, _, path = where.partition(":")
@@ -75,16 +75,16 @@ def counted(*arguments, **named):
     return result
 setattr(owner, name, counted)
 sys.argv = ["epic-omop", *sys.argv[5:]]
-pipeline.cli.main()
+pipeline.commands.cli.main()
 """
 
 #: Runs the program so that it can write no file larger than so many bytes.
 _LIMITED = """
 import resource, sys
-import pipeline.cli
+import pipeline.commands.cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sys.argv = ["epic-omop", *sys.argv[2:]]
-pipeline.cli.main()
+pipeline.commands.cli.main()
 """
 
 #: No command of a small folder takes longer, also on a busy machine.
@@ -233,7 +233,7 @@ def _run(command: list[str], environment: dict[str, str], folder: str, out: Conn
             exec(compile(command[2], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = command
-            from pipeline.cli import main
+            from pipeline.commands.cli import main
 
             main()
     finally:

@@ -26,10 +26,10 @@ import pytest
 from hypothesis import settings
 from psycopg import sql
 
-from pipeline.clock import SystemClock
-from pipeline.errors import WarehouseError
-from pipeline.warehouse.embedded import EmbeddedServer
-from pipeline.warehouse.postgres_binaries import Account, server_account
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import WarehouseError
+from pipeline.warehouse.embedded.binaries import Account, server_account
+from pipeline.warehouse.embedded.server import EmbeddedServer
 from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, prepared
 from tests.property_examples import DEEP
 from tests.requirement_results import RequirementResults, note_requirements

@@ -15,9 +15,9 @@ import psycopg
 from filelock import FileLock
 from psycopg import sql
 
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
 __all__ = ["Prepared", "empty", "fresh_database", "install", "install_with_demo_vocabulary", "prepared"]
 

@@ -11,7 +11,11 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.omop.concept_index import (
+from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
+from pipeline.staging import schemas as staging
+from pipeline.staging.facts import write_facts
+from pipeline.staging.schemas import StagedExport
+from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
     CONCEPT_FILE,
@@ -22,14 +26,10 @@ from pipeline.omop.concept_index import (
     STRENGTH_SCHEMA,
     ConceptIndex,
 )
-from pipeline.omop.content import Contents
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.plan import TransformPlan, Worker
-from pipeline.omop.transform import LinesTransform
-from pipeline.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.warehouse import staging
-from pipeline.warehouse.facts import write_facts
-from pipeline.warehouse.staging import StagedExport
+from pipeline.transform.content import Contents
+from pipeline.transform.lines import LinesTransform
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.plan import TransformPlan, Worker
 
 __all__ = ["Lines", "Rows", "Transforming", "index_of", "lines_of", "plan_of", "write_no_facts"]
 

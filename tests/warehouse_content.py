@@ -9,7 +9,7 @@ import psycopg
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
-from pipeline.warehouse.ids import LINKS
+from pipeline.publication.ids import LINKS
 
 #: Columns that are shown as the resource of the row to which they lead.
 REFERENCES = {

@@ -1,4 +1,4 @@
-"""`epic-omop crawl`: words for people around `pipeline.crawl`. Counts only; no id of a patient is printed."""
+"""`epic-omop crawl`: words for people around `pipeline.extract.rest.crawl`. Counts only; no id of a patient is printed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.commands.hydrate import rest_progress
 from pipeline.commands.ingest import ingest_landed
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Terminal, bold, words
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.crawl import Crawl
-    from pipeline.runtime import Runtime
-    from pipeline.settings import SiteSettings
+    from pipeline.core.settings import SiteSettings
+    from pipeline.extract.rest.crawl import Crawl
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
 
@@ -52,8 +52,8 @@ def crawl(
     Safe to stop: the same command goes on where it was. Requests keep to `requests_per_second` in sites.yaml;
     what each type is searched by is `crawl_searches`. Exit code 75: some searches failed for now, call again.
     """
-    from pipeline.crawl import crawl as crawl_patients
-    from pipeline.runtime import Runtime
+    from pipeline.extract.rest.crawl import crawl as crawl_patients
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
@@ -75,8 +75,8 @@ def _lists(
     runtime: Runtime, site: SiteSettings, file: Path | None, ids: list[str] | None, *, resume: bool
 ) -> Iterator[tuple[str | None, list[str]]]:
     """The lists of patients to crawl: one, or with `resume` those of crawls that are not loaded, with their labels."""
-    from pipeline.crawl import unfinished_crawls
-    from pipeline.patient_list import checked_patients, read_patients
+    from pipeline.extract.rest.crawl import unfinished_crawls
+    from pipeline.extract.rest.patient_list import checked_patients, read_patients
 
     if sum((file is not None, bool(ids), resume)) > 1:
         raise UsageError("--patients, --patient and --resume exclude each other.", "Give one of them.")

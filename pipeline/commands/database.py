@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import document, echo
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.settings import Settings
-    from pipeline.warehouse.embedded import EmbeddedServer
+    from pipeline.core.settings import Settings
+    from pipeline.warehouse.embedded.server import EmbeddedServer
 
 __all__ = ["app"]
 
@@ -96,9 +96,9 @@ def psql(context: typer.Context) -> None:
     """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    from pipeline.runtime import Runtime
     from pipeline.warehouse.access_looks import record_look
-    from pipeline.warehouse.postgres_binaries import installed_binaries
+    from pipeline.warehouse.embedded.binaries import installed_binaries
+    from pipeline.warehouse.runtime import Runtime
 
     settings = _settings()
     parameters = conninfo_to_dict(_url(settings))
@@ -153,10 +153,10 @@ def serve(
     omop_steward and omop_auditor may log in as well (`db grant`). Nothing is encrypted on the way:
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
     """
-    from pipeline.runtime import Runtime
     from pipeline.warehouse.access_looks import record_look
-    from pipeline.warehouse.postgres_folder import CLIENT_ROLE
+    from pipeline.warehouse.embedded.folder import CLIENT_ROLE
     from pipeline.warehouse.roles import Warehouse, grant_role, install_roles
+    from pipeline.warehouse.runtime import Runtime
     from pipeline.warehouse.schema import ensure_schemas
 
     settings = _settings()
@@ -174,7 +174,7 @@ def serve(
 
 
 def _settings() -> Settings:
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
 
     return load_settings()
 
@@ -186,7 +186,7 @@ def _url(settings: Settings) -> str:
 
 
 def _embedded(settings: Settings) -> EmbeddedServer:
-    from pipeline.warehouse.embedded import EmbeddedServer
+    from pipeline.warehouse.embedded.server import EmbeddedServer
 
     if settings.database_url is not None:
         raise UsageError(

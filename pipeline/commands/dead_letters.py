@@ -10,7 +10,7 @@ import typer
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.terminal import Table, Terminal, bold, document, words
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 __all__ = ["app"]
 
@@ -28,8 +28,8 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
 ) -> None:
     """List open dead letters: what, where and why; no patient's data is shown."""
-    from pipeline.runtime import Runtime
-    from pipeline.warehouse.dead_letters import list_dead_letters
+    from pipeline.publication.dead_letters import list_dead_letters
+    from pipeline.warehouse.runtime import Runtime
 
     console = Terminal()
     runtime = Runtime.from_environment()
@@ -72,9 +72,9 @@ def show(
     raw: Annotated[bool, typer.Option("--raw", help="Write the line itself, byte for byte: patient data!")] = False,
 ) -> None:
     """Show one dead letter; with --raw its line, to look at or to repair."""
-    from pipeline.runtime import Runtime
+    from pipeline.publication.dead_letters import get_dead_letter
     from pipeline.warehouse.access_looks import record_look
-    from pipeline.warehouse.dead_letters import get_dead_letter
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
@@ -119,9 +119,9 @@ def replay(
 ) -> None:
     """Send dead letters through the pipeline again, for example after a mapping was mended."""
     from pipeline.commands.tables import print_load_report
+    from pipeline.load.replay import replay_dead_letters
     from pipeline.quality.report import load_report
-    from pipeline.replay import replay_dead_letters
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     console = Terminal()

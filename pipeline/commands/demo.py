@@ -12,11 +12,11 @@ import typer
 from pipeline.commands.terminal import Terminal, bold, words
 
 if TYPE_CHECKING:
+    from pipeline.core.settings import SiteSettings
     from pipeline.orchestration.nightly import RunOutcome
-    from pipeline.runtime import Runtime
     from pipeline.sandbox.config import SandboxConfig
     from pipeline.sandbox.server import RunningSandbox
-    from pipeline.settings import SiteSettings
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
 
@@ -40,8 +40,8 @@ def demo(
     Uses the demonstration vocabulary and the embedded PostgreSQL (or EPIC_OMOP_DATABASE_URL). Everything it makes is
     under EPIC_OMOP_HOME.
     """
-    from pipeline.runtime import Runtime
     from pipeline.sandbox.server import RunningSandbox
+    from pipeline.warehouse.runtime import Runtime
 
     console = Terminal()
     started = time.monotonic()
@@ -62,9 +62,9 @@ def demo(
 
 def _prepare(console: Terminal, runtime: Runtime) -> None:
     """Schemas, and the demonstration vocabulary where none is loaded."""
-    from pipeline.omop.vocabulary import compile_index, current_release, load_vocabulary
-    from pipeline.settings import MAPPINGS_FOLDER
+    from pipeline.core.settings import MAPPINGS_FOLDER
     from pipeline.warehouse.schema import install_schemas
+    from pipeline.warehouse.vocabulary import compile_index, current_release, load_vocabulary
 
     settings = runtime.settings
     with console.status("starting PostgreSQL, making the schemas"):
@@ -113,7 +113,7 @@ def _next_day(console: Terminal, sandbox: RunningSandbox) -> None:
 
 def _register(runtime: Runtime, sandbox: RunningSandbox) -> SiteSettings:
     from pipeline.commands.sandbox import CLIENT_ID, site_types
-    from pipeline.settings import load_settings, register_site
+    from pipeline.core.settings import load_settings, register_site
 
     home = runtime.settings.home
     entry = {

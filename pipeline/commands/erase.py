@@ -12,13 +12,13 @@ from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, progress
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.erasure.run import EraseProgress, Erasing
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
 
@@ -60,7 +60,7 @@ def erase(
     backups, the write-ahead log, the folders that `ingest --from` has read, files of your own with ids.
     """
     from pipeline.erasure.run import erasing
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
     console = Terminal(highlight=False)
     runtime = Runtime.from_environment()
@@ -98,7 +98,7 @@ def erase(
 
 
 def _patients(ids: list[str] | None, file: Path | None) -> list[str]:
-    from pipeline.patient_list import checked_patients, read_patients
+    from pipeline.extract.rest.patient_list import checked_patients, read_patients
 
     if ids and file:
         raise UsageError("--patient and --patient-file exclude each other.", "Give one of them.")

@@ -1,4 +1,4 @@
-"""`epic-omop export` and `epic-omop site list`: words for people around `pipeline.exports`."""
+"""`epic-omop export` and `epic-omop site list`: words for people around `pipeline.extract.bulk`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pipeline.commands.terminal import (
     bold,
     words,
 )
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.exports import ExportEvent, SiteExport
-    from pipeline.runtime import Runtime
-    from pipeline.settings import SiteSettings
+    from pipeline.core.settings import SiteSettings
+    from pipeline.extract.bulk import ExportEvent, SiteExport
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["ExportProgress", "checked_groups", "is_interactive", "register"]
 
@@ -73,8 +73,8 @@ def export(
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
     """
-    from pipeline.exports import export_groups
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import export_groups
+    from pipeline.warehouse.runtime import Runtime
 
     if context.invoked_subcommand is not None:
         if site or group or since:
@@ -115,8 +115,8 @@ def abandon(
 
     The group is free again; inside Epic's window (24 hours by default) the next kick-off waits until that has passed.
     """
-    from pipeline.exports import abandon as abandon_export
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import abandon as abandon_export
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     result = abandon_export(runtime, runtime.settings.site(site), group)
@@ -145,8 +145,8 @@ def retime(
     An export whose time is in the future keeps out everything that comes after it.
     """
     from pipeline.commands.site_names import known_site
-    from pipeline.exports import retime as retime_export
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import retime as retime_export
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
@@ -162,8 +162,8 @@ def forget(
 ) -> None:
     """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
     from pipeline.commands.site_names import known_site
-    from pipeline.exports import forget as forget_export
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import forget as forget_export
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
@@ -195,7 +195,7 @@ def is_interactive(console: Terminal) -> bool:
 
 def site_list() -> None:
     """List the sites of sites.yaml: address, groups, number of resource types, time zone, schedule."""
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     sites = runtime.settings.sites

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.commands.terminal import Table, Terminal, styled, words
-from pipeline.findings import Finding, State
+from pipeline.core.findings import Finding, State
 
 __all__ = ["print_findings"]
 

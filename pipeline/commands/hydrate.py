@@ -1,4 +1,4 @@
-"""`epic-omop hydrate`: words for people around `pipeline.hydration`."""
+"""`epic-omop hydrate`: words for people around `pipeline.load.hydration`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.commands.ingest import ingest_landed
 from pipeline.commands.terminal import MofNCompleteColumn, Terminal, progress
 
 if TYPE_CHECKING:
-    from pipeline.hydration import Hydration
+    from pipeline.load.hydration import Hydration
 
 __all__ = ["register", "rest_progress", "tell_hydrations"]
 
@@ -35,9 +35,9 @@ def hydrate(
     Each resource is fetched once and remembered (`hydrate_again_days`); requests keep to `requests_per_second`. Safe to
     stop: run again, it goes on. What a night's run does by itself with `hydrate: true`.
     """
-    from pipeline.hydration import hydrate as hydrate_exports
-    from pipeline.hydration import newest_exports
-    from pipeline.runtime import Runtime
+    from pipeline.load.hydration import hydrate as hydrate_exports
+    from pipeline.load.hydration import newest_exports
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)

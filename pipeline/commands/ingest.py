@@ -11,14 +11,14 @@ import typer
 from pipeline.commands.status import refuse_empty, tell_settings
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
-    from pipeline.runtime import Runtime
-    from pipeline.settings import SiteSettings
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["ingest_landed", "register"]
 
@@ -63,9 +63,9 @@ def ingest(
     superseded, excluded or rejected. Run again, only what changed is loaded.
     """
     from pipeline.commands.site_names import known_site, loadable_site
-    from pipeline.exports import folder_load, ingest_folder
-    from pipeline.landed_exports import landed_export
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import folder_load, ingest_folder
+    from pipeline.load.landed_exports import landed_export
+    from pipeline.warehouse.runtime import Runtime
 
     if (source is None) == (export is None):
         raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
@@ -102,8 +102,8 @@ def run(
     Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
     """
     from pipeline.commands.export import ExportProgress, checked_groups, is_interactive
-    from pipeline.exports import export_groups
-    from pipeline.runtime import Runtime
+    from pipeline.extract.bulk import export_groups
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
@@ -134,9 +134,9 @@ def ingest_landed(
     `hydrated`: with what they lack, where the site's settings say so.
     """
     from pipeline.commands.hydrate import tell_hydrations
-    from pipeline.hydration import ingest_hydrated
+    from pipeline.load.hydration import ingest_hydrated
+    from pipeline.load.replay import ingest_with_follow_ups
     from pipeline.quality.report import load_report
-    from pipeline.replay import ingest_with_follow_ups
 
     ids: list[int] = []
     for export in sorted(exports, key=lambda export: (export.transaction_time, export.export_id)):
@@ -193,10 +193,10 @@ def verify(
     With --deep, whether every row and link is what a fresh load of the landed lines makes (docs/verify.md).
     Exit code 0: everything holds; 70: something does not.
     """
-    from pipeline.errors import AccountingError
-    from pipeline.landed_lines import missing_lines, missing_sentence
+    from pipeline.core.errors import AccountingError
+    from pipeline.load.landed_lines import missing_lines, missing_sentence
     from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
     if not deep and (everything or persons is not None or site is not None or seed is not None):
         raise UsageError("--persons, --all, --site and --seed go with --deep.", "See docs/verify.md.")
@@ -257,9 +257,9 @@ def _print_accounts(console: Terminal, connection: object) -> None:
 
 def _prepare(runtime: Runtime) -> None:
     """Schemas are made on first use; a vocabulary cannot be."""
-    from pipeline.errors import VocabularyError
-    from pipeline.omop.vocabulary import current_release
+    from pipeline.core.errors import VocabularyError
     from pipeline.warehouse.schema import ensure_schemas
+    from pipeline.warehouse.vocabulary import current_release
 
     settings = runtime.settings
     ensure_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)

@@ -1,4 +1,4 @@
-"""`epic-omop keys`: make a signing key, the public JWK Set to host, and look at both. The work is in `pipeline/epic`."""
+"""`epic-omop keys`: make a signing key, the public JWK Set to host, and look at both. The work is in `pipeline/extract`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import Terminal, document, echo
-from pipeline.errors import ConfigurationError, UsageError
+from pipeline.core.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.epic.signing_key import SigningKey
+    from pipeline.extract.smart.keys import SigningKey
 
 __all__ = ["app"]
 
@@ -41,8 +41,8 @@ def new(
     bits: Annotated[int, typer.Option(help="Of an RSA key; at least 2048.")] = 3072,
 ) -> None:
     """Make a private key (PEM, mode 0600) and say what to do with it."""
-    from pipeline.epic.key_files import new_key, write_new_key
-    from pipeline.epic.signing_key import key_from_file
+    from pipeline.extract.smart.key_files import new_key, write_new_key
+    from pipeline.extract.smart.keys import key_from_file
 
     write_new_key(out, new_key(kind.value, bits))
     key = key_from_file(out)
@@ -60,7 +60,7 @@ def jwks(
     """Write the JWK Set of the public keys, for the customer to host. It never holds a private part."""
     import orjson
 
-    from pipeline.epic.key_files import key_set
+    from pipeline.extract.smart.key_files import key_set
 
     keys = [key for load in _loaders(files, site, None) for key in load()]
     text = orjson.dumps(key_set(keys), option=orjson.OPT_INDENT_2).decode()
@@ -85,11 +85,11 @@ def check(
     ] = None,
 ) -> None:
     """Say what is wrong with private keys and with the hosted JWK Set. Exit code 1 when something is."""
-    from pipeline.clock import SystemClock
     from pipeline.commands.findings import print_findings
-    from pipeline.epic.key_files import check_hosted_keys, check_key
-    from pipeline.findings import Finding, any_failed
-    from pipeline.settings import load_settings
+    from pipeline.core.clock import SystemClock
+    from pipeline.core.findings import Finding, any_failed
+    from pipeline.core.settings import load_settings
+    from pipeline.extract.smart.key_files import check_hosted_keys, check_key
 
     findings: list[Finding] = []
     keys: list[SigningKey] = []
@@ -114,8 +114,8 @@ def _loaders(
     files: list[Path] | None, site: str | None, key_id: str | None
 ) -> list[Callable[[], Sequence[SigningKey]]]:
     """One for each file, or one for the keys of a site; a key that cannot be used raises ConfigurationError."""
-    from pipeline.epic.signing_key import load_signing_keys
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
+    from pipeline.extract.smart.keys import load_signing_keys
 
     if bool(files) == bool(site):
         raise UsageError("Name key files, or a site with --site.")
@@ -126,6 +126,6 @@ def _loaders(
 
 
 def _of_file(file: Path, key_id: str | None) -> Sequence[SigningKey]:
-    from pipeline.epic.signing_key import key_from_file
+    from pipeline.extract.smart.keys import key_from_file
 
     return [key_from_file(file, key_id)]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from pipeline.landing.usage import LandingUsage
-    from pipeline.pruning import PrunedExport
-    from pipeline.runtime import Runtime
+    from pipeline.load.pruning import PrunedExport
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["app", "usage"]
 
@@ -28,10 +28,10 @@ app = typer.Typer(no_args_is_help=True, help="Landed exports: what they take on 
 @app.command()
 def status() -> None:
     """Show what landing holds, how fast it grows, and for how many days the disk suffices."""
-    from pipeline.landed_lines import missing_lines, missing_sentence
-    from pipeline.pruning import prunable
-    from pipeline.runtime import Runtime
+    from pipeline.load.landed_lines import missing_lines, missing_sentence
+    from pipeline.load.pruning import prunable
     from pipeline.warehouse.export_jobs import sites_with_exports
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     console = Terminal(highlight=False)
@@ -65,9 +65,9 @@ def prune(
     Needed are the lines of all current resources, of open dead letters, and of what waits for something else: they are copied
     into files of their own, so that whatever is mapped again finds them. Safe to stop: run again, it continues.
     """
-    from pipeline.pruning import prune as prune_site
-    from pipeline.runtime import Runtime
+    from pipeline.load.pruning import prune as prune_site
     from pipeline.warehouse.export_jobs import sites_with_exports
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     console = Terminal(highlight=False)

@@ -22,9 +22,9 @@ def manifest(
     import orjson
 
     from pipeline.commands.site_names import site_of_mappings
-    from pipeline.omop.mapping import load_mappings
+    from pipeline.core.settings import load_settings
     from pipeline.quality.manifest import manifest as made
-    from pipeline.settings import load_settings
+    from pipeline.transform.mapping.mappings import load_mappings
 
     settings = load_settings()
     options = site_of_mappings(settings, site).mapping if site else None

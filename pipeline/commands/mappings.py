@@ -1,6 +1,6 @@
 """`epic-omop mappings`: check the mappings, and show what holds for a resource, for people.
 
-Words and layout only; the work is done in `pipeline/omop/mapping_check.py` and `pipeline/omop/mapping.py`.
+Words and layout only; the work is done in `pipeline/transform/mapping/check.py` and `pipeline/transform/mapping/mappings.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import Table, Terminal, echo
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.omop.mapping import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
-    from pipeline.omop.mapping_check import KnownConcepts
-    from pipeline.settings import Settings
+    from pipeline.core.settings import Settings
+    from pipeline.transform.mapping.check import KnownConcepts
+    from pipeline.transform.mapping.mappings import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
 
 __all__ = ["app"]
 
@@ -43,8 +43,8 @@ def check(
     one is small, so that an id which it lacks is not called wrong.
     """
 
-    from pipeline.omop.mapping_check import check_mappings
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
+    from pipeline.transform.mapping.check import check_mappings
 
     settings = load_settings()
     known = _known_concepts(settings) if vocabulary else None
@@ -74,8 +74,8 @@ def show(
     With --site: under that site's options and own mappings; what comes from its own files is marked by file and line.
     """
     from pipeline.commands.site_names import site_of_mappings
-    from pipeline.omop.mapping import load_mappings, read_mappings
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
+    from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 
     settings = load_settings()
     options = site_of_mappings(settings, site).mapping if site else None
@@ -107,18 +107,18 @@ def _console() -> Terminal:
 
 def _checked(site: str) -> str | None:
     from pipeline.commands.site_names import site_of_mappings
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
 
     return site_of_mappings(load_settings(), site).name if site else None
 
 
 def _known_concepts(settings: Settings) -> KnownConcepts:
     """The loaded vocabulary; the demonstration vocabulary where there is none. Starts no database for that."""
-    from pipeline.errors import VocabularyError
-    from pipeline.omop.mapping_check import demo_concepts, indexed_concepts
-    from pipeline.omop.vocabulary import ensure_index
-    from pipeline.settings import MAPPINGS_FOLDER
+    from pipeline.core.errors import VocabularyError
+    from pipeline.core.settings import MAPPINGS_FOLDER
+    from pipeline.transform.mapping.check import demo_concepts, indexed_concepts
     from pipeline.warehouse.connection import database_url
+    from pipeline.warehouse.vocabulary import ensure_index
 
     if settings.database_url or settings.home.exists():
         try:
@@ -177,7 +177,7 @@ def _view(view: ViewMapping) -> Iterator[str]:
 
 
 def _rule(rule: TableRule | ConceptRule) -> str:
-    from pipeline.omop.mapping import ConceptRule
+    from pipeline.transform.mapping.mappings import ConceptRule
 
     value = " else ".join(map(str, rule.concept_ids)) if isinstance(rule, ConceptRule) else rule.table
     return f"{value} where {rule.when}" if rule.when else value
@@ -195,8 +195,8 @@ def _columns(view: ViewMapping, own: dict[str, str]) -> Table:
 
 def _own_places(reading: MappingReading, resource: str, view: str, settings: Settings) -> dict[str, str]:
     """Column → file and line, for those that a site's own files give."""
-    from pipeline.omop.mapping_overlays import entries
-    from pipeline.omop.mapping_sources import column_nodes, line_of
+    from pipeline.transform.mapping.overlays import entries
+    from pipeline.transform.mapping.sources import column_nodes, line_of
 
     own = {}
     for node in entries(reading.sources.resources[resource])["views"][1].value:

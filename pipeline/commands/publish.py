@@ -18,7 +18,7 @@ from pipeline.commands.terminal import (
     styled,
     words,
 )
-from pipeline.errors import LakehouseError, UsageError
+from pipeline.core.errors import LakehouseError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.lakehouse.snapshot import SnapshotReport
@@ -71,7 +71,7 @@ def publish(
         return
     from pipeline.lakehouse.snapshot import SnapshotOptions, publish_snapshot
     from pipeline.lakehouse.store import lakehouse_folder
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     target = to or runtime.settings.lakehouse

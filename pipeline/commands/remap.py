@@ -9,19 +9,12 @@ import typer
 from pipeline.commands.site_names import known_site
 from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Terminal,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from pipeline.commands.terminal import BarColumn, MofNCompleteColumn, Progress, Terminal, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.remap import RemapReport
+    from pipeline.load.remap import RemapReport
 
 __all__ = ["register"]
 
@@ -42,9 +35,9 @@ def remap(
     Safe to stop: run again, it goes on. What came later is never overwritten. Exit code 74: some lines are in landing
     no more; the rest is mapped.
     """
-    from pipeline import remap as remapping
-    from pipeline.errors import LandingError
-    from pipeline.runtime import Runtime
+    from pipeline.core.errors import LandingError
+    from pipeline.load import remap as remapping
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     console = Terminal()

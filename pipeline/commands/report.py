@@ -36,10 +36,10 @@ def mapping(
     """
     import orjson
 
-    from pipeline.omop.mapping import load_mappings
     from pipeline.quality.mapping_report import mapping_report
-    from pipeline.runtime import Runtime
+    from pipeline.transform.mapping.mappings import load_mappings
     from pipeline.warehouse.access_looks import EVERY_SITE, record_look
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = runtime.settings

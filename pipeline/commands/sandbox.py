@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from pipeline.commands.terminal import Terminal, document, echo, progress
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.core.settings import Settings
     from pipeline.sandbox.config import ResourceSource
-    from pipeline.settings import Settings
 
 __all__ = ["app", "site_types"]
 
@@ -77,12 +77,12 @@ def serve(
     Its clock, jobs and files outlive a restart. The first start makes a key pair for the local client. The site's
     entry in sites.yaml is written at every start, because the port is in it.
     """
+    from pipeline.core.settings import load_settings, register_site
     from pipeline.sandbox.config import RegisteredClient, SandboxConfig
     from pipeline.sandbox.faults import load_faults
     from pipeline.sandbox.keys import client_key
     from pipeline.sandbox.server import FHIR_PATH
     from pipeline.sandbox.server import serve as run_server
-    from pipeline.settings import load_settings, register_site
 
     settings = load_settings()
     _refuse_real_site(settings, site)

@@ -1,4 +1,4 @@
-"""`epic-omop site check`: words for people around `pipeline.site_check`."""
+"""`epic-omop site check`: words for people around `pipeline.extract.site_check`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import typer
 from pipeline.commands.terminal import Terminal
 
 if TYPE_CHECKING:
-    from pipeline.epic.recording import AccessLog, RequestBudget
-    from pipeline.runtime import Runtime
-    from pipeline.settings import SiteSettings
+    from pipeline.core.settings import SiteSettings
+    from pipeline.extract.http.recording import AccessLog, RequestBudget
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["site_check"]
 
@@ -24,9 +24,9 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
     Costs nothing of a group's kick-off window. Exit code 1 when something is wrong; each line says what to do.
     """
     from pipeline.commands.findings import print_findings
-    from pipeline.findings import any_failed
-    from pipeline.runtime import Runtime
-    from pipeline.site_check import check_site
+    from pipeline.core.findings import any_failed
+    from pipeline.extract.site_check import check_site
+    from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
@@ -42,8 +42,8 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
 @contextmanager
 def _recorded(runtime: Runtime, site: SiteSettings) -> Iterator[tuple[AccessLog | None, RequestBudget | None]]:
     """The warehouse's access log and budget, where there is a warehouse on this first day."""
-    from pipeline.warehouse.access_log import WarehouseAccessLog
-    from pipeline.warehouse.request_budget import WarehouseRequestBudget
+    from pipeline.extract.access_log import WarehouseAccessLog
+    from pipeline.extract.request_budget import WarehouseRequestBudget
 
     with ExitStack() as stack:
         if not _has_warehouse(runtime):
@@ -55,8 +55,8 @@ def _recorded(runtime: Runtime, site: SiteSettings) -> Iterator[tuple[AccessLog 
 
 def _has_warehouse(runtime: Runtime) -> bool:
     """Whether there is one that runs: a look at a site starts no server."""
-    from pipeline.errors import WarehouseError
-    from pipeline.warehouse.embedded import EmbeddedServer
+    from pipeline.core.errors import WarehouseError
+    from pipeline.warehouse.embedded.server import EmbeddedServer
 
     settings = runtime.settings
     try:

@@ -6,12 +6,12 @@ import difflib
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
-from pipeline.sites_file import nearest
+from pipeline.core.errors import UsageError
+from pipeline.core.sites_file import nearest
 
 if TYPE_CHECKING:
-    from pipeline.runtime import Runtime
-    from pipeline.settings import Settings, SiteSettings
+    from pipeline.core.settings import Settings, SiteSettings
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["known_site", "loadable_site", "site_of_mappings"]
 

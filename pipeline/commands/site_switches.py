@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.terminal import echo
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 __all__ = ["site_disable", "site_enable"]
 
@@ -28,8 +28,8 @@ def site_disable(site: _Name) -> None:
 
 
 def _turn(name: str, *, on: bool) -> None:
+    from pipeline.core.settings import load_settings
     from pipeline.orchestration.switches import open_instance, read_switches, turn
-    from pipeline.settings import load_settings
 
     settings = load_settings()
     site = settings.site(name)

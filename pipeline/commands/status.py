@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from pipeline.commands.terminal import Table, Terminal, Text, lines
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import psycopg
 
+    from pipeline.core.settings import SiteSettings
     from pipeline.quality.report import UnmappedCode
-    from pipeline.runtime import Runtime
-    from pipeline.settings import SiteSettings
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["refuse_empty", "register", "tell_settings"]
 
@@ -29,11 +29,11 @@ def register(app: typer.Typer) -> None:
 def status() -> None:
     """Show where everything stands: the warehouse, the vocabulary, each site's exports and dead letters."""
     from pipeline.commands.landing import usage
-    from pipeline.landed_lines import missing_lines, missing_sentence
-    from pipeline.omop.vocabulary import current_release
+    from pipeline.load.landed_lines import missing_lines, missing_sentence
     from pipeline.quality.report import unmapped_by_site
-    from pipeline.runtime import Runtime
     from pipeline.warehouse.export_jobs import sites_with_exports
+    from pipeline.warehouse.runtime import Runtime
+    from pipeline.warehouse.vocabulary import current_release
 
     runtime = Runtime.from_environment()
     console = Terminal(highlight=False)
@@ -62,8 +62,8 @@ def status() -> None:
 
 def tell_settings(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
     """What is loaded under settings that have changed since."""
-    from pipeline.omop.vocabulary import current_release
     from pipeline.quality.settings_notes import settings_notes
+    from pipeline.warehouse.vocabulary import current_release
 
     if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
         for note in settings_notes(runtime, connection):
@@ -130,7 +130,7 @@ def _unmapped(codes: Sequence[UnmappedCode]) -> Text:
 
 def _notes(connection: psycopg.Connection, site: str) -> Text:
     """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
-    from pipeline.quality.export_notes import export_notes
+    from pipeline.extract.notes import export_notes
     from pipeline.quality.report import vanished_counts, vanished_sentences
 
     rows = connection.execute(
@@ -201,7 +201,7 @@ def _schedule(runtime: Runtime, site: SiteSettings, at: str) -> list[str]:
 
 def _requests(connection: psycopg.Connection, runtime: Runtime, site: str) -> str:
     """Sent to the site since the hour began, and the budget where there is one."""
-    from pipeline.warehouse.request_budget import requests_in_hour
+    from pipeline.extract.request_budget import requests_in_hour
 
     known = runtime.settings.sites.get(site)
     budget = known.request_budget_per_hour if known else None

@@ -16,7 +16,7 @@ __all__ = ["ingest_progress", "number_table", "print_load_report"]
 
 
 def ingest_progress(console: Terminal) -> tuple[Progress, Callable[[str, int, int], None]]:
-    """A progress bar (a context manager) and the callback for `pipeline.ingest.ingest`."""
+    """A progress bar (a context manager) and the callback for `pipeline.load.ingest.ingest`."""
     bar = progress(console, DownloadColumn())
     task = bar.add_task("transform", total=None)
 

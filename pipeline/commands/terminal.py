@@ -31,7 +31,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.visible_text import needs_showing, shown, shown_lines
+from pipeline.core.visible_text import needs_showing, shown, shown_lines
 
 __all__ = [
     "BarColumn",

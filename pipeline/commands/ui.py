@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import Terminal, bold, echo, words
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import psutil
 
-    from pipeline.settings import Settings
+    from pipeline.core.settings import Settings
 
 __all__ = ["register"]
 
@@ -53,8 +53,8 @@ def ui(
 
     A change in sites.yaml is seen after "Reload definitions" in the UI (Deployment), or a restart.
     """
+    from pipeline.core.settings import load_settings
     from pipeline.orchestration.instance import prepare_instance
-    from pipeline.settings import load_settings
 
     settings = load_settings()
     folder = prepare_instance(settings)
@@ -84,7 +84,17 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     services_module = "pipeline.orchestration.ui_services"
-    command = [sys.executable, "-m", services_module, "-m", "pipeline.definitions", "-h", _HOST, "-p", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        services_module,
+        "-m",
+        "pipeline.orchestration.definitions",
+        "-h",
+        _HOST,
+        "-p",
+        str(port),
+    ]
     services = subprocess.Popen(  # noqa: S603 - our own interpreter with fixed arguments
         [*command, "--log-level", "warning"],
         cwd=folder,  # Dagster would read, or complain of, files of the user's folder

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.terminal import Table, Terminal, Text, styled, words
-from pipeline.errors import AccountingError, UsageError
+from pipeline.core.errors import AccountingError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.quality.deep.model import DeepReport, DeepRequest
-    from pipeline.runtime import Runtime
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["deep_request", "run_deep"]
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 import typer
 
 from pipeline.commands.terminal import Table, Terminal, document, echo
-from pipeline.errors import MappingError, UsageError
+from pipeline.core.errors import MappingError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.fhir.view_definition import CompiledColumns
+    from pipeline.sql_on_fhir.view_definition import CompiledColumns
 
 __all__ = ["app"]
 
@@ -148,7 +148,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _compile(definition: dict[str, Any], path: Path) -> NamedView:
-    from pipeline.fhir.view_definition import compile_columns, is_known_type, view_columns
+    from pipeline.sql_on_fhir.view_definition import compile_columns, is_known_type, view_columns
 
     try:
         # Types that only the pipeline knows (`patient_location`) are shown as the JSON that it gets.
@@ -214,7 +214,7 @@ def _evaluate(views: list[NamedView], file: str, lines: Iterator[tuple[int, byte
 
 def _evaluate_resource(view: NamedView, resource: Any, printer: _Printer) -> str:
     """Print the rows of one resource; what is wrong with it, or an empty text."""
-    from pipeline.fhir.view_definition import EVALUATION_ERRORS
+    from pipeline.sql_on_fhir.view_definition import EVALUATION_ERRORS
 
     buffers = view.compiled.new_buffers()
     try:

@@ -1,6 +1,6 @@
 """`epic-omop vocabulary`: load a vocabulary, show what is loaded, look a code up, for people.
 
-Only what a terminal needs is here; the work is done in `pipeline/omop/vocabulary.py`.
+Only what a terminal needs is here; the work is done in `pipeline/warehouse/vocabulary.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import DownloadColumn, Table, TaskID, Terminal, echo, progress
-from pipeline.errors import UsageError, VocabularyError
+from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from pipeline.omop.vocabulary import ConceptIndex, Progress
-    from pipeline.settings import Settings
+    from pipeline.core.settings import Settings
+    from pipeline.warehouse.vocabulary import ConceptIndex, Progress
 
 __all__ = ["app"]
 
@@ -40,8 +40,8 @@ def load(
     Nothing changes until everything has been read. What was already loaded from patients is mapped anew by the
     next run of each site.
     """
-    from pipeline.omop.vocabulary import compile_index, concept_counts, load_vocabulary
     from pipeline.warehouse.schema import install_schemas
+    from pipeline.warehouse.vocabulary import compile_index, concept_counts, load_vocabulary
 
     settings, url = _warehouse()
     vocab, etl = settings.vocab_schema, settings.etl_schema
@@ -58,7 +58,7 @@ def load(
 @app.command()
 def show() -> None:
     """Show the release that is loaded, its concepts by vocabulary, and what the mappings miss in it."""
-    from pipeline.omop.vocabulary import concept_counts, current_release
+    from pipeline.warehouse.vocabulary import concept_counts, current_release
 
     settings, url = _warehouse()
     release = current_release(url, etl_schema=settings.etl_schema)
@@ -96,7 +96,7 @@ def lookup(
 
 
 def _warehouse() -> tuple[Settings, str]:
-    from pipeline.settings import load_settings
+    from pipeline.core.settings import load_settings
     from pipeline.warehouse.connection import database_url
 
     settings = load_settings()
@@ -104,8 +104,8 @@ def _warehouse() -> tuple[Settings, str]:
 
 
 def _index(settings: Settings) -> ConceptIndex:
-    from pipeline.omop.vocabulary import ensure_index
     from pipeline.warehouse.connection import database_url
+    from pipeline.warehouse.vocabulary import ensure_index
 
     return ensure_index(
         database_url(settings.database_url, settings.home),
@@ -116,7 +116,7 @@ def _index(settings: Settings) -> ConceptIndex:
 
 
 def _vocabulary_of(system: str, settings: Settings) -> str:
-    from pipeline.omop.mapping import load_mappings
+    from pipeline.transform.mapping.mappings import load_mappings
 
     systems = load_mappings(settings.mappings).code_systems
     if "://" not in system and not system.startswith("urn:"):
@@ -154,7 +154,7 @@ def _show_counts(counts: dict[str, int]) -> None:
 
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
-    from pipeline.omop.mapping import load_mappings
+    from pipeline.transform.mapping.mappings import load_mappings
 
     mappings, index = load_mappings(settings.mappings), _index(settings)
     codes: dict[tuple[str, str], str] = {}

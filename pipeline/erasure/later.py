@@ -11,10 +11,10 @@ import psycopg
 
 from pipeline.erasure.landed import Folder, erase_in, search
 from pipeline.erasure.ownership import ErasedPersons
+from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.store import LandedExport
-from pipeline.omop.keys import SurrogateKeys
-from pipeline.runtime import Runtime
 from pipeline.warehouse.erased import erased_patients
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["note_digests", "without_erased"]
 

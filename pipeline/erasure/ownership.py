@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from pipeline.omop.keys import SurrogateKeys, parse_reference
+from pipeline.fhir.identity import SurrogateKeys, parse_reference
 
 __all__ = ["ABOUT_TYPES", "ErasedPersons", "Owned", "OwnedLine", "Verdict", "judged", "judged_deletions"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import psycopg
 
-from pipeline.omop.keys import SurrogateKeys
-from pipeline.settings import Settings
-from pipeline.warehouse.publication.crosswalk import crosswalk_lines
+from pipeline.core.settings import Settings
+from pipeline.fhir.identity import SurrogateKeys
+from pipeline.publication.steps.crosswalk import crosswalk_lines
 
 __all__ = ["known_patients", "same_people"]
 

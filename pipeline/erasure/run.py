@@ -19,21 +19,22 @@ import psycopg
 import xxhash
 
 from omop_schema.etl import OPEN_STATES
+from pipeline.core.errors import AccountingError, UsageError
+from pipeline.erasure import rows as erase
 from pipeline.erasure.landed import Folder, Search, erase_in, folders_of, search
 from pipeline.erasure.later import note_digests
 from pipeline.erasure.ownership import ErasedPersons, judged
 from pipeline.erasure.persons import known_patients, same_people
-from pipeline.errors import AccountingError, UsageError
+from pipeline.erasure.rows import Letter, OfPersons
+from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.files import landing_errors
-from pipeline.omop.keys import SurrogateKeys
-from pipeline.runtime import Runtime
-from pipeline.warehouse import erase, staging
+from pipeline.publication.known_cache import known_folder
+from pipeline.publication.seen import forget_seen
+from pipeline.staging import schemas as staging
 from pipeline.warehouse.connection import connect
-from pipeline.warehouse.erase import Letter, OfPersons
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
 from pipeline.warehouse.export_jobs import site_lock
-from pipeline.warehouse.known_cache import known_folder
-from pipeline.warehouse.seen import forget_seen
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors, server_failure
 
 __all__ = ["EraseProgress", "Erasing", "erasing"]

@@ -2,7 +2,7 @@
 
 A date is taken in the site's zone, because Epic writes instants in UTC and an evening in Chicago must not move to
 the next day; a datetime is given in the instance's zone (f2o-072). A date-only value keeps its date and has midnight.
-Here is how one text is read; which of several counts is in `pipeline.omop.derive.dates`.
+Here is how one text is read; which of several counts is in `pipeline.transform.rules.dates`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NDJSON as bytes: cutting a file into chunks and a chunk into lines. Knows no FHIR.
 
-What a line is, and which lines are blank, is said in `pipeline.landing.lines`.
+What a line is, and which lines are blank, is said in `pipeline.fhir.lines`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from pipeline.landing.lines import is_blank
+from pipeline.fhir.lines import is_blank
 from pipeline.landing.reading import frames_of, open_landed, read_line
 
 __all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines", "texts_of"]

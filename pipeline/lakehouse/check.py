@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.errors import LakehouseError, LandingError
+from pipeline.core.errors import LakehouseError, LandingError
 from pipeline.lakehouse.layout import type_name
 from pipeline.lakehouse.parquet import LakeFile
 from pipeline.lakehouse.snapshot_file import SNAPSHOT_FILE, TableFiles, read_snapshot

@@ -13,7 +13,7 @@ from functools import cache
 import polars as pl
 
 from omop_schema.cdm import CDM_TABLES, VOCABULARY_TABLES, Field, fields, primary_key
-from pipeline.settings import Settings
+from pipeline.core.settings import Settings
 
 __all__ = ["EXACT_NUMBER", "YEAR", "LakeTable", "lake_tables", "type_name"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 from pipeline.lakehouse.layout import YEAR, LakeTable
 from pipeline.landing.files import file_digest, make_folder, write_whole
 

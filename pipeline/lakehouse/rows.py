@@ -15,9 +15,9 @@ from decimal import Decimal
 import polars as pl
 import psycopg
 
-from pipeline.errors import AccountingError, LakehouseError
+from pipeline.core.errors import AccountingError, LakehouseError
+from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import EXACT_NUMBER, YEAR, LakeTable
-from pipeline.settings import Settings
 
 __all__ = ["BATCH_BYTES", "Batch", "table_batches"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 import psycopg
 
-from pipeline.errors import LakehouseError, WarehouseError
+from pipeline.core.errors import LakehouseError, WarehouseError
+from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import YEAR, LakeTable, type_name
 from pipeline.lakehouse.parquet import LakeFile
-from pipeline.settings import Settings
-from pipeline.warehouse.publication.context import CDM_VERSION, IG_VERSION
+from pipeline.publication.context import CDM_VERSION, IG_VERSION
 
 __all__ = ["SNAPSHOT_FILE", "TableFiles", "content_of", "read_snapshot", "run_metadata", "table_entry"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import LakehouseError, LandingError, TransientError, UsageError
-from pipeline.file_errors import remedy
+from pipeline.core.errors import LakehouseError, LandingError, TransientError, UsageError
+from pipeline.core.file_errors import remedy
 from pipeline.landing.files import make_folder, sync_folder
 
 __all__ = ["LakehouseFolder", "lakehouse_folder"]

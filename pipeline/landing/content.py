@@ -10,7 +10,7 @@ import re
 
 import orjson
 
-from pipeline.landing.lines import is_blank
+from pipeline.fhir.lines import is_blank
 
 __all__ = ["ContentCheck"]
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pipeline.fhir.resource_types import TYPE_NAME
 from pipeline.landing.files import LandingWriter, landing_errors, make_folder
 from pipeline.landing.reading import open_landed
-from pipeline.landing.resource_types import TYPE_NAME
 from pipeline.landing.store import Category, LandedFile, LandingDraft
 from pipeline.landing.storing import StoredWriter
 

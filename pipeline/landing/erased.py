@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
+from pipeline.fhir.lines import ERASED_MARK
 from pipeline.fhir.ndjson import plan_chunks
 from pipeline.landing.files import FileDigest, RunningDigest, landing_errors, sync_folder
-from pipeline.landing.lines import ERASED_MARK
 from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import FindTwin, compressed, link_twin, plain, same_content

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pipeline.errors import LandingError
-from pipeline.file_errors import remedy
-from pipeline.landing.lines import LineCounter
+from pipeline.core.errors import LandingError
+from pipeline.core.file_errors import remedy
+from pipeline.fhir.lines import LineCounter
 
 __all__ = [
     "COPY_BYTES",

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import orjson
 
-from pipeline.errors import LandingError, UsageError
+from pipeline.core.errors import LandingError, UsageError
+from pipeline.fhir.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
+from pipeline.fhir.lines import is_blank
+from pipeline.fhir.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.landing.bundles import UNKNOWN, unpack
 from pipeline.landing.files import COPY_BYTES, landing_errors
-from pipeline.landing.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
-from pipeline.landing.lines import is_blank
-from pipeline.landing.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress
 from pipeline.landing.storing import StoredWriter
 

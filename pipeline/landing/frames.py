@@ -25,7 +25,7 @@ import numpy.typing as npt
 import xxhash
 import zstandard
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -1,7 +1,7 @@
 """Where a landed export came from, kept beside its files: what the warehouse knows of it otherwise.
 
 `origin.json` in the export's folder, written before the manifest that finishes it. With it a database that is older than
-the export, or new, can be told of it again (`pipeline/landed_exports.py`). Nothing of a patient is in it.
+the export, or new, can be told of it again (`pipeline/load/landed_exports.py`). Nothing of a patient is in it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import PermanentError
+from pipeline.core.errors import PermanentError
 from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors
 from pipeline.landing.storing import FindTwin, store_plain
 

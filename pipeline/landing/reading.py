@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors
 from pipeline.landing.frames import FRAME_BYTES, FramedFile
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, create_file, landing_errors, sync_folder
 from pipeline.landing.frames import FramedFile, FrameWriter
 from pipeline.landing.reading import compressed_name

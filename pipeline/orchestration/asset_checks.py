@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 
+from pipeline.core.settings import SiteSettings
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.report import OUTCOMES
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["accounting_check"]
 

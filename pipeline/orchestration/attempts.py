@@ -11,9 +11,9 @@ from datetime import timedelta
 
 import dagster as dg
 
-from pipeline.errors import TransientError
-from pipeline.runtime import Runtime
+from pipeline.core.errors import TransientError
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["CONFIRM_TAG", "EXPORT_TAG", "WAITING", "give_new_attempt", "is_under_way", "postpone", "run_key"]
 

@@ -8,19 +8,19 @@ recorded of a crawl is in `etl.crawl_search`. Metadata are counts; the list and 
 
 import dagster as dg
 
-from pipeline.crawl import Crawl, crawl, left_crawls
-from pipeline.errors import ConfigurationError
-from pipeline.hydration import ingest_hydrated
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.rest.crawl import Crawl, crawl, left_crawls
+from pipeline.extract.rest.patient_list import read_patients
 from pipeline.landing.store import LandedExport
+from pipeline.load.hydration import ingest_hydrated
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.partitions import day_of, landed_jobs_of_day
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key, pool_of
-from pipeline.patient_list import read_patients
 from pipeline.quality.report import load_report
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["crawl_job", "crawl_job_name"]
 

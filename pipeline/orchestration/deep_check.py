@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.deep.model import DeepReport, DeepRequest
 from pipeline.quality.deep.run import verify_deep
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["DeepParts", "deep_check_key", "deep_parts"]
 

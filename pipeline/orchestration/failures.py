@@ -13,8 +13,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipeline.errors import EpicOmopError, TransientError
-from pipeline.unexpected import refusal_of_files
+from pipeline.core.errors import EpicOmopError, TransientError
+from pipeline.core.unexpected import refusal_of_files
 from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["as_failure", "told_as_failures"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.settings import Settings
 from pipeline.orchestration.storage import make_storage
-from pipeline.settings import Settings
 
 __all__ = ["dagster_environment", "prepare_instance"]
 

@@ -12,19 +12,19 @@ from datetime import datetime
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
-from pipeline.exports.kick_off import may_have_started
+from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
+from pipeline.core.settings import SiteSettings
+from pipeline.core.workflow import working_as
+from pipeline.extract import bulk as exports
+from pipeline.extract.bulk.kick_off import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
 from pipeline.orchestration.failures import as_failure, told_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse.next_kick_offs import due_kick_offs
-from pipeline.workflow import working_as
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = [
     "DUE_TAG",

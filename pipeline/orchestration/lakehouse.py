@@ -12,13 +12,13 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from omop_schema.etl import LINEAGE_TABLES
+from pipeline.core.settings import Settings
+from pipeline.core.workflow import working_as
 from pipeline.lakehouse.snapshot import SnapshotReport, publish_snapshot
 from pipeline.lakehouse.store import lakehouse_folder
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.run_metadata import Metadata, table_value
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
-from pipeline.workflow import working_as
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["LakehouseParts", "lakehouse_parts"]
 

@@ -4,11 +4,11 @@
 
 import dagster as dg
 
+from pipeline.core.settings import SiteSettings
+from pipeline.core.workflow import working_as
+from pipeline.load.pruning import prune
 from pipeline.orchestration.failures import told_as_failures
-from pipeline.pruning import prune
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
-from pipeline.workflow import working_as
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["prune_job"]
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, ExportNotReady
+from pipeline.core.errors import CooldownActive, EpicOmopError, ExportNotReady
+from pipeline.core.settings import SiteSettings
+from pipeline.extract import bulk as exports
 from pipeline.landing.store import LandedExport
 from pipeline.orchestration.partitions import day_of, jobs_of_day, landed_jobs_of_day
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["DayLanding", "RunScope", "land", "landed_jobs"]
 
@@ -52,7 +52,7 @@ class DayLanding:
 def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> DayLanding:
     """Bring the exports of a run into landing.
 
-    Raises ExportNotReady when one still runs at the site, and what `pipeline.exports` raises.
+    Raises ExportNotReady when one still runs at the site, and what `pipeline.extract.bulk` raises.
     """
     result = DayLanding()
     for job in _jobs(runtime, site, scope, result.resting):

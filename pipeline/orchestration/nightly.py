@@ -14,13 +14,13 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
-from pipeline.definitions import build_definitions
+from pipeline.core.settings import SiteSettings
 from pipeline.orchestration.attempts import EXPORT_TAG
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.jobs import ingest_job_name, kick_off_job_name
 from pipeline.orchestration.sensors import poll_open_exports
 from pipeline.orchestration.switches import sensor_name
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["RunOutcome", "run_nightly"]
 

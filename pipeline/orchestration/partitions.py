@@ -10,12 +10,12 @@ from pathlib import Path
 import dagster as dg
 import psycopg
 
-from pipeline.errors import EpicOmopError
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
+from pipeline.core.errors import EpicOmopError
+from pipeline.core.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.embedded.server import EmbeddedServer
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = [
     "FIRST_DAY",

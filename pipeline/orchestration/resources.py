@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
+from pipeline.core.settings import Settings
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["site_resources"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 
-from pipeline.quality.export_notes import export_notes
+from pipeline.extract.notes import export_notes
+from pipeline.publication.publish import PublicationReport
 from pipeline.quality.report import OUTCOMES, LoadReport
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.publish import PublicationReport
 
 __all__ = ["Metadata", "landing_metadata", "load_metadata", "table_events", "table_value"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
+from pipeline.core.settings import SiteSettings
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.switches import schedule_name
-from pipeline.settings import SiteSettings
 
 __all__ = ["nightly_schedule"]
 

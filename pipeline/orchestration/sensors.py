@@ -16,19 +16,19 @@ from datetime import datetime, timedelta
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from pipeline import exports
-from pipeline.errors import EpicOmopError
+from pipeline.core.errors import EpicOmopError
+from pipeline.core.settings import SiteSettings
+from pipeline.core.workflow import working_as
+from pipeline.extract import bulk as exports
 from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.jobs import DUE_TAG, ingest_job_name, kick_off_job_name
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.switches import sensor_name
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import due_kick_offs, next_kick_offs
-from pipeline.workflow import working_as
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["Polled", "export_sensor", "poll_open_exports"]
 

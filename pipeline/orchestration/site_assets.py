@@ -1,6 +1,6 @@
 """Assets of one site, made by `site_assets`: `<site>/landing` and `<site>/load`, one partition a day.
 
-There is no staging asset: transform and publish are one step (`pipeline.ingest.ingest`), whose Parquet parts are
+There is no staging asset: transform and publish are one step (`pipeline.load.ingest.ingest`), whose Parquet parts are
 removed when their transaction has committed.
 """
 
@@ -12,25 +12,20 @@ from importlib.metadata import version
 
 import dagster as dg
 
-from pipeline.errors import TransientError
-from pipeline.hydration import ingest_hydrated
+from pipeline.core.errors import TransientError
+from pipeline.core.settings import SiteSettings
+from pipeline.core.workflow import working_as
+from pipeline.load.hydration import ingest_hydrated
+from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
-from pipeline.orchestration.partitions import (
-    FIRST_DAY,
-    is_day_without_exports,
-    landed_jobs_of_day,
-    site_partitions,
-)
+from pipeline.orchestration.partitions import FIRST_DAY, is_day_without_exports, landed_jobs_of_day, site_partitions
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
+from pipeline.publication.publish import PublicationReport
 from pipeline.quality.report import LoadReport, load_report
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse.export_jobs import ExportJob
-from pipeline.warehouse.publish import PublicationReport
-from pipeline.workflow import working_as
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["landing_key", "load_key", "pool_of", "site_assets"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pipeline.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError
 
 __all__ = ["make_storage"]
 

@@ -25,8 +25,8 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.instance import prepare_instance
-from pipeline.settings import Settings, SiteSettings
 
 __all__ = ["LOCATION", "SiteSwitches", "open_instance", "read_switches", "schedule_name", "sensor_name", "turn"]
 

@@ -12,7 +12,7 @@ import dagster as dg
 
 from omop_schema.cdm import fields
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.settings import Settings
+from pipeline.core.settings import Settings
 
 __all__ = ["warehouse_assets"]
 

@@ -14,10 +14,10 @@ __all__ = ["main"]
 def main() -> None:
     """Raises AttributeError at once where another version of Dagster makes its app elsewhere: never without the guard."""
     cli: Any = import_module("dagster_webserver.cli")
-    from pipeline.logs import configure_logging
+    from pipeline.core.logs import configure_logging
+    from pipeline.core.private_files import work_privately
+    from pipeline.core.settings import home_folder, load_log_settings, load_settings
     from pipeline.orchestration.ui_guard import UiGuard
-    from pipeline.private_files import work_privately
-    from pipeline.settings import home_folder, load_log_settings, load_settings
 
     work_privately(home_folder())
     configure_logging(load_log_settings())

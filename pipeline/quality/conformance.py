@@ -19,7 +19,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import ConfigurationError, EpicOmopError
+from pipeline.core.errors import ConfigurationError, EpicOmopError
 
 __all__ = ["Requirement", "Results", "load_requirements", "merged", "render", "test_name"]
 

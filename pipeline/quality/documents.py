@@ -18,10 +18,10 @@ from typing import get_args
 
 import orjson
 
-from pipeline.mapping_options import MappingOptions, resources_of
-from pipeline.omop.mapping import Mappings, ResourceMapping, load_mappings, read_mappings
+from pipeline.core.mapping_options import MappingOptions, resources_of
+from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.manifest import manifest
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
 
 __all__ = ["documents"]
 

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
-from pipeline.omop.mapping import Mappings, ResourceMapping, ViewMapping
-from pipeline.omop.routing import DOMAIN_TABLES, EVENT_COLUMNS
-from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
-from pipeline.warehouse.publication.context import CDM_VERSION, IG_VERSION
+from pipeline.publication.context import CDM_VERSION, IG_VERSION
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
+from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
+from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS
 
 __all__ = ["USE_CASES", "manifest"]
 
@@ -167,6 +167,6 @@ def _filled(table: str, mapping: ResourceMapping, view: ViewMapping) -> set[str]
 
 
 def _of_locations() -> set[str]:
-    from pipeline.omop.addresses import Addresses
+    from pipeline.transform.addresses import Addresses
 
     return set(Addresses().frame().columns)

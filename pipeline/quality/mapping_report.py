@@ -217,7 +217,7 @@ def _findings(
     return tuple(sorted(findings, key=lambda item: (item.finding != "defect", -item.count, item.code or "")))
 
 
-#: Elements for which only concepts of one domain count (`pipeline.omop.derive.care_sites`).
+#: Elements for which only concepts of one domain count (`pipeline.transform.rules.care_sites`).
 _OF_ONE_DOMAIN = ("place_of_service",)
 
 

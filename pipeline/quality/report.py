@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.quality.export_notes import ExportNotes, export_notes
+from pipeline.extract.notes import ExportNotes, export_notes
 
 __all__ = [
     "LoadReport",

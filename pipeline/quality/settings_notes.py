@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import psycopg
 
-from pipeline.errors import EpicOmopError
-from pipeline.ingest import site_fingerprints
-from pipeline.runtime import Runtime
+from pipeline.core.errors import EpicOmopError
+from pipeline.load.ingest import site_fingerprints
+from pipeline.load.old_settings import old_settings
+from pipeline.publication.derived import rules_are_old
+from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
-from pipeline.warehouse.derived import rules_are_old
-from pipeline.warehouse.old_settings import old_settings
-from pipeline.warehouse.publication.derived_rows import derived_options
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["settings_notes"]
 

@@ -10,7 +10,7 @@ import psycopg
 
 from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 from pipeline.landing.store import LandingStore
 from pipeline.warehouse.access_chain import check_chain
 

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.clock import Clock, SystemClock
+from pipeline.core.clock import Clock, SystemClock
 from pipeline.sandbox.faults import Fault
 
 __all__ = ["RegisteredClient", "ResourceSource", "SandboxConfig"]

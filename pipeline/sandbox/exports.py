@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from pipeline.clock import Clock
+from pipeline.core.clock import Clock
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.shaping import Category, ExtraFile, FileShape
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.clock import Clock
+from pipeline.core.clock import Clock
 from pipeline.sandbox.answers import FhirRefusal, outcome_answer
 from pipeline.sandbox.faults import (
     AnswerFault,

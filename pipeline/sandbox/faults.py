@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 __all__ = [
     "EXAMPLE_FILE",

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from pipeline.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError
 
 __all__ = ["client_key"]
 

@@ -31,7 +31,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job

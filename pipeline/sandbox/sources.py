@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 from pipeline.sandbox.generator import RESOURCE_TYPES, generate
 
 __all__ = ["EXPORTED_TYPES", "FolderSource", "GeneratedSource"]

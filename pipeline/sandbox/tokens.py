@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from pipeline.clock import Clock
+from pipeline.core.clock import Clock
 from pipeline.sandbox.answers import OAuthRefusal
 from pipeline.sandbox.config import RegisteredClient
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import psycopg
 
-from pipeline.errors import WarehouseError
-from pipeline.runtime import Runtime
-from pipeline.workflow import current_workflow
+from pipeline.core.errors import WarehouseError
+from pipeline.core.workflow import current_workflow
+from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["EVERY_SITE", "Look", "record_look"]
 

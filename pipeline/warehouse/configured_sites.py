@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import psycopg
 
-from pipeline.errors import ConfigurationError
-from pipeline.settings import Settings
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.settings import Settings
 
 __all__ = ["note_configured_site", "refuse_missing_site"]
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pipeline.errors import ConfigurationError, WarehouseError
-from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.core.errors import ConfigurationError, WarehouseError
+from pipeline.warehouse.embedded.server import EmbeddedServer
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 from pipeline.warehouse.pooler import refuse_shared_processes
 

@@ -12,9 +12,9 @@ from datetime import datetime
 import psycopg
 from psycopg.types.json import Jsonb
 
-from pipeline.clock import Clock
-from pipeline.settings import SiteSettings
-from pipeline.workflow import current_workflow
+from pipeline.core.clock import Clock
+from pipeline.core.settings import SiteSettings
+from pipeline.core.workflow import current_workflow
 
 __all__ = [
     "Erasure",

@@ -19,7 +19,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from omop_schema.etl import OPEN_STATES
-from pipeline.errors import CooldownActive, SiteBusy, WarehouseError
+from pipeline.core.errors import CooldownActive, SiteBusy, WarehouseError
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.origin import Gap
 from pipeline.landing.outcomes import site_messages

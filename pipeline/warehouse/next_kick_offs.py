@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import psycopg
 from psycopg.rows import class_row
 
-from pipeline.settings import SiteSettings
+from pipeline.core.settings import SiteSettings
 
 __all__ = ["NextKickOff", "due_kick_offs", "forget_next", "next_kick_offs", "plan_next"]
 

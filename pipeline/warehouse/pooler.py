@@ -11,7 +11,7 @@ from functools import cache
 
 import psycopg
 
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 
 __all__ = ["refuse_shared_processes"]
 

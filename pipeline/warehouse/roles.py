@@ -18,12 +18,12 @@ import psycopg
 from psycopg import sql
 
 from omop_schema.cdm import TABLES, sequence_name
-from pipeline.errors import UsageError, WarehouseError
+from pipeline.core.errors import UsageError, WarehouseError
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.server_failures import server_errors
 
 if TYPE_CHECKING:
-    from pipeline.settings import Settings
+    from pipeline.core.settings import Settings
 
 __all__ = [
     "LOG_RELATIONS",

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 import omop_schema
 from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.connection import connect, sqlalchemy_engine
 from pipeline.warehouse.roles import refresh_grants
 from pipeline.warehouse.server_failures import server_failure

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors
 
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 
 __all__ = ["server_errors", "server_failure"]

@@ -15,8 +15,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import MappingError
-from pipeline.fhir.view_definition import EvaluationError, compile_columns, compile_view, is_known_type, view_columns
+from pipeline.core.errors import MappingError
+from pipeline.sql_on_fhir.view_definition import (
+    EvaluationError,
+    compile_columns,
+    compile_view,
+    is_known_type,
+    view_columns,
+)
 
 OWN = Path(__file__).parent / "sql_on_fhir"
 PROJECT = Path(__file__).parents[2]

@@ -17,10 +17,10 @@ from typing import Any
 
 import psycopg
 
-from pipeline import exports
-from pipeline.errors import EpicOmopError
-from pipeline.runtime import Runtime
-from pipeline.settings import load_settings
+from pipeline.core.errors import EpicOmopError
+from pipeline.core.settings import load_settings
+from pipeline.extract import bulk as exports
+from pipeline.warehouse.runtime import Runtime
 
 
 class ShiftedClock:

@@ -10,13 +10,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.clock import SystemClock
-from pipeline.exports import ingest_folder
+from pipeline.core.clock import SystemClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings
+from pipeline.extract.bulk import ingest_folder
+from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.quality.verify import verify_landing, verify_warehouse
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
-from pipeline.settings import MAPPINGS_FOLDER, Settings
+from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
 from tests.warehouse_content import Content, warehouse_content
 

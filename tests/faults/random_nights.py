@@ -20,10 +20,10 @@ from typing import Any
 import orjson
 import psutil
 
-from pipeline.clock import SystemClock
+from pipeline.core.clock import SystemClock
+from pipeline.core.settings import register_site
 from pipeline.sandbox.generator import generate
-from pipeline.settings import register_site
-from pipeline.warehouse.postgres_folder import find_server_folder
+from pipeline.warehouse.embedded.folder import find_server_folder
 from tests.command_line import Child, killed
 from tests.faults.places import Place
 from tests.integration import linked_world, stand_in_world
@@ -137,21 +137,21 @@ _CALLS = {
     "psycopg:Copy.write": 60,
     "pipeline.landing.store:LandingDraft.keep": 15,
     "pipeline.warehouse.export_jobs:save_landed": 1,
-    "pipeline.ingest:transform_chunk": 4,
-    "pipeline.ingest:publish_export": 3,
-    "pipeline.warehouse.publish:write_seen": 1,
-    "pipeline.warehouse.publish:_record": 2,
-    "pipeline.replay:_dependents": 1,
-    "pipeline.replay:_unblocked": 1,
-    "pipeline.replay:_land": 1,
+    "pipeline.load.ingest:transform_chunk": 4,
+    "pipeline.load.ingest:publish_export": 3,
+    "pipeline.publication.publish:write_seen": 1,
+    "pipeline.publication.publish:_record": 2,
+    "pipeline.load.replay:_dependents": 1,
+    "pipeline.load.replay:_unblocked": 1,
+    "pipeline.load.replay:_land": 1,
 }
 #: No run of a night calls it so often: a program that is not killed by a call.
-_NO_CALL = ("pipeline.ingest:publish_export", "before", 10**9)
+_NO_CALL = ("pipeline.load.ingest:publish_export", "before", 10**9)
 #: As a load of many gigabytes is done: worker processes, several chunks, first loads without indices.
 _AS_IF_LARGE = """
-import pipeline.runtime
-import pipeline.warehouse.publication.bulk as bulk
-sizes = pipeline.runtime.Runtime.sizes
+import pipeline.warehouse.runtime
+import pipeline.publication.steps.bulk as bulk
+sizes = pipeline.warehouse.runtime.Runtime.sizes
 object.__setattr__(sizes, "in_process", 0)
 object.__setattr__(sizes, "chunk", 20_000)
 bulk._BULK_ROWS = 1

@@ -19,16 +19,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import TypeAdapter
 from starlette.requests import Request
 
-from pipeline import exports
+from pipeline.core.settings import SiteSettings, load_settings, register_site
+from pipeline.extract import bulk as exports
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
-from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, ResourceSource, SandboxConfig
 from pipeline.sandbox.faults import Fault
 from pipeline.sandbox.server import RunningSandbox, Watch
-from pipeline.settings import SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
 
 KEY = ec.generate_private_key(ec.SECP384R1())

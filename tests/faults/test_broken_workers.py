@@ -19,14 +19,14 @@ import polars as pl
 import psutil
 import pytest
 
-from pipeline.errors import TransformError
+from pipeline.core.errors import TransformError
 from pipeline.fhir.ndjson import Chunk
-from pipeline.omop import chunks
-from pipeline.omop.chunks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, transform_chunk, transform_lines
-from pipeline.omop.plan import TransformPlan
-from pipeline.transform_runs import TransformRuns
-from pipeline.warehouse import staging
-from pipeline.warehouse.staging import StagedExport
+from pipeline.load.worker import TransformRuns
+from pipeline.staging import schemas as staging
+from pipeline.staging.schemas import StagedExport
+from pipeline.transform import chunks
+from pipeline.transform.chunks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, transform_chunk, transform_lines
+from pipeline.transform.plan import TransformPlan
 from tests.transforming import index_of, plan_of, write_no_facts
 
 _LIMIT = 2 * 1024**3
@@ -154,7 +154,7 @@ def test_a_load_that_was_killed_is_not_killed_by_the_same_line_again(plan: Trans
 def test_many_lines_that_break_their_process_are_a_defect(
     plan: TransformPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.transform_runs._MOST_FAILURES", 2)
+    monkeypatch.setattr("pipeline.load.worker._MOST_FAILURES", 2)
     with TransformRuns(plan, 1, _LIMIT, 0, tmp_path / "mark") as runs, pytest.raises(TransformError, match="defect"):
         list(runs.run(breaking_chunk, tasks_of(tmp_path, ["raise-1", "raise-2", "raise-3"])))
 

@@ -28,13 +28,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from pipeline.clock import SystemClock
-from pipeline.errors import WarehouseError
-from pipeline.warehouse import postgres_binaries
-from pipeline.warehouse.embedded import EmbeddedServer
-from pipeline.warehouse.postgres_binaries import SYSTEM_FOLDER, current_account, installed_binaries
-from pipeline.warehouse.postgres_folder import ServerFolder, find_server_folder, make_private_folder
-from pipeline.warehouse.postgres_tuning import new_database_settings
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import WarehouseError
+from pipeline.warehouse.embedded import binaries as postgres_binaries
+from pipeline.warehouse.embedded.binaries import SYSTEM_FOLDER, current_account, installed_binaries
+from pipeline.warehouse.embedded.folder import ServerFolder, find_server_folder, make_private_folder
+from pipeline.warehouse.embedded.server import EmbeddedServer
+from pipeline.warehouse.embedded.tuning import new_database_settings
 from tests.command_line import CommandLine
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ IS_ROOT = os.geteuid() == 0
 STARTER = """
 import sys
 from pathlib import Path
-from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.embedded.server import EmbeddedServer
 print(EmbeddedServer(Path(sys.argv[1])).ensure_running(), flush=True)
 """
 DEADLINE_SECONDS = 60
@@ -300,7 +300,7 @@ def test_postmaster_killed_then_started_again(used_home: Path) -> None:
 _KILLED_WHILE_STARTING = """
 import sys
 from pathlib import Path
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 from pipeline.warehouse import embedded
 launch = embedded._launch
 def launch_and_kill(*arguments):
@@ -554,7 +554,7 @@ def test_it_works_as_an_ordinary_user(ordinary_user: Callable[..., subprocess.Co
 import json, os, sys
 from pathlib import Path
 import psycopg
-from pipeline.warehouse.embedded import EmbeddedServer
+from pipeline.warehouse.embedded.server import EmbeddedServer
 home = Path(sys.argv[1]) / "home"
 server = EmbeddedServer(home)
 url = server.ensure_running()

@@ -26,15 +26,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline import exports
-from pipeline.errors import EpicOmopError, LandingError, RemoteUnavailable, UnsafeRemote
+from pipeline.core.errors import EpicOmopError, LandingError, RemoteUnavailable, UnsafeRemote
+from pipeline.core.settings import SiteSettings, load_settings, register_site
+from pipeline.extract import bulk as exports
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
-from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import create_app
-from pipeline.settings import SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
+from pipeline.warehouse.runtime import Runtime
 
 TYPES = ("Patient", "Observation")
 KEY = ec.generate_private_key(ec.SECP384R1())

@@ -19,9 +19,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import exports
-from pipeline.cli import app as program
-from pipeline.errors import (
+from pipeline.commands.cli import app as program
+from pipeline.core.errors import (
     AuthenticationRefused,
     CooldownActive,
     EpicOmopError,
@@ -33,15 +32,16 @@ from pipeline.errors import (
     UnsafeRemote,
     UsageError,
 )
+from pipeline.extract import bulk as exports
 from pipeline.landing.store import LandedExport
+from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.orchestration.run_metadata import landing_metadata
 from pipeline.quality.report import load_report
 from pipeline.quality.verify import verify_warehouse
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
 from pipeline.sandbox.faults import EXAMPLE_FILE, Fault, load_faults
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.warehouse import export_jobs
+from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
 from tests.databases import Prepared
 from tests.faults.support import (

@@ -20,16 +20,16 @@ import psutil
 import psycopg
 import pytest
 
-from pipeline.clock import SystemClock
-from pipeline.definitions import build_definitions
-from pipeline.errors import LandingError, WarehouseError
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import LandingError, WarehouseError
+from pipeline.core.settings import SiteSettings
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.site_assets import load_key
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
 from pipeline.warehouse.connection import connect
-from pipeline.warehouse.embedded import EmbeddedServer
-from pipeline.warehouse.postgres_folder import ServerFolder, open_server_folder
+from pipeline.warehouse.embedded.folder import ServerFolder, open_server_folder
+from pipeline.warehouse.embedded.server import EmbeddedServer
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 from tests.command_line import CommandLine, Finished
 from tests.databases import Prepared, empty

@@ -20,15 +20,15 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, SiteBusy, UsageError
+from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, SiteBusy, UsageError
+from pipeline.core.settings import Settings, SiteSettings
+from pipeline.extract import bulk as exports
+from pipeline.extract.notes import export_notes
 from pipeline.landing.reading import open_landed
-from pipeline.quality.export_notes import export_notes
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import NextKickOff, due_kick_offs, next_kick_offs
+from pipeline.warehouse.runtime import Runtime
 from tests.hostile_epic import GivenLines, HostileEpic, ShiftedClock, is_file, running, site_entry
 
 PATIENTS = tuple(orjson.dumps({"resourceType": "Patient", "id": f"p{number}", "note": "ä"}) for number in range(3))

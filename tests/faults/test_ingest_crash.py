@@ -17,10 +17,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.exports import ingest_folder
-from pipeline.settings import register_site
-from pipeline.warehouse.embedded import EmbeddedServer
-from pipeline.warehouse.postgres_folder import find_server_folder
+from pipeline.core.settings import register_site
+from pipeline.extract.bulk import ingest_folder
+from pipeline.warehouse.embedded.folder import find_server_folder
+from pipeline.warehouse.embedded.server import EmbeddedServer
 from tests.command_line import CommandLine, Finished, killed, limited
 from tests.databases import Prepared
 from tests.faults.places import VOCABULARY, Place, wait, waits_for_lock, write_patients
@@ -28,7 +28,7 @@ from tests.integration.support import observation, patient, reference
 from tests.warehouse_content import Content
 
 #: From how many lines on a first load drops indices.
-_BULK_ROWS = "import pipeline.warehouse.publication.bulk as bulk; bulk._BULK_ROWS = {}"
+_BULK_ROWS = "import pipeline.publication.steps.bulk as bulk; bulk._BULK_ROWS = {}"
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ CRASHES = (
     Crash("half of the files landed", "pipeline.landing.store:LandingDraft.keep", "after", 9, landed=False),
     Crash("all files landed, not yet known", "pipeline.warehouse.export_jobs:save_landed", landed=False),
     Crash("landed, not committed", "pipeline.warehouse.export_jobs:save_landed", "after", landed=False),
-    Crash("in the middle of transform", "pipeline.ingest:transform_chunk", "after", 8),
-    Crash("start of publish", "pipeline.ingest:publish_export"),
+    Crash("in the middle of transform", "pipeline.load.ingest:transform_chunk", "after", 8),
+    Crash("start of publish", "pipeline.load.ingest:publish_export"),
     Crash("in the middle of COPY", "psycopg:Copy.write", "after", 12),
-    Crash("right before the commit", "pipeline.warehouse.publish:_record", "after"),
-    Crash("indices dropped", "pipeline.warehouse.publication.bulk:drop_indices", "after", bulk_rows=1),
-    Crash("committed, not yet cleared", "pipeline.ingest:publish_export", "after"),
+    Crash("right before the commit", "pipeline.publication.publish:_record", "after"),
+    Crash("indices dropped", "pipeline.publication.steps.bulk:drop_indices", "after", bulk_rows=1),
+    Crash("committed, not yet cleared", "pipeline.load.ingest:publish_export", "after"),
 )
 LANDED = tuple(crash for crash in CRASHES if crash.landed)
 
@@ -185,9 +185,9 @@ def _medication(code: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("before the dependents are read", "pipeline.replay:_dependents"),
-        Crash("while they are landed", "pipeline.replay:_land", "after"),
-        Crash("before they are published", "pipeline.ingest:publish_export", "before", 2),
+        Crash("before the dependents are read", "pipeline.load.replay:_dependents"),
+        Crash("while they are landed", "pipeline.load.replay:_land", "after"),
+        Crash("before they are published", "pipeline.load.ingest:publish_export", "before", 2),
     ],
     ids=lambda crash: crash.name,
 )
@@ -206,9 +206,9 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("before the dead letters are read", "pipeline.replay:_unblocked"),
-        Crash("while they are landed", "pipeline.replay:_land", "after"),
-        Crash("before they are published", "pipeline.ingest:publish_export", "before", 2),
+        Crash("before the dead letters are read", "pipeline.load.replay:_unblocked"),
+        Crash("while they are landed", "pipeline.load.replay:_land", "after"),
+        Crash("before they are published", "pipeline.load.ingest:publish_export", "before", 2),
     ],
     ids=lambda crash: crash.name,
 )
@@ -226,9 +226,9 @@ def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_p
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("what was held is written, nothing committed", "pipeline.warehouse.publish:write_seen", "after"),
-        Crash("right before the commit", "pipeline.warehouse.publish:_record", "after"),
-        Crash("before the users of what vanished are mapped again", "pipeline.replay:_dependents"),
+        Crash("what was held is written, nothing committed", "pipeline.publication.publish:write_seen", "after"),
+        Crash("right before the commit", "pipeline.publication.publish:_record", "after"),
+        Crash("before the users of what vanished are mapped again", "pipeline.load.replay:_dependents"),
     ],
     ids=lambda crash: crash.name,
 )
@@ -253,7 +253,7 @@ def test_killed_while_vanished_resources_go(place: Place, tmp_path: Path, crash:
     place.terminal.run(*of_group, first)
     ended = place.terminal.start(*of_group, later, program=crash.program).finish()
     assert ended.code == -signal.SIGKILL
-    committed = crash.where.startswith("pipeline.replay")
+    committed = crash.where.startswith("pipeline.load.replay")
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1 if committed else 2,)]
     assert place.rows("SELECT count(*) FROM absent_resource") == [(2 if committed else 0,)]
     place.terminal.run("ingest", "--site", "s", "--export", "2")

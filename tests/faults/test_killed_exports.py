@@ -19,8 +19,8 @@ import orjson
 import pytest
 from starlette.requests import Request
 
-from pipeline.errors import CooldownActive
-from pipeline.runtime import Runtime
+from pipeline.core.errors import CooldownActive
+from pipeline.warehouse.runtime import Runtime
 from tests.faults.support import (
     FaultyEpic,
     FixedLines,

@@ -12,8 +12,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pipeline.epic.ranges import OVERLAP_BYTES
-from pipeline.errors import LandingError, RemoteUnavailable
+from pipeline.core.errors import LandingError, RemoteUnavailable
+from pipeline.extract.http.ranges import OVERLAP_BYTES
 from pipeline.landing.reading import open_landed
 from tests.faults.support import FaultyEpic, FixedLines, Nursery, exported, landed_bytes, states
 

@@ -15,7 +15,7 @@ from random import Random
 
 import pytest
 
-from pipeline.identifier_secret import SECRET_FILE
+from pipeline.core.identifier_secret import SECRET_FILE
 from tests.command_line import CommandLine
 from tests.conftest import temporary_home
 from tests.databases import Prepared

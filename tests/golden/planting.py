@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.fhir.r4 import Types, elements_of, is_array
+from pipeline.sql_on_fhir.r4 import Types, elements_of, is_array
 
 __all__ = ["Planter"]
 

@@ -39,15 +39,15 @@ import yaml
 
 from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.clock import ManualClock
-from pipeline.exports import ingest_folder
-from pipeline.omop.mapping import load_mappings, read_mappings
-from pipeline.omop.vocabulary import load_vocabulary
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.extract.bulk import ingest_folder
+from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.publication.ids import LINKS
 from pipeline.quality.mapping_report import MappingReport, mapping_report
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
-from pipeline.warehouse.ids import LINKS
+from pipeline.transform.mapping.mappings import load_mappings, read_mappings
+from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.vocabulary import load_vocabulary
 
 HERE = Path(__file__).parent
 

@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from omop_schema.cdm import TABLES
-from pipeline.omop.concept_index import ConceptIndex
-from pipeline.omop.routing import staged_columns
-from pipeline.omop.vocabulary import ensure_index, load_vocabulary
-from pipeline.warehouse.staging import MAPPING, SCHEMAS
+from pipeline.staging.schemas import MAPPING, SCHEMAS
+from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.routing import staged_columns
+from pipeline.warehouse.vocabulary import ensure_index, load_vocabulary
 from tests.golden.test_golden import CASES, as_json
 from tests.transforming import Lines, Rows, Transforming, lines_of
 

@@ -20,14 +20,14 @@ import pytest
 
 from omop_schema.cdm import CDM_TABLES, fields, primary_key
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.clock import ManualClock
-from pipeline.exports import ingest_folder
-from pipeline.ingest import ingest
-from pipeline.omop.routing import DOMAIN_TABLES
-from pipeline.omop.vocabulary import load_vocabulary
-from pipeline.runtime import Runtime
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.extract.bulk import ingest_folder
+from pipeline.load.ingest import ingest
 from pipeline.sandbox.generator import generate
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.transform.routing import DOMAIN_TABLES
+from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.vocabulary import load_vocabulary
 from tests.golden.planting import Planter
 from tests.golden.test_golden import CASES, ENCOUNTER, NOW, PATIENT, Case, as_json
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clock import ManualClock
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import Settings
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
 from tests.integration.support import START, Warehouse
 

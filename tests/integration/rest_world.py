@@ -16,17 +16,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.exports import export_site
+from pipeline.core.settings import Settings, SiteSettings
+from pipeline.extract.bulk import export_site
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_warehouse
-from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
 from tests.warehouse_content import Content, warehouse_content
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from pipeline.clock import ManualClock
-from pipeline.exports import ingest_folder
+from pipeline.core.clock import ManualClock
+from pipeline.extract.bulk import ingest_folder
 from pipeline.landing.store import LandedExport
+from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.publication.publish import PublicationReport
 from pipeline.quality.verify import verify_warehouse
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.warehouse.known import KnownLines, Pairs
-from pipeline.warehouse.publish import PublicationReport
+from pipeline.staging.known_lines import KnownLines, Pairs
+from pipeline.warehouse.runtime import Runtime
 
 START = datetime(2026, 3, 1, 6, 0, tzinfo=UTC)
 
@@ -162,5 +162,5 @@ def assert_known(connection: psycopg.Connection, folder: Path) -> bool:
 
 
 def rows_of(pairs: Pairs) -> list[tuple[int, ...]]:
-    """The rows of a file of `pipeline.warehouse.known`."""
+    """The rows of a file of `pipeline.staging.known_lines`."""
     return sorted(map(tuple, np.column_stack([pairs.first, pairs.others]).tolist()))

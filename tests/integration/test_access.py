@@ -22,24 +22,24 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline import exports
-from pipeline.clock import ManualClock
 from pipeline.commands.status import _requests
-from pipeline.epic.recording import AccessEntry
-from pipeline.epic.transport import RemoteRequest
-from pipeline.errors import AuthenticationRefused, RemoteRefused, RequestBudgetSpent, WarehouseError
-from pipeline.logs import configure_logging
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import AuthenticationRefused, RemoteRefused, RequestBudgetSpent, WarehouseError
+from pipeline.core.logs import configure_logging
+from pipeline.core.settings import LogSettings, Settings, SiteSettings, load_settings, register_site
+from pipeline.core.workflow import working_as
+from pipeline.extract import bulk as exports
+from pipeline.extract.access_log import WarehouseAccessLog
+from pipeline.extract.http.recording import AccessEntry
+from pipeline.extract.http.transport import RemoteRequest
+from pipeline.extract.request_budget import WarehouseRequestBudget, requests_in_hour
+from pipeline.extract.site_session import site_session
 from pipeline.orchestration.attempts import postpone
 from pipeline.orchestration.jobs import kick_off_groups
-from pipeline.runtime import Runtime
 from pipeline.sandbox.answers import FhirRefusal, outcome_answer
-from pipeline.settings import LogSettings, Settings, SiteSettings, load_settings, register_site
-from pipeline.site_session import site_session
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.access_log import WarehouseAccessLog
-from pipeline.warehouse.request_budget import WarehouseRequestBudget, requests_in_hour
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
-from pipeline.workflow import working_as
 from tests.hostile_epic import CLIENT_ID, HostileEpic, ShiftedClock, is_file, running, site_entry, small_group
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -226,7 +226,7 @@ def test_a_warehouse_that_cannot_be_written_for_a_while(
 
 CHILD = """
 from pipeline import exports
-from pipeline.runtime import Runtime
+from pipeline.warehouse.runtime import Runtime
 runtime = Runtime.from_environment()
 exports.export_site(runtime, runtime.settings.site("site_a"))
 """
@@ -394,10 +394,10 @@ def test_a_short_call_does_not_wait_for_its_turn(epic: HostileEpic, tmp_path: Pa
 COUNTING = """
 import sys
 from datetime import datetime
-from pipeline.clock import ManualClock
-from pipeline.errors import RequestBudgetSpent
-from pipeline.runtime import Runtime
-from pipeline.warehouse.request_budget import WarehouseRequestBudget
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import RequestBudgetSpent
+from pipeline.warehouse.runtime import Runtime
+from pipeline.extract.request_budget import WarehouseRequestBudget
 runtime = Runtime.from_environment()
 clock = ManualClock(datetime.fromisoformat(sys.argv[1]))
 taken = 0

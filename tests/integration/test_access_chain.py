@@ -10,11 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.clock import ManualClock
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import Settings
 from pipeline.warehouse.access_chain import ANCHOR_FILE, ChainState, check_chain
 from pipeline.warehouse.access_looks import record_look
+from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
 from tests.databases import Prepared
 from tests.integration.support import START, Warehouse, observation, patient

@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.commands.cli import app
+from pipeline.core.settings import MAPPINGS_FOLDER
 from tests.command_line import CommandLine
 from tests.integration.support import encounter, observation, patient
 
@@ -123,10 +123,10 @@ def test_the_installed_program_has_help(terminal: CommandLine) -> None:
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     """That is what makes it fast; seconds would be measured on a machine that is busy with other tests."""
     script = (
-        "import sys, pipeline.cli\n"
+        "import sys, pipeline.commands.cli\n"
         "sys.argv = ['epic-omop', 'ingest', '--help']\n"
         "try:\n"
-        "    pipeline.cli.main()\n"
+        "    pipeline.commands.cli.main()\n"
         "finally:\n"
         f"    print(*sys.modules.keys() & set({sorted(HEAVY)}), file=sys.stderr)\n"
     )

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from pipeline.errors import ConfigurationError, EpicOmopError, WarehouseError
+from pipeline.core.errors import ConfigurationError, EpicOmopError, WarehouseError
 from pipeline.warehouse.connection import connect, database_url, sqlalchemy_engine
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def run_command(home: Path, *arguments: str, url: str | None = None) -> subproce
     program = (
         "import sys\n"
         "from pipeline.commands.database import app\n"
-        "from pipeline.errors import EpicOmopError\n"
+        "from pipeline.core.errors import EpicOmopError\n"
         "try:\n    app(sys.argv[1:])\n"
         "except EpicOmopError as error:\n    sys.exit(f'{type(error).__name__}: {error}')\n"
     )

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline import exports
-from pipeline.cli import app as program
-from pipeline.errors import SiteBusy, UsageError, WarehouseError
-from pipeline.landed_exports import landed_export
+from pipeline.commands.cli import app as program
+from pipeline.core.errors import SiteBusy, UsageError, WarehouseError
+from pipeline.extract import bulk as exports
+from pipeline.extract.notes import export_notes
 from pipeline.landing.store import LandedExport
-from pipeline.quality.export_notes import export_notes
-from pipeline.runtime import Runtime
+from pipeline.load.landed_exports import landed_export
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
 from tests.integration.support import START, Warehouse, patient
 
@@ -266,10 +266,10 @@ def test_a_second_load_is_refused_before_anything_is_landed(warehouse: Warehouse
 #: Ends the process where the load of the landed folder begins.
 _KILLED = """
 import os, signal, sys
-import pipeline.replay
-from pipeline.cli import app
+import pipeline.load.replay
+from pipeline.commands.cli import app
 number = getattr(signal, sys.argv.pop(1))
-pipeline.replay.ingest_with_follow_ups = lambda *_, **__: os.kill(os.getpid(), number)
+pipeline.load.replay.ingest_with_follow_ups = lambda *_, **__: os.kill(os.getpid(), number)
 app(sys.argv[1:])
 """
 

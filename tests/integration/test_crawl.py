@@ -13,12 +13,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.crawl import crawl, left_crawls, unfinished_crawls
-from pipeline.epic.transport import RetryPolicy
-from pipeline.errors import LandingError, RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
-from pipeline.hydration import ingest_hydrated
+from pipeline.commands.cli import app
+from pipeline.core.errors import LandingError, RemoteRefused, RemoteUnavailable, SiteBusy, UnsafeRemote, UsageError
+from pipeline.extract.http.transport import RetryPolicy
+from pipeline.extract.rest.crawl import crawl, left_crawls, unfinished_crawls
 from pipeline.landing.reading import open_landed, stored_file
+from pipeline.load.hydration import ingest_hydrated
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine, killed
 from tests.databases import Prepared

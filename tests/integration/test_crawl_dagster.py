@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.definitions import build_definitions
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
 from tests.databases import Prepared

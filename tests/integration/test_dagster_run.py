@@ -15,24 +15,24 @@ from cronsim import CronSim
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from pipeline import exports
 from pipeline.commands import status
-from pipeline.definitions import build_definitions
-from pipeline.exports import ingest_folder
+from pipeline.core.settings import Settings, SiteSettings
+from pipeline.extract import bulk as exports
+from pipeline.extract.bulk import ingest_folder
 from pipeline.orchestration.asset_checks import accounting_check
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.jobs import DUE_TAG
 from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.sensors import poll_open_exports
-from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.faults import AnswerFault
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import next_kick_offs
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
 from tests.integration.support import observation, patient
 

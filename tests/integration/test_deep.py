@@ -15,18 +15,18 @@ import pytest
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.clock import SystemClock
-from pipeline.errors import SiteBusy
-from pipeline.mapping_options import MappingOptions
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import SiteBusy
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import SiteSettings
 from pipeline.orchestration.deep_check import deep_parts
+from pipeline.publication.derived import KEYS
 from pipeline.quality.deep.content import RELATIONS, TABLES, columns_of, is_link
 from pipeline.quality.deep.model import DeepReport, DeepRequest
 from pipeline.quality.deep.run import verify_deep
 from pipeline.quality.deep.scratch import scratch_warehouse
-from pipeline.runtime import Runtime
 from pipeline.sandbox.generator import generate
-from pipeline.settings import SiteSettings
-from pipeline.warehouse.derived import KEYS
+from pipeline.warehouse.runtime import Runtime
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
 from tests.integration.test_sequences import files, world
 
@@ -313,8 +313,8 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 from pipeline.quality.deep.scratch import scratch_warehouse
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings
+from pipeline.warehouse.runtime import Runtime
+from pipeline.core.settings import Settings
 with scratch_warehouse(Runtime(Settings(home=Path(sys.argv[2]), database_url=sys.argv[1]))):
     print("made", flush=True)
     time.sleep(600)

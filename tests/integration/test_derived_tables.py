@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from omop_schema.cdm import fields, primary_key
 from omop_schema.etl import lineage_table_name
-from pipeline.errors import WarehouseError
-from pipeline.omop.derive import INPATIENT_VISITS
-from pipeline.warehouse.derived import DerivedOptions, DerivedReport, note_affected_persons, refresh_derived
+from pipeline.core.errors import WarehouseError
+from pipeline.publication.derived import DerivedOptions, DerivedReport, note_affected_persons, refresh_derived
+from pipeline.transform.rules import INPATIENT_VISITS
 from tests.integration.support import Warehouse, encounter, observation, patient
 
 DAY_0 = date(2020, 1, 1)

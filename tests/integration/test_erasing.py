@@ -14,24 +14,24 @@ from urllib.parse import urlsplit
 import pytest
 from psycopg import sql
 
-from pipeline.clock import ManualClock
-from pipeline.crawl import _not_erased
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import SiteBusy, UsageError
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.erasure.run import erasing
-from pipeline.errors import SiteBusy, UsageError
-from pipeline.exports import new_job
+from pipeline.extract.bulk import new_job
+from pipeline.extract.rest.crawl import _not_erased
+from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.crawl_spool import CrawlSpool
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
-from pipeline.mapping_options import MappingOptions
-from pipeline.omop.keys import SurrogateKeys
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
 from pipeline.quality.verify import verify_landing
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.erased import put_tombstones
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.command_line import CommandLine, killed
 from tests.conftest import fresh_database
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
@@ -397,7 +397,7 @@ def test_deletions_outcomes_crawls_and_halves_of_files(places: Places) -> None:
 #: One after the other: each run goes on where the last one was killed.
 KILLS = (
     ("pipeline.erasure.run:put_tombstones", "after", 1),
-    ("pipeline.warehouse.erase:_remove_from_etl", "after", 2),
+    ("pipeline.erasure.rows:_remove_from_etl", "after", 2),
     ("pipeline.erasure.run:Erasing._clear_warehouse", "after", 1),
     ("pipeline.landing.store:LandingDraft.write_manifest", "after", 1),
     ("pipeline.landing.erased:_Rewritten.take_place", "after", 3),

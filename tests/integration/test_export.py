@@ -17,10 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from typer.testing import CliRunner
 
-from pipeline import exports
 from pipeline.commands import export as export_command
-from pipeline.epic.session import open_session
-from pipeline.errors import (
+from pipeline.core.errors import (
     AuthenticationRefused,
     ConfigurationError,
     CooldownActive,
@@ -31,15 +29,17 @@ from pipeline.errors import (
     SiteBusy,
     UsageError,
 )
-from pipeline.exports import ExportEvent
+from pipeline.core.settings import Settings, SiteSettings, register_site
+from pipeline.extract import bulk as exports
+from pipeline.extract.bulk import ExportEvent
+from pipeline.extract.smart.session import open_session
 from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandedExport
-from pipeline.runtime import Runtime
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
-from pipeline.settings import Settings, SiteSettings, register_site
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import CoolDown
+from pipeline.warehouse.runtime import Runtime
 
 TYPES = ("Patient", "Observation", "Goal")
 KEY = ec.generate_private_key(ec.SECP384R1())

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.private_files import make_private
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.private_files import make_private
+from pipeline.core.settings import MAPPINGS_FOLDER
 from tests.command_line import CommandLine
 
 _WITH_UMASK = """
 import os, sys
 os.umask(int(sys.argv[1], 8))
 sys.argv = ["epic-omop", *sys.argv[2:]]
-import pipeline.cli
-pipeline.cli.main()
+import pipeline.commands.cli
+pipeline.commands.cli.main()
 """
 
 

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import replay
+from pipeline.core.settings import SiteSettings
 from pipeline.landing.store import LandedExport, LandingDraft
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
-from pipeline.warehouse import publish
+from pipeline.load import replay
+from pipeline.publication import publish
+from pipeline.warehouse.runtime import Runtime
 from tests.integration.support import Warehouse
 from tests.integration.test_sequences import RANDOM_KEYS, VERSIONS, Export, History, Line, _is_good, files, resource
 from tests.property_examples import histories

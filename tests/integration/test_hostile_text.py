@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.settings import MAPPINGS_FOLDER
 from tests.command_line import CommandLine
 from tests.integration.support import encounter, observation, patient
 

@@ -11,17 +11,17 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline import hydration as hydration_module
-from pipeline.epic.hydrate import Asking
-from pipeline.errors import AuthenticationRefused, RemoteUnavailable
-from pipeline.exports import ingest_folder
-from pipeline.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
+from pipeline.core.errors import AuthenticationRefused, RemoteUnavailable
+from pipeline.extract.bulk import ingest_folder
+from pipeline.extract.rest.reads import Asking
+from pipeline.extract.site_session import rest_session
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
+from pipeline.load import hydrated
+from pipeline.load import hydration as hydration_module
+from pipeline.load.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
+from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.quality.verify import verify_landing
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.site_session import rest_session
-from pipeline.warehouse import hydrated
 from tests.databases import Prepared
 from tests.integration.rest_world import SHARED, World, generated, world
 from tests.integration.support import observation, patient

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigurationError, SiteBusy
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
-from pipeline.replay import replay_dead_letters
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER
-from pipeline.warehouse import known
+from pipeline.core.errors import ConfigurationError, SiteBusy
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.load.replay import replay_dead_letters
+from pipeline.staging import known_lines as known
 from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 
 

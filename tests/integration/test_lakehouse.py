@@ -22,18 +22,18 @@ import psycopg
 import pytest
 
 from omop_schema.cdm import CDM_TABLES, TABLES, VOCABULARY_TABLES
-from pipeline.clock import ManualClock
-from pipeline.definitions import build_definitions
-from pipeline.errors import LakehouseError, TransientError, UsageError, WarehouseError
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import LakehouseError, TransientError, UsageError, WarehouseError
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.lakehouse.check import check_snapshot, snapshot_to_check
 from pipeline.lakehouse.snapshot import SnapshotOptions, SnapshotReport, publish_snapshot
 from pipeline.lakehouse.store import lakehouse_folder
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
+from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.sandbox.generator import generate
-from pipeline.settings import MAPPINGS_FOLDER, Settings
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.command_line import CommandLine, killed, limited
 from tests.integration.support import START, Warehouse, observation, patient
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.exports.corrections import forget
-from pipeline.landed_lines import missing_lines
-from pipeline.mapping_options import MappingOptions
-from pipeline.settings import SiteSettings
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import SiteSettings
+from pipeline.load.corrections import forget
+from pipeline.load.landed_lines import missing_lines
 from tests.integration.support import Warehouse, observation, patient, reference
 
 Lose = Callable[[Path], object]

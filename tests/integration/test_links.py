@@ -14,9 +14,9 @@ from alembic.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.settings import SiteSettings
 from pipeline.landing.store import LandedExport
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import _MIGRATIONS, install_schemas, transaction
 from tests.databases import empty
 from tests.integration.linked_world import RANDOM, TYPES, Night, files_of, last_state, night

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.clock import ManualClock
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.integration.support import START, Lines, Warehouse, encounter, observation, patient, reference
 
 

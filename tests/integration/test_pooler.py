@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.connection import connect
-from pipeline.warehouse.postgres_binaries import server_account
+from pipeline.warehouse.embedded.binaries import server_account
 
 _PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 _MODES = {"by_transaction": "transaction", "by_statement": "statement", "by_session": "session", "by_one": "session"}

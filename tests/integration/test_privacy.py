@@ -21,15 +21,15 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline.errors import EpicOmopError
-from pipeline.exports import export_site
-from pipeline.logs import configure_logging
+from pipeline.core.errors import EpicOmopError
+from pipeline.core.logs import configure_logging
+from pipeline.core.settings import LogSettings, Settings, SiteSettings
+from pipeline.extract.bulk import export_site
 from pipeline.orchestration.instance import prepare_instance
 from pipeline.orchestration.nightly import RunOutcome, run_nightly
-from pipeline.runtime import Runtime
 from pipeline.sandbox.answers import FhirRefusal, outcome_answer
 from pipeline.sandbox.sources import GeneratedSource
-from pipeline.settings import LogSettings, Settings, SiteSettings
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
 from tests.hostile_epic import KEY_PEM, HostileEpic, ShiftedClock, is_file, running, site_entry
 

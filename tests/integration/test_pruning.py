@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from pipeline import exports
+from pipeline.core.errors import UsageError
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import SiteSettings
 from pipeline.erasure.run import erasing
-from pipeline.errors import UsageError
-from pipeline.landed_exports import landed_export
-from pipeline.landed_lines import missing_lines
+from pipeline.extract import bulk as exports
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.usage import landing_usage
-from pipeline.mapping_options import MappingOptions
-from pipeline.pruning import PrunedExport, prune
+from pipeline.load.landed_exports import landed_export
+from pipeline.load.landed_lines import missing_lines
+from pipeline.load.pruning import PrunedExport, prune
+from pipeline.load.replay import replay_dead_letters
+from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.quality.verify import verify_landing
-from pipeline.replay import replay_dead_letters
-from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
 from tests.databases import empty
 from tests.integration.support import Lines, Warehouse, encounter, observation, patient
 from tests.integration.test_landed_lines import binary, document, drugs, medication, request
@@ -191,10 +191,10 @@ _KILLED = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from pipeline.clock import ManualClock
-from pipeline.pruning import prune
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
+from pipeline.core.clock import ManualClock
+from pipeline.load.pruning import prune
+from pipeline.warehouse.runtime import Runtime
+from pipeline.core.settings import Settings, SiteSettings
 from tests.faults.nursery import DurableWrites
 home, url, kill_at = sys.argv[1:]
 runtime = Runtime(Settings(home=Path(home), database_url=url, workers=1), ManualClock(datetime(2026, 4, 1, tzinfo=UTC)))

@@ -56,7 +56,7 @@ def test_the_marked_block_runs(database_url: str, tmp_path: Path) -> None:
 def test_every_command_that_is_mentioned_exists(words: tuple[str, ...]) -> None:
     from typer.main import get_command
 
-    from pipeline.cli import app
+    from pipeline.commands.cli import app
 
     group = get_command(app)
     commands = getattr(group, "commands", {})
@@ -72,7 +72,7 @@ def test_every_file_that_is_linked_exists() -> None:
 
 
 def test_every_setting_is_named() -> None:
-    from pipeline.settings import SiteSettings
+    from pipeline.core.settings import SiteSettings
 
     hidden = {"name", "test_mode"}
     assert [name for name in SiteSettings.model_fields if name not in hidden and name not in README] == []

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import remap as remapping
-from pipeline.errors import ConfigurationError
-from pipeline.exports import ingest_folder, new_job
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.bulk import ingest_folder, new_job
 from pipeline.landing.reading import compressed_name, open_landed
-from pipeline.mapping_options import MappingOptions
+from pipeline.load import remap as remapping
+from pipeline.load.remap import remap, remap_plan
+from pipeline.load.replay import replay_dead_letters
 from pipeline.quality.settings_notes import settings_notes
-from pipeline.remap import remap, remap_plan
-from pipeline.replay import replay_dead_letters
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.warehouse.runtime import Runtime
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, warehouse_content
 

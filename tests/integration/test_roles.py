@@ -12,22 +12,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pipeline.clock import ManualClock
-from pipeline.omop.vocabulary import compile_index, load_vocabulary
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.quality.verify import verify_warehouse
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings
-from pipeline.warehouse.roles import (
-    LOG_RELATIONS,
-    ROLES,
-    grant_role,
-    install_roles,
-    role_script,
-)
-from pipeline.warehouse.roles import (
-    Warehouse as Names,
-)
+from pipeline.warehouse.roles import LOG_RELATIONS, ROLES, grant_role, install_roles, role_script
+from pipeline.warehouse.roles import Warehouse as Names
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.command_line import CommandLine
 from tests.databases import fresh_database
 from tests.integration.support import START, Lines, Warehouse, encounter, observation, patient, reference

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from pipeline.clock import ManualClock
+from pipeline.core.clock import ManualClock
 from pipeline.sandbox.config import RegisteredClient
 from pipeline.sandbox.server import RunningSandbox
 from tests.integration.test_sandbox_server import RSA_PEM, START, Site, config

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from pipeline.clock import ManualClock
-from pipeline.errors import UsageError
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import UsageError
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import FolderSource, GeneratedSource

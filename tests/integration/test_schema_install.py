@@ -11,7 +11,7 @@ from alembic.config import Config
 
 from omop_schema import cdm
 from omop_schema.etl import build_metadata
-from pipeline.errors import WarehouseError
+from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.schema import _MIGRATIONS, ensure_schemas, install_schemas, schema_differences, transaction
 
 NAMES = {"cdm": "cdm", "vocab": "vocab", "etl": "etl"}

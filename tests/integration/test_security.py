@@ -28,18 +28,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from pipeline import exports
-from pipeline.clock import SystemClock
-from pipeline.epic import exchange
-from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
-from pipeline.epic.network import AddressRule, CheckedNetwork
-from pipeline.epic.transport import RemoteRequest, RetryPolicy, Transport
-from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import ConfigurationError, EpicOmopError, UnsafeRemote
+from pipeline.core.settings import Settings, SiteSettings, load_settings, register_site
+from pipeline.extract import bulk as exports
+from pipeline.extract.bulk.protocol import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
+from pipeline.extract.http import messages as exchange
+from pipeline.extract.http.network import AddressRule, CheckedNetwork
+from pipeline.extract.http.transport import RemoteRequest, RetryPolicy, Transport
 from pipeline.landing.origin import read_origin
 from pipeline.landing.reading import open_landed
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings, load_settings, register_site
 from pipeline.warehouse import export_jobs
+from pipeline.warehouse.runtime import Runtime
 from tests.hostile_epic import GivenLines, HostileEpic, ShiftedClock, is_file, running, site_entry
 
 ONCE = RetryPolicy(attempts=1)

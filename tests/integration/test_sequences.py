@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.landing.store import LandedExport
-from pipeline.warehouse.link_roles import NO_FACTS
-from pipeline.warehouse.publication import bulk
+from pipeline.publication.link_roles import NO_FACTS
+from pipeline.publication.steps import bulk
 from tests.databases import empty
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.property_examples import histories

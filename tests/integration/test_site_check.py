@@ -16,10 +16,10 @@ from starlette.responses import Response
 from typer.testing import CliRunner, Result
 
 from pipeline.commands import export as export_command
-from pipeline.findings import Finding
+from pipeline.core.findings import Finding
+from pipeline.core.settings import SiteSettings, register_site
+from pipeline.extract.site_check import check_site
 from pipeline.sandbox.config import RegisteredClient
-from pipeline.settings import SiteSettings, register_site
-from pipeline.site_check import check_site
 from pipeline.warehouse.schema import install_schemas
 from tests.hostile_epic import CLIENT_ID, PUBLIC_PEM, HostileEpic, ShiftedClock, running, site_entry
 

@@ -10,11 +10,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from pipeline.clock import ManualClock
-from pipeline.definitions import build_definitions
+from pipeline.core.clock import ManualClock
+from pipeline.core.settings import Settings, SiteSettings, register_site
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.partitions import FIRST_DAY, first_days
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings, register_site
+from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
 
 QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.identifier_secret import SECRET_FILE, identifier_secret
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings
+from pipeline.core.identifier_secret import SECRET_FILE, identifier_secret
+from pipeline.core.settings import SiteSettings
+from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
 from tests.integration.stand_in_world import RANDOM, TYPES, files_of, last_state, night
 from tests.integration.support import Warehouse, encounter, observation, patient

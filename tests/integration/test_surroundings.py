@@ -18,8 +18,8 @@ import pytest
 import typer
 from psycopg import sql
 
-from pipeline.cli import app
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.commands.cli import app
+from pipeline.core.settings import MAPPINGS_FOLDER
 from tests.command_line import CommandLine, Finished
 from tests.databases import Prepared
 from tests.integration.support import observation, patient

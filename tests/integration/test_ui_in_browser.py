@@ -26,9 +26,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from pipeline.core.settings import Settings, load_settings, register_site
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.switches import open_instance, read_switches, turn
-from pipeline.settings import Settings, load_settings, register_site
 
 #: A change that anyone can see, and that touches no export.
 _SWITCH = "mutation { setAutoMaterializePaused(paused: %s) }"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.core.errors import ConfirmationNeeded
+from pipeline.core.settings import SiteSettings, load_settings, register_site
 from pipeline.erasure.run import erasing
-from pipeline.errors import ConfirmationNeeded
+from pipeline.extract.notes import export_notes
 from pipeline.landing.store import LandedExport
-from pipeline.quality.export_notes import export_notes
-from pipeline.runtime import Runtime
-from pipeline.settings import SiteSettings, load_settings, register_site
+from pipeline.warehouse.runtime import Runtime
 from tests.integration.support import Warehouse, encounter, observation, patient
 
 Files = Mapping[str, Sequence[Mapping[str, Any] | bytes]]
@@ -376,7 +376,7 @@ def test_the_export_after_an_erasure_is_judged_at_once(warehouse: Warehouse, mon
     everything = of("p1", "o1", "o21", "o31", "p2", "o2", "o22")
     load(place, everything)
     with erasing(place.runtime, "one", ["p2"]) as work, monkeypatch.context() as patched:
-        patched.setattr("pipeline.warehouse.seen._write", _interrupted)
+        patched.setattr("pipeline.publication.seen._write", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             work.run()
     with erasing(place.runtime, "one", ["p2"]) as work:

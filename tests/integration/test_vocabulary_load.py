@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omop_schema import cdm
-from pipeline.errors import VocabularyError
-from pipeline.omop.concept_index import ANCESTOR_FILE, INDEX_FILE
-from pipeline.omop.vocabulary import (
+from pipeline.core.errors import VocabularyError
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.transform.concepts.index import ANCESTOR_FILE, INDEX_FILE
+from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.vocabulary import (
     compile_index,
     concept_counts,
     current_release,
@@ -22,8 +24,6 @@ from pipeline.omop.vocabulary import (
     load_vocabulary,
     open_index,
 )
-from pipeline.settings import MAPPINGS_FOLDER
-from pipeline.warehouse.schema import install_schemas
 
 SCHEMAS = {"vocab_schema": "vocab", "etl_schema": "etl"}
 DATES = "19700101\t20991231"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop.addresses import RESTRICTED_ZIP3, Addresses
+from pipeline.transform.addresses import RESTRICTED_ZIP3, Addresses
 
 #: The machine may be busy; what a test does is what counts.
 UNTIMED = settings(deadline=None)

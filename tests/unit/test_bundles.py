@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 from pipeline.landing.bundles import unpack
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore

@@ -161,5 +161,5 @@ def test_every_foreign_key_inside_the_cdm_has_an_index_for_deletes():
 
 def test_worker_processes_start_without_sqlalchemy():
     """Its import takes longer than all that a worker of the transform needs."""
-    code = "import sys, pipeline.omop.transform; sys.exit('sqlalchemy' in sys.modules)"
+    code = "import sys, pipeline.transform.lines; sys.exit('sqlalchemy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop.code_sets import CodeSets
+from pipeline.transform.concepts.code_sets import CodeSets
 
 UCUM = "http://unitsofmeasure.org"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop.code_sets import CodeSets
-from pipeline.omop.concept_index import (
+from pipeline.transform.concepts.code_sets import CodeSets
+from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
     CONCEPT_FILE,
@@ -17,7 +17,7 @@ from pipeline.omop.concept_index import (
     INDEX_SCHEMA,
     ConceptIndex,
 )
-from pipeline.omop.concepts import RESOLVED_SCHEMA, ConceptResolver
+from pipeline.transform.concepts.resolver import RESOLVED_SCHEMA, ConceptResolver
 
 #: An OID of a site is longer than the 20 characters of source_vocabulary_id: code_systems.csv gives it a short name.
 EPIC_OID = "urn:oid:1.2.840.114350.1.13.0.1.7.2.696871"

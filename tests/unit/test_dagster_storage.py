@@ -11,10 +11,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipeline.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.instance import prepare_instance
 from pipeline.orchestration.switches import open_instance, read_switches, turn
-from pipeline.settings import Settings, SiteSettings
 from tests.unit.test_definitions import settings
 
 _OPEN_BOTH_AT_ONCE = """
@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 import dagster
 from pipeline.orchestration.switches import open_instance
-from pipeline.settings import Settings
+from pipeline.core.settings import Settings
 home, mine, other = map(Path, sys.argv[1:])
 mine.touch()
 until = time.monotonic() + 60

@@ -11,9 +11,9 @@ from datetime import datetime
 
 import pytest
 
-from pipeline.mapping_options import MappingOptions
-from pipeline.omop.mapping import load_mappings
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.transform.mapping.mappings import load_mappings
 from tests.unit.transforming import AS_OF, PATIENT, transform
 
 BAD = ["garbage", "infinity", "2020-02-31", "2020-13", "00.00.0000", "2020-02-31T10:00:00Z", "last week"]

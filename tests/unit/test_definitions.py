@@ -14,15 +14,15 @@ import yaml
 from dagster._core.instance.config import dagster_instance_config
 
 from omop_schema.etl import LINEAGE_TABLES
-from pipeline.clock import ManualClock
-from pipeline.definitions import build_definitions
-from pipeline.errors import ConfigurationError, RemoteUnavailable, WarehouseError
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import ConfigurationError, RemoteUnavailable, WarehouseError
+from pipeline.core.settings import Settings, SiteSettings
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import table_value
-from pipeline.runtime import Runtime
-from pipeline.settings import Settings, SiteSettings
+from pipeline.warehouse.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 NORTH = SiteSettings(
@@ -149,7 +149,7 @@ def test_dagster_itself_finds_them_valid(tmp_path: Path, sites: dict[str, dict[s
     home.mkdir()
     (home / "sites.yaml").write_text(yaml.safe_dump({"sites": sites}))
     here = Settings(home=home)
-    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "pipeline.definitions"]
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "pipeline.orchestration.definitions"]
     environment = dagster_environment(here, prepare_instance(here))
     done = subprocess.run(command, check=False, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

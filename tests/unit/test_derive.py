@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop import converters
-from pipeline.omop.derive import conditions, observations, questionnaires
-from pipeline.omop.keys import SurrogateKeys
+from pipeline.fhir.identity import SurrogateKeys
+from pipeline.transform import converters
+from pipeline.transform.rules import conditions, observations, questionnaires
 from tests.unit.transforming import transform
 
 QUANTITY = {"value": 21, "unit": "tablet"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.omop.devices import device_identifier, device_lot, device_summary
+from pipeline.transform.udi import device_identifier, device_lot, device_summary
 
 SERIAL = "SERIAL77X"
 

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from omop_schema.cdm import CDM_TABLES
-from pipeline.mapping_options import MappingOptions, resources_of
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.mapping_check import check_mappings
+from pipeline.core.mapping_options import MappingOptions, resources_of
+from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality import conformance
 from pipeline.quality.conformance import load_requirements, merged, render
 from pipeline.quality.documents import documents
 from pipeline.quality.manifest import manifest
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.transform.mapping.check import check_mappings
+from pipeline.transform.mapping.mappings import load_mappings
 from tests.requirement_results import marked_tests
 
 ROOT = Path(__file__).resolve().parents[2]

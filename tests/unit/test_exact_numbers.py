@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import plan_chunks, texts_of
-from pipeline.omop.chunks import ChunkPiece, ChunkTask, _Comparison
-from pipeline.omop.concept_index import (
+from pipeline.staging.schemas import StagedExport
+from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
+from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
     CONCEPT_FILE,
@@ -23,10 +25,8 @@ from pipeline.omop.concept_index import (
     INDEX_SCHEMA,
     ConceptIndex,
 )
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.plan import TransformPlan, Worker
-from pipeline.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.warehouse.staging import StagedExport
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.plan import TransformPlan, Worker
 
 
 def literals(least, most):

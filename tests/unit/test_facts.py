@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.errors import LandingError
-from pipeline.warehouse.facts import Facts, write_facts
+from pipeline.core.errors import LandingError
+from pipeline.staging.facts import Facts, write_facts
 
 _LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.fhir.fhirpath import (
+from pipeline.sql_on_fhir.fhirpath import (
     Binary,
     Call,
     Constant,
@@ -22,7 +22,7 @@ from pipeline.fhir.fhirpath import (
     This,
     parse,
 )
-from pipeline.fhir.fhirpath_functions import (
+from pipeline.sql_on_fhir.functions import (
     EvaluationError,
     WrongType,
     children,

@@ -11,14 +11,14 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from pipeline.ingest import fingerprints
-from pipeline.mapping_options import MappingOptions, resources_of
-from pipeline.omop.concept_index import ConceptIndex
-from pipeline.omop.derive import DERIVATIONS
-from pipeline.omop.mapping import load_mappings
-from pipeline.runtime import Runtime
-from pipeline.settings import MAPPINGS_FOLDER, Settings, SiteSettings
-from pipeline.warehouse.publication.derived_rows import derived_options
+from pipeline.core.mapping_options import MappingOptions, resources_of
+from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
+from pipeline.load.ingest import fingerprints
+from pipeline.publication.steps.derived_rows import derived_options
+from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.rules import DERIVATIONS
+from pipeline.warehouse.runtime import Runtime
 
 #: Settings of a site that decide rows of every type, each with another value than the default.
 OF_ALL_TYPES: Mapping[str, Any] = {
@@ -112,7 +112,7 @@ def code_of(rules: Iterable[str]) -> str:
     seen: dict[Any, str] = {}
     while todo:
         function = inspect.unwrap(todo.pop())
-        if function not in seen and function.__module__.startswith("pipeline.omop.derive"):
+        if function not in seen and function.__module__.startswith("pipeline.transform.rules"):
             seen[function] = inspect.getsource(function)
             named = (function.__globals__.get(name) for name in function.__code__.co_names)
             todo += [value for value in named if inspect.isfunction(value)]
@@ -128,7 +128,7 @@ def test_an_option_names_every_type_whose_rules_read_it() -> None:
         for name, types in read.items():
             if re.search(rf"option: .*\b{name}\b", text) or re.search(rf"options\.{name}\b", code):
                 types.add(resource_type)
-    shared = (MAPPINGS_FOLDER.parent / "pipeline/omop/events.py").read_text(encoding="utf-8")
+    shared = (MAPPINGS_FOLDER.parent / "pipeline/transform/events.py").read_text(encoding="utf-8")
     assert [name for name, types in read.items() if not types and f"options.{name}" not in shared] == []
     read["data_absent"] -= {"QuestionnaireResponse"}  # shares the rule; an answer has no dataAbsentReason
     for name, types in read.items():

@@ -17,7 +17,7 @@ _FIRST_PAGES = """
 import faulthandler, sys, threading
 faulthandler.enable()
 sys.setswitchinterval(1e-4)
-from pipeline.epic.bundle import parse_page
+from pipeline.fhir.search_page import parse_page
 entry = b'{"resource": {"resourceType": "Patient", "id": "p"}, "search": {"mode": "match"}}'
 outcome = (b'{"resource": {"resourceType": "OperationOutcome", "issue": [{"severity": "warning", "code": "x",'
            b' "details": {"coding": [{"code": "4101"}]}}]}, "search": {"mode": "outcome"}}')

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from pipeline.fhir.r4 import elements_of, is_array
-from pipeline.mapping_options import MappingOptions
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.salvage import _REPEATED_OF_CONVERTERS
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.sql_on_fhir.r4 import elements_of, is_array
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.salvage import _REPEATED_OF_CONVERTERS
 from tests.unit.test_dates import RESOURCES
 from tests.unit.transforming import transform
 

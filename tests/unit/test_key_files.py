@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner, Result
 
-from pipeline.clock import SystemClock
 from pipeline.commands import keys as command
-from pipeline.epic.key_files import check_hosted_keys, key_set, new_key, write_new_key
-from pipeline.epic.signing_key import SigningKey, key_from_file
-from pipeline.errors import ConfigurationError, EpicOmopError, UsageError
-from pipeline.findings import Finding
-from pipeline.settings import SiteSettings, register_site
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import ConfigurationError, EpicOmopError, UsageError
+from pipeline.core.findings import Finding
+from pipeline.core.settings import SiteSettings, register_site
+from pipeline.extract.smart.key_files import check_hosted_keys, key_set, new_key, write_new_key
+from pipeline.extract.smart.keys import SigningKey, key_from_file
 
 PRIVATE_MEMBERS = ("d", "p", "q", "dp", "dq", "qi")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.omop.keys import SurrogateKeys, content_key, parse_reference, signed
+from pipeline.fhir.identity import SurrogateKeys, content_key, parse_reference, signed
 
 #: The machine may be busy; what a test does is what counts.
 UNTIMED = settings(deadline=None)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.warehouse import known
-from pipeline.warehouse.known import KnownLines, KnownWriter, install_known, merged_known
+from pipeline.staging import known_lines as known
+from pipeline.staging.known_lines import KnownLines, KnownWriter, install_known, merged_known
 from tests.integration.support import rows_of
 
 #: Few, so that first halves repeat, with both ends of the range; and some of any size.

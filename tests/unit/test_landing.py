@@ -20,14 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LandingError, UsageError
+from pipeline.core.errors import LandingError, UsageError
+from pipeline.core.settings import SiteSettings
+from pipeline.fhir.gzip_stream import DamagedGzipError, gunzip
+from pipeline.fhir.lines import LineCounter, is_blank
+from pipeline.fhir.resource_types import type_in_file_name
 from pipeline.landing.files import landing_errors
-from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
-from pipeline.landing.lines import LineCounter, is_blank
 from pipeline.landing.reading import open_landed, read_line, stored_file
-from pipeline.landing.resource_types import type_in_file_name
 from pipeline.landing.store import LandedExport, LandingProgress, LandingStore
-from pipeline.settings import SiteSettings
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PATIENT = b'{"resourceType":"Patient","id":"p1"}'

@@ -15,11 +15,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipeline.cli import _command_named
-from pipeline.errors import ConfigurationError, LandingError
-from pipeline.logs import FIELDS, configure_logging
-from pipeline.settings import LogSettings, load_log_settings
-from pipeline.workflow import current_workflow, working_as
+from pipeline.commands.cli import _command_named
+from pipeline.core.errors import ConfigurationError, LandingError
+from pipeline.core.logs import FIELDS, configure_logging
+from pipeline.core.settings import LogSettings, load_log_settings
+from pipeline.core.workflow import current_workflow, working_as
 
 
 @pytest.fixture
@@ -152,8 +152,8 @@ def test_a_command_is_named_without_its_arguments(arguments: list[str], name: st
 
 _CRASH_OF_A_PROCESS = """
 import ctypes, multiprocessing
-from pipeline.logs import configure_logging
-from pipeline.settings import LogSettings
+from pipeline.core.logs import configure_logging
+from pipeline.core.settings import LogSettings
 def crash():
     ctypes.string_at(0)
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import orjson
 import polars as pl
 import pytest
 
-from pipeline.mapping_options import MappingOptions
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.routing import staged_columns
-from pipeline.settings import MAPPINGS_FOLDER
-from pipeline.warehouse import staging
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.staging import schemas as staging
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.routing import staged_columns
 from tests.transforming import Rows, Transforming, index_of, lines_of
 
 SYSTEM, CODE, DISPLAY = "urn:example:unknown", "unheard-of", "What nobody has heard of"
@@ -338,7 +338,7 @@ def _wrong(value: Any) -> Any:
 
 def _single_elements(value: Any, owner: str, path: tuple[Any, ...] = ()) -> Any:
     """Paths of all elements of a resource that R4 has at most once."""
-    from pipeline.fhir.r4 import single_element
+    from pipeline.sql_on_fhir.r4 import single_element
 
     for name, item in value.items():
         if name in {"resourceType", "id", "contained", "extension"}:

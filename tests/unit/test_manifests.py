@@ -8,11 +8,11 @@ import httpx
 import orjson
 import pytest
 
-from pipeline.clock import SystemClock
-from pipeline.epic.bulk_export import Manifest, ManifestFile, parse_manifest
-from pipeline.epic.transport import Transport
-from pipeline.errors import AddressNotListed, ProtocolError, UnsafeRemote, UnusableAddress
-from pipeline.settings import SiteSettings
+from pipeline.core.clock import SystemClock
+from pipeline.core.errors import AddressNotListed, ProtocolError, UnsafeRemote, UnusableAddress
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.bulk.protocol import Manifest, ManifestFile, parse_manifest
+from pipeline.extract.http.transport import Transport
 
 FILE = {"type": "Patient", "url": "https://epic.example.org/1"}
 UNUSABLE_URLS = (

@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from omop_schema.cdm import TABLES
-from pipeline.errors import MappingError
-from pipeline.omop.derive import DERIVATIONS
-from pipeline.omop.mapping import fixed_concepts, load_mappings
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.core.errors import MappingError
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.transform.mapping.mappings import fixed_concepts, load_mappings
+from pipeline.transform.rules import DERIVATIONS
 
 PROJECT = load_mappings(MAPPINGS_FOLDER)
 VIEWS = [(resource, view) for resource in PROJECT.resources.values() for view in resource.views]

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from pipeline.errors import MappingError
-from pipeline.omop.mapping import load_mappings, read_mappings
-from pipeline.settings import MAPPINGS_FOLDER, load_settings
+from pipeline.core.errors import MappingError
+from pipeline.core.settings import MAPPINGS_FOLDER, load_settings
+from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 
 PLAIN = load_mappings(MAPPINGS_FOLDER)
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from pipeline.erasure.landed import Folder, erase_in, search
 from pipeline.erasure.ownership import ErasedPersons, Owned, judged, judged_deletions
+from pipeline.fhir.identity import SurrogateKeys
+from pipeline.fhir.lines import is_erased
 from pipeline.fhir.ndjson import Chunk, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, erased_line, rewrite_files
 from pipeline.landing.files import file_digest
-from pipeline.landing.lines import is_erased
 from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandingStore
-from pipeline.omop.keys import SurrogateKeys
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 KEYS = SurrogateKeys("one", "salt")

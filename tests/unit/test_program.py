@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import ui
-from pipeline.errors import UsageError
+from pipeline.core.errors import UsageError
 
 #: Sends itself a SIGINT when the module that is named first is imported, then runs the program.
 _INTERRUPTED = """
@@ -27,11 +27,11 @@ class Interrupt(importlib.abc.MetaPathFinder):
         return None
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-import pipeline.start
+import pipeline.commands.start
 sys.argv = ["epic-omop", *sys.argv[2:]]
-pipeline.start.main()
+pipeline.commands.start.main()
 """
-_PROGRAM = "import sys, pipeline.start; sys.argv[0] = 'epic-omop'; pipeline.start.main()"
+_PROGRAM = "import sys, pipeline.commands.start; sys.argv[0] = 'epic-omop'; pipeline.commands.start.main()"
 
 
 def run(
@@ -87,7 +87,7 @@ def test_output_that_nobody_reads_ends_the_program_quietly(words: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("module", "says"), [("typer", "Stopped. Nothing was begun."), ("pipeline.runtime", "Stopped. What")]
+    ("module", "says"), [("typer", "Stopped. Nothing was begun."), ("pipeline.warehouse.runtime", "Stopped. What")]
 )
 def test_ctrl_c_is_answered_with_a_sentence(module: str, says: str, tmp_path: Path) -> None:
     code, said = run([module, "status"], tmp_path, code=_INTERRUPTED)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import httpx
 import pytest
 
-from pipeline.epic.ranges import OtherContent, ResumePoint, continuation, range_headers, validator_of
-from pipeline.epic.transport import RemoteRequest, StreamedAnswer
-from pipeline.errors import RemoteUnavailable
+from pipeline.core.errors import RemoteUnavailable
+from pipeline.extract.http.ranges import OtherContent, ResumePoint, continuation, range_headers, validator_of
+from pipeline.extract.http.transport import RemoteRequest, StreamedAnswer
 
 HELD = b"0123456789"
 POINT = ResumePoint(6, b"6789", '"v1"')

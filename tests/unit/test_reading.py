@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LandingError
+from pipeline.core.errors import LandingError
 from pipeline.fhir.ndjson import plan_chunks, read_lines
 from pipeline.landing import frames
 from pipeline.landing.reading import compressed_name, landed_digest, open_landed, read_line, read_lines_at, stored_file

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigurationError
-from pipeline.identifier_secret import SECRET_FILE, identifier_secret
-from pipeline.omop.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys, queried_identifier
-from pipeline.omop.keys import SurrogateKeys
-from pipeline.omop.references import TARGETS, ReferenceProblem, ReferenceReader, without_problems
-from pipeline.settings import Settings, load_settings
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.identifier_secret import SECRET_FILE, identifier_secret
+from pipeline.core.settings import Settings, load_settings
+from pipeline.fhir.identity import SurrogateKeys
+from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys, queried_identifier
+from pipeline.transform.references import TARGETS, ReferenceProblem, ReferenceReader, without_problems
 
 #: The machine may be busy; what a test does is what counts.
 UNTIMED = settings(deadline=None)

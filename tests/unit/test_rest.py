@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clock import ManualClock
-from pipeline.epic.bundle import Said, as_line, parse_page, said
-from pipeline.epic.pace import Pace
-from pipeline.epic.rest import RestClient, SearchRefused, is_readable_id
-from pipeline.epic.transport import Transport, shown_url
-from pipeline.errors import ConfigurationError, ProtocolError, RemoteRefused, UnsafeRemote, UsageError
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import ConfigurationError, ProtocolError, RemoteRefused, UnsafeRemote, UsageError
+from pipeline.core.settings import DEFAULT_CRAWL_SEARCHES, SiteSettings, load_settings
+from pipeline.extract.http.pace import Pace
+from pipeline.extract.http.transport import Transport, shown_url
+from pipeline.extract.rest.client import RestClient, SearchRefused, is_readable_id
+from pipeline.extract.rest.patient_list import read_patients
+from pipeline.fhir.search_page import Said, as_line, parse_page, said
 from pipeline.landing.references import attachments, references_in, result_references
-from pipeline.patient_list import read_patients
-from pipeline.settings import DEFAULT_CRAWL_SEARCHES, SiteSettings, load_settings
 from tests.unit.test_transport import Reply, Server, outcome, running, session_of, site_at
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

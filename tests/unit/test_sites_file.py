@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import ConfigurationError
-from pipeline.mapping_options import MappingOptions
-from pipeline.settings import SiteSettings, load_settings, register_site
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import SiteSettings, load_settings, register_site
 
 _URL = "https://epic.example.org/fhir"
 _KEY = "private_key_env: KEY"

@@ -25,13 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from pipeline.clock import ManualClock
-from pipeline.epic import signing_key
-from pipeline.epic.session import open_session
-from pipeline.epic.signing_key import load_signing_key, load_signing_keys
-from pipeline.epic.smart_auth import SmartClient, discover, missing_types, scopes_for
-from pipeline.epic.transport import RetryPolicy, Transport
-from pipeline.errors import (
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import (
     AuthenticationRefused,
     ConfigurationError,
     EpicOmopError,
@@ -40,7 +35,12 @@ from pipeline.errors import (
     RemoteUnavailable,
     UnsafeRemote,
 )
-from pipeline.settings import SiteSettings
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.http.transport import RetryPolicy, Transport
+from pipeline.extract.smart import keys as signing_key
+from pipeline.extract.smart.keys import load_signing_key, load_signing_keys
+from pipeline.extract.smart.session import open_session
+from pipeline.extract.smart.tokens import SmartClient, discover, missing_types, scopes_for
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -26,9 +26,9 @@ from pipeline.commands.terminal import (
     survive_any_encoding,
     words,
 )
-from pipeline.findings import Finding
-from pipeline.logs import TextFormatter
-from pipeline.visible_text import shown, shown_lines
+from pipeline.core.findings import Finding
+from pipeline.core.logs import TextFormatter
+from pipeline.core.visible_text import shown, shown_lines
 
 #: What others may write → how it is shown.
 EVIL = {

@@ -19,20 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.clock import ManualClock
-from pipeline.epic import bulk_export
-from pipeline.epic.bulk_export import KickOff, Manifest, ManifestFile, StillRunning
-from pipeline.epic.session import EpicSession
-from pipeline.epic.transport import (
-    RemoteRequest,
-    RetryPolicy,
-    StreamedAnswer,
-    Transport,
-    plain_text,
-    retry_after_seconds,
-    shown_url,
-)
-from pipeline.errors import (
+from pipeline.core.clock import ManualClock
+from pipeline.core.errors import (
     AcceptedWithoutAddress,
     AuthenticationRefused,
     ConfigurationError,
@@ -47,7 +35,19 @@ from pipeline.errors import (
     UnreadableStatus,
     UnsafeRemote,
 )
-from pipeline.settings import SiteSettings
+from pipeline.core.settings import SiteSettings
+from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk.protocol import KickOff, Manifest, ManifestFile, StillRunning
+from pipeline.extract.http.transport import (
+    RemoteRequest,
+    RetryPolicy,
+    StreamedAnswer,
+    Transport,
+    plain_text,
+    retry_after_seconds,
+    shown_url,
+)
+from pipeline.extract.smart.session import EpicSession
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from pipeline.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError
+from pipeline.core.settings import load_settings
 from pipeline.orchestration.ui_guard import UiGuard
 from pipeline.orchestration.ui_services import guarded_command
-from pipeline.settings import load_settings
 
 QUERY = "/graphql?query=%7Bversion%7D"
 MUTATION = "/graphql?query=mutation%7Bx%7D"

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from pipeline.commands.view import app
-from pipeline.errors import MappingError, UsageError
+from pipeline.core.errors import MappingError, UsageError
 
 MAPPING = """
 resource: Observation

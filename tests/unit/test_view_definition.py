@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import MappingError
-from pipeline.fhir.view_definition import (
+from pipeline.core.errors import MappingError
+from pipeline.sql_on_fhir.view_definition import (
     EVALUATION_ERRORS,
     Column,
     NotAResource,

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omop_schema import cdm
-from pipeline.errors import VocabularyError
-from pipeline.omop.concept_index import (
+from pipeline.core.errors import VocabularyError
+from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
     CONCEPT_FILE,
@@ -26,8 +27,7 @@ from pipeline.omop.concept_index import (
     ConceptIndex,
     normalise_code,
 )
-from pipeline.omop.vocabulary import load_vocabulary, open_index
-from pipeline.settings import MAPPINGS_FOLDER
+from pipeline.warehouse.vocabulary import load_vocabulary, open_index
 
 DEMO = MAPPINGS_FOLDER / "demo_vocabulary"
 

@@ -11,17 +11,17 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.fhir.ndjson import plan_chunks
-from pipeline.mapping_options import MappingOptions
-from pipeline.omop import concept_index
-from pipeline.omop.chunks import ChunkPiece, ChunkTask, _Comparison
-from pipeline.omop.concept_index import ConceptIndex
-from pipeline.omop.mapping import load_mappings
-from pipeline.omop.plan import TransformPlan, Worker
-from pipeline.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.warehouse import staging
-from pipeline.warehouse.facts import write_facts
-from pipeline.warehouse.staging import StagedExport
+from pipeline.staging import schemas as staging
+from pipeline.staging.facts import write_facts
+from pipeline.staging.schemas import StagedExport
+from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
+from pipeline.transform.concepts import index as concept_index
+from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.plan import TransformPlan, Worker
 
 AS_OF = date(2025, 1, 31)
 PATIENT = {"reference": "Patient/p1"}

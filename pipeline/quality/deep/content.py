@@ -15,8 +15,8 @@ import psycopg
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
-from pipeline.warehouse.derived import KEYS
-from pipeline.warehouse.ids import ENTITY_TABLES, LINKS
+from pipeline.publication.derived import KEYS
+from pipeline.publication.ids import ENTITY_TABLES, LINKS
 
 __all__ = ["RELATIONS", "TABLES", "Side", "columns_of", "is_link", "make_content"]
 

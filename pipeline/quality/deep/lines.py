@@ -13,13 +13,13 @@ from datetime import datetime
 
 import psycopg
 
-from pipeline.exports import new_job
+from pipeline.extract.bulk import new_job
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import StoredWriter
+from pipeline.load.current_lines import CurrentLines
 from pipeline.quality.deep.model import DeepProgress
 from pipeline.quality.deep.scratch import Scratch
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.current_lines import CurrentLines
 
 __all__ = ["NOT_IN_LANDING", "exports_of", "sites_of"]
 

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 
 import psycopg
 
-from pipeline.ingest import site_fingerprints
+from pipeline.load.ingest import site_fingerprints
+from pipeline.load.old_settings import SiteFingerprints
+from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.quality.deep.compare import compare
 from pipeline.quality.deep.content import Side, make_content
 from pipeline.quality.deep.lines import exports_of, sites_of
 from pipeline.quality.deep.model import DeepProgress, DeepReport, DeepRequest
 from pipeline.quality.deep.sample import choose
 from pipeline.quality.deep.scratch import Scratch, scratch_warehouse
-from pipeline.replay import ingest_with_follow_ups
-from pipeline.runtime import Runtime
-from pipeline.warehouse.old_settings import SiteFingerprints
+from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["verify_deep"]

@@ -21,14 +21,14 @@ import psycopg
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from pipeline.fhir.identity import SurrogateKeys, parse_reference
 from pipeline.landing.references import references_in
-from pipeline.omop.keys import SurrogateKeys, parse_reference
+from pipeline.load.current_lines import COUNTS, CurrentLines
+from pipeline.load.old_settings import SiteFingerprints
+from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.quality.deep.model import DeepProgress, DeepReport, DeepRequest
 from pipeline.quality.deep.scratch import Scratch
 from pipeline.warehouse.copying import copy_frame
-from pipeline.warehouse.current_lines import COUNTS, CurrentLines
-from pipeline.warehouse.old_settings import SiteFingerprints
-from pipeline.warehouse.publication.crosswalk import read_crosswalk
 
 __all__ = ["choose"]
 

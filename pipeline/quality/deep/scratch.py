@@ -16,10 +16,10 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from pipeline.errors import SiteBusy
-from pipeline.identifier_secret import identifier_secret
+from pipeline.core.errors import SiteBusy
+from pipeline.core.identifier_secret import identifier_secret
 from pipeline.landing.files import make_folder
-from pipeline.runtime import LoadSizes, Runtime
+from pipeline.warehouse.runtime import LoadSizes, Runtime
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.server_failures import server_errors
 

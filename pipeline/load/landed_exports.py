@@ -1,0 +1,92 @@
+"""Landed exports by their number, also those that the warehouse does not know: it is older than they are, or new.
+
+Landing keeps beside an export's files what the warehouse knew of it (`pipeline/landing/origin.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import psycopg
+
+from pipeline.core.errors import WarehouseError
+from pipeline.landing.origin import read_origin
+from pipeline.landing.store import LandedExport
+from pipeline.warehouse import export_jobs
+from pipeline.warehouse.export_jobs import ExportJob, Kind
+from pipeline.warehouse.runtime import Runtime
+
+__all__ = ["landed_export"]
+
+_log = logging.getLogger(__name__)
+
+_PRUNED = (
+    "It had been pruned before this warehouse knew it: it holds what is left of it, and no type of it is complete."
+)
+
+
+def landed_export(runtime: Runtime, site: str, export_id: int) -> LandedExport:
+    """The export as it was landed, known to the warehouse from now on if it was not.
+
+    Raises LandingError when it is not in landing, WarehouseError when another export has its number by now.
+    """
+    landed = runtime.landing.open(site, export_id)
+    with runtime.connect() as connection:
+        job = export_jobs.find_job(connection, export_id)
+        if job is not None and (job.site, job.kind) != (site, landed.kind):
+            raise WarehouseError(
+                f"In the warehouse, {export_id} is the number of another export ({job.kind}, site {job.site}).",
+                f"Load its files as a folder: epic-omop ingest --site {site} --from {landed.folder / 'files'}",
+            )
+        if job is None:
+            _create(runtime, connection, landed)
+            _log.info("Export %d of site %s was not known to the warehouse.", export_id, site)
+        elif not _has_files(connection, job):
+            _save_landed(runtime, connection, landed)
+        connection.commit()
+    return landed
+
+
+def _create(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> None:
+    origin = read_origin(landed.folder)
+    export_jobs.create_job(
+        connection,
+        export_id=landed.export_id,
+        site=landed.site,
+        group=origin.group_id,
+        kind=cast("Kind", landed.kind),
+        # A group's export of an earlier version does not say what was asked for: it is complete in no type. Nor is what
+        # pruning has left of one.
+        resource_types=() if landed.pruned_at else origin.resource_types,
+        requested_at=origin.requested_at or landed.transaction_time,
+        since=origin.since,
+        notes=(*origin.notes, *([_PRUNED] if landed.pruned_at else [])),
+        state="failed",  # until it is loaded: it holds up no other export of its group
+    )
+    _save_landed(runtime, connection, landed)
+    # The sequence of a restored database would come to this number again.
+    connection.execute(
+        "SELECT setval(sequence, greatest(%s, nextval(sequence))) FROM"
+        " (SELECT pg_get_serial_sequence('export_job', 'export_id')::regclass AS sequence) AS own",
+        [landed.export_id],
+    )
+
+
+def _save_landed(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> None:
+    """Also of a job that a warehouse, restored from the middle of the download, takes for unfinished."""
+    connection.execute(
+        "UPDATE export_job SET transaction_time = %s, landed_at = %s,"
+        " error = CASE WHEN state = 'failed' THEN 'It is landed and not loaded.' END,"
+        " state = CASE WHEN state IN ('requested', 'running', 'complete') THEN 'landed' ELSE state END WHERE export_id = %s",
+        [landed.transaction_time, runtime.clock.now(), landed.export_id],
+    )
+    export_jobs.save_files(connection, landed, read_origin(landed.folder).gaps)
+
+
+def _has_files(connection: psycopg.Connection, job: ExportJob) -> bool:
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM export_file WHERE export_id = %s) OR %s",
+        [job.export_id, job.landed_at is not None],
+    ).fetchone()
+    return bool(row and row[0])

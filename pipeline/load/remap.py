@@ -1,0 +1,272 @@
+"""Mapping a site again from landing, after its settings changed: no new export, no line that is older than what is known.
+
+The current line of each resource goes through the normal load in batches, as of the time of its own export; each batch
+is published before the next is read. What is mapped already, by the remap or by a load meanwhile, is told from its
+state, so that an interrupted remap goes on where it stood. Beside it loads of the site may come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psycopg
+
+from pipeline.core.settings import SiteSettings
+from pipeline.load.current_lines import MAPPABLE, CurrentLines
+from pipeline.load.ingest import site_fingerprints
+from pipeline.load.landed_lines import FoundLine, is_line, search_landed
+from pipeline.load.old_settings import SiteFingerprints, is_old
+from pipeline.load.replay import ReplayLine, publish_nothing, replay_lines
+from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.publication.derived import rules_are_old
+from pipeline.publication.steps.derived_rows import derived_options
+from pipeline.warehouse.configured_sites import refuse_missing_site
+from pipeline.warehouse.export_jobs import next_export_id, site_lock
+from pipeline.warehouse.runtime import Runtime
+
+__all__ = ["RemapReport", "remap", "remap_plan"]
+
+#: (resources done, resources in all).
+RemapProgress = Callable[[int, int], None]
+
+#: A batch: whichever is reached first. Its lines are in memory.
+_BATCH_BYTES = 64 * 1024 * 1024
+_BATCH_LINES = 50_000
+
+#: So many lines that are not where they lay are searched for together: a search reads all that landing holds.
+_SEARCHED_LINES = 500_000
+
+#: Resources whose order is lower leave facts that others use, and are mapped first.
+_FACT_ORDER = 10
+
+
+@dataclass
+class RemapReport:
+    """What came of a remap; counts are of resources by type."""
+
+    mapped: Counter[str] = field(default_factory=Counter)
+    #: Their line is in landing no more: they stay as they were until an export brings them.
+    not_in_landing: Counter[str] = field(default_factory=Counter)
+    export_ids: list[int] = field(default_factory=list)
+    #: Whether an interrupted remap was gone on with.
+    resumed: bool = False
+
+
+def remap_plan(runtime: Runtime, site: SiteSettings, *, only_old: bool = False) -> dict[str, int]:
+    """Resource type → resources that a remap that begins or goes on now would map. Changes nothing.
+
+    Raises ConfigurationError, MappingError, VocabularyError.
+    """
+    with runtime.connect() as connection:
+        work = _Work(runtime, site, only_old)
+        refuse_missing_site(connection, runtime.settings, site.name)
+        condition, parameters = work.condition(work.first_export_id(connection))
+        rows = connection.execute(
+            f"SELECT kind.resource_type, count(*) FROM {_STATES} WHERE {condition} GROUP BY 1 ORDER BY 1", parameters
+        ).fetchall()
+    return dict(rows)
+
+
+def remap(
+    runtime: Runtime, site: SiteSettings, *, only_old: bool = False, progress: RemapProgress | None = None
+) -> RemapReport:
+    """Map the current lines of a site again: all, or with `only_old` those that are under old settings.
+
+    Interrupted, the same call goes on. Raises SiteBusy while another remap of the site runs, ConfigurationError for a
+    site that is missing from sites.yaml, and what `ingest` raises; what was published before stays.
+    """
+    report = RemapReport()
+    work = _Work(runtime, site, only_old)
+    with runtime.connect() as connection, site_lock(connection, site.name, "remap"):
+        refuse_missing_site(connection, runtime.settings, site.name)
+        first, report.resumed = work.begin(connection)
+        connection.commit()
+        total = sum(remap_plan(runtime, site, only_old=only_old).values())
+        done = 0
+        elsewhere: list[LandedLine] = []
+        for batch in work.batches(connection, first):
+            lines, not_there = _read(runtime, connection, site, first, batch)
+            _map(runtime, site, lines, report)
+            elsewhere += not_there
+            if len(elsewhere) >= _SEARCHED_LINES:
+                _map_from_other_exports(runtime, connection, site, first, elsewhere, report)
+                elsewhere = []
+            done += len(batch)
+            if progress:
+                progress(done, total)
+        _map_from_other_exports(runtime, connection, site, first, elsewhere, report)
+        if not report.export_ids and _derived_is_old(runtime, connection, site):
+            report.export_ids += [item.export_id for item in publish_nothing(runtime, site)]
+        work.finish(connection)
+        connection.commit()
+    return report
+
+
+def _derived_is_old(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> bool:
+    settings = runtime.settings
+    options = derived_options(site, settings)
+    return rules_are_old(connection, cdm=settings.cdm_schema, etl=settings.etl_schema, options=options)
+
+
+_STATES = "resource_state AS state JOIN site_resource_type AS kind USING (site_resource_type_id)"
+
+
+class _Work:
+    """What there is to do, by the settings of today."""
+
+    def __init__(self, runtime: Runtime, site: SiteSettings, only_old: bool) -> None:
+        self._runtime, self._site, self._only_old = runtime, site, only_old
+        self._fingerprints = site_fingerprints(runtime, site)
+        self._mark = _mark(self._fingerprints, only_old)
+
+    def first_export_id(self, connection: psycopg.Connection) -> int | None:
+        """Of the interrupted remap with the same settings; None: there is none."""
+        row = connection.execute(
+            "SELECT first_export_id FROM remap WHERE site = %s AND mark = %s AND finished_at IS NULL",
+            (self._site.name, self._mark),
+        ).fetchone()
+        return row[0] if row else None
+
+    def begin(self, connection: psycopg.Connection) -> tuple[int, bool]:
+        """(first export id of the remap, whether it goes on). Does not commit."""
+        first = self.first_export_id(connection)
+        if first is not None:
+            return first, True
+        first = next_export_id(connection)
+        connection.execute(
+            "INSERT INTO remap (site, first_export_id, mark, started_at) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (site) DO UPDATE SET (first_export_id, mark, started_at, finished_at)"
+            " = ROW(excluded.first_export_id, excluded.mark, excluded.started_at, NULL)",
+            (self._site.name, first, self._mark, self._runtime.clock.now()),
+        )
+        return first, False
+
+    def finish(self, connection: psycopg.Connection) -> None:
+        connection.execute(
+            "UPDATE remap SET finished_at = %s WHERE site = %s", (self._runtime.clock.now(), self._site.name)
+        )
+
+    def condition(self, first: int | None) -> tuple[str, Sequence[object]]:
+        """On `_STATES`: what is to be mapped. Lines of types without a mapping are excluded under any settings."""
+        old, parameters = is_old(self._fingerprints)
+        wanted, mapped = old, list[object]()
+        if not self._only_old:
+            wanted, mapped = f"({old} OR kind.resource_type = ANY(%s))", [sorted(self._fingerprints.mapped_types)]
+        return (
+            f"kind.site = %s AND {MAPPABLE} AND (%s::bigint IS NULL OR state.export_id < %s) AND {wanted}",
+            (self._site.name, first, first, *parameters, *mapped),
+        )
+
+    def batches(self, connection: psycopg.Connection, first: int) -> Iterator[list[int]]:
+        """Surrogate ids, first of the types that leave facts for others, in the order of landing. The server keeps the
+        list: loads commit meanwhile."""
+        condition, parameters = self.condition(first)
+        early = [name for name, order in self._orders() if order < _FACT_ORDER]
+        with _held_cursor(connection) as cursor:
+            cursor.execute(
+                f"SELECT state.surrogate_id, state.byte_length FROM {_STATES} WHERE {condition}"
+                " ORDER BY kind.resource_type <> ALL(%s), state.as_of, state.export_id, state.file_number,"
+                " state.byte_offset",
+                (*parameters, early),
+            )
+            connection.commit()
+            batch: list[int] = []
+            size = 0
+            for surrogate_id, length in cursor:
+                batch.append(surrogate_id)
+                size += length
+                if size >= _BATCH_BYTES or len(batch) >= _BATCH_LINES:
+                    yield batch
+                    batch, size = [], 0
+            if batch:
+                yield batch
+
+    def _orders(self) -> list[tuple[str, int]]:
+        from pipeline.transform.mapping.mappings import load_mappings
+
+        settings = self._runtime.settings
+        mappings = load_mappings(settings.mappings, self._site.name, self._site.mapping, settings.site_mappings_folder)
+        return [(name, mapping.order) for name, mapping in mappings.resources.items()]
+
+
+@contextmanager
+def _held_cursor(connection: psycopg.Connection) -> Iterator[psycopg.ServerCursor]:
+    with connection.cursor("remap_resources", withhold=True) as cursor:
+        cursor.itersize = 10_000
+        yield cursor
+
+
+def _map(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine], report: RemapReport) -> None:
+    report.export_ids += [item.export_id for item in replay_lines(runtime, site, lines)]
+    report.mapped.update(line.resource_type for line in lines)
+
+
+def _read(
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, first: int, batch: Sequence[int]
+) -> tuple[list[ReplayLine], list[LandedLine]]:
+    """The batch's lines as they stand now, without what was mapped meanwhile, and those that are not where they lay."""
+    found, not_there = [], []
+    with CurrentLines(runtime.landing, site.name) as landed:
+        for line in _current(connection, first, batch):
+            raw = landed.read(line.export_id, line.file_number, line.byte_offset, line.byte_length)
+            if raw is None or not is_line(raw, line):
+                not_there.append(line)
+            else:
+                found.append(ReplayLine(line.resource_type, line.as_of, raw))
+    return found, not_there
+
+
+def _current(connection: psycopg.Connection, first: int, surrogate_ids: Sequence[int]) -> list[LandedLine]:
+    """The lines of these resources, in the order of landing, without what was mapped meanwhile. Commits."""
+    rows = connection.execute(
+        f"SELECT {LANDED_LINE} FROM {_STATES} WHERE state.surrogate_id = ANY(%s) AND state.export_id < %s AND {MAPPABLE}"
+        " ORDER BY state.export_id, state.file_number, state.byte_offset",
+        (list(surrogate_ids), first),
+    ).fetchall()
+    connection.commit()
+    return [LandedLine(*row) for row in rows]
+
+
+def _map_from_other_exports(
+    runtime: Runtime,
+    connection: psycopg.Connection,
+    site: SiteSettings,
+    first: int,
+    lines: Sequence[LandedLine],
+    report: RemapReport,
+) -> None:
+    """Lines whose export is gone or damaged, from the newest other one that has them; what none has is counted."""
+    missing = {line.surrogate_id: line for line in lines}
+    search = search_landed(runtime.landing, site.name, lines) if lines else iter(())
+    for found in _batches_of_found(search):
+        now = {
+            line.surrogate_id: line.hashes
+            for line in _current(connection, first, [line.surrogate_id for line, _ in found])
+        }
+        same = [(line, here) for line, here in found if now.get(line.surrogate_id) == line.hashes]
+        _map(runtime, site, [ReplayLine(line.resource_type, line.as_of, here.raw) for line, here in same], report)
+        for line, _ in found:
+            del missing[line.surrogate_id]
+    report.not_in_landing.update(line.resource_type for line in missing.values())
+
+
+def _batches_of_found(found: Iterable[tuple[LandedLine, FoundLine]]) -> Iterator[list[tuple[LandedLine, FoundLine]]]:
+    batch: list[tuple[LandedLine, FoundLine]] = []
+    size = 0
+    for line, here in found:
+        batch.append((line, here))
+        size += line.byte_length
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_LINES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _mark(fingerprints: SiteFingerprints, only_old: bool) -> str:
+    said = f"{only_old} {sorted(fingerprints.by_type.items())}"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]

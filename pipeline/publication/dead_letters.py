@@ -1,0 +1,274 @@
+"""Dead letters: what could not be loaded, why, and the line itself, so that it can be shown and replayed.
+
+Holds patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.load.ingest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+import polars as pl
+import psycopg
+from psycopg.rows import class_row
+
+from pipeline.fhir.identity import parse_reference
+from pipeline.landing.reading import read_line
+from pipeline.landing.store import LandedExport, LandedFile
+from pipeline.publication.context import LandedLine
+from pipeline.staging.schemas import OUTCOME, UNCHANGED, StagedExport
+from pipeline.warehouse.copying import read_frame
+
+__all__ = [
+    "FILE_NUMBER",
+    "DeadLetter",
+    "RawLine",
+    "close",
+    "get_dead_letter",
+    "list_dead_letters",
+    "open_lines",
+    "record",
+]
+
+#: A longer line is kept in part; the rest is found in landing by file, offset and length.
+RAW_LIMIT = 16 * 1024 * 1024
+RAW_EXCERPT = 64 * 1024
+#: SQL: the number of the file that a column names, such as files/Observation.00002.ndjson.
+FILE_NUMBER = "substring({} FROM '[.]([0-9]+)[.]ndjson$')::integer"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One open dead letter as the view `dead_letter_open` shows it."""
+
+    id: int
+    site: str
+    resource_type: str
+    resource_id: str | None
+    file: str
+    line: int
+    stage: str
+    code: str
+    path: str | None
+    reason: str
+    caused_by: str | None
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """The line of a dead letter, and where it was landed."""
+
+    id: int
+    site: str
+    resource_type: str
+    export_id: int
+    file: str
+    byte_offset: int
+    byte_length: int
+    raw: bytes
+    raw_is_complete: bool
+    as_of: datetime
+    file_number: int
+    raw_hash_high: int
+    raw_hash_low: int
+
+    @property
+    def landed(self) -> LandedLine:
+        """Where the whole line lies."""
+        return LandedLine(
+            self.export_id,
+            self.file_number,
+            self.byte_offset,
+            self.byte_length,
+            0,
+            self.resource_type,
+            self.raw_hash_high,
+            self.raw_hash_low,
+            self.as_of,
+        )
+
+
+#: Columns that a letter takes over when its line is rejected again; first_seen and raw stay.
+_SEEN_AGAIN = (
+    *("export_id", "file", "line", "byte_offset", "byte_length", "stage", "code", "path", "reason"),
+    *("caused_by", "caused_by_surrogate_id", "last_seen"),
+)
+_OPEN = "id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by"
+
+
+def list_dead_letters(
+    connection: psycopg.Connection, *, site: str | None = None, code: str | None = None, limit: int = 50
+) -> list[DeadLetter]:
+    """Open dead letters, newest first."""
+    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+        return cursor.execute(
+            f"SELECT {_OPEN} FROM dead_letter_open WHERE (%(site)s::text IS NULL OR site = %(site)s)"
+            " AND (%(code)s::text IS NULL OR code = %(code)s) ORDER BY id DESC LIMIT %(limit)s",
+            {"site": site, "code": code, "limit": limit},
+        ).fetchall()
+
+
+def get_dead_letter(connection: psycopg.Connection, letter_id: int) -> tuple[DeadLetter, RawLine] | None:
+    """One dead letter, open or closed, with its line."""
+    with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
+        letter = cursor.execute(f"SELECT {_OPEN} FROM dead_letter WHERE id = %s", (letter_id,)).fetchone()
+    if letter is None:
+        return None
+    return letter, next(iter(_raw_lines(connection, "letter.id = %s", (letter_id,))))
+
+
+def open_lines(
+    connection: psycopg.Connection,
+    *,
+    site: str,
+    ids: Sequence[int] | None = None,
+    code: str | None = None,
+    causes_loaded: bool = False,
+) -> list[RawLine]:
+    """Lines of a site's open dead letters, oldest first.
+
+    With `causes_loaded` only those whose cause is loaded by now, such as a person who has arrived.
+    """
+    conditions, parameters = ["letter.state = 'open'", "letter.site = %s"], [site]
+    if ids is not None:
+        conditions.append("letter.id = ANY(%s)")
+        parameters.append(list(ids))  # type: ignore[arg-type] # parameters are of any type
+    if code is not None:
+        conditions.append("letter.code = %s")
+        parameters.append(code)
+    if causes_loaded:
+        conditions.append(
+            "EXISTS (SELECT FROM resource_state AS cause WHERE cause.surrogate_id = letter.caused_by_surrogate_id"
+            " AND cause.outcome = 'loaded')"
+        )
+    return list(_raw_lines(connection, " AND ".join(conditions), parameters))
+
+
+def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Sequence[Any]) -> Iterable[RawLine]:
+    with connection.cursor(row_factory=class_row(RawLine)) as cursor:
+        yield from cursor.execute(
+            "SELECT letter.id, letter.site, letter.resource_type, letter.export_id, letter.file, letter.byte_offset,"
+            " letter.byte_length, letter.raw, letter.raw_is_complete, job.transaction_time AS as_of,"
+            " letter.raw_hash_high, letter.raw_hash_low,"
+            f" coalesce({FILE_NUMBER.format('letter.file')}, 0) AS file_number"
+            f" FROM dead_letter AS letter JOIN export_job AS job USING (export_id) WHERE {condition} ORDER BY letter.id",
+            parameters,
+        )
+
+
+def record(connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, now: datetime) -> None:
+    """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice."""
+    if letters.is_empty():
+        return
+    connection.execute(
+        "CREATE TEMP TABLE new_letter (LIKE dead_letter INCLUDING DEFAULTS) ON COMMIT DROP;"
+        " ALTER TABLE pg_temp.new_letter ALTER id DROP NOT NULL"
+    )
+    files = {file.number: file for file in export.files}
+    columns = (
+        "site, resource_type, resource_id, surrogate_id, export_id, file, line, byte_offset, byte_length, stage, code,"
+        " path, reason, caused_by, caused_by_surrogate_id, raw, raw_is_complete, raw_hash_high, raw_hash_low, state,"
+        " first_seen, last_seen"
+    )
+    with connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
+        for letter in letters.iter_rows(named=True):
+            file = files[letter["file_number"]]
+            raw, complete = _raw(export, file, letter)
+            copy.write_row(
+                (
+                    export.site,
+                    letter["resource_type"],
+                    letter["resource_id"],
+                    letter["surrogate_id"],
+                    export.export_id,
+                    str(file.path.relative_to(export.folder) if file.path.is_absolute() else file.path),
+                    letter["line"],
+                    letter["byte_offset"],
+                    letter["byte_length"],
+                    letter["stage"],
+                    letter["code"],
+                    letter["path"],
+                    letter["reason"],
+                    _cause(raw, letter["code"]) if letter["cause"] is not None else None,
+                    letter["cause"],
+                    raw,
+                    complete,
+                    letter["raw_hash_high"],
+                    letter["raw_hash_low"],
+                    "open",
+                    now,
+                    now,
+                )
+            )
+    connection.execute(
+        "UPDATE dead_letter AS old SET state = 'superseded', closed_at = %s, closed_by_export_id = %s"
+        " FROM pg_temp.new_letter AS new WHERE old.state = 'open' AND old.site = new.site"
+        " AND old.surrogate_id = new.surrogate_id"
+        " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)"
+        " AND %s >= (SELECT transaction_time FROM export_job AS job WHERE job.export_id = old.export_id)",
+        (now, export.export_id, export.transaction_time),
+    )
+    updated = ", ".join(f"{name} = excluded.{name}" for name in _SEEN_AGAIN)
+    connection.execute(
+        f"INSERT INTO dead_letter ({columns}) SELECT DISTINCT ON (resource_type, raw_hash_high, raw_hash_low) {columns}"
+        " FROM pg_temp.new_letter ORDER BY resource_type, raw_hash_high, raw_hash_low, file, line"
+        " ON CONFLICT (site, resource_type, raw_hash_high, raw_hash_low) WHERE state = 'open'"
+        f" DO UPDATE SET {updated} WHERE dead_letter.export_id <= excluded.export_id"
+    )
+
+
+def close(
+    connection: psycopg.Connection, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime
+) -> None:
+    """Close open letters of earlier exports whose resource or line came through this one.
+
+    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did. A letter
+    of a newer export stays: what came before it says nothing about it.
+    """
+    schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
+    waiting = read_frame(
+        connection,
+        "SELECT id, surrogate_id, raw_hash_high, raw_hash_low FROM dead_letter"
+        " JOIN export_job AS job USING (export_id) WHERE dead_letter.state = 'open' AND dead_letter.site = %s"
+        " AND export_id <> %s AND job.transaction_time <= %s",
+        schema,
+        (export.site, export.export_id, export.transaction_time),
+    )
+    if waiting.is_empty():
+        return
+    through = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
+    through = through.join(not_loaded.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
+    resources = pl.concat([through.select("surrogate_id"), staged.scan(UNCHANGED).select("surrogate_id")])
+    hashes = ["raw_hash_high", "raw_hash_low"]
+    closed = pl.concat(
+        [
+            waiting.lazy().join(resources, on="surrogate_id", how="semi"),
+            waiting.lazy().join(through.select(hashes), on=hashes, how="semi"),
+        ]
+    ).collect()
+    connection.execute(
+        "UPDATE dead_letter SET state = 'resolved', closed_at = %s, closed_by_export_id = %s WHERE id = ANY(%s)",
+        (now, export.export_id, closed["id"].unique().to_list()),
+    )
+
+
+def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:
+    path = file.path if file.path.is_absolute() else export.folder / file.path
+    complete = letter["byte_length"] <= RAW_LIMIT
+    return read_line(path, letter["byte_offset"], letter["byte_length"] if complete else RAW_EXCERPT), complete
+
+
+def _cause(raw: bytes, code: str) -> str | None:
+    """`Type/id` of the resource that a line waits for: its person, else the encounter or the birth that would date it."""
+    resource = orjson.loads(raw)
+    elements = [("subject", "Patient"), ("patient", "Patient"), ("beneficiary", "Patient")]
+    if code != "person_unknown":
+        elements = [("encounter", "Encounter"), ("context", "Encounter"), *elements]
+    for element, kind in elements:
+        reference = (resource.get(element) or {}).get("reference")
+        if reference and (parsed := parse_reference(reference, kind)):
+            return "/".join(parsed)
+    return None

@@ -1,0 +1,125 @@
+"""Addresses → location rows by content: one row for each distinct normalised content, many resources to one row.
+
+A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import polars as pl
+
+from pipeline.fhir.identity import content_key
+
+__all__ = ["RESTRICTED_ZIP3", "Addresses"]
+
+#: Three-digit zips with 20,000 people or fewer (HIPAA safe harbor, Census 2000): "000" stands for them.
+RESTRICTED_ZIP3 = frozenset(
+    (
+        "036",
+        "059",
+        "063",
+        "102",
+        "203",
+        "556",
+        "692",
+        "790",
+        "821",
+        "823",
+        "830",
+        "831",
+        "878",
+        "879",
+        "884",
+        "890",
+        "893",
+    )
+)
+
+_STATE = re.compile("[A-Za-z]{2}")
+#: ISO 3166, of two or three letters.
+_COUNTRY = re.compile("[A-Za-z]{2,3}")
+_ZIP3 = re.compile(r"\s*([0-9]{3})")
+
+_COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
+
+
+class Addresses:
+    """Collects the distinct addresses that a chunk's resources have."""
+
+    def __init__(self) -> None:
+        self._content: dict[int, tuple[str | None, ...]] = {}
+
+    def of_patient(self, patient: dict[str, Any]) -> int | None:
+        """Key of the home (else first) address: state, three-digit zip, country code."""
+        address = _preferred(patient.get("address"))
+        if address is None:
+            return None
+        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country_code(address))
+
+    def of_site(self, resource: dict[str, Any]) -> int | None:
+        """Key of an Organization's or Location's address."""
+        address = _preferred(resource.get("address"))
+        if address is None:
+            return None
+        lines = address.get("line") or [None]
+        return self._add(
+            str(lines[0])[:50] if lines[0] else None,
+            _text(address, "city", 50),
+            _state(address),
+            _text(address, "postalCode", 9),
+            _country(address),
+        )
+
+    def _add(self, *content: str | None) -> int | None:
+        if not any(content):
+            return None
+        key = content_key("location", *content)
+        self._content[key] = content
+        return key
+
+    def frame(self) -> pl.DataFrame:
+        """Columns location_id (content key) and the location's columns; forgets them."""
+        rows = [(key, *content) for key, content in self._content.items()]
+        self._content.clear()
+        return pl.DataFrame(rows, schema={"location_id": pl.Int64, **dict.fromkeys(_COLUMNS, pl.String)}, orient="row")
+
+
+def _preferred(addresses: Any) -> dict[str, Any] | None:
+    if isinstance(addresses, dict):  # Location.address is one, Organization.address and Patient.address are many
+        return addresses
+    if not addresses:
+        return None
+    current = [address for address in addresses if address.get("use") != "old"] or addresses
+    home = [address for address in current if address.get("use") == "home"]
+    found: dict[str, Any] = (home or current)[0]
+    return found
+
+
+def _text(address: dict[str, Any], name: str, length: int) -> str | None:
+    value = address.get(name)
+    return str(value).strip()[:length] or None if value else None
+
+
+def _state(address: dict[str, Any]) -> str | None:
+    """The two-letter code. The column holds no more, and a longer name cut to it would be another state's code."""
+    state = _text(address, "state", 50)
+    return state.upper() if state and _STATE.fullmatch(state) else None
+
+
+def _country(address: dict[str, Any]) -> str | None:
+    return _text(address, "country", 80)
+
+
+def _country_code(address: dict[str, Any]) -> str | None:
+    """A patient's country where it is a code. FHIR takes any text there, and a text can hold the rest of an address."""
+    country = _country(address)
+    return country.upper() if country and _COUNTRY.fullmatch(country) else None
+
+
+def _zip3(postal_code: Any) -> str | None:
+    match = _ZIP3.match(postal_code) if isinstance(postal_code, str) else None
+    if match is None:
+        return None
+    return "000" if match[1] in RESTRICTED_ZIP3 else match[1]

@@ -1,0 +1,139 @@
+"""The one way from a code to a concept: a value map, the vocabulary, or one after the other.
+
+A look-up has three outcomes. A code is mapped; or has no concept by rule, because a map says 0, a `meaning:` or
+`exclude:`; or it is unknown. Only unknown ones are counted (`etl.unmapped_code`): `unmapped_<element>` marks them, and the
+transform stage counts what is marked (`pipeline.transform.concepts.unmapped`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.transform.concepts.code_sets import CodeSets
+from pipeline.transform.concepts.resolver import ConceptResolver
+
+__all__ = ["UNMAPPED", "LookUps"]
+
+#: `unmapped_<element>`: the code set, or list of code sets, of an element that is present and unknown.
+UNMAPPED = "unmapped_"
+
+
+@dataclass(frozen=True)
+class LookUps:
+    """What codes are looked up in."""
+
+    value_maps: Mapping[str, pl.DataFrame]
+    sets: CodeSets
+    resolver: ConceptResolver
+    #: concepts(ids) → their rows of the concept index: concept_id, domain_id, concept_class_id and others
+    concepts: Callable[[list[int]], pl.DataFrame]
+
+    def of(
+        self,
+        frame: pl.DataFrame,
+        column: str,
+        prefix: str,
+        *,
+        value_map: str | None = None,
+        purpose: str | None = None,
+        domain: str | None = None,
+        last: str | None = None,
+        element: str | None = None,
+    ) -> pl.DataFrame:
+        """Look up `column`, a column of code sets: first in `value_map`, then in the vocabulary by `purpose`.
+
+        Adds `<prefix>_concept_id`: NULL where the element is absent, 0 where it is present and has none; `<prefix>_source_code`;
+        by a purpose `<prefix>_source_concept_id`; by a map `<prefix>_source_system`, `_meaning`, `_excludes`.
+        And `unmapped_<element>`, by default of the column's name. `domain`: a concept of another one does not count.
+        `last`: codings of this system are asked after all others.
+        """
+        if value_map is None:
+            found = self._in_vocabulary(purpose or "", domain)
+        else:
+            found = self._in_map(frame[column], value_map, last)
+            if purpose is not None:
+                found = self._completed(found, purpose, domain)
+        found = found.rename({"code_set": column} | {name: f"{prefix}_{name}" for name in found.columns[1:]})
+        frame = frame.join(found, on=column, how="left", maintain_order="left")
+        unknown = pl.when(f"{prefix}_is_unknown").then(pl.col(column))
+        return frame.with_columns(unknown.alias(f"{UNMAPPED}{element or column}")).drop(f"{prefix}_is_unknown")
+
+    def of_codes(self, frame: pl.DataFrame, column: str, prefix: str, *, value_map: str, system: str) -> pl.DataFrame:
+        """The same for a column of FHIR codes, which have no system of their own: `system` is what the map calls it.
+
+        `<prefix>_concept_id` is NULL also where there is none by rule.
+        """
+        own = f"{prefix}_code_set"
+        frame = frame.with_columns(self.code_sets(frame[column], system).alias(own))
+        frame = self.of(frame, own, prefix, value_map=value_map, element=column).drop(own)
+        concept = pl.col(f"{prefix}_concept_id")
+        return frame.with_columns(pl.when(concept != 0).then(concept).alias(f"{prefix}_concept_id"))
+
+    def code_sets(self, codes: pl.Series, system: str) -> pl.Series:
+        """The numbers of codes as code sets."""
+        numbers = {code: self.sets.add_coding({"system": system, "code": code}) for code in codes.drop_nulls().unique()}
+        return codes.replace_strict(numbers, default=None, return_dtype=pl.Int32)
+
+    def _in_map(self, code_sets: pl.Series, value_map: str, last: str | None) -> pl.DataFrame:
+        """code_set, concept_id, source_system, source_code, meaning, excludes, is_unknown of these code sets.
+
+        The first coding counts for which the map has a concept, or none by rule; without one, the first.
+        """
+        numbers = code_sets.drop_nulls().unique(maintain_order=True)
+        codings = self.sets.codings_of(numbers)
+        known = codings.join(self.value_maps[value_map], on=["system", "code"], how="left", maintain_order="left")
+        is_known = ((pl.col("concept_id") != 0) | pl.col("by_rule")).fill_null(False)
+        first = (
+            known.with_columns((~is_known).alias("is_unknown"))
+            .sort(
+                "code_set",
+                "is_unknown",
+                (pl.col("system") == pl.lit(last, dtype=pl.String)).fill_null(False),
+                "position",
+                maintain_order=True,
+            )
+            .unique("code_set", keep="first", maintain_order=True)
+        )
+        every = pl.DataFrame({"code_set": numbers.cast(pl.Int32)})
+        return every.join(first, on="code_set", how="left", maintain_order="left").select(
+            "code_set",
+            pl.col("concept_id").fill_null(0),
+            pl.col("system").alias("source_system"),
+            pl.col("code").alias("source_code"),
+            "meaning",
+            pl.col("exclude_reason").alias("excludes"),
+            pl.col("is_unknown").fill_null(True),  # a text without codings
+        )
+
+    def _in_vocabulary(self, purpose: str, domain: str | None) -> pl.DataFrame:
+        """code_set, concept_id, source_concept_id, source_code, is_unknown of every code set."""
+        found = self.resolver.resolve_single(purpose).select(
+            "code_set",
+            pl.col("target_concept_id").alias("concept_id"),
+            "source_concept_id",
+            "source_code",
+            (pl.col("target_concept_id") == 0).alias("is_unknown"),
+        )
+        if domain is None:
+            return found
+        concepts = self.concepts(found["concept_id"].unique().to_list())
+        fits = pl.col("concept_id").is_in(concepts.filter(pl.col("domain_id") == domain)["concept_id"].implode())
+        return found.with_columns(pl.when(fits).then("concept_id").otherwise(0).alias("concept_id"), is_unknown=~fits)
+
+    def _completed(self, by_map: pl.DataFrame, purpose: str, domain: str | None) -> pl.DataFrame:
+        """What the map does not know is asked of the vocabulary."""
+        both = by_map.join(
+            self._in_vocabulary(purpose, domain), on="code_set", how="left", maintain_order="left", suffix="_of_purpose"
+        )
+        asked = pl.col("is_unknown")
+        return both.select(
+            "code_set",
+            pl.when(asked).then("concept_id_of_purpose").otherwise("concept_id").alias("concept_id"),
+            pl.when(asked).then("source_code_of_purpose").otherwise("source_code").alias("source_code"),
+            "source_concept_id",
+            *("source_system", "meaning", "excludes"),
+            (asked & pl.col("is_unknown_of_purpose")).alias("is_unknown"),
+        )

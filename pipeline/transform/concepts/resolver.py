@@ -1,0 +1,222 @@
+"""Concept resolution: code sets → the chosen coding, its standard concepts, and its source concept.
+
+Set-based: every new code set of a chunk goes through one join with the concept index; results are kept for the life
+of the worker. The rules are those of the mapping specification, "Rules that hold for every resource".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import polars as pl
+
+from pipeline.transform.concepts.code_sets import CodeSets
+from pipeline.transform.concepts.index import normalise_code, unit_key
+
+__all__ = ["ConceptLookup", "ConceptResolver"]
+
+#: The purpose under which units are resolved, a key of vocabulary_priority.yaml.
+UNIT = "unit"
+
+#: One row a code set and standard target; at least one a code set.
+RESOLVED_SCHEMA = {
+    "code_set": pl.Int32,
+    "code_set_key": pl.Int64,
+    "target_concept_id": pl.Int64,
+    "target_domain_id": pl.String,
+    "value_concept_id": pl.Int64,
+    "source_concept_id": pl.Int64,
+    "source_system": pl.String,
+    "source_code": pl.String,
+    "text": pl.String,
+}
+
+
+class ConceptLookup(Protocol):
+    """What the resolver asks of a concept index; other resolvers stand behind the same interface."""
+
+    def lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
+        """Index rows for distinct (vocabulary_id, concept_code)."""
+        ...
+
+    def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
+        """Columns ancestor, descendant: which of the concepts is truly below which other of them."""
+        ...
+
+
+class ConceptResolver:
+    """Resolves the code sets of one worker, each once per purpose (a key of vocabulary_priority.yaml)."""
+
+    def __init__(
+        self,
+        sets: CodeSets,
+        index: ConceptLookup,
+        code_systems: Mapping[str, str],
+        priorities: Mapping[str, tuple[str, ...]],
+        unit_aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._sets = sets
+        self._index = index
+        self._systems = pl.DataFrame(
+            {"system": list(code_systems), "vocabulary_id": list(code_systems.values())},
+            schema={"system": pl.String, "vocabulary_id": pl.String},
+        )
+        self._priorities = priorities
+        self._unit_aliases = unit_aliases or {}
+        self._resolved: dict[str, pl.DataFrame] = {}
+        self._single: dict[str, pl.DataFrame] = {}
+        self._done: dict[str, int] = {}
+        #: codings that the index was asked for, and its rows: other code sets and other purposes have the same
+        self._asked = pl.DataFrame(schema={"vocabulary_id": pl.String, "concept_code": pl.String})
+        self._rows: pl.DataFrame | None = None
+
+    def resolve(self, purpose: str) -> pl.DataFrame:
+        """Everything resolved for a purpose so far, new code sets included. Columns: RESOLVED_SCHEMA."""
+        self._resolve_new(purpose)
+        return self._resolved[purpose]
+
+    def resolve_single(self, purpose: str) -> pl.DataFrame:
+        """The same with one row a code set: the first standard concept, 0 for none (values, units, routes)."""
+        self._resolve_new(purpose)
+        return self._single[purpose]
+
+    def _resolve_new(self, purpose: str) -> None:
+        nothing = pl.DataFrame(schema=RESOLVED_SCHEMA)
+        known, single = self._resolved.setdefault(purpose, nothing), self._single.setdefault(purpose, nothing)
+        first = self._done.get(purpose, 0)
+        if first < len(self._sets):
+            new = self._resolve_from(first, purpose)
+            self._resolved[purpose] = pl.concat([known, new])
+            self._single[purpose] = pl.concat([single, new.unique("code_set", keep="first", maintain_order=True)])
+            self._done[purpose] = len(self._sets)
+
+    def _lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
+        """Index rows of distinct (vocabulary_id, concept_code), and of others. The index reads a file of millions of
+        rows each time: it is asked only for codings that it was not asked for before."""
+        new = codings.join(self._asked, on=["vocabulary_id", "concept_code"], how="anti", maintain_order="left")
+        if self._rows is None or not new.is_empty():
+            found = self._index.lookup(new)
+            self._rows = found if self._rows is None else pl.concat([self._rows, found])
+            self._asked = pl.concat([self._asked, new])
+        return self._rows
+
+    def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
+        sets = self._sets.sets(first)
+        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first)
+        chosen = self._choose(candidates, purpose)
+        return (
+            sets.join(chosen, on="code_set", how="left", maintain_order="left")
+            .with_columns(pl.col("target_concept_id", "source_concept_id").fill_null(0))
+            .select(pl.col(name).cast(kind) for name, kind in RESOLVED_SCHEMA.items())
+        )
+
+    def _candidates(self, first: int) -> pl.DataFrame:
+        """One row a coding and index row; target_concept_id is NULL where a coding has no standard concept."""
+        codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
+        codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("")).alias("vocabulary_id"))
+        distinct = codings.select("vocabulary_id", "code").unique(maintain_order=True)
+        normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
+        distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
+        codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
+        found = self._lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
+
+    def _unit_candidates(self, first: int) -> pl.DataFrame:
+        """The same for units, each looked up in several spellings; a code without a system is a text.
+
+        A code is UCUM before it is a customary spelling; a text the other way round: nobody writes coulombs as "C".
+        The spelling that has a standard concept counts, then the one that is known at all.
+        """
+        codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
+        codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("UCUM")).alias("vocabulary_id"))
+        key = ["vocabulary_id", "code", "is_text"]
+        codings = codings.with_columns(pl.col("system").is_null().alias("is_text"))
+        spellings = pl.DataFrame(
+            [
+                (vocabulary, code, is_text, attempt, spelling)
+                for vocabulary, code, is_text in codings.select(key).unique(maintain_order=True).iter_rows()
+                for attempt, spelling in enumerate(self._spellings(vocabulary, code, is_text))
+            ],
+            schema={
+                "vocabulary_id": pl.String,
+                "code": pl.String,
+                "is_text": pl.Boolean,
+                "attempt": pl.Int32,
+                "concept_code": pl.String,
+            },
+            orient="row",
+        )
+        rows = self._lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
+        known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
+        known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
+        best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
+        known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
+        found = codings.join(known, on=key, how="left", maintain_order="left")
+        return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
+
+    def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
+        own = normalise_code(vocabulary, code)
+        alias = self._unit_aliases.get(unit_key(code)) if vocabulary == "UCUM" else None
+        if alias is None or alias == own:
+            return [own]
+        return [alias, own] if is_text else [own, alias]
+
+    def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
+        """The rows of the best coding of each code set.
+
+        Order: has a standard mapping; vocabulary priority; the more specific concept (f2o-036); userSelected; order.
+        """
+        priority = self._priorities.get(purpose, ())
+        others = len(priority) + 1
+        ranks = {vocabulary: rank for rank, vocabulary in enumerate(priority)}
+        ranked = candidates.with_columns(
+            pl.col("target_concept_id").is_not_null().any().over("code_set", "position").alias("has_standard"),
+            pl.col("vocabulary_id")
+            .replace_strict(ranks, default=None, return_dtype=pl.Int32)
+            .fill_null(
+                pl.when(pl.col("vocabulary_id").is_in(self._systems["vocabulary_id"].implode()))
+                .then(others)
+                .otherwise(others - 1)
+            )
+            .alias("priority"),
+        )
+        ranked = ranked.with_columns(
+            self._less_specific(ranked).alias("less_specific"), (~pl.col("user_selected")).alias("not_selected")
+        )
+        order = ["code_set", "has_standard", "priority", "less_specific", "not_selected", "position"]
+        best = (
+            ranked.sort(order, descending=[False, True, False, False, False, False], maintain_order=True)
+            .group_by("code_set", maintain_order=True)
+            .first()
+            .select("code_set", "position")
+        )
+        return (
+            ranked.join(best, on=["code_set", "position"], how="semi", maintain_order="left")
+            .sort("code_set", "pair_number", "target_concept_id", nulls_last=True, maintain_order=True)
+            .rename({"system": "source_system", "code": "source_code"})
+            .select(
+                "code_set",
+                "target_concept_id",
+                "target_domain_id",
+                "value_concept_id",
+                "source_concept_id",
+                "source_system",
+                "source_code",
+            )
+        )
+
+    def _less_specific(self, ranked: pl.DataFrame) -> pl.Series:
+        """True for a coding that has a rival of the same rank whose concept descends from its own."""
+        rows = ranked.with_row_index("row").filter(pl.col("has_standard"))
+        key = ["code_set", "priority"]
+        rivals = rows.filter(pl.col("position").n_unique().over(key) > 1).select("row", *key, "target_concept_id")
+        flagged: set[int] = set()
+        if not rivals.is_empty():
+            # What is above each rival, then who of its own set that is: a concept has few ancestors, a set may have
+            # thousands of codings, and pairs of them would be millions.
+            descents = self._index.descents(rivals["target_concept_id"].unique())
+            above = rivals.join(descents, left_on="target_concept_id", right_on="descendant")
+            above = above.select(*key, pl.col("ancestor").alias("target_concept_id")).unique()
+            flagged = set(rivals.join(above, on=[*key, "target_concept_id"], how="semi")["row"])
+        return pl.Series("less_specific", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)

@@ -1,0 +1,403 @@
+"""Events: coded rows of a view → concepts, 1→N, values, routing, and rows in the shape of their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
+
+import polars as pl
+
+from pipeline.fhir.identity import content_key
+from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
+from pipeline.transform.concepts.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
+from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
+from pipeline.transform.plan import Worker
+from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
+from pipeline.transform.routing import exact_numbers, route, to_table
+from pipeline.transform.rules import DERIVATIONS
+from pipeline.transform.rules.dates import IMPLAUSIBLE
+
+__all__ = ["EventRows", "derived", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
+
+#: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
+_MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """What one view of one chunk came to. Frames are in the schemas of `pipeline.staging.schemas`."""
+
+    tables: dict[str, pl.DataFrame]
+    #: REFUSED_SCHEMA of lines whose own row cannot be made
+    refused: pl.DataFrame
+    #: REFUSED_SCHEMA, and surrogate_id, of further rows that cannot be made
+    left_out: pl.DataFrame
+    #: index, exclude_reason of lines that a value map excludes
+    excluded: pl.DataFrame
+    references: pl.DataFrame
+    issues: pl.DataFrame
+    unmapped: pl.DataFrame
+    rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    #: by table: texts of the numbers that a double cannot hold, as `pipeline.transform.routing.exact_numbers` gives them
+    exact: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of_left_out(cls, left_out: pl.DataFrame) -> EventRows:
+        """No rows, only what was left out, and its issues."""
+        return cls(
+            tables={},
+            refused=pl.DataFrame(schema=REFUSED_SCHEMA),
+            left_out=left_out,
+            excluded=pl.DataFrame(schema=EXCLUDED_SCHEMA),
+            references=pl.DataFrame(schema=SCHEMAS[REFERENCE]),
+            issues=_left_out_issues(left_out),
+            unmapped=NO_CODES,
+        )
+
+
+def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    for name in view.derive:
+        rows = DERIVATIONS[name](rows, worker.derivation)
+    return rows
+
+
+def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
+    """The rows of an event view (view and resource columns joined) as table rows."""
+    rows = derived(worker, view, rows).with_columns(
+        _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
+    )
+    rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
+    exact: dict[str, pl.DataFrame] = {}
+
+    def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
+        nonlocal rate, unmapped
+        coded = _with_concepts(worker, mapping, view, kept)
+        rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
+        coded = _with_row_key(coded, view)
+        made: dict[str, pl.DataFrame] = {}
+        for table in coded["table"].unique().sort():
+            events = coded.filter(pl.col("table") == table)
+            made[table] = to_table(events, table)
+            texts = exact_numbers(events, table)
+            if texts is not None:
+                exact[table] = texts
+        return made
+
+    result = refuse_incomplete(worker, mapping, view, rows, tables)
+    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact)
+
+
+def refuse_incomplete(
+    worker: Worker,
+    mapping: ResourceMapping,
+    view: ViewMapping,
+    rows: pl.DataFrame,
+    tables: Callable[[pl.DataFrame], dict[str, pl.DataFrame]],
+) -> EventRows:
+    """Tell apart rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
+
+    If the resource's own row cannot be made, the whole resource is rejected; a further row is left out, with an issue.
+    """
+    rows = _implausible_excluded(worker, view, rows)
+    lacking = {name: rows[name].is_null() for name in view.required if rows[name].null_count()}
+    if view.is_further and IMPLAUSIBLE in rows.columns and worker.derivation.options.implausible_dates == "exclude":
+        lacking[IMPLAUSIBLE] = rows[IMPLAUSIBLE]
+    missing = [rows.filter(lacks).select(*_refusal(mapping, view, rows, name)) for name, lacks in lacking.items()]
+    refused = pl.concat(missing) if missing else pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
+    if "exclude_reason" in rows.columns:
+        excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
+    kept = rows
+    if lacking:
+        whole = ~reduce(or_, lacking.values())
+        kept = rows.filter(whole)
+        if not view.is_further:
+            kept = kept.join(refused, on="index", how="anti", maintain_order="left")
+    waits = kept  # also what is excluded until another resource comes: a note without its text
+    if not excluded.is_empty():
+        kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
+    made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}
+    unmapped = unmapped_elements(worker, mapping, kept)
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    issues = _issues(mapping, view, rows if view.is_further else kept)
+    if view.is_further and not refused.is_empty():
+        issues = pl.concat([issues, _left_out_issues(refused)])
+    return EventRows(
+        made,
+        nothing.select(*REFUSED_SCHEMA) if view.is_further else refused.select(*REFUSED_SCHEMA),
+        refused if view.is_further else nothing,
+        excluded,
+        _references(rows if view.is_further else waits),
+        issues,
+        unmapped,
+    )
+
+
+def _left_out_issues(left_out: pl.DataFrame) -> pl.DataFrame:
+    """SCHEMAS[ISSUE]: a further row is not there, because of the element in `path`."""
+    return left_out.select("surrogate_id", pl.lit("row_left_out").alias("code"), "path")
+
+
+def _implausible_excluded(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """exclude_reason of rows whose own date is implausible, by option."""
+    if view.is_further or IMPLAUSIBLE not in rows.columns or not view.required:
+        return rows
+    if worker.derivation.options.implausible_dates != "exclude":
+        return rows
+    reason = pl.when(IMPLAUSIBLE).then(pl.lit(DATE_IMPLAUSIBLE))
+    own = [pl.col("exclude_reason")] if "exclude_reason" in rows.columns else []
+    return rows.with_columns(pl.coalesce(*own, reason).alias("exclude_reason"))
+
+
+#: `cause`: surrogate id of the resource that is missing, NULL where none is.
+REFUSED_SCHEMA = {
+    "index": pl.Int32,
+    "reason": pl.String,
+    "stage": pl.String,
+    "code": pl.String,
+    "path": pl.String,
+    "cause": pl.Int64,
+}
+LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
+#: Why a resource is excluded by the option implausible_dates.
+DATE_IMPLAUSIBLE = "date_implausible"
+EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
+
+#: Derived required columns: the FHIR string that they come from, and what its absence is called.
+_DATES = {
+    "start_date": "start",
+    "visit_start_date": "start",
+    "payer_plan_period_start_date": "start",
+    "visit_detail_start_date": "stay_start",
+    "death_date": "deceased_datetime",
+    "year_of_birth": "birth_date",
+}
+
+#: Why the reference to a person is not followed.
+_PERSON_REASONS = {
+    ReferenceProblem.reference_by_identifier.name: "the person is named by an identifier, which is never compared",
+    ReferenceProblem.reference_contained.name: "the person is contained in the resource alone",
+    ReferenceProblem.reference_unreadable.name: "the reference to the person cannot be read",
+    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is no Patient",
+}
+
+
+#: What a rule made of another element, or of another resource, and where that is from the resource's point of view.
+_DERIVED_PATHS = {
+    "visit_start": "encounter.period.start",
+    "onset_by_age": "onset.ofType(Age)",
+    "abatement_by_age": "abatement.ofType(Age)",
+    "manufacture_date": "device.manufactureDate",
+}
+
+
+def _path_of(mapping: ResourceMapping, view: ViewMapping, column: str) -> str:
+    """The FHIRPath of a column, with the type of the resource before it."""
+    paths = {**_DERIVED_PATHS, **mapping.resource_view.element_paths, **view.element_paths}
+    return f"{mapping.resource}.{paths.get(column, column)}"
+
+
+def numbered_path(mapping: ResourceMapping, view: ViewMapping, path: str) -> pl.Expr:
+    """The path with the number of the item that the row is made of: two broken items of an array are two issues."""
+    element = f"{mapping.resource}.{view.numbered_element}"
+    if view.numbered_element is None or f"{path}.".removeprefix(f"{element}.") == f"{path}.":
+        return pl.lit(path)
+    number = pl.col("item_number").cast(pl.String)
+    return pl.concat_str(pl.lit(f"{element}["), number, pl.lit(f"]{path.removeprefix(element)}"))
+
+
+def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, name: str) -> list[pl.Expr]:
+    source = _DATES.get(name)
+    cause = pl.lit(None, dtype=pl.Int64)
+    path = numbered_path(mapping, view, _path_of(mapping, view, name))
+    if name == IMPLAUSIBLE:
+        code, reason = pl.lit(DATE_IMPLAUSIBLE), pl.lit("the date cannot be meant")
+        path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
+    elif source is None:
+        code, reason = pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+        if name == "person_id" and PERSON_PROBLEM in rows.columns:
+            problem = pl.col(PERSON_PROBLEM)
+            why = problem.replace_strict(_PERSON_REASONS, default=None, return_dtype=pl.String)
+            code = pl.when(problem.is_not_null()).then(pl.lit("person_unknown")).otherwise(code)
+            reason = pl.coalesce(why, reason)
+    else:
+        path = _date_path(mapping, view, rows, source)
+        present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
+        cause = pl.when(~present).then(_awaited(rows))
+        code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
+        reason = (
+            pl.when(present)
+            .then(pl.lit("the text is no FHIR date"))
+            .otherwise(pl.lit(f"no date from which {name} could be taken"))
+        )
+    return [
+        pl.col("index"),
+        reason.alias("reason"),
+        pl.lit("transform").alias("stage"),
+        code.alias("code"),
+        path.alias("path"),
+        cause.alias("cause"),
+        pl.col("surrogate_id"),
+    ]
+
+
+def _date_path(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, source: str) -> pl.Expr:
+    """The element whose date is refused; where there is none, the first in which it is looked for."""
+    known = {**mapping.resource_view.element_paths, **view.element_paths}
+    first = f"{mapping.resource}.{known.get(source, _date_paths(mapping, view))}"
+    if f"{source}_from" not in rows.columns:
+        return pl.lit(first)
+    paths = {column: _path_of(mapping, view, column) for column in rows[f"{source}_from"].drop_nulls().unique()}
+    return pl.col(f"{source}_from").replace_strict(paths, default=first, return_dtype=pl.String)
+
+
+def _awaited(rows: pl.DataFrame) -> pl.Expr:
+    """The resource that would have given a date, had it come yet (`derive.base.used`)."""
+    names = [name.removeprefix("uses_") for name in rows.columns if name.startswith("uses_")]
+    return pl.coalesce(
+        pl.lit(None, dtype=pl.Int64), *(pl.when(f"lacks_{name}").then(pl.col(f"uses_{name}")) for name in names)
+    )
+
+
+def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
+    """The first date-like element of the mapping: where a start is looked for first."""
+    for owner in (mapping.resource_view, view):
+        for name, kind in owner.column_types.items():
+            if kind in {"dateTime", "date", "instant"}:
+                return owner.element_paths[name]
+    return "date"
+
+
+def _concept(worker: Worker, rules: tuple[ConceptRule, ...]) -> pl.Expr:
+    expression = pl.lit(0, dtype=pl.Int64)
+    for rule in reversed(rules):
+        value = pl.lit(worker.target(rule.targets), dtype=pl.Int64)
+        expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
+    return expression
+
+
+def _home(rules: tuple[TableRule, ...]) -> pl.Expr:
+    expression = pl.lit("observation")
+    for rule in reversed(rules):
+        value = pl.lit(rule.table)
+        expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
+    return expression
+
+
+def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds concept_id, source_concept_id, source_value, table; one row for each standard concept (Themis)."""
+    if view.concept_id:
+        source = pl.col("source_concept_id") if "source_concept_id" in rows.columns else pl.lit(0, dtype=pl.Int64)
+        concept = _concept(worker, view.concept_id)
+        domain = concept.replace_strict(worker.fixed_domains, default=None, return_dtype=pl.String)
+        return rows.with_columns(concept.alias("concept_id"), domain.alias("target_domain_id")).with_columns(
+            source.alias("source_concept_id"),
+            _table(view).alias("table"),
+            pl.lit(0, dtype=pl.Int64).alias("code_set_key"),
+            pl.lit(None, dtype=pl.String).alias("source_system"),
+            pl.lit(None, dtype=pl.String).alias("source_code"),
+        )
+    assert view.code is not None, "an event view has a code or a fixed concept"
+    resolved = worker.resolver.resolve(view.priority or "")
+    rows = rows.join(resolved, left_on=view.code, right_on="code_set", how="left", maintain_order="left")
+    keep_text = mapping.resource in worker.plan.site.text_source_value_types
+    source_value = pl.coalesce("source_code", pl.when(pl.lit(keep_text)).then("text"))
+    value = pl.col("value_concept_id_right") if "value_concept_id_right" in rows.columns else pl.col("value_concept_id")
+    own_value = [pl.col("value_as_concept_id")] if "value_as_concept_id" in rows.columns else []
+    return rows.with_columns(
+        pl.col("target_concept_id").fill_null(0).alias("concept_id"),
+        pl.col("source_concept_id").fill_null(0),
+        source_value.alias("source_value"),
+        pl.coalesce(value, *own_value).alias("value_as_concept_id"),
+        pl.col("code_set_key").fill_null(0),
+        _table(view).alias("table"),
+    )
+
+
+def _table(view: ViewMapping) -> pl.Expr:
+    """By the domain of the concept (f2o-037), unless the view says that only one table can hold what it says."""
+    return pl.lit(view.table) if view.table else route("target_domain_id", "home_table")
+
+
+def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+    """Adds row_key: view, code, target concept, value concept and repeat, mixed into 64 bits; never the position."""
+    value = pl.col("value_as_concept_id") if "value_as_concept_id" in rows.columns else pl.lit(0, dtype=pl.Int64)
+    meaning = (
+        (pl.col("code_set_key") ^ pl.lit(content_key(view.name), dtype=pl.Int64)) * _MIX[0]
+        + pl.col("concept_id") * _MIX[1]
+        + value.fill_null(0) * _MIX[2]
+    )
+    rows = rows.with_columns(meaning.alias("row_key"))
+    if not rows["surrogate_id"].is_duplicated().any():
+        return rows
+    # Within the line: another line of the same resource in the chunk is another version of it.
+    repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "file_number", "line", "row_key")
+    return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
+
+
+def _mapping_rate(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """How many rows have a concept; those of a view with a fixed one do not count."""
+    if view.concept_id or rows.is_empty():
+        return pl.DataFrame(schema=SCHEMAS[MAPPING])
+    mapped = int((rows["concept_id"] != 0).sum())
+    return pl.DataFrame([(mapping.resource, mapped, rows.height)], schema=SCHEMAS[MAPPING], orient="row")
+
+
+def _references(rows: pl.DataFrame) -> pl.DataFrame:
+    """Dependence on what another resource says (`derive.base.used`): when that changes, these rows change too."""
+    found = [
+        rows.filter(pl.col(name).is_not_null()).select(
+            pl.col("surrogate_id").alias("from_surrogate_id"),
+            pl.lit(name.removeprefix("uses_").partition("__")[0]).alias("role"),
+            pl.col(name).alias("to_surrogate_id"),
+            pl.when(f"lacks_{name.removeprefix('uses_')}")
+            .then(pl.lit("pending"))
+            .otherwise(pl.lit("resolved"))
+            .alias("state"),
+        )
+        for name in rows.columns
+        if name.startswith("uses_")
+    ]
+    return pl.concat(found).unique(maintain_order=True) if found else pl.DataFrame(schema=SCHEMAS[REFERENCE])
+
+
+def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
+    """Which rows of one view belong to which row of another, within a resource. Columns: SCHEMAS[EVENT_LINK].
+
+    Where the event has several rows (1 → N), it is the first in the order of tables and rows.
+    """
+    line = ["surrogate_id", "file_number", "line"]
+    own = [
+        frame.select(*line, pl.lit(table).alias("cdm_table"), "row_key") for table, frame in sorted(rows.tables.items())
+    ]
+    others = [
+        frame.select(*line, pl.lit(table).alias("event_table"), pl.col("row_key").alias("event_row_key"))
+        for table, frame in sorted(events.tables.items())
+    ]
+    if not own or not others:
+        return pl.DataFrame(schema=SCHEMAS[EVENT_LINK])
+    first = pl.concat(others).unique(line, keep="first", maintain_order=True)
+    return pl.concat(own).join(first, on=line, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
+
+
+def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """What was decided below the line: boolean columns `issue_<code>` or `issue_<code>__<column>`, and dates that were
+    imputed. Publication counts what is wrong with an element once a resource."""
+    found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
+    for name in rows.columns:
+        path = pl.lit(None, dtype=pl.String)
+        if name.startswith("issue_"):
+            flagged = rows.filter(pl.col(name))
+            code, _, column = name.removeprefix("issue_").partition("__")
+            if column:
+                path = numbered_path(mapping, view, _path_of(mapping, view, column))
+        elif name.endswith("_precision"):
+            flagged = rows.filter(pl.col(name).is_between(1, 9))
+            code, path = "date_imputed", pl.lit(name.removesuffix("_precision"))
+        else:
+            continue
+        if not flagged.is_empty():
+            found.append(flagged.select("surrogate_id", pl.lit(code).alias("code"), path.alias("path")))
+    return pl.concat(found)

@@ -1,0 +1,592 @@
+"""Mappings are data: `mappings/*.yaml` and `mappings/concept_maps/*` → checked, typed objects.
+
+One YAML file a resource: a list of SQL on FHIR views whose columns carry OMOP names, and around them the rules that
+the specification gives: home table, type concept, status filter, required columns. Here is what they mean; how the
+files are read, and a site's laid over them, is in `mapping_sources`. Nothing is run here: `mapping_check` looks at
+what only running would show. Everything wrong is a MappingError with file and, where known, line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.core.mapping_options import MappingOptions
+from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
+from pipeline.transform.mapping.sources import (
+    MappingProblem,
+    Row,
+    Sources,
+    content_digest,
+    line_of,
+    node_at,
+    plain,
+    read_sources,
+    stamp_problems,
+)
+
+__all__ = [
+    "ITEM_NUMBER",
+    "ConceptRule",
+    "Exclusion",
+    "MappingReading",
+    "Mappings",
+    "ResourceMapping",
+    "StatusFilter",
+    "TableRule",
+    "ValueMapEntry",
+    "ViewMapping",
+    "fixed_concepts",
+    "load_mappings",
+    "read_mappings",
+]
+
+#: Names of the value maps' special targets: the row is excluded instead of given a concept.
+EXCLUDE = "exclude"
+#: … or its code means something that a derive function knows.
+MEANING = "meaning"
+
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
+
+#: A concept by its id, or by vocabulary and code (`SNOMED:410516002`).
+Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
+
+_Rule = TypeVar("_Rule", bound="_Optional")
+
+_KIND = Literal["resource", "event", "entity", "reference_value"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Optional(_Model):
+    """A rule that holds only where each named option (pipeline/core/mapping_options.py) has the value, or one of them."""
+
+    option: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+
+    @field_validator("option")
+    @classmethod
+    def _known(cls, value: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
+        for name, wanted in value.items():
+            field = MappingOptions.model_fields.get(name)
+            if field is None:
+                raise ValueError(f"there is no option {name!r}")
+            for choice in _choices(wanted):
+                if choice not in get_args(field.annotation):
+                    raise ValueError(f"option {name!r} has no value {choice!r}")
+        return value
+
+    def holds(self, options: MappingOptions) -> bool:
+        return all(getattr(options, name) in _choices(wanted) for name, wanted in self.option.items())
+
+
+def _choices(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wanted,) if isinstance(wanted, str) else wanted
+
+
+class TableRule(_Optional):
+    """Home table of rows for which the boolean column `when` is true; without `when`, of all others."""
+
+    table: str
+    when: str | None = None
+
+
+class ConceptRule(_Optional):
+    """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
+
+    #: Ids, or `VOCABULARY:code` for the standard concept of a code.
+    concept_id: Target | tuple[Target, ...]
+    when: str | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.concept_id if isinstance(self.concept_id, tuple) else (self.concept_id,)
+
+    @property
+    def concept_ids(self) -> tuple[int, ...]:
+        return tuple(target for target in self.targets if isinstance(target, int))
+
+
+class StatusVariant(_Optional):
+    """Values that an option keeps or excludes instead."""
+
+    keep: tuple[str, ...] = ()
+    exclude: Mapping[str, str] = Field(default_factory=dict)
+
+
+class StatusFilter(_Model):
+    """Outcome by the value of a column of the resource view: kept, excluded with a reason, else rejected."""
+
+    column: str
+    keep: tuple[str, ...]
+    exclude: Mapping[str, str] = Field(default_factory=dict)
+    missing: Literal["reject", "keep", "exclude"] = "reject"
+    variants: tuple[StatusVariant, ...] = ()
+
+    def under(self, options: MappingOptions) -> StatusFilter:
+        """The filter with the variants that hold worked in."""
+        keep, exclude = list(self.keep), dict(self.exclude)
+        for variant in self.variants:
+            if variant.holds(options):
+                exclude = {name: reason for name, reason in exclude.items() if name not in variant.keep}
+                keep = [name for name in keep if name not in variant.exclude] + list(variant.keep)
+                exclude |= variant.exclude
+        return self.model_copy(update={"keep": tuple(keep), "exclude": exclude, "variants": ()})
+
+
+class Exclusion(_Optional):
+    """Resources for which the boolean column `when` is true are excluded with `reason`."""
+
+    when: str
+    reason: str
+
+
+class ViewMapping(_Optional):
+    """One view of a mapping. `definition` is the ViewDefinition itself, without the keys of this project."""
+
+    name: str
+    kind: _KIND
+    definition: Mapping[str, Any]
+    #: entity: the CDM table whose rows the resource *is*. event: the table of all its rows, whatever their domain.
+    table: str | None = None
+    #: entity: columns that tell several rows of a resource apart.
+    row_key: tuple[str, ...] = ()
+    #: event: where unmapped rows go.
+    home_table: tuple[TableRule, ...] = ()
+    #: event: column of type CodeableConcept or Coding that carries the codes.
+    code: str | None = None
+    #: event: the view whose row of the same resource its rows belong to (observation_event_id).
+    event_of: str | None = None
+    #: event: fixed concepts instead of a code.
+    concept_id: tuple[ConceptRule, ...] = ()
+    #: event: key of vocabulary_priority.yaml.
+    priority: str | None = None
+    type_concept_id: tuple[ConceptRule, ...] = ()
+    #: Named functions of pipeline/transform/rules, applied in order.
+    derive: tuple[str, ...] = ()
+    #: event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource is rejected.
+    #: A `further` row that cannot be made is left out, with an issue; the resource is rejected only where no row is left.
+    row: Literal["own", "further"] | None = None
+    #: Columns without which a row cannot be made.
+    required: tuple[str, ...] = ()
+    #: reference_value: the name of the fact.
+    fact: str | None = None
+    #: reference_value: the value is where the resource's line landed; large content is read there.
+    landed_line: bool = False
+
+    @property
+    def is_further(self) -> bool:
+        """Whether its rows are further ones; a site's own view that does not say so decides about the resource."""
+        return self.row == "further"
+
+    @property
+    def repeated_elements(self) -> frozenset[str]:
+        """Names of the elements whose parts its rows are: of `item` and `answer.item`, item and answer."""
+        return frozenset(
+            name for path in _repeated_paths(self.definition) for name in path.partition("(")[0].split(".") if name
+        ) - {"where", "first", "ofType", "$this"}
+
+    @property
+    def column_types(self) -> dict[str, str | None]:
+        return {column["name"]: column.get("type") for column in _columns(self.definition)}
+
+    @cached_property
+    def element_paths(self) -> dict[str, str]:
+        """Column → FHIRPath from the resource on, for messages: of a column in `forEach: reaction`, reaction.onset."""
+        return dict(_element_paths(self.definition))
+
+    @cached_property
+    def numbered_element(self) -> str | None:
+        """The repeated element, of which the column `item_number` says which item a row is made of."""
+        path = self.element_paths.get(ITEM_NUMBER)
+        return path.removesuffix(".%rowIndex") if path else None
+
+    @property
+    def column_paths(self) -> dict[str, str]:
+        return {column["name"]: column["path"] for column in _columns(self.definition)}
+
+
+#: Column of views of parts: the number of the item, for the paths of issues.
+ITEM_NUMBER = "item_number"
+
+#: What makes a select one row for each of the elements at a path.
+_REPEATS = ("forEach", "forEachOrNull", "repeat")
+
+
+def _repeated_paths(node: Mapping[str, Any]) -> Iterator[str]:
+    """What the selects of a view iterate over, at any depth."""
+    for select in (*node.get("select", ()), *node.get("unionAll", ())):
+        for kind in _REPEATS:
+            paths = select.get(kind, ())
+            yield from [paths] if isinstance(paths, str) else paths
+        yield from _repeated_paths(select)
+
+
+class ResourceMapping(_Model):
+    """One file of `mappings/`: everything that happens to one resource type."""
+
+    resource: str
+    #: Resources of a lower order are transformed first: later ones may use the facts that they leave.
+    order: int = 10
+    status: StatusFilter | None = None
+    exclude: tuple[Exclusion, ...] = ()
+    #: Reason by which a resource without a row is excluded, although others use its facts; None: it is loaded by them.
+    alone: str | None = None
+    #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
+    known_modifiers: tuple[str, ...] = ()
+    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _first_is_resource(self) -> ResourceMapping:
+        if self.views[0].kind != "resource":
+            raise ValueError("the first view must have `kind: resource`: one row a resource")
+        return self
+
+    @property
+    def resource_view(self) -> ViewMapping:
+        return self.views[0]
+
+    def under(self, options: MappingOptions) -> ResourceMapping:
+        """The mapping with only the rules that hold under a site's options."""
+        return self.model_copy(
+            update={
+                "status": self.status.under(options) if self.status else None,
+                "exclude": _holding(self.exclude, options),
+                "views": tuple(
+                    view.model_copy(update={name: _holding(getattr(view, name), options) for name in _RULES_OF_A_VIEW})
+                    for view in _holding(self.views, options)
+                ),
+            }
+        )
+
+
+_RULES_OF_A_VIEW = ("home_table", "concept_id", "type_concept_id")
+
+
+def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, ...]:
+    return tuple(rule for rule in rules if rule.holds(options))
+
+
+@dataclass(frozen=True)
+class ValueMapEntry:
+    """One line of a value map: what a code stands for.
+
+    A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
+    derive function makes of the code, which itself is 0 then.
+    """
+
+    system: str
+    code: str
+    #: Concept ids and codes, the first that the vocabulary has is used.
+    targets: tuple[Target, ...]
+    exclude_reason: str | None
+    #: The code of another element beside which alone the entry holds; None: beside any.
+    within: str | None = None
+    meaning: str | None = None
+
+    @property
+    def concept_ids(self) -> tuple[int, ...]:
+        return tuple(target for target in self.targets if isinstance(target, int))
+
+
+@dataclass(frozen=True)
+class Mappings:
+    """All mappings of a site."""
+
+    folder: Path
+    resources: Mapping[str, ResourceMapping]
+    value_maps: Mapping[str, tuple[ValueMapEntry, ...]]
+    code_systems: Mapping[str, str]
+    vocabulary_priority: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, tuple[int, ...]]
+    #: resource types that are landed and counted, never mapped: type → reason
+    unmapped_types: Mapping[str, str]
+    options: MappingOptions = field(default_factory=MappingOptions)
+    #: `unit_key` of a customary spelling of a unit → UCUM code as OMOP writes it
+    unit_aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def fixed_concepts(self) -> dict[int, str]:
+        """Every concept id that the mappings name, and where."""
+        named: dict[int, str] = {}
+        for resource in self.resources.values():
+            for view in resource.views:
+                for rules in ("type_concept_id", "concept_id"):
+                    for rule in getattr(view, rules):
+                        for concept_id in rule.concept_ids:
+                            named.setdefault(concept_id, f"{resource.resource} {view.name} {rules}")
+        for name, entries in self.value_maps.items():
+            for entry in entries:
+                for concept_id in entry.concept_ids:
+                    named.setdefault(concept_id, f"concept_maps/{name} {entry.code}")
+        for name, concept_ids in self.constants.items():
+            for concept_id in concept_ids:
+                named.setdefault(concept_id, name)
+        named.pop(0, None)
+        return named
+
+    @cached_property
+    def coded_concepts(self) -> dict[str, str]:
+        """Every `VOCABULARY:code` that the mappings name in place of a concept id, and where."""
+        named: dict[str, str] = {}
+        for resource in self.resources.values():
+            for view in resource.views:
+                for rule in (*view.type_concept_id, *view.concept_id):
+                    named |= {target: f"{resource.resource} {view.name}" for target in rule.targets if _is_code(target)}
+        for name, entries in self.value_maps.items():
+            for entry in entries:
+                named |= {target: f"concept_maps/{name} {entry.code}" for target in entry.targets if _is_code(target)}
+        return named
+
+    def fingerprint(self, resource_type: str) -> str:
+        """SHA-256 over everything in the mappings that can change a row of this resource type.
+
+        Of value maps, constants and priorities only those count that the type's rules can ask for by name.
+        """
+        if resource_type not in self._fingerprints:
+            self._fingerprints[resource_type] = self._fingerprint(resource_type)
+        return self._fingerprints[resource_type]
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        """Those that were asked for."""
+        return {}
+
+    def _fingerprint(self, resource_type: str) -> str:
+        digest = hashlib.sha256()
+        mapping = self.resources.get(resource_type)
+        digest.update(mapping.model_dump_json().encode() if mapping else b"unmapped")
+        for part in (self.value_maps, self.vocabulary_priority, self.constants):
+            used = {name: value for name, value in part.items() if self._is_used(name, mapping)}
+            digest.update(repr(sorted(used.items())).encode())
+        for table in (self.code_systems, self.unit_aliases):
+            digest.update(repr(sorted(table.items())).encode())
+        digest.update(self.unmapped_types.get(resource_type, "").encode())
+        digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
+        return digest.hexdigest()
+
+    def _is_used(self, name: str, mapping: ResourceMapping | None) -> bool:
+        """Whether a type's rows can depend on the value map, constant or priority `name`: when in doubt, yes."""
+        if mapping is None:
+            return False
+        if name in self._used_everywhere or name in {view.priority for view in mapping.views}:
+            return True
+        return texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive}))).has(name)
+
+    @cached_property
+    def _used_everywhere(self) -> frozenset[str]:
+        """Names that every type's rows go by, or that nobody is known to ask for."""
+        priorities = {view.priority for resource in self.resources.values() for view in resource.views}
+        names = {*self.value_maps, *self.vocabulary_priority, *self.constants}
+        return frozenset(
+            name
+            for name in names
+            if texts_of_pipeline().has(name) or not (name in priorities or texts_of_rules(None).has(name))
+        )
+
+
+def fixed_concepts(folder: Path) -> dict[int, str]:
+    """Concept id → the name of its first use, over all mappings in `folder`."""
+    return load_mappings(folder).fixed_concepts
+
+
+def load_mappings(
+    folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
+) -> Mappings:
+    """Read and check a folder of mappings, with a site's own entries over them, under a site's options.
+
+    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md tells what
+    they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
+    export. Raises MappingError with file and line of the first problem.
+    """
+    content = content_digest(folder, _layers(folder, site, site_mappings))
+    return _loaded(folder, site, options or MappingOptions(), site_mappings, content)
+
+
+@lru_cache(maxsize=16)
+def _loaded(
+    folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
+) -> Mappings:
+    """`_content` tells apart what the same folders held at different times."""
+    reading = read_mappings(folder, site, options, site_mappings)
+    if reading.mappings is None:
+        first, *others = sorted(reading.problems)
+        more = f"{len(others):,} more: " if others else "All about it: "
+        advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
+        raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
+    return reading.mappings
+
+
+@dataclass(frozen=True)
+class MappingReading:
+    """What reading the mappings came to."""
+
+    #: The files, entry by entry, with their places.
+    sources: Sources
+    #: Resource type → its mapping with the rules of all options.
+    resources: Mapping[str, ResourceMapping]
+    problems: tuple[MappingProblem, ...]
+    #: None where there are problems.
+    mappings: Mappings | None
+
+
+def read_mappings(
+    folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
+) -> MappingReading:
+    """As `load_mappings`, but everything that is wrong is told at once, and nothing is raised."""
+    sources = read_sources(folder, _layers(folder, site, site_mappings))
+    problems = list(sources.problems)
+    resources = {}
+    for name, node in sorted(sources.resources.items()):
+        problems += stamp_problems(node)
+        mapping = _resource(node, problems)
+        if mapping is not None:
+            resources[name] = mapping
+    chosen = options or MappingOptions()
+    tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
+    mappings = Mappings(
+        folder=folder,
+        resources={name: mapping.under(chosen) for name, mapping in resources.items()},
+        value_maps={
+            name: tuple(filter(None, (_entry(row, problems) for row in rows.values())))
+            for name, rows in sources.values.items()
+        },
+        code_systems={row.values["system"]: row.values["vocabulary_id"] for row in tables["code_systems.csv"]},
+        vocabulary_priority=_priority(sources.priority, problems),
+        constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
+        unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
+        options=chosen,
+        unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
+    )
+    return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+
+
+def _layers(folder: Path, site: str | None, site_mappings: Path | None) -> list[Path]:
+    """A site's own folders, in the order in which they are laid over the shared one."""
+    parents = [folder / "sites", *([site_mappings] if site_mappings else [])]
+    return [parent / site for parent in parents] if site else []
+
+
+def _unit_aliases(rows: list[Row], problems: list[MappingProblem]) -> dict[str, str]:
+    aliases: dict[str, str] = {}
+    for row in rows:
+        unit, code = row.values["unit"], row.values["ucum"]
+        if aliases.setdefault(unit_key(unit), code) != code:
+            problems.append(row.problem(f"the spelling {unit!r} is there twice, for two units"))
+    return aliases
+
+
+_VIEW_KEYS = set(ViewMapping.model_fields) - {"definition"}
+
+
+def _resource(node: yaml.MappingNode, problems: list[MappingProblem]) -> ResourceMapping | None:
+    document = plain(node)
+    views = document.get("views")
+    if isinstance(views, list):
+        document["views"] = [_split_view(view, document.get("resource")) for view in views]
+    try:
+        return ResourceMapping.model_validate(document)
+    except ValidationError as error:
+        for problem in error.errors(include_input=False):
+            location = [part for part in problem["loc"] if part != "definition"]
+            name = ".".join(str(part) for part in location) or "mapping"
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(MappingProblem(*line_of(node_at(node, location)), f"{name}: {message}"))
+        return None
+
+
+def _split_view(view: Any, resource: Any) -> Any:
+    """A view in a mapping is a ViewDefinition and this project's keys side by side; tell them apart."""
+    if not isinstance(view, dict):
+        return view
+    own = {key: value for key, value in view.items() if key in _VIEW_KEYS}
+    definition = {key: value for key, value in view.items() if key not in _VIEW_KEYS}
+    return {**own, "definition": {"resource": resource, **definition}}
+
+
+def _priority(nodes: Mapping[str, yaml.Node], problems: list[MappingProblem]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for purpose, node in nodes.items():
+        names = plain(node)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            found[purpose] = tuple(names)
+        else:
+            problems.append(MappingProblem(*line_of(node), f"{purpose} must be a list of vocabulary ids"))
+    return found
+
+
+def _entry(row: Row, problems: list[MappingProblem]) -> ValueMapEntry | None:
+    system, code, target = (row.values[name] for name in ("system", "code", "concept_id"))
+    excluded = target == EXCLUDE or target.startswith(f"{EXCLUDE}:")
+    meant = target.startswith(f"{MEANING}:")
+    try:
+        return ValueMapEntry(
+            system=system,
+            code=code,
+            targets=() if excluded or meant else _targets(target),
+            exclude_reason=target.partition(":")[2] or EXCLUDE if excluded else None,
+            within=row.values.get("within"),
+            meaning=target.partition(":")[2] if meant else None,
+        )
+    except ValueError:
+        problems.append(
+            row.problem("concept_id must be ids or VOCABULARY:code joined by |, exclude:reason or meaning:word")
+        )
+        return None
+
+
+def _constant(row: Row, problems: list[MappingProblem]) -> tuple[int, ...]:
+    try:
+        return _ids(row.values["concept_id"])
+    except ValueError:
+        problems.append(row.problem("concept_id must be ids joined by |"))
+        return ()
+
+
+def _targets(text: str) -> tuple[Target, ...]:
+    parts = [part.strip() for part in text.split("|")]
+    return tuple(part if _CODE.fullmatch(part) else int(part) for part in parts)
+
+
+def _is_code(target: Target) -> TypeGuard[str]:
+    return isinstance(target, str)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("|"))
+
+
+def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
+    """Name and path of every column, with what its select iterates over before it, less the conditions on that."""
+    for select in definition.get("select", ()):
+        loops = [select[kind] for kind in _REPEATS if kind in select]
+        first = [loop if isinstance(loop, str) else loop[0] for loop in loops]
+        loops_before = [outer, *(path.partition(".where(")[0].removeprefix("$this") for path in first)]
+        inner = ".".join(part for part in loops_before if part)
+        for column in select.get("column", ()):
+            path = column["path"]
+            yield column["name"], inner if inner and path == "$this" else f"{inner}.{path}" if inner else path
+        yield from _element_paths(select, inner)
+        yield from _element_paths({"select": select.get("unionAll", ())[:1]}, inner)
+
+
+def _columns(definition: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every column of a view's selects, unionAll arms counted once (their columns are the same)."""
+    found: list[dict[str, Any]] = []
+    for select in definition.get("select", ()):
+        found += select.get("column", ())
+        found += _columns(select)
+        arms = select.get("unionAll", ())
+        if arms:
+            found += _columns({"select": [arms[0]]})
+    return found

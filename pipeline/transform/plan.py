@@ -1,0 +1,360 @@
+"""What a transform worker is given, and what it makes of it once: compiled views, converters, resolver.
+
+A `TransformPlan` is small and picklable (paths and settings); a `Worker` is built from it in each process and lives
+as long as the process, so that views are compiled and concepts resolved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from pipeline.core.errors import LandingError
+from pipeline.core.settings import SiteSettings
+from pipeline.fhir.identity import SurrogateKeys, parse_reference
+from pipeline.landing.reading import read_line
+from pipeline.sql_on_fhir.view_definition import (
+    EVALUATION_ERRORS,
+    Append,
+    Column,
+    CompiledColumns,
+    Converter,
+    OfCollection,
+    Problem,
+    compile_columns,
+    compile_together,
+)
+from pipeline.staging.facts import Facts
+from pipeline.staging.known_lines import KnownLines
+from pipeline.staging.schemas import StagedExport
+from pipeline.transform import converters, note_texts
+from pipeline.transform import udi as devices
+from pipeline.transform.addresses import Addresses
+from pipeline.transform.concepts.code_sets import CodeSets
+from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.concepts.look_ups import LookUps
+from pipeline.transform.concepts.resolver import ConceptResolver
+from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader, is_reference
+from pipeline.transform.rules import Derivation
+
+__all__ = ["PlannedView", "ResourcePlan", "TransformPlan", "Worker"]
+
+_PRIMITIVES: Mapping[str, pl.DataType] = {
+    "decimal": pl.Float64(),
+    "integer": pl.Int64(),
+    "positiveInt": pl.Int64(),
+    "unsignedInt": pl.Int64(),
+    "boolean": pl.Boolean(),
+}
+#: Result types of the converters; everything else is text.
+_CONVERTED: Mapping[str, pl.DataType] = {
+    "CodeableConcept": pl.Int32(),
+    "Coding": pl.Int32(),
+    "Quantity": pl.Int32(),
+    "medication_code": pl.Int32(),
+    "merged_types": pl.Int32(),
+    "other_category": pl.Int32(),
+    "attached_binary": pl.Int64(),
+    "is_unsupported": pl.Boolean(),
+    "contained_device_code": pl.Int32(),
+    "lacks_contained_medication": pl.Boolean(),
+    "lacks_contained_device": pl.Boolean(),
+    "patient_location": pl.Int64(),
+    "site_location": pl.Int64(),
+    "daily_dose": pl.Float64(),
+    "integer32": pl.Int64(),
+    "canonical_key": pl.Int64(),
+}
+_VALUE_MAP_SCHEMA = {
+    "system": pl.String,
+    "code": pl.String,
+    "within": pl.String,
+    "concept_id": pl.Int64,
+    "exclude_reason": pl.String,
+    "meaning": pl.String,
+    #: the map says on purpose that there is no concept
+    "by_rule": pl.Boolean,
+}
+#: Converters whose result is JSON text, for derive functions and facts.
+JSON_TYPES = frozenset({"json", "item_code", "questionnaire_codes", "device_summary", "contained_device"})
+#: Code sets kept before a worker forgets them between chunks: bounds its memory.
+_CODE_SET_LIMIT = 400_000
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """Everything a worker process needs, by path and value."""
+
+    site: SiteSettings
+    instance_zone: str
+    surrogate_salt: str
+    #: under which identifiers are compared (`pipeline.core.identifier_secret`)
+    identifier_secret: bytes = field(repr=False)
+    as_of: date
+    mappings: Mappings
+    index: ConceptIndex
+    #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
+    fixed: Mapping[int, int]
+    #: folder that `pipeline.staging.known_lines` wrote: what counts as unchanged; None: nothing does
+    known: Path | None
+    #: folder of `pipeline.staging.facts`, written after the first stage
+    facts: Path
+    staged: StagedExport
+    #: the site's folder in the landing store
+    landing: Path
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    mapping: ViewMapping
+    columns: tuple[Column, ...]
+    dtypes: tuple[pl.DataType, ...]
+    #: what is wrong with a resource, slowly
+    explain: Callable[[Any], Problem | None]
+    #: the view by itself, for a resource of which another view fails
+    alone: Callable[[], CompiledColumns]
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    mapping: ResourceMapping
+    views: tuple[PlannedView, ...]
+    #: all views in one function (`pipeline.sql_on_fhir.view_definition.CompiledViews`)
+    bind: Callable[[Sequence[list[Any]]], Append]
+
+
+class Worker:
+    """One process's compiled mappings and caches. Not thread-safe."""
+
+    def __init__(self, plan: TransformPlan) -> None:
+        self.plan = plan
+        self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
+        self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
+        self.references = ReferenceReader(self.keys, self.identifiers)
+        self.addresses = Addresses()
+        self._reset_code_sets()
+
+    def _reset_code_sets(self) -> None:
+        self.sets = CodeSets()
+        self.resolver = ConceptResolver(
+            self.sets,
+            self.plan.index,
+            self.plan.mappings.code_systems,
+            self.plan.mappings.vocabulary_priority,
+            self.plan.mappings.unit_aliases,
+        )
+        self._plans: dict[str, ResourcePlan] = {}
+        self.derivation = Derivation(
+            site_zone=self.plan.site.time_zone,
+            instance_zone=self.plan.instance_zone,
+            as_of=self.plan.as_of,
+            options=self.plan.mappings.options,
+            fixed=self.fixed,
+            constants=self.plan.mappings.constants,
+            look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
+            facts=self.facts,
+            strengths=self.plan.index.strengths,
+            binary_texts=self.binary_texts,
+        )
+
+    def bound_memory(self) -> None:
+        """Forget code sets when there are very many (texts that differ on every line)."""
+        if len(self.sets) > _CODE_SET_LIMIT:
+            self._reset_code_sets()
+
+    def fixed(self, concept_ids: tuple[int, ...]) -> int:
+        """The first of the alternatives that the loaded vocabulary has, else 0."""
+        return next((found for found in (self.plan.fixed.get(given, 0) for given in concept_ids) if found), 0)
+
+    @cached_property
+    def value_maps(self) -> dict[str, pl.DataFrame]:
+        return {
+            name: pl.DataFrame(
+                {
+                    "system": [entry.system for entry in entries],
+                    "code": [entry.code for entry in entries],
+                    "within": [entry.within for entry in entries],
+                    "concept_id": [self.target(entry.targets) for entry in entries],
+                    "exclude_reason": [entry.exclude_reason for entry in entries],
+                    "meaning": [entry.meaning for entry in entries],
+                    "by_rule": [not any(entry.targets) for entry in entries],
+                },
+                schema=_VALUE_MAP_SCHEMA,
+            )
+            for name, entries in self.plan.mappings.value_maps.items()
+        }
+
+    def target(self, targets: tuple[Target, ...]) -> int:
+        """The first of the alternatives, ids or codes, that the loaded vocabulary has, else 0."""
+        found = (self.plan.fixed.get(given) if isinstance(given, int) else self._coded.get(given) for given in targets)
+        return next((concept_id for concept_id in found if concept_id), 0)
+
+    @cached_property
+    def _coded(self) -> dict[str, int]:
+        """`VOCABULARY:code` of the mappings → its standard concept."""
+        parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
+        pairs = [(vocabulary, code) for vocabulary, _, code in parted]
+        found = self.plan.index.standard_of_codes(pairs)
+        return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
+
+    @cached_property
+    def fixed_domains(self) -> dict[int, str]:
+        """Domain of every concept that the mappings name and the vocabulary has."""
+        named = {*self.plan.fixed.values(), *self._coded.values()} - {0}
+        rows = self.plan.index.concepts(sorted(named))
+        return dict(rows.select("concept_id", "domain_id").iter_rows())
+
+    @cached_property
+    def known(self) -> KnownLines:
+        return KnownLines(self.plan.known)
+
+    def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
+        """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""
+        return self._facts.of(name, keys)
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return Facts(self.plan.facts)
+
+    def binary_texts(self, lines: pl.Series) -> dict[str, str]:
+        """Texts of Binaries, read where their lines landed ('path|offset|length').
+
+        A line that is not there any more gives none: it was looked for before, and is an issue
+        (`pipeline.load.landed_lines`).
+        """
+        found: dict[str, str] = {}
+        for line in lines:
+            path, offset, length = line.rsplit("|", 2)
+            try:
+                raw = read_line(self.plan.landing / path, int(offset), int(length))
+            except LandingError:
+                continue
+            with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
+                if text := note_texts.binary_text(orjson.loads(raw)):
+                    found[line] = text
+        return found
+
+    def resource_plan(self, resource_type: str) -> ResourcePlan | None:
+        """The compiled mapping of a type, None for a type without one."""
+        if resource_type not in self._plans:
+            mapping = self.plan.mappings.resources.get(resource_type)
+            if mapping is None:
+                return None
+            self._plans[resource_type] = _planned(mapping, self._converters())
+        return self._plans[resource_type]
+
+    @property
+    def column_types(self) -> frozenset[str]:
+        """The types of columns that are converted here, beside FHIR's own."""
+        return frozenset(self._converters())
+
+    @staticmethod
+    def column_dtype(fhir_type: str | None) -> pl.DataType:
+        """What a column of a type holds."""
+        return _dtype(fhir_type, collection=False)
+
+    def _concept_as_json(self, value: Any) -> str:
+        """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
+        self.sets.add_concept(value)
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=float).decode()
+
+    def _device_as_json(self, device: dict[str, Any]) -> str:
+        """What an exposure takes from its device, as text; the code's shape is checked here."""
+        summary = devices.device_summary(device)
+        if summary["code"]:
+            self.sets.add_concept(summary["code"])
+        return orjson.dumps(summary, option=orjson.OPT_SORT_KEYS).decode()
+
+    def _contained_device(self, statement: dict[str, Any]) -> str | None:
+        device = devices.contained_device(statement)
+        return self._device_as_json(device) if device else None
+
+    def _contained_device_code(self, statement: dict[str, Any]) -> int | None:
+        device = devices.contained_device(statement)
+        return self.sets.add_concept(device["type"]) if device and device.get("type") else None
+
+    def _attached_binary(self, resource: dict[str, Any]) -> int | None:
+        reference = note_texts.attachment_in_binary(resource)
+        parsed = parse_reference(reference["reference"]) if reference else None
+        return self.keys.of(*parsed) if parsed else None
+
+    def _converters(self) -> dict[str, Converter]:
+        by_type: dict[str, Converter] = {
+            "CodeableConcept": self.sets.add_concept,
+            "Coding": self.sets.add_coding,
+            "Quantity": self.sets.add_quantity,
+            "medication_code": converters.medication_code(self.sets),
+            "lacks_contained_medication": converters.lacks_contained_medication(self.sets),
+            "lacks_contained_device": devices.lacks_contained_device,
+            "merged_types": converters.merged_types(self.sets),
+            "other_category": converters.other_category(self.sets),
+            "patient_location": self.addresses.of_patient,
+            "site_location": self.addresses.of_site,
+            "other_value": converters.other_value,
+            "comparator": converters.comparator,
+            "integer32": converters.integer32,
+            "period_text": converters.period_text,
+            "age_text": converters.age_text,
+            "dosage_text": converters.dosage_text,
+            "daily_dose": converters.daily_dose,
+            "dosage_end": converters.dosage_end,
+            "dosage_end_unusable": converters.dosage_end_unusable,
+            "usable_event": OfCollection(converters.usable_event),
+            "unusable_event": OfCollection(converters.unusable_event),
+            "dosage_length": converters.dosage_length,
+            "quantity_text": converters.quantity_text,
+            "rate_text": converters.rate_text,
+            "json": self._concept_as_json,
+            "attached_text": note_texts.attached_text,
+            "attached_binary": self._attached_binary,
+            "is_unsupported": note_texts.is_unsupported,
+            "text_language": note_texts.text_language,
+            "device_identifier": devices.device_identifier,
+            "device_lot": devices.device_lot,
+            "device_summary": self._device_as_json,
+            "contained_device": self._contained_device,
+            "contained_device_code": self._contained_device_code,
+            "canonical": converters.canonical,
+            "canonical_key": converters.canonical_key(self.keys),
+            "questionnaire_codes": converters.questionnaire_codes,
+            "item_code": converters.item_code,
+        }
+        for name, target in TARGETS.items():
+            by_type[f"Reference({name})"] = self.references.one(target)
+        by_type[PROVIDER] = OfCollection(self.references.first(TARGETS["Practitioner"]))
+        for name in IDENTIFIED_TYPES:
+            by_type[f"identifier({name})"] = identifier_keys(self.identifiers, name, any_system=False)
+            by_type[f"identifier_value({name})"] = identifier_keys(self.identifiers, name, any_system=True)
+        return by_type
+
+
+def _planned(mapping: ResourceMapping, converters: Mapping[str, Converter]) -> ResourcePlan:
+    compiled = compile_together([dict(view.definition) for view in mapping.views], converters, is_strict=True)
+    views = tuple(
+        PlannedView(
+            view,
+            columns,
+            tuple(_dtype(column.type, column.collection) for column in columns),
+            explain,
+            cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
+        )
+        for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
+    )
+    return ResourcePlan(mapping, views, compiled.bind)
+
+
+def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:
+    if is_reference(fhir_type) or (fhir_type or "").startswith("identifier"):
+        return pl.Int64()
+    single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()
+    return pl.List(single) if collection else single

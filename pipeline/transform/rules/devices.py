@@ -1,0 +1,54 @@
+"""Devices: which, and from when to when they were used."""
+
+from __future__ import annotations
+
+import orjson
+import polars as pl
+
+from pipeline.transform.rules.base import Derivation, used
+from pipeline.transform.rules.dates import ending, given_by_none, starting
+
+_SCHEMA = {
+    "summary": pl.String,
+    "device_code": pl.Int32,
+    "unique_device_id": pl.String,
+    "lot_number": pl.String,
+    "manufacture_date": pl.String,
+}
+
+
+def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device.
+
+    A contained one that is not there is an issue.
+    """
+    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__device_reference"))
+    frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
+    by_reference = pl.col("device_reference").is_not_null()
+    frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
+    frame = frame.with_columns(pl.coalesce("contained_device", "referenced_device").alias("summary"))
+    rows = []
+    for text in frame["summary"].drop_nulls().unique(maintain_order=True):
+        device = orjson.loads(text)
+        code = derivation.sets.add_concept(device["code"]) if device["code"] else None
+        rows.append((text, code, device["identifier"], device["lot"], device["made"]))
+    devices = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+    frame = frame.join(devices, on="summary", how="left", maintain_order="left")
+    return frame.with_columns(pl.coalesce("code", "device_code").alias("code"))
+
+
+def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The use's own timing, else when it was recorded; by option the date of manufacture, which is flagged."""
+    timing = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event_unusable", "timing_event")
+    own = (*timing, "recorded_on")
+    by_manufacture = derivation.options.device_start == "manufacture_date"
+    frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
+    made = given_by_none("start", own) & pl.col("start_date").is_not_null()
+    frame = frame.with_columns(made.alias("issue_start_is_manufacture_date"))
+    return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
+
+
+def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """A device by itself, under its option: from the date of manufacture, which is flagged."""
+    frame = starting(frame, derivation, "manufacture_date")
+    return frame.with_columns(pl.lit(True).alias("issue_start_is_manufacture_date"))

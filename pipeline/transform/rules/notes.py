@@ -1,0 +1,64 @@
+"""Notes: when, in which language, and the text, which may lie in a Binary."""
+
+from __future__ import annotations
+
+import re
+
+import polars as pl
+
+from pipeline.transform.rules.base import Derivation, used
+from pipeline.transform.rules.dates import starting, used_visit_start, with_visit_period
+
+
+def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """A document: its date, else the beginning of what it documents, else of the visit. Without a text no row."""
+    frame = _with_text(with_visit_period(frame, derivation), derivation)
+    own = ("document_date", "context_period_start")
+    frame = used_visit_start(starting(frame, derivation, *own, "visit_start"), own)
+    reason = pl.when("is_unsupported").then(pl.lit("note_text_unsupported")).otherwise(pl.lit("note_without_text"))
+    return frame.with_columns(pl.when(pl.col("note_text").is_null()).then(reason).alias("exclude_reason"))
+
+
+def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """A text of a report; a form without a text is no row. The report's own row says so: `report_texts`."""
+    return _with_text(frame, derivation).filter(pl.col("note_text").is_not_null())
+
+
+def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Issue note_text_unsupported of a report with a form that is no text, where notes are loaded."""
+    flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
+    return frame.with_columns(flagged.fill_null(False).alias("issue_note_text_unsupported"))
+
+
+def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is said."""
+    english = pl.lit(derivation.constant("note_language_english"), dtype=pl.Int64)
+    frame = _with_language(frame, derivation).with_columns(
+        pl.lit(derivation.constant("note_encoding_utf8"), dtype=pl.Int64).alias("encoding_concept_id"),
+        pl.coalesce("language_concept_id", english).alias("language_concept_id"),
+    )
+    if "binary_reference" not in frame.columns:
+        return frame
+    by_reference = pl.col("note_text").is_null() & pl.col("binary_reference").is_not_null()
+    frame = frame.with_columns(pl.when(by_reference).then("binary_reference").alias("binary_reference"))
+    frame = derivation.with_fact(frame, "binary_reference", "binary", "binary_line")
+    texts = derivation.binary_texts(frame["binary_line"].drop_nulls().unique().sort())
+    frame = used(frame, "binary", "binary_reference", by_reference, pl.col("binary_line").is_null())
+    by_line = pl.col("binary_line").replace_strict(texts, default=None, return_dtype=pl.String)
+    return frame.with_columns(pl.coalesce("note_text", by_line).alias("note_text"))
+
+
+_LANGUAGES = "urn:ietf:bcp:47"
+
+
+def _with_language(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds language_concept_id by the value map of languages: of `en-US` in its own words, else of `en`."""
+    numbers = {}
+    for language in frame["language"].drop_nulls().unique(maintain_order=True):
+        names = (language, language.lower(), re.split("[-_]", language.lower())[0])
+        numbers[language] = derivation.sets.add_concept({"coding": [{"system": _LANGUAGES, "code": n} for n in names]})
+    code_sets = frame["language"].replace_strict(numbers, default=None, return_dtype=pl.Int32).alias("language_set")
+    frame = derivation.look_ups.of(
+        frame.with_columns(code_sets), "language_set", "language", value_map="note_language", element="language"
+    )
+    return frame.drop("language_set")

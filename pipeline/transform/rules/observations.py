@@ -1,0 +1,120 @@
+"""Observations: date, value, unit, range, interpretation."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.fhir.exact_numbers import EXACT_DIGITS, exact_number
+from pipeline.transform.converters import COMPARATORS
+from pipeline.transform.routing import EXACT
+from pipeline.transform.rules.base import Derivation
+from pipeline.transform.rules.dates import starting
+
+
+def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
+
+    Of these, those that the resource has: a DiagnosticReport has no Timing.
+    """
+    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
+
+
+_DATES = (
+    "effective_datetime",
+    "effective_instant",
+    "effective_period_start",
+    "effective_timing_unusable",
+    "effective_timing_event",
+    "issued",
+)
+
+
+#: A decimal with or without comparator: groups comparator and number.
+NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
+
+
+def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """value[x], unit, range and interpretation → OMOP value columns.
+
+    A string that is a number, with or without comparator, is parsed ("<0.01"); other types become text. The
+    interpretation is the value only where there is no other. A row without a value whose absence has a reason is
+    dropped under the option `data_absent: exclude`.
+    """
+    has_value = pl.any_horizontal(
+        pl.col(
+            "value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"
+        ).is_not_null()
+    )
+    if derivation.options.data_absent == "exclude":
+        frame = frame.filter(has_value | ~pl.col("is_data_absent").fill_null(False))
+    frame = _with_string_number(frame)
+    frame = derivation.look_ups.of(frame, "value_code", "value", purpose="value")
+    frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
+    frame = derivation.look_ups.of(frame, "interpretation", "interpretation", value_map="interpretation")
+    operators = {text: derivation.constant(name) for text, name in COMPARATORS.items()}
+    comparator = pl.coalesce("value_comparator", "string_comparator")
+    boolean = pl.col("value_boolean")
+    truth = (
+        pl.when(boolean)
+        .then(pl.lit(derivation.constant("value_true"), dtype=pl.Int64))
+        .when(~boolean)
+        .then(pl.lit(derivation.constant("value_false"), dtype=pl.Int64))
+    )
+    interpretation = pl.when(~has_value).then("interpretation_concept_id")
+    text = pl.coalesce("value_string", "value_other", boolean.cast(pl.String))
+    return (
+        _with_exact_value(frame)
+        .with_columns(
+            pl.coalesce("value_quantity", pl.col("value_integer").cast(pl.Float64), "string_number").alias(
+                "value_as_number"
+            ),
+            comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
+            pl.coalesce("value_concept_id", truth, interpretation).alias("value_as_concept_id"),
+            pl.coalesce("value_string", "value_other").alias("value_as_string"),
+            pl.coalesce(
+                "value_source_code",
+                text,
+                pl.when(~has_value).then("interpretation_source_code"),
+                _number_text(frame),
+            ).alias("value_source_value"),
+            pl.coalesce("unit_source_code", "unit_text").alias("unit_source_value"),
+            pl.col("interpretation_concept_id").alias("qualifier_concept_id"),
+            pl.col("interpretation_source_code").alias("qualifier_source_value"),
+        )
+        .drop("value_source_code")
+    )
+
+
+def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
+    """Adds string_number, string_comparator, and string_number_exact where a double does not hold all the digits."""
+    parts = pl.col("value_string").str.extract_groups(NUMBER_TEXT)
+    number = parts.struct.field("2").cast(pl.Float64, strict=False)
+    frame = frame.with_columns(
+        pl.when(number.is_finite()).then(number).alias("string_number"),
+        pl.when(number.is_finite()).then(parts.struct.field("1")).alias("string_comparator"),
+        pl.when(number.is_finite()).then(parts.struct.field("2")).alias("string_number_text"),
+    )
+    long = [
+        text
+        for text in frame["string_number_text"].drop_nulls().unique()
+        if len(text) > EXACT_DIGITS and exact_number(text) is not None
+    ]
+    if long:
+        is_long = pl.col("string_number_text").is_in(long)
+        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(f"string_number{EXACT}"))
+    return frame.drop("string_number_text")
+
+
+def _with_exact_value(frame: pl.DataFrame) -> pl.DataFrame:
+    """Adds value_as_number_exact where a number has more digits than a double holds, in its own type or in a string."""
+    sources = [f"{name}{EXACT}" for name in ("value_quantity", "string_number") if f"{name}{EXACT}" in frame.columns]
+    return frame.with_columns(pl.coalesce(sources).alias(f"value_as_number{EXACT}")) if sources else frame
+
+
+def _number_text(frame: pl.DataFrame) -> pl.Expr:
+    """The number as the source wrote it, with its comparator."""
+    quantity = pl.col("value_quantity").cast(pl.String).str.strip_suffix(".0")
+    if f"value_quantity{EXACT}" in frame.columns:
+        quantity = pl.coalesce(f"value_quantity{EXACT}", quantity)
+    number = pl.coalesce(pl.col("value_integer").cast(pl.String), quantity)
+    return pl.when(number.is_not_null()).then(pl.col("value_comparator").fill_null("") + number)

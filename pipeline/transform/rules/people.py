@@ -1,0 +1,168 @@
+"""Patients and deaths."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.transform.concepts.look_ups import UNMAPPED
+from pipeline.transform.rules.base import GENDERS, Derivation
+from pipeline.transform.rules.dates import IMPLAUSIBLE, first_usable, with_birth_date, without_issues
+
+
+def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
+    frame = with_birth_date(frame, derivation)
+    frame = derivation.look_ups.of_codes(frame, "birth_sex", "birth_sex", value_map="gender", system="birthsex")
+    frame = derivation.look_ups.of_codes(frame, "gender", "by_gender", value_map="gender", system=GENDERS)
+    day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
+    midyear = pl.date(day.dt.year(), 6, 15)  # Themis: year only, no earlier record known
+    born = pl.when(precision == 4).then(midyear).otherwise(day)
+    by_sex = pl.col("birth_sex_concept_id").fill_null(0)
+    frame = frame.with_columns(
+        day.dt.year().alias("year_of_birth"),
+        pl.when(precision >= 7).then(day.dt.month()).alias("month_of_birth"),
+        pl.when(precision >= 10).then(day.dt.day()).alias("day_of_birth"),
+        born.cast(pl.Datetime("us")).alias("birth_datetime"),
+        pl.when(by_sex != 0)
+        .then(by_sex)
+        .otherwise(pl.col("by_gender_concept_id").fill_null(0))
+        .alias("gender_concept_id"),
+        pl.when(by_sex == 0).then(f"{UNMAPPED}gender").alias(f"{UNMAPPED}gender"),
+        pl.when(by_sex != 0)
+        .then("birth_sex")
+        .otherwise(pl.coalesce("gender", "birth_sex"))
+        .alias("gender_source_value"),
+        pl.col("deceased_boolean").fill_null(False).alias("issue_death_without_date"),
+    )
+    frame = _omb_category(frame, derivation, "race", derivation.constant("race_mixed"))
+    return _omb_category(frame, derivation, "ethnicity", 0)
+
+
+_OMB = "urn:oid:2.16.840.1.113883.6.238"
+
+
+def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
+    """`<name>_concept_id`: one known category → its concept, several → `several`, none → 0.
+
+    Without a category that is known, detailed codes stand in, then what is not said as US Core has it. Unknown ones are
+    counted where nothing is known.
+    """
+    key = "row_of_list"
+    frame = frame.with_row_index(key)
+    codings = _codings(frame, derivation, name, key)
+    known = _known(codings).group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
+    texts = codings.drop_nulls("code").group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
+    texts = texts.sort("rank", maintain_order=True).unique(key, keep="first", maintain_order=True)
+    unknown = codings.filter("is_unknown").group_by(key, maintain_order=True).agg(pl.col("code_set").alias("unknown"))
+    for found in (known, texts, unknown):
+        frame = frame.join(found, on=key, how="left", maintain_order="left")
+    concept = pl.when(pl.col("known") > 1).then(pl.lit(several, dtype=pl.Int64)).otherwise("concept_id").fill_null(0)
+    return frame.with_columns(
+        concept.alias(f"{name}_concept_id"),
+        pl.col("code").alias(f"{name}_source_value"),
+        pl.when(pl.col("known").is_null()).then("unknown").alias(f"{UNMAPPED}{name}"),
+    ).drop(key, "known", "concept_id", "code", "unknown")
+
+
+def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
+    """The races or ethnicities of each row, in order: key, rank, code_set, code, concept_id, meaning, is_unknown.
+
+    `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
+
+    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is no category.
+    """
+    given = pl.concat(
+        frame.select(key, pl.col(column).alias("code_set"), pl.lit(rank, dtype=pl.Int8).alias("rank"))
+        .explode("code_set")
+        .drop_nulls("code_set")
+        for rank, column in enumerate((name, f"{name}_detailed", f"{name}_other"))
+    )
+    given = derivation.look_ups.of(given, "code_set", "own", value_map=name)
+    omb = derivation.look_ups.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id", "meaning")
+    given = given.join(omb, left_on="own_source_code", right_on="code", how="left", maintain_order="left")
+    is_own, is_omb = pl.col(f"{UNMAPPED}code_set").is_null(), pl.col("concept_id").is_not_null()
+    return given.select(
+        key,
+        "rank",
+        "code_set",
+        pl.col("own_source_code").alias("code"),
+        pl.when(is_own).then("own_concept_id").otherwise("concept_id").alias("concept_id"),
+        pl.when(is_own).then("own_meaning").otherwise("meaning").alias("meaning"),
+        (~is_own & ~is_omb).alias("is_unknown"),
+    ).sort(key, "rank", maintain_order=True)
+
+
+def _known(codings: pl.DataFrame) -> pl.DataFrame:
+    """Of `_codings` the distinct known categories of each row; others where there is none of a lower rank."""
+    by_row = codings.columns[0]
+    known = codings.filter(~pl.col("is_unknown") & pl.col("meaning").is_null())
+    known = known.filter(pl.col("rank") == pl.col("rank").min().over(by_row))
+    return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
+
+
+def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """One row for each race, and each ethnicity, of a person who has more than one of it (Themis).
+
+    Their date is that of the person's latest visit, which derived/race_dates.sql sets; the as-of date stands in.
+    """
+    frame = frame.with_row_index("person_row")
+    known = pl.concat(
+        _known(_codings(frame, derivation, name, "person_row")).with_columns(
+            (pl.len().over("person_row") > 1).alias("is_one_of_several")
+        )
+        for name in ("race", "ethnicity")
+    )
+    of_several = known.filter("is_one_of_several").select("person_row", "code", "concept_id")
+    return frame.join(of_several, on="person_row", how="inner", maintain_order="left").with_columns(
+        pl.col("surrogate_id").alias("person_id"),
+        pl.lit(derivation.as_of).alias("start_date"),
+        pl.lit(derivation.as_of).cast(pl.Datetime("us")).alias("start_datetime"),
+        pl.col("concept_id").alias("value_as_concept_id"),
+        pl.col("code").alias("value_source_value"),
+    )
+
+
+def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the resource has rows of `race_observations`; its value says how many."""
+    rows = race_observations(frame, derivation).group_by("person_row").len("value")
+    return frame.with_row_index("person_row").join(rows, on="person_row", how="inner", maintain_order="left")
+
+
+def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the year of a birth of which no more is known; derived/birth_dates.sql looks for records in it."""
+    return (
+        with_birth_date(frame, derivation)
+        .filter(pl.col("birth_date_precision") == 4)
+        .with_columns(pl.col("birth_date").alias("value"))
+    )
+
+
+def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the birth date, as FHIR writes it, for ages; '' where it is none from which an age could be counted."""
+    frame = with_birth_date(frame, derivation)
+    known = pl.col("birth_date_date").is_not_null()
+    if IMPLAUSIBLE in frame.columns:
+        known &= ~pl.col(IMPLAUSIBLE)
+    return frame.with_columns(pl.when(known).then("birth_date").otherwise(pl.lit("")).alias("value"))
+
+
+def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """death: month known → its last day; year only → 31 December (Themis). None before birth: it would end what follows.
+
+    A day is not enough for that: a death has a zone, a birth date has none.
+    """
+    frame = without_issues(with_birth_date(frame, derivation), ["birth_date"])  # the person's row says them
+    frame = first_usable(frame, derivation, "deceased_datetime", "deceased_datetime", kind="further")
+    day, precision = pl.col("deceased_datetime_date"), pl.col("deceased_datetime_precision")
+    last = pl.when(precision == 4).then(pl.date(day.dt.year(), 12, 31)).when(precision == 7).then(day.dt.month_end())
+    frame = frame.with_columns(pl.coalesce(last, day).alias("death_date"))
+    early = frame.select(pl.col("death_date") < pl.col("birth_date_date") - pl.duration(days=1))["death_date"]
+    early = early.fill_null(value=False)
+    if early.any():
+        alive = pl.when(~early).then("death_date").alias("death_date")
+        frame = frame.with_columns(alive, early.alias("issue_end_before_start__deceased_datetime"))
+    return frame.with_columns(
+        pl.coalesce(last.cast(pl.Datetime("us")), "deceased_datetime_datetime").alias("death_datetime"),
+        pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),
+        pl.col("surrogate_id").alias("person_id"),
+    )

@@ -1,0 +1,21 @@
+"""Procedures."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.transform.rules.base import Derivation
+from pipeline.transform.rules.dates import ending, starting
+
+
+def procedure(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Date or period; body site → modifier."""
+    frame = starting(frame, derivation, "performed_datetime", "performed_start")
+    frame = ending(frame, derivation, "performed_end")
+    frame = derivation.look_ups.of(frame, "body_site", "modifier", purpose="value")
+    return frame.with_columns(pl.col("modifier_source_code").alias("modifier_source_value"))
+
+
+def imaging_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """An imaging study has a start only."""
+    return starting(frame, derivation, "started")

@@ -1,0 +1,19 @@
+"""Specimens."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from pipeline.transform.rules.base import Derivation
+from pipeline.transform.rules.dates import starting
+
+
+def specimen(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """When it was collected, how much, and where it was taken."""
+    frame = starting(frame, derivation, "collected_datetime", "collected_period_start")
+    frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
+    frame = derivation.look_ups.of(frame, "body_site", "anatomic_site", purpose="value")
+    return frame.with_columns(
+        pl.coalesce("unit_source_code", "unit_text").alias("unit_source_value"),
+        pl.col("anatomic_site_source_code").alias("anatomic_site_source_value"),
+    )
