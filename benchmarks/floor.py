@@ -21,7 +21,8 @@ from sqlalchemy import Connection
 from omop_schema import cdm as cdm_schema
 from omop_schema import etl as etl_schema
 from pipeline.core.settings import Settings
-from pipeline.fhir.ndjson import Chunk, plan_chunks, read_lines
+from pipeline.fhir.ndjson import Chunk
+from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.warehouse.schema import transaction
 
 __all__ = ["CopyFloor", "copy_floor", "parse_floor", "save_rows"]

@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.staging import schemas as staging
 from pipeline.staging.facts import write_facts
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,

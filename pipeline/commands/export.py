@@ -115,7 +115,7 @@ def abandon(
 
     The group is free again; inside Epic's window (24 hours by default) the next kick-off waits until that has passed.
     """
-    from pipeline.extract.bulk import abandon as abandon_export
+    from pipeline.load.corrections import abandon as abandon_export
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -145,7 +145,7 @@ def retime(
     An export whose time is in the future keeps out everything that comes after it.
     """
     from pipeline.commands.site_names import known_site
-    from pipeline.extract.bulk import retime as retime_export
+    from pipeline.load.corrections import retime as retime_export
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -162,7 +162,7 @@ def forget(
 ) -> None:
     """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
     from pipeline.commands.site_names import known_site
-    from pipeline.extract.bulk import forget as forget_export
+    from pipeline.load.corrections import forget as forget_export
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 #: The project's own mappings; `EPIC_OMOP_MAPPINGS` names another folder.
-MAPPINGS_FOLDER = Path(__file__).resolve().parent.parent / "mappings"
+MAPPINGS_FOLDER = Path(__file__).resolve().parents[2] / "mappings"
 
 #: Asked for when a site does not list its own (Epic's rule 5: always send `_type`).
 DEFAULT_RESOURCE_TYPES = (

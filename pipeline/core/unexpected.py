@@ -17,7 +17,7 @@ from pipeline.core.file_errors import remedy
 
 __all__ = ["described", "refusal_of_files"]
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def described(error: BaseException, home: Path) -> EpicOmopError:

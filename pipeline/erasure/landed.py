@@ -11,12 +11,13 @@ from pathlib import Path
 import xxhash
 
 from pipeline.core.errors import LandingError
+from pipeline.core.files import landing_errors
 from pipeline.erasure.ownership import ABOUT_TYPES, ErasedPersons, Owned, OwnedLine, judged, judged_deletions
 from pipeline.fhir.lines import is_erased
-from pipeline.fhir.ndjson import Line, plan_chunks, read_lines
+from pipeline.fhir.ndjson import Line
+from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
-from pipeline.landing.files import landing_errors
 from pipeline.landing.reading import is_landed, landed_bytes, open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 

@@ -20,6 +20,7 @@ import xxhash
 
 from omop_schema.etl import OPEN_STATES
 from pipeline.core.errors import AccountingError, UsageError
+from pipeline.core.files import landing_errors
 from pipeline.erasure import rows as erase
 from pipeline.erasure.landed import Folder, Search, erase_in, folders_of, search
 from pipeline.erasure.later import note_digests
@@ -27,7 +28,6 @@ from pipeline.erasure.ownership import ErasedPersons, judged
 from pipeline.erasure.persons import known_patients, same_people
 from pipeline.erasure.rows import Letter, OfPersons
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.landing.files import landing_errors
 from pipeline.publication.known_cache import known_folder
 from pipeline.publication.seen import forget_seen
 from pipeline.staging import schemas as staging

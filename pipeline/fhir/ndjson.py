@@ -1,4 +1,4 @@
-"""NDJSON as bytes: cutting a file into chunks and a chunk into lines. Knows no FHIR.
+"""NDJSON as bytes: cutting a chunk into lines. Knows no FHIR, and opens no file.
 
 What a line is, and which lines are blank, is said in `pipeline.fhir.lines`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +15,9 @@ import polars as pl
 import xxhash
 
 from pipeline.fhir.lines import is_blank
-from pipeline.landing.reading import frames_of, open_landed, read_line
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Line", "Lines", "plan_chunks", "read_lines", "texts_of"]
+__all__ = ["Chunk", "Line", "Lines", "lines_of", "texts_of"]
 
-#: Large enough that polars' fixed costs vanish, small enough that a worker stays below a few hundred MB.
-CHUNK_BYTES = 24 * 1024 * 1024
-_READ = 4 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _CR, _BRACE = b"\r{"
 
@@ -96,38 +91,8 @@ class Chunk:
     first_line: int
 
 
-def plan_chunks(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Cut a landed file at line ends into chunks of about `chunk_bytes`, or more where one line is longer.
-
-    Chunks of a compressed file are whole frames, and only its table is read. A plain one is read once in blocks (about
-    2 GB/s from the cache): memory does not grow with the file or its lines. Raises LandingError.
-    """
-    frames = frames_of(file, chunk_bytes)
-    return _plain_chunks(file, chunk_bytes) if frames is None else iter([Chunk(*frame) for frame in frames])
-
-
-def _plain_chunks(file: Path, chunk_bytes: int) -> Iterator[Chunk]:
-    start = position = 0
-    first_line = line = 1
-    with open_landed(file) as stream:
-        while block := stream.read(_READ):
-            newlines = block.count(b"\n")
-            end = block.rfind(b"\n") + 1
-            if end and position + end - start >= chunk_bytes:
-                yield Chunk(start, position + end - start, first_line)
-                start, first_line = position + end, line + newlines
-            position += len(block)
-            line += newlines
-    if position > start:
-        yield Chunk(start, position - start, first_line)
-
-
-def read_lines(file: Path, chunk: Chunk) -> Lines:
-    """The non-blank lines of a chunk, without their line ends; a byte order mark at the file's start is dropped.
-
-    Raises LandingError.
-    """
-    content = read_line(file, chunk.offset, chunk.length)
+def lines_of(content: bytes, chunk: Chunk) -> Lines:
+    """The non-blank lines of a chunk's content, without their line ends; a byte order mark at the file's start is dropped."""
     first = len(_BOM) if chunk.offset == 0 and content.startswith(_BOM) else 0
     ends = _line_ends(content, first)
     starts = np.concatenate([np.array([first], np.int64), ends[:-1] + 1])[: len(ends)]

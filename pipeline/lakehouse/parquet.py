@@ -15,8 +15,9 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.core.errors import LandingError
+from pipeline.core.files import make_folder, write_whole
 from pipeline.lakehouse.layout import YEAR, LakeTable
-from pipeline.landing.files import file_digest, make_folder, write_whole
+from pipeline.landing.files import file_digest
 
 __all__ = ["FILE_BYTES", "LakeFile", "TableWriter"]
 

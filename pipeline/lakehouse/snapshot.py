@@ -17,6 +17,7 @@ import psycopg
 from psycopg import IsolationLevel
 
 from pipeline.core.errors import LakehouseError, WarehouseError
+from pipeline.core.files import write_whole
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.duckdb_views import open_sql
 from pipeline.lakehouse.layout import EXACT_NUMBER, LakeTable, lake_tables
@@ -24,7 +25,6 @@ from pipeline.lakehouse.parquet import FILE_BYTES, LakeFile, TableWriter
 from pipeline.lakehouse.rows import BATCH_BYTES, table_batches
 from pipeline.lakehouse.snapshot_file import SNAPSHOT_FILE, content_of, read_snapshot, run_metadata, table_entry
 from pipeline.lakehouse.store import LakehouseFolder
-from pipeline.landing.files import write_whole
 from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors

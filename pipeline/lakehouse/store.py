@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import LakehouseError, LandingError, TransientError, UsageError
 from pipeline.core.file_errors import remedy
-from pipeline.landing.files import make_folder, sync_folder
+from pipeline.core.files import make_folder, sync_folder
 
 __all__ = ["LakehouseFolder", "lakehouse_folder"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
+from pipeline.core.files import landing_errors
 from pipeline.fhir.lines import ERASED, is_blank
-from pipeline.landing.files import landing_errors
 from pipeline.landing.reading import open_landed
 
 __all__ = ["Deletion", "read_deletions"]

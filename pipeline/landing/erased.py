@@ -17,9 +17,10 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.core.errors import LandingError
+from pipeline.core.files import landing_errors, sync_folder
 from pipeline.fhir.lines import ERASED_MARK
-from pipeline.fhir.ndjson import plan_chunks
-from pipeline.landing.files import FileDigest, RunningDigest, landing_errors, sync_folder
+from pipeline.landing.chunks import plan_chunks
+from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.reading import open_landed, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import FindTwin, compressed, link_twin, plain, same_content

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from pipeline.landing.files import landing_errors, write_whole
+from pipeline.core.files import landing_errors, write_whole
 from pipeline.landing.store import Category
 
 __all__ = ["ORIGIN_FILE", "ExportOrigin", "Gap", "GapReason", "read_origin", "write_origin"]

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import orjson
 
+from pipeline.core.files import landing_errors
 from pipeline.fhir.lines import is_blank, is_erased
-from pipeline.landing.files import landing_errors
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 

@@ -18,7 +18,8 @@ from typing import Any
 import orjson
 
 from pipeline.core.errors import PermanentError
-from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors
+from pipeline.core.files import COPY_BYTES, landing_errors
+from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.storing import FindTwin, store_plain
 
 __all__ = ["PartialFile"]

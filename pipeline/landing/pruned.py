@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.landing.files import landing_errors, sync_folder
+from pipeline.core.files import landing_errors, sync_folder
 from pipeline.landing.reading import read_lines_at
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 

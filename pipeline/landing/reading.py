@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.core.errors import LandingError
-from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, landing_errors
+from pipeline.core.files import COPY_BYTES, landing_errors
+from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.frames import FRAME_BYTES, FramedFile
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.fhir.ndjson import plan_chunks, read_lines
+from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 

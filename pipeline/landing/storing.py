@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pipeline.core.errors import LandingError
-from pipeline.landing.files import COPY_BYTES, FileDigest, RunningDigest, create_file, landing_errors, sync_folder
+from pipeline.core.files import COPY_BYTES, create_file, landing_errors, sync_folder
+from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.frames import FramedFile, FrameWriter
 from pipeline.landing.reading import compressed_name
 

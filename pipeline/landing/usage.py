@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pipeline.landing.files import landing_errors
+from pipeline.core.files import landing_errors
 from pipeline.landing.store import LandingStore
 
 __all__ = ["LandingUsage", "export_bytes", "landing_usage"]

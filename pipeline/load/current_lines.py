@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pipeline.core.errors import LandingError
+from pipeline.core.files import landing_errors
 from pipeline.fhir.lines import is_blank, is_erased
-from pipeline.landing.files import landing_errors
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore
 from pipeline.load.deletions import DELETED

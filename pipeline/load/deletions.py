@@ -17,7 +17,8 @@ from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.landing.deletions import Deletion, read_deletions
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.staging import schemas as staging
-from pipeline.staging.schemas import FileLines, StagedExport
+from pipeline.staging.parts import StagedExport
+from pipeline.staging.schemas import FileLines
 
 __all__ = ["DELETED", "UNREADABLE", "stage_deletions"]
 

@@ -17,7 +17,8 @@ from pipeline.core.identifier_secret import identifier_secret
 from pipeline.core.settings import SiteSettings
 from pipeline.erasure.later import without_erased
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.fhir.ndjson import CHUNK_BYTES, Chunk, plan_chunks
+from pipeline.fhir.ndjson import Chunk
+from pipeline.landing.chunks import CHUNK_BYTES, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.load.deletions import stage_deletions
 from pipeline.load.landed_lines import with_binaries_found
@@ -29,7 +30,8 @@ from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.publication.steps.stand_ins import about_owners
 from pipeline.staging import schemas as staging
 from pipeline.staging.facts import write_facts
-from pipeline.staging.schemas import FileLines, StagedExport, staging_for
+from pipeline.staging.parts import StagedExport, staging_for
+from pipeline.staging.schemas import FileLines
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, LinesTask, transform_chunk, transform_lines
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import Mappings, load_mappings
@@ -202,9 +204,11 @@ def _signed_hash(text: str) -> int:
 @cache
 def _code_hash() -> str:
     """Hash of the code that turns lines into rows."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for file in sorted([*(root / "omop").rglob("*.py"), *(root / "fhir").rglob("*.py")]):
+    for file in sorted(
+        file for folder in ("transform", "sql_on_fhir", "fhir") for file in (root / folder).rglob("*.py")
+    ):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

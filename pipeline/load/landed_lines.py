@@ -19,8 +19,8 @@ import psycopg
 import xxhash
 
 from pipeline.core.errors import LandingError
-from pipeline.fhir.ndjson import plan_chunks, read_lines
 from pipeline.landing.bundles import UNKNOWN
+from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.reading import is_landed, read_line, stored_file
 from pipeline.landing.store import LandedFile, LandingStore
 from pipeline.publication.context import LANDED_LINE, LandedLine

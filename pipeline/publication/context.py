@@ -18,7 +18,7 @@ from pipeline.landing.store import LandedExport
 from pipeline.publication.ids import EntityIds
 from pipeline.publication.known_cache import KnownCache
 from pipeline.publication.steps.chains import CHAIN_SCHEMA
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.warehouse.copying import EncodedRows, column_types, copy_encoded
 from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.runtime import Runtime

@@ -19,7 +19,8 @@ from pipeline.fhir.identity import parse_reference
 from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.publication.context import LandedLine
-from pipeline.staging.schemas import OUTCOME, UNCHANGED, StagedExport
+from pipeline.staging.parts import StagedExport
+from pipeline.staging.schemas import OUTCOME, UNCHANGED
 from pipeline.warehouse.copying import read_frame
 
 __all__ = [

@@ -19,8 +19,8 @@ import polars as pl
 import psycopg
 
 from pipeline.core.errors import LandingError
-from pipeline.staging.known_lines import KnownWriter, install_known, merged_known, write_known
-from pipeline.staging.schemas import disk_errors
+from pipeline.core.files import disk_errors
+from pipeline.publication.known_lines import KnownWriter, install_known, merged_known, write_known
 
 __all__ = ["KnownCache", "keeping_mark", "known_folder"]
 

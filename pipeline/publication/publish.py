@@ -38,7 +38,8 @@ from pipeline.publication.steps import (
 )
 from pipeline.publication.steps.care_sites import relate_care_sites
 from pipeline.publication.steps.decide import decide
-from pipeline.staging.schemas import FileLines, StagedExport
+from pipeline.staging.parts import StagedExport
+from pipeline.staging.schemas import FileLines
 from pipeline.warehouse.configured_sites import note_configured_site
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import transaction

@@ -17,7 +17,9 @@ import polars as pl
 import psycopg
 
 from pipeline.core.errors import LandingError
-from pipeline.staging.schemas import OUTCOME, UNCHANGED, StagedExport, disk_errors
+from pipeline.core.files import disk_errors
+from pipeline.staging.parts import StagedExport
+from pipeline.staging.schemas import OUTCOME, UNCHANGED
 
 __all__ = ["forget_seen", "held", "read_held", "read_seen", "write_seen"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from pipeline.staging.schemas import staging_errors
+from pipeline.staging.parts import staging_errors
 
 __all__ = ["Facts", "write_facts"]
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.fhir.ndjson import Chunk, Lines, read_lines
+from pipeline.fhir.ndjson import Chunk, Lines
+from pipeline.landing.chunks import read_lines
 from pipeline.staging import schemas as staging
 from pipeline.staging.schemas import FileLines
 from pipeline.transform.content import Contents

@@ -34,7 +34,7 @@ from pipeline.sql_on_fhir.view_definition import (
 )
 from pipeline.staging.facts import Facts
 from pipeline.staging.known_lines import KnownLines
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.transform import converters, note_texts
 from pipeline.transform import udi as devices
 from pipeline.transform.addresses import Addresses

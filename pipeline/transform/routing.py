@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from omop_schema.cdm_fields import column_length, polars_schema, primary_key, required_columns
+from omop_schema.cdm_fields import column_length, polars_schema, required_columns
+from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
 
-__all__ = ["DOMAIN_TABLES", "EXACT", "KEY_COLUMNS", "exact_numbers", "route", "staged_columns", "to_staged", "to_table"]
+__all__ = ["DOMAIN_TABLES", "EXACT", "exact_numbers", "route", "to_staged", "to_table"]
 
 #: `<column>_exact`: texts of the numbers in `<column>` that a double cannot hold. There only where there are any.
 EXACT = "_exact"
@@ -27,13 +28,6 @@ DOMAIN_TABLES = {
     "Specimen": "specimen",
 }
 
-#: Columns of every staged frame besides the table's own: identity and origin.
-KEY_COLUMNS: dict[str, pl.DataType] = {
-    "surrogate_id": pl.Int64(),
-    "row_key": pl.Int64(),
-    "file_number": pl.Int32(),
-    "line": pl.Int64(),
-}
 
 _SHARED = {
     "person_id": "person_id",
@@ -129,13 +123,6 @@ def route(domain: str, home: str) -> pl.Expr:
     """The table of a row from its concept's domain (column `domain`); unmapped rows stay in `home` (a column)."""
     table = pl.col(domain).replace_strict(DOMAIN_TABLES, default=None, return_dtype=pl.String)
     return pl.when(pl.col(domain).is_null()).then(pl.col(home)).otherwise(table.fill_null("observation"))
-
-
-def staged_columns(table: str) -> dict[str, pl.DataType]:
-    """Columns and types of a staged frame: KEY_COLUMNS, then the table's columns without its generated id."""
-    own_id = primary_key(table)
-    columns = {name: kind for name, kind in polars_schema(table).items() if name != own_id or table == "death"}
-    return {**KEY_COLUMNS, **columns}
 
 
 def to_table(events: pl.DataFrame, table: str) -> pl.DataFrame:

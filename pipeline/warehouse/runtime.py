@@ -21,7 +21,7 @@ __all__ = ["LoadSizes", "Runtime"]
 class LoadSizes:
     """How a load is cut into pieces, in bytes. No row depends on it: `verify --deep` loads with other sizes."""
 
-    #: What a worker is given at a time; None: what suits most (`pipeline.fhir.ndjson.CHUNK_BYTES`).
+    #: What a worker is given at a time; None: what suits most (`pipeline.landing.chunks.CHUNK_BYTES`).
     chunk: int | None = None
     #: Below this size a process pool costs more than it gives: the load is done in the process itself.
     in_process: int = 8 * 1024 * 1024

@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
 from pipeline.core.errors import VocabularyError
-from pipeline.staging.schemas import disk_errors
+from pipeline.core.files import disk_errors
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,

@@ -23,7 +23,7 @@ from pipeline.core.errors import TransformError
 from pipeline.fhir.ndjson import Chunk
 from pipeline.load.worker import TransformRuns
 from pipeline.staging import schemas as staging
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.transform import chunks
 from pipeline.transform.chunks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, transform_chunk, transform_lines
 from pipeline.transform.plan import TransformPlan

@@ -25,6 +25,7 @@ from pipeline.core.settings import Settings, SiteSettings
 from pipeline.extract import bulk as exports
 from pipeline.extract.notes import export_notes
 from pipeline.landing.reading import open_landed
+from pipeline.load import corrections
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import NextKickOff, due_kick_offs, next_kick_offs
@@ -549,14 +550,14 @@ def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, st
     asked = Asked(epic)
     if state == "landed":
         with runtime.connect() as other, export_jobs.site_lock(other, "site_a", "ingest"), pytest.raises(SiteBusy):
-            exports.abandon(runtime, site_of(runtime), "g1")  # while it is loaded
-    result = exports.abandon(runtime, site_of(runtime), "g1")
+            corrections.abandon(runtime, site_of(runtime), "g1")  # while it is loaded
+    result = corrections.abandon(runtime, site_of(runtime), "g1")
     assert (result.export_id, asked.methods) == (opened.export_id, ["DELETE"])
     assert (result.not_deleted is not None) is server_is_down
     assert job(runtime).state == "failed"
     assert runtime.landing.is_finished("site_a", opened.export_id) is (state == "landed")
     with pytest.raises(UsageError, match="no open export"):
-        exports.abandon(runtime, site_of(runtime), "g1")
+        corrections.abandon(runtime, site_of(runtime), "g1")
     heal(epic)
     assert isinstance(run(runtime), CooldownActive), "Epic's window holds for what is given up as well"
     (entry,) = planned(runtime)

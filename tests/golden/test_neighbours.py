@@ -10,9 +10,8 @@ import orjson
 import pytest
 
 from omop_schema.cdm import TABLES
-from pipeline.staging.schemas import MAPPING, SCHEMAS
+from pipeline.staging.schemas import MAPPING, SCHEMAS, staged_columns
 from pipeline.transform.concepts.index import ConceptIndex
-from pipeline.transform.routing import staged_columns
 from pipeline.warehouse.vocabulary import ensure_index, load_vocabulary
 from tests.golden.test_golden import CASES, as_json
 from tests.transforming import Lines, Rows, Transforming, lines_of

@@ -17,6 +17,7 @@ from pipeline.core.errors import SiteBusy, UsageError, WarehouseError
 from pipeline.extract import bulk as exports
 from pipeline.extract.notes import export_notes
 from pipeline.landing.store import LandedExport
+from pipeline.load import corrections
 from pipeline.load.landed_exports import landed_export
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import site_lock
@@ -73,10 +74,10 @@ def frozen(warehouse: Warehouse) -> tuple[Warehouse, LandedExport, list[LandedEx
 
 def test_the_time_of_a_published_export_is_set(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]) -> None:
     warehouse, future, later = frozen
-    result = exports.retime(warehouse.runtime, "one", future.export_id)
+    result = corrections.retime(warehouse.runtime, "one", future.export_id)
     assert result.time == future.transaction_time - FUTURE
     assert list(result.load_again) == [export.export_id for export in later]
-    again = exports.retime(warehouse.runtime, "one", future.export_id)
+    again = corrections.retime(warehouse.runtime, "one", future.export_id)
     assert (again.former_time, again.load_again) == (result.time, []), "called again, nothing is left to do"
     load_again(warehouse, result)
     assert births(warehouse) == {"p1": 1980, "p2": 1980, "p3": 1960}
@@ -85,14 +86,14 @@ def test_the_time_of_a_published_export_is_set(frozen: tuple[Warehouse, LandedEx
     load(warehouse, p1=1990, p2=1990)
     assert births(warehouse)["p1"] == 1990, "the next night counts"
     with pytest.raises(UsageError, match="in the future"):
-        exports.retime(warehouse.runtime, "one", future.export_id, START + FUTURE)
+        corrections.retime(warehouse.runtime, "one", future.export_id, START + FUTURE)
     with pytest.raises(UsageError, match="no export 999"):
-        exports.retime(warehouse.runtime, "one", 999)
+        corrections.retime(warehouse.runtime, "one", 999)
 
 
 def test_an_export_is_forgotten(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]) -> None:
     warehouse, future, later = frozen
-    result = exports.forget(warehouse.runtime, "one", future.export_id)
+    result = corrections.forget(warehouse.runtime, "one", future.export_id)
     assert list(result.load_again) == [later[-1].export_id]
     warehouse.assert_whole()
     load_again(warehouse, result)

@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.errors import ConfigurationError, SiteBusy
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.load.replay import replay_dead_letters
-from pipeline.staging import known_lines as known
+from pipeline.publication import known_lines as known
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary

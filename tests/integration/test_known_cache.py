@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from pipeline.staging import known_lines as known
+from pipeline.publication import known_lines as known
 from tests.integration.support import Warehouse, assert_known, observation, patient
 
 LOADED = {"Patient": [patient("p1"), patient("p2")], "Observation": [observation("o1", "p1"), observation("o2", "p2")]}

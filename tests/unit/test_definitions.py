@@ -149,7 +149,7 @@ def test_dagster_itself_finds_them_valid(tmp_path: Path, sites: dict[str, dict[s
     home.mkdir()
     (home / "sites.yaml").write_text(yaml.safe_dump({"sites": sites}))
     here = Settings(home=home)
-    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "pipeline.orchestration.definitions"]
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "pipeline.definitions"]
     environment = dagster_environment(here, prepare_instance(here))
     done = subprocess.run(command, check=False, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.publication import known_lines as writing
+from pipeline.publication.known_lines import KnownWriter, install_known, merged_known
 from pipeline.staging import known_lines as known
-from pipeline.staging.known_lines import KnownLines, KnownWriter, install_known, merged_known
+from pipeline.staging.known_lines import KnownLines
 from tests.integration.support import rows_of
 
 #: Few, so that first halves repeat, with both ends of the range; and some of any size.
@@ -21,8 +23,8 @@ PAIRS = st.tuples(HALVES, HALVES)
 
 def written(folder, lines, contents):
     folder.mkdir(exist_ok=True)
-    for kind, rows in ((known._LINES, lines), (known._CONTENTS, contents)):
-        sorter = known._Sorter(folder, *kind)
+    for kind, rows in ((known.LINES, lines), (known.CONTENTS, contents)):
+        sorter = writing._Sorter(folder, *kind)
         for start in range(0, len(rows), 3):  # in several blocks
             sorter.add(np.array(rows[start : start + 3], np.int64).reshape(-1, kind[1]))
         sorter.finish()
@@ -38,7 +40,7 @@ def hashes(pairs):
 @given(st.dictionaries(PAIRS, HALVES, max_size=40), st.dictionaries(HALVES, HALVES, max_size=40), st.lists(PAIRS))
 def test_answers_are_those_of_a_dict(tmp_path_factory, rows_a_sort, lines, contents, others):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known, "_ROWS_A_SORT", rows_a_sort)
+        patch.setattr(writing, "_ROWS_A_SORT", rows_a_sort)
         patch.setattr(known, "_MAPPED_BYTES", 64)  # look-ups in several slices
         files = written(
             tmp_path_factory.mktemp("known"),
@@ -68,7 +70,7 @@ def test_a_merged_change_is_what_all_rows_written_anew_would_be(tmp_path_factory
     removed = sorted({*removed, *added})
     after = {resource: row for resource, row in before.items() if resource not in removed} | added
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(known, "_ROWS_A_SORT", rows_a_sort)
+        patch.setattr(writing, "_ROWS_A_SORT", rows_a_sort)
         for target, rows in ((folder, before), (anew, after)):
             writer = KnownWriter(target)
             writer.add(states(rows))
@@ -98,7 +100,7 @@ def test_nothing_is_known_where_nothing_is_written(tmp_path):
 
 
 def test_no_part_is_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(known, "_ROWS_A_SORT", 2)
+    monkeypatch.setattr(writing, "_ROWS_A_SORT", 2)
     written(tmp_path, [(number << 55, number, number) for number in range(-100, 100)], [])
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "contents.first",

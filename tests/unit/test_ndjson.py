@@ -10,8 +10,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.fhir import ndjson
-from pipeline.fhir.ndjson import Chunk, plan_chunks, read_lines
+from pipeline.fhir.ndjson import Chunk
+from pipeline.landing import chunks as landing_chunks
+from pipeline.landing.chunks import plan_chunks, read_lines
 
 #: The machine may be busy; what a test does is what counts.
 UNTIMED = settings(deadline=None)
@@ -44,7 +45,7 @@ def test_any_chunk_size_gives_the_same_lines(tmp_path_factory, lines, last_newli
     content = (BOM if bom else b"") + b"\n".join(lines) + (b"\n" if last_newline else b"")
     file.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ndjson, "_READ", block)
+        patch.setattr(landing_chunks, "_READ", block)
         chunks = list(plan_chunks(file, chunk_bytes))
         found = every_line(file, chunk_bytes)
     expected = [

@@ -15,7 +15,8 @@ from pipeline.erasure.landed import Folder, erase_in, search
 from pipeline.erasure.ownership import ErasedPersons, Owned, judged, judged_deletions
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.fhir.lines import is_erased
-from pipeline.fhir.ndjson import Chunk, read_lines
+from pipeline.fhir.ndjson import Chunk
+from pipeline.landing.chunks import read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, erased_line, rewrite_files
 from pipeline.landing.files import file_digest

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import LandingError
-from pipeline.fhir.ndjson import plan_chunks, read_lines
 from pipeline.landing import frames
+from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.reading import compressed_name, landed_digest, open_landed, read_line, read_lines_at, stored_file
 from pipeline.landing.store import LandedExport, LandingStore
 from pipeline.landing.storing import compressed

@@ -8,15 +8,8 @@ import polars as pl
 import pytest
 
 from omop_schema.cdm import polars_schema, required_columns
-from pipeline.transform.routing import (
-    DOMAIN_TABLES,
-    EVENT_COLUMNS,
-    KEY_COLUMNS,
-    route,
-    staged_columns,
-    to_staged,
-    to_table,
-)
+from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
+from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS, route, to_staged, to_table
 
 EVENT = {
     "surrogate_id": 1,

@@ -13,10 +13,10 @@ import polars as pl
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.fhir.ndjson import plan_chunks
+from pipeline.landing.chunks import plan_chunks
 from pipeline.staging import schemas as staging
 from pipeline.staging.facts import write_facts
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex

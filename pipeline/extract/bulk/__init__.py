@@ -19,21 +19,17 @@ from pipeline.extract.bulk.kick_off import open_or_adopt
 from pipeline.extract.bulk.polling import poll_once
 from pipeline.extract.bulk.site_run import ExportEvent, SiteExport, export_groups, export_site
 from pipeline.extract.bulk.states import new_job
-from pipeline.load.corrections import abandon, forget, retime
 
 __all__ = [
     "ExportEvent",
     "SiteExport",
-    "abandon",
     "download",
     "export_groups",
     "export_site",
     "folder_load",
-    "forget",
     "ingest_folder",
     "new_job",
     "open_or_adopt",
     "poll_once",
-    "retime",
     "types_not_received",
 ]

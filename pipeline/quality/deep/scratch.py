@@ -17,8 +17,8 @@ import psycopg
 from psycopg import sql
 
 from pipeline.core.errors import SiteBusy
+from pipeline.core.files import make_folder
 from pipeline.core.identifier_secret import identifier_secret
-from pipeline.landing.files import make_folder
 from pipeline.warehouse.runtime import LoadSizes, Runtime
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.server_failures import server_errors

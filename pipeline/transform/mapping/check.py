@@ -27,7 +27,7 @@ from pipeline.fhir.resource_types import RESOURCE_TYPES
 from pipeline.sql_on_fhir.fhirpath import FhirPathError, parse
 from pipeline.sql_on_fhir.r4 import Types, element_problems, elements_of
 from pipeline.sql_on_fhir.view_definition import compile_columns
-from pipeline.staging.schemas import StagedExport
+from pipeline.staging.parts import StagedExport
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.events import derived, event_rows, refuse_incomplete

@@ -22,9 +22,9 @@ from typing import Any
 
 __all__ = ["Texts", "texts_of_pipeline", "texts_of_rules"]
 
-_OMOP = Path(__file__).resolve().parent
+_TRANSFORM = Path(__file__).resolve().parents[1]
 #: Modules of the package that turn views into rows without being derive functions.
-_SHARED = ("events.py", "transform.py", "routing.py", "plan.py")
+_SHARED = ("events.py", "lines.py", "routing.py", "plan.py")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def texts_of_rules(names: tuple[str, ...] | None) -> Texts:
 @cache
 def texts_of_pipeline() -> Texts:
     """The texts of the modules that every view's rows go through."""
-    return _joined(_texts(ast.parse((_OMOP / name).read_text(encoding="utf-8"))) for name in _SHARED)
+    return _joined(_texts(ast.parse((_TRANSFORM / name).read_text(encoding="utf-8"))) for name in _SHARED)
 
 
 def _joined(parts: Iterable[Texts]) -> Texts:
