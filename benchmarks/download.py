@@ -32,7 +32,7 @@ from rich.table import Table
 
 from pipeline.core.clock import SystemClock
 from pipeline.core.settings import SiteSettings
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.download import ExportDownload
 from pipeline.extract.bulk.protocol import Manifest, StillRunning
 from pipeline.extract.smart.session import open_session
@@ -183,8 +183,8 @@ def _in_fresh_process(site: SiteSettings, folder: Path, workers: int, *, gzip: b
 
 def _download(site: SiteSettings, folder: Path, gzip: bool) -> Measured:
     with open_session(site, SystemClock()) as session:
-        status_url = bulk_export.kick_off(session, "g", (_TYPE,)).status_url
-        while isinstance(status := bulk_export.poll(session, status_url), StillRunning):
+        status_url = protocol.kick_off(session, "g", (_TYPE,)).status_url
+        while isinstance(status := protocol.poll(session, status_url), StillRunning):
             time.sleep(0.2)
         job = _job(site, status_url, status)
         store = LandingStore(folder / "landing")
@@ -193,7 +193,7 @@ def _download(site: SiteSettings, folder: Path, gzip: bool) -> Measured:
         export = ExportDownload(session, job, store.begin(site.name, 1), save_manifest=lambda _: None).run()
         seconds = time.perf_counter() - started
         size = sum(file.bytes for file in export.files)
-        bulk_export.delete_job(session, status_url)
+        protocol.delete_job(session, status_url)
     shutil.rmtree(store.root)
     return Measured(site.download_workers, gzip, size, seconds, _largest_resident_set(), before)
 

@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
 from pipeline.transform.concepts.index import (
@@ -147,7 +147,7 @@ class Transforming:
         rows: Rows = {}
         for kind, frames in self._staged.written.items():
             frame = pl.concat(frames, how="diagonal")
-            if kind == staging.MAPPING:
+            if kind == schemas.MAPPING:
                 frame = frame.group_by("resource_type").agg(pl.col("mapped", "total").sum())
             rows[kind] = sorted(frame.rows(), key=repr)
         return rows
@@ -157,7 +157,7 @@ class Transforming:
         nothing = pl.LazyFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
         write_facts(self.plan.facts, nothing)
         self.run(chunk for chunk in chunks if self.order(chunk.resource_type) < _FACT_ORDER)
-        found = self._staged.written.get(staging.REFERENCE_VALUE, [])
+        found = self._staged.written.get(schemas.REFERENCE_VALUE, [])
         facts = (
             pl.concat([frame.select("surrogate_id", "name", "value") for frame in found]).lazy() if found else nothing
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.hydrate import rest_progress
 from pipeline.commands.ingest import ingest_landed
+from pipeline.commands.rest_progress import rest_progress
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Terminal, bold, words
 from pipeline.core.errors import UsageError

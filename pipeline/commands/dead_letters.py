@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.site_names import known_site
-from pipeline.commands.status import refuse_empty
 from pipeline.commands.terminal import Table, Terminal, bold, document, words
+from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError
 
 __all__ = ["app"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.site_names import known_site
-from pipeline.commands.status import refuse_empty
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, progress
+from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:

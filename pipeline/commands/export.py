@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import filesize
 
+from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
 from pipeline.commands.site_check import site_check
 from pipeline.commands.site_switches import site_disable, site_enable
 from pipeline.commands.terminal import (
-    BarColumn,
-    Progress,
     Table,
-    TaskID,
     Terminal,
-    TextColumn,
-    TimeElapsedColumn,
     bold,
     words,
 )
@@ -29,10 +21,10 @@ from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.core.settings import SiteSettings
-    from pipeline.extract.bulk import ExportEvent, SiteExport
+    from pipeline.extract.bulk import SiteExport
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["ExportProgress", "checked_groups", "is_interactive", "register"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -188,11 +180,6 @@ def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *,
         console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")
 
 
-def is_interactive(console: Terminal) -> bool:
-    """Whether somebody is there who can be asked."""
-    return console.is_terminal and sys.stdin.isatty()
-
-
 def site_list() -> None:
     """List the sites of sites.yaml: address, groups, number of resource types, time zone, schedule."""
     from pipeline.warehouse.runtime import Runtime
@@ -220,16 +207,6 @@ def _site_row(site: SiteSettings) -> tuple[str, ...]:
     )
 
 
-def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
-    if not site.groups:
-        raise UsageError(f"Site {site.name} has no groups to export.", f"Its patients: epic-omop crawl {site.name}.")
-    unknown = [name for name in chosen or () if name not in site.groups]
-    if unknown:
-        known = ", ".join(site.groups) or "none"
-        raise UsageError(f"Site {site.name} has no group {unknown[0]!r}.", f"Groups in sites.yaml: {known}.")
-    return tuple(dict.fromkeys(chosen)) if chosen else site.groups
-
-
 def _show_result(console: Terminal, result: SiteExport) -> None:
     for landed in result.landed:
         lines: dict[str, int] = {}
@@ -244,55 +221,3 @@ def _show_result(console: Terminal, result: SiteExport) -> None:
             console.print(note)
     for group, error in result.failures.items():
         console.print(f"Group {group}: {error}", style="yellow")
-
-
-class ExportProgress:
-    """A line a group: its state while Epic works, a bar of files while they come. For `with`."""
-
-    def __init__(self, console: Terminal) -> None:
-        self._progress = Progress(
-            TextColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._bytes: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> ExportProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def keep_future_time(self, stated: datetime, now: datetime) -> bool:
-        """Asks whether a transactionTime that is ahead of this machine's clock counts all the same."""
-        self._progress.stop()
-        try:
-            return typer.confirm(
-                f"The site says that this export is of {stated:%Y-%m-%d %H:%M} UTC; here it is {now:%Y-%m-%d %H:%M} UTC."
-                " Until then, nothing that comes later would count. Keep the site's time, instead of that of the kick-off?",
-                default=False,
-            )
-        finally:
-            self._progress.start()
-
-    def show(self, event: ExportEvent) -> None:
-        """The callback for `export_groups`; called from several threads."""
-        with self._lock:
-            if event.group not in self._tasks:
-                self._tasks[event.group] = self._progress.add_task(f"group {event.group}", total=None, detail="")
-            task = self._tasks[event.group]
-            if event.landing is None:
-                self._progress.update(task, detail=f"{event.state} {event.detail}".strip())
-                return
-            received = self._bytes.get(event.group, 0) + event.landing.bytes_added
-            self._bytes[event.group] = received
-            done, total = event.landing.files_done, event.landing.files_total
-            detail = f"{done} of {total} files, {filesize.decimal(received)}"
-            self._progress.update(task, completed=done, total=total, detail=detail)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.ingest import ingest_landed
-from pipeline.commands.terminal import MofNCompleteColumn, Terminal, progress
+from pipeline.commands.rest_progress import rest_progress, tell_hydrations
+from pipeline.commands.terminal import Terminal
 
 if TYPE_CHECKING:
-    from pipeline.load.hydration import Hydration
+    pass
 
-__all__ = ["register", "rest_progress", "tell_hydrations"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,21 +49,3 @@ def hydrate(
         ingest_landed(console, runtime, settings, result.landed)
     if result.error:
         raise result.error
-
-
-def tell_hydrations(console: Terminal, results: Sequence[Hydration]) -> None:
-    """What came of hydrations, a line each; nothing of one that had nothing to do."""
-    for result in results:
-        if result.asked or result.refused_types or result.unusable:
-            console.print(f"Hydration: {result.told()}")
-        if result.error:
-            console.print(f"Hydration ended early: {result.error}", style="yellow")
-
-
-@contextmanager
-def rest_progress(console: Terminal, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for single requests; the value is the callback (done, total), which any thread may call."""
-    bar = progress(console, MofNCompleteColumn())
-    task = bar.add_task(what, total=None, visible=False)
-    with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.status import refuse_empty, tell_settings
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
+from pipeline.commands.warehouse_state import refuse_empty, tell_settings
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def run(
 
     Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
     """
-    from pipeline.commands.export import ExportProgress, checked_groups, is_interactive
+    from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
     from pipeline.warehouse.runtime import Runtime
 
@@ -133,7 +133,7 @@ def ingest_landed(
 
     `hydrated`: with what they lack, where the site's settings say so.
     """
-    from pipeline.commands.hydrate import tell_hydrations
+    from pipeline.commands.rest_progress import tell_hydrations
     from pipeline.load.hydration import ingest_hydrated
     from pipeline.load.replay import ingest_with_follow_ups
     from pipeline.quality.report import load_report

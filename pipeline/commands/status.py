@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pipeline.commands.terminal import Table, Terminal, Text, lines
-from pipeline.core.errors import WarehouseError
+from pipeline.commands.warehouse_state import is_installed, tell_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.quality.report import UnmappedCode
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["refuse_empty", "register", "tell_settings"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def status() -> None:
     console = Terminal(highlight=False)
     settings = runtime.settings
     with runtime.connect() as connection:
-        if not _installed(connection, settings.etl_schema):
+        if not is_installed(connection, settings.etl_schema):
             console.print(
                 "The warehouse is empty: `epic-omop db init` makes its schemas, `epic-omop demo` shows the way."
             )
@@ -58,27 +58,6 @@ def status() -> None:
         if missing := missing_lines(connection):
             console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
         tell_settings(console, runtime, connection)
-
-
-def tell_settings(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
-    """What is loaded under settings that have changed since."""
-    from pipeline.quality.settings_notes import settings_notes
-    from pipeline.warehouse.vocabulary import current_release
-
-    if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
-        for note in settings_notes(runtime, connection):
-            console.print(note)
-
-
-def refuse_empty(connection: psycopg.Connection, schema: str) -> None:
-    """For commands that only look. Raises WarehouseError where `db init` has not been run."""
-    if not _installed(connection, schema):
-        raise WarehouseError("The database holds no warehouse yet.", "Make its schemas with `epic-omop db init`.")
-
-
-def _installed(connection: psycopg.Connection, schema: str) -> bool:
-    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.export_job",)).fetchone()
-    return bool(row and row[0])
 
 
 #: What is said of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.

@@ -30,7 +30,7 @@ from pipeline.erasure.rows import Letter, OfPersons
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.publication.known_cache import known_folder
 from pipeline.publication.seen import forget_seen
-from pipeline.staging import schemas as staging
+from pipeline.staging.parts import clear_site
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
 from pipeline.warehouse.export_jobs import site_lock
@@ -249,7 +249,7 @@ class Erasing:
     def _clear_files(self, site: _Site) -> None:
         self._progress(f"files of {site.name}", 0, 0)
         settings = self._runtime.settings
-        staging.clear_site(settings.staging, site.name)
+        clear_site(settings.staging, site.name)
         forget_seen(self._connection, settings.home, site.name, self._erased)
         known = known_folder(settings.home, site.name)  # hashes of their lines
         with landing_errors(known):

@@ -17,7 +17,7 @@ import xxhash
 
 __all__ = ["EXCLUDED_META", "content_digest", "digests_as_integers"]
 
-#: Members of `meta` that do not count. Mappings that read them are refused (`pipeline.transform.mapping.check`).
+#: Members of `meta` that do not count. Mappings that read them are refused (`pipeline.transform.mapping_check`).
 EXCLUDED_META = frozenset({"lastUpdated", "versionId"})
 
 #: Names of FHIR R4's elements that are Attachments; those of a choice end with `Attachment` (`valueAttachment`).

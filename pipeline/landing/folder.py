@@ -22,7 +22,7 @@ from pipeline.fhir.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
 from pipeline.fhir.lines import is_blank
 from pipeline.fhir.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.landing.bundles import UNKNOWN, unpack
-from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress
+from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress, LandingStore
 from pipeline.landing.storing import StoredWriter
 
 __all__ = ["land_folder", "ndjson_files"]
@@ -59,17 +59,20 @@ def ndjson_files(source: Path) -> list[Path]:
 
 
 def land_folder(
-    draft: LandingDraft,
+    landing: LandingStore,
+    site: str,
+    export_id: int,
     source: Path,
     transaction_time: datetime,
     progress: Callable[[LandingProgress], None] | None = None,
 ) -> LandedExport:
-    """Copy the files of `source` into the draft, unpack Bundles and JSON files, and finish it.
+    """Copy the files of `source` into a landed export, unpack Bundles and JSON files, and finish it.
 
     The type of a file comes from its name, else from its first readable line, else it is `Unknown`: each line is
     judged by its own resourceType later. Raises UsageError for a folder without NDJSON, LandingError for a gzip
     file that is damaged, for a document that is too large, or for a full disk.
     """
+    draft = landing.begin(site, export_id)
     sources = ndjson_files(source)
     packed = [path for path in sources if _is_packed(path)]
     copied = [path for path in sources if path not in packed]

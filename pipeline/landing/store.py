@@ -304,19 +304,6 @@ class LandingStore:
                 with suppress(LandingError):
                     yield self.read_manifest(site, number)
 
-    def land_folder(
-        self,
-        site: str,
-        export_id: int,
-        source: Path,
-        transaction_time: datetime,
-        progress: ProgressCallback | None = None,
-    ) -> LandedExport:
-        """Copy a folder of NDJSON into the store; see `pipeline.landing.folder.land_folder`."""
-        from pipeline.landing.folder import land_folder  # folder.py is written on top of this module
-
-        return land_folder(self.begin(site, export_id), source, transaction_time, progress)
-
 
 class _Twins:
     """Stored files of a site's finished exports by what they hold; read when the first file is looked for."""

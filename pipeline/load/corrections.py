@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.core.errors import EpicOmopError, LandingError, UsageError
 from pipeline.core.settings import SiteSettings
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.states import rest, session_of
 from pipeline.extract.bulk.times import EARLIEST, MOST_AHEAD
 from pipeline.extract.smart.session import EpicSession
@@ -97,7 +97,7 @@ def _deleted_on_server(runtime: Runtime, site: SiteSettings, job: ExportJob, ses
         return "its address is not known"
     try:
         with session_of(runtime, site, session) as used:
-            bulk_export.delete_job(used.within(_DELETE_SECONDS), job.status_url)
+            protocol.delete_job(used.within(_DELETE_SECONDS), job.status_url)
     except EpicOmopError as error:
         _log.warning("Export %d is given up, but its job stays on the server: %s", job.export_id, error.message)
         return error.message

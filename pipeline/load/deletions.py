@@ -16,7 +16,7 @@ from pipeline.fhir.identity import SurrogateKeys
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.landing.deletions import Deletion, read_deletions
 from pipeline.landing.store import LandedExport, LandedFile
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
 
@@ -39,8 +39,8 @@ def _stage(file: LandedFile, staged: StagedExport, keys: SurrogateKeys) -> FileL
     total = unreadable = 0
     while part := list(islice(entries, _ENTRIES_A_PART)):
         rows = [_outcome(file, entry, keys) for entry in part]
-        frame = pl.DataFrame(rows, schema=staging.OUTCOME_SCHEMA, orient="row")
-        staged.write(staging.OUTCOME, f"{file.number:06d}-{part[0].number:09d}", frame)
+        frame = pl.DataFrame(rows, schema=schemas.OUTCOME_SCHEMA, orient="row")
+        staged.write(schemas.OUTCOME, f"{file.number:06d}-{part[0].number:09d}", frame)
         total += len(part)
         unreadable += sum(entry.resource_type is None and not entry.is_erased for entry in part)
     if unreadable:

@@ -27,7 +27,7 @@ from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient
 from pipeline.extract.rest.reads import Asking
 from pipeline.extract.rest.references import WantedReferences
-from pipeline.extract.site_session import rest_session
+from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft

@@ -28,9 +28,9 @@ from pipeline.publication.known_cache import KnownCache, known_folder
 from pipeline.publication.publish import PublicationReport, publish_export
 from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.publication.steps.stand_ins import about_owners
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
-from pipeline.staging.parts import StagedExport, staging_for
+from pipeline.staging.parts import StagedExport, clear_site, staging_for
 from pipeline.staging.schemas import FileLines
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, LinesTask, transform_chunk, transform_lines
 from pipeline.transform.concepts.index import ConceptIndex
@@ -86,7 +86,7 @@ def ingest(
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
         refuse_missing_site(connection, settings, site.name)
         _refuse_pruned(connection, export)
-        staging.clear_site(settings.staging, site.name)
+        clear_site(settings.staging, site.name)
         published = PublicationReport(export.export_id, export.site, index.release)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
@@ -304,7 +304,7 @@ def _write_facts(
     """Facts of the lines of this export that count, and of the warehouse for all other resources."""
     columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
     taken = _taken(connection, plan, transaction_time).lazy()
-    staged = plan.staged.scan(staging.REFERENCE_VALUE).join(
+    staged = plan.staged.scan(schemas.REFERENCE_VALUE).join(
         taken, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
     )
     stored = read_frame(
@@ -321,8 +321,8 @@ def _write_facts(
 def _taken(connection: psycopg.Connection, plan: TransformPlan, transaction_time: datetime) -> pl.DataFrame:
     """Lines whose facts count, by the rules of publication: the last of a resource, and none that is older than
     what is known."""
-    changed = plan.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(_LINE)
-    unchanged = plan.staged.scan(staging.UNCHANGED).select(_LINE)
+    changed = plan.staged.scan(schemas.OUTCOME).filter(pl.col("outcome") != "rejected").select(_LINE)
+    unchanged = plan.staged.scan(schemas.UNCHANGED).select(_LINE)
     every = pl.concat([changed, unchanged.join(changed.select("surrogate_id"), on="surrogate_id", how="semi")])
     last = every.sort("file_number", "line").unique("surrogate_id", keep="last")
     newer = read_frame(

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 import psutil
 
 from pipeline.core.errors import EpicOmopError, TransformError
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
+from pipeline.staging.parts import staging_errors
 from pipeline.transform.chunks import ChunkTask, LinesTask, count_lines, is_ready, reject_line, start_worker
 from pipeline.transform.plan import TransformPlan
 from pipeline.warehouse.runtime import LoadSizes
@@ -202,7 +203,7 @@ class TransformRuns:
         """A process is given the plan as a file. What is handed over at its start goes through a pipe that holds 64 KiB:
         were it killed before it has read all, this process would wait for ever. The secret is never written."""
         if not self._plan_file.exists():
-            with staging.staging_errors(self._plan_file.parent):
+            with staging_errors(self._plan_file.parent):
                 self._plan_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._plan_file.write_bytes(pickle.dumps(replace(self._plan, identifier_secret=b"")))
 
@@ -260,7 +261,7 @@ class TransformRuns:
 
     def _discard(self, task: ChunkTask | LinesTask) -> None:
         """What a broken attempt has written. A LinesTask has the name of a chunk, whose own parts stay."""
-        kept = (staging.UNCHANGED, staging.WAITING) if isinstance(task, LinesTask) else ()
+        kept = (schemas.UNCHANGED, schemas.WAITING) if isinstance(task, LinesTask) else ()
         self._plan.staged.discard(task.part, kept)
 
 

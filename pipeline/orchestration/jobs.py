@@ -15,7 +15,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.bulk.kick_off import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
@@ -137,7 +137,7 @@ def _due_groups(runtime: Runtime, site: SiteSettings) -> Sequence[str]:
 
 def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
     try:
-        job = exports.open_or_adopt(runtime, site, group)
+        job = bulk.open_or_adopt(runtime, site, group)
     except CooldownActive as rest:
         return GroupState(group, "skipped", next_try=rest.next_try)
     except RequestBudgetSpent as spent:

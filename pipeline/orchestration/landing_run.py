@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from pipeline.core.errors import CooldownActive, EpicOmopError, ExportNotReady
 from pipeline.core.settings import SiteSettings
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.landing.store import LandedExport
 from pipeline.orchestration.partitions import day_of, jobs_of_day, landed_jobs_of_day
 from pipeline.warehouse import export_jobs
@@ -59,7 +59,7 @@ def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> D
         complete = _waited_for(runtime, site, job, tell)
         tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
         if complete.kind == "bulk" and complete.state != "published":
-            landed = exports.download(runtime, complete)
+            landed = bulk.download(runtime, complete)
         else:  # a folder; or published, when its files are final and the site is not asked
             landed = runtime.landing.open(site.name, job.export_id)
         result.landed.append(landed)
@@ -103,7 +103,7 @@ def _opened(
     failures: list[EpicOmopError] = []
     for group in groups:
         try:
-            job = exports.open_or_adopt(runtime, site, group)
+            job = bulk.open_or_adopt(runtime, site, group)
             if (opened_on := day_of(site, job.requested_at)) != day:
                 raise ExportNotReady(
                     f"Export {job.export_id} of group {group}, begun on {opened_on}, is still {job.state}.",
@@ -124,7 +124,7 @@ def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell
     told = ""
     give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
     while True:
-        job = exports.poll_once(runtime, job)
+        job = bulk.poll_once(runtime, job)
         if job.state != "running":
             return job
         now = runtime.clock.now()

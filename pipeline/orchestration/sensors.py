@@ -19,7 +19,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.jobs import DUE_TAG, ingest_job_name, kick_off_job_name
@@ -139,7 +139,7 @@ def _asked(runtime: Runtime, site: SiteSettings, jobs: Sequence[ExportJob]) -> t
             result.append(job)
             continue
         try:
-            result.append(exports.poll_once(runtime, job))
+            result.append(bulk.poll_once(runtime, job))
         except EpicOmopError as error:
             errors.append(f"Export {job.export_id}: {error.message} {error.advice}".strip())
             result.append(_after_error(runtime, site, job, error))

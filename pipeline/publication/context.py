@@ -15,9 +15,9 @@ import psycopg
 from sqlalchemy import Connection
 
 from pipeline.landing.store import LandedExport
+from pipeline.publication.chains import CHAIN_SCHEMA
 from pipeline.publication.ids import EntityIds
 from pipeline.publication.known_cache import KnownCache
-from pipeline.publication.steps.chains import CHAIN_SCHEMA
 from pipeline.staging.parts import StagedExport
 from pipeline.warehouse.copying import EncodedRows, column_types, copy_encoded
 from pipeline.warehouse.export_jobs import lock_warehouse

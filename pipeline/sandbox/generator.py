@@ -18,7 +18,8 @@ from pipeline.sandbox.broken import BROKEN_KINDS, broken_line, operation_outcome
 from pipeline.sandbox.directory import Directory
 from pipeline.sandbox.people import Person
 from pipeline.sandbox.shapes import DAY, Resource, local_time
-from pipeline.sandbox.visits import Visit, visit_resources
+from pipeline.sandbox.visit import Visit
+from pipeline.sandbox.visits import visit_resources
 
 __all__ = ["RESOURCE_TYPES", "World", "generate"]
 

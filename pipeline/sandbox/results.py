@@ -16,7 +16,7 @@ from pipeline.sandbox.codes import Code, code_book
 from pipeline.sandbox.shapes import EPIC, Chooser, Resource, concept_variants, instant, plain_concept, reference
 
 if TYPE_CHECKING:
-    from pipeline.sandbox.visits import Visit
+    from pipeline.sandbox.visit import Visit
 
 __all__ = ["LAB_PANELS", "Panel", "lab_panel", "single_results", "vital_signs"]
 

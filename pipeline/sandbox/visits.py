@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from random import Random
 
 from pipeline.sandbox.codes import code_book
-from pipeline.sandbox.people import Person
 from pipeline.sandbox.results import LAB_PANELS, lab_panel, single_results, vital_signs
 from pipeline.sandbox.shapes import (
     DAY,
@@ -17,19 +15,18 @@ from pipeline.sandbox.shapes import (
     Resource,
     concept_variants,
     condition_variants,
-    epic_id,
     instant,
     local_date,
     plain_concept,
     reference,
 )
+from pipeline.sandbox.visit import TYPES, Visit
 
-__all__ = ["Visit", "visit_resources"]
+__all__ = ["visit_resources"]
 
 _EPIC_CLASS = "urn:oid:1.2.840.114350.1.72.1.7.7.10.696784.13260"
 _ACT_CODE = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 _DIAGNOSIS_ROLE = "http://terminology.hl7.org/CodeSystem/diagnosis-role"
-_KINDS = Chooser({"office": 66, "support": 12, "hospital": 8, "emergency": 8, "virtual": 4, "telephone": 2})
 _STATUSES = Chooser(
     {
         "finished": 905,
@@ -54,14 +51,6 @@ _CLASSES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "virtual": ((_ACT_CODE, "VR", "virtual"),),
     "telephone": ((_EPIC_CLASS, "13", "Support OP Encounter"),),
 }
-_TYPES = {
-    "office": ("101", "Office Visit"),
-    "support": ("2101", "Orders Only"),
-    "hospital": ("3", "Hospital Encounter"),
-    "emergency": ("4", "Emergency Visit"),
-    "virtual": ("76", "Telemedicine"),
-    "telephone": ("70", "Telephone"),
-}
 _ADMIT_SOURCES = ("emd", "outp", "hosp-trans", "gp", "other")
 _DISPOSITIONS = ("home", "home", "snf", "rehab", "other-hcf", "exp")
 _CONDITION_STATES = Chooser({"confirmed": 90, "provisional": 4, "refuted": 2, "unconfirmed": 2, "entered-in-error": 2})
@@ -74,56 +63,6 @@ _PROCEDURE_STATUSES = Chooser(
 )
 _IMMUNIZATION_STATUSES = Chooser({"completed": 95, "not-done": 4, "entered-in-error": 1})
 _TEXT_DIAGNOSES = ("Feeling under the weather", "Follow-up after test", "Paperwork request")
-
-
-@dataclass
-class Visit:
-    """A visit under way: who, when, and the counters that make its ids.
-
-    `status` is drawn where it is None. While a visit is `in-progress` by order, its results are preliminary; what is
-    drawn never depends on it, so that the next day's visit differs in nothing else.
-    """
-
-    person: Person
-    rng: Random
-    key: str
-    """What makes this visit's ids different from those of the person's other visits."""
-    start: int
-    status: str | None = None
-    first_condition_in_error: bool = False
-    kind: str = field(init=False)
-    id: str = field(init=False)
-    encounter: Resource = field(init=False)
-    _counter: int = 0
-
-    def __post_init__(self) -> None:
-        self.kind = _KINDS.pick(self.rng)
-        self.id = self.new_id("Encounter", long=self.rng.random() < 0.3)
-        self.encounter = reference("Encounter", self.id, _TYPES[self.kind][1])
-
-    @property
-    def settled(self) -> bool:
-        return self.status != "in-progress"
-
-    @property
-    def end(self) -> int:
-        return self.start + (3 * DAY + 5400 if self.kind == "hospital" else 2700)
-
-    def new_id(self, resource_type: str, *, long: bool = False) -> str:
-        self._counter += 1
-        return epic_id(self.person.seed, resource_type, self.person.index, self.key, self._counter, long=long)
-
-    def belongs(self, resource: Resource, subject: str = "subject") -> Resource:
-        """Add the patient, and the encounter, which Epic leaves out now and then."""
-        resource[subject] = self.person.subject
-        if self.rng.random() < 0.95:
-            resource["encounter"] = self.encounter
-        return resource
-
-    def practitioner(self) -> Resource:
-        directory = self.person.directory
-        number = self.rng.randrange(len(directory.practitioners))
-        return reference("Practitioner", directory.practitioners[number], directory.practitioner_name(number))
 
 
 def visit_resources(visit: Visit) -> Iterator[tuple[str, Resource]]:
@@ -147,7 +86,7 @@ def visit_resources(visit: Visit) -> Iterator[tuple[str, Resource]]:
 def _encounter(visit: Visit, status: str, conditions: list[Resource]) -> Resource:
     rng = visit.rng
     system, code, display = rng.choice(_CLASSES[visit.kind])
-    type_code, text = _TYPES[visit.kind]
+    type_code, text = TYPES[visit.kind]
     encounter: Resource = {
         "resourceType": "Encounter",
         "id": visit.id,

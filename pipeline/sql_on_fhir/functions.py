@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
-from pipeline.fhir.exact_numbers import ExactNumber
+from pipeline.sql_on_fhir.exact_numbers import ExactNumber
 
 __all__ = [
     "FUNCTIONS",

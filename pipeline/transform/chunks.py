@@ -20,7 +20,7 @@ import polars as pl
 
 from pipeline.fhir.ndjson import Chunk, Lines
 from pipeline.landing.chunks import read_lines
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.schemas import FileLines
 from pipeline.transform.content import Contents
 from pipeline.transform.lines import LinesTransform
@@ -180,14 +180,14 @@ def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
         pl.lit(None, dtype=pl.String).alias("path"),
         pl.lit(None, dtype=pl.Int64).alias("cause"),
     )
-    worker.plan.staged.write(staging.OUTCOME, task.part, known.select(*staging.OUTCOME_SCHEMA))
-    worker.plan.staged.write(staging.REJECTION, task.part, known.select(*staging.REJECTION_SCHEMA))
+    worker.plan.staged.write(schemas.OUTCOME, task.part, known.select(*schemas.OUTCOME_SCHEMA))
+    worker.plan.staged.write(schemas.REJECTION, task.part, known.select(*schemas.REJECTION_SCHEMA))
     return ChunkReport(tuple(FileLines(number, 1, 0, 0) for number in lines["file_number"]))
 
 
 def _waiting(worker: Worker, task: LinesTask) -> tuple[pl.DataFrame, list[bytes]]:
     """The lines that chunks left: their places, numbered, and what they hold."""
-    left = pl.concat([worker.plan.staged.read(staging.WAITING, chunk.part) for chunk in task.chunks])
+    left = pl.concat([worker.plan.staged.read(schemas.WAITING, chunk.part) for chunk in task.chunks])
     if task.only is not None:
         left = left.slice(task.only[0], task.only[1] - task.only[0])
     places = left.drop("raw").with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
@@ -230,7 +230,7 @@ class _Comparison:
             unchanged = pl.concat([unchanged, of_content])
             same = set(of_content["index"])
             waiting = self._transform(raws, [index for index in new if index not in same])
-        self._write(staging.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
+        self._write(schemas.UNCHANGED, unchanged.select("surrogate_id", "file_number", "line"))
         return self._report(counts, unchanged["file_number"], of_content["file_number"], waiting)
 
     def only_lines(self) -> tuple[pl.DataFrame, list[bytes]]:
@@ -254,7 +254,7 @@ class _Comparison:
         if len(wanted) < min(_FEW_LINES, len(raws) / _FEW_AMONG):
             places = self.lines[wanted]
             of_lines = pl.Series("raw", [raws[index] for index in wanted], dtype=pl.Binary)
-            self._write(staging.WAITING, places.drop("index").with_columns(of_lines))
+            self._write(schemas.WAITING, places.drop("index").with_columns(of_lines))
             return int(places["byte_length"].sum())
         LinesTransform(self.worker, self.task, self.lines, raws, wanted, self.contents).run()
         return 0

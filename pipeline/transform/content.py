@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.fhir import exact_numbers
 from pipeline.fhir.content_hash import content_digest, digests_as_integers
+from pipeline.sql_on_fhir import exact_numbers
 from pipeline.transform.plan import Worker
 
 __all__ = ["Contents"]

@@ -11,13 +11,13 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
-from pipeline.transform.concepts.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.routing import exact_numbers, route, to_table
 from pipeline.transform.rules import DERIVATIONS
 from pipeline.transform.rules.dates import IMPLAUSIBLE
+from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 
 __all__ = ["EventRows", "derived", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
 

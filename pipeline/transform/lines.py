@@ -14,8 +14,8 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging import schemas as staging
-from pipeline.transform.concepts.unmapped import unmapped_of_fact
+from pipeline.staging import schemas
+from pipeline.transform.unmapped import unmapped_of_fact
 from pipeline.transform.content import Contents
 from pipeline.transform.events import (
     DATE_IMPLAUSIBLE,
@@ -140,8 +140,8 @@ class LinesTransform:
             maintain_order="left",
         )
         outcomes = outcomes.join(self.contents.frame(), on="index", how="left", maintain_order="left")
-        self._write(staging.OUTCOME, outcomes.select(*staging.OUTCOME_SCHEMA))
-        self._write(staging.REJECTION, rejections.select(*staging.REJECTION_SCHEMA))
+        self._write(schemas.OUTCOME, outcomes.select(*schemas.OUTCOME_SCHEMA))
+        self._write(schemas.REJECTION, rejections.select(*schemas.REJECTION_SCHEMA))
 
 
 _DECISION_SCHEMA = {
@@ -201,7 +201,7 @@ class _TypeTransform:
         alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
-        self.worker.plan.staged.write(staging.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
+        self.worker.plan.staged.write(schemas.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
         self._write_references(event_results, waiting)
         return decisions
@@ -390,16 +390,16 @@ class _TypeTransform:
             tables["location"] = [self._location_rows(kept)]
         for table in {table for result in results for table in result.exact}:
             texts = [result.exact[table] for result in results if table in result.exact]
-            write(staging.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
+            write(schemas.exact_kind(table), [pl.concat(texts, how="diagonal")])  # views have different columns
         for table, frames in tables.items():
             # In the order of the lines, so that ids do not depend on how a file was cut into chunks.
             write(table, [_in_order_of_lines(pl.concat(frames))])
-        write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
-        write(staging.ISSUE, [*(result.issues for result in results), *self._reference_issues], of=with_facts)
-        write(staging.EVENT_LINK, self._event_links)
-        write(staging.UNMAPPED, [*(result.unmapped for result in results), *self._unmapped_of_facts])
+        write(schemas.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
+        write(schemas.ISSUE, [*(result.issues for result in results), *self._reference_issues], of=with_facts)
+        write(schemas.EVENT_LINK, self._event_links)
+        write(schemas.UNMAPPED, [*(result.unmapped for result in results), *self._unmapped_of_facts])
         if results:
-            staged.write(staging.MAPPING, part, pl.concat([result.rate for result in results]))
+            staged.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
 
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""
@@ -407,7 +407,7 @@ class _TypeTransform:
             found = pl.concat([result.references for result in results])
             found = found.join(waiting, left_on="from_surrogate_id", right_on="surrogate_id", how="semi")
             part = f"{self.chunk.task.part}-{self.resource_type}"
-            self.worker.plan.staged.write(staging.REFERENCE, part, found)
+            self.worker.plan.staged.write(schemas.REFERENCE, part, found)
 
     def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
         """Location rows by content: the row's id stands for its content, so many resources share one."""

@@ -35,8 +35,7 @@ from pipeline.sql_on_fhir.view_definition import (
 from pipeline.staging.facts import Facts
 from pipeline.staging.known_lines import KnownLines
 from pipeline.staging.parts import StagedExport
-from pipeline.transform import converters, note_texts
-from pipeline.transform import udi as devices
+from pipeline.transform import converters, note_texts, udi
 from pipeline.transform.addresses import Addresses
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
@@ -270,17 +269,17 @@ class Worker:
 
     def _device_as_json(self, device: dict[str, Any]) -> str:
         """What an exposure takes from its device, as text; the code's shape is checked here."""
-        summary = devices.device_summary(device)
+        summary = udi.device_summary(device)
         if summary["code"]:
             self.sets.add_concept(summary["code"])
         return orjson.dumps(summary, option=orjson.OPT_SORT_KEYS).decode()
 
     def _contained_device(self, statement: dict[str, Any]) -> str | None:
-        device = devices.contained_device(statement)
+        device = udi.contained_device(statement)
         return self._device_as_json(device) if device else None
 
     def _contained_device_code(self, statement: dict[str, Any]) -> int | None:
-        device = devices.contained_device(statement)
+        device = udi.contained_device(statement)
         return self.sets.add_concept(device["type"]) if device and device.get("type") else None
 
     def _attached_binary(self, resource: dict[str, Any]) -> int | None:
@@ -319,8 +318,8 @@ class Worker:
             "attached_binary": self._attached_binary,
             "is_unsupported": note_texts.is_unsupported,
             "text_language": note_texts.text_language,
-            "device_identifier": devices.device_identifier,
-            "device_lot": devices.device_lot,
+            "device_identifier": udi.device_identifier,
+            "device_lot": udi.device_lot,
             "device_summary": self._device_as_json,
             "contained_device": self._contained_device,
             "contained_device_code": self._contained_device_code,

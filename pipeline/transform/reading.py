@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 import polars as pl
 
-from pipeline.fhir import exact_numbers
 from pipeline.fhir.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.white_space import lines_with_white_space, without_white_space
+from pipeline.sql_on_fhir import exact_numbers
 from pipeline.sql_on_fhir.view_definition import Append, Problem
 from pipeline.transform.content import Contents
 from pipeline.transform.mapping.mappings import ResourceMapping

@@ -19,7 +19,7 @@ import psycopg
 
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import load_settings
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.warehouse.runtime import Runtime
 
 
@@ -66,7 +66,7 @@ def export(order: dict[str, Any]) -> int:
     runtime = Runtime(settings, ShiftedClock(order["shift"]))
     writes = DurableWrites(order["kill_at"], order["of"]) if order["durable"] else None
     try:
-        exports.export_site(runtime, settings.site("site_a"))
+        bulk.export_site(runtime, settings.site("site_a"))
     except EpicOmopError as error:
         return error.exit_code
     if writes:

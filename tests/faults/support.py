@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 
 from pipeline.core.settings import SiteSettings, load_settings, register_site
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.sandbox.config import RegisteredClient, ResourceSource, SandboxConfig
@@ -146,7 +146,7 @@ def site_of(runtime: Runtime) -> SiteSettings:
 
 def exported(runtime: Runtime) -> LandedExport:
     """Run the export to its end, as the commands do. Raises what stopped it."""
-    (landed,) = exports.export_site(runtime, site_of(runtime))
+    (landed,) = bulk.export_site(runtime, site_of(runtime))
     return landed
 
 

@@ -22,7 +22,7 @@ import pytest
 from pipeline.core.errors import TransformError
 from pipeline.fhir.ndjson import Chunk
 from pipeline.load.worker import TransformRuns
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.parts import StagedExport
 from pipeline.transform import chunks
 from pipeline.transform.chunks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, transform_chunk, transform_lines
@@ -48,7 +48,7 @@ def breaking_chunk(task: ChunkTask) -> ChunkReport:
     """`transform_chunk` of lines some of which break the process."""
     assert chunks._worker is not None
     lines, raws = chunks._Comparison(chunks._worker, task).only_lines()
-    chunks._worker.plan.staged.write(staging.OUTCOME, f"{task.part}-Left", lines.head(1))  # what an attempt leaves
+    chunks._worker.plan.staged.write(schemas.OUTCOME, f"{task.part}-Left", lines.head(1))  # what an attempt leaves
     for raw in raws:
         _break(raw)
     chunks._worker.plan.staged.discard(f"{task.part}-Left")
@@ -80,14 +80,14 @@ def tasks_of(folder: Path, *files: list[str]) -> Iterator[ChunkTask]:
 
 
 def outcomes(plan: TransformPlan) -> dict[str, str]:
-    frame = pl.concat([plan.staged.scan(staging.OUTCOME), plan.staged.scan(staging.OUTCOME).head(0)]).collect()
+    frame = pl.concat([plan.staged.scan(schemas.OUTCOME), plan.staged.scan(schemas.OUTCOME).head(0)]).collect()
     found = dict(frame.select("resource_id", "outcome").rows())
     assert len(found) == frame.height, "a line has one outcome"
     return found
 
 
 def letters(plan: TransformPlan) -> dict[str, tuple[str, str]]:
-    frame = plan.staged.scan(staging.REJECTION).collect()
+    frame = plan.staged.scan(schemas.REJECTION).collect()
     return {row[0]: row[1:] for row in frame.select("resource_id", "code", "reason").rows()}
 
 
@@ -122,9 +122,9 @@ def test_new_lines_of_several_chunks_that_break_their_process(plan: TransformPla
         "raw_hash_high": [0] * 4,
         "raw_hash_low": [0] * 4,
     }
-    schema = {name: staging.OUTCOME_SCHEMA[name] for name in places}
+    schema = {name: schemas.OUTCOME_SCHEMA[name] for name in places}
     raws = pl.Series("raw", [line.rstrip(b"\n") for line in lines], dtype=pl.Binary)
-    plan.staged.write(staging.WAITING, chunk.part, pl.DataFrame(places, schema=schema).with_columns(raws))
+    plan.staged.write(schemas.WAITING, chunk.part, pl.DataFrame(places, schema=schema).with_columns(raws))
     assert file.exists()
     with TransformRuns(plan, 1, _LIMIT, _LARGE, tmp_path / "mark") as runs:
         runs.start()

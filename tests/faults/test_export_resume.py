@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.core.errors import EpicOmopError, LandingError, RemoteUnavailable, UnsafeRemote
 from pipeline.core.settings import SiteSettings, load_settings, register_site
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
@@ -171,7 +171,7 @@ def site_of(runtime: Runtime) -> SiteSettings:
 
 
 def exported(runtime: Runtime) -> LandedExport:
-    (landed,) = exports.export_site(runtime, site_of(runtime))
+    (landed,) = bulk.export_site(runtime, site_of(runtime))
     return landed
 
 
@@ -367,7 +367,7 @@ def test_a_delete_that_fails_does_not_lose_the_export(runtime: Runtime, epic: Di
 
 def test_a_full_disk_stops_and_goes_on_later(runtime: Runtime, epic: DisturbedEpic) -> None:
     """A folder in the place of the second file stands for a store that cannot be written."""
-    job = exports.open_or_adopt(runtime, site_of(runtime), "g1")
+    job = bulk.open_or_adopt(runtime, site_of(runtime), "g1")
     draft = runtime.landing.begin("site_a", job.export_id)
     obstacle = draft.folder / "files" / "Patient.00002.ndjson.zst"
     obstacle.mkdir()

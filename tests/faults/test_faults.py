@@ -32,7 +32,7 @@ from pipeline.core.errors import (
     UnsafeRemote,
     UsageError,
 )
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.landing.store import LandedExport
 from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.orchestration.run_metadata import landing_metadata
@@ -460,7 +460,7 @@ def in_dagster(runtime: Runtime) -> dict[str, Any]:
 def test_fewer_types_than_asked(epic: FaultyEpic, told: Callable[[], str]) -> None:
     sentence = "Asked for, but no file came: Encounter, Observation."
     with epic.serving(fault("missing-types", types=["Observation", "Encounter"])) as runtime:
-        result = exports.export_groups(runtime, site_of(runtime), ("g1",))
+        result = bulk.export_groups(runtime, site_of(runtime), ("g1",))
         (landed,) = result.landed
         assert result.notes[landed.export_id] == [sentence]
         loaded(runtime, landed)

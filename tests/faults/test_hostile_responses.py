@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, SiteBusy, UsageError
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.notes import export_notes
 from pipeline.landing.reading import open_landed
 from pipeline.load import corrections
@@ -66,7 +66,7 @@ def site_of(runtime: Runtime) -> SiteSettings:
 
 def run(runtime: Runtime) -> EpicOmopError | None:
     """What `epic-omop export` does for the one group; the failure, if there is one."""
-    return exports.export_groups(runtime, site_of(runtime), ("g1",)).failures.get("g1")
+    return bulk.export_groups(runtime, site_of(runtime), ("g1",)).failures.get("g1")
 
 
 def job(runtime: Runtime) -> ExportJob:
@@ -504,7 +504,7 @@ def test_somebody_who_is_there_is_asked(runtime: Runtime, epic: HostileEpic, kee
         asked.append(stated)
         return keeps
 
-    exports.export_groups(runtime, site_of(runtime), ("g1",), keep_future_time=keep)
+    bulk.export_groups(runtime, site_of(runtime), ("g1",), keep_future_time=keep)
     found = job(runtime)
     assert asked == [said]
     assert found.transaction_time == (said if keeps else found.requested_at)
@@ -539,7 +539,7 @@ ABANDONED: dict[str, Attack] = {
 @pytest.mark.parametrize("state", ABANDONED)
 @pytest.mark.parametrize("server_is_down", [False, True])
 def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, state: str, server_is_down: bool) -> None:
-    opened = exports.open_or_adopt(runtime, site_of(runtime), "g1")
+    opened = bulk.open_or_adopt(runtime, site_of(runtime), "g1")
     ABANDONED[state](epic)
     if state != "running":
         run(runtime)

@@ -28,7 +28,7 @@ from pipeline.core.errors import AuthenticationRefused, RemoteRefused, RequestBu
 from pipeline.core.logs import configure_logging
 from pipeline.core.settings import LogSettings, Settings, SiteSettings, load_settings, register_site
 from pipeline.core.workflow import working_as
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.access_log import WarehouseAccessLog
 from pipeline.extract.http.recording import AccessEntry
 from pipeline.extract.http.transport import RemoteRequest
@@ -65,7 +65,7 @@ def runtime_of(epic: HostileEpic, folder: Path, url: str, **changes: Any) -> Run
 
 def exported(runtime: Runtime) -> list[int]:
     """Lines of each landed file."""
-    (landed,) = exports.export_site(runtime, site_of(runtime))
+    (landed,) = bulk.export_site(runtime, site_of(runtime))
     return [file.lines for file in landed.files]
 
 
@@ -228,7 +228,7 @@ CHILD = """
 from pipeline import exports
 from pipeline.warehouse.runtime import Runtime
 runtime = Runtime.from_environment()
-exports.export_site(runtime, runtime.settings.site("site_a"))
+bulk.export_site(runtime, runtime.settings.site("site_a"))
 """
 
 
@@ -369,8 +369,8 @@ def test_a_poll_that_the_budget_forbids_is_asked_again_later(
     epic: HostileEpic, tmp_path: Path, installed_url: str
 ) -> None:
     runtime = runtime_of(epic, tmp_path, installed_url, request_budget_per_hour=3, poll_ceiling_seconds=7200)
-    job = exports.open_or_adopt(runtime, site_of(runtime), "g1")
-    polled = exports.poll_once(runtime, job)
+    job = bulk.open_or_adopt(runtime, site_of(runtime), "g1")
+    polled = bulk.poll_once(runtime, job)
     assert polled.state == "running"
     assert polled.next_poll_at is not None
     assert polled.next_poll_at >= epic.clock.now().replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)

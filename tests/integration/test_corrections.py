@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.commands.cli import app as program
 from pipeline.core.errors import SiteBusy, UsageError, WarehouseError
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.notes import export_notes
 from pipeline.landing.store import LandedExport
 from pipeline.load import corrections
@@ -57,7 +57,7 @@ def load(warehouse: Warehouse, **years: int) -> LandedExport:
     return landed
 
 
-def load_again(warehouse: Warehouse, result: exports.Corrected) -> None:
+def load_again(warehouse: Warehouse, result: bulk.Corrected) -> None:
     for number in result.load_again:
         warehouse.ingest(warehouse.runtime.landing.open("one", number))
 
@@ -300,7 +300,7 @@ def test_a_load_that_was_killed_between_landing_and_loading_leaves_nothing(wareh
 def test_replays_that_a_process_left_are_taken_away(warehouse: Warehouse) -> None:
     with warehouse.runtime.connect() as connection:
         for state in ("requested", "landed"):
-            job = exports.new_job(warehouse.runtime, connection, "one", "replay")
+            job = bulk.new_job(warehouse.runtime, connection, "one", "replay")
             draft = warehouse.runtime.landing.begin("one", job.export_id)
             if state == "landed":
                 export_jobs.save_landed(connection, draft.finish("replay", START, ()), START)

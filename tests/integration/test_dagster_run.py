@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pipeline.commands import status
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.bulk import ingest_folder
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.definitions import build_definitions
@@ -371,7 +371,7 @@ def test_the_night_after_the_spring_change_of_the_clocks(world: World) -> None:
 def test_the_night_after_a_run_by_hand(world: World) -> None:
     evening = datetime(2026, 5, 4, 23, 30, tzinfo=UTC)
     at_night(world, evening)
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
     published(world)
     at_night(world, datetime(2026, 5, 5, 6, tzinfo=UTC))
     assert world.kick_off().success

@@ -30,7 +30,7 @@ from pipeline.core.errors import (
     UsageError,
 )
 from pipeline.core.settings import Settings, SiteSettings, register_site
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.bulk import ExportEvent
 from pipeline.extract.smart.session import open_session
 from pipeline.landing.reading import open_landed, stored_file
@@ -140,7 +140,7 @@ def landed_lines(landed: LandedExport) -> list[bytes]:
 
 def test_a_site_is_exported_whole(world: World, caplog: pytest.LogCaptureFixture) -> None:
     events: list[ExportEvent] = []
-    landed = exports.export_site(world.runtime, world.site, events.append)
+    landed = bulk.export_site(world.runtime, world.site, events.append)
     first, second = sorted(landed, key=lambda export: export.export_id)  # jitter decides who is polled first
     for landed, group in ((first, "group-a"), (second, "group-b")):
         assert sorted(landed_lines(landed)) == sorted(line for _, line in GROUPS[group].content)
@@ -169,10 +169,10 @@ def test_a_site_is_exported_whole(world: World, caplog: pytest.LogCaptureFixture
 
 def test_too_recently_is_a_cool_down_that_lasts(world: World) -> None:
     world = world.with_site(groups=("group-a",))
-    exports.export_site(world.runtime, world.site)
+    bulk.export_site(world.runtime, world.site)
     publish_all(world)
     with pytest.raises(CooldownActive) as caught:
-        exports.export_site(world.runtime, world.site)
+        bulk.export_site(world.runtime, world.site)
     assert world.jobs() == [("group-a", "skipped"), ("group-a", "published")]
     next_try = caught.value.next_try
     assert next_try
@@ -180,10 +180,10 @@ def test_too_recently_is_a_cool_down_that_lasts(world: World) -> None:
     # From here on the server is not even asked: another address would be refused at once.
     elsewhere = world.with_site(fhir_url="http://127.0.0.1:9/fhir")
     with pytest.raises(CooldownActive, match="is not exported before"):
-        exports.open_or_adopt(elsewhere.runtime, elsewhere.site, "group-a")
+        bulk.open_or_adopt(elsewhere.runtime, elsewhere.site, "group-a")
     assert len(world.jobs()) == 2
     world.pass_window()
-    assert len(exports.export_site(world.runtime, world.site)) == 1
+    assert len(bulk.export_site(world.runtime, world.site)) == 1
 
 
 def publish_all(world: World) -> None:
@@ -192,29 +192,29 @@ def publish_all(world: World) -> None:
 
 
 def test_an_open_export_is_adopted_and_polled_when_due(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a") == job
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a") == job
     with pytest.raises(ExportNotReady):
-        exports.download(world.runtime, job)
-    polled = exports.poll_once(world.runtime, job)
+        bulk.download(world.runtime, job)
+    polled = bulk.poll_once(world.runtime, job)
     assert polled.state == "running"
     assert polled.progress == "in progress, asked 1 times"
     assert polled.next_poll_at
     assert timedelta(seconds=1) < polled.next_poll_at - world.clock.now() < timedelta(seconds=2.3)
-    complete = exports.poll_once(world.runtime, polled)
+    complete = bulk.poll_once(world.runtime, polled)
     assert complete.state == "complete"
-    assert exports.poll_once(world.runtime, complete) == complete
-    landed = exports.download(world.runtime, complete)
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a").state == "landed"
-    assert exports.download(world.runtime, complete) == landed
+    assert bulk.poll_once(world.runtime, complete) == complete
+    landed = bulk.download(world.runtime, complete)
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a").state == "landed"
+    assert bulk.download(world.runtime, complete) == landed
     assert world.kick_offs() == 1
 
 
 def test_outside_of_test_mode_the_floor_holds(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
     with open_session(world.site, world.clock) as session:
         strict = world.with_site(test_mode=False)
-        polled = exports.poll_once(strict.runtime, job, session=replace(session, site=strict.site))
+        polled = bulk.poll_once(strict.runtime, job, session=replace(session, site=strict.site))
     assert polled.next_poll_at
     assert timedelta(seconds=59) < polled.next_poll_at - world.clock.now() <= timedelta(seconds=66)
 
@@ -231,18 +231,18 @@ def test_a_kick_off_that_was_interrupted_is_not_repeated(world: World) -> None:
             requested_at=world.clock.now(),
         )
     with pytest.raises(CooldownActive, match="interrupted kick-off"):
-        exports.open_or_adopt(world.runtime, world.site, "group-a")
+        bulk.open_or_adopt(world.runtime, world.site, "group-a")
     assert world.jobs() == [("group-a", "failed")]
     assert world.kick_offs() == 0
     world.pass_window()
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
 
 
 def test_two_processes_at_once_make_one_export(world: World) -> None:
     found: list[int] = []
 
     def open_it() -> None:
-        found.append(exports.open_or_adopt(world.runtime, world.site, "group-a").export_id)
+        found.append(bulk.open_or_adopt(world.runtime, world.site, "group-a").export_id)
 
     threads = [threading.Thread(target=open_it) for _ in range(4)]
     for thread in threads:
@@ -269,23 +269,23 @@ def test_a_group_that_another_process_works_on_is_busy(world: World) -> None:
 
 
 def test_a_job_that_the_server_forgot_is_gone(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
     world.sandbox.state.desk._state.jobs.clear()
     with pytest.raises(ExportGone):
-        exports.poll_once(world.runtime, job)
+        bulk.poll_once(world.runtime, job)
     assert world.jobs() == [("group-a", "gone")]
     with pytest.raises(CooldownActive):
-        exports.open_or_adopt(world.runtime, world.site, "group-a")
+        bulk.open_or_adopt(world.runtime, world.site, "group-a")
 
 
 def test_a_server_that_is_down_is_asked_again_later(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
     with world.runtime.connect() as connection:
         away = job.status_url and job.status_url.replace(world.sandbox.base_url, "http://127.0.0.1:9")
         connection.execute("UPDATE export_job SET status_url = %s WHERE export_id = %s", [away, job.export_id])
         job = export_jobs.get_job(connection, job.export_id)
     allowing = world.with_site(allowed_origins=("http://127.0.0.1:9",))
-    polled = exports.poll_once(allowing.runtime, job)
+    polled = bulk.poll_once(allowing.runtime, job)
     assert polled.state == "running"
     assert "no connection" in (polled.error or "")
     assert polled.next_poll_at
@@ -293,39 +293,39 @@ def test_a_server_that_is_down_is_asked_again_later(world: World) -> None:
 
 
 def test_an_address_on_another_host_waits_for_somebody(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
     with world.runtime.connect() as connection:
         connection.execute("UPDATE export_job SET status_url = 'http://evil.example/1'")
         job = export_jobs.get_job(connection, job.export_id)
     with pytest.raises(Exception, match="allowed_origins"):
-        exports.poll_once(world.runtime, job)
+        bulk.poll_once(world.runtime, job)
     assert world.jobs() == [("group-a", "running")]
 
 
 def test_a_refused_client_starts_nothing_and_does_not_have_to_wait(world: World) -> None:
     stranger = world.with_site(client_id="nobody")
     with pytest.raises(AuthenticationRefused, match="invalid_client"):
-        exports.open_or_adopt(stranger.runtime, stranger.site, "group-a")
+        bulk.open_or_adopt(stranger.runtime, stranger.site, "group-a")
     assert world.jobs() == [("group-a", "failed")]
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a").state == "running"
 
 
 def test_one_group_that_fails_does_not_hold_up_the_others(world: World) -> None:
     world = world.with_site(groups=("no-such-group", "group-b"))
     with pytest.raises(RemoteRefused, match="no-such-group"):
-        exports.export_site(world.runtime, world.site)
+        bulk.export_site(world.runtime, world.site)
     assert world.jobs() == [("group-b", "landed"), ("no-such-group", "failed")]
-    result = exports.export_groups(world.runtime, world.site, ("group-b",))
+    result = bulk.export_groups(world.runtime, world.site, ("group-b",))
     assert [landed.lines for landed in result.landed] == [13]
     assert result.missing_types == {result.landed[0].export_id: ("Goal",)}
 
 
 def test_an_export_whose_files_were_removed_does_not_block_its_group(world: World) -> None:
     world = world.with_site(groups=("group-a",))
-    (landed,) = exports.export_site(world.runtime, world.site)
+    (landed,) = bulk.export_site(world.runtime, world.site)
     stored_file(landed.files[0].path).unlink()
     with pytest.raises(LandingError, match="missing"):
-        exports.export_site(world.runtime, world.site)
+        bulk.export_site(world.runtime, world.site)
     assert world.jobs() == [("group-a", "failed")]
 
 
@@ -333,7 +333,7 @@ def test_a_new_warehouse_never_takes_an_id_that_the_store_knows(world: World) ->
     with world.runtime.connect() as connection:
         following = export_jobs.next_export_id(connection) + 1
     world.runtime.landing.begin("site_a", following)
-    assert exports.open_or_adopt(world.runtime, world.site, "group-a").export_id == following + 1
+    assert bulk.open_or_adopt(world.runtime, world.site, "group-a").export_id == following + 1
 
 
 # --- folders
@@ -349,9 +349,9 @@ def test_since_asks_for_changes_and_many_sites_ignore_it(world: World, knows: bo
     object.__setattr__(config, "knows_since", knows)
     since = datetime(2026, 3, 1, tzinfo=UTC)
     with pytest.raises(ConfigurationError, match="_since"):
-        exports.export_groups(world.runtime, world.site, ("group-a",), since=since)
+        bulk.export_groups(world.runtime, world.site, ("group-a",), since=since)
     asked = world.with_site(groups=("group-a",), supports_since=True)
-    (landed,) = exports.export_groups(asked.runtime, asked.site, ("group-a",), since=since).landed
+    (landed,) = bulk.export_groups(asked.runtime, asked.site, ("group-a",), since=since).landed
     content = open_landed(landed.files[0].path).read()
     assert [name for name in (b"old", b"new", b"undated") if b'"%s"' % name in content] == ids
     with world.runtime.connect() as connection:
@@ -368,7 +368,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_ingested_under_any_name(world: World, folder: Path) -> None:
-    landed = exports.ingest_folder(world.runtime, "from_disk", folder)
+    landed = bulk.ingest_folder(world.runtime, "from_disk", folder)
     with world.runtime.connect() as connection:
         job = export_jobs.get_job(connection, landed.export_id)
     assert (job.kind, job.state, job.group_id, job.site) == ("folder", "landed", None, "from_disk")
@@ -376,7 +376,7 @@ def test_a_folder_is_ingested_under_any_name(world: World, folder: Path) -> None
     assert world.runtime.landing.open("from_disk", landed.export_id) == landed
     assert stat.S_IMODE(landed.folder.stat().st_mode) == 0o700
     with pytest.raises(ConfigurationError):
-        exports.ingest_folder(world.runtime, "Not a name", folder)
+        bulk.ingest_folder(world.runtime, "Not a name", folder)
 
 
 def test_an_interrupted_ingest_is_ended_by_the_next(world: World, folder: Path) -> None:
@@ -391,18 +391,18 @@ def test_an_interrupted_ingest_is_ended_by_the_next(world: World, folder: Path) 
             requested_at=world.clock.now(),
         )
     world.runtime.landing.begin("from_disk", left.export_id)
-    exports.ingest_folder(world.runtime, "from_disk", folder)
+    bulk.ingest_folder(world.runtime, "from_disk", folder)
     assert [state for _, state in world.jobs()] == ["landed", "failed"]
     assert not world.runtime.landing.exists("from_disk", left.export_id)
 
 
 def test_a_wrong_folder_leaves_nothing(world: World, folder: Path) -> None:
     with pytest.raises(UsageError):
-        exports.ingest_folder(world.runtime, "from_disk", folder / "absent")
+        bulk.ingest_folder(world.runtime, "from_disk", folder / "absent")
     assert world.jobs() == []
     (folder / "Zebra.ndjson.gz").write_bytes(b"\x1f\x8bnot gzip")
     with pytest.raises(LandingError, match=r"Zebra\.ndjson\.gz"):
-        exports.ingest_folder(world.runtime, "from_disk", folder)
+        bulk.ingest_folder(world.runtime, "from_disk", folder)
     assert world.jobs() == [(None, "failed")]
 
 
@@ -410,7 +410,7 @@ def test_a_wrong_folder_leaves_nothing(world: World, folder: Path) -> None:
 
 
 def test_a_state_is_not_overwritten_by_a_process_that_comes_late(world: World) -> None:
-    job = exports.open_or_adopt(world.runtime, world.site, "group-a")
+    job = bulk.open_or_adopt(world.runtime, world.site, "group-a")
     with world.runtime.connect() as connection:
         export_jobs.mark_failed(connection, job.export_id, "ended by hand")
         with pytest.raises(SiteBusy, match="is failed now"):

@@ -14,7 +14,7 @@ import pytest
 from pipeline.core.errors import AuthenticationRefused, RemoteUnavailable
 from pipeline.extract.bulk import ingest_folder
 from pipeline.extract.rest.reads import Asking
-from pipeline.extract.site_session import rest_session
+from pipeline.extract.rest.session import rest_session
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.load import hydrated

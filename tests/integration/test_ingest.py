@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.errors import ConfigurationError, SiteBusy
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.load.replay import replay_dead_letters
-from pipeline.publication import known_lines as known
+from pipeline.publication import known_lines
 from pipeline.warehouse.export_jobs import site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
@@ -118,7 +118,7 @@ def test_loading_twice_changes_nothing(warehouse: Warehouse) -> None:
 
 
 def test_known_lines_are_read_from_all_pages(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "_PAGES", 2)
+    monkeypatch.setattr(known_lines, "_PAGES", 2)
     files = {"Patient": [patient()], "Observation": [observation(f"o{number}") for number in range(600)]}
     warehouse.load(files)
     assert warehouse.value("SELECT pg_relation_size('resource_state') / current_setting('block_size')::int") > 4

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from pipeline.publication import known_lines as known
+from pipeline.publication import known_lines
 from tests.integration.support import Warehouse, assert_known, observation, patient
 
 LOADED = {"Patient": [patient("p1"), patient("p2")], "Observation": [observation("o1", "p1"), observation("o2", "p2")]}
@@ -86,13 +86,13 @@ def test_a_run_that_was_killed_before_the_files_were_written_costs_a_reading(war
 def test_parts_of_a_sort_that_was_killed_are_not_taken_for_rows(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known, "_ROWS_A_SORT", 2)  # so few, that rows are spilled to parts
+    monkeypatch.setattr(known_lines, "_ROWS_A_SORT", 2)  # so few, that rows are spilled to parts
     warehouse.load(LOADED)
     folder = warehouse.runtime.settings.home / "known" / "one"
     (folder / "mark.json").unlink()
     (folder / "new").mkdir()
     for place in (folder, folder / "new"):
-        for number in range(known._PARTS):
+        for number in range(known_lines._PARTS):
             (place / f"lines.{number:03d}").write_bytes(bytes(24))
             (place / f"contents.{number:03d}").write_bytes(bytes(16))
     assert outcomes(warehouse.load(LOADED)) == {"unchanged": 4}

@@ -31,9 +31,9 @@ from starlette.responses import Response, StreamingResponse
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.core.settings import Settings, SiteSettings, load_settings, register_site
-from pipeline.extract import bulk as exports
+from pipeline.extract import bulk
 from pipeline.extract.bulk.protocol import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
-from pipeline.extract.http import messages as exchange
+from pipeline.extract.http import messages
 from pipeline.extract.http.network import AddressRule, CheckedNetwork
 from pipeline.extract.http.transport import RemoteRequest, RetryPolicy, Transport
 from pipeline.landing.origin import read_origin
@@ -61,7 +61,7 @@ def runtime(tmp_path: Path, epic: HostileEpic, installed_url: str) -> Runtime:
 
 
 def exported(runtime: Runtime) -> None:
-    exports.export_site(runtime, runtime.settings.site("site_a"))
+    bulk.export_site(runtime, runtime.settings.site("site_a"))
 
 
 def states(runtime: Runtime) -> list[str]:
@@ -449,7 +449,7 @@ def test_a_bomb_in_place_of_a_manifest_or_a_token(runtime: Runtime, epic: Hostil
 def test_a_line_without_an_end_is_cut_off(
     runtime: Runtime, epic: HostileEpic, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
-    monkeypatch.setattr(exchange, "MAX_LINE_BYTES", 8 << 20)
+    monkeypatch.setattr(messages, "MAX_LINE_BYTES", 8 << 20)
 
     async def long() -> AsyncIterator[bytes]:
         piece = os.urandom(1 << 19).replace(b"\n", b" ")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UsageError
 from pipeline.landing.bundles import unpack
+from pipeline.landing.folder import land_folder
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport, LandingStore
 
@@ -143,7 +144,7 @@ def test_lines_are_the_entries(entries: list[Any], kind: str) -> None:
 
 
 def landed(tmp_path: Path, source: Path) -> tuple[LandedExport, dict[str, list[Any]]]:
-    export = LandingStore(tmp_path / "landing").land_folder("site_a", 1, source, NOW)
+    export = land_folder(LandingStore(tmp_path / "landing"), "site_a", 1, source, NOW)
     content: dict[str, list[Any]] = {}
     for file in export.files:
         assert file.lines == len(open_landed(file.path).read().splitlines())
@@ -213,5 +214,5 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def landed_text(tmp_path: Path, source: Path) -> tuple[LandedExport, dict[str, bytes]]:
-    export = LandingStore(tmp_path / "landing").land_folder("site_a", 1, source, NOW)
+    export = land_folder(LandingStore(tmp_path / "landing"), "site_a", 1, source, NOW)
     return export, {file.resource_type: open_landed(file.path).read() for file in export.files}

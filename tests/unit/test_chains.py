@@ -6,7 +6,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.publication.steps.chains import CHAIN_SCHEMA, in_cycles, resolved_chains
+from pipeline.publication.chains import CHAIN_SCHEMA, in_cycles, resolved_chains
 
 NUMBERS = st.integers(0, 12)
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipeline.fhir import exact_numbers
 from pipeline.fhir.content_hash import content_digest, digests_as_integers
+from pipeline.sql_on_fhir import exact_numbers
 
 NAMES = st.one_of(
     st.sampled_from(["value", "url", "meta", "lastUpdated", "versionId", "extension", "attachment", "id"]), st.text()

@@ -16,8 +16,8 @@ from pipeline.quality import conformance
 from pipeline.quality.conformance import load_requirements, merged, render
 from pipeline.quality.documents import documents
 from pipeline.quality.manifest import manifest
-from pipeline.transform.mapping.check import check_mappings
 from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.transform.mapping_check import check_mappings
 from tests.requirement_results import marked_tests
 
 ROOT = Path(__file__).resolve().parents[2]

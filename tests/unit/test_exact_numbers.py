@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
-from pipeline.fhir import exact_numbers
 from pipeline.fhir.ndjson import texts_of
 from pipeline.landing.chunks import plan_chunks
+from pipeline.sql_on_fhir import exact_numbers
 from pipeline.staging.parts import StagedExport
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
 from pipeline.transform.concepts.index import (

@@ -26,6 +26,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.fhir.gzip_stream import DamagedGzipError, gunzip
 from pipeline.fhir.lines import LineCounter, is_blank
 from pipeline.fhir.resource_types import type_in_file_name
+from pipeline.landing.folder import land_folder
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.store import LandedExport, LandingProgress, LandingStore
 
@@ -281,7 +282,7 @@ def test_a_folder_is_landed_byte_for_byte(store: LandingStore, tmp_path: Path) -
     (source / "nothing.ndjson").write_bytes(b"")
     (source / "notes.txt").write_text("not ours")
     events: list[LandingProgress] = []
-    landed = store.land_folder("site_a", 4, source, NOW, events.append)
+    landed = land_folder(store, "site_a", 4, source, NOW, events.append)
     assert store.open("site_a", 4, verify=True) == landed
     assert [(file.number, file.resource_type, file.lines) for file in landed.files] == [
         (1, "Observation", 3),
@@ -298,9 +299,9 @@ def test_a_folder_is_landed_byte_for_byte(store: LandingStore, tmp_path: Path) -
 
 def test_a_folder_without_ndjson_is_a_users_mistake(store: LandingStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no NDJSON"):
-        store.land_folder("site_a", 1, tmp_path, NOW)
+        land_folder(store, "site_a", 1, tmp_path, NOW)
     with pytest.raises(UsageError, match="neither a folder nor"):
-        store.land_folder("site_a", 1, tmp_path / "absent", NOW)
+        land_folder(store, "site_a", 1, tmp_path / "absent", NOW)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -312,7 +313,7 @@ def test_a_damaged_gzip_file_is_named(store: LandingStore, tmp_path: Path, damag
         packed[-6] ^= 0xFF
     (tmp_path / "Patient.ndjson.gz").write_bytes(packed)
     with pytest.raises(LandingError, match=r"Patient\.ndjson\.gz cannot be decompressed"):
-        store.land_folder("site_a", 1, tmp_path, NOW)
+        land_folder(store, "site_a", 1, tmp_path, NOW)
     assert not store.is_finished("site_a", 1)
 
 
@@ -322,7 +323,7 @@ def test_any_bytes_are_landed_as_they_are(tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("any")
     packed = zlib.compressobj(wbits=31)
     (folder / "Patient.ndjson.gz").write_bytes(packed.compress(content) + packed.flush())
-    landed = LandingStore(folder / "landing").land_folder("site_a", 1, folder, NOW)
+    landed = land_folder(LandingStore(folder / "landing"), "site_a", 1, folder, NOW)
     assert open_landed(landed.files[0].path).read() == content
 
 

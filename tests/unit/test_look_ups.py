@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.transform.routing import staged_columns
 from tests.transforming import Rows, Transforming, index_of, lines_of
@@ -185,8 +185,8 @@ def transformed(transforming: Transforming, resources: list[dict[str, Any]]) -> 
 def counted(rows: Rows) -> dict[str, list[tuple[Any, ...]]]:
     """id-less: element → (system, code, display, count)."""
     by_element: dict[str, list[tuple[Any, ...]]] = {}
-    for row in rows.get(staging.UNMAPPED, []):
-        named = dict(zip(staging.SCHEMAS[staging.UNMAPPED], row, strict=True))
+    for row in rows.get(schemas.UNMAPPED, []):
+        named = dict(zip(schemas.SCHEMAS[schemas.UNMAPPED], row, strict=True))
         key = f"{named['resource_type']}.{named['element']}"
         by_element.setdefault(key, []).append((named["system"], named["code"], named["display"], named["count"]))
     return by_element
@@ -368,7 +368,7 @@ def test_another_shape_is_a_dead_letter_with_its_path(found: Transforming) -> No
                 cases.append(case)
                 paths.append((element, path, type(wrong).__name__))
     rows = transformed(found, cases)
-    refused = pl.DataFrame(rows[staging.REJECTION], schema=staging.REJECTION_SCHEMA, orient="row")
+    refused = pl.DataFrame(rows[schemas.REJECTION], schema=schemas.REJECTION_SCHEMA, orient="row")
     by_id = {row["resource_id"]: row for row in refused.to_dicts()}
     accepted = [paths[number] for number in range(len(cases)) if f"x{number}" not in by_id]
     # Of a status only the code is read; another system than NUCC's is no specialty.

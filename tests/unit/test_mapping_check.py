@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.sql_on_fhir.fhirpath import parse
 from pipeline.sql_on_fhir.r4 import element_problems, elements_of
-from pipeline.transform.mapping.check import KnownConcepts, check_mappings, demo_concepts
 from pipeline.transform.mapping.rule_reads import texts_of_rules
+from pipeline.transform.mapping_check import KnownConcepts, check_mappings, demo_concepts
 
 DEMO = demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
 

@@ -37,7 +37,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.transport import RetryPolicy, Transport
-from pipeline.extract.smart import keys as signing_key
+from pipeline.extract.smart import keys
 from pipeline.extract.smart.keys import load_signing_key, load_signing_keys
 from pipeline.extract.smart.session import open_session
 from pipeline.extract.smart.tokens import SmartClient, discover, missing_types, scopes_for
@@ -111,7 +111,7 @@ def test_the_thumbprint_of_rfc_7638() -> None:
     )
     public = RSAAlgorithm.from_jwk({"kty": "RSA", "e": "AQAB", "n": modulus})
     assert isinstance(public, rsa.RSAPublicKey)
-    assert signing_key._thumbprint(public) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
+    assert keys._thumbprint(public) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
 
 
 def test_a_key_from_a_variable(tmp_path: Path) -> None:

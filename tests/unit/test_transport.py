@@ -36,7 +36,7 @@ from pipeline.core.errors import (
     UnsafeRemote,
 )
 from pipeline.core.settings import SiteSettings
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.protocol import KickOff, Manifest, ManifestFile, StillRunning
 from pipeline.extract.http.transport import (
     RemoteRequest,
@@ -480,7 +480,7 @@ def test_plain_text_and_shown_url() -> None:
 
 def test_a_kick_off_as_epic_wants_it(server: Server, transport: Transport) -> None:
     server.on("/fhir/Group/a%2Fb/$export", Reply(202, headers={"Content-Location": "/fhir/job/1"}))
-    started = bulk_export.kick_off(session_of(transport), "a/b", ("Patient", "Observation"))
+    started = protocol.kick_off(session_of(transport), "a/b", ("Patient", "Observation"))
     assert started == KickOff(f"{server.url}/fhir/job/1")
     method, path, headers = server.requests[0]
     assert (method, path) == ("GET", "/fhir/Group/a%2Fb/$export?_type=Patient,Observation")
@@ -492,7 +492,7 @@ def test_too_recently_is_understood_with_any_status(server: Server, transport: T
     text = "This client has requested  this Group too recently."
     server.on("/fhir/Group/g1/$export", Reply(status, outcome("business-rule", text)))
     with pytest.raises(CooldownActive, match="2026-03-02 12:00 UTC") as caught:
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
     assert caught.value.next_try == NOW + timedelta(hours=24)
     assert len(server.requests) == 1
 
@@ -501,14 +501,14 @@ def test_too_recently_is_understood_at_the_end_of_a_long_text(server: Server, tr
     text = f"{'Error normalizing bulk request. ' * 12} This client has requested this Group too recently."
     server.on("/fhir/Group/g1/$export", Reply(400, outcome("business-rule", text)))
     with pytest.raises(CooldownActive):
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 504])
 def test_a_kick_off_without_a_clear_answer_is_unknown(server: Server, transport: Transport, status: int) -> None:
     server.on("/fhir/Group/g1/$export", Reply(status))
     with pytest.raises(KickOffUnknown, match="may have been started"):
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
     assert len(server.requests) == 1
 
 
@@ -518,7 +518,7 @@ def test_a_kick_off_whose_connection_fails_is_unknown(server: Server, transport:
 
     server.on("/fhir/Group/g1/$export", Reply(before=fail))
     with pytest.raises(KickOffUnknown):
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
     assert len(server.requests) == 1
 
 
@@ -535,13 +535,13 @@ def test_a_kick_off_whose_connection_fails_is_unknown(server: Server, transport:
 def test_a_kick_off_that_fails(server: Server, transport: Transport, reply: Reply, error: type[EpicOmopError]) -> None:
     server.on("/fhir/Group/g1/$export", reply)
     with pytest.raises(error) as caught:
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
     assert not isinstance(caught.value, KickOffUnknown)
 
 
 def test_a_status_that_still_runs(server: Server, transport: Transport) -> None:
     url = server.on("/fhir/job", Reply(202, b"", {"Retry-After": "60", "X-Progress": "3 of 9\x07 patients"}))
-    assert bulk_export.poll(session_of(transport), url) == StillRunning(60, "3 of 9 patients")
+    assert protocol.poll(session_of(transport), url) == StillRunning(60, "3 of 9 patients")
 
 
 def manifest(**changes: Any) -> bytes:
@@ -556,7 +556,7 @@ def manifest(**changes: Any) -> bytes:
 
 
 def polled(server: Server, transport: Transport, body: bytes) -> Manifest:
-    result = bulk_export.poll(session_of(transport), server.on("/fhir/job", Reply(body=body)))
+    result = protocol.poll(session_of(transport), server.on("/fhir/job", Reply(body=body)))
     assert isinstance(result, Manifest)
     return result
 
@@ -569,7 +569,7 @@ def test_manifests_of_all_versions(server: Server, transport: Transport, extensi
     assert stu3 == stu4
     assert stu3.output == (ManifestFile("Patient", "https://h/1", 3),)
     assert stu3.outcomes == (ManifestFile("OperationOutcome", "https://h/2"),)
-    assert bulk_export.parse_manifest(orjson.loads(orjson.dumps(stu3.to_json()))) == stu3
+    assert protocol.parse_manifest(orjson.loads(orjson.dumps(stu3.to_json()))) == stu3
 
 
 def test_pages_are_read_to_the_last(server: Server, transport: Transport) -> None:
@@ -578,7 +578,7 @@ def test_pages_are_read_to_the_last(server: Server, transport: Transport) -> Non
         output = [{"type": "Patient", "url": f"https://h/{number}"}]
         server.on(f"/fhir/job{number}", Reply(500), Reply(body=manifest(output=output, link=link)))
     server.replies["/fhir/job1"].pop(0)
-    result = bulk_export.poll(session_of(transport), server.url + "/fhir/job1")
+    result = protocol.poll(session_of(transport), server.url + "/fhir/job1")
     assert isinstance(result, Manifest)
     assert [file.url for file in result.output] == ["https://h/1", "https://h/2", "https://h/3"]
     assert result.pages == 3
@@ -626,7 +626,7 @@ def test_a_time_that_cannot_be_read_loses_no_file(server: Server, transport: Tra
     found = polled(server, transport, manifest(transactionTime=time))
     assert found.transaction_time is None
     assert found.output == (ManifestFile("Patient", "https://h/1", 3),)
-    assert bulk_export.parse_manifest(orjson.loads(orjson.dumps(found.to_json()))) == found
+    assert protocol.parse_manifest(orjson.loads(orjson.dumps(found.to_json()))) == found
 
 
 @pytest.mark.parametrize("count", [-1, 2**63, "3", 2.5, True, None])
@@ -647,7 +647,7 @@ def test_what_is_no_manifest_says_nothing_of_the_export(server: Server, transpor
 def test_a_content_location_that_is_no_address(server: Server, transport: Transport, location: str) -> None:
     server.on("/fhir/Group/g1/$export", Reply(202, headers={"Content-Location": location}))
     with pytest.raises((AcceptedWithoutAddress, KickOffUnknown)):
-        bulk_export.kick_off(session_of(transport), "g1", ("Patient",))
+        protocol.kick_off(session_of(transport), "g1", ("Patient",))
 
 
 def test_a_page_of_a_gateway_is_no_manifest(server: Server, transport: Transport) -> None:
@@ -661,7 +661,7 @@ def test_the_status_of_the_export_apart_from_that_of_the_question(
     server: Server, transport: Transport, told: str, running: bool
 ) -> None:
     url = server.on("/fhir/job", Reply(200, manifest(), {"X-Export-Status": told, "Retry-After": "7"}))
-    status = bulk_export.poll(session_of(transport), url)
+    status = protocol.poll(session_of(transport), url)
     assert (status == StillRunning(7, None)) is running
     assert isinstance(status, Manifest) is not running
 
@@ -669,13 +669,13 @@ def test_the_status_of_the_export_apart_from_that_of_the_question(
 def test_an_export_that_failed_by_its_own_status(server: Server, transport: Transport) -> None:
     url = server.on("/fhir/job", Reply(200, outcome("exception", "no"), {"X-Export-Status": "422"}))
     with pytest.raises(RemoteRefused, match="exception: no"):
-        bulk_export.poll(session_of(transport), url)
+        protocol.poll(session_of(transport), url)
 
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_job_that_is_gone(server: Server, transport: Transport, status: int) -> None:
     with pytest.raises(ExportGone):
-        bulk_export.poll(session_of(transport), server.on("/fhir/job", Reply(status)))
+        protocol.poll(session_of(transport), server.on("/fhir/job", Reply(status)))
 
 
 class Body:
@@ -693,7 +693,7 @@ def test_a_file_is_fetched_with_a_token_only_where_it_needs_one(
     server: Server, transport: Transport, needs_token: bool
 ) -> None:
     server.on("/fhir/file", Reply(body=b"{}\n"))
-    body = bulk_export.download(
+    body = protocol.download(
         session_of(transport),
         ManifestFile("Patient", "/fhir/file"),
         Body(),
@@ -708,10 +708,10 @@ def test_a_file_is_fetched_with_a_token_only_where_it_needs_one(
 
 @pytest.mark.parametrize("status", [200, 202, 204, 404])
 def test_deleting_a_job(server: Server, transport: Transport, status: int) -> None:
-    bulk_export.delete_job(session_of(transport), server.on("/fhir/job", Reply(status, b"")))
+    protocol.delete_job(session_of(transport), server.on("/fhir/job", Reply(status, b"")))
     assert server.requests[0][0] == "DELETE"
 
 
 def test_a_delete_that_is_refused_is_told(server: Server, transport: Transport) -> None:
     with pytest.raises(RemoteRefused, match="Deleting"):
-        bulk_export.delete_job(session_of(transport), server.on("/fhir/job", Reply(403)))
+        protocol.delete_job(session_of(transport), server.on("/fhir/job", Reply(403)))

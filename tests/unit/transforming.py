@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.landing.chunks import plan_chunks
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
@@ -93,7 +93,7 @@ def transform(
             file.write_bytes(b"\n".join(by_type[kind]) + b"\n")
             (chunk,) = plan_chunks(file)
             _Comparison(worker, ChunkTask((ChunkPiece(file, number, chunk),), kind)).run()
-        facts = plan.staged.scan(staging.REFERENCE_VALUE).select("surrogate_id", "name", "value")
+        facts = plan.staged.scan(schemas.REFERENCE_VALUE).select("surrogate_id", "name", "value")
         write_facts(plan.facts, facts)
     return _read(plan.staged)
 
@@ -101,22 +101,22 @@ def transform(
 def _read(staged: StagedExport) -> Transformed:
     found = Transformed()
     names: dict[int, str] = {}
-    for row in staged.scan(staging.OUTCOME).collect().iter_rows(named=True):
+    for row in staged.scan(schemas.OUTCOME).collect().iter_rows(named=True):
         name = f"{row['resource_type']}/{row['resource_id']}"
         names[row["surrogate_id"]] = name
         found.outcomes[name] = row["outcome"]
         if row["outcome"] == "excluded":
             found.outcomes[name] += f":{row['reason']}"
-    for row in staged.scan(staging.REJECTION).collect().iter_rows(named=True):
+    for row in staged.scan(schemas.REJECTION).collect().iter_rows(named=True):
         name = f"{row['resource_type']}/{row['resource_id']}"
         found.outcomes[name], found.paths[name] = f"rejected:{row['code']}", row["path"]
-    for row in staged.scan(staging.ISSUE).collect().iter_rows(named=True):
+    for row in staged.scan(schemas.ISSUE).collect().iter_rows(named=True):
         found.issues.setdefault(names[row["surrogate_id"]], []).append((row["code"], row["path"]))
-    for row in staged.scan(staging.REFERENCE_VALUE).collect().iter_rows(named=True):
+    for row in staged.scan(schemas.REFERENCE_VALUE).collect().iter_rows(named=True):
         of_owner = found.facts.setdefault(names[row["owner_surrogate_id"]], {})
         of_owner.setdefault(row["name"], []).append(row["value"])
     for table in staged.kinds():
-        if table not in staging.SCHEMAS and not table.startswith("exact_"):
+        if table not in schemas.SCHEMAS and not table.startswith("exact_"):
             for row in staged.scan(table).collect().iter_rows(named=True):
                 found.rows.setdefault(names[row["surrogate_id"]], {}).setdefault(table, []).append(row)
     for issues in found.issues.values():

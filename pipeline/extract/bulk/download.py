@@ -28,7 +28,7 @@ from pipeline.core.errors import (
     UnusableAddress,
 )
 from pipeline.core.workflow import carried
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.protocol import Manifest, ManifestFile
 from pipeline.extract.http.ranges import (
     OVERLAP_BYTES,
@@ -106,7 +106,7 @@ class ExportDownload:
         self._draft = draft
         self._progress = progress
         self._is_last_try = is_last_try
-        self._manifest = bulk_export.parse_manifest(job.manifest or {})
+        self._manifest = protocol.parse_manifest(job.manifest or {})
         self._read_again = False
         self._second_round = False
         self._lock = threading.Lock()
@@ -231,7 +231,7 @@ class ExportDownload:
                 self._digests,
                 takes_any_count=self._second_round,
             )
-            bulk_export.download(
+            protocol.download(
                 self._session,
                 entry,
                 receiver,
@@ -260,7 +260,7 @@ class ExportDownload:
         """None when the site has none any more, or that of something else. Raises RemoteUnavailable."""
         session, job = self._session, self._job
         try:
-            status = session.transport.retrying(lambda: bulk_export.poll(session, job.status_url or ""))
+            status = session.transport.retrying(lambda: protocol.poll(session, job.status_url or ""))
         except AuthenticationRefused:
             raise
         except PermanentError as error:

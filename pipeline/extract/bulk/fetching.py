@@ -18,7 +18,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.download import ExportDownload
 from pipeline.extract.bulk.protocol import Manifest
 from pipeline.extract.bulk.states import rest, save_error, session_of
@@ -43,7 +43,7 @@ def download(
     For a landed export, returns what is in the store. Files that are lost, and those that cannot be had for a whole
     window after the manifest came, are left out (`etl.export_gap`); the job then stays on the server. Raises
     ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone or UnusableAddress when no
-    file is left (saved as `failed`), and what `bulk_export.download` and the landing store raise; then calling it again goes on
+    file is left (saved as `failed`), and what `protocol.download` and the landing store raise; then calling it again goes on
     where it stopped.
     """
     site = runtime.settings.site(job.site)
@@ -130,7 +130,7 @@ def _delete_on_server(runtime: Runtime, connection: psycopg.Connection, session:
     if job.deleted_at is not None or job.status_url is None:
         return
     try:
-        bulk_export.delete_job(session, job.status_url)
+        protocol.delete_job(session, job.status_url)
     except EpicOmopError as error:
         _log.warning("Export %d is landed, but its job stays on the server: %s", job.export_id, error.message)
         export_jobs.save_error(connection, job.export_id, f"Landed; not deleted on the server: {error.message}")

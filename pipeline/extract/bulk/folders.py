@@ -10,7 +10,7 @@ import psycopg
 
 from pipeline.core.errors import EpicOmopError, SiteBusy
 from pipeline.extract.bulk.states import new_job, save_error
-from pipeline.landing.folder import ndjson_files
+from pipeline.landing.folder import land_folder, ndjson_files
 from pipeline.landing.origin import ORIGIN_FILE, ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport, ProgressCallback
 from pipeline.warehouse import export_jobs
@@ -49,7 +49,7 @@ def ingest_folder(
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
         job = new_job(runtime, connection, site.name, "folder", group=group)
         try:
-            landed = runtime.landing.land_folder(site.name, job.export_id, folder, job.requested_at, progress)
+            landed = land_folder(runtime.landing, site.name, job.export_id, folder, job.requested_at, progress)
         except EpicOmopError as error:
             _end_folder(runtime, connection, job, error.message)
             raise

@@ -19,7 +19,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.states import WINDOW_MARGIN, new_job, rest, session_of
 from pipeline.extract.smart.session import EpicSession
 from pipeline.warehouse import export_jobs
@@ -47,7 +47,7 @@ def open_or_adopt(
     """The group's open export, or a new one that is kicked off now; `since`: of what changed from then on.
 
     Returns a job in the state running, complete or landed. Raises CooldownActive inside the group's window,
-    SiteBusy while another process kicks off, and what `bulk_export.kick_off` raises. Where that passes by itself, the
+    SiteBusy while another process kicks off, and what `protocol.kick_off` raises. Where that passes by itself, the
     next try is kept in `etl.next_kick_off`, is the error's `next_try`, and is made by Dagster's sensor.
     """
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, f"group {group}"):
@@ -90,7 +90,7 @@ def _kicked_off(
         )
 
     try:
-        bulk_export.ask_for_token(session)
+        protocol.ask_for_token(session)
     except EpicOmopError as error:
         _refused(runtime, connection, site, requested(), error)
     return _kick_off(runtime, connection, session, requested())
@@ -100,7 +100,7 @@ def _kicked_off(
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
-        started = bulk_export.kick_off(session, group, site.resource_types, job.since)
+        started = protocol.kick_off(session, group, site.resource_types, job.since)
     except EpicOmopError as error:
         _refused(runtime, connection, site, job, error)
     # The server's answer to the kick-off is the moment to ask again where no floor holds (the simulated Epic).

@@ -22,7 +22,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
-from pipeline.extract.bulk import protocol as bulk_export
+from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.protocol import Manifest, StillRunning
 from pipeline.extract.bulk.states import rest, save_error, session_of
 from pipeline.extract.bulk.times import KeepFutureTime, export_time
@@ -132,7 +132,7 @@ def _status(connection: psycopg.Connection, session: EpicSession, job: ExportJob
         save_error(connection, job, error)
         raise
     try:
-        return bulk_export.poll(short, job.status_url or "", session_for_pages=session)
+        return protocol.poll(short, job.status_url or "", session_for_pages=session)
     except PermanentError as error:
         _end_by(connection, session.site, job, error)
 

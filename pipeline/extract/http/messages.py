@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 import httpx
 
 from pipeline.core.errors import UnsafeRemote
-from pipeline.extract.http.recording import AccessEntry, Outcome
+from pipeline.extract.http.recording import AccessEntry, Event, Outcome
 from pipeline.extract.http.server_words import shown_url
-
-if TYPE_CHECKING:
-    from pipeline.extract.http.transport import RemoteRequest
 
 __all__ = ["BOMB_FROM_BYTES", "MAX_LINE_BYTES", "MAX_RATIO", "Exchange", "entry_of"]
 
@@ -26,11 +23,30 @@ BOMB_FROM_BYTES = 64 << 20
 MAX_LINE_BYTES = 1 << 30
 
 
+class RecordedRequest(Protocol):
+    """What messages and the access log need to know of a request."""
+
+    @property
+    def action(self) -> str: ...
+
+    @property
+    def event(self) -> Event: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def resource_type(self) -> str | None: ...
+
+
+_RequestT = TypeVar("_RequestT", bound=RecordedRequest)
+
+
 @dataclass
-class Exchange:
+class Exchange(Generic[_RequestT]):
     """A request, its response, and what has come of the body so far."""
 
-    request: RemoteRequest
+    request: _RequestT
     response: httpx.Response
     bytes_received: int = 0
     bytes_passed: int = 0
@@ -81,7 +97,7 @@ class Exchange:
         )
 
 
-def entry_of(request: RemoteRequest, url: str, failure: BaseException | None) -> AccessEntry:
+def entry_of(request: RecordedRequest, url: str, failure: BaseException | None) -> AccessEntry:
     outcome: Outcome = "ok" if failure is None else "blocked" if isinstance(failure, UnsafeRemote) else "failed"
     return AccessEntry(
         request.event, outcome, method=request.method, url=shown_url(url), resource_type=request.resource_type

@@ -382,7 +382,7 @@ class Transport:
 
         return self.retrying(once)
 
-    def _answered(self, exchange: Exchange, max_bytes: int) -> Answer:
+    def _answered(self, exchange: Exchange[RemoteRequest], max_bytes: int) -> Answer:
         response = exchange.response
         body = self._limited_body(exchange, max_bytes if response.status_code < 300 else _ERROR_BODY_BYTES)
         now = self.clock.now()
@@ -392,7 +392,7 @@ class Transport:
         return answer
 
     @contextmanager
-    def _opened(self, request: RemoteRequest) -> Iterator[Exchange]:
+    def _opened(self, request: RemoteRequest) -> Iterator[Exchange[RemoteRequest]]:
         """The response with its body unread, after redirects and, on 401, with a renewed token (rule 10)."""
         token = request.tokens.current(self) if request.tokens else None
         exchange = Exchange(request, self._follow(request, token))
@@ -507,7 +507,7 @@ class Transport:
                     )
                 came, waited = 0, 0.0
 
-    def _limited_body(self, exchange: Exchange, limit: int) -> bytes:
+    def _limited_body(self, exchange: Exchange[RemoteRequest], limit: int) -> bytes:
         body = bytearray()
         for chunk in self._chunks(exchange):
             self._remaining(exchange.request)
@@ -518,7 +518,7 @@ class Transport:
                 raise UnsafeRemote(f"{exchange.request.action}: the answer is longer than {limit} bytes.")
         return bytes(body)
 
-    def _chunks(self, exchange: Exchange) -> Iterator[bytes]:
+    def _chunks(self, exchange: Exchange[RemoteRequest]) -> Iterator[bytes]:
         """The body, decompressed, in pieces as the network gives them; counted for the access log."""
         action, response = exchange.request.action, exchange.response
         with _network_errors(action):

@@ -35,7 +35,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import about_export, carried
 from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient, SearchRefused
-from pipeline.extract.site_session import rest_session
+from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.fhir.search_page import NO_RESULTS, SearchPage
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry

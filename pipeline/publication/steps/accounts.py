@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.core.errors import AccountingError
 from pipeline.publication import dead_letters as letters_table
 from pipeline.publication.context import LINE, Publication
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.staging.schemas import FileLines
 from pipeline.warehouse.copying import copy_frame, temporary_table
 
@@ -37,7 +37,7 @@ _COUNTED = {
 
 def dead_letters(p: Publication) -> None:
     """Rejected lines become dead letters; letters of resources that came through are closed."""
-    rejections = p.staged.scan(staging.REJECTION).collect()
+    rejections = p.staged.scan(schemas.REJECTION).collect()
     letters_table.record(p.connection, p.export, pl.concat([rejections, _refusals(p)]), p.now)
     letters_table.close(p.connection, p.export, p.staged, p.not_loaded, p.now)
 
@@ -45,15 +45,15 @@ def dead_letters(p: Publication) -> None:
 def _refusals(p: Publication) -> pl.DataFrame:
     """The lines that publication itself rejects. Columns: REJECTION_SCHEMA."""
     if p.refused.is_empty():
-        return pl.DataFrame(schema=staging.REJECTION_SCHEMA)
-    lines = p.staged.scan(staging.OUTCOME).drop("reason").collect()
+        return pl.DataFrame(schema=schemas.REJECTION_SCHEMA)
+    lines = p.staged.scan(schemas.OUTCOME).drop("reason").collect()
     refused = p.refused.select(*LINE, "code", pl.col("person").alias("cause"))
     lines = lines.join(refused, on=LINE, how="inner").with_columns(
         pl.lit("publish").alias("stage"),
         pl.lit(None, dtype=pl.String).alias("path"),
         pl.col("code").replace_strict(_REASONS, return_dtype=pl.String).alias("reason"),
     )
-    return lines.select(list(staging.REJECTION_SCHEMA))
+    return lines.select(list(schemas.REJECTION_SCHEMA))
 
 
 def issues(p: Publication) -> None:
@@ -62,11 +62,11 @@ def issues(p: Publication) -> None:
         "DELETE FROM row_issue USING pg_temp.former AS former WHERE row_issue.surrogate_id = former.surrogate_id"
     )
     export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
-    for part in p.staged.frames(staging.ISSUE):
+    for part in p.staged.frames(schemas.ISSUE):
         frame = part.join(p.dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
         copy_frame(p.connection, "row_issue", frame)
     _unmapped_codes(p)
-    rates = p.staged.scan(staging.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
+    rates = p.staged.scan(schemas.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
     rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
     p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
 
@@ -77,7 +77,7 @@ def _unmapped_codes(p: Publication) -> None:
         "DELETE FROM unmapped_use USING pg_temp.former AS former WHERE unmapped_use.surrogate_id = former.surrogate_id"
     )
     coding = ("coding_id", "resource_type", "element", "system", "code", "display")
-    met = p.staged.scan(staging.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
+    met = p.staged.scan(schemas.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
     if met.is_empty():
         return
     temporary_table(p.connection, "met_coding", met)
@@ -85,7 +85,7 @@ def _unmapped_codes(p: Publication) -> None:
         f"INSERT INTO unmapped_coding ({', '.join(coding)}) SELECT {', '.join(coding)} FROM pg_temp.met_coding"
         " ON CONFLICT DO NOTHING"
     )
-    for part in p.staged.frames(staging.UNMAPPED, ["surrogate_id", "file_number", "line", "coding_id", "count"]):
+    for part in p.staged.frames(schemas.UNMAPPED, ["surrogate_id", "file_number", "line", "coding_id", "count"]):
         uses = part.join(p.not_loaded, on=LINE, how="anti").join(p.dropped, on="surrogate_id", how="anti")
         counted = uses.group_by("surrogate_id", "coding_id", maintain_order=True).agg(pl.col("count").sum())
         export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
@@ -159,7 +159,7 @@ def final_outcomes(p: Publication) -> pl.DataFrame:
     superseded = p.superseded.with_columns(pl.lit("superseded").alias("final"))
     refused = p.refused.select(*LINE, pl.lit("rejected").alias("refused"))
     counted = []
-    for part in p.staged.frames(staging.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
+    for part in p.staged.frames(schemas.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
         final = part.join(superseded, on=LINE, how="left", nulls_equal=True).join(refused, on=LINE, how="left")
         final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
         counted.append(final.group_by("file_number", "resource_type", "outcome", "reason").agg(pl.len().alias("count")))

@@ -18,7 +18,7 @@ from omop_schema.cdm import CDM_TABLES
 from omop_schema.etl import LINEAGE_TABLES, build_metadata, lineage_table_name
 from pipeline.publication.context import Publication
 from pipeline.publication.known_cache import keeping_mark
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 
 __all__ = ["create_indices", "create_state_indices", "drop_indices", "is_bulk_load", "without_key"]
 
@@ -33,7 +33,7 @@ def is_bulk_load(p: Publication) -> bool:
     """Indices are dropped only when the warehouse is empty and the load large enough for it to pay."""
     if p.count(f"SELECT count(*) FROM (SELECT FROM {p.cdm}.person LIMIT 1) AS any_person"):
         return False
-    return int(p.staged.scan(staging.OUTCOME).select(pl.len()).collect().item()) >= _BULK_ROWS
+    return int(p.staged.scan(schemas.OUTCOME).select(pl.len()).collect().item()) >= _BULK_ROWS
 
 
 def drop_indices(p: Publication) -> None:

@@ -20,7 +20,7 @@ import polars as pl
 
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.publication.context import Publication
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 
 __all__ = ["complete_types", "group_of"]
 
@@ -63,7 +63,7 @@ def complete_types(p: Publication) -> frozenset[str]:
 def _with_nameless_lines(p: Publication) -> set[str]:
     """Types of which a line may be of any resource: by the file in which it is, and by what it says itself."""
     unnamed = pl.col("surrogate_id").is_null() & pl.col("reason").ne_missing(PERSON_ERASED)
-    nameless = p.staged.scan(staging.OUTCOME).filter(unnamed)
+    nameless = p.staged.scan(schemas.OUTCOME).filter(unnamed)
     lines = nameless.select("file_number", "resource_type").unique().collect()
     types = {file.number: file.resource_type for file in p.export.files}
     found = {types[number] for number in lines["file_number"] if number in types}

@@ -7,12 +7,12 @@ import polars as pl
 from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.errors import ConfigurationError
+from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.context import LINE, Publication
 from pipeline.publication.seen import read_seen
 from pipeline.publication.steps import vanished
-from pipeline.publication.steps.chains import in_cycles, resolved_chains
 from pipeline.publication.steps.crosswalk import read_crosswalk
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.warehouse.copying import read_frame, temporary_table
 
 __all__ = ["decide"]
@@ -20,7 +20,7 @@ __all__ = ["decide"]
 
 def decide(p: Publication) -> None:
     """Sets what `Publication` says of lines, persons and sub-encounters, and makes the temporary table `changed`."""
-    lines = p.staged.scan(staging.OUTCOME).filter(pl.col("outcome") != "rejected").select(LINE).collect()
+    lines = p.staged.scan(schemas.OUTCOME).filter(pl.col("outcome") != "rejected").select(LINE).collect()
     lines = lines.drop_nulls("surrogate_id")
     vanished.judge(p)
     if p.over_newer:
@@ -73,7 +73,7 @@ def _links(p: Publication, fact: str, cycle_code: str, lines: pl.DataFrame) -> p
         f"SELECT surrogate_id, value::bigint FROM reference_value WHERE name = '{fact}'",
         {"from": pl.Int64, "next": pl.Int64},
     )
-    staged = p.staged.scan(staging.REFERENCE_VALUE).filter(pl.col("name") == fact)
+    staged = p.staged.scan(schemas.REFERENCE_VALUE).filter(pl.col("name") == fact)
     arriving = p.loaded(
         staged.select("surrogate_id", "file_number", "line", pl.col("value").cast(pl.Int64).alias("next")).collect()
     ).unique(LINE)
@@ -115,7 +115,7 @@ def _known(p: Publication, links: pl.DataFrame, table: str, lines: pl.DataFrame)
 
 def _repeated(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
     """A resource that repeats in an export is one resource: its last line in the order of files wins."""
-    unchanged = p.staged.scan(staging.UNCHANGED).select(LINE)
+    unchanged = p.staged.scan(schemas.UNCHANGED).select(LINE)
     unchanged = unchanged.join(lines.lazy().select("surrogate_id"), on="surrogate_id", how="semi")
     every = pl.concat([lines, unchanged.collect()])
     if every["surrogate_id"].n_unique() == every.height:

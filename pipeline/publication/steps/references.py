@@ -10,7 +10,7 @@ from pipeline.publication.context import LANDED_LINE, LandedLine, Publication
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.steps import stand_ins
 from pipeline.publication.steps.returning import mapped_again
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.warehouse.copying import encoded, temporary_table
 
 __all__ = ["facts", "find_dependents", "link_events", "references"]
@@ -26,7 +26,7 @@ _EVENT_COLUMNS = {
 
 def link_events(p: Publication) -> None:
     """Rows that belong to another row of their resource get its id. A table without such columns keeps them apart."""
-    links = p.loaded(p.staged.scan(staging.EVENT_LINK).collect())
+    links = p.loaded(p.staged.scan(schemas.EVENT_LINK).collect())
     if links.is_empty():
         return
     temporary_table(p.connection, "event_link", links)
@@ -55,7 +55,7 @@ def facts(p: Publication) -> None:
     p.connection.execute(
         "DELETE FROM reference_value USING pg_temp.former AS former WHERE owner_surrogate_id = former.surrogate_id"
     )
-    for part in p.staged.frames(staging.REFERENCE_VALUE):
+    for part in p.staged.frames(schemas.REFERENCE_VALUE):
         found = part
         if not p.not_loaded.is_empty():
             lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
@@ -71,13 +71,13 @@ def references(p: Publication) -> None:
     p.connection.execute(
         "DELETE FROM reference USING pg_temp.former AS former WHERE from_surrogate_id = former.surrogate_id"
     )
-    found = [*p.staged.frames(staging.REFERENCE), *p.pending]
+    found = [*p.staged.frames(schemas.REFERENCE), *p.pending]
     if found:
         every = pl.concat(found).unique()
         every = every.join(p.dropped, left_on="from_surrogate_id", right_on="surrogate_id", how="anti")
         temporary_table(p.connection, "new_reference", every)
         temporary_table(
-            p.connection, "identifier_key", p.staged.scan(staging.IDENTIFIER_KEY).unique("surrogate_id").collect()
+            p.connection, "identifier_key", p.staged.scan(schemas.IDENTIFIER_KEY).unique("surrogate_id").collect()
         )
         p.connection.execute(
             "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state, is_by_identifier)"

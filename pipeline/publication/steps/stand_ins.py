@@ -16,7 +16,7 @@ from omop_schema.etl import lineage_table_name
 from pipeline.publication.context import Publication
 from pipeline.publication.link_roles import LinkRole, role_names, roles_to
 from pipeline.publication.steps.targets import target_rows
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.warehouse.copying import read_frame, temporary_table
 
 __all__ = [
@@ -85,7 +85,7 @@ def _first_facts(p: Publication) -> pl.DataFrame:
     no index yet. Columns: surrogate_id, name, owner_surrogate_id, value."""
     if p.first_facts is None:
         names = pl.col("name").is_in([*STAND_IN_FACTS, *_FACTS_ABOUT_KEYS])
-        facts = p.staged.scan(staging.REFERENCE_VALUE).filter(names).collect()
+        facts = p.staged.scan(schemas.REFERENCE_VALUE).filter(names).collect()
         lines = p.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
         facts = facts.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti", maintain_order="left")
         p.first_facts = facts.drop("file_number", "line").unique(

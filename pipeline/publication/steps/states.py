@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.core.errors import PermanentError
 from pipeline.publication.context import Publication
 from pipeline.publication.known_cache import keeping_mark
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.warehouse.copying import EncodedRows, ahead, encoded
 
 __all__ = ["state"]
@@ -31,7 +31,7 @@ def state(p: Publication) -> None:
 
 
 def _encoded_rows(p: Publication, kinds: pl.DataFrame, types: dict[str, str]) -> Iterator[EncodedRows]:
-    for part in p.staged.frames(staging.OUTCOME):
+    for part in p.staged.frames(schemas.OUTCOME):
         decided = part.filter((pl.col("outcome") != "rejected") & pl.col("surrogate_id").is_not_null())
         rows = _state_rows(p, p.loaded(decided), kinds)
         p.known.add(rows)
@@ -86,7 +86,7 @@ def _merge_state(p: Publication) -> None:
 
 def _site_resource_types(p: Publication) -> pl.DataFrame:
     """Columns resource_type, site_resource_type_id, fingerprint of every type in the export."""
-    types = p.staged.scan(staging.OUTCOME).select("resource_type").unique().collect()["resource_type"].to_list()
+    types = p.staged.scan(schemas.OUTCOME).select("resource_type").unique().collect()["resource_type"].to_list()
     new = 0
     for name in sorted(types):
         new += p.connection.execute(

@@ -23,7 +23,7 @@ from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.seen import read_held
 from pipeline.publication.steps.completeness import group_of
 from pipeline.publication.steps.members import GroupExport, group_exports, held_now, newest, note_members
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.warehouse.copying import read_frame, temporary_table
 
 __all__ = ["LEFT_GROUP", "RETURNED", "VANISHED", "forget", "judge", "map_users_again"]
@@ -115,7 +115,7 @@ def _candidates(p: Publication, of_a_group: bool) -> pl.DataFrame:
     arriving = p.came_back.join(known, on="surrogate_id", how="anti")
     if arriving.is_empty():
         return loaded
-    told = p.staged.scan(staging.OUTCOME).select("surrogate_id", "resource_type").drop_nulls()
+    told = p.staged.scan(schemas.OUTCOME).select("surrogate_id", "resource_type").drop_nulls()
     types = told.join(arriving.lazy(), on="surrogate_id", how="semi").unique("surrogate_id").collect()
     brought = types.filter(~pl.col("resource_type").is_in(exempt)).with_columns(pl.lit(False).alias("is_loaded"))
     return pl.concat([loaded, brought.select(list(_CANDIDATE))])
@@ -392,7 +392,7 @@ def map_users_again(p: Publication) -> None:
 
 def _forget_facts_about_others(p: Publication, gone: pl.DataFrame) -> None:
     """Facts of lines that come too late, about other resources than their own."""
-    facts = p.staged.scan(staging.REFERENCE_VALUE).join(
+    facts = p.staged.scan(schemas.REFERENCE_VALUE).join(
         gone.lazy(), left_on="owner_surrogate_id", right_on="surrogate_id", how="semi"
     )
     about = facts.filter(pl.col("surrogate_id") != pl.col("owner_surrogate_id"))

@@ -2,7 +2,7 @@
 
 A look-up has three outcomes. A code is mapped; or has no concept by rule, because a map says 0, a `meaning:` or
 `exclude:`; or it is unknown. Only unknown ones are counted (`etl.unmapped_code`): `unmapped_<element>` marks them, and the
-transform stage counts what is marked (`pipeline.transform.concepts.unmapped`).
+transform stage counts what is marked (`pipeline.transform.unmapped`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.fhir.exact_numbers import EXACT_DIGITS, exact_number
+from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
 from pipeline.transform.converters import COMPARATORS
 from pipeline.transform.routing import EXACT
 from pipeline.transform.rules.base import Derivation

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging import schemas as staging
+from pipeline.staging import schemas
 from pipeline.transform.concepts.look_ups import UNMAPPED
 from pipeline.transform.mapping.mappings import ResourceMapping, ViewMapping
 from pipeline.transform.plan import Worker
 
 __all__ = ["NO_CODES", "unmapped_elements", "unmapped_event_codes", "unmapped_of_fact"]
 
-NO_CODES = pl.DataFrame(schema=staging.SCHEMAS[staging.UNMAPPED])
+NO_CODES = pl.DataFrame(schema=schemas.SCHEMAS[schemas.UNMAPPED])
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
@@ -28,7 +28,7 @@ def unmapped_event_codes(
 ) -> pl.DataFrame:
     """Of rows with `concept_id`, the codes of those where it is 0, NULL where the element is missing or says nothing.
 
-    Columns: staging.SCHEMAS[UNMAPPED].
+    Columns: schemas.SCHEMAS[UNMAPPED].
     """
     if view.concept_id or view.code is None:
         return NO_CODES
@@ -42,7 +42,7 @@ def _distinct(rows: pl.DataFrame, code: str) -> list[tuple[int | None, str | Non
 
 
 def unmapped_elements(worker: Worker, mapping: ResourceMapping, rows: pl.DataFrame) -> pl.DataFrame:
-    """What is marked `unmapped_<element>`: units, values, routes, classes … Columns: staging.SCHEMAS[UNMAPPED]."""
+    """What is marked `unmapped_<element>`: units, values, routes, classes … Columns: schemas.SCHEMAS[UNMAPPED]."""
     found = [NO_CODES]
     for name in rows.columns:
         if name.startswith(UNMAPPED):
@@ -81,7 +81,7 @@ def _counted(
         key = content_key(mapping.resource, element, system, code, display)
         named.append((number, key, mapping.resource, element, system, code, display))
     schema: dict[str, type[pl.DataType]] = {"code_set": pl.Int32}
-    schema |= {name: staging.SCHEMAS[staging.UNMAPPED][name] for name in _CODING}
+    schema |= {name: schemas.SCHEMAS[schemas.UNMAPPED][name] for name in _CODING}
     counted = marked.group_by(*_LINE, "code_set", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("count"))
     rows = counted.join(
         pl.DataFrame(named, schema=schema, orient="row"), on="code_set", nulls_equal=True, maintain_order="left"

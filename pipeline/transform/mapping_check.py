@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from omop_schema.cdm import TABLES, polars_schema
+from omop_schema.cdm_fields import TABLES, polars_schema
 from pipeline.core.errors import MappingError
 from pipeline.core.settings import SiteSettings
 from pipeline.fhir.resource_types import RESOURCE_TYPES
