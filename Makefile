@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
-	@echo "make test       formatting, lint, types, and all tests"
+	@echo "make test       formatting, lint, types, order of imports, and all tests"
 	@echo "make test-deep  hours of random histories: nights under kills (SEED=, NIGHTS=, KILLS=), property tests"
 	@echo "make setup      only the virtual environment in $(VENV)"
 	@echo "make benchmark  the pipeline against its floor, with peak memory"
@@ -30,6 +30,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Most tests wait for PostgreSQL or for a program, so there are twice as many processes as cores. Files are given out
 # in the order of their names, which has the long ones (faults, integration) before the short ones (unit). Programs
@@ -53,11 +54,11 @@ benchmark: setup
 	$(BIN)/python -m benchmarks
 
 documents: setup
-	$(BIN)/python -m pipeline.quality.documents
+	$(BIN)/python -m tools.documents
 
 conformance: setup
 	$(PYTEST) -m requirement --requirements-json .requirements.json
-	$(BIN)/python -m pipeline.quality.conformance --results .requirements.json
+	$(BIN)/python -m tools.conformance --results .requirements.json
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

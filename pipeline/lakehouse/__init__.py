@@ -1,0 +1,1 @@
+"""Parquet snapshots of a finished warehouse: tables and partitions, rows, files, the folder and its pointer, checks."""

@@ -1,4 +1,4 @@
-"""One Dagster concept a file; nothing below imports it."""
+"""Dagster, one of its concepts a file; nothing else imports Dagster. `pipeline.definitions` is what it loads."""
 
 import warnings
 

@@ -1,1 +1,3 @@
-"""The steps of a publication, one module each; `pipeline.publication.publish` says their order."""
+"""One transaction an export: staged parts become rows, links, lineage, states and accounts.
+
+`publish.py` says the order of the steps. Not here: how a line became a row (`transform`)."""

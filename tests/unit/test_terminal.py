@@ -155,10 +155,6 @@ def test_a_terminal_without_our_letters_ends_no_command() -> None:
 _WRITING = {"console", "progress", "status", "markup", "text", "table", "panel", "live", "prompt", "pretty", "logging"}
 
 
-#: Tools of the project's own that write what its files hold; no command and no value of others.
-_TOOLS = {"quality/documents.py", "quality/conformance.py"}
-
-
 def _ways_around(source: str) -> list[str]:
     """Uses of rich, of typer's output or of `print` in a module, with their lines."""
     found = []
@@ -186,7 +182,7 @@ def test_there_is_one_way_to_the_terminal() -> None:
     around = {
         str(path.relative_to(root)): found
         for path in sorted(root.rglob("*.py"))
-        if str(path.relative_to(root)) not in {"commands/terminal.py", *_TOOLS}
+        if str(path.relative_to(root)) not in {"commands/terminal.py"}
         and (found := _ways_around(path.read_text(encoding="utf-8")))
     }
     assert not around, around

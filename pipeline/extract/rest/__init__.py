@@ -1,0 +1,1 @@
+"""Reads and searches: clients, crawls by patient list, references that lead nowhere."""

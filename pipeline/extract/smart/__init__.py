@@ -1,0 +1,1 @@
+"""SMART Backend Services: keys, signed tokens, sessions."""

@@ -1,0 +1,1 @@
+"""The steps of a publication, one module each; `pipeline.publication.publish` says their order."""

@@ -1,6 +1,6 @@
 """docs/conformance.md: how the project stands to each statement of the FHIR-to-OMOP guide, and the tests that show it.
 
-`python -m pipeline.quality.conformance --results FILE…` makes the page from `requirements.yaml` and the files that
+`python -m tools.conformance --results FILE…` makes the page from `requirements.yaml` and the files that
 `pytest --requirements-json FILE` wrote (`make conformance` does both). The page names no times and no numbers of runs,
 so that it changes only with what it says.
 """
@@ -88,7 +88,7 @@ def render(requirements: Sequence[Requirement], results: Results) -> str:
         "",
         "How epic-omop stands to the numbered statements of the HL7 guide *FHIR to OMOP*, 2.0.0-ballot. The statements",
         "are told in a few words here; the guide has their full text. Made by `make conformance` from",
-        "`pipeline/quality/requirements.yaml` and the results of the tests that carry a statement's id.",
+        "`tools/requirements.yaml` and the results of the tests that carry a statement's id.",
         "",
         (
             f"{len(requirements)} statements: {counts['met']} met, {counts['departed']} departed from in whole or in"
@@ -113,7 +113,7 @@ def render(requirements: Sequence[Requirement], results: Results) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page. Exit code 1 where a test of a statement did not pass."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.quality.conformance", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.conformance", description=__doc__)
     parser.add_argument("--results", nargs="+", type=Path, required=True, help="files of pytest --requirements-json")
     parser.add_argument("--out", type=Path, default=_PAGE, help=f"the page to write ({_PAGE})")
     options = parser.parse_args(arguments)

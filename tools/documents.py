@@ -1,7 +1,8 @@
-"""The pages of docs/ that are made from the mappings: `python -m pipeline.quality.documents` (`make documents`).
+"""The pages of docs/ that are made from mappings and modules: `python -m tools.documents` (`make documents`).
 
 - docs/mapping-options.md: the named settings of the mapping.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
+- docs/modules.md: what each folder and module holds.
 - docs/manifest.json: `epic-omop manifest` of the shared mappings.
 
 A test holds them against what they are made from, so that they cannot grow old.
@@ -22,6 +23,7 @@ from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
+from tools.module_page import module_page
 
 __all__ = ["documents"]
 
@@ -34,6 +36,7 @@ def documents() -> dict[str, str]:
     return {
         "mapping-options.md": _joined(_options()),
         "mapping-tables.md": _joined(_tables(mappings)),
+        "modules.md": module_page(),
         "manifest.json": orjson.dumps(manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
     }
 
@@ -120,7 +123,7 @@ def _named(option: object) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pages."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.quality.documents", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.documents", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder to write to (docs)")
     folder = parser.parse_args(arguments).out
     for name, content in documents().items():
