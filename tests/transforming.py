@@ -12,6 +12,7 @@ import orjson
 import polars as pl
 
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
+from pipeline.load.fingerprints import site_mapping
 from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
@@ -93,7 +94,7 @@ def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Pat
     mappings = load_mappings(MAPPINGS_FOLDER, settings.name, settings.mapping)
     fixed = {known: found.use_concept_id for known, found in index.verify_fixed(mappings.fixed_concepts).items()}
     return TransformPlan(
-        site=settings,
+        site=site_mapping(settings),
         instance_zone="UTC",
         surrogate_salt="",
         identifier_secret=b"",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -21,12 +19,11 @@ from pipeline.fhir.ndjson import Chunk
 from pipeline.landing.chunks import CHUNK_BYTES, plan_chunks
 from pipeline.landing.store import LandedExport, LandedFile, LandingStore
 from pipeline.load.deletions import stage_deletions
+from pipeline.load.fingerprints import fingerprints, site_mapping
 from pipeline.load.landed_lines import with_binaries_found
-from pipeline.load.old_settings import SiteFingerprints
 from pipeline.load.worker import TransformRuns, memory_limit
 from pipeline.publication.known_cache import KnownCache, known_folder
 from pipeline.publication.publish import PublicationReport, publish_export
-from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.publication.steps.stand_ins import about_owners
 from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
@@ -43,7 +40,7 @@ from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.vocabulary import ensure_index
 
-__all__ = ["IngestProgress", "fingerprints", "ingest", "site_fingerprints"]
+__all__ = ["IngestProgress", "ingest"]
 
 #: (stage, done, total): bytes while transforming, nothing known while publishing.
 IngestProgress = Callable[[str, int, int], None]
@@ -146,7 +143,7 @@ def _plan(
 ) -> TransformPlan:
     verified = index.verify_fixed(mappings.fixed_concepts)
     return TransformPlan(
-        site=site,
+        site=site_mapping(site),
         instance_zone=runtime.settings.time_zone,
         surrogate_salt=runtime.settings.surrogate_salt,
         identifier_secret=identifier_secret(runtime.settings),
@@ -159,58 +156,6 @@ def _plan(
         staged=staged,
         landing=export.folder.parent,
     )
-
-
-# --- fingerprints -------------------------------------------------------------------------------------------------
-
-
-def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index: ConceptIndex) -> dict[str, int]:
-    """Resource type → signed 64-bit fingerprint of mapping, vocabulary, code and settings; "" for unmapped types.
-
-    A line counts as unchanged only under the fingerprint under which it was loaded.
-    """
-    common = "|".join(
-        (
-            index.content_hash,
-            _code_hash(),
-            site.time_zone,
-            runtime.settings.time_zone,
-            ",".join(sorted(site.text_source_value_types)),
-            str(site.max_line_bytes),
-            hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),
-        )
-    )
-    types = ["", *mappings.resources, *mappings.unmapped_types]
-    # A patient who is no longer the same as another one needs a row of their own again.
-    patients = read_crosswalk(runtime.settings.person_crosswalk, runtime.settings.surrogate_salt).rows()
-    own = {"Patient": str(sorted(patients)) if patients else ""}
-    return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
-
-
-def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
-    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
-    settings = runtime.settings
-    index = ensure_index(
-        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
-    )
-    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
-    return SiteFingerprints(fingerprints(runtime, site, mappings, index), frozenset(mappings.resources))
-
-
-def _signed_hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
-
-
-@cache
-def _code_hash() -> str:
-    """Hash of the code that turns lines into rows."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(
-        file for folder in ("transform", "sql_on_fhir", "fhir") for file in (root / folder).rglob("*.py")
-    ):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 # --- transform -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What is loaded under settings that have changed since: resources whose fingerprint is not that of today, and their rows.
 
 The fingerprint of a state is that of the mappings, the vocabulary, the code and the settings that decide rows
-(`pipeline.load.ingest.fingerprints`). Until a resource comes again in an export, or `epic-omop remap` has run, its rows say
+(`pipeline.load.fingerprints.fingerprints`). Until a resource comes again in an export, or `epic-omop remap` has run, its rows say
 what the settings were. Reads only.
 """
 

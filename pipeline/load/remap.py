@@ -17,7 +17,7 @@ import psycopg
 
 from pipeline.core.settings import SiteSettings
 from pipeline.load.current_lines import MAPPABLE, CurrentLines
-from pipeline.load.ingest import site_fingerprints
+from pipeline.load.fingerprints import site_fingerprints
 from pipeline.load.landed_lines import FoundLine, is_line, search_landed
 from pipeline.load.old_settings import SiteFingerprints, is_old
 from pipeline.load.replay import ReplayLine, publish_nothing, replay_lines

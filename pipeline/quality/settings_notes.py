@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 
 from pipeline.core.errors import EpicOmopError
-from pipeline.load.ingest import site_fingerprints
+from pipeline.load.fingerprints import site_fingerprints
 from pipeline.load.old_settings import old_settings
 from pipeline.publication.derived import rules_are_old
 from pipeline.publication.steps.derived_rows import derived_options

@@ -22,7 +22,6 @@ import yaml
 
 from omop_schema.cdm_fields import TABLES, polars_schema
 from pipeline.core.errors import MappingError
-from pipeline.core.settings import SiteSettings
 from pipeline.fhir.resource_types import RESOURCE_TYPES
 from pipeline.sql_on_fhir.fhirpath import FhirPathError, parse
 from pipeline.sql_on_fhir.r4 import Types, element_problems, elements_of
@@ -42,7 +41,7 @@ from pipeline.transform.mapping.mappings import (
 from pipeline.transform.mapping.overlays import entries
 from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.mapping.sources import MappingProblem, Row, column_nodes, line_of, node_at, plain
-from pipeline.transform.plan import JSON_TYPES, PlannedView, TransformPlan, Worker
+from pipeline.transform.plan import JSON_TYPES, PlannedView, SiteMapping, TransformPlan, Worker
 from pipeline.transform.routing import EVENT_COLUMNS, to_staged
 from pipeline.transform.rules import DERIVATIONS
 
@@ -388,7 +387,7 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
             pl.DataFrame(schema=dict(schema)).write_parquet(place / file)
         yield Worker(
             TransformPlan(
-                site=SiteSettings(name="check"),
+                site=SiteMapping("check", "UTC", (), 1 << 20),
                 instance_zone="UTC",
                 surrogate_salt="",
                 identifier_secret=b"",

@@ -18,7 +18,6 @@ import orjson
 import polars as pl
 
 from pipeline.core.errors import LandingError
-from pipeline.core.settings import SiteSettings
 from pipeline.fhir.identity import SurrogateKeys, parse_reference
 from pipeline.landing.reading import read_line
 from pipeline.sql_on_fhir.view_definition import (
@@ -46,7 +45,7 @@ from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Targe
 from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader, is_reference
 from pipeline.transform.rules import Derivation
 
-__all__ = ["PlannedView", "ResourcePlan", "TransformPlan", "Worker"]
+__all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
 
 _PRIMITIVES: Mapping[str, pl.DataType] = {
     "decimal": pl.Float64(),
@@ -91,10 +90,23 @@ _CODE_SET_LIMIT = 400_000
 
 
 @dataclass(frozen=True)
+class SiteMapping:
+    """What decides a site's rows beside its mappings."""
+
+    name: str
+    #: IANA name
+    time_zone: str
+    #: types of which a text may stand as source value
+    text_source_value_types: tuple[str, ...]
+    #: longer lines become dead letters
+    max_line_bytes: int
+
+
+@dataclass(frozen=True)
 class TransformPlan:
     """Everything a worker process needs, by path and value."""
 
-    site: SiteSettings
+    site: SiteMapping
     instance_zone: str
     surrogate_salt: str
     #: under which identifiers are compared (`pipeline.core.identifier_secret`)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.fhir.ndjson import texts_of
 from pipeline.landing.chunks import plan_chunks
+from pipeline.load.fingerprints import site_mapping
 from pipeline.sql_on_fhir import exact_numbers
 from pipeline.staging.parts import StagedExport
 from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
@@ -52,7 +53,7 @@ def transformed(tmp_path_factory):
     staged = StagedExport(folder / "staged")
     worker = Worker(
         TransformPlan(
-            site=SiteSettings(name="site"),
+            site=site_mapping(SiteSettings(name="site")),
             instance_zone="UTC",
             surrogate_salt="",
             identifier_secret=b"",

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
-from pipeline.load.ingest import fingerprints
+from pipeline.load.fingerprints import fingerprints
 from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import load_mappings

@@ -14,6 +14,7 @@ import polars as pl
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.landing.chunks import plan_chunks
+from pipeline.load.fingerprints import site_mapping
 from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
@@ -70,7 +71,7 @@ def transform(
             schema = getattr(concept_index, f"{name.removesuffix('_FILE')}_SCHEMA")
             pl.DataFrame(schema=dict(schema)).write_parquet(folder / value)
     plan = TransformPlan(
-        site=SiteSettings(name="site", time_zone=site_zone),
+        site=site_mapping(SiteSettings(name="site", time_zone=site_zone)),
         instance_zone=instance_zone,
         surrogate_salt="",
         identifier_secret=b"",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from pipeline.load.ingest import site_fingerprints
+from pipeline.load.fingerprints import site_fingerprints
 from pipeline.load.old_settings import SiteFingerprints
 from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.quality.deep.compare import compare

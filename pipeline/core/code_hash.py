@@ -1,0 +1,102 @@
+"""Hash of code by what it does: of a module and all modules of the project that it imports, without comments and docstrings.
+
+Only the standard library is needed, and the value is the same on every Python that the project supports.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+__all__ = ["code_hash", "import_closure"]
+
+_PACKAGES = ("pipeline", "omop_schema")
+
+
+def code_hash(root: Path, entries: Iterable[str], *, alone: Iterable[str] = (), data: Iterable[Path] = ()) -> str:
+    """Hexadecimal SHA-256 of what the modules `entries` do, with their import closure; of the modules `alone`
+    without theirs; and of the files `data`.
+
+    `root`: the folder above the project's packages. Names and imports inside functions count; a comment, a docstring and
+    the layout of lines change nothing.
+    """
+    digest = hashlib.sha256()
+    modules = import_closure(root, entries) | {name: _module_file(root, name) for name in alone}
+    for name, file in sorted(modules.items()):
+        digest.update(f"\0{name}\0{_normal(file)}".encode())
+    for file in sorted(data):
+        digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def import_closure(root: Path, entries: Iterable[str]) -> dict[str, Path]:
+    """Module → file: the entries, what they import of the project, what that imports, and the packages above, by name."""
+    found: dict[str, Path] = {}
+    waiting = list(entries)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found[name] = file = _module_file(root, name)
+        waiting += _imported(root, ast.parse(file.read_bytes()))
+        waiting += [name[:end] for end, character in enumerate(name) if character == "."]
+    return dict(sorted(found.items()))
+
+
+def _module_file(root: Path, name: str) -> Path:
+    file = _file(root, name)
+    if file is None:
+        raise ModuleNotFoundError(f"There is no module {name} under {root}.")
+    return file
+
+
+def _file(root: Path, name: str) -> Path | None:
+    place = root.joinpath(*name.split("."))
+    for file in (place.with_suffix(".py"), place / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def _imported(root: Path, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in _PACKAGES)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in _PACKAGES:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if _file(root, name) else node.module
+
+
+def _normal(file: Path) -> str:
+    """The module's code as the parser writes it again, without docstrings."""
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = _without_docstring(node.body)
+    return ast.unparse(_FormattedTexts().visit(tree))
+
+
+class _FormattedTexts(ast.NodeTransformer):
+    """f-strings as calls: how they are written again differs between versions of Python."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Call:
+        return _call("f", [self.visit(part) for part in node.values])
+
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.Call:
+        layout = [self.visit(node.format_spec)] if node.format_spec else []
+        return _call("value", [self.visit(node.value), ast.Constant(node.conversion), *layout])
+
+
+def _call(name: str, arguments: list[ast.expr]) -> ast.Call:
+    return ast.Call(ast.Name(name, ast.Load()), arguments, [])
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    is_text = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    return (body[1:] or [ast.Pass()]) if is_text else body

@@ -1,0 +1,76 @@
+"""What a line's rows depend on beside the line: mapping, vocabulary, code, settings. One number a resource type."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from pipeline.core.code_hash import code_hash
+from pipeline.core.identifier_secret import identifier_secret
+from pipeline.core.settings import SiteSettings
+from pipeline.load.old_settings import SiteFingerprints
+from pipeline.publication.steps.crosswalk import read_crosswalk
+from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.mapping.mappings import Mappings, load_mappings
+from pipeline.transform.plan import SiteMapping
+from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.vocabulary import ensure_index
+
+__all__ = ["fingerprints", "rows_code_hash", "site_fingerprints", "site_mapping"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+#: What a worker process begins with: all that it imports may decide rows.
+_ENTRY = "pipeline.transform.chunks"
+#: Modules that decide which lines there are, and what they say. What these import stores and counts.
+_OF_LINES = ("pipeline.landing.bundles", "pipeline.landing.deletions", "pipeline.load.deletions")
+#: Facts that this code reads.
+_DATA = ("omop_schema/cdm_v5_4_fields.csv", "pipeline/sql_on_fhir/r4_elements.csv")
+
+
+def site_mapping(site: SiteSettings) -> SiteMapping:
+    """What the transform stage needs to know of a site."""
+    return SiteMapping(site.name, site.time_zone, tuple(site.text_source_value_types), site.max_line_bytes)
+
+
+def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index: ConceptIndex) -> dict[str, int]:
+    """Resource type → signed 64-bit fingerprint of mapping, vocabulary, code and settings; "" for unmapped types.
+
+    A line counts as unchanged only under the fingerprint under which it was loaded.
+    """
+    common = "|".join(
+        (
+            index.content_hash,
+            rows_code_hash(),
+            site.time_zone,
+            runtime.settings.time_zone,
+            ",".join(sorted(site.text_source_value_types)),
+            str(site.max_line_bytes),
+            hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),
+        )
+    )
+    types = ["", *mappings.resources, *mappings.unmapped_types]
+    # A patient who is no longer the same as another one needs a row of their own again.
+    patients = read_crosswalk(runtime.settings.person_crosswalk, runtime.settings.surrogate_salt).rows()
+    own = {"Patient": str(sorted(patients)) if patients else ""}
+    return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
+
+
+def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
+    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
+    settings = runtime.settings
+    index = ensure_index(
+        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
+    )
+    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    return SiteFingerprints(fingerprints(runtime, site, mappings, index), frozenset(mappings.resources))
+
+
+def _signed_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+
+
+@cache
+def rows_code_hash() -> str:
+    """Hash of the code that turns lines into rows, and of the data that it reads. A comment changes nothing."""
+    return code_hash(_ROOT, [_ENTRY], alone=_OF_LINES, data=[_ROOT / name for name in _DATA])
