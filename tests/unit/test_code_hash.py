@@ -23,7 +23,7 @@ from pipeline.other import name
 def rule(row: dict, width: int = 3) -> str:
     """About the rule."""
     # a comment
-    return f"{row['a']!r:>{width}} {'x' + "y"}" "z"
+    return f"{row['a']!r:>{width}} {'x' + 'y'}" "z"
 '''
 
 
@@ -96,8 +96,11 @@ def test_the_closure_holds_what_decides_rows_and_no_settings() -> None:
 
 def _other_pythons() -> list[str]:
     named = [shutil.which(f"python3.{minor}") for minor in (11, 12, 13)]
-    return [path for path in named if path] + [
+    found = [path for path in named if path] + [
         str(path) for path in Path.home().glob(".pyenv/versions/3.1[123]*/bin/python")
+    ]
+    return [
+        path for path in found if subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0
     ]
 
 
