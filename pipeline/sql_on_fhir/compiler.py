@@ -32,7 +32,7 @@ from pipeline.sql_on_fhir.fhirpath import (
     OfType,
     This,
 )
-from pipeline.sql_on_fhir.r4 import SingleElement, Types, single_element
+from pipeline.sql_on_fhir.r4 import SingleElement, Types, has_choice, single_element
 
 __all__ = ["Context", "ExpressionCompiler", "Source", "Value"]
 
@@ -74,9 +74,10 @@ class Context:
 
 
 class Source:
-    """Lines of Python in the making."""
+    """Lines of Python in the making. `is_strict`: what R4 says is there at most once is held to its shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_strict: bool = False) -> None:
+        self.is_strict = is_strict
         self._lines: list[str] = []
         self._depth = 0
         self._variables = 0
@@ -174,48 +175,6 @@ _DATE_ELEMENTS: Final = frozenset(
 )
 # Elements that hold any resource; there ofType() compares resourceType.
 _RESOURCE_ELEMENTS: Final = frozenset({"contained", "resource"})
-# R4 choice elements by the resource or element that has them. In JSON the type is part of the name
-# (`valueQuantity`), so that the bare name is looked for by its beginning.
-_CHOICES: Final[Mapping[str, frozenset[str]]] = {
-    owner: frozenset(names.split())
-    for owner, names in {
-        "AllergyIntolerance": "onset",
-        "ClinicalImpression": "effective",
-        "CommunicationRequest": "occurrence",
-        "Condition": "abatement onset",
-        "DetectedIssue": "identified",
-        "DeviceRequest": "code occurrence",
-        "DeviceUseStatement": "timing",
-        "DiagnosticReport": "effective",
-        "FamilyMemberHistory": "age born deceased",
-        "Goal": "start",
-        "Immunization": "occurrence",
-        "MedicationAdministration": "effective medication",
-        "MedicationDispense": "medication statusReason",
-        "MedicationRequest": "medication reported",
-        "MedicationStatement": "effective medication",
-        "Observation": "effective value",
-        "Patient": "deceased multipleBirth",
-        "Procedure": "performed",
-        "Provenance": "occurred",
-        "RiskAssessment": "occurrence",
-        "ServiceRequest": "asNeeded occurrence quantity",
-        "SupplyDelivery": "occurrence",
-        "answer": "value",
-        "collection": "collected fastingStatus",
-        "component": "value",
-        "doseAndRate": "dose rate",
-        "dosageInstruction": "asNeeded",
-        "extension": "value",
-        "ingredient": "item",
-        "input": "value",
-        "output": "value",
-        "protocolApplied": "doseNumber seriesDoses",
-        "repeat": "bounds",
-    }.items()
-}
-
-
 # The usual type of a choice element: whether there is any is asked of it first.
 _USUAL_TYPES: Final[Mapping[str, str]] = {"value": "Quantity"}
 
@@ -292,7 +251,7 @@ class ExpressionCompiler:
         base = self._target(node, context)
         if isinstance(node.target, Member) and node.name == "extension":
             return self._extensions_of(node.target, None, context)
-        if node.name in _CHOICES.get(base.element, ()):
+        if _is_choice(base, node.name):
             return self._choice(base, node.name)
         return self._step(base, node.name, node)
 
@@ -328,11 +287,16 @@ class ExpressionCompiler:
         known = self._source.known(key)
         if known is not None:
             return known
-        found = single_element(base.types, name)
+        found = self._single(base, name)
         value = self._source.assign(expression, Value("", element=name, types=found.types), key)
         if found.is_single and not base.is_list_free and not base.is_object:
             self._source.line(f"if {value.code}.__class__ is list: refuse_arrays({code}, {name!r})")
         return self._held_to_shape(value, found, key) if found.is_single and base.is_list_free else value
+
+    def _single(self, base: Value, name: str) -> SingleElement:
+        """What R4 says about an element; only its types, where views are not strict."""
+        found = single_element(base.types, name)
+        return found if self._source.is_strict else SingleElement(found.types)
 
     def _held_to_shape(self, value: Value, found: SingleElement, key: tuple[object, ...]) -> Value:
         """What is there at most once is no array; a complex type is an object, a primitive is none."""
@@ -354,7 +318,8 @@ class ExpressionCompiler:
             raise self._error(reason, node.start)
         if target.name in _RESOURCE_ELEMENTS:
             base = self.compile(target, context)
-            return self._source.assign(f"of_resource_type({base.code}, {name!r})", Value("", element=name))
+            found = Value("", element=name, types=frozenset({name}))
+            return self._source.assign(f"of_resource_type({base.code}, {name!r})", found)
         base = self._target(target, context)
         return self._step(base, target.name + name[0].upper() + name[1:], node)
 
@@ -447,7 +412,7 @@ class ExpressionCompiler:
     def _any_choice(self, node: Member, context: Context) -> Value | None:
         """exists() of a choice element of the resource; None where `node` is none."""
         base = self._target(node, context)
-        if node.name not in _CHOICES.get(base.element, ()) or not base.is_object:
+        if not _is_choice(base, node.name) or not base.is_object:
             return None
         usual = self._step(base, node.name + _USUAL_TYPES[node.name], node).code
         return self._assign_one(
@@ -461,12 +426,12 @@ class ExpressionCompiler:
         if known is not None:
             return known
         test = _element_and_text(criterion)
-        if test and base.is_variable and not base.kind and test[0] not in _CHOICES.get(base.element, ()):
+        if test and base.is_variable and not base.kind and not _is_choice(base, test[0]):
             # Often one of several tests of the same elements (the codes of a category): they are looked for once.
             name, text = test
             code, only = base.code, f"{base.code}[0].get({name!r})"
             usual = f"{_has_one_object(code)} and {only}.__class__ is not list"
-            strict = ", True" if single_element(base.types, name).is_single else ""
+            strict = ", True" if self._single(base, name).is_single else ""
             expression = f"() if {code} is None else ({only},) if {usual} else compared({code}, {name!r}{strict})"
             elements = self._source.assign(expression, key=("compared", base.code, name))
             return self._source.assign(f"{text!r} in {elements.code}", Value("", True, "boolean"), key)
@@ -674,6 +639,11 @@ class ExpressionCompiler:
 
 def _extensions(owner: Value) -> Value:
     return Value("", element="extension", types=None if owner.types is None else frozenset({"Extension"}))
+
+
+def _is_choice(owner: Value, name: str) -> bool:
+    """Whether `name` is a choice element of R4 (`value` for `value[x]`): in JSON the type is part of its name."""
+    return has_choice(frozenset({"Extension"}) if owner.element == "extension" else owner.types, name)
 
 
 def _has_one_object(code: str) -> str:

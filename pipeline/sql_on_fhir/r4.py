@@ -16,7 +16,17 @@ from pathlib import Path
 
 from pipeline.sql_on_fhir.fhirpath import Binary, Call, Constant, Index, Member, Negative, Node, OfType, This
 
-__all__ = ["ElementProblem", "SingleElement", "Types", "element_problems", "elements_of", "is_array", "single_element"]
+__all__ = [
+    "ElementProblem",
+    "SingleElement",
+    "Types",
+    "element_problems",
+    "elements_of",
+    "has_choice",
+    "is_array",
+    "known_types",
+    "single_element",
+]
 
 #: The types that a path may lead to; None: not known. The empty text and names in lower case are primitives.
 Types = frozenset[str] | None
@@ -77,6 +87,11 @@ def _data_types() -> frozenset[str]:
     )
 
 
+def known_types() -> frozenset[str]:
+    """The resource types, data types and inner types whose elements are known here."""
+    return frozenset(_types())
+
+
 def elements_of(type_name: str) -> Mapping[str, Types] | None:
     """The elements of a resource or complex type and the types of each; None for a type that is not known here."""
     known = _types().get(type_name)
@@ -84,6 +99,12 @@ def elements_of(type_name: str) -> Mapping[str, Types] | None:
         return None
     of_resources = {} if type_name in _data_types() else _OF_EVERY_RESOURCE
     return {**_OF_EVERY_ELEMENT, **of_resources, **known.elements}
+
+
+def has_choice(owners: Types, name: str) -> bool:
+    """Whether `name` is the name of a choice element (`value` for `value[x]`) of one of the types; False where none is known."""
+    known = _types()
+    return any(name in known[owner].choices for owner in owners or () if owner in known)
 
 
 def is_array(type_name: str, element: str) -> bool:

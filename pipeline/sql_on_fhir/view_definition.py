@@ -465,7 +465,7 @@ class _Renderer(ABC):
     def __init__(self, plan: _Plan, *, is_strict: bool = False) -> None:
         self._plan = plan
         self._is_strict = is_strict
-        self._source = Source()
+        self._source = Source(is_strict=is_strict)
         self._names: dict[str, str] = {}  # column → the variable or literal that holds it in the open blocks
 
     @abstractmethod
@@ -482,7 +482,7 @@ class _Renderer(ABC):
     def _rows(self, plan: _Plan) -> None:
         """The statements that make the rows of a plan. What they share with earlier plans is not computed again."""
         self._plan, self._names = plan, {}
-        types = frozenset({plan.resource_type}) if self._is_strict else None
+        types = frozenset({plan.resource_type})
         root = Value("resource", is_list_free=True, is_object=True, element=plan.resource_type, types=types)
         context = Context(root, root, plan.resource_type, "(0)", plan.constants)
         with ExitStack() as conditions:
@@ -556,7 +556,7 @@ class _Renderer(ABC):
                 with self._compiler(path) as compiler:
                     steps.append(compiler.function(path.node, context))
             types = element_problems(iteration.paths[0].node, self._plan.resource_type, context.this.types)[1]
-            found = Value("", types=types if context.this.types else None)
+            found = Value("", types=types)
             return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))", found)
         [path] = iteration.paths
         with self._compiler(path) as compiler:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import MappingError
+from pipeline.sql_on_fhir.r4 import elements_of, has_choice, known_types
 from pipeline.sql_on_fhir.view_definition import (
     EVALUATION_ERRORS,
     Column,
@@ -487,3 +488,55 @@ def test_paths_agree_with_a_plain_reading(elements: dict[str, Any], names: list[
             function(resource)
     else:
         assert function(resource) == [{"x": expected}]
+
+
+def exists(resource: dict[str, Any], path: str) -> Any:
+    definition = {
+        "resource": resource["resourceType"],
+        "select": [{"column": [{"name": "found", "path": f"{path}.exists()"}]}],
+    }
+    return append(definition, resource)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("resource", "path"),
+    [
+        ({"resourceType": "ChargeItem", "occurrenceDateTime": "2020"}, "occurrence"),
+        ({"resourceType": "FamilyMemberHistory", "condition": [{"onsetAge": {"value": 3}}]}, "condition.onset"),
+        (
+            {"resourceType": "FamilyMemberHistory", "condition": [{"onsetAge": {"value": 3}}]},
+            "condition.where(onset.exists())",
+        ),
+        ({"resourceType": "Procedure", "performedString": "in spring"}, "performed"),
+        (
+            {"resourceType": "Patient", "contained": [{"resourceType": "Device", "extension": [{"valueString": "a"}]}]},
+            "contained.extension.value",
+        ),
+        (
+            {
+                "resourceType": "Basic",
+                "contained": [{"resourceType": "Medication", "ingredient": [{"itemReference": {}}]}],
+            },
+            "contained.ofType(Medication).ingredient.item",
+        ),
+    ],
+)
+def test_choice_elements_are_those_of_the_types_on_the_way(resource: dict[str, Any], path: str) -> None:
+    assert exists(resource, path) is True
+
+
+def test_every_choice_element_of_r4_is_one_to_the_compiler() -> None:
+    """Walks the table: each `name[x]` of each resource type exists whatever type it comes as."""
+    walked = 0
+    for resource_type in sorted(known_types()):
+        for name, types in (elements_of(resource_type) or {}).items():
+            if has_choice(frozenset({resource_type}), name):
+                for kind in types or ():
+                    key = name + (kind or "String")[:1].upper() + (kind or "String")[1:]
+                    resource = {
+                        "resourceType": resource_type,
+                        key: "x" if not kind or kind[0].islower() else {"a": "b"},
+                    }
+                    assert exists(resource, name) is True, (resource_type, key)
+                    walked += 1
+    assert walked > 300
