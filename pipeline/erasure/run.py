@@ -33,7 +33,7 @@ from pipeline.publication.seen import forget_seen
 from pipeline.staging.parts import clear_site
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors, server_failure
 
@@ -146,16 +146,20 @@ class Erasing:
 
     def _lock(self, name: str) -> None:
         """What else works on files of the site: a load, a download, a crawl, a hydration, the copy of a folder."""
-        whats = ["ingest", "the hydration", "the ingest of a folder"]
+        works: list[tuple[SiteWork, str | int]] = [
+            (SiteWork.INGEST, ""),
+            (SiteWork.HYDRATION, ""),
+            (SiteWork.FOLDER, ""),
+        ]
         rows = self._connection.execute(
             "SELECT kind, export_id, group_id FROM export_job WHERE site = %s AND state = ANY(%s) ORDER BY export_id",
             (name, list(OPEN_STATES)),
         ).fetchall()
         self._connection.commit()
-        whats += [f"export {export_id}" for kind, export_id, _ in rows if kind == "bulk"]
-        whats += [label for kind, _, label in rows if kind == "crawl"]
-        for what in dict.fromkeys(whats):
-            self._locks.enter_context(site_lock(self._connection, name, what))
+        works += [(SiteWork.EXPORT, export_id) for kind, export_id, _ in rows if kind == "bulk"]
+        works += [(SiteWork.CRAWL, label) for kind, _, label in rows if kind == "crawl"]
+        for work, of in dict.fromkeys(works):
+            self._locks.enter_context(site_lock(self._connection, name, work, of))
 
     def _add_letters(self, site: _Site) -> None:
         """Dead letters whose line is theirs or names them, by their bytes, or by the landed line of a long one."""

@@ -22,7 +22,7 @@ from pipeline.extract.bulk.times import EARLIEST, MOST_AHEAD
 from pipeline.extract.smart.session import EpicSession
 from pipeline.publication.known_cache import keeping_mark
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.export_jobs import ExportJob, site_lock
+from pipeline.warehouse.export_jobs import ExportJob, SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["Abandoned", "Corrected", "abandon", "forget", "retime"]
@@ -69,16 +69,16 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
     What was landed whole stays in landing and can still be loaded by number; parts are removed. The group is free as soon
     as Epic's window has passed. Raises UsageError when none is open, SiteBusy while another process works on it.
     """
-    with runtime.connect() as connection, site_lock(connection, site.name, f"group {group}"):
+    with runtime.connect() as connection, site_lock(connection, site.name, SiteWork.GROUP, group):
         job = export_jobs.open_job(connection, site.name, group)
         if job is None:
             raise UsageError(
                 f"Group {group} of site {site.name} has no open export.", "`epic-omop status` lists what is open."
             )
         with ExitStack() as locks:
-            locks.enter_context(site_lock(connection, site.name, f"export {job.export_id}"))
+            locks.enter_context(site_lock(connection, site.name, SiteWork.EXPORT, job.export_id))
             if job.state == "landed":  # a load that has begun is not given up half way
-                locks.enter_context(site_lock(connection, site.name, "ingest"))
+                locks.enter_context(site_lock(connection, site.name, SiteWork.INGEST))
             not_deleted = _deleted_on_server(runtime, site, job, session)
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
@@ -193,7 +193,7 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
 @contextmanager
 def _export_locks(connection: psycopg.Connection, site: str, export_id: int) -> Iterator[None]:
     """Neither a load of the site nor a download of this export runs meanwhile: each would write over what is corrected."""
-    with site_lock(connection, site, "ingest"), site_lock(connection, site, f"export {export_id}"):
+    with site_lock(connection, site, SiteWork.INGEST), site_lock(connection, site, SiteWork.EXPORT, export_id):
         yield
 
 

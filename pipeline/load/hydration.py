@@ -160,7 +160,7 @@ def hydrate(
     is `Hydration.error`.
     """
     chosen = tuple(site.hydrate_types if types is None else types)
-    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the hydration"):
+    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.HYDRATION):
         result = Hydration(landed=_left_by_others(runtime, connection, site))
         wanted = _wanted(runtime, connection, site, exports, chosen)
         connection.commit()

@@ -35,7 +35,7 @@ from pipeline.transform.mapping.mappings import Mappings, load_mappings
 from pipeline.transform.plan import TransformPlan
 from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.copying import read_frame
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.vocabulary import ensure_index
@@ -80,7 +80,7 @@ def ingest(
     mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
     marks = fingerprints(runtime, site, mappings, index)
     staged = staging_for(settings.staging, site.name, export.export_id)
-    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest"):
+    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, SiteWork.INGEST):
         refuse_missing_site(connection, settings, site.name)
         _refuse_pruned(connection, export)
         clear_site(settings.staging, site.name)

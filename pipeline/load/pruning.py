@@ -21,7 +21,7 @@ from pipeline.landing.pruned import MovedLine, Place, PlannedExport, copy_needed
 from pipeline.landing.usage import export_bytes
 from pipeline.publication.dead_letters import FILE_NUMBER
 from pipeline.warehouse.copying import temporary_table
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["PrunedExport", "prunable", "prune"]
@@ -106,8 +106,8 @@ def prune(
     """
     found: list[PrunedExport] = []
     with runtime.connect() as connection, ExitStack() as locks:
-        for what in ("ingest", "the hydration"):
-            locks.enter_context(site_lock(connection, site.name, what))
+        for work in (SiteWork.INGEST, SiteWork.HYDRATION):
+            locks.enter_context(site_lock(connection, site.name, work))
         old = prunable(connection, site, runtime.clock.now())
         exports = [number for number in old if runtime.landing.exists(site.name, number)]
         if not dry_run:

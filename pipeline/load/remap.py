@@ -25,7 +25,7 @@ from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.publication.derived import rules_are_old
 from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
-from pipeline.warehouse.export_jobs import next_export_id, site_lock
+from pipeline.warehouse.export_jobs import SiteWork, next_export_id, site_lock
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["RemapReport", "remap", "remap_plan"]
@@ -81,7 +81,7 @@ def remap(
     """
     report = RemapReport()
     work = _Work(runtime, site, only_old)
-    with runtime.connect() as connection, site_lock(connection, site.name, "remap"):
+    with runtime.connect() as connection, site_lock(connection, site.name, SiteWork.REMAP):
         refuse_missing_site(connection, runtime.settings, site.name)
         first, report.resumed = work.begin(connection)
         connection.commit()

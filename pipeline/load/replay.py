@@ -26,7 +26,7 @@ from pipeline.publication.dead_letters import RawLine
 from pipeline.publication.publish import LandedLine, PublicationReport
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.configured_sites import refuse_missing_site
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
@@ -67,7 +67,7 @@ def ingest_with_follow_ups(
 def _site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
     """The site's lock, lent to what is done inside. Replays that a process left, landed or half landed, are taken away:
     their lines are still open dead letters, or depend on what is marked as stale."""
-    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, "ingest", lent=True):
+    with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, SiteWork.INGEST, lent=True):
         for state in ("requested", "landed"):
             for job in export_jobs.jobs_of_kind(connection, site.name, "replay", state):
                 runtime.landing.remove(site.name, job.export_id)

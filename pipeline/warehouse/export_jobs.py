@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Literal
 
 import psycopg
@@ -28,6 +29,7 @@ from pipeline.landing.store import LandedExport
 __all__ = [
     "CoolDown",
     "ExportJob",
+    "SiteWork",
     "clear_cool_down",
     "cool_down",
     "create_job",
@@ -118,6 +120,21 @@ class CoolDown:
         )
 
 
+class SiteWork(StrEnum):
+    """What one process at a time does for a site. The value is a part of the lock's key, and stands in messages."""
+
+    INGEST = "ingest"
+    REMAP = "remap"
+    HYDRATION = "the hydration"
+    FOLDER = "the ingest of a folder"
+    #: of one group: kick-off, abandoning
+    GROUP = "group"
+    #: of one export, by its id: download
+    EXPORT = "export"
+    #: of one list of patients, by its label
+    CRAWL = "crawl"
+
+
 def lock_warehouse(connection: psycopg.Connection) -> None:
     """Until the transaction ends, nobody else publishes into the warehouse or erases from it: two sites' first loads
     would each wait for the other's tables. The warehouse is that of the first schema on the search_path (etl)."""
@@ -126,15 +143,23 @@ def lock_warehouse(connection: psycopg.Connection) -> None:
 
 @contextmanager
 def site_lock(
-    connection: psycopg.Connection, site: str, what: str, *, wait_seconds: float = 5.0, lent: bool = False
+    connection: psycopg.Connection,
+    site: str,
+    work: SiteWork,
+    name: str | int = "",
+    *,
+    wait_seconds: float = 5.0,
+    lent: bool = False,
 ) -> Iterator[None]:
-    """One process at a time does `what` for a site, on any machine that uses this warehouse.
+    """One process at a time does `work` for a site, on any machine that uses this warehouse. `name`: of which group,
+    export or crawl.
 
     The warehouse is that of the first schema on the search_path. The lock belongs to the connection's session: when
     its process is killed, the server lets go of it. Transactions inside the block commit as they like. `lent`: what is
     called inside the block and takes the same lock is let in. Raises SiteBusy when somebody else holds it for longer than
     the wait.
     """
+    what = f"{work} {name}".rstrip()
     key = f"epic-omop export:{site}:{what}"
     schema = connection.execute("SELECT current_schema()").fetchone()
     own = (connection.info.host, connection.info.port, connection.info.dbname, str(schema), key)

@@ -20,7 +20,7 @@ from pipeline.landing.store import LandedExport
 from pipeline.load import corrections
 from pipeline.load.landed_exports import landed_export
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
 from tests.integration.support import START, Warehouse, patient
@@ -156,7 +156,7 @@ def test_the_commands(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]
         in command("export", "retime", "--site", "one", "--export", future.export_id, *offset).output
     )
     forget = ("export", "forget", "--site", "one", "--export", future.export_id)
-    with warehouse.runtime.connect() as other, export_jobs.site_lock(other, "one", f"export {future.export_id}"):
+    with warehouse.runtime.connect() as other, export_jobs.site_lock(other, "one", export_jobs.SiteWork.EXPORT, future.export_id):
         assert isinstance(command(*forget, fails=True).exception, SiteBusy), "while it is downloaded"
     assert "is forgotten" in command(*forget).output
     before = warehouse.rows("SELECT export_id, as_of FROM resource_state ORDER BY surrogate_id")
@@ -256,8 +256,8 @@ def landed_folders(warehouse: Warehouse) -> list[str]:
 def test_a_second_load_is_refused_before_anything_is_landed(warehouse: Warehouse) -> None:
     folder = warehouse.write(born(p1=1950))
     command = CommandLineOf(warehouse)
-    for what in ("ingest", "the ingest of a folder"):
-        with warehouse.runtime.connect() as other, site_lock(other, "one", what):
+    for work in (SiteWork.INGEST, SiteWork.FOLDER):
+        with warehouse.runtime.connect() as other, site_lock(other, "one", work):
             result = command("ingest", "--site", "one", "--from", folder, fails=True)
         assert isinstance(result.exception, SiteBusy)
     assert folder_states(warehouse) == []

@@ -278,7 +278,7 @@ def test_other_lists_are_other_crawls_and_one_is_done_by_one_process(place: Worl
     label = place.jobs("crawl")[0].group_id or ""
     with (
         place.runtime.connect() as connection,
-        export_jobs.site_lock(connection, "site_a", label),
+        export_jobs.site_lock(connection, "site_a", export_jobs.SiteWork.CRAWL, label),
         pytest.raises(SiteBusy),
     ):
         crawl(place.runtime, place.site, patients[2:3])

@@ -469,7 +469,7 @@ def test_a_passing_failure_gets_a_new_attempt_later(world: World) -> None:
     deaf = world.with_site(fhir_url="http://127.0.0.1:9/api")
     with (
         deaf.runtime.connect() as connection,
-        export_jobs.site_lock(connection, "site_a", f"export {world.jobs()[0].export_id}"),
+        export_jobs.site_lock(connection, "site_a", export_jobs.SiteWork.EXPORT, world.jobs()[0].export_id),
     ):
         assert "Another process is working" in failure(world.ingest(request))
     assert not world.tick().run_requests, "not at once"

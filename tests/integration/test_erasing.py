@@ -28,7 +28,7 @@ from pipeline.landing.store import LandedExport
 from pipeline.quality.verify import verify_landing
 from pipeline.warehouse import crawls, export_jobs
 from pipeline.warehouse.erased import put_tombstones
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
@@ -302,8 +302,8 @@ def test_what_is_asked_for_must_be_there_and_the_site_free(places: Places) -> No
     before = content(place), place.checksums()
     with pytest.raises(UsageError, match=r"1 of 2 patients in site one \(in the order given: 2\)"):
         erase(place, GONE, "nobody-1")
-    for what in ("ingest", "the hydration"):
-        with place.runtime.connect() as other, site_lock(other, "one", what), pytest.raises(SiteBusy):
+    for work in (SiteWork.INGEST, SiteWork.HYDRATION):
+        with place.runtime.connect() as other, site_lock(other, "one", work), pytest.raises(SiteBusy):
             erase(place, GONE)
     with erasing(place.runtime, "one", [GONE]) as work:  # a look, and nobody said yes
         assert work.counts["measurement"] == 2

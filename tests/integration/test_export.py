@@ -255,16 +255,25 @@ def test_two_processes_at_once_make_one_export(world: World) -> None:
 
 
 def test_a_group_that_another_process_works_on_is_busy(world: World) -> None:
-    with world.runtime.connect() as holder, export_jobs.site_lock(holder, "site_a", "group group-a"):
+    with (
+        world.runtime.connect() as holder,
+        export_jobs.site_lock(holder, "site_a", export_jobs.SiteWork.GROUP, "group-a"),
+    ):
         with (
             world.runtime.connect() as connection,
             pytest.raises(SiteBusy, match="group group-a of site site_a"),
-            export_jobs.site_lock(connection, "site_a", "group group-a", wait_seconds=0.05),
+            export_jobs.site_lock(connection, "site_a", export_jobs.SiteWork.GROUP, "group-a", wait_seconds=0.05),
         ):
             raise AssertionError("the lock was given twice")
-        with world.runtime.connect() as connection, export_jobs.site_lock(connection, "site_a", "group group-b"):
+        with (
+            world.runtime.connect() as connection,
+            export_jobs.site_lock(connection, "site_a", export_jobs.SiteWork.GROUP, "group-b"),
+        ):
             pass
-    with world.runtime.connect() as connection, export_jobs.site_lock(connection, "site_a", "group group-a"):
+    with (
+        world.runtime.connect() as connection,
+        export_jobs.site_lock(connection, "site_a", export_jobs.SiteWork.GROUP, "group-a"),
+    ):
         pass
 
 

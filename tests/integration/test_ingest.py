@@ -16,7 +16,7 @@ from pipeline.core.errors import ConfigurationError, SiteBusy
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.load.replay import replay_dead_letters
 from pipeline.publication import known_lines
-from pipeline.warehouse.export_jobs import site_lock
+from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
@@ -281,7 +281,7 @@ def test_a_replay_loads_what_can_be_loaded_now(warehouse: Warehouse) -> None:
 
 def test_two_runs_of_a_site_do_not_meet(warehouse: Warehouse) -> None:
     export = warehouse.land({"Patient": [patient()]})
-    with warehouse.runtime.connect() as other, site_lock(other, "one", "ingest"), pytest.raises(SiteBusy):
+    with warehouse.runtime.connect() as other, site_lock(other, "one", SiteWork.INGEST), pytest.raises(SiteBusy):
         warehouse.ingest(export)
     assert warehouse.ingest(export)[0].outcomes["loaded"] == 1
 

@@ -47,7 +47,10 @@ def download(
     where it stopped.
     """
     site = runtime.settings.site(job.site)
-    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, f"export {job.export_id}"):
+    with (
+        runtime.connect() as connection,
+        export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.EXPORT, job.export_id),
+    ):
         job = export_jobs.get_job(connection, job.export_id)
         connection.commit()
         if job.state in ("requested", "running"):

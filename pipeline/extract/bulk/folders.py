@@ -43,7 +43,7 @@ def ingest_folder(
     """
     site = runtime.settings.site_or_folder(site_name)
     ndjson_files(folder)  # a wrong folder is told before anything is written
-    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, "the ingest of a folder"):
+    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.FOLDER):
         refuse_missing_site(connection, runtime.settings, site.name)
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
@@ -76,8 +76,8 @@ def folder_load(runtime: Runtime, site_name: str) -> Iterator[None]:
     with (
         server_errors(),
         runtime.connect() as connection,
-        export_jobs.site_lock(connection, name, "ingest", lent=True),
-        export_jobs.site_lock(connection, name, "the ingest of a folder", lent=True),
+        export_jobs.site_lock(connection, name, export_jobs.SiteWork.INGEST, lent=True),
+        export_jobs.site_lock(connection, name, export_jobs.SiteWork.FOLDER, lent=True),
     ):
         for left in _landed_folders(connection, name):
             if left.error is None and (runtime.landing.folder(name, left.export_id) / ORIGIN_FILE).exists():

@@ -50,7 +50,10 @@ def open_or_adopt(
     SiteBusy while another process kicks off, and what `protocol.kick_off` raises. Where that passes by itself, the
     next try is kept in `etl.next_kick_off`, is the error's `next_try`, and is made by Dagster's sensor.
     """
-    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, f"group {group}"):
+    with (
+        runtime.connect() as connection,
+        export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.GROUP, group),
+    ):
         job = export_jobs.open_job(connection, site.name, group)
         if job and job.state != "requested":
             return job

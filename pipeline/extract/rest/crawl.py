@@ -138,7 +138,10 @@ def crawl(
     """
     label = label or _label(runtime, site, patients, full=full)
     full = label.startswith(_FULL)
-    with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, label):
+    with (
+        runtime.connect() as connection,
+        export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.CRAWL, label),
+    ):
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
         if job.state == "landed":
