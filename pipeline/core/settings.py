@@ -22,9 +22,9 @@ from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.core.settings_problems import control_characters, problem, setting_name
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
-from pipeline.fhir.resource_types import RESOURCE_TYPES
 
 __all__ = [
     "DEFAULT_RESOURCE_TYPES",

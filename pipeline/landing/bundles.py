@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import orjson
 import xxhash
 
-from pipeline.fhir.resource_types import TYPE_NAME
+from pipeline.core.resource_types import TYPE_NAME
 
 __all__ = ["UNKNOWN", "Unpacked", "unpack"]
 

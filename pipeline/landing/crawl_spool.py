@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.core.files import landing_errors, make_folder
-from pipeline.fhir.resource_types import TYPE_NAME
+from pipeline.core.resource_types import TYPE_NAME
 from pipeline.landing.files import LandingWriter
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import Category, LandedFile, LandingDraft

@@ -18,9 +18,9 @@ import orjson
 
 from pipeline.core.errors import LandingError, UsageError
 from pipeline.core.files import COPY_BYTES, landing_errors
+from pipeline.core.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.fhir.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
 from pipeline.fhir.lines import is_blank
-from pipeline.fhir.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.landing.bundles import UNKNOWN, unpack
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress, LandingStore
 from pipeline.landing.storing import StoredWriter

@@ -26,7 +26,7 @@ import orjson
 
 from pipeline.core.errors import LandingError
 from pipeline.core.files import landing_errors, make_folder, write_whole
-from pipeline.fhir.resource_types import TYPE_NAME
+from pipeline.core.resource_types import TYPE_NAME
 from pipeline.landing.files import FileDigest
 from pipeline.landing.partial import PartialFile
 from pipeline.landing.reading import compressed_name, is_landed, landed_bytes, landed_digest, stored_file

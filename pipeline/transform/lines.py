@@ -15,7 +15,6 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 from pipeline.staging import schemas
-from pipeline.transform.unmapped import unmapped_of_fact
 from pipeline.transform.content import Contents
 from pipeline.transform.events import (
     DATE_IMPLAUSIBLE,
@@ -33,6 +32,7 @@ from pipeline.transform.plan import Worker
 from pipeline.transform.reading import ChunkReader, ReadResources
 from pipeline.transform.references import is_reference, without_problems
 from pipeline.transform.routing import to_staged
+from pipeline.transform.unmapped import unmapped_of_fact
 
 __all__ = ["LinesTransform", "Origin"]
 

@@ -22,7 +22,7 @@ import yaml
 
 from omop_schema.cdm_fields import TABLES, polars_schema
 from pipeline.core.errors import MappingError
-from pipeline.fhir.resource_types import RESOURCE_TYPES
+from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.sql_on_fhir.fhirpath import FhirPathError, parse
 from pipeline.sql_on_fhir.r4 import Types, element_problems, elements_of
 from pipeline.sql_on_fhir.view_definition import compile_columns

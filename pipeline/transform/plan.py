@@ -306,7 +306,7 @@ class Worker:
             "Quantity": self.sets.add_quantity,
             "medication_code": converters.medication_code(self.sets),
             "lacks_contained_medication": converters.lacks_contained_medication(self.sets),
-            "lacks_contained_device": devices.lacks_contained_device,
+            "lacks_contained_device": udi.lacks_contained_device,
             "merged_types": converters.merged_types(self.sets),
             "other_category": converters.other_category(self.sets),
             "patient_location": self.addresses.of_patient,

@@ -549,7 +549,11 @@ def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, st
         at("delete", outcome(503, "exception"))(epic)
     asked = Asked(epic)
     if state == "landed":
-        with runtime.connect() as other, export_jobs.site_lock(other, "site_a", export_jobs.SiteWork.INGEST), pytest.raises(SiteBusy):
+        with (
+            runtime.connect() as other,
+            export_jobs.site_lock(other, "site_a", export_jobs.SiteWork.INGEST),
+            pytest.raises(SiteBusy),
+        ):
             corrections.abandon(runtime, site_of(runtime), "g1")  # while it is loaded
     result = corrections.abandon(runtime, site_of(runtime), "g1")
     assert (result.export_id, asked.methods) == (opened.export_id, ["DELETE"])

@@ -156,7 +156,10 @@ def test_the_commands(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]
         in command("export", "retime", "--site", "one", "--export", future.export_id, *offset).output
     )
     forget = ("export", "forget", "--site", "one", "--export", future.export_id)
-    with warehouse.runtime.connect() as other, export_jobs.site_lock(other, "one", export_jobs.SiteWork.EXPORT, future.export_id):
+    with (
+        warehouse.runtime.connect() as other,
+        export_jobs.site_lock(other, "one", export_jobs.SiteWork.EXPORT, future.export_id),
+    ):
         assert isinstance(command(*forget, fails=True).exception, SiteBusy), "while it is downloaded"
     assert "is forgotten" in command(*forget).output
     before = warehouse.rows("SELECT export_id, as_of FROM resource_state ORDER BY surrogate_id")

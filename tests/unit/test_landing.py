@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import LandingError, UsageError
 from pipeline.core.files import landing_errors
+from pipeline.core.resource_types import type_in_file_name
 from pipeline.core.settings import SiteSettings
 from pipeline.fhir.gzip_stream import DamagedGzipError, gunzip
 from pipeline.fhir.lines import LineCounter, is_blank
-from pipeline.fhir.resource_types import type_in_file_name
 from pipeline.landing.folder import land_folder
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.store import LandedExport, LandingProgress, LandingStore

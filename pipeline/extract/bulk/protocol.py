@@ -28,10 +28,10 @@ from pipeline.core.errors import (
     UnreadableStatus,
     UnsafeRemote,
 )
+from pipeline.core.resource_types import TYPE_NAME
 from pipeline.extract.http.server_words import progress_words
 from pipeline.extract.http.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
 from pipeline.extract.smart.session import EpicSession
-from pipeline.fhir.resource_types import TYPE_NAME
 
 __all__ = [
     "KickOff",

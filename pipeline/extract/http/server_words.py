@@ -11,7 +11,7 @@ import re
 import urllib.parse
 from collections.abc import Callable
 
-from pipeline.fhir.resource_types import RESOURCE_TYPES
+from pipeline.core.resource_types import RESOURCE_TYPES
 
 __all__ = ["known_words", "plain_text", "progress_words", "shown_url"]
 
