@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -30,6 +30,8 @@ from pipeline.commands import (
     view,
     vocabulary,
 )
+from pipeline.commands.closed_output import EXIT_CODE as CLOSED_OUTPUT
+from pipeline.commands.closed_output import drop_output, flush_output, is_of_closed_output
 from pipeline.commands.terminal import Terminal, lines, styled, survive_any_encoding, words
 from pipeline.errors import EpicOmopError
 from pipeline.logs import configure_logging
@@ -77,32 +79,63 @@ publish.register(app)
 _errors = Terminal(stderr=True, highlight=False)
 
 
+#: Of a command that Ctrl-C has ended: 128 + SIGINT.
+_STOPPED = 130
+
+
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped."""
-    survive_any_encoding(sys.stdout, sys.stderr)
-    work_privately(home_folder())
+    """Entry point. Exit codes: 0 done, 1 failed, 2 wrong use, 70 defect, 74 storage, 75 try again later, 130 stopped by
+    Ctrl-C, 141 nobody reads the output any more."""
     try:
+        survive_any_encoding(sys.stdout, sys.stderr)
+        _run()
+    except BaseException as error:
+        if not is_of_closed_output(error):
+            raise
+        drop_output()
+        sys.exit(CLOSED_OUTPUT)
+
+
+def _run() -> None:
+    try:
+        work_privately(home_folder())
         configure_logging(load_log_settings())
         with working_as(_command_named(sys.argv[1:])):
-            app()
+            _call()
     except EpicOmopError as error:
         _end_with(error)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one is not to interrupt the end
         _errors.print("Stopped. What was committed stays; run the same command to go on.")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a person reads a message
+        sys.exit(_STOPPED)
+    except Exception as error:
+        if is_of_closed_output(error):
+            raise
         from pipeline.warehouse.server_failures import server_failure  # most commands do without a database's libraries
 
         _end_with(server_failure(error) or described(error, home_folder()))
 
 
+def _call() -> None:
+    """The command. Of what typer makes exit codes without a word, Ctrl-C and broken pipes, the causes are given back."""
+    try:
+        app()
+    except SystemExit as end:
+        flush_output()
+        if end.code == _STOPPED:
+            raise KeyboardInterrupt from None
+        if end.code == 1 and isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
+
+
 def _end_with(error: EpicOmopError) -> NoReturn:
-    _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
-    if error.advice:
-        _errors.print(lines(error.advice.split("\n")))
+    try:
+        _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
+        if error.advice:
+            _errors.print(lines(error.advice.split("\n")))
+    except OSError:  # nothing can be said, as on a full disk: then the exit code says it alone
+        drop_output()
     sys.exit(error.exit_code)
 
 

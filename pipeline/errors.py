@@ -23,6 +23,7 @@ EpicOmopError
 │   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
 │   ├── ExportGone            the job or its files no longer exist on the server
 │   ├── UnsafeRemote          an address or a size that the security rules refuse
+│   │   ├── UnusableAddress   an address that no setting or later try makes usable
 │   │   └── AddressNotListed  a public address that allowed_origins in sites.yaml could name
 │   └── ConfirmationNeeded    much would be deleted, and nobody has confirmed it
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
@@ -67,6 +68,7 @@ __all__ = [
     "Unreachable",
     "UnreadableStatus",
     "UnsafeRemote",
+    "UnusableAddress",
     "UsageError",
     "VocabularyError",
     "WarehouseError",
@@ -185,6 +187,10 @@ class ExportGone(PermanentError):
 
 class UnsafeRemote(PermanentError):
     pass
+
+
+class UnusableAddress(UnsafeRemote):
+    """An address at which nothing is ever asked: malformed, of another scheme, or inside a network that is not open."""
 
 
 class AddressNotListed(UnsafeRemote):

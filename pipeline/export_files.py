@@ -30,6 +30,7 @@ from pipeline.errors import (
     RemoteUnavailable,
     Unreachable,
     UnsafeRemote,
+    UnusableAddress,
 )
 from pipeline.landing.content import ContentCheck
 from pipeline.landing.files import FileDigest
@@ -107,15 +108,16 @@ class ExportDownload:
         #: Hash of an address → what came from it before, so that a wrong `count` is known by equal bytes.
         self._digests: dict[str, FileDigest] = {}
         self._left_out: dict[_Place, Gap] = {}
+        self._unusable: UnusableAddress | None = None
         self.gaps: tuple[Gap, ...] = ()
 
     def run(self) -> LandedExport:
         """Fetch what is missing and finish the draft, with what is known of it beside.
 
-        A file that is lost (404, also after the manifest was read again) is left out and becomes a gap. A failure that
-        is not of one file stops the others after the files that they are at; complete files stay, and of the others
-        what came. Raises ExportGone when all files are lost, RemoteUnavailable after the last attempt, UnsafeRemote,
-        RemoteRefused, LandingError.
+        A file that is lost (404) or whose address can never be used, also after the manifest was read again, is left out
+        and becomes a gap. A failure that is not of one file stops the others after the files that they are at; complete
+        files stay, and of the others what came. Raises ExportGone or UnusableAddress when no file is left, RemoteUnavailable
+        after the last attempt, UnsafeRemote, RemoteRefused, LandingError.
         """
         try:
             found = self._fetched()
@@ -124,6 +126,8 @@ class ExportDownload:
             found = self._fetched()
         files = _of_category(found, "files")
         if self._manifest.output and not files:
+            if self._unusable:
+                raise self._unusable
             message = f"No file of export {self._job.export_id} of site {self._job.site} can be had any more."
             raise ExportGone(message, "The next run after this group's window starts a new export.")
         counted = [
@@ -197,16 +201,21 @@ class ExportDownload:
     def _leave_out(self, place: _Place, error: EpicOmopError) -> None:
         """Note the file as a gap where the others are not to wait for it; else raise the error."""
         is_lost = isinstance(error, ExportGone)
-        if not (is_lost or place.category != "files" or self._is_last_try):
+        never = is_lost or isinstance(error, UnusableAddress)
+        if not (never or place.category != "files" or self._is_last_try):
             raise error
         _log.warning("%s It is left out of export %d.", error.message, self._job.export_id)
         entry = place.entry
         reason: GapReason = "lost" if is_lost else "unusable"
         with self._lock:
+            if isinstance(error, UnusableAddress):
+                self._unusable = error
             self._left_out[place] = Gap(place.category, place.number, entry.resource_type, reason, entry.count)
 
     def _download(self, place: _Place) -> LandedFile:
         entry = place.entry
+        if not entry.url:
+            raise UnusableAddress(f"The manifest names no usable address for a file of {entry.resource_type}.")
         with self._draft.partial(place.number, entry.resource_type, place.category, place.source) as part:
             receiver = _FileReceiver(
                 part,
@@ -384,9 +393,10 @@ def _in_order_of(known: Manifest, new: Manifest) -> Manifest:
     old_sources, new_sources = _sources(known), _sources(new)
 
     def ordered(before: Sequence[ManifestFile], now: Sequence[ManifestFile]) -> tuple[ManifestFile, ...]:
-        by_source = {new_sources[entry.url]: entry for entry in now}
-        old = [old_sources[entry.url] for entry in before]
-        others = iter([entry for entry in now if new_sources[entry.url] not in set(old)])
+        by_source = {(new_sources[entry.url], entry.resource_type): entry for entry in now}
+        old = [(old_sources[entry.url], entry.resource_type) for entry in before]
+        known_sources = set(old)
+        others = iter([e for e in now if (new_sources[e.url], e.resource_type) not in known_sources])
         kept = [by_source.get(source) or next(others, None) for source in old]
         return (*(entry for entry in kept if entry is not None), *others)
 

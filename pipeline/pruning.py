@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -40,12 +40,18 @@ class PrunedExport:
     bytes_before: int
     bytes_after: int | None
     is_removed: bool
+    #: Why it is not kept: `older`, or what ended it.
+    reason: str
     #: Why nothing was done about it.
     problem: str = ""
 
 
-def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) -> list[int]:
-    """Published exports that `landing_keep` does not keep, oldest first. The newest of each group and kind always stays."""
+def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) -> dict[int, str]:
+    """Export → why `landing_keep` does not keep it, oldest first.
+
+    Published ones: the newest of each group and kind always stays. Ended ones, forgotten, given up and failed alike, are
+    kept as long as a published one of their age: until then they can be loaded by hand.
+    """
     rows = connection.execute(
         "SELECT export_id, kind, coalesce(group_id, ''), transaction_time, coalesce(landed_at, transaction_time) FROM export_job"
         " WHERE site = %s AND state = 'published' ORDER BY transaction_time DESC, export_id DESC",
@@ -53,7 +59,7 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
     ).fetchall()
     number, unit = site.landing_kept
     if unit == "all":
-        return []
+        return {}
     kept: dict[tuple[str, str], list[datetime]] = defaultdict(list)
     old, others = [], []
     for export_id, kind, group, _, landed_at in rows:
@@ -66,8 +72,24 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
             group_kept.append(landed_at)
         else:
             old.append(export_id)
-    oldest = min((time for times in kept.values() for time in times), default=now)
-    return sorted([*old, *(export_id for export_id, landed_at in others if landed_at < oldest)])
+    times = [time for group_kept in kept.values() for time in group_kept]
+    oldest = min(times, default=now)
+    reasons = dict.fromkeys([*old, *(export_id for export_id, landed_at in others if landed_at < oldest)], "older")
+    if unit == "days":
+        oldest = now - timedelta(days=number)
+    if unit == "days" or times:
+        reasons |= _ended_before(connection, site.name, oldest)
+    return dict(sorted(reasons.items()))
+
+
+def _ended_before(connection: psycopg.Connection, site: str, instant: datetime) -> dict[int, str]:
+    """Exports that came to no publication: what ended them, by a word and their error."""
+    rows = connection.execute(
+        "SELECT export_id, state, error FROM export_job WHERE site = %s AND state IN ('failed', 'gone', 'skipped')"
+        " AND coalesce(landed_at, requested_at) < %s",
+        (site, instant),
+    ).fetchall()
+    return {export_id: f"{state}: {error or 'no reason is noted'}" for export_id, state, error in rows}
 
 
 def prune(
@@ -93,7 +115,10 @@ def prune(
         _gather_needed(connection, exports)
         for done, export_id in enumerate(exports):
             progress(done, len(exports))
-            found += _pruned(runtime, connection, site.name, export_id, dry_run=dry_run)
+            found += [
+                replace(one, reason=old[export_id])
+                for one in _pruned(runtime, connection, site.name, export_id, dry_run=dry_run)
+            ]
         connection.rollback()
     return found
 
@@ -101,7 +126,9 @@ def prune(
 def _note_gone(connection: psycopg.Connection, exports: Collection[int], now: datetime) -> None:
     """Exports whose folder somebody removed count as pruned."""
     connection.execute(
-        "UPDATE export_job SET pruned_at = %s WHERE export_id = ANY(%s) AND pruned_at IS NULL", (now, list(exports))
+        "UPDATE export_job SET pruned_at = %s WHERE export_id = ANY(%s) AND pruned_at IS NULL"
+        " AND landed_at IS NOT NULL",
+        (now, list(exports)),
     )
 
 
@@ -135,7 +162,7 @@ def _pruned(
         export = landing.open(site, export_id)
     except LandingError as error:
         if needed:
-            yield PrunedExport(export_id, 0, 0, before, before, is_removed=False, problem=error.message)
+            yield PrunedExport(export_id, 0, 0, before, before, is_removed=False, reason="", problem=error.message)
             return
         export = landing.unfinished(site, export_id)  # damaged or half removed, and nothing of it is needed
     plan = plan_export(export, needed)
@@ -146,7 +173,7 @@ def _pruned(
         _apply(runtime, connection, plan)
         after = export_bytes(folder)
     files = len(plan.removed) + len(plan.compacted)
-    yield PrunedExport(export_id, files, plan.kept_lines, before, after, is_removed=not plan.is_needed)
+    yield PrunedExport(export_id, files, plan.kept_lines, before, after, is_removed=not plan.is_needed, reason="")
 
 
 def _apply(runtime: Runtime, connection: psycopg.Connection, plan: PlannedExport) -> None:

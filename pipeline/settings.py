@@ -21,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigurationError
+from pipeline.landing.resource_types import RESOURCE_TYPES
 from pipeline.mapping_options import MappingOptions
+from pipeline.settings_problems import control_characters, problem, setting_name
 from pipeline.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
@@ -78,6 +80,8 @@ DEFAULT_CRAWL_SEARCHES: Mapping[str, tuple[str, ...]] = {
     "CarePlan": ("category=38717003",),
 }
 
+_ORIGIN = re.compile(r"https?://[^/\s@?#\\]+/?", re.IGNORECASE)
+_DAY_SECONDS = 86_400.0
 _Model = TypeVar("_Model", bound=BaseModel)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _MESSAGE = re.compile(r"\d{1,8}|[a-z][a-z-]{0,39}")
@@ -85,7 +89,6 @@ _MESSAGE = re.compile(r"\d{1,8}|[a-z][a-z-]{0,39}")
 _UNKNOWN_MESSAGES = ("unreadable", "other")
 _REMOVAL = re.compile(r"keep|delete|delete-after (?P<exports>[1-9][0-9]?) exports?")
 _KEEP = re.compile(r"all|[1-9][0-9]{0,3} (exports?|days?)")
-_TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 #: Parameters of a search beside `patient`, as they stand in the address; `patient` itself is never a setting.
 _SEARCH = re.compile(r"(?!.*(^|&)(patient|subject)=)[A-Za-z_][\w:.-]*=[^&#\s]+(&[A-Za-z_][\w:.-]*=[^&#\s]+)*")
 
@@ -118,6 +121,12 @@ def _refuse_odd_base(url: str) -> None:
         usable = False
     if not usable:
         raise ValueError("fhir_url has no host, or a port that is none")
+
+
+def _refuse_unknown_type(name: str) -> None:
+    """Of FHIR R4, whether it is mapped or not: what is exported is kept, and may be mapped one day. Raises ValueError."""
+    if name not in RESOURCE_TYPES:
+        raise ValueError(f"{name!r} is no resource type of FHIR R4.{nearest(name, RESOURCE_TYPES)}".removesuffix("."))
 
 
 def _checked_zone(value: str) -> str:
@@ -165,10 +174,10 @@ class SiteSettings(BaseModel):
     groups: tuple[str, ...] = ()
     resource_types: tuple[str, ...] = DEFAULT_RESOURCE_TYPES
     #: Rule 2: one kick-off for a client and group in this window.
-    kickoff_window_hours: Annotated[float, Field(gt=0)] = 24.0
+    kickoff_window_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
     #: Bounds of the wait between two status requests, in seconds (rule 7).
-    poll_floor_seconds: Annotated[float, Field(ge=0)] = 600.0
-    poll_ceiling_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    poll_floor_seconds: Annotated[float, Field(ge=0, le=_DAY_SECONDS)] = 600.0
+    poll_ceiling_seconds: Annotated[float, Field(gt=0, le=_DAY_SECONDS)] = 3600.0
     download_workers: Annotated[int, Field(ge=1, le=32)] = 4
     #: A download that stays below so many bytes a second for a minute is begun anew where it was; 0: never.
     download_floor_bytes_per_second: Annotated[int, Field(ge=0)] = 512
@@ -211,7 +220,7 @@ class SiteSettings(BaseModel):
     hydrate: bool = False
     hydrate_types: tuple[str, ...] = DEFAULT_HYDRATE_TYPES
     #: What was fetched by reference, or was not there, is asked for again after so many days.
-    hydrate_again_days: Annotated[float, Field(ge=0)] = 30.0
+    hydrate_again_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
     #: The patients of a crawl, for sites without bulk export: one FHIR id a line, or CSV.
     patients_file: Path | None = None
     #: By resource type, in place of that type's default: what its searches need beside the patient.
@@ -284,6 +293,37 @@ class SiteSettings(BaseModel):
                 )
         return value
 
+    @field_validator("resource_types", "empty_when_missing", "text_source_value_types")
+    @classmethod
+    def _resource_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            _refuse_unknown_type(name)
+        return value
+
+    @field_validator("resource_types")
+    @classmethod
+    def _some_type(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name a resource type at least; without the key it is a list of the usual ones")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if not _ORIGIN.fullmatch(text):
+                raise ValueError(
+                    "an origin is a scheme, a host and perhaps a port, such as https://files.example.org:8443"
+                )
+        return value
+
+    @field_validator("groups")
+    @classmethod
+    def _group_ids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(group.strip() for group in value):
+            raise ValueError("one of the ids is empty")
+        return value
+
     @field_validator("hydrate_types")
     @classmethod
     def _hydrate_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -296,8 +336,7 @@ class SiteSettings(BaseModel):
     @classmethod
     def _crawl_searches(cls, value: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
         for resource_type, searches in value.items():
-            if not _TYPE.fullmatch(resource_type):
-                raise ValueError(f"{resource_type!r} is no resource type")
+            _refuse_unknown_type(resource_type)
             for search in searches:
                 if not _SEARCH.fullmatch(search):
                     raise ValueError(f"{resource_type}: {search!r} is no search such as category=laboratory")
@@ -495,9 +534,19 @@ _VARIABLES = {
 
 
 def home_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong."""
+    """EPIC_OMOP_HOME, where everything else is; asked alone where the other settings may be wrong. Raises
+    ConfigurationError."""
     variables = os.environ if environment is None else environment
-    return Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+    try:
+        home = Path(variables.get("EPIC_OMOP_HOME") or ".epic-omop").absolute()
+        str(home).encode()
+    except FileNotFoundError:
+        raise ConfigurationError("The working folder does not exist any more.", "Change to another one.") from None
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            "The path of EPIC_OMOP_HOME cannot be read as UTF-8.", "Name another folder, or set LC_ALL=C.UTF-8."
+        ) from None
+    return home
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -568,8 +617,13 @@ def _site(entry: SiteEntry) -> SiteSettings:
         raise ConfigurationError(
             f"{entry.place(('name',))}: the name of site {entry.name!r} is the key above it.", "Take `name` out."
         )
+    problems = [
+        f"{entry.place(path)}: {setting_name(path)}: holds a line break or another control character."
+        for path in control_characters(entry.values)
+    ]
     try:
-        return SiteSettings.model_validate({**given, "name": entry.name})
+        if not problems:
+            return SiteSettings.model_validate({**given, "name": entry.name})
     except ValidationError as error:
         problems = [_described(item, entry) for item in error.errors(include_input=False, include_url=False)]
     raise ConfigurationError(
@@ -579,13 +633,21 @@ def _site(entry: SiteEntry) -> SiteSettings:
 
 def _described(item: ErrorDetails, entry: SiteEntry) -> str:
     """`file:line: key: what is wrong.` of one problem that pydantic found."""
-    location, place = item["loc"], entry.place(item["loc"])
-    key = ".".join(str(part) for part in location)
+    words = problem(item)
+    # A rule about the whole site begins with the key that it is about.
+    location = item["loc"]
+    place = entry.place(location or words.split(maxsplit=1)[:1])
+    key = setting_name(location)
     if item["type"] == "extra_forbidden":
         fields = MappingOptions.model_fields if location[0] == "mapping" else SiteSettings.model_fields
         close = nearest(str(location[-1]), set(fields) - {"name"})
         return f"{place}: there is no key {key!r}.{close}"
-    return f"{place}: {key + ': ' if key else ''}{item['msg'].removeprefix('Value error, ')}."
+    return f"{place}: {key + ': ' if key else ''}{words}{'' if words.endswith('?') else '.'}"
+
+
+def _variable(name: str) -> str:
+    """The environment variable of a setting; the setting's own name where there is none."""
+    return next((variable for variable, field in _VARIABLES.items() if field == name), name)
 
 
 def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
@@ -593,7 +655,7 @@ def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _M
         return model.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'entry'}: {item['msg'].removeprefix('Value error, ')}"
+            f"{_variable(setting_name(item['loc'])) or 'entry'}: {problem(item)}"
             for item in error.errors(include_input=False)
         )
         raise ConfigurationError(f"Settings in {where} are wrong: {problems}.") from None

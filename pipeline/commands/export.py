@@ -62,7 +62,9 @@ def export(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option("--since", help="Only what changed from then on (UTC), where the site knows `_since`."),
+        typer.Option(
+            "--since", parser=instant, help="Only what changed from then on (UTC), where the site knows `_since`."
+        ),
     ] = None,
 ) -> None:
     """Export a site's groups from Epic and land the files; nothing is loaded yet.
@@ -88,13 +90,21 @@ def export(
     groups = checked_groups(settings, group)
     console = Terminal()
     with ExportProgress(console) as progress:
-        start = since.replace(tzinfo=UTC) if since else None
         keep = progress.keep_future_time if is_interactive(console) else None
-        result = export_groups(runtime, settings, groups, progress.show, since=start, keep_future_time=keep)
+        result = export_groups(runtime, settings, groups, progress.show, since=since, keep_future_time=keep)
     _show_result(console, result)
     for error in result.failures.values():
         raise error
     console.print(words("Load it with ", bold(f"epic-omop run --site {site}"), "."))
+
+
+def instant(text: str) -> datetime:
+    """A date or time as an option has it: with its own offset from UTC, or in UTC. Raises BadParameter."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no time such as 2026-03-01T04:00 or 2026-03-01T04:00-05:00.") from None
 
 
 def abandon(
@@ -125,7 +135,8 @@ def retime(
     site: Annotated[str, typer.Option("--site", help="Name of the export's site.")],
     number: Annotated[int, typer.Option("--export", help="Number of the export.")],
     time: Annotated[
-        datetime | None, typer.Option("--time", help="The time (UTC) that counts. Default: that of its kick-off.")
+        datetime | None,
+        typer.Option("--time", parser=instant, help="The time (UTC) that counts. Default: that of its kick-off."),
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load again what had counted as older.")] = True,
 ) -> None:
@@ -139,7 +150,7 @@ def retime(
 
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
-    result = retime_export(runtime, site, number, time.replace(tzinfo=UTC) if time else None)
+    result = retime_export(runtime, site, number, time)
     Terminal().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
     _load_again(runtime, settings, result.load_again, load=load)
 

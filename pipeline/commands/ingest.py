@@ -234,9 +234,10 @@ def verify(
                 raise
             console.print(difference.message, style="red")
     if failed:
-        raise AccountingError(
-            f"{len(failed)} of {len(checks)} checks failed.", "Please report this with the lines above."
+        advice = "\n".join(
+            dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
+        raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

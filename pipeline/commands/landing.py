@@ -59,7 +59,8 @@ def prune(
     site: Annotated[str | None, typer.Option("--site", help="Only this site; otherwise all.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
-    """Remove exports that `landing_keep` of their site does not keep, but for the lines that are needed.
+    """Remove exports that `landing_keep` of their site does not keep, but for the lines that are needed. Exports that were
+    forgotten, given up or failed are kept as long as others of their age.
 
     Needed are the lines of all current resources, of open dead letters, and of what waits for something else: they are copied
     into files of their own, so that whatever is mapped again finds them. Safe to stop: run again, it continues.
@@ -97,7 +98,7 @@ def _print_pruned(console: Terminal, site: str, keep: str, found: Sequence[Prune
         console.print(f"Site {site} keeps {keep}: nothing is to be removed.")
         return
     table = number_table(
-        "export", "files", "lines moved", "bytes before", "bytes after", "", title=f"Site {site}, keeps {keep}"
+        "export", "files", "lines moved", "bytes before", "bytes after", "", "why", title=f"Site {site}, keeps {keep}"
     )
     for export in found:
         after = "·" if export.bytes_after is None else f"{export.bytes_after:,}"
@@ -109,6 +110,7 @@ def _print_pruned(console: Terminal, site: str, keep: str, found: Sequence[Prune
             f"{export.bytes_before:,}",
             after,
             note,
+            export.reason,
         )
     console.print(table)
     if dry_run:

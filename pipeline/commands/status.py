@@ -11,8 +11,11 @@ from pipeline.commands.terminal import Table, Terminal, Text, lines
 from pipeline.errors import WarehouseError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import psycopg
 
+    from pipeline.quality.report import UnmappedCode
     from pipeline.runtime import Runtime
     from pipeline.settings import SiteSettings
 
@@ -28,6 +31,7 @@ def status() -> None:
     from pipeline.commands.landing import usage
     from pipeline.landed_lines import missing_lines, missing_sentence
     from pipeline.omop.vocabulary import current_release
+    from pipeline.quality.report import unmapped_by_site
     from pipeline.runtime import Runtime
     from pipeline.warehouse.export_jobs import sites_with_exports
 
@@ -47,8 +51,9 @@ def status() -> None:
         if not names:
             console.print(f"No site yet: write {settings.sites_file}, or load a folder with `epic-omop ingest`.")
             return
+        unmapped = unmapped_by_site(connection, most=5)
         for name in names:
-            console.print(_site_table(_row(connection, runtime, name)))
+            console.print(_site_table(_row(connection, runtime, name, unmapped.get(name, ()))))
         console.print(usage(runtime, connection).sentence(), soft_wrap=True)
         if missing := missing_lines(connection):
             console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
@@ -91,7 +96,9 @@ def _site_table(row: tuple[str | Text, ...]) -> Table:
     return table
 
 
-def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[str | Text, ...]:
+def _row(
+    connection: psycopg.Connection, runtime: Runtime, site: str, unmapped: Sequence[UnmappedCode]
+) -> tuple[str | Text, ...]:
     last = connection.execute(
         "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
         " ORDER BY published_at DESC LIMIT 1",
@@ -111,18 +118,13 @@ def _row(connection: psycopg.Connection, runtime: Runtime, site: str) -> tuple[s
         f"{letters[0]:,}" if letters and letters[0] else "·",
         error,
         _notes(connection, site),
-        _unmapped(connection, site),
+        _unmapped(unmapped),
     )
 
 
-def _unmapped(connection: psycopg.Connection, site: str) -> Text:
+def _unmapped(codes: Sequence[UnmappedCode]) -> Text:
     """Codes of the site's resources as they are now that have no concept."""
-    from pipeline.quality.report import unmapped_of_site
-
-    found = [
-        f"{code.resource_type}.{code.element} {code.code or '(text only)'}: {code.count:,}"
-        for code in unmapped_of_site(connection, site, most=5)
-    ]
+    found = [f"{code.resource_type}.{code.element} {code.code or '(text only)'}: {code.count:,}" for code in codes]
     return lines(found or ["·"])
 
 

@@ -17,6 +17,8 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import psutil
+
     from pipeline.settings import Settings
 
 __all__ = ["register"]
@@ -26,6 +28,7 @@ _HOST = "127.0.0.1"
 #: Dagster gives each of its services 60 s to end before it kills them.
 _SECONDS_TO_END = 130.0
 _SECONDS_TO_END_CHILDREN = 5.0
+_SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +94,7 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     ended = threading.Event()
     threading.Thread(target=_say_when_ready, args=(settings, port, ended), daemon=True).start()
     try:
-        code = services.wait()
+        code = _code_of(services)
     except KeyboardInterrupt:
         echo("Dagster is ending …")
         code = 0
@@ -100,6 +103,43 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
         _end(services)
     if code:
         raise UsageError(f"Dagster ended by itself (exit code {code}).", "Its messages above say why.")
+
+
+def _code_of(services: subprocess.Popen[bytes]) -> int:
+    """Wait until Dagster has ended. Its own command watches webserver and daemon, but not the code server, without which both
+    wait for ever. Raises UsageError when that has died."""
+    code_server: psutil.Process | None = None
+    while True:
+        try:
+            return services.wait(_SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            code_server = code_server or _code_server_of(services)
+        if code_server is not None and not _runs(code_server) and services.poll() is None:
+            raise UsageError(
+                "Dagster's code server has died, without which nothing runs; Dagster is ended.",
+                "Where no message above says why, it was killed, perhaps for lack of memory. Start epic-omop ui again: exports"
+                " that were open are taken up.",
+            )
+
+
+def _code_server_of(services: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """None before it has started."""
+    import psutil
+
+    try:
+        children = psutil.Process(services.pid).children()
+        return next((child for child in children if "code-server" in child.cmdline()), None)
+    except psutil.Error:
+        return None
+
+
+def _runs(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _say_when_ready(settings: Settings, port: int, ended: threading.Event) -> None:

@@ -86,7 +86,8 @@ class StillRunning:
 
 @dataclass(frozen=True)
 class ManifestFile:
-    """One file of a manifest; `count` is the number of resources where the server states it."""
+    """One file of a manifest; `count` is the number of resources where the server states it. `url` is empty where the
+    manifest names no address that can be used: the file cannot be had."""
 
     resource_type: str
     url: str
@@ -226,7 +227,7 @@ def _page_of(answer: Answer) -> Manifest:
         document = answer.json()
     except ProtocolError:
         document = {}
-    if document.get("resourceType", "Parameters") != "Parameters" or document.get("output") is None:
+    if (document.get("resourceType") or "Parameters") != "Parameters" or document.get("output") is None:
         raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
     return parse_manifest(document)
 
@@ -264,6 +265,10 @@ def _all_pages(session: EpicSession, first: Answer) -> Manifest:
             raise UnsafeRemote(f"The manifest's pages are longer than {MAX_MANIFEST_BYTES:,} bytes together.")
         manifest = _joined(manifest, _page_of(answer))
         next_url = _next_page(answer)
+    if manifest.output and not any(file.url for file in manifest.output):
+        raise ProtocolError(
+            "The manifest names no address that can be used.", "Report it to the site: nothing was loaded."
+        )
     return manifest
 
 
@@ -272,7 +277,7 @@ def _next_page(answer: Answer) -> str | None:
     for link in links if isinstance(links, list) else ():
         url = link.get("url") if isinstance(link, dict) and link.get("relation") == "next" else None
         if isinstance(url, str):
-            _refuse_unusable(url, "link")
+            _refuse_unusable(url)
             return urllib.parse.urljoin(answer.url, url)
     return None
 
@@ -342,38 +347,43 @@ def is_usable_url(text: str) -> bool:
         return False
 
 
-def _refuse_unusable(url: str, name: str) -> None:
+def _refuse_unusable(url: str) -> None:
     if re.match(r"(?!https?:)[a-z][a-z0-9+.-]*:", url, re.IGNORECASE):
-        message = f"An address in `{name}` of the manifest is of a kind that is not allow-listed."
+        message = "An address in `link` of the manifest is of a kind that is not allow-listed."
         raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
     if not is_usable_url(url):
-        message = f"An address in `{name}` of the manifest cannot be used."
+        message = "An address in `link` of the manifest cannot be used."
         raise ProtocolError(message, "Report it to the site: nothing was loaded.")
 
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
-    entries = document.get(name)
-    entries = [] if entries is None else entries
-    if not isinstance(entries, list):
+    """The files of one of the manifest's lists. Of `output` the export consists; the others may have any shape: one file
+    alone is a list of one, and what is no list of files is one that cannot be had."""
+    entries = document.get(name) or []
+    if isinstance(document.get(name), list):
+        return tuple(_file(entry, name) for entry in entries)
+    if name == "output" and document.get(name) is not None:
         raise ProtocolError(f"`{name}` of the manifest is not a list.")
-    return tuple(_file(entry, name) for entry in entries)
+    return (_file(entries, name),) if entries else ()
+
+
+#: What a list holds where it does not say so.
+_DEFAULT_TYPES = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}
 
 
 def _file(entry: object, name: str) -> ManifestFile:
     """A type becomes part of a file name, so anything but a plain name is refused."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
-        raise ProtocolError(
-            f"An entry of the manifest's `{name}` has no url.", "Report it to the site: nothing was loaded."
-        )
-    _refuse_unusable(entry["url"], name)
-    default = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}.get(name)
-    resource_type = entry.get("type", default)
+    values = entry if isinstance(entry, dict) else {}
+    resource_type = values.get("type", _DEFAULT_TYPES.get(name))
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
-        message = f"An entry of the manifest's `{name}` has a type that is no resource type."
-        raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
-    count = entry.get("count")
+        if name not in _DEFAULT_TYPES:
+            message = f"An entry of the manifest's `{name}` has a type that is no resource type."
+            raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
+        resource_type = _DEFAULT_TYPES[name]
+    url, count = values.get("url"), values.get("count")
     known = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**63
-    return ManifestFile(resource_type, entry["url"], count if known else None)
+    usable = isinstance(url, str) and is_usable_url(url)
+    return ManifestFile(resource_type, url if isinstance(url, str) and usable else "", count if known else None)
 
 
 def _file_to_json(file: ManifestFile) -> dict[str, Any]:

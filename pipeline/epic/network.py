@@ -9,8 +9,10 @@ proxy that looks names up, so only addresses written as such are checked.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +169,9 @@ def is_refused_address(rule: AddressRule, host: str) -> bool:
 
 
 def is_internal_host(host: str) -> bool:
-    """Whether a host is written as this machine, or as an address that is not public."""
+    """Whether a host is written as this machine, or as an address that is not public; `0x7f.1` is an address, too."""
     name = host.strip("[]").rstrip(".").lower()
+    if re.fullmatch(r"[0-9a-fx.]+", name):
+        with suppress(OSError):
+            name = socket.inet_ntoa(socket.inet_aton(name))
     return name == "localhost" or name.endswith(".localhost") or is_refused_address(AddressRule(), name)

@@ -49,6 +49,7 @@ from pipeline.errors import (
     RequestBudgetSpent,
     Unreachable,
     UnsafeRemote,
+    UnusableAddress,
 )
 from pipeline.landing.gzip_stream import DamagedGzipError, gunzip
 from pipeline.settings import SiteSettings
@@ -441,21 +442,24 @@ class Transport:
             return self._client.send(prepared, stream=True)
 
     def check_address(self, action: str, url: str) -> None:
-        """Raises UnsafeRemote unless the address belongs to an allow-listed origin; AddressNotListed where it could."""
+        """Raises AddressNotListed where the address belongs to no allow-listed origin, but could; UnusableAddress where it
+        never could."""
         origin = _origin(url)
         if origin not in self._origins:
             told = (
                 f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed."
             )
+            if origin.startswith("http://") and not self._site.test_mode:
+                raise UnusableAddress(told, "Only https is used: report the address to the site.")
             if not origin or is_internal_host(httpx.URL(url).host):
-                raise UnsafeRemote(
+                raise UnusableAddress(
                     told,
                     "Nothing is asked for there. If it is the site's own server in your network, name it in allowed_origins"
                     " and its network in private_networks in sites.yaml; otherwise report it to the site.",
                 )
             raise AddressNotListed(told, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
         if is_refused_address(self._addresses, httpx.URL(url).host):
-            raise UnsafeRemote(
+            raise UnusableAddress(
                 f"{action}: {origin} is an address inside a network that is not open to it.",
                 "If the site's server stands in your own network, name it as private_networks in sites.yaml.",
             )

@@ -6,7 +6,8 @@ Each takes the locks that its subject's own work takes, and can be called again 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ from pipeline.epic import bulk_export
 from pipeline.epic.session import EpicSession
 from pipeline.errors import EpicOmopError, LandingError, UsageError
 from pipeline.exports.states import rest, session_of
-from pipeline.exports.times import MOST_AHEAD
+from pipeline.exports.times import EARLIEST, MOST_AHEAD
 from pipeline.runtime import Runtime
 from pipeline.settings import SiteSettings
 from pipeline.warehouse import export_jobs
@@ -30,6 +31,13 @@ _log = logging.getLogger(__name__)
 
 #: The DELETE of an export that is given up; a server that is down does not hold up the command.
 _DELETE_SECONDS = 30.0
+
+#: By kind, what ends an export that is open.
+_ADVICE_OF_OPEN = {
+    "bulk": "Give it up with `epic-omop export abandon`.",
+    "crawl": "Finish it with `epic-omop crawl SITE --resume`.",
+    "folder": "It ends with the command that loads it; the next `epic-omop ingest --from` takes away what was killed.",
+}
 
 #: Earlier than any export: whatever comes is newer.
 _BEFORE_ALL = datetime(1900, 1, 1, tzinfo=UTC)
@@ -67,7 +75,10 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
             raise UsageError(
                 f"Group {group} of site {site.name} has no open export.", "`epic-omop status` lists what is open."
             )
-        with site_lock(connection, site.name, f"export {job.export_id}"):
+        with ExitStack() as locks:
+            locks.enter_context(site_lock(connection, site.name, f"export {job.export_id}"))
+            if job.state == "landed":  # a load that has begun is not given up half way
+                locks.enter_context(site_lock(connection, site.name, "ingest"))
             not_deleted = _deleted_on_server(runtime, site, job, session)
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
@@ -97,15 +108,22 @@ def retime(runtime: Runtime, site: str, export_id: int, time: datetime | None = 
     """Set the time that orders an export (default: that of its kick-off, by our clock), in the warehouse and in landing.
 
     What came after it by the new order and counted as older is named in `load_again`. Raises UsageError for an export
-    without a time, or a time in the future; WarehouseError, SiteBusy, LandingError.
+    without a time or that does not count, or a time that no export can have; WarehouseError, SiteBusy, LandingError.
     """
-    with runtime.connect() as connection, site_lock(connection, site, "ingest"):
+    with runtime.connect() as connection, _export_locks(connection, site, export_id):
         job = _job_of(connection, site, export_id)
         if job.transaction_time is None:
             raise UsageError(
-                f"Export {export_id} has no time yet: it is {job.state}.", "Give it up with `export abandon`."
+                f"Export {export_id} has no time yet: it is {job.state}.", _ADVICE_OF_OPEN.get(job.kind, "")
+            )
+        if not job.is_open and job.published_at is None:
+            raise UsageError(
+                f"Export {export_id} is {job.state}: it counts for nothing, so it has no place among the others.",
+                f"If it is in landing, `epic-omop ingest --site {site} --export {export_id}` lets it count again.",
             )
         instant = time or job.requested_at
+        if instant < EARLIEST:
+            raise UsageError(f"{instant.date()} is before there was FHIR.", "Name the time at which it was exported.")
         if instant - runtime.clock.now() > MOST_AHEAD:
             raise UsageError(f"{instant:%Y-%m-%d %H:%M} UTC is in the future.", "Name a time that has passed.")
         ids = _with_replays(connection, job)
@@ -136,11 +154,11 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
     Its rows stay until the exports of `load_again`, or the next ones, bring those resources; its files stay in landing.
     Raises UsageError for one that is open at the site; WarehouseError, SiteBusy.
     """
-    with runtime.connect() as connection, site_lock(connection, site, "ingest"):
+    with runtime.connect() as connection, _export_locks(connection, site, export_id):
         job = _job_of(connection, site, export_id)
         if job.is_open and job.state != "landed":
             raise UsageError(
-                f"Export {export_id} is {job.state}: it is not here yet.", "Use `epic-omop export abandon`."
+                f"Export {export_id} is {job.state}: it is not here yet.", _ADVICE_OF_OPEN.get(job.kind, "")
             )
         ids = _with_replays(connection, job)
         connection.execute(
@@ -170,6 +188,13 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
         ).fetchall()
         connection.commit()
     return Corrected(export_id, job.transaction_time, None, _in_landing(runtime, site, [row[0] for row in newest]))
+
+
+@contextmanager
+def _export_locks(connection: psycopg.Connection, site: str, export_id: int) -> Iterator[None]:
+    """Neither a load of the site nor a download of this export runs meanwhile: each would write over what is corrected."""
+    with site_lock(connection, site, "ingest"), site_lock(connection, site, f"export {export_id}"):
+        yield
 
 
 def _job_of(connection: psycopg.Connection, site: str, export_id: int) -> ExportJob:

@@ -11,7 +11,14 @@ import psycopg
 from pipeline.epic import bulk_export
 from pipeline.epic.bulk_export import Manifest
 from pipeline.epic.session import EpicSession
-from pipeline.errors import EpicOmopError, ExportGone, ExportNotReady, LandingError, PermanentError
+from pipeline.errors import (
+    EpicOmopError,
+    ExportGone,
+    ExportNotReady,
+    LandingError,
+    PermanentError,
+    UnusableAddress,
+)
 from pipeline.export_files import ExportDownload
 from pipeline.exports.states import rest, save_error, session_of
 from pipeline.landing.origin import read_origin
@@ -35,8 +42,8 @@ def download(
 
     For a landed export, returns what is in the store. Files that are lost, and those that cannot be had for a whole
     window after the manifest came, are left out (`etl.export_gap`); the job then stays on the server. Raises
-    ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone when all files are lost
-    (saved as `failed`), and what `bulk_export.download` and the landing store raise; then calling it again goes on
+    ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone or UnusableAddress when no
+    file is left (saved as `failed`), and what `bulk_export.download` and the landing store raise; then calling it again goes on
     where it stopped.
     """
     site = runtime.settings.site(job.site)
@@ -63,13 +70,13 @@ def _landed(
     if job.state == "complete":
         try:
             landed = _fetched(runtime, session, job, progress)
-        except ExportGone as error:
+        except (ExportGone, UnusableAddress) as error:
             _end(
                 connection,
                 session.site,
                 job,
                 error,
-                "files of its last export were lost, and Epic allows one in this time",
+                "files of its last export could not be had, and Epic allows one in this time",
             )
         except EpicOmopError as error:
             save_error(connection, job, error)

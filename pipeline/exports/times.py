@@ -16,13 +16,13 @@ import psycopg
 
 from pipeline.warehouse.export_jobs import ExportJob
 
-__all__ = ["MOST_AHEAD", "ExportTime", "KeepFutureTime", "export_time"]
+__all__ = ["EARLIEST", "MOST_AHEAD", "ExportTime", "KeepFutureTime", "export_time"]
 
 #: Clocks of servers differ; more than this is no difference of clocks that are looked after.
 MOST_AHEAD = timedelta(minutes=10)
 
 #: No server spoke FHIR before. An export of a snapshot may be days old, but not that old: such a clock was reset.
-_EARLIEST = datetime(2011, 1, 1, tzinfo=UTC)
+EARLIEST = datetime(2011, 1, 1, tzinfo=UTC)
 
 #: (the site's time, our time) → whether the site's counts all the same. Asks a person.
 KeepFutureTime = Callable[[datetime, datetime], bool]
@@ -47,7 +47,7 @@ def export_time(
     own = f"the time of the kick-off, {job.requested_at:%Y-%m-%d %H:%M} UTC, counts instead"
     if stated is None:
         return ExportTime(job.requested_at, (f"The site's transactionTime cannot be read: {own}.",))
-    if stated < _EARLIEST:
+    if stated < EARLIEST:
         told = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
         return ExportTime(job.requested_at, (f"{told}: {own}.",))
     if stated - now > MOST_AHEAD:

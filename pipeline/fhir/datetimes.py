@@ -8,11 +8,11 @@ Here is how one text is read; which of several counts is in `pipeline.omop.deriv
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 
 import polars as pl
 
-__all__ = ["is_calendar_date", "is_open_end", "parsed", "ten_characters", "timestamp_format"]
+__all__ = ["is_calendar_date", "is_open_end", "is_sentinel", "parsed", "ten_characters", "timestamp_format"]
 
 _INSTANT = "%Y-%m-%dT%H:%M:%S%.f%#z"
 _LOCAL = "%Y-%m-%dT%H:%M:%S%.f"
@@ -24,6 +24,7 @@ _FORM = re.compile(timestamp_format.removeprefix("^").removesuffix("$"), re.ASCI
 #: The form of nearly all: 19 characters that polars reads in a fast way, and an end of which there are few different.
 _USUAL = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})$"
 _LEAP_SECOND = r"^(.{17})60"
+_UNIX_ZERO = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK, _CLOCK_LENGTH = "%Y-%m-%dT%H:%M:%S", 19
 
 
@@ -86,6 +87,19 @@ def is_calendar_date(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_sentinel(text: str) -> bool:
+    """Whether one text that is a FHIR date stands for "unknown": the zero of Unix clocks, or the year 9999."""
+    if text.startswith("9999"):
+        return True
+    if not text.startswith(("1969-12-31T", "1970-01-01T")):
+        return False
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) == _UNIX_ZERO
 
 
 def ten_characters(text: pl.Expr) -> pl.Expr:

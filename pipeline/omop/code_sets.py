@@ -27,6 +27,9 @@ _SET_SCHEMA = {"code_set": pl.Int32, "code_set_key": pl.Int64, "text": pl.String
 #: Stands for what has no number yet; None is a number, too.
 _UNKNOWN = -1
 
+#: Key of the code set without content.
+_NOTHING = ("nothing",)
+
 #: Elements of a Coding, of which a CodeableConcept has none.
 _OF_A_CODING = frozenset(("system", "code", "display"))
 
@@ -109,6 +112,15 @@ class CodeSets:
         if unit != code and code:
             named.append((None, unit))
         return self._new(key, [_checked({"system": of, "code": name}) for of, name in named], unit)
+
+    def nothing(self) -> int:
+        """The number of a code set that holds nothing: stands for an element that is there and says nothing readable."""
+        number = self._numbers.get(_NOTHING)
+        if number is None:
+            number = self._numbers[_NOTHING] = len(self._codings)
+            self._codings.append([])
+            self._texts.append(None)
+        return number
 
     def _new(self, key: Any, codings: list[_Coding], text: Any) -> int | None:
         if text is not None and not isinstance(text, str):

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.fhir.datetimes import is_calendar_date
+from pipeline.fhir.datetimes import is_calendar_date, is_sentinel
 from pipeline.omop.code_sets import CodeSets
 from pipeline.omop.keys import SurrogateKeys, parse_reference
 
@@ -84,15 +84,6 @@ def integer32(value: int) -> int:
     return value
 
 
-def diagnosis_use(diagnosis: dict[str, Any]) -> str | None:
-    """Key of the value map diagnosis_use: the role's code where it is one of AD and DD, else by rank."""
-    for coding in (diagnosis.get("use") or {}).get("coding") or ():
-        if coding.get("code") in {"AD", "DD"}:
-            return str(coding["code"])
-    rank = diagnosis.get("rank")
-    return None if rank is None else "1" if rank == 1 else "other"
-
-
 def period_text(period: dict[str, Any]) -> str:
     """'start/end', either may be empty."""
     return f"{period.get('start') or ''}/{period.get('end') or ''}"
@@ -135,6 +126,26 @@ def _bounds_ends(request: dict[str, Any]) -> list[str]:
     if any(end.__class__ is not str for end in ends):
         raise ValueError("expected the end of a period to be a string")
     return ends
+
+
+def usable_event(events: Any) -> str | None:
+    """Of the events of a Timing (FHIR date strings) the first that is a date and no sentinel, else what comes nearest."""
+    texts = _events(events)
+    dates = [text for text in texts if is_calendar_date(text)]
+    return next((text for text in dates if not is_sentinel(text)), None) or next(iter(dates or texts), None)
+
+
+def unusable_event(events: Any) -> str | None:
+    """The first event of a Timing that stands before the usable one, for an issue; None where that is the first."""
+    texts = _events(events)
+    return texts[0] if texts and texts[0] != usable_event(texts) else None
+
+
+def _events(events: Any) -> list[str]:
+    texts = [event for event in (events if events.__class__ is list else [events]) if event is not None]
+    if any(text.__class__ is not str for text in texts):
+        raise ValueError("expected the events of a Timing to be strings")
+    return texts
 
 
 #: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.
@@ -225,6 +236,39 @@ def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     return convert
 
 
+#: Parts of US Core's extensions of race and ethnicity that are read as they are.
+_CATEGORIES = ("ombCategory", "detailed")
+_ABSENT = "http://hl7.org/fhir/StructureDefinition/data-absent-reason"
+
+
+def other_category(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter extension of race or ethnicity → code set of what it says in another way than by US Core's codings.
+
+    A CodeableConcept, a code, or only a text; nothing readable is a code set, too. None where it has a coding as US Core
+    has it, and where it says why there is none.
+    """
+
+    def convert(extension: dict[str, Any]) -> int | None:
+        parts = [part for part in extension.get("extension") or () if part.__class__ is dict]
+        for part in parts:
+            url, coding = part.get("url"), part.get("valueCoding")
+            if url == _ABSENT or (coding and url in _CATEGORIES and (coding.get("code") or coding.get("display"))):
+                return None
+        return said_otherwise([extension, *parts])
+
+    def said_otherwise(said: list[dict[str, Any]]) -> int:
+        concepts = [part["valueCodeableConcept"] for part in said if part.get("valueCodeableConcept").__class__ is dict]
+        codings = [part["valueCoding"] for part in said if part.get("valueCoding").__class__ is dict]
+        codings += [coding for concept in concepts for coding in concept.get("coding") or ()]
+        codings += [{"code": part["valueCode"]} for part in said if part.get("valueCode").__class__ is str]
+        texts = [concept.get("text") for concept in concepts] + [part.get("valueString") for part in said]
+        text = next((text for text in texts if text.__class__ is str and text), None)
+        number = sets.add_concept({"coding": codings, "text": text})
+        return sets.nothing() if number is None else number
+
+    return convert
+
+
 def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
     """Converter MedicationRequest → code set of its medication, None where that is another resource."""
 
@@ -238,6 +282,18 @@ def medication_code(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
                 if contained.get("id") == reference[1:] and contained.get("code"):
                     return sets.add_concept(contained["code"])
         return None
+
+    return convert
+
+
+def lacks_contained_medication(sets: CodeSets) -> Callable[[dict[str, Any]], bool | None]:
+    """Converter MedicationRequest → True where its medication is a contained one that is not there, or says nothing."""
+    code = medication_code(sets)
+
+    def convert(request: dict[str, Any]) -> bool | None:
+        reference = (request.get("medicationReference") or {}).get("reference")
+        is_contained = isinstance(reference, str) and reference.startswith("#")
+        return True if is_contained and code(request) is None else None
 
     return convert
 
@@ -291,4 +347,7 @@ def item_code(item: dict[str, Any]) -> str | None:
 
 
 def _bare_coding(coding: dict[str, Any]) -> dict[str, Any]:
+    """What a look-up asks for. Its shape is checked here, where its own line is at fault."""
+    if any(coding.get(name) is not None and coding[name].__class__ is not str for name in ("system", "code")):
+        raise ValueError("expected system and code to be strings")
     return {name: coding[name] for name in ("system", "code", "userSelected") if name in coding}

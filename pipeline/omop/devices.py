@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["contained_device", "device_identifier", "device_lot", "device_summary"]
+__all__ = ["contained_device", "device_identifier", "device_lot", "device_summary", "lacks_contained_device"]
 
 _LENGTH = 255
 
@@ -55,13 +55,26 @@ def device_lot(device: dict[str, Any]) -> str | None:
 
 
 def device_summary(device: dict[str, Any]) -> dict[str, Any]:
-    """What an exposure takes from its device: code (CodeableConcept), identifier, lot, made (date of manufacture)."""
+    """What an exposure takes from its device: code (CodeableConcept), identifier, lot, made (date of manufacture).
+
+    ValueError for a date that is no text: a contained device is read by no view of its own.
+    """
+    made = device.get("manufactureDate")
+    if made is not None and not isinstance(made, str):
+        raise ValueError("expected the date of manufacture to be a string")
     return {
         "code": device.get("type"),
         "identifier": device_identifier(device),
         "lot": device_lot(device),
-        "made": device.get("manufactureDate"),
+        "made": made,
     }
+
+
+def lacks_contained_device(statement: dict[str, Any]) -> bool | None:
+    """True where the device is a contained one that is not there."""
+    reference = (statement.get("device") or {}).get("reference")
+    is_contained = isinstance(reference, str) and reference.startswith("#")
+    return True if is_contained and contained_device(statement) is None else None
 
 
 def contained_device(statement: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from pipeline.omop.routing import exact_numbers, route, to_table
 from pipeline.omop.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.warehouse.staging import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
 
-__all__ = ["EventRows", "derived", "event_links", "event_rows", "refuse_incomplete"]
+__all__ = ["EventRows", "derived", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -199,10 +199,19 @@ def _path_of(mapping: ResourceMapping, view: ViewMapping, column: str) -> str:
     return f"{mapping.resource}.{paths.get(column, column)}"
 
 
+def numbered_path(mapping: ResourceMapping, view: ViewMapping, path: str) -> pl.Expr:
+    """The path with the number of the item that the row is made of: two broken items of an array are two issues."""
+    element = f"{mapping.resource}.{view.numbered_element}"
+    if view.numbered_element is None or f"{path}.".removeprefix(f"{element}.") == f"{path}.":
+        return pl.lit(path)
+    number = pl.col("item_number").cast(pl.String)
+    return pl.concat_str(pl.lit(f"{element}["), number, pl.lit(f"]{path.removeprefix(element)}"))
+
+
 def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, name: str) -> list[pl.Expr]:
     source = _DATES.get(name)
     cause = pl.lit(None, dtype=pl.Int64)
-    path = pl.lit(_path_of(mapping, view, name))
+    path = numbered_path(mapping, view, _path_of(mapping, view, name))
     if name == IMPLAUSIBLE:
         code, reason = pl.lit(DATE_IMPLAUSIBLE), pl.lit("the date cannot be meant")
         path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
@@ -378,19 +387,17 @@ def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> 
     imputed. Publication counts what is wrong with an element once a resource."""
     found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
     for name in rows.columns:
-        path = None
+        path = pl.lit(None, dtype=pl.String)
         if name.startswith("issue_"):
             flagged = rows.filter(pl.col(name))
             code, _, column = name.removeprefix("issue_").partition("__")
             if column:
-                path = _path_of(mapping, view, column)
+                path = numbered_path(mapping, view, _path_of(mapping, view, column))
         elif name.endswith("_precision"):
             flagged = rows.filter(pl.col(name).is_between(1, 9))
-            code, path = "date_imputed", name.removesuffix("_precision")
+            code, path = "date_imputed", pl.lit(name.removesuffix("_precision"))
         else:
             continue
         if not flagged.is_empty():
-            found.append(
-                flagged.select("surrogate_id", pl.lit(code).alias("code"), pl.lit(path, dtype=pl.String).alias("path"))
-            )
+            found.append(flagged.select("surrogate_id", pl.lit(code).alias("code"), path.alias("path")))
     return pl.concat(found)

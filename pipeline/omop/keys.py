@@ -14,6 +14,7 @@ import xxhash
 
 __all__ = ["SurrogateKeys", "content_key", "signed"]
 
+_VERSION = re.compile(r"\|[^/|]*\Z")
 _RELATIVE = re.compile(r"([A-Z][A-Za-z]{1,63})/([^/#?\s]+)")
 
 
@@ -47,14 +48,17 @@ class SurrogateKeys:
 
 
 def parse_reference(reference: str, default_type: str | None = None) -> tuple[str, str] | None:
-    """(resource type, id) of a literal reference: relative, absolute, versioned or `urn:uuid:`; else None."""
+    """(resource type, id) of a literal reference: relative, absolute, versioned or `urn:uuid:`; else None.
+
+    A version may stand behind `/_history/`, or behind `|` as in a canonical URL: FHIR's ids have no such character.
+    """
     if not isinstance(reference, str):
         raise ValueError("expected a string")  # noqa: TRY004 - a wrong shape of data, told like the view's
     if reference.startswith("urn:uuid:"):
-        return (default_type, reference[9:]) if default_type else None
+        return (default_type, _VERSION.sub("", reference[9:])) if default_type else None
     if reference.startswith("#") or "?" in reference:  # the query of a conditional one may look like a path
         return None
-    path = reference.split("/_history/", 1)[0]
+    path = _VERSION.sub("", reference.split("/_history/", 1)[0])
     if "/" not in path:
         return None
     match = _RELATIVE.fullmatch("/".join(path.rsplit("/", 2)[-2:]))

@@ -35,6 +35,7 @@ from pipeline.omop.mapping_sources import (
 from pipeline.omop.rule_reads import texts_of_pipeline, texts_of_rules
 
 __all__ = [
+    "ITEM_NUMBER",
     "ConceptRule",
     "Exclusion",
     "MappingReading",
@@ -193,7 +194,7 @@ class ViewMapping(_Optional):
         """Names of the elements whose parts its rows are: of `item` and `answer.item`, item and answer."""
         return frozenset(
             name for path in _repeated_paths(self.definition) for name in path.partition("(")[0].split(".") if name
-        ) - {"where", "first", "ofType"}
+        ) - {"where", "first", "ofType", "$this"}
 
     @property
     def column_types(self) -> dict[str, str | None]:
@@ -204,10 +205,19 @@ class ViewMapping(_Optional):
         """Column → FHIRPath from the resource on, for messages: of a column in `forEach: reaction`, reaction.onset."""
         return dict(_element_paths(self.definition))
 
+    @cached_property
+    def numbered_element(self) -> str | None:
+        """The repeated element, of which the column `item_number` says which item a row is made of."""
+        path = self.element_paths.get(ITEM_NUMBER)
+        return path.removesuffix(".%rowIndex") if path else None
+
     @property
     def column_paths(self) -> dict[str, str]:
         return {column["name"]: column["path"] for column in _columns(self.definition)}
 
+
+#: Column of views of parts: the number of the item, for the paths of issues.
+ITEM_NUMBER = "item_number"
 
 #: What makes a select one row for each of the elements at a path.
 _REPEATS = ("forEach", "forEachOrNull", "repeat")
@@ -561,7 +571,8 @@ def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[t
     for select in definition.get("select", ()):
         loops = [select[kind] for kind in _REPEATS if kind in select]
         first = [loop if isinstance(loop, str) else loop[0] for loop in loops]
-        inner = ".".join([part for part in (outer, *(path.partition(".where(")[0] for path in first)) if part])
+        loops_before = [outer, *(path.partition(".where(")[0].removeprefix("$this") for path in first)]
+        inner = ".".join(part for part in loops_before if part)
         for column in select.get("column", ()):
             path = column["path"]
             yield column["name"], inner if inner and path == "$this" else f"{inner}.{path}" if inner else path

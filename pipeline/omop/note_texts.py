@@ -57,7 +57,10 @@ def is_unsupported(resource: dict[str, Any]) -> bool:
 def text_language(resource: dict[str, Any]) -> str | None:
     """The language of the attachments, else of the resource: 'en-US'."""
     languages = (attachment.get("language") for attachment in _attachments(resource))
-    return next((language for language in languages if language), None) or resource.get("language")
+    language = next((language for language in languages if language), None) or resource.get("language")
+    if language is not None and not isinstance(language, str):
+        raise ValueError("expected a language to be a string")
+    return language
 
 
 def binary_text(binary: dict[str, Any]) -> str | None:

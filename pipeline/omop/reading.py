@@ -6,6 +6,7 @@ look at closely) and take the short way through `_read_usual`; `_read_closely` s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +189,10 @@ class ChunkReader:
         try:
             resource = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            self._reject(index, "parse", *_json_problem(raw, error))
+            if "limit" in error.msg:  # of the depth that is read
+                self._reject_nested(index, raw)
+            else:
+                self._reject(index, "parse", *_json_problem(raw, error))
             return
         landed = resource
         try:
@@ -204,9 +208,13 @@ class ChunkReader:
                 resource = without_white_space(resource) if index in self._spaced else resource
                 resources.has_long_numbers = True
         except RecursionError:
-            self._reject(index, "parse", "nested_too_deeply", None, "the elements are nested too deeply")
+            self._reject_nested(index, raw)
             return
         self._read_resource(index, resource, resources)
+
+    def _reject_nested(self, index: int, raw: bytes) -> None:
+        self._reject(index, "parse", "nested_too_deeply", None, "the elements are nested too deeply")
+        self.rejected[-1].resource_type, self.rejected[-1].resource_id = _type_and_id(raw)
 
     def _read_resource(self, index: int, resource: dict[str, Any], resources: ReadResources) -> None:
         """A resource with a mapping: its rows, or what is wrong with it."""
@@ -270,6 +278,40 @@ def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str |
     except UnicodeDecodeError as bad:
         return "utf8_invalid", None, f"byte {bad.start + 1} of the line is not UTF-8"
     return "json_invalid", None, f"not JSON at character {error.pos + 1} of the line"
+
+
+#: A string of JSON, or what structures it.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
+
+
+def _type_and_id(raw: bytes) -> tuple[str | None, str | None]:
+    """resourceType and id of a line that is too deep to be read; None for what is no such text. One pass, no recursion."""
+    found: dict[bytes, bytes] = {}
+    depth, key, is_value = 0, b"", False
+    for match in _TOKEN.finditer(raw):
+        token = match[0]
+        if token in b"{[":
+            depth += 1
+        elif token in b"}]":
+            depth -= 1
+        elif depth == 1 and token in b":,":
+            is_value = token == b":"
+        elif depth == 1 and is_value:
+            found[key] = token
+        elif depth == 1:
+            key = token
+    resource_type, resource_id = (_text_of(found.get(name)) for name in (b'"resourceType"', b'"id"'))
+    if not resource_type or not resource_type.isalpha() or len(resource_type) > 64:
+        return None, None
+    return resource_type, resource_id if resource_id and "\x00" not in resource_id else None
+
+
+def _text_of(token: bytes | None) -> str | None:
+    try:
+        text = orjson.loads(token or b"null")
+    except orjson.JSONDecodeError:
+        return None
+    return text if isinstance(text, str) else None
 
 
 def _path_of_nul(value: Any, path: str) -> str | None:

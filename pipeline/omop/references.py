@@ -17,6 +17,7 @@ import polars as pl
 
 from pipeline.omop.identifiers import IDENTIFIED_TYPES, IdentifierKeys, parts_of, queried_identifier
 from pipeline.omop.keys import SurrogateKeys, parse_reference
+from pipeline.omop.mapping import ITEM_NUMBER
 
 __all__ = [
     "PERSON_PROBLEM",
@@ -208,7 +209,8 @@ PERSON_PROBLEM = "person_problem"
 
 
 def without_problems(frame: pl.DataFrame, columns: Iterable[str]) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """The rows with NULL for references that cannot be followed, and for each such column: surrogate_id, code."""
+    """The rows with NULL for references that cannot be followed, and for each such column: surrogate_id, code, and
+    the number of the item of an array where the rows have it."""
     problems: dict[str, pl.DataFrame] = {}
     for name in columns:
         is_problem = frame[name].is_between(1, _LAST_PROBLEM)
@@ -216,7 +218,8 @@ def without_problems(frame: pl.DataFrame, columns: Iterable[str]) -> tuple[pl.Da
             continue
         code = pl.col(name).replace_strict(_CODES, default=None, return_dtype=pl.String)
         if "surrogate_id" in frame.columns:
-            problems[name] = frame.filter(is_problem).select("surrogate_id", code.alias("code"))
+            number = [ITEM_NUMBER] if ITEM_NUMBER in frame.columns else []
+            problems[name] = frame.filter(is_problem).select("surrogate_id", code.alias("code"), *number)
         if name == "person_id":
             frame = frame.with_columns(code.alias(PERSON_PROBLEM))
         frame = frame.with_columns(pl.when(~is_problem).then(pl.col(name)).alias(name))

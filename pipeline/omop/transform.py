@@ -22,6 +22,7 @@ from pipeline.omop.events import (
     derived,
     event_links,
     event_rows,
+    numbered_path,
     refuse_incomplete,
 )
 from pipeline.omop.keys import content_key
@@ -30,6 +31,7 @@ from pipeline.omop.plan import Worker
 from pipeline.omop.reading import ChunkReader, ReadResources
 from pipeline.omop.references import is_reference, without_problems
 from pipeline.omop.routing import to_staged
+from pipeline.omop.unmapped import unmapped_of_fact
 from pipeline.warehouse import staging
 
 __all__ = ["LinesTransform", "Origin"]
@@ -168,6 +170,7 @@ class _TypeTransform:
     def run(self) -> pl.DataFrame:
         """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
         self._reference_issues: list[pl.DataFrame] = []
+        self._unmapped_of_facts: list[pl.DataFrame] = []
         resources = self._with_decision(self._followed(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
@@ -216,7 +219,8 @@ class _TypeTransform:
         rows, problems = without_problems(rows, columns)
         for name, found in problems.items():
             path = f"{self.resource_type}.{view.element_paths.get(name, name)}"
-            self._reference_issues.append(found.with_columns(pl.lit(path).alias("path")))
+            path_of_row = numbered_path(self.mapping, view, path).alias("path")
+            self._reference_issues.append(found.select("surrogate_id", "code", path_of_row))
         return rows
 
     def _parts_left_out(self, kept: pl.DataFrame) -> EventRows:
@@ -280,6 +284,7 @@ class _TypeTransform:
     def _facts(self, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
         """What other resources, or the derived tables, ask about: about the resource itself unless `about` says whom."""
         rows = derived(self.worker, view, rows)
+        self._unmapped_of_facts.append(unmapped_of_fact(self.worker, self.mapping, view, rows))
         about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
         return rows.select(
             about.alias("surrogate_id"),
@@ -392,7 +397,7 @@ class _TypeTransform:
         write(staging.REFERENCE_VALUE, facts, "owner_surrogate_id", with_facts)
         write(staging.ISSUE, [*(result.issues for result in results), *self._reference_issues], of=with_facts)
         write(staging.EVENT_LINK, self._event_links)
-        write(staging.UNMAPPED, [result.unmapped for result in results])
+        write(staging.UNMAPPED, [*(result.unmapped for result in results), *self._unmapped_of_facts])
         if results:
             staged.write(staging.MAPPING, part, pl.concat([result.rate for result in results]))
 

@@ -1,10 +1,12 @@
-"""Codes without a concept: which each resource has, in which element.
+"""Codes without a concept: which each resource has, in which element. An event without any code has one that is NULL.
 
 Kept by resource, so that what is counted changes with the resource: `etl.unmapped_code` says at any time what a fresh load
 would say. What is unknown is decided elsewhere (`pipeline.omop.derive.look_ups`, and by the resolver for an event's code).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import polars as pl
 
@@ -14,7 +16,7 @@ from pipeline.omop.mapping import ResourceMapping, ViewMapping
 from pipeline.omop.plan import Worker
 from pipeline.warehouse import staging
 
-__all__ = ["NO_CODES", "unmapped_elements", "unmapped_event_codes"]
+__all__ = ["NO_CODES", "unmapped_elements", "unmapped_event_codes", "unmapped_of_fact"]
 
 NO_CODES = pl.DataFrame(schema=staging.SCHEMAS[staging.UNMAPPED])
 
@@ -24,15 +26,18 @@ _LINE = ["surrogate_id", "file_number", "line"]
 def unmapped_event_codes(
     worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame
 ) -> pl.DataFrame:
-    """Of rows with `concept_id`, the codes of those where it is 0. Columns: staging.SCHEMAS[UNMAPPED]."""
+    """Of rows with `concept_id`, the codes of those where it is 0, NULL where the element is missing or says nothing.
+
+    Columns: staging.SCHEMAS[UNMAPPED].
+    """
     if view.concept_id or view.code is None:
         return NO_CODES
-    missing = rows.filter((pl.col("concept_id") == 0) & pl.col(view.code).is_not_null())
+    missing = rows.filter(pl.col("concept_id") == 0)
     chosen = {number: (system, code) for number, system, code in _distinct(missing, view.code)}
     return _counted(worker, mapping, view.code, missing.select(*_LINE, pl.col(view.code).alias("code_set")), chosen)
 
 
-def _distinct(rows: pl.DataFrame, code: str) -> list[tuple[int, str | None, str | None]]:
+def _distinct(rows: pl.DataFrame, code: str) -> list[tuple[int | None, str | None, str | None]]:
     return rows.select(code, "source_system", "source_code").unique(code, maintain_order=True).rows()
 
 
@@ -44,9 +49,17 @@ def unmapped_elements(worker: Worker, mapping: ResourceMapping, rows: pl.DataFra
             marked = rows.select(*_LINE, pl.col(name).alias("code_set")).filter(pl.col("code_set").is_not_null())
             if isinstance(marked.schema["code_set"], pl.List):
                 marked = marked.explode("code_set").drop_nulls("code_set")
-            first = {number: worker.sets.first_coding(number) for number in marked["code_set"].unique()}
+            first: dict[int | None, tuple[str | None, str | None]] = {
+                number: worker.sets.first_coding(number) for number in marked["code_set"].unique()
+            }
             found.append(_counted(worker, mapping, name.removeprefix(UNMAPPED), marked, first))
     return pl.concat(found)
+
+
+def unmapped_of_fact(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """The same of a view that leaves a fact, of its own columns: the resource's others are counted with its rows."""
+    own = [f"{UNMAPPED}{name}" for name in view.column_types if f"{UNMAPPED}{name}" in rows.columns]
+    return unmapped_elements(worker, mapping, rows.select(*_LINE, *own)) if own else NO_CODES
 
 
 def _counted(
@@ -54,7 +67,7 @@ def _counted(
     mapping: ResourceMapping,
     element: str,
     marked: pl.DataFrame,
-    codings: dict[int, tuple[str | None, str | None]],
+    codings: Mapping[int | None, tuple[str | None, str | None]],
 ) -> pl.DataFrame:
     """One row a line and coding. `marked`: _LINE and code_set; `codings`: the coding that each code set is named by."""
     if marked.is_empty():
@@ -62,15 +75,17 @@ def _counted(
     may_show_text = mapping.resource in worker.plan.site.text_source_value_types
     named = []
     for number, (system, code) in codings.items():
-        display = worker.sets.display_of(number, system, code) if code else None
-        if code is None and may_show_text:
+        display = worker.sets.display_of(number, system, code) if code and number is not None else None
+        if code is None and number is not None and may_show_text:
             display = worker.sets.text_of(number)
         key = content_key(mapping.resource, element, system, code, display)
         named.append((number, key, mapping.resource, element, system, code, display))
     schema: dict[str, type[pl.DataType]] = {"code_set": pl.Int32}
     schema |= {name: staging.SCHEMAS[staging.UNMAPPED][name] for name in _CODING}
     counted = marked.group_by(*_LINE, "code_set", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("count"))
-    rows = counted.join(pl.DataFrame(named, schema=schema, orient="row"), on="code_set", maintain_order="left")
+    rows = counted.join(
+        pl.DataFrame(named, schema=schema, orient="row"), on="code_set", nulls_equal=True, maintain_order="left"
+    )
     return rows.select(list(NO_CODES.columns))
 
 

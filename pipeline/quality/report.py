@@ -17,7 +17,7 @@ __all__ = [
     "UnmappedCode",
     "load_report",
     "table_counts",
-    "unmapped_of_site",
+    "unmapped_by_site",
     "vanished_counts",
     "vanished_sentences",
 ]
@@ -185,9 +185,22 @@ def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tupl
     return _heaviest(connection, "export_id = ANY(%(exports)s)", {"exports": ids, "most": most})
 
 
-def unmapped_of_site(connection: psycopg.Connection, site: str, *, most: int = 3) -> tuple[UnmappedCode, ...]:
-    """The most frequent unmapped codes of all that a site's resources are now."""
-    return _heaviest(connection, "site = %(site)s", {"site": site, "most": most})
+def unmapped_by_site(connection: psycopg.Connection, *, most: int = 3) -> dict[str, tuple[UnmappedCode, ...]]:
+    """The most frequent unmapped codes of all that each site's resources are now; one look at all of them."""
+    found: dict[str, list[UnmappedCode]] = {}
+    for row in connection.execute(
+        "SELECT site, resource_type, element, system, code, display, count FROM ("
+        "  SELECT *, row_number() OVER (PARTITION BY site ORDER BY place > 3, count DESC, resource_type, element, system, code)"
+        "  AS site_place FROM ("
+        "   SELECT site, resource_type, element, system, code, max(display) AS display, sum(count)::bigint AS count,"
+        "   row_number() OVER (PARTITION BY site, resource_type, element ORDER BY sum(count) DESC, system, code) AS place"
+        "   FROM unmapped_code GROUP BY site, resource_type, element, system, code"
+        "  ) AS counted"
+        ") AS placed WHERE site_place <= %(most)s ORDER BY site, count DESC, site_place",
+        {"most": most},
+    ):
+        found.setdefault(row[0], []).append(UnmappedCode(*row[1:]))
+    return {site: tuple(codes) for site, codes in found.items()}
 
 
 def _heaviest(connection: psycopg.Connection, condition: str, values: dict[str, Any]) -> tuple[UnmappedCode, ...]:

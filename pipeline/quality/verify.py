@@ -19,11 +19,12 @@ __all__ = ["Check", "verify_access_log", "verify_landing", "verify_warehouse"]
 
 @dataclass(frozen=True)
 class Check:
-    """One statement about the warehouse; `problems` counts what contradicts it."""
+    """One statement about the warehouse; `problems` counts what contradicts it, `advice` says what helps where a user can."""
 
     name: str
     problems: int
     detail: str = ""
+    advice: str = ""
 
     @property
     def ok(self) -> bool:
@@ -108,7 +109,12 @@ def verify_landing(connection: psycopg.Connection, landing: LandingStore) -> Ite
             landing.open(site, export_id, verify=True)
             yield Check(f"landing of export {export_id} ({site}) is as it came", 0)
         except LandingError as error:
-            yield Check(f"landing of export {export_id} ({site}) is as it came", 1, error.message)
+            advice = (
+                "Restore that file from a backup. Where there is none, export again (`epic-omop run --site"
+                f" {site}`), then `epic-omop export forget --site {site} --export {export_id}`: other exports are loaded in"
+                " its place, and `epic-omop landing prune` removes it in time."
+            )
+            yield Check(f"landing of export {export_id} ({site}) is as it came", 1, error.message, advice)
 
 
 def _count(connection: psycopg.Connection, query: str) -> int:

@@ -135,6 +135,7 @@ class PostgresBinaries:
             stderr=subprocess.STDOUT,
             check=False,
             pass_fds=(keep_open,),
+            start_new_session=True,  # Ctrl-C reaches us alone, and ends the program by us
             cwd="/",
             env=_ENVIRONMENT,
             umask=0o077,

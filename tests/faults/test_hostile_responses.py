@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline import exports
-from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, UsageError
+from pipeline.errors import CooldownActive, EpicOmopError, RemoteUnavailable, SiteBusy, UsageError
 from pipeline.landing.reading import open_landed
 from pipeline.quality.export_notes import export_notes
 from pipeline.runtime import Runtime
@@ -275,10 +275,28 @@ CASES: dict[str, Case] = {
         )
     },
     **{
-        f"a file at {url!r}": Case(first_file(url=url), "failed")
-        for url in ("http://h/\0", "/a\nb", "http://[", "", "file:///etc/passwd", "http://user:password@127.0.0.1/1")
+        f"a file at {url!r}": Case(first_file(url=url), "landed", gaps=(("Patient", "unusable"),))
+        for url in (
+            "http://h/\0",
+            "",
+            "file:///etc/passwd",
+            "http://10.1.2.3/1",
+            "http://localhost:1/x",
+        )
     },
-    "a file without address": Case(edited(lambda manifest: manifest["output"][0].pop("url")), "failed"),
+    "a file without address": Case(
+        edited(lambda manifest: manifest["output"][0].pop("url")), "landed", gaps=(("Patient", "unusable"),)
+    ),
+    **{
+        f"all files at {url!r}": Case(
+            edited(lambda manifest, url=url: [file.update(url=url) for file in manifest["output"]]), "failed"
+        )
+        for url in ("http://h/\0", "http://10.1.2.3/1")
+    },
+    "error that is a text": Case(
+        edited(lambda manifest: manifest.update(error="none")), "landed", gaps=(("OperationOutcome", "unusable"),)
+    ),
+    "deleted that is null": Case(edited(lambda manifest: manifest.update(deleted=None, error={})), **LANDED),
     "a type that is a path": Case(first_file(type="../../x"), "failed"),
     **{
         f"output {value!r}": Case(edited(lambda manifest, value=value: manifest.update(output=value)), "failed")
@@ -306,7 +324,6 @@ CASES: dict[str, Case] = {
         later=PATIENT_UNUSABLE,
     ),
     "one file at another host": Case(first_file(url="https://files.example.org/1"), "complete", later=PATIENT_UNUSABLE),
-    "one file at an internal host": Case(first_file(url="http://10.1.2.3/1"), "complete", later=PATIENT_UNUSABLE),
     "all files 401": Case(at("file", outcome(401, "login")), "complete", later=("complete", ())),
     "all files 503": Case(at("file", outcome(503, "exception")), "complete", later=("failed", ())),
     **{
@@ -530,6 +547,9 @@ def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, st
     if server_is_down:
         at("delete", outcome(503, "exception"))(epic)
     asked = Asked(epic)
+    if state == "landed":
+        with runtime.connect() as other, export_jobs.site_lock(other, "site_a", "ingest"), pytest.raises(SiteBusy):
+            exports.abandon(runtime, site_of(runtime), "g1")  # while it is loaded
     result = exports.abandon(runtime, site_of(runtime), "g1")
     assert (result.export_id, asked.methods) == (opened.export_id, ["DELETE"])
     assert (result.not_deleted is not None) is server_is_down

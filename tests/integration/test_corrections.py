@@ -147,8 +147,21 @@ def test_the_commands(frozen: tuple[Warehouse, LandedExport, list[LandedExport]]
     command = CommandLineOf(warehouse)
     told = command("export", "retime", "--site", "one", "--export", future.export_id, "--no-load").output
     assert "To be loaded again, in this order" in told
-    told = command("export", "forget", "--site", "one", "--export", future.export_id).output
-    assert "is forgotten" in told
+    for wrong in ("yesterday", "2024-02-31", "1066-10-14", "9999-12-31", "0001-01-01T00:00+14:00"):
+        command("export", "retime", "--site", "one", "--export", future.export_id, "--time", wrong, fails=True)
+    offset = ("--time", "2026-03-01T23:00-05:00", "--no-load")
+    assert (
+        "2026-03-02 04:00 UTC"
+        in command("export", "retime", "--site", "one", "--export", future.export_id, *offset).output
+    )
+    forget = ("export", "forget", "--site", "one", "--export", future.export_id)
+    with warehouse.runtime.connect() as other, export_jobs.site_lock(other, "one", f"export {future.export_id}"):
+        assert isinstance(command(*forget, fails=True).exception, SiteBusy), "while it is downloaded"
+    assert "is forgotten" in command(*forget).output
+    before = warehouse.rows("SELECT export_id, as_of FROM resource_state ORDER BY surrogate_id")
+    told_again = command("export", "retime", "--site", "one", "--export", future.export_id, fails=True).exception
+    assert isinstance(told_again, UsageError), "its time would let it count again"
+    assert warehouse.rows("SELECT export_id, as_of FROM resource_state ORDER BY surrogate_id") == before
     assert births(warehouse)["p1"] == 1980
     assert isinstance(command("export", "abandon", "--site", "one", "--group", "g", fails=True).exception, Exception)
     assert isinstance(command("export", fails=True).exception, UsageError)

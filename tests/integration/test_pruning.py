@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import exports
 from pipeline.erasure.run import erasing
 from pipeline.errors import UsageError
 from pipeline.landed_exports import landed_export
@@ -24,6 +25,7 @@ from pipeline.pruning import PrunedExport, prune
 from pipeline.quality.verify import verify_landing
 from pipeline.replay import replay_dead_letters
 from pipeline.settings import SiteSettings
+from pipeline.warehouse import export_jobs
 from pipeline.warehouse.publication.context import LANDED_LINE, LandedLine
 from tests.databases import empty
 from tests.integration.support import Lines, Warehouse, encounter, observation, patient
@@ -162,6 +164,27 @@ def test_how_much_is_kept(place: Warehouse) -> None:
     assert usage.stored < usage.exported + 20_000
     assert usage.sentence().startswith("Landing holds ")
     assert f"enough for {usage.days_left:,} days" in usage.sentence()
+
+
+def test_what_ended_without_a_publication_is_pruned_in_its_time(place: Warehouse) -> None:
+    """Forgotten, and failed with half a file: their folders go as those of their age do, but for lines that are needed."""
+    runtime = place.runtime
+    exports.forget(runtime, "one", 2)
+    with runtime.connect() as connection:
+        job = exports.new_job(runtime, connection, "one", "bulk", group="g")
+        export_jobs.mark_failed(connection, job.export_id, "it broke")
+        connection.commit()
+    half = runtime.landing.begin("one", job.export_id).folder / "half.part"
+    half.write_bytes(b"{")
+    forgotten = {1: "older", 2: "failed: It was forgotten by hand."}
+    assert {export.export_id: export.reason for export in pruned(place, dry_run=True)} == forgotten
+    assert pruned(place, keep="all") == []
+    assert half.exists()
+    runtime.clock.advance(2 * 86_400)  # type: ignore[attr-defined] # a clock that only tests move
+    found = {export.export_id: export.reason for export in pruned(place, keep="1 day")}
+    assert found == {**forgotten, job.export_id: "failed: it broke"}
+    assert not half.parent.exists()
+    assert pruned(place, keep="1 day") == []
 
 
 _KILLED = """

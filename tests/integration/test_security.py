@@ -34,7 +34,8 @@ from pipeline.epic import exchange
 from pipeline.epic.bulk_export import MAX_FILES, MAX_MANIFEST_BYTES, MAX_MANIFEST_VALUES
 from pipeline.epic.network import AddressRule, CheckedNetwork
 from pipeline.epic.transport import RemoteRequest, RetryPolicy, Transport
-from pipeline.errors import ConfigurationError, EpicOmopError, ProtocolError, UnsafeRemote
+from pipeline.errors import ConfigurationError, EpicOmopError, UnsafeRemote
+from pipeline.landing.origin import read_origin
 from pipeline.landing.reading import open_landed
 from pipeline.runtime import Runtime
 from pipeline.settings import Settings, SiteSettings, load_settings, register_site
@@ -177,8 +178,6 @@ ADDRESSES = [
     names_token_endpoint,
     names_status_address,
     names_next_page,
-    names_file,
-    names_file_that_needs_no_token,
     *(redirects(part, status) for part, status in (("discovery", 302), ("kick-off", 307), ("status", 301))),
     *(redirects("file", status) for status in (302, 303, 308)),
 ]
@@ -197,11 +196,26 @@ def test_another_host_hears_nothing(
     assert not any(line.startswith("DELETE") for line in epic.paths)
 
 
+@pytest.mark.parametrize("attack", [names_file, names_file_that_needs_no_token], ids=lambda attack: attack.__name__)
+def test_another_host_hears_nothing_of_one_file(
+    runtime: Runtime, epic: HostileEpic, elsewhere: Elsewhere, attack: Callable[[HostileEpic, str], None]
+) -> None:
+    attack(epic, elsewhere.url)
+    before = blocked(runtime)
+    exported(runtime)
+    (landed,) = runtime.landing.finished("site_a")
+    assert [gap.reason for gap in read_origin(landed.folder).gaps] == ["unusable"]
+    assert elsewhere.requests == []
+    assert blocked(runtime) > before
+    assert not any(line.startswith("DELETE") for line in epic.paths)
+
+
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest/meta-data/", "file:///etc/passwd", "http://user@{}"])
 def test_an_address_of_another_kind_is_not_followed(runtime: Runtime, epic: HostileEpic, target: str) -> None:
     names_file(epic, target.format(epic.url.removeprefix("http://")))
-    with pytest.raises((UnsafeRemote, ProtocolError)):  # with a user name: an address that cannot be used
-        exported(runtime)
+    exported(runtime)
+    (landed,) = runtime.landing.finished("site_a")
+    assert [(gap.number, gap.reason) for gap in read_origin(landed.folder).gaps] == [(1, "unusable")]
 
 
 def test_the_token_stays_away_from_a_file_that_needs_none(runtime: Runtime, epic: HostileEpic) -> None:

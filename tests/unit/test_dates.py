@@ -156,6 +156,8 @@ OTHERS = {
 }
 #: Columns whose converter finds the dates: where they are.
 PATHS = {
+    "effective_timing_event": "effective.ofType(Timing).event.first()",
+    "timing_event": "timing.ofType(Timing).event.first()",
     "bounds_end": "dosageInstruction.first().timing.repeat.bounds.ofType(Period).end",
     "bounds_end_unusable": "$this",
 }
@@ -274,6 +276,15 @@ def end_cases(kind: str, dates: Dates) -> Iterator[Case]:
             (f"{START}T10:00:00+02:00", f"{START}T08:30:00+01:00"),
         ):
             yield Case(other, kind, ((first, one), (end, other)), start=START, end=unusable, issues=early)
+        for one, other in ((START, "2023"), (START, "2024-02"), ("2024-03", "2024-02-29"), ("2024-03", "2023")):
+            begun = START if one == START else f"{one}-01"
+            instead = unusable.replace(START, begun)
+            instead = instead.replace("2024-04-08", "2024-04-08" if one == START else "2024-03-30")
+            yield Case(other, kind, ((first, one), (end, other)), start=begun, end=instead, issues=early)
+        for one, other in ((START, "2024"), (START, "2024-03"), (f"{START}T10:00:00Z", "2024"), ("2024-03", "2024")):
+            begun = "2024-03-01" if one == "2024-03" else START
+            yield Case(f"{one}/{other}", kind, ((first, one), (end, other)), start=begun, end=begun)
+        yield Case("2024/2024-03", kind, ((first, "2024"), (end, "2024-03")), start="2024-01-01", end="2024-03-01")
         for one, other in ((START, f"{START}T00:00:00Z"), (f"{START}T10:00:00Z", START)):
             yield Case(f"{one}/{other}", kind, ((first, one), (end, other)), start=START, end=START)
         late = (("date_out_of_range", early_column(end)),)
@@ -293,6 +304,55 @@ CASES = list(cases())
 NOT_COMPARED = {"date_imputed", "start_is_manufacture_date"}
 
 
+EVENTS = [
+    # events, the date, issues
+    ([START, "garbage"], START, []),
+    (["garbage", START], START, ["date_invalid"]),
+    (["2020-02-31", "garbage", START, OTHER], START, ["date_invalid"]),
+    (["1970-01-01T00:00:00Z", START], START, ["date_sentinel"]),
+    (["1969-12-31T18:00:00-06:00", START], START, ["date_sentinel"]),
+    (["9999-12-31", START], START, ["date_sentinel"]),
+    (["garbage", "1970-01-01T00:00:00Z"], "1970-01-01", ["date_invalid", "date_sentinel"]),
+    (["garbage", "also"], None, []),
+    ([None, START], START, []),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [("Observation", "effectiveTiming"), ("DeviceUseStatement", "timingTiming")]
+)
+def test_the_first_usable_event_of_a_timing_counts(kind, column, tmp_path):
+    made = [resource(kind, f"e{number}") | {column: {"event": events}} for number, (events, *_) in enumerate(EVENTS)]
+    found = transform(tmp_path, made, MappingOptions(**OPTIONS))
+    dates = TABLE[kind]
+    path = f"{kind}.{column.removesuffix('Timing')}.ofType(Timing).event"
+    for number, (events, day, codes) in enumerate(EVENTS):
+        name = f"{kind}/e{number}"
+        if day is None:
+            assert (found.outcomes[name], found.paths[name]) == ("rejected:date_invalid", path)
+            continue
+        assert str(found.row(name, dates.table)[dates.start]) == day, events
+        assert found.issues.get(name, []) == [(code, path) for code in codes], events
+
+
+@pytest.mark.parametrize("end", ["garbage", "2024-02-31", "2024-03-09"])
+def test_an_end_of_a_stay_that_cannot_be_used_is_an_issue(end, tmp_path):
+    period = {"start": START, "end": end}
+    place = {"location": {"reference": "Location/l"}, "period": period}
+    stays = [
+        resource("Encounter", "visit") | {"class": INPATIENT, "period": period},
+        resource("Encounter", "place") | {"class": INPATIENT, "period": {"start": START}, "location": [place]},
+    ]
+    found = transform(tmp_path, stays)
+    code = "end_before_start" if end == "2024-03-09" else "date_invalid"
+    assert found.issues["Encounter/visit"] == [(code, "Encounter.period.end")]
+    assert str(found.row("Encounter/visit", "visit_occurrence")["visit_end_date"]) == START
+    assert [issue for issue in found.issues["Encounter/place"] if issue[0] == code]
+
+
+INPATIENT = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"}
+
+
 @pytest.fixture(scope="module")
 def transformed(tmp_path_factory):
     """All cases, each a resource whose id is the number of the case."""
@@ -308,7 +368,7 @@ def test_the_table_names_every_date_of_every_mapping():
         for kind, mapping in MAPPINGS.resources.items()
         for view in mapping.views
         for name, type_name in view.column_types.items()
-        if type_name in {"date", "dateTime", "instant", "dosage_end"}
+        if type_name in {"date", "dateTime", "instant", "dosage_end", "usable_event"}
     }
     assert found - named - OTHERS == set()
 
@@ -458,7 +518,7 @@ def test_sentinels_are_no_deaths(mixed):
 
 
 def place_path(end):
-    return f"Encounter.location.period.{end}"
+    return f"Encounter.location[0].period.{end}"
 
 
 @pytest.mark.parametrize(
@@ -498,7 +558,7 @@ def test_reactions(mixed):
         "reaction-epoch": [START, START],
         "reaction-day": [START, "2024-02-01"],
     }
-    path = "AllergyIntolerance.reaction.onset"
+    path = "AllergyIntolerance.reaction[0].onset"
     assert mixed.issues["AllergyIntolerance/reaction-garbage"] == [("date_invalid", path)]
     assert mixed.issues["AllergyIntolerance/reaction-epoch"] == [("date_sentinel", path)]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.omop import converters
 from pipeline.omop.derive import conditions, observations, questionnaires
 from pipeline.omop.keys import SurrogateKeys
+from tests.unit.transforming import transform
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 
@@ -127,8 +128,14 @@ def test_values_without_a_column_become_text(element, expected):
         ({}, None),
     ],
 )
-def test_use_and_rank_of_a_diagnosis(diagnosis, expected):
-    assert converters.diagnosis_use(diagnosis) == expected
+def test_use_and_rank_of_a_diagnosis(diagnosis, expected, tmp_path):
+    visit = {"resourceType": "Encounter", "id": "e", "status": "finished", "subject": {"reference": "Patient/p"}}
+    visit |= {
+        "period": {"start": "2024-03-10"},
+        "diagnosis": [{"condition": {"reference": "Condition/c"}, **diagnosis}],
+    }
+    found = transform(tmp_path, [visit])
+    assert found.facts["Encounter/e"].get("condition_status") == ([expected] if expected else None)
 
 
 NUMBERS = pl.Series(["12", "-1.5", "+3", ".5", "5.", "1e3", " 7 ", "<0.01", ">= 100", "<=2E-3"])

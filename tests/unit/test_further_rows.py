@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
+from pipeline.fhir.r4 import elements_of, is_array
 from pipeline.mapping_options import MappingOptions
 from pipeline.omop.mapping import load_mappings
+from pipeline.omop.salvage import _REPEATED_OF_CONVERTERS
 from pipeline.settings import MAPPINGS_FOLDER
 from tests.unit.test_dates import RESOURCES
 from tests.unit.transforming import transform
@@ -16,7 +19,7 @@ OPTIONS = MappingOptions(notes="on", device_alone="manufacture_date")
 MAPPINGS = load_mappings(MAPPINGS_FOLDER, None, OPTIONS)
 
 DAY = "2024-03-10"
-#: What each type needs to be loaded, beside what it always needs.
+#: What each type needs to be loaded, beside what it always needs: above all a date.
 DATES = {
     "AllergyIntolerance": {"recordedDate": DAY},
     "Condition": {"recordedDate": DAY},
@@ -36,6 +39,7 @@ DATES = {
     "Observation": {"effectiveDateTime": DAY},
     "Patient": {"birthDate": "1960-05-04"},
     "Practitioner": {},
+    "PractitionerRole": {"practitioner": {"reference": "Practitioner/d"}},
     "Procedure": {"performedDateTime": DAY},
     "QuestionnaireResponse": {"authored": DAY},
     "Specimen": {"collection": {"collectedDateTime": DAY}},
@@ -88,28 +92,28 @@ FURTHER = {
     ("AllergyIntolerance", "reaction"): (
         {"reaction": [REACTION, {"manifestation": ["x"]}, {"manifestation": [{"text": "x"}, 1]}, "x"]},
         ("observation", 3),
-        {"reaction.onset", "reaction.manifestation"},
+        {"reaction[1].manifestation[0]", "reaction[2].manifestation[1]", "reaction[3].onset"},
     ),
     ("Encounter", "stay"): (
         {"location": [{"location": {"reference": "Location/l"}}, {"location": 5}, {"location": {"reference": 5}}]},
         ("visit_detail", 1),
-        "location.where(status.empty() or (status != 'planned' and status != 'reserved')).location",
+        {"location[1].location", "location[2].location"},
     ),
     ("Observation", "component"): (
-        {"component": [NUMBER, BROKEN_NUMBER, NUMBER]},
+        {"component": [NUMBER, BROKEN_NUMBER, NUMBER, BROKEN_NUMBER]},
         ("observation", 3),
-        "component.value.ofType(Quantity).value",
+        {f"component[{number}].value.ofType(Quantity).value" for number in (1, 3)},
     ),
     ("Patient", "death"): ({"deceasedDateTime": "2020-02-30"}, ("death", 0), "deceased.ofType(dateTime)"),
     ("FamilyMemberHistory", "family_history"): (
         {"condition": [{"code": {"text": "x"}}, {"code": ["x"]}]},
         ("observation", 1),
-        "condition.code",
+        "condition[1].code",
     ),
     ("ImagingStudy", "procedure_occurrence"): (
         {"procedureCode": [{"text": "x"}, "x"]},
         ("procedure_occurrence", 1),
-        "procedureCode",
+        "procedureCode[1]",
     ),
     ("QuestionnaireResponse", "answer"): (
         {
@@ -125,22 +129,52 @@ FURTHER = {
             ]
         },
         ("observation", 2),
-        {"repeat(item | answer.item).answer.value.ofType(integer)", "repeat(item | answer.item).linkId"},
+        {"item[0].item[0].answer[1].value.ofType(integer)", "item[0].item[2].linkId"},
+    ),
+    ("DiagnosticReport", "presented_form"): (
+        {
+            "presentedForm": [
+                {"contentType": "text/plain", "data": 5},
+                {"contentType": 5, "data": "eA=="},
+                {"contentType": "text/plain", "data": "eA==", "title": ["x"]},
+                "x",
+                {"contentType": "text/plain", "data": "eA=="},
+                {"contentType": "text/plain", "data": "x"},
+            ]
+        },
+        ("note", 1),
+        {"presentedForm[0]", "presentedForm[1]", "presentedForm[2]", "presentedForm[3]", "presentedForm[5]"},
     ),
     ("Device", "device_exposure"): ({"manufactureDate": "2020-02-30"}, ("device_exposure", 0), "manufactureDate"),
 }
+
+
+def arrays_beside_the_own_row(kind, mapping):
+    """Elements that FHIR has repeatedly and that views of facts and of further rows read, and no view of the own row."""
+    of_own, of_others = set(), set()
+    for view in mapping.views:
+        words = set(re.findall(r"[A-Za-z]\w*", str(dict(view.definition))))
+        types = {_REPEATED_OF_CONVERTERS.get(one) for one in view.column_types.values()}
+        if view.kind == "resource":
+            of_own |= words - types
+            of_others |= types
+        else:
+            (of_own if view.row == "own" else of_others).update(words | types)
+    known = elements_of(kind) or {}
+    return {name for name in (of_others - of_own) & known.keys() if is_array(kind, name)}
+
+
 #: Further rows that lack nothing as long as the resource's own row can be made: their parts are the resource's.
 ALWAYS = {
     ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
     ("Patient", "race"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),
-    ("DiagnosticReport", "presented_form"),
 }
 
 
 def made(kind, name, *changes):
-    found = {"resourceType": kind, "id": name, **copy.deepcopy(RESOURCES.get(kind, {})), **DATES[kind]}
+    found = {"resourceType": kind, "id": name, **copy.deepcopy(RESOURCES.get(kind, {})), **DATES.get(kind, {})}
     for change in changes:
         found |= change
     return found
@@ -192,6 +226,8 @@ def test_a_further_row_that_cannot_be_made_is_left_out(name, transformed):
     assert paths == {f"{kind}.{path}" for path in ({path} if isinstance(path, str) else path)}
 
 
+BAD_CODE = {"url": "code", "valueCoding": {"system": ["x"], "code": "y"}}
+MADE_OF_TWO = {"resourceType": "Device", "id": "d", "manufactureDate": ["2020-01-01", "2020-01-02"]}
 COMPONENTS = {"component": [BROKEN_NUMBER, BROKEN_NUMBER]}
 #: Resources without an own row, of which no row at all can be made.
 NOTHING_LEFT = [
@@ -201,6 +237,12 @@ NOTHING_LEFT = [
     made("ImagingStudy", "all", {"procedureCode": ["x"]}),
     made("QuestionnaireResponse", "all", {"item": ["x"]}),
     {"resourceType": "Medication", "id": "all", "code": "x"},
+    {"resourceType": "Questionnaire", "id": "all", "item": [{"linkId": "1", "code": [{"system": 5, "code": "x"}]}]},
+    made(
+        "QuestionnaireResponse", "code", {"item": [{"linkId": "1", "definition": 5, "answer": [{"valueInteger": 1}]}]}
+    ),
+    made("QuestionnaireResponse", "coding", {"item": [{"linkId": "1", "extension": [BAD_CODE], "answer": [{}]}]}),
+    made("DeviceUseStatement", "contained", {"device": {"reference": "#d"}, "contained": [MADE_OF_TWO]}),
 ]
 
 
@@ -225,9 +267,72 @@ OTHERS = [
 ]
 
 
+MEDICATION, DEVICE = {"resourceType": "Medication", "id": "m"}, {"resourceType": "Device", "id": "d"}
+CODED = {"code": {"text": "x"}}
+#: Contained resources: what is contained, whether it is what the reference means.
+CONTAINED = {
+    "medication": [([], False), ([MEDICATION], False), ([MEDICATION | {"id": "n"} | CODED], False)],
+    "device": [([], False), ([DEVICE], True), ([DEVICE | {"id": "e"}], False)],
+}
+CONTAINED["medication"].append(([MEDICATION, MEDICATION | CODED], True))
+
+
+def test_a_contained_resource_that_is_not_there_is_an_issue(tmp_path):
+    """Of a provider or a place it is one in any case: tests/unit/test_references.py."""
+    resources, expected = [], {}
+    for kind in sorted(kind for kind in MAPPINGS.resources if "lacks_contained" in str(MAPPINGS.resources[kind])):
+        element, of = ("device", "device") if kind.startswith("Device") else ("medicationReference", "medication")
+        for number, (contained, is_there) in enumerate(CONTAINED[of]):
+            change = {element: {"reference": f"#{of[0]}"}, "contained": contained}
+            resources.append(made(kind, f"c{number}", change))
+            resources[-1].pop("medicationCodeableConcept", None)
+            path = f"{kind}.device" if of == "device" else f"{kind}.medication.ofType(Reference)"
+            expected[f"{kind}/c{number}"] = [] if is_there else [("reference_contained", path)]
+    found = transform(tmp_path, resources)
+    assert len(expected) == 5 * 3 + 4
+    assert set(found.outcomes.values()) == {"loaded"}
+    assert {name: found.issues.get(name, []) for name in expected} == expected
+
+
 def test_a_fact_that_cannot_be_read_is_left_out(transformed):
     assert transformed.facts["Encounter/diagnosis"]["condition_status"] == ["1"]
-    assert transformed.issues["Encounter/diagnosis"] == [("row_left_out", "Encounter.diagnosis.condition")]
+    assert transformed.issues["Encounter/diagnosis"] == [("row_left_out", "Encounter.diagnosis[1].condition")]
+
+
+TWO_PLACES = {
+    "location": [
+        {"location": {"reference": "Location/a"}, "status": "planned"},
+        {"location": {"reference": "Device/b"}, "period": {"start": "garbage"}},
+        {"location": {"reference": "Location/c"}, "period": {"start": "2024-03-11", "end": "2024-03-10"}},
+        {"location": {"reference": "#d"}, "period": {"start": "garbage"}},
+    ]
+}
+TWO_REACTIONS = {"reaction": [REACTION | {"onset": onset} for onset in ("garbage", DAY, "2024-02-30")]}
+TWO_DIAGNOSES = {"diagnosis": [{"condition": {"reference": "Device/x"}}, {"condition": {"reference": "#c"}}]}
+
+
+def test_two_broken_items_of_an_array_are_two_issues(tmp_path):
+    resources = [
+        made("Encounter", "places", TWO_PLACES),
+        made("Encounter", "uses", TWO_DIAGNOSES),
+        made("AllergyIntolerance", "reactions", TWO_REACTIONS),
+    ]
+    found = transform(tmp_path, resources)
+    assert set(found.issues["Encounter/places"]) == {
+        ("date_invalid", "Encounter.location[1].period.start"),
+        ("date_invalid", "Encounter.location[3].period.start"),
+        ("end_before_start", "Encounter.location[2].period.end"),
+        ("reference_type_unusable", "Encounter.location[1].location"),
+        ("reference_contained", "Encounter.location[3].location"),
+    }
+    assert len(found.rows["Encounter/places"]["visit_detail"]) == 3
+    assert set(found.issues["Encounter/uses"]) == {
+        ("reference_type_unusable", "Encounter.diagnosis[0].condition"),
+        ("reference_contained", "Encounter.diagnosis[1].condition"),
+    }
+    assert set(found.issues["AllergyIntolerance/reactions"]) == {
+        ("date_invalid", f"AllergyIntolerance.reaction[{number}].onset") for number in (0, 2)
+    }
 
 
 def test_an_element_that_is_there_once_in_another_shape_is_a_dead_letter(transformed):
@@ -239,8 +344,51 @@ def test_an_address_that_cannot_be_read_leaves_the_person(transformed):
     assert transformed.row("Patient/address", "location")["state"] == "TX"
     assert transformed.outcomes["Patient/addresses"] == "loaded"
     assert transformed.row("Patient/addresses", "person")["location_id"] is None
-    for name in ("address", "addresses"):
-        assert [code for code, _ in transformed.issues[f"Patient/{name}"]] == ["row_left_out"]
+    assert transformed.issues["Patient/address"] == [("row_left_out", "Patient.address[0]")]
+    assert transformed.issues["Patient/addresses"] == [("row_left_out", "Patient.address")]
+
+
+#: Type and element → where it stands in a resource of which nothing else is wrong.
+ARRAYS_BESIDE = {
+    (kind, element)
+    for kind, mapping in MAPPINGS.resources.items()
+    for element in arrays_beside_the_own_row(kind, mapping)
+}
+
+
+#: Elements of which all rows or facts of a resource are made.
+ALL_OF_IT = {
+    ("FamilyMemberHistory", "condition"),
+    ("ImagingStudy", "procedureCode"),
+    ("QuestionnaireResponse", "item"),
+    ("Questionnaire", "item"),
+}
+
+
+def test_arrays_beside_the_own_row_are_found():
+    """The walk below tries what there is: these are known to be read for facts or further rows alone."""
+    known = {("Patient", "link"), ("PractitionerRole", "specialty"), ("DiagnosticReport", "presentedForm")}
+    known |= {("Device", "udiCarrier"), ("Questionnaire", "item"), ("AllergyIntolerance", "reaction")}
+    assert known - ARRAYS_BESIDE == set()
+
+
+@pytest.mark.parametrize("broken", [["x"], "x", [["x"]]], ids=str)
+def test_an_array_beside_the_own_row_does_not_take_the_resource_along(broken, tmp_path):
+    sound = [made(kind, f"{element}-sound") for kind, element in sorted(ARRAYS_BESIDE)]
+    changed = [made(kind, element, {element: broken}) for kind, element in sorted(ARRAYS_BESIDE)]
+    found = transform(tmp_path, [made("Patient", "p1"), *sound, *changed], OPTIONS)
+    wrong = {}
+    for kind, element in sorted(ARRAYS_BESIDE):
+        name = f"{kind}/{element}"
+        paths = {path for code, path in found.issues.get(name, ()) if code == "row_left_out"}
+        is_there = any((path or "").startswith(f"{kind}.{element}") for path in paths)
+        if (kind, element) in ALL_OF_IT:  # nothing is left
+            is_as_expected = found.outcomes[name].startswith("rejected") and found.paths[name]
+        else:
+            is_as_expected = found.outcomes[name] == found.outcomes[f"{name}-sound"] and is_there
+        if not is_as_expected:
+            wrong[name] = (found.outcomes[name], found.paths.get(name), paths)
+    assert wrong == {}
 
 
 def test_the_other_further_rows_stay(transformed):
@@ -262,3 +410,55 @@ def test_items_may_be_nested_as_deeply_as_json_is_read(depth, tmp_path):
         "rejected:wrong_type",
         "rejected:evaluation_failed",
     }
+
+
+def deep(first, *, depth=2000, last=""):
+    return f'{{{first}"extension": {"[" * depth}{"]" * depth}{last}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (deep('"resourceType":"Patient","id":"d1",'), "Patient/d1"),
+        (deep("", last=', "id" : "d2" , "resourceType": "Patient"'), "Patient/d2"),
+        (
+            deep('"contained":[{"id":"x","resourceType":"Device"}],"resourceType":"Patient","id":"d\\u0033",'),
+            "Patient/d3",
+        ),
+        (deep('"name":"\\"id\\":\\"x","resourceType":"Patient","id":"d4",'), "Patient/d4"),
+        (deep('"resourceType":"Patient","id":5,'), "Patient/None"),
+        (deep('"id":"d5",'), "Patient/None"),
+        (deep('"resourceType":"Patient","id":"d6\\u0000",'), "Patient/None"),
+        (deep('"resourceType":"Patient","id":"d7","note":" x",', depth=1000), "Patient/d7"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_a_dead_letter_of_what_is_nested_too_deeply_names_the_resource(line, name, tmp_path):
+    found = transform(tmp_path, [], lines={"Patient": [line]})
+    assert found.outcomes == {name: "rejected:nested_too_deeply"}
+
+
+#: Columns that read the resource as a whole: what is wrong in it, and where the dead letter says that is.
+WHOLE = [
+    ("MedicationRequest", {"dosageInstruction": [{"text": "x"}, {"text": 5}]}, "dosageInstruction[1].text"),
+    ("MedicationStatement", {"dosage": [{"text": "x"}, "x"]}, "dosage[1]"),
+    ("MedicationRequest", {"dosageInstruction": [{"timing": "x"}]}, "dosageInstruction[0].timing"),
+    ("Location", {"address": {"line": 5}}, None),
+    (
+        "DocumentReference",
+        {"content": [{"attachment": {"contentType": "text/plain", "data": 5}}]},
+        "content[0].attachment.data",
+    ),
+    ("Organization", {"type": [{"text": "x"}, {"coding": "x"}]}, "type[1].coding"),
+]
+
+
+def test_dead_letters_say_where_in_the_resource(tmp_path):
+    resources = [made(kind, f"w{number}", change) for number, (kind, change, _) in enumerate(WHOLE)]
+    found = transform(tmp_path, resources, OPTIONS)
+    for number, (kind, change, path) in enumerate(WHOLE):
+        name = f"{kind}/w{number}"
+        if path is None:  # a further row
+            assert found.issues[name] == [("row_left_out", f"{kind}.address.line")], change
+        else:
+            assert found.paths[name] == f"{kind}.{path}", change

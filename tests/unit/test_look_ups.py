@@ -13,7 +13,9 @@ import orjson
 import polars as pl
 import pytest
 
+from pipeline.mapping_options import MappingOptions
 from pipeline.omop.mapping import load_mappings
+from pipeline.omop.routing import staged_columns
 from pipeline.settings import MAPPINGS_FOLDER
 from pipeline.warehouse import staging
 from tests.transforming import Rows, Transforming, index_of, lines_of
@@ -34,6 +36,9 @@ RESULT = {"resourceType": "Observation", "status": "final", **OF_P1, "effectiveD
 DRUG = {
     "medicationCodeableConcept": {"coding": [{"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": "1"}]}
 }
+DOCUMENT = {"resourceType": "DocumentReference", "status": "current", **OF_P1, "date": "2024-03-10T09:00:00Z",
+    "content": [{"attachment": {"contentType": "text/plain", "data": "eA=="}}]}  # fmt: skip
+AMBULATORY = {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"}
 KNOWN = {"coding": [{"system": "http://loinc.org", "code": "1-8"}]}
 
 #: element as it is counted → resource with an unknown code there
@@ -42,6 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
         "recordedDate": "2024-03-10"},
     "AllergyIntolerance.manifestation": {"resourceType": "AllergyIntolerance", "patient": OF_P1["subject"],
         "code": KNOWN, "recordedDate": "2024-03-10", "reaction": [{"manifestation": [UNKNOWN]}]},
+    "AllergyIntolerance.category": {"resourceType": "AllergyIntolerance", "patient": OF_P1["subject"],
+        "code": DRUG["medicationCodeableConcept"], "recordedDate": "2024-03-10", "category": [CODE]},
     "Condition.code": {"resourceType": "Condition", **OF_P1, "code": UNKNOWN, "recordedDate": "2024-03-10"},
     "Condition.clinical_status": {"resourceType": "Condition", **OF_P1, "code": KNOWN, "recordedDate": "2024-03-10",
         "clinicalStatus": UNKNOWN},
@@ -52,9 +59,17 @@ CASES: dict[str, dict[str, Any]] = {
         "contained": [{"resourceType": "Device", "id": "d", "type": UNKNOWN}]},
     "DiagnosticReport.code": {"resourceType": "DiagnosticReport", "status": "final", **OF_P1, "code": UNKNOWN,
         "effectiveDateTime": "2024-03-10"},
+    "DiagnosticReport.language": {"resourceType": "DiagnosticReport", "status": "final", **OF_P1, "code": KNOWN,
+        "effectiveDateTime": "2024-03-10", "conclusion": "none", "language": CODE},
+    "DocumentReference.code": {**DOCUMENT, "type": UNKNOWN},
+    "DocumentReference.language": {**DOCUMENT, "language": CODE},
     "Encounter.class": {**VISIT, "class": CODING},
     "Encounter.admit_source": {**VISIT, "hospitalization": {"admitSource": UNKNOWN}},
     "Encounter.discharge_disposition": {**VISIT, "hospitalization": {"dischargeDisposition": UNKNOWN}},
+    "Encounter.diagnosis_use": {**VISIT, "class": AMBULATORY, "diagnosis": [
+        {"condition": {"reference": "Condition/c"}, "use": UNKNOWN, "rank": 1}]},
+    "FamilyMemberHistory.relationship": {"resourceType": "FamilyMemberHistory", "status": "completed",
+        "patient": OF_P1["subject"], "date": "2024-03-10", "relationship": UNKNOWN, "condition": [{"code": KNOWN}]},
     "FamilyMemberHistory.code": {"resourceType": "FamilyMemberHistory", "status": "completed",
         "patient": OF_P1["subject"], "date": "2024-03-10", "condition": [{"code": UNKNOWN}]},
     "ImagingStudy.code": {"resourceType": "ImagingStudy", "status": "available", **OF_P1, "started": "2024-03-10",
@@ -90,6 +105,10 @@ CASES: dict[str, dict[str, Any]] = {
     "Patient.race": {"resourceType": "Patient", "birthDate": "1960", "extension": [category("race", "ombCategory", CODING)]},
     "Patient.ethnicity": {"resourceType": "Patient", "birthDate": "1960",
         "extension": [category("ethnicity", "detailed", CODING)]},
+    "Patient.race_other": {"resourceType": "Patient", "birthDate": "1960",
+        "extension": [{"url": f"{OMB}race", "valueCodeableConcept": UNKNOWN}]},
+    "Patient.ethnicity_other": {"resourceType": "Patient", "birthDate": "1960",
+        "extension": [category("ethnicity", "other", CODING)]},
     "Patient.gender": {"resourceType": "Patient", "birthDate": "1960", "gender": CODE},
     "Patient.birth_sex": {"resourceType": "Patient", "birthDate": "1960",
         "extension": [{"url": f"{OMB}birthsex", "valueCode": CODE}]},
@@ -115,7 +134,6 @@ CASES: dict[str, dict[str, Any]] = {
 #: Columns of code sets that are looked up elsewhere, or for what they say beside a concept.
 _NOT_COUNTED = {
     "Device.code": "of the statement that refers to the device",
-    "DocumentReference.code": "where notes are loaded",
     "Encounter.types": "the crosswalk of types stands beside the class",
     "Patient.race_detailed": "counted as race",
     "Patient.ethnicity_detailed": "counted as ethnicity",
@@ -123,7 +141,15 @@ _NOT_COUNTED = {
     "QuestionnaireResponse.interpretation": "has none",
 }
 
-_CODED = {"CodeableConcept", "Coding", "Quantity", "medication_code", "merged_types", "contained_device_code"}
+_CODED = {
+    "CodeableConcept",
+    "Coding",
+    "Quantity",
+    "medication_code",
+    "merged_types",
+    "contained_device_code",
+    "other_category",
+}
 
 
 def test_every_coded_element_has_a_case() -> None:
@@ -145,7 +171,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Transforming:
     known = [("LOINC", "1-8", 1, "Measurement"), ("RxNorm", "1", 2, "Drug"), ("SNOMED", "44054006", 3, "Condition")]
     fixed = {(f"{number}", number) for number in load_mappings(MAPPINGS_FOLDER).fixed_concepts}
     own = [("Fixed", code, number, "Visit") for code, number in sorted(fixed)]
-    return Transforming(index_of(folder / "index", [*known, *own]), folder, file)
+    index = index_of(folder / "index", [*known, *own])
+    return Transforming(index, folder, file, mapping=MappingOptions(notes="on"))
 
 
 def transformed(transforming: Transforming, resources: list[dict[str, Any]]) -> Rows:
@@ -170,7 +197,9 @@ def test_an_unknown_code_is_counted_in_every_element(found: Transforming) -> Non
     without = [
         element
         for element in CASES
-        if not any(code == CODE and count >= 1 for _, code, _, count in by_element.get(element, []))
+        if not any(
+            code == CODE and count >= 1 for _, code, _, count in by_element.get(element.removesuffix("_other"), [])
+        )
     ]
     assert without == []
     assert (SYSTEM, CODE, DISPLAY, 1) in by_element["Encounter.class"]
@@ -192,6 +221,12 @@ def test_what_has_no_concept_by_rule_is_not_counted(found: Transforming) -> None
         {"resourceType": "Patient", "birthDate": "1960", "gender": "other", "extension": [
             category("race", "ombCategory", {"system": omb, "code": "2131-1"})]},
         {"resourceType": "Location", "type": [{"coding": [{"system": place, "code": "HOSP"}]}]},
+        {**VISIT, "class": AMBULATORY, "diagnosis": [
+            {"condition": {"reference": "Condition/a"}, "use": {"coding": [{"code": "DD"}]}},
+            {"condition": {"reference": "Condition/b"}, "use": {"coding": [{"code": "billing"}]}, "rank": 2}]},
+        {**DOCUMENT, "type": KNOWN, "language": "en-US"},
+        {"resourceType": "AllergyIntolerance", "patient": OF_P1["subject"], "recordedDate": "2024-03-10",
+         "code": DRUG["medicationCodeableConcept"], "category": ["food", "of nothing"]},
         {"resourceType": "Condition", **OF_P1, "code": KNOWN, "recordedDate": "2024-03-10",
          "clinicalStatus": {"coding": [{"code": "active"}]}, "verificationStatus": {"coding": [{"code": "refuted"}]}},
         {"resourceType": "Immunization", "status": "completed", "patient": OF_P1["subject"], "vaccineCode": KNOWN,
@@ -199,6 +234,81 @@ def test_what_has_no_concept_by_rule_is_not_counted(found: Transforming) -> None
              {"system": "http://terminology.hl7.org/CodeSystem/v3-RouteOfAdministration", "code": "IM"}]}},
     ]  # fmt: skip
     assert counted(transformed(found, cases)) == {}
+
+
+#: Event views whose concept is fixed: their code is a value, and NULL where there is none.
+_CODE_IS_VALUE = {"FamilyMemberHistory.code"}
+
+
+def _without(value: Any, code: Any, instead: list[Any]) -> Any:
+    """The value with what `instead` holds, or nothing, where `code` stands."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if item != code or instead}
+        return {key: instead[0] if item == code else _without(item, code, instead) for key, item in kept.items()}
+    if isinstance(value, list):
+        kept_items = [item for item in value if item != code or instead]
+        return [instead[0] if item == code else _without(item, code, instead) for item in kept_items]
+    return value
+
+
+@pytest.mark.parametrize("instead", [[], [{}], [{"coding": []}], [{"coding": [{"system": SYSTEM}]}]], ids=str)
+def test_an_event_without_a_code_is_counted_by_its_element(found: Transforming, instead: list[Any]) -> None:
+    elements = [element for element in CASES if element.endswith(".code") and element not in _CODE_IS_VALUE]
+    if not instead:
+        elements.remove("ImagingStudy.code")  # it has a row for each code
+    rows = transformed(found, [_without(CASES[element], UNKNOWN, instead) for element in elements])
+    by_element = counted(rows)
+    assert [element for element in elements if (None, None, None, 1) not in by_element.get(element, [])] == []
+    assert by_element.keys() == set(elements)
+
+
+@pytest.mark.parametrize("instead", [{}, {"class": {}}, {"class": {"system": SYSTEM}}], ids=str)
+def test_a_visit_without_a_class_is_counted(found: Transforming, instead: dict[str, Any]) -> None:
+    place = {"location": [{"location": {"reference": "Location/l"}}]}
+    by_type = {"type": [{"coding": [{"system": "http://snomed.info/sct", "code": "30346009"}]}]}
+    assert counted(transformed(found, [{**VISIT, **place, **instead}])) == {"Encounter.class": [(None, None, None, 1)]}
+    assert counted(transformed(found, [{**VISIT, **by_type, "class": AMBULATORY}])) == {}
+
+
+def test_a_medication_that_is_not_there_is_counted(found: Transforming) -> None:
+    case = _without(CASES["MedicationRequest.code"], UNKNOWN, [])
+    for reference in ({"reference": "Medication/later"}, {"reference": "#m"}, {"display": " "}):
+        by_element = counted(transformed(found, [{**case, "medicationReference": reference}]))
+        assert by_element == {"MedicationRequest.code": [(None, None, None, 1)]}
+
+
+TEXT = {"url": "text", "valueString": "White"}
+
+
+@pytest.mark.parametrize("name", ["race", "ethnicity"])
+def test_a_category_that_is_not_said_as_us_core_has_it(found: Transforming, name: str) -> None:
+    code = {"race": "2106-3", "ethnicity": "2135-2"}[name]
+    concept = {"race": 8527, "ethnicity": 38003563}[name]
+    omb = {"system": "urn:oid:2.16.840.1.113883.6.238", "code": code}
+    absent = {"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}
+    unknown = (None, None, None, 1)
+    cases: list[tuple[dict[str, Any], int, list[Any]]] = [
+        ({"extension": [{"url": "ombCategory", "valueCoding": omb}, TEXT]}, concept, []),
+        ({"extension": [absent, TEXT]}, 0, []),
+        ({"extension": [TEXT]}, 0, [unknown]),
+        ({"extension": [{"url": "ombCategory", "valueCoding": {}}]}, 0, [unknown]),
+        ({"extension": [{"url": "ombCategory", "valueCode": code}]}, concept, []),
+        ({"extension": [{"url": "ombCategory", "valueCodeableConcept": {"coding": [omb]}}]}, concept, []),
+        ({"valueCodeableConcept": {"coding": [omb]}}, concept, []),
+        ({"valueCodeableConcept": {"text": "White"}}, 0, [unknown]),
+        ({"valueCodeableConcept": "White"}, 0, [unknown]),
+        ({"valueString": "White"}, 0, [unknown]),
+        ({"valueCoding": {"system": SYSTEM, "code": CODE}}, 0, [(SYSTEM, CODE, None, 1)]),
+        ({}, 0, [unknown]),
+        ({"extension": []}, 0, [unknown]),
+    ]
+    columns = list(staged_columns("person"))
+    for extension, expected, uncounted in cases:
+        person = {"resourceType": "Patient", "birthDate": "1960", "extension": [{"url": f"{OMB}{name}", **extension}]}
+        rows = transformed(found, [person])
+        assert counted(rows) == ({f"Patient.{name}": uncounted} if uncounted else {}), extension
+        (row,) = rows["person"]
+        assert dict(zip(columns, row, strict=True))[f"{name}_concept_id"] == expected, extension
 
 
 def test_codes_that_others_do_not_expect(found: Transforming) -> None:
@@ -262,8 +372,9 @@ def test_another_shape_is_a_dead_letter_with_its_path(found: Transforming) -> No
     by_id = {row["resource_id"]: row for row in refused.to_dicts()}
     accepted = [paths[number] for number in range(len(cases)) if f"x{number}" not in by_id]
     # Of a status only the code is read; another system than NUCC's is no specialty.
-    # A reaction is a further row: it is left out by itself, with an issue.
-    read = [item for item in accepted if item[1][-1] not in {"system", "display"} and item[1][0] != "reaction"]
+    # Reactions and diagnoses are further rows and facts: each is left out by itself, with an issue.
+    further = {"reaction", "diagnosis"}
+    read = [item for item in accepted if item[1][-1] not in {"system", "display"} and item[1][0] not in further]
     assert read == []
     assert len(by_id) > 200
     assert all(row["path"] for row in by_id.values())

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigurationError
-from pipeline.settings import load_settings, register_site
+from pipeline.mapping_options import MappingOptions
+from pipeline.settings import SiteSettings, load_settings, register_site
 
 _URL = "https://epic.example.org/fhir"
 _KEY = "private_key_env: KEY"
@@ -63,6 +65,91 @@ def test_what_is_wrong_is_told_by_its_place(case: str, tmp_path: Path) -> None:
         load_settings({"EPIC_OMOP_HOME": str(tmp_path)})
     assert [word for word in words if word not in str(refused.value)] == [], str(refused.value)
     assert str(tmp_path / "sites.yaml") in str(refused.value)
+
+
+#: YAML of values that are wrong somewhere; a list of settings takes none of the first ones, a single value none of the second.
+SINGLE_VALUES = (
+    "x",
+    "7",
+    "-1",
+    "1.5",
+    "yes",
+    "2024-02-31",
+    "",
+    "~",
+    '""',
+    '" "',
+    ".inf",
+    ".nan",
+    "1e400",
+    '"a\\0b"',
+    '"a\\nb"',
+)
+LISTS = ("[]", "[a, 1]", "[[a]]", "[{a: 1}]", "[null]", '["a\\0b"]', "[Pateint]")
+KEYS = ("{}", "{a: 1}", "{5: [x]}", "{a: [[1]]}", "{null: x}", "{a: {b: {c: d}}}")
+#: Of pydantic and Python, not of people.
+FOREIGN = (
+    "Input",
+    "valid ",
+    "unable to",
+    "tuple",
+    "dictionary",
+    "string",
+    "boolean",
+    "instance",
+    "pathlib",
+    "[key]",
+)
+FIELDS = [
+    *((("sites", "north", name), field) for name, field in SiteSettings.model_fields.items() if name != "name"),
+    *((("sites", "north", "mapping", name), field) for name, field in MappingOptions.model_fields.items()),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), FIELDS, ids=[".".join(path[2:]) for path, _ in FIELDS])
+def test_any_value_of_any_key_is_taken_or_refused_in_our_words(
+    path: tuple[str, ...], field: FieldInfo, tmp_path: Path
+) -> None:
+    is_list, is_map = "tuple" in str(field.annotation).split("Mapping")[0], "Mapping" in str(field.annotation)
+    for value in (*SINGLE_VALUES, *LISTS, *KEYS):
+        above = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(path[:-1]))
+        (tmp_path / "sites.yaml").write_text(f"{above}{'  ' * (len(path) - 1)}{path[-1]}: {value}\n")
+        try:
+            load_settings({"EPIC_OMOP_HOME": str(tmp_path)})
+        except ConfigurationError as refused:
+            said = refused.message
+        else:
+            shape = "list" if value in LISTS else "map" if value in KEYS else "single"
+            assert value == "~" or value == "" or shape == ("list" if is_list else "map" if is_map else "single"), value
+            continue
+        assert f"sites.yaml:{len(path)}: " in said, said
+        assert path[2] in said, said
+        assert [word for word in FOREIGN if word in said] == [], said
+
+
+@pytest.mark.parametrize("key", ["resource_types", "empty_when_missing", "text_source_value_types", "crawl_searches"])
+def test_a_type_that_fhir_does_not_have_is_refused(key: str, tmp_path: Path) -> None:
+    def of(name: str) -> dict[str, str]:
+        value = f"{{{name}: []}}" if key == "crawl_searches" else f"[{name}]"
+        (tmp_path / "sites.yaml").write_text(f"sites:\n  north:\n    {key}: {value}\n")
+        return {"EPIC_OMOP_HOME": str(tmp_path)}
+
+    for typo, known in {"Pateint": "Patient", "Observations": "Observation", "encounter": "Encounter"}.items():
+        with pytest.raises(ConfigurationError) as refused:
+            load_settings(of(typo))
+        assert (
+            f"sites.yaml:3: {key}: {typo!r} is no resource type of FHIR R4. Did you mean {known!r}?"
+            in refused.value.message
+        )
+    load_settings(of("CarePlan"))  # of FHIR R4, and not mapped: it is exported and kept
+
+
+@pytest.mark.parametrize("variable", ["WORKERS", "WORKER_MEMORY_MB", "ROLE_SUFFIX", "TIME_ZONE"])
+def test_a_variable_is_named_and_told_in_our_words(variable: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings({"EPIC_OMOP_HOME": str(tmp_path), f"EPIC_OMOP_{variable}": "a lot"})
+    assert f"EPIC_OMOP_{variable}: " in refused.value.message
+    assert [word for word in FOREIGN if word in refused.value.message] == []
 
 
 def test_several_problems_are_told_together(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -53,11 +53,17 @@ def transform(
     *,
     site_zone: str = "UTC",
     instance_zone: str = "UTC",
+    lines: Mapping[str, Iterable[bytes]] | None = None,
 ) -> Transformed:
-    """Resources of any types, in the order of their mappings; concepts are those that the mappings name."""
+    """Resources of any types, in the order of their mappings; concepts are those that the mappings name.
+
+    `lines`: by type, what stands in the file as it is.
+    """
     by_type: dict[str, list[bytes]] = {}
     for resource in resources:
         by_type.setdefault(resource["resourceType"], []).append(orjson.dumps(resource))
+    for kind, raws in (lines or {}).items():
+        by_type.setdefault(kind, []).extend(raws)
     mappings = load_mappings(MAPPINGS_FOLDER, None, options)
     for name, value in vars(concept_index).items():
         if name.endswith("_FILE"):

@@ -39,6 +39,7 @@ from pipeline.omop.derive.procedures import imaging_date, procedure
 from pipeline.omop.derive.questionnaires import answer, question
 from pipeline.omop.derive.specimens import specimen
 from pipeline.omop.derive.visits import (
+    diagnosis_use,
     discharge_against_advice,
     discharge_death,
     inpatient_visit,
@@ -66,6 +67,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         open_stay_detail,
         inpatient_visit,
         discharge_against_advice,
+        diagnosis_use,
         discharge_death,
         asserted,
         not_confirmed,

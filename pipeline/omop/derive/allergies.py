@@ -26,8 +26,26 @@ def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Rows whose code names a substance alone: it becomes the value."""
-    return as_value(frame.filter(_is_substance(frame, derivation)), derivation, "value")
+    """Rows whose code names a substance alone: it becomes the value. The concept is that of the category, by the mapping."""
+    frame = _with_category(frame.filter(_is_substance(frame, derivation)), derivation)
+    return as_value(frame, derivation, "value")
+
+
+_CATEGORIES = "http://hl7.org/fhir/allergy-intolerance-category"
+
+
+def _with_category(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Marks the categories of rows of which none is known, and those without one: their concept is 0."""
+    together = frame.select(pl.col("category").list.join("|").alias("category_set"))["category_set"]
+    sets, numbers = derivation.sets, {}
+    for text in together.unique(maintain_order=True):
+        codings = [{"system": _CATEGORIES, "code": code} for code in text.split("|") if code]
+        numbers[text] = sets.add_concept({"coding": codings}) if codings else sets.nothing()
+    code_sets = together.replace_strict(numbers, default=None, return_dtype=pl.Int32)
+    frame = derivation.look_ups.of(
+        frame.with_columns(code_sets), "category_set", "category", value_map="allergy_category", element="category"
+    )
+    return frame.drop("category_set")
 
 
 def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

@@ -64,8 +64,9 @@ def ending(
 ) -> pl.DataFrame:
     """Adds `<name>`, `<name>_date`, `<name>_datetime`: the first usable end, NULL where it lies before the start.
 
-    Where both have a time their clocks are compared, else their days. `<name>` is NULL where there is no end at all,
-    or one that says that there is none (year 9999); it is the text of an end that could not be used.
+    Where both have a time their clocks are compared, else their days; of a year or a month whether it has passed. One
+    that has not is taken for the first of its days that is not before the start. `<name>` is NULL where there is no end
+    at all, or one that says that there is none (year 9999); it is the text of an end that could not be used.
     """
     frame = first_usable(frame, derivation, name, *columns, kind="end")
     by_clock = pl.col(f"{name}_moment") < pl.col(f"{start}_moment")
@@ -74,6 +75,7 @@ def ending(
     if not early.any():
         known = pl.col(f"{start}_date").is_not_null()  # without a start there is no row
         return frame.with_columns(pl.when(known).then(pl.col(f"{name}_date", f"{name}_datetime")))
+    frame, early = _begun_within(frame, early, name, start)
     given = pl.coalesce(
         f"{name}_from", *(pl.when(pl.col(column).is_not_null()).then(pl.lit(column)) for column in columns)
     )
@@ -83,6 +85,23 @@ def ending(
     )
     flags = {column: frame["early_from"] == column for column in columns}
     return _with_issues(frame.drop("early", "early_from"), "end_before_start", flags)
+
+
+def _begun_within(frame: pl.DataFrame, early: pl.Series, name: str, start: str) -> tuple[pl.DataFrame, pl.Series]:
+    """An end of a year or month in which the start lies is the start's day, and no longer early."""
+    end_day, start_day = pl.col(f"{name}_date"), pl.col(f"{start}_date")
+    coarser = pl.min_horizontal(f"{name}_precision", f"{start}_precision")
+    same_year = end_day.dt.year() == start_day.dt.year()
+    same_month = same_year & (end_day.dt.month() == start_day.dt.month())
+    overlaps = ((coarser == 4) & same_year) | ((coarser == 7) & same_month)
+    within = frame.select((pl.lit(early) & overlaps).fill_null(False).alias("within"))["within"]
+    if not within.any():
+        return frame, early
+    moved = [
+        pl.when(within).then(pl.col(f"{start}_{part}")).otherwise(pl.col(f"{name}_{part}")).alias(f"{name}_{part}")
+        for part in ("date", "datetime", "moment")
+    ]
+    return frame.with_columns(moved), early & ~within
 
 
 def first_usable(

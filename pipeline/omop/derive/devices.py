@@ -18,7 +18,11 @@ _SCHEMA = {
 
 
 def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device."""
+    """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device.
+
+    A contained one that is not there is an issue.
+    """
+    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__device_reference"))
     frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
     by_reference = pl.col("device_reference").is_not_null()
     frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
@@ -35,7 +39,8 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The use's own timing, else when it was recorded; by option the date of manufacture, which is flagged."""
-    own = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event", "recorded_on")
+    timing = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event_unusable", "timing_event")
+    own = (*timing, "recorded_on")
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()

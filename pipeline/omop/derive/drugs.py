@@ -12,7 +12,11 @@ from pipeline.omop.derive.dates import ending, starting, visit_dates, with_visit
 
 
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The code of the referenced Medication where the request has none; else the reference's display as text."""
+    """The code of the referenced Medication where the request has none; else the reference's display as text.
+
+    A contained medication that is not there, or has no code, is an issue.
+    """
+    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__medication_reference"))
     by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
     frame = frame.with_columns(by_reference.alias("by_reference"))
     found = derivation.facts("medication_code", frame.filter("by_reference")["medication_reference"].unique())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from pipeline.omop.derive.base import Derivation, used
@@ -29,14 +31,11 @@ def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """note_text with that of a Binary where it lies there; encoding, and language: another than English is 0."""
-    english = pl.col("language").is_null() | pl.col("language").str.to_lowercase().str.starts_with("en")
-    frame = frame.with_columns(
+    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is said."""
+    english = pl.lit(derivation.constant("note_language_english"), dtype=pl.Int64)
+    frame = _with_language(frame, derivation).with_columns(
         pl.lit(derivation.constant("note_encoding_utf8"), dtype=pl.Int64).alias("encoding_concept_id"),
-        pl.when(english)
-        .then(pl.lit(derivation.constant("note_language_english"), dtype=pl.Int64))
-        .otherwise(pl.lit(0, dtype=pl.Int64))
-        .alias("language_concept_id"),
+        pl.coalesce("language_concept_id", english).alias("language_concept_id"),
     )
     if "binary_reference" not in frame.columns:
         return frame
@@ -47,3 +46,19 @@ def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = used(frame, "binary", "binary_reference", by_reference, pl.col("binary_line").is_null())
     by_line = pl.col("binary_line").replace_strict(texts, default=None, return_dtype=pl.String)
     return frame.with_columns(pl.coalesce("note_text", by_line).alias("note_text"))
+
+
+_LANGUAGES = "urn:ietf:bcp:47"
+
+
+def _with_language(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds language_concept_id by the value map of languages: of `en-US` in its own words, else of `en`."""
+    numbers = {}
+    for language in frame["language"].drop_nulls().unique(maintain_order=True):
+        names = (language, language.lower(), re.split("[-_]", language.lower())[0])
+        numbers[language] = derivation.sets.add_concept({"coding": [{"system": _LANGUAGES, "code": n} for n in names]})
+    code_sets = frame["language"].replace_strict(numbers, default=None, return_dtype=pl.Int32).alias("language_set")
+    frame = derivation.look_ups.of(
+        frame.with_columns(code_sets), "language_set", "language", value_map="note_language", element="language"
+    )
+    return frame.drop("language_set")

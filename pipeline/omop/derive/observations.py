@@ -12,14 +12,21 @@ from pipeline.omop.routing import EXACT
 
 
 def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first event of effectiveTiming > issued.
+    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
 
     Of these, those that the resource has: a DiagnosticReport has no Timing.
     """
     return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
 
 
-_DATES = ("effective_datetime", "effective_instant", "effective_period_start", "effective_timing_event", "issued")
+_DATES = (
+    "effective_datetime",
+    "effective_instant",
+    "effective_period_start",
+    "effective_timing_unusable",
+    "effective_timing_event",
+    "issued",
+)
 
 
 #: A decimal with or without comparator: groups comparator and number.

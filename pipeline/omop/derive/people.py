@@ -44,14 +44,15 @@ _OMB = "urn:oid:2.16.840.1.113883.6.238"
 def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
     """`<name>_concept_id`: one known category → its concept, several → `several`, none → 0.
 
-    Without a category that is known, detailed codes stand in. Unknown ones are counted where nothing is known.
+    Without a category that is known, detailed codes stand in, then what is not said as US Core has it. Unknown ones are
+    counted where nothing is known.
     """
     key = "row_of_list"
     frame = frame.with_row_index(key)
     codings = _codings(frame, derivation, name, key)
     known = _known(codings).group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
-    texts = codings.group_by(key, "is_detailed", maintain_order=True).agg(pl.col("code").str.join("|"))
-    texts = texts.sort("is_detailed", maintain_order=True).unique(key, keep="first", maintain_order=True)
+    texts = codings.drop_nulls("code").group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
+    texts = texts.sort("rank", maintain_order=True).unique(key, keep="first", maintain_order=True)
     unknown = codings.filter("is_unknown").group_by(key, maintain_order=True).agg(pl.col("code_set").alias("unknown"))
     for found in (known, texts, unknown):
         frame = frame.join(found, on=key, how="left", maintain_order="left")
@@ -64,15 +65,17 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
 
 
 def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
-    """The races or ethnicities of each row, in order: key, is_detailed, code_set, code, concept_id, meaning, is_unknown.
+    """The races or ethnicities of each row, in order: key, rank, code_set, code, concept_id, meaning, is_unknown.
+
+    `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
 
     A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is no category.
     """
     given = pl.concat(
-        frame.select(key, pl.col(column).alias("code_set"), pl.lit(is_detailed).alias("is_detailed"))
+        frame.select(key, pl.col(column).alias("code_set"), pl.lit(rank, dtype=pl.Int8).alias("rank"))
         .explode("code_set")
         .drop_nulls("code_set")
-        for column, is_detailed in ((name, False), (f"{name}_detailed", True))
+        for rank, column in enumerate((name, f"{name}_detailed", f"{name}_other"))
     )
     given = derivation.look_ups.of(given, "code_set", "own", value_map=name)
     omb = derivation.look_ups.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id", "meaning")
@@ -80,20 +83,20 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
     is_own, is_omb = pl.col(f"{UNMAPPED}code_set").is_null(), pl.col("concept_id").is_not_null()
     return given.select(
         key,
-        "is_detailed",
+        "rank",
         "code_set",
         pl.col("own_source_code").alias("code"),
         pl.when(is_own).then("own_concept_id").otherwise("concept_id").alias("concept_id"),
         pl.when(is_own).then("own_meaning").otherwise("meaning").alias("meaning"),
         (~is_own & ~is_omb).alias("is_unknown"),
-    ).sort(key, "is_detailed", maintain_order=True)
+    ).sort(key, "rank", maintain_order=True)
 
 
 def _known(codings: pl.DataFrame) -> pl.DataFrame:
-    """Of `_codings` the distinct known categories of each row; detailed ones where there is no other."""
+    """Of `_codings` the distinct known categories of each row; others where there is none of a lower rank."""
     by_row = codings.columns[0]
     known = codings.filter(~pl.col("is_unknown") & pl.col("meaning").is_null())
-    known = known.filter(pl.col("is_detailed") == pl.col("is_detailed").min().over(by_row))
+    known = known.filter(pl.col("rank") == pl.col("rank").min().over(by_row))
     return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
 
 

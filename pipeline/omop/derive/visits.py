@@ -42,7 +42,7 @@ def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds visit_concept_id and exclude_reason: the crosswalk of types (within a class) before that of classes.
 
-    A class counts as unknown where its type does not say the kind of visit either.
+    A class that is unknown, or missing, counts where its type does not say the kind of visit either.
     """
     frame = derivation.look_ups.of(frame.with_row_index("visit_row"), "class", "class", value_map="encounter_class")
     frame = frame.rename({"class_source_system": "class_system", "class_source_code": "class_code"})
@@ -53,10 +53,11 @@ def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         under_observation = (pl.col("class_system") == ACT_CODES) & (pl.col("class_code") == "OBSENC")
         both = pl.lit(derivation.constant("visit_emergency_and_inpatient"), dtype=pl.Int64)
         by_class = pl.when(under_observation).then(both).otherwise(by_class)
+    missing = pl.when(pl.col("class").is_null()).then(pl.lit(derivation.sets.nothing(), dtype=pl.Int32))
     return frame.with_columns(
         pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
         pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
-        pl.when(~by_type).then(f"{UNMAPPED}class").alias(f"{UNMAPPED}class"),
+        pl.when(~by_type).then(pl.coalesce(f"{UNMAPPED}class", missing)).alias(f"{UNMAPPED}class"),
     ).drop("visit_row")
 
 
@@ -90,6 +91,36 @@ def inpatient_visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     return frame.filter(pl.col("visit_concept_id").is_in(INPATIENT_VISITS)).with_columns(
         pl.col("visit_concept_id").alias("value")
     )
+
+
+_DIAGNOSIS_ROLES = "http://terminology.hl7.org/CodeSystem/diagnosis-role"
+
+
+def diagnosis_use(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact about the condition: the code of its use where that has a status in the value map, else by its rank."""
+    own, look_ups = "use_as_role", derivation.look_ups
+    frame = frame.with_columns(_as_roles(frame["diagnosis_use"], derivation).alias(own))
+    frame = look_ups.of(frame, own, "use", value_map="diagnosis_use", element=own)
+    by_rank = pl.when(pl.col("rank") == 1).then(pl.lit("1")).when(pl.col("rank").is_not_null()).then(pl.lit("other"))
+    unknown = pl.col(f"{UNMAPPED}{own}").is_not_null()
+    return frame.with_columns(
+        pl.when(pl.col("use_concept_id") != 0).then("use_source_code").otherwise(by_rank).alias("value"),
+        pl.when(unknown).then("diagnosis_use").alias(f"{UNMAPPED}diagnosis_use"),
+    ).drop(own, f"{UNMAPPED}{own}")
+
+
+def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
+    """Code sets in which a code of FHIR's list is one, whatever its system is called; those with a status come first."""
+    entries = derivation.look_ups.value_maps["diagnosis_use"]
+    roles = set(entries.filter(pl.col("system") == _DIAGNOSIS_ROLES)["code"])
+    with_status = set(entries.filter(pl.col("concept_id") != 0)["code"])
+    numbers = {}
+    for number in uses.drop_nulls().unique(maintain_order=True):
+        codings = derivation.sets.codings_of([number]).select("system", "code").rows()
+        named = [{"system": _DIAGNOSIS_ROLES if code in roles else system, "code": code} for system, code in codings]
+        named.sort(key=lambda coding: coding["code"] not in with_status)
+        numbers[number] = derivation.sets.add_concept({"coding": named}) if named else number
+    return uses.replace_strict(numbers, default=None, return_dtype=pl.Int32)
 
 
 def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
