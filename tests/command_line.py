@@ -207,7 +207,7 @@ def _run(command: list[str], environment: dict[str, str], folder: str, out: Conn
             exec(compile(command[2], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = command
-            from pipeline.cli import main
+            from pipeline.start import main
 
             main()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(_ROOT))  # benchmarks are not installed with the package:
 from benchmarks.exports import World, _write_part, make_volatile, patients_of, volatile_line, write_day  # noqa: E402 - as above
 from benchmarks.floor import parse_floor  # noqa: E402
 from benchmarks.memory import CpuSeconds, PeakMemory, postgres_tree  # noqa: E402
+from pipeline.errors import WarehouseError  # noqa: E402
 from pipeline.warehouse.embedded import EmbeddedServer  # noqa: E402
 
 
@@ -120,7 +122,8 @@ def _benchmark(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
         done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
     finally:  # also where it was killed half way
         for home in folder.rglob("epic-omop-benchmark-*/home"):
-            EmbeddedServer(home).stop()
+            with suppress(WarehouseError):  # its server is gone, as it should be
+                EmbeddedServer(home).stop()
     assert done.returncode == 0, done.stderr
     return orjson.loads(output.read_bytes()), done.stdout
 
