@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-deep lint benchmark documents conformance clean
+.PHONY: help setup demo test tests test-deep lint benchmark documents conformance clean
 
 help:
 	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
@@ -38,7 +38,11 @@ lint: setup
 # small: several threads of polars would only wait for each other.
 PYTEST := PYTHONDONTWRITEBYTECODE= POLARS_MAX_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-test: lint
+# The types are checked beside the tests: one of them waits now and then.
+test: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: setup
 	$(PYTEST)
 
 # Not a part of `test`: docs/random-nights.md. `hypothesis` is the mark of property tests.
@@ -48,6 +52,7 @@ KILLS ?= 60
 
 test-deep: setup
 	$(PYTEST) -s --dist load tests/faults/test_random_nights.py --fault-seed $(SEED) --fault-nights $(NIGHTS) --fault-kills $(KILLS)
+	$(PYTEST) -m deep
 	$(PYTEST) --timeout 0 --hypothesis-profile=deep -m hypothesis
 
 benchmark: setup

@@ -43,10 +43,14 @@ settings.load_profile("usual")
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
 _HOME_PREFIX = "epic-omop-test-"
 _TEMPORARY = Path("/tmp")
+#: Into how many parts the tests with the mark `deep` are divided; which one runs today: main process and workers agree.
+_DEEP_PARTS = 3
+_PART_VARIABLE = "EPIC_OMOP_TEST_DEEP_PART"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--requirements-json", type=Path, metavar="FILE", help="write what came of marked requirements")
+    parser.addoption("--all-deep", action="store_true", help="all tests with the mark deep, not today's part of them")
     random = parser.getgroup("random nights", "what tests/faults/test_random_nights.py runs")
     random.addoption(
         "--fault-seed", type=int, default=1, metavar="N", help="the history: world, kills, and their order"
@@ -55,8 +59,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     random.addoption("--fault-kills", type=int, default=2, metavar="N", help="how many kills, spread over the nights")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     note_requirements(items)
+    named = any("::" in argument for argument in config.args)
+    if not (config.getoption("--all-deep") or config.option.markexpr or named):
+        _leave_out_deep(config, items)
+
+
+def _leave_out_deep(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests with the mark `deep`, keep the part whose turn it is: one of each `_DEEP_PARTS` in their order."""
+    part = int(os.environ[_PART_VARIABLE])
+    deep = [item for item in items if item.get_closest_marker("deep")]
+    left_out = {item for number, item in enumerate(deep) if number % _DEEP_PARTS != part}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         if config.getoption("--requirements-json"):
             config.pluginmanager.register(RequirementResults(config.getoption("--requirements-json").absolute()))
+        os.environ[_PART_VARIABLE] = str(SystemClock().now().timetuple().tm_yday % _DEEP_PARTS)
         _remove_homes_of_dead_sessions()
         os.environ["PYTHONFAULTHANDLER"] = "1"  # programs that tests start show their stacks when they crash
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
@@ -76,7 +94,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which servers the tests used: a missing one is never passed over in silence."""
+    """Say which servers the tests used, and which deep tests: what is missing is never passed over in silence."""
+    part = int(os.environ[_PART_VARIABLE]) + 1
+    terminalreporter.write_line(
+        f"Deep tests: part {part} of {_DEEP_PARTS}, by the day of the year (--all-deep, `make test-deep`: all)"
+    )
     folder = find_other_postgres()
     other = folder or "embedded as well, for want of another (EPIC_OMOP_TEST_POSTGRES_BIN)"
     terminalreporter.write_line(f"PostgreSQL: embedded; by URL: {other}")

@@ -120,6 +120,7 @@ def test_killed_and_the_same_command_again(place: Place, folder: Path, undisturb
     assert place.content() == undisturbed
 
 
+@pytest.mark.deep  # the very crashes of the test before, and another way to go on
 @pytest.mark.parametrize("crash", LANDED, ids=lambda crash: crash.name)
 def test_killed_and_the_landed_export_taken_up(place: Place, folder: Path, undisturbed: Content, crash: Crash) -> None:
     _crashed(place, folder, crash)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -20,10 +19,7 @@ from sqlalchemy import text
 
 from pipeline.core.errors import ConfigurationError, EpicOmopError, WarehouseError
 from pipeline.warehouse.connection import connect, database_url, sqlalchemy_engine
-
-PROJECT = Path(__file__).resolve().parents[2]
-#: For child processes: they find what this one finds, however it was started.
-SEARCH_PATH = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])
+from tests.command_line import CommandLine, Finished
 
 
 @pytest.fixture(params=["embedded", "by URL"])
@@ -182,7 +178,7 @@ def server_that_claims(version: str) -> Iterator[int]:
         thread.join()
 
 
-def run_command(home: Path, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(home: Path, *arguments: str, url: str | None = None) -> Finished:
     """`epic-omop db …` in a process of its own; errors come out as class and text, as the command line shows them."""
     program = (
         "import sys\n"
@@ -191,66 +187,54 @@ def run_command(home: Path, *arguments: str, url: str | None = None) -> subproce
         "try:\n    app(sys.argv[1:])\n"
         "except EpicOmopError as error:\n    sys.exit(f'{type(error).__name__}: {error}')\n"
     )
-    environment = {**os.environ, "EPIC_OMOP_HOME": str(home), "PYTHONPATH": SEARCH_PATH}
-    environment.pop("EPIC_OMOP_DATABASE_URL", None)
-    if url:
-        environment["EPIC_OMOP_DATABASE_URL"] = url
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return CommandLine(home, url or "").run(*arguments, code=None, program=(sys.executable, "-c", program))
 
 
 def test_psql_and_status_by_url(other_database_url: str, tmp_path: Path) -> None:
     shown = run_command(
         tmp_path, "psql", "-XAtc", "SELECT current_setting('server_version_num')::int >= 140000", url=other_database_url
     )
-    assert (shown.stdout.strip(), shown.stderr) == ("t", "")
+    assert (shown.out.strip(), shown.err) == ("t", "")
     status = run_command(tmp_path, "status", url=other_database_url)
-    assert "running" in status.stdout
+    assert "running" in status.out
     password = urlsplit(other_database_url).password
-    assert password is None or password not in status.stdout
+    assert password is None or password not in status.out
 
 
 @pytest.mark.parametrize("command", ["stop", "serve"])
 def test_a_given_server_is_never_stopped_or_reconfigured(command: str, other_database_url: str, tmp_path: Path) -> None:
     refused = run_command(tmp_path, command, url=other_database_url)
-    assert refused.returncode != 0
-    assert "UsageError: EPIC_OMOP_DATABASE_URL is set" in refused.stderr
+    assert refused.code != 0
+    assert "UsageError: EPIC_OMOP_DATABASE_URL is set" in refused.err
 
 
 def test_init_makes_the_schemas_once(other_database_url: str, tmp_path: Path) -> None:
     first = run_command(tmp_path, "init", url=other_database_url)
-    assert (first.returncode, first.stderr) == (0, "")
-    assert "in place" in first.stdout
+    assert (first.code, first.err) == (0, "")
+    assert "in place" in first.out
     with connect(other_database_url) as connection:
         found = connection.execute("SELECT to_regclass('cdm.person') IS NOT NULL").fetchone()
     assert found == (True,)
-    assert "nothing was changed" in run_command(tmp_path, "init", url=other_database_url).stdout
+    assert "nothing was changed" in run_command(tmp_path, "init", url=other_database_url).out
 
 
 def test_embedded_server_by_commands(server_home: Path) -> None:
     """Each command is a process of its own: what one starts, the next finds."""
-    assert "absent" in run_command(server_home, "status").stdout
-    url = run_command(server_home, "url").stdout.strip()
+    assert "absent" in run_command(server_home, "status").out
+    url = run_command(server_home, "url").out.strip()
     with connect(url) as connection:
         connection.execute("CREATE TABLE t AS SELECT 5 AS a")
-    assert run_command(server_home, "psql", "--", "-XAtc", "SELECT a FROM t").stdout == "5\n"
+    assert run_command(server_home, "psql", "--", "-XAtc", "SELECT a FROM t").out == "5\n"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     served = run_command(server_home, "serve", "--port", str(port))
-    assert f"127.0.0.1:{port}" in served.stdout
-    status = run_command(server_home, "status").stdout
+    assert f"127.0.0.1:{port}" in served.out
+    status = run_command(server_home, "status").out
     assert f"127.0.0.1 port {port}" in status
     assert "running" in status
-    assert "has stopped" in run_command(server_home, "stop").stdout
-    assert "was not running" in run_command(server_home, "stop").stdout
-    status = run_command(server_home, "status").stdout
+    assert "has stopped" in run_command(server_home, "stop").out
+    assert "was not running" in run_command(server_home, "stop").out
+    status = run_command(server_home, "status").out
     assert "stopped" in status
     assert "off" in status

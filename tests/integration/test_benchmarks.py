@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ sys.path.insert(0, str(_ROOT))  # benchmarks are not installed with the package:
 from benchmarks.exports import World, _write_part, make_volatile, patients_of, volatile_line, write_day  # noqa: E402 - as above
 from benchmarks.floor import parse_floor  # noqa: E402
 from benchmarks.memory import CpuSeconds, PeakMemory, postgres_tree  # noqa: E402
+from pipeline.core.errors import WarehouseError  # noqa: E402
+from pipeline.warehouse.embedded import EmbeddedServer  # noqa: E402
 
 
 def _lines(folder: Path) -> list[bytes]:
@@ -115,11 +118,17 @@ def _benchmark(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     output = folder / "found.json"
     command = [sys.executable, "-m", "benchmarks", "--repeat=1", f"--json={output}", *arguments]
     environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "160"}
-    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
+    finally:  # also where it was killed half way
+        for home in folder.rglob("epic-omop-benchmark-*/home"):
+            with suppress(WarehouseError):  # its server is gone, as it should be
+                EmbeddedServer(home).stop()
     assert done.returncode == 0, done.stderr
     return orjson.loads(output.read_bytes()), done.stdout
 
 
+@pytest.mark.timeout(900)  # seconds: a busy machine is no fault
 def test_the_whole_benchmark_on_a_tiny_world(tmp_path: Path) -> None:
     """As `make benchmark` runs it: every load is there, accounts for its lines, and nothing is left behind."""
     found, printed = _benchmark(tmp_path, "--patients=3", "--workers=1")
@@ -135,6 +144,7 @@ def test_the_whole_benchmark_on_a_tiny_world(tmp_path: Path) -> None:
     assert list(tmp_path.glob("epic-omop-benchmark-*")) == []
 
 
+@pytest.mark.timeout(900)
 def test_a_part_of_the_benchmark_in_a_folder_of_its_own(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()

@@ -1,0 +1,43 @@
+"""Imports what the commands import, for the server from which tests fork them: all of the project but Dagster's part.
+
+Nothing is run here: no thread but those that libraries start when they are imported, and no state that a command sees.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pkgutil
+
+import pipeline
+
+# Before numpy and polars are imported: threads that nothing here needs do not go through a fork.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+_DAGSTER = ("pipeline.orchestration", "pipeline.definitions")
+#: Imported where they are needed, inside of functions of libraries.
+_LIBRARIES = (
+    "alembic.autogenerate",
+    "alembic.command",
+    "annotated_types",
+    "anyio",
+    "certifi",
+    "email.parser",
+    "getpass",
+    "httpcore",
+    "jwt",
+    "rich.progress",
+    "rich.table",
+    "sqlalchemy.dialects.postgresql.psycopg",
+)
+
+
+def _names() -> list[str]:
+    return [module.name for module in pkgutil.walk_packages(pipeline.__path__, "pipeline.")]
+
+
+for _name in [*_LIBRARIES, *(name for name in _names() if not name.startswith(_DAGSTER))]:
+    importlib.import_module(_name)
+gc.collect()
+gc.freeze()  # or each child would copy the pages of what it never changes
