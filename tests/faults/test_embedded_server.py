@@ -301,7 +301,7 @@ _KILLED_WHILE_STARTING = """
 import sys
 from pathlib import Path
 from pipeline.core.errors import WarehouseError
-from pipeline.warehouse import embedded
+from pipeline.warehouse.embedded import server as embedded
 launch = embedded._launch
 def launch_and_kill(*arguments):
     process = launch(*arguments)

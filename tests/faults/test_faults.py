@@ -33,6 +33,7 @@ from pipeline.core.errors import (
     UsageError,
 )
 from pipeline.extract import bulk
+from pipeline.landing.origin import read_origin
 from pipeline.landing.store import LandedExport
 from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.orchestration.run_metadata import landing_metadata
@@ -233,12 +234,6 @@ STOPPED: dict[str, Stop] = {
     ),
     "too recently": Stop((fault("too-recently", status=429),), CooldownActive, "too recently", "skipped", True),
     "link loop": Stop((fault("link-loop"),), ProtocolError, "circle", "failed", True),
-    "file on another host": Stop(
-        (fault("other-address", type="Patient", url=NOWHERE),), UnsafeRemote, "not allow-listed", "complete"
-    ),
-    "redirect to another host": Stop(
-        (fault("redirect", number=2, location=NOWHERE),), UnsafeRemote, "not allow-listed", "complete"
-    ),
     "type that is a path": Stop(
         (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "no resource type", "failed", True
     ),
@@ -273,6 +268,24 @@ def test_the_run_stops_and_the_next_goes_on(epic: FaultyEpic, every_line: Counte
             fetched = {line for line in epic.requests[before:] if is_file(line)}
             assert len(fetched) == len(landed.files) - len(complete), "what was complete is not fetched again"
         assert states(runtime)[0] == "landed"
+
+
+@pytest.mark.parametrize(
+    "other_host",
+    [fault("other-address", type="Patient", url=NOWHERE), fault("redirect", number=2, location=NOWHERE)],
+    ids=["named", "by redirect"],
+)
+def test_a_file_at_an_address_that_is_never_asked_is_left_out(
+    epic: FaultyEpic, every_line: Counter[bytes], other_host: dict[str, Any]
+) -> None:
+    with epic.serving(other_host) as runtime:
+        landed = exported(runtime)
+        assert_played(epic)
+        assert [gap.reason for gap in read_origin(landed.folder).gaps] == ["unusable"]
+        found = landed_lines(landed)
+        assert found < every_line, "the other files are there, whole"
+        assert not any(line.startswith("DELETE") for line in epic.requests), "what is missing stays on the server"
+        assert states(runtime) == ["landed"]
 
 
 @pytest.mark.parametrize("seconds", [-600, 600])
