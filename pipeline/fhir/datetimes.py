@@ -36,6 +36,8 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
     string that is no FHIR date, NULL an absent one. `YYYY-MM` gives the first of the month, `YYYY` 1 January.
     Years are 1 to 9999 in both zones: FHIR has no others, and a single one would make PostgreSQL refuse a whole load.
     """
+    if texts.null_count() == len(texts):  # most elements of most resources are absent
+        return _absent(texts)
     moments = _usual_moments(texts)
     days = pl.repeat(None, len(texts), dtype=pl.Date, eager=True)
     readable = moments.is_not_null()
@@ -71,6 +73,18 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
             .alias(f"{texts.name}_precision"),
         )
     )
+
+
+def _absent(texts: pl.Series) -> pl.DataFrame:
+    """What `parsed` gives for a column without a value."""
+    kinds = {
+        "date": pl.Date(),
+        "datetime": pl.Datetime("us"),
+        "moment": pl.Datetime("us", "UTC"),
+        "precision": pl.Int8(),
+    }
+    none = [pl.Series(f"{texts.name}_{name}", [None], dtype=kind) for name, kind in kinds.items()]
+    return pl.DataFrame([series.new_from_index(0, len(texts)) for series in none])
 
 
 def is_open_end(text: pl.Expr) -> pl.Expr:

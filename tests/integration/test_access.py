@@ -225,7 +225,7 @@ def test_a_warehouse_that_cannot_be_written_for_a_while(
 
 
 CHILD = """
-from pipeline import exports
+from pipeline.extract import bulk
 from pipeline.warehouse.runtime import Runtime
 runtime = Runtime.from_environment()
 bulk.export_site(runtime, runtime.settings.site("site_a"))

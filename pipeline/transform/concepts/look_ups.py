@@ -8,7 +8,7 @@ transform stage counts what is marked (`pipeline.transform.unmapped`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -30,6 +30,8 @@ class LookUps:
     resolver: ConceptResolver
     #: concepts(ids) → their rows of the concept index: concept_id, domain_id, concept_class_id and others
     concepts: Callable[[list[int]], pl.DataFrame]
+    #: what a look-up of no code sets gives, by how it is made: columns and types alone
+    _of_none: dict[tuple[str | None, str | None], pl.DataFrame] = field(default_factory=dict, repr=False)
 
     def of(
         self,
@@ -50,16 +52,31 @@ class LookUps:
         And `unmapped_<element>`, by default of the column's name. `domain`: a concept of another one does not count.
         `last`: codings of this system are asked after all others.
         """
-        if value_map is None:
-            found = self._in_vocabulary(purpose or "", domain)
-        else:
-            found = self._in_map(frame[column], value_map, last)
-            if purpose is not None:
-                found = self._completed(found, purpose, domain)
+        if frame[column].null_count() == frame.height:  # most elements of most resources are absent
+            return self._with_none(frame, column, prefix, (value_map, purpose), element or column)
+        found = self._found(frame[column], value_map, purpose, domain, last)
         found = found.rename({"code_set": column} | {name: f"{prefix}_{name}" for name in found.columns[1:]})
         frame = frame.join(found, on=column, how="left", maintain_order="left")
         unknown = pl.when(f"{prefix}_is_unknown").then(pl.col(column))
         return frame.with_columns(unknown.alias(f"{UNMAPPED}{element or column}")).drop(f"{prefix}_is_unknown")
+
+    def _with_none(
+        self, frame: pl.DataFrame, column: str, prefix: str, how: tuple[str | None, str | None], element: str
+    ) -> pl.DataFrame:
+        """What `of` gives for a column without a value: the same columns of the same types, all NULL."""
+        if how not in self._of_none:
+            self._of_none[how] = self._found(frame[column].clear(), *how, None, None).clear()
+        empty = self._of_none[how].drop("code_set", "is_unknown")
+        nulls = [pl.lit(None, dtype=kind).alias(f"{prefix}_{name}") for name, kind in empty.schema.items()]
+        return frame.with_columns(*nulls, pl.lit(None, dtype=frame[column].dtype).alias(f"{UNMAPPED}{element}"))
+
+    def _found(
+        self, code_sets: pl.Series, value_map: str | None, purpose: str | None, domain: str | None, last: str | None
+    ) -> pl.DataFrame:
+        if value_map is None:
+            return self._in_vocabulary(purpose or "", domain)
+        found = self._in_map(code_sets, value_map, last)
+        return found if purpose is None else self._completed(found, purpose, domain)
 
     def of_codes(self, frame: pl.DataFrame, column: str, prefix: str, *, value_map: str, system: str) -> pl.DataFrame:
         """The same for a column of FHIR codes, which have no system of their own: `system` is what the map calls it.
