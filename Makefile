@@ -51,7 +51,7 @@ NIGHTS ?= 50
 KILLS ?= 60
 
 test-deep: setup
-	$(PYTEST) -s --dist load tests/faults/test_random_nights.py --fault-seed $(SEED) --fault-nights $(NIGHTS) --fault-kills $(KILLS)
+	$(PYTEST) -s --all-deep --dist load tests/faults/test_random_nights.py --fault-seed $(SEED) --fault-nights $(NIGHTS) --fault-kills $(KILLS)
 	$(PYTEST) -m deep
 	$(PYTEST) --timeout 0 --hypothesis-profile=deep -m hypothesis
 

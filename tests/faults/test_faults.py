@@ -138,7 +138,14 @@ OUTLIVED: dict[str, Faults] = {
 }
 
 
-@pytest.mark.parametrize("name", OUTLIVED)
+#: Forms of one fault: a third of them each day.
+_FORMS = ("Retry-After", "a file that is")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.deep] if name.startswith(_FORMS) else []) for name in OUTLIVED],
+)
 def test_the_export_ends_whole(epic: FaultyEpic, every_line: Counter[bytes], name: str) -> None:
     with epic.serving(*OUTLIVED[name]) as runtime:
         landed = exported(runtime)

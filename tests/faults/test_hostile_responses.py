@@ -363,6 +363,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", CASES)
 def test_no_response_leaves_an_export_stuck(runtime: Runtime, epic: HostileEpic, name: str) -> None:
     case = CASES[name]
@@ -536,6 +537,7 @@ ABANDONED: dict[str, Attack] = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("state", ABANDONED)
 @pytest.mark.parametrize("server_is_down", [False, True])
 def test_any_open_export_can_be_given_up(runtime: Runtime, epic: HostileEpic, state: str, server_is_down: bool) -> None:

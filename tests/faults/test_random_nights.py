@@ -74,7 +74,7 @@ def _fresh(world: World, like: Place, prepared: Prepared, folder: Path) -> Conte
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("vanished", ["delete", "keep"])
+@pytest.mark.parametrize("vanished", ["delete", pytest.param("keep", marks=pytest.mark.deep)])
 def test_random_nights_and_kills_end_as_a_fresh_load(
     history: History, vanished: str, demo_warehouse: Prepared, tmp_path: Path
 ) -> None:

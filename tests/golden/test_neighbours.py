@@ -66,7 +66,7 @@ SITES = [
 ]
 
 
-@pytest.mark.parametrize("site", SITES, ids=["default", "options"])
+@pytest.mark.parametrize("site", [SITES[0], pytest.param(SITES[1], marks=pytest.mark.deep)], ids=["default", "options"])
 def test_no_row_depends_on_its_neighbours(index: ConceptIndex, tmp_path: Path, site: dict[str, object]) -> None:
     raws = [as_json(resource) for case in CASES for key in ("fhir", "then") for resource in case.resources(key)]
     lines = lines_of(raws, tmp_path / "lines.ndjson")
