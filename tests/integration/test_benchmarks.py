@@ -20,7 +20,7 @@ from benchmarks.exports import World, _write_part, make_volatile, patients_of, v
 from benchmarks.floor import parse_floor  # noqa: E402
 from benchmarks.memory import CpuSeconds, PeakMemory, postgres_tree  # noqa: E402
 from pipeline.core.errors import WarehouseError  # noqa: E402
-from pipeline.warehouse.embedded import EmbeddedServer  # noqa: E402
+from pipeline.warehouse.embedded.server import EmbeddedServer  # noqa: E402
 
 
 def _lines(folder: Path) -> list[bytes]:
