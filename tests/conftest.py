@@ -30,7 +30,7 @@ from pipeline.core.clock import SystemClock
 from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.embedded.binaries import Account, server_account
 from pipeline.warehouse.embedded.server import EmbeddedServer
-from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, prepared
+from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, keep_in_memory, prepared
 from tests.property_examples import DEEP
 from tests.requirement_results import RequirementResults, note_requirements
 
@@ -43,6 +43,8 @@ settings.load_profile("usual")
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
 _HOME_PREFIX = "epic-omop-test-"
 _TEMPORARY = Path("/tmp")
+#: Linux's file system in memory: a database has some thousand files, and tests make and drop hundreds of databases.
+_MEMORY = Path("/dev/shm")
 #: Into how many parts the tests with the mark `deep` are divided; which one runs today: main process and workers agree.
 _DEEP_PARTS = 3
 _PART_VARIABLE = "EPIC_OMOP_TEST_DEEP_PART"
@@ -137,6 +139,7 @@ def remove_server(home: Path) -> None:
         folder = None
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(_MEMORY / home.name, ignore_errors=True)
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -160,6 +163,7 @@ def postgres_url() -> str:
         for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         connection.execute("SELECT pg_reload_conf()")
+    keep_in_memory(url, Path(os.environ[_HOME_VARIABLE]), _MEMORY)
     return url
 
 

@@ -16,10 +16,17 @@ from filelock import FileLock
 from psycopg import sql
 
 from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.warehouse.embedded.binaries import server_account
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
-__all__ = ["Prepared", "empty", "fresh_database", "install", "install_with_demo_vocabulary", "prepared"]
+__all__ = [
+    "Prepared", "empty", "fresh_database", "install", "install_with_demo_vocabulary", "keep_in_memory", "prepared",
+]  # fmt: skip
+
+
+#: The tablespace that lies in memory, and the room that all databases of a session may take.
+_MEMORY_NAME, _MEMORY_BYTES = "in_memory", 6 << 30
 
 
 @contextmanager
@@ -30,11 +37,35 @@ def fresh_database(server_url: str, template: str = "template0") -> Iterator[str
         # Files as they are: a third of the time in which a server of version 15 or newer, left to itself, logs each page.
         strategy = sql.SQL("STRATEGY FILE_COPY" if connection.info.server_version >= 150_000 else "")
         names = sql.Identifier(name), sql.Identifier(template)
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {}").format(*names, strategy))
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} {} {}").format(*names, strategy, _place(connection)))
         try:
             yield urlunsplit(urlsplit(server_url)._replace(path=f"/{name}"))
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def keep_in_memory(server_url: str, home: Path, memory: Path) -> None:
+    """Databases that are made from now on lie in `memory`, where that has room enough: a folder named as the home."""
+    if not memory.is_dir() or shutil.disk_usage(memory).free < _MEMORY_BYTES:
+        return
+    folder = memory / home.name
+    with FileLock(home / "memory.lock"), psycopg.connect(server_url, autocommit=True) as connection:
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            if os.geteuid() == 0:
+                account = server_account()
+                os.chown(folder, account.uid, account.gid)
+        if not _has_memory(connection):
+            place = sql.Identifier(_MEMORY_NAME), sql.Literal(str(folder))
+            connection.execute(sql.SQL("CREATE TABLESPACE {} LOCATION {}").format(*place))
+
+
+def _has_memory(connection: psycopg.Connection) -> bool:
+    return bool(connection.execute("SELECT 1 FROM pg_tablespace WHERE spcname = %s", (_MEMORY_NAME,)).fetchone())
+
+
+def _place(connection: psycopg.Connection) -> sql.Composable:
+    return sql.SQL("TABLESPACE {}").format(sql.Identifier(_MEMORY_NAME)) if _has_memory(connection) else sql.SQL("")
 
 
 def empty(connection: psycopg.Connection) -> None:
@@ -78,7 +109,8 @@ def prepared(server_url: str, folder: Path, name: str, fill: Callable[[str, Path
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             unfinished = f"{name}_{os.getpid()}"
             home.mkdir()
-            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(unfinished)))
+            create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 {}")
+            connection.execute(create.format(sql.Identifier(unfinished), _place(connection)))
             fill(urlunsplit(urlsplit(server_url)._replace(path=f"/{unfinished}")), home)
             # Its name says that it is whole.
             connection.execute(
