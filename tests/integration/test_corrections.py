@@ -57,7 +57,7 @@ def load(warehouse: Warehouse, **years: int) -> LandedExport:
     return landed
 
 
-def load_again(warehouse: Warehouse, result: bulk.Corrected) -> None:
+def load_again(warehouse: Warehouse, result: corrections.Corrected) -> None:
     for number in result.load_again:
         warehouse.ingest(warehouse.runtime.landing.open("one", number))
 

@@ -20,6 +20,7 @@ from pipeline.erasure.run import erasing
 from pipeline.extract import bulk as exports
 from pipeline.landing.reading import open_landed, read_line, stored_file
 from pipeline.landing.usage import landing_usage
+from pipeline.load import corrections
 from pipeline.load.landed_exports import landed_export
 from pipeline.load.landed_lines import missing_lines
 from pipeline.load.pruning import PrunedExport, prune
@@ -169,7 +170,7 @@ def test_how_much_is_kept(place: Warehouse) -> None:
 def test_what_ended_without_a_publication_is_pruned_in_its_time(place: Warehouse) -> None:
     """Forgotten, and failed with half a file: their folders go as those of their age do, but for lines that are needed."""
     runtime = place.runtime
-    exports.forget(runtime, "one", 2)
+    corrections.forget(runtime, "one", 2)
     with runtime.connect() as connection:
         job = exports.new_job(runtime, connection, "one", "bulk", group="g")
         export_jobs.mark_failed(connection, job.export_id, "it broke")
@@ -192,6 +193,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from pipeline.core.clock import ManualClock
+from pipeline.load import corrections
 from pipeline.load.pruning import prune
 from pipeline.warehouse.runtime import Runtime
 from pipeline.core.settings import Settings, SiteSettings
