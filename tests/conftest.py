@@ -30,7 +30,15 @@ from pipeline.core.clock import SystemClock
 from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.embedded.binaries import Account, server_account
 from pipeline.warehouse.embedded.server import EmbeddedServer
-from tests.databases import Prepared, fresh_database, install, install_with_demo_vocabulary, keep_in_memory, prepared
+from tests.databases import (
+    Prepared,
+    fresh_database,
+    has_room,
+    install,
+    install_with_demo_vocabulary,
+    keep_in_memory,
+    prepared,
+)
 from tests.property_examples import DEEP
 from tests.requirement_results import RequirementResults, note_requirements
 
@@ -87,6 +95,10 @@ def pytest_configure(config: pytest.Config) -> None:
         _remove_homes_of_dead_sessions()
         os.environ["PYTHONFAULTHANDLER"] = "1"  # programs that tests start show their stacks when they crash
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
+        if config.option.basetemp is None and has_room(_MEMORY):
+            folder = _MEMORY / Path(os.environ[_HOME_VARIABLE]).name
+            folder.mkdir(mode=0o755)
+            config.option.basetemp = folder / "tmp"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

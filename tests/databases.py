@@ -21,7 +21,7 @@ from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
 __all__ = [
-    "Prepared", "empty", "fresh_database", "install", "install_with_demo_vocabulary", "keep_in_memory", "prepared",
+    "Prepared", "empty", "fresh_database", "has_room", "install", "install_with_demo_vocabulary", "keep_in_memory", "prepared",
 ]  # fmt: skip
 
 
@@ -44,14 +44,19 @@ def fresh_database(server_url: str, template: str = "template0") -> Iterator[str
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def has_room(memory: Path) -> bool:
+    """Whether what a session writes has room there."""
+    return memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES
+
+
 def keep_in_memory(server_url: str, home: Path, memory: Path) -> None:
     """Databases that are made from now on lie in `memory`, where that has room enough: a folder named as the home."""
-    if not memory.is_dir() or shutil.disk_usage(memory).free < _MEMORY_BYTES:
+    if not has_room(memory):
         return
-    folder = memory / home.name
+    folder = memory / home.name / "databases"
     with FileLock(home / "memory.lock"), psycopg.connect(server_url, autocommit=True) as connection:
         if not folder.exists():
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, parents=True)
             if os.geteuid() == 0:
                 account = server_account()
                 os.chown(folder, account.uid, account.gid)
