@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from psycopg import sql
 
@@ -51,6 +52,12 @@ settings.load_profile("usual")
 _HOME_VARIABLE = "EPIC_OMOP_TEST_HOME"
 _HOME_PREFIX = "epic-omop-test-"
 _TEMPORARY = Path("/tmp")
+#: Whoever drops a table or a database looks through all of them: gigabytes would be searched for a few pages.
+_SHARED_BUFFERS = "64MB"
+_OF_TESTS = {
+    "shared_buffers": _SHARED_BUFFERS,
+    **dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes", "autovacuum"), "off"),
+}
 #: Linux's file system in memory: a database has some thousand files, and tests make and drop hundreds of databases.
 _MEMORY = Path("/dev/shm")
 #: Into how many parts the tests with the mark `deep` are divided; which one runs today: main process and workers agree.
@@ -170,12 +177,19 @@ def postgres_url() -> str:
 
     It does not wait for the disk: its data ends with the session. Tests that kill servers start their own.
     """
-    url = EmbeddedServer(Path(os.environ[_HOME_VARIABLE])).ensure_running()
-    with psycopg.connect(url, autocommit=True) as connection:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes", "autovacuum"):
-            connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
-        connection.execute("SELECT pg_reload_conf()")
-    keep_in_memory(url, Path(os.environ[_HOME_VARIABLE]), _MEMORY)
+    home = Path(os.environ[_HOME_VARIABLE])
+    server = EmbeddedServer(home)
+    with FileLock(home / "settings.lock"):
+        url = server.ensure_running()
+        with psycopg.connect(url, autocommit=True) as connection:
+            is_set = connection.execute("SHOW shared_buffers").fetchone() == (_SHARED_BUFFERS,)
+            for name, value in _OF_TESTS.items():
+                setting = sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+                connection.execute(setting)
+        if not is_set:
+            server.stop()
+            url = server.ensure_running()
+    keep_in_memory(url, home, _MEMORY)
     return url
 
 

@@ -196,6 +196,7 @@ def test_either_starter_is_killed_as_soon_as_it_answers(server_home: Path, victi
     assert EmbeddedServer(server_home).url_if_running() is not None
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("moment", ["lock taken", "initdb runs", "data made", "postmaster started"])
 def test_starter_is_killed_half_way(server_home: Path, moment: str) -> None:
     """Whatever the killed process leaves, the next one makes a whole database of it."""

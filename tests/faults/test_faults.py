@@ -382,6 +382,7 @@ def loaded(runtime: Runtime, landed: LandedExport) -> Loaded:
     return Loaded(Counter(rows), outcomes, Counter(code for (code,) in letters))  # type: ignore[arg-type]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", LOADED)
 def test_every_line_is_loaded_once(epic: FaultyEpic, undisturbed: Loaded, name: str) -> None:
     case = LOADED[name]

@@ -108,6 +108,7 @@ def _crashed(place: Place, folder: Path, crash: Crash) -> None:
     assert bool(place.content().get("person")) == published, "readers see before or after"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("crash", CRASHES, ids=lambda crash: crash.name)
 def test_killed_and_the_same_command_again(place: Place, folder: Path, undisturbed: Content, crash: Crash) -> None:
     indices, constraints = place.rows(_INDICES), place.rows(_CONSTRAINTS)

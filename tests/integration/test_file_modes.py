@@ -29,6 +29,7 @@ def _open_to_others(home: Path) -> list[str]:
     return [f"{stat.filemode(mode)} {path.relative_to(home)}" for path, mode in found if mode & 0o077]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("umask", ["000", "077"])
 @pytest.mark.parametrize("dagster_first", [True, False], ids=["Dagster first", "load first"])
 def test_everything_in_the_home_is_private(
@@ -59,6 +60,7 @@ def test_everything_in_the_home_is_private(
         assert stat.S_IMODE(home.lstat().st_mode) == 0o700
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("umask", ["000", "077"])
 def test_a_night_by_dagster_leaves_nothing_open(
     database_url: str, make_home: Callable[[], AbstractContextManager[Path]], umask: str

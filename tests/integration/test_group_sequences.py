@@ -199,6 +199,7 @@ def world(*exports: str) -> list[Taken]:
     return found
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("exports", "order"),
     [

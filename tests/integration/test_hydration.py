@@ -233,6 +233,7 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing of ours catches it."""
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("step", ["kept", "recorded", "finished", "saved"])
 def test_a_run_that_ended_early_is_finished_by_the_next(
     lacking: World, monkeypatch: pytest.MonkeyPatch, step: str

@@ -433,6 +433,7 @@ def test_a_volatile_server_changes_nothing(warehouse: Warehouse, tmp_path: Path)
     assert _values(warehouse) == [7.0]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("lines", "outcomes", "value"),
     [

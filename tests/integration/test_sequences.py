@@ -248,6 +248,7 @@ def world(*exports: str) -> list[Export]:
     return [tuple(resource(*word.split(":")) for word in export.split()) for export in exports]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("exports", "order"),
     [

@@ -142,6 +142,7 @@ def _message(finished: Finished) -> str:
     return " ".join(finished.err.split())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", TRIED)
 def test_a_home_without_db_init(name: str, bare: CommandLine, folder: Path) -> None:
     finished = bare.run(*_line(name, folder, None), code=None)
