@@ -1,6 +1,6 @@
 """Imports what the commands import, for the server from which tests fork them: all of the project but Dagster's part.
 
-Nothing is run here: no thread but those that libraries start when they are imported, and no state that a command sees.
+Nothing else is run here: no thread but those that libraries start when they are imported, and no state that a command sees.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import gc
 import importlib
 import os
 import pkgutil
+import tempfile
+from pathlib import Path
 
 import pipeline
 
@@ -39,5 +41,8 @@ def _names() -> list[str]:
 
 for _name in [*_LIBRARIES, *(name for name in _names() if not name.startswith(_DAGSTER))]:
     importlib.import_module(_name)
+# What the first load of a process computes, from the project's files alone.
+with tempfile.TemporaryDirectory() as _folder:
+    importlib.import_module("pipeline.load.fingerprints").rows_code_hash(Path(_folder))
 gc.collect()
 gc.freeze()  # or each child would copy the pages of what it never changes

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["code_hash", "import_closure"]
+__all__ = ["code_hash", "import_closure", "raw_hash"]
 
 _PACKAGES = ("pipeline", "omop_schema")
 
@@ -40,9 +40,22 @@ def import_closure(root: Path, entries: Iterable[str]) -> dict[str, Path]:
         if name in found:
             continue
         found[name] = file = _module_file(root, name)
-        waiting += _imported(root, ast.parse(file.read_bytes()))
+        waiting += _imported(root, _tree(file))
         waiting += [name[:end] for end, character in enumerate(name) if character == "."]
     return dict(sorted(found.items()))
+
+
+def raw_hash(root: Path, data: Iterable[Path] = ()) -> str:
+    """Hexadecimal SHA-256 of the bytes of all of the project's modules and of `data`: where it is the same, so is every
+    `code_hash`. It takes a hundredth of the time."""
+    digest = hashlib.sha256()
+    for file in sorted([*(file for name in _PACKAGES for file in (root / name).rglob("*.py")), *data]):
+        digest.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_bytes())
 
 
 def _module_file(root: Path, name: str) -> Path:
@@ -72,7 +85,7 @@ def _imported(root: Path, tree: ast.Module) -> Iterator[str]:
 
 def _normal(file: Path) -> str:
     """The module's code as the parser writes it again, without docstrings."""
-    tree = ast.parse(file.read_bytes())
+    tree = _tree(file)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = _without_docstring(node.body)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from pipeline.core.code_hash import code_hash
+from pipeline.core.code_hash import code_hash, raw_hash
+from pipeline.core.errors import LandingError
+from pipeline.core.files import write_whole
 from pipeline.core.identifier_secret import identifier_secret
 from pipeline.core.settings import SiteSettings
 from pipeline.load.old_settings import SiteFingerprints
@@ -26,6 +29,8 @@ _ENTRY = "pipeline.transform.chunks"
 _OF_LINES = ("pipeline.landing.bundles", "pipeline.landing.deletions", "pipeline.load.deletions")
 #: Facts that this code reads.
 _DATA = ("omop_schema/cdm_v5_4_fields.csv", "pipeline/sql_on_fhir/r4_elements.csv")
+#: Below the home: the hash of all files of the project, and that of the code.
+_KEPT = "code_hash"
 
 
 def site_mapping(site: SiteSettings) -> SiteMapping:
@@ -41,7 +46,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
     common = "|".join(
         (
             index.content_hash,
-            rows_code_hash(),
+            rows_code_hash(runtime.settings.home),
             site.time_zone,
             runtime.settings.time_zone,
             ",".join(sorted(site.text_source_value_types)),
@@ -71,6 +76,23 @@ def _signed_hash(text: str) -> int:
 
 
 @cache
-def rows_code_hash() -> str:
-    """Hash of the code that turns lines into rows, and of the data that it reads. A comment changes nothing."""
+def rows_code_hash(home: Path) -> str:
+    """Hash of the code that turns lines into rows, and of the data that it reads. A comment changes nothing.
+
+    It takes a second or two, and is kept in the home until a file of the project changes.
+    """
+    data = [_ROOT / name for name in _DATA]
+    key, kept = raw_hash(_ROOT, data), home / _KEPT
+    with suppress(OSError, ValueError):
+        known_key, found = kept.read_text(encoding="ascii").split()
+        if known_key == key:
+            return found
+    found = _computed(key)
+    with suppress(LandingError):  # a home that cannot be written is the load's to tell
+        write_whole(kept, f"{key} {found}\n".encode())
+    return found
+
+
+@cache
+def _computed(_key: str) -> str:
     return code_hash(_ROOT, [_ENTRY], alone=_OF_LINES, data=[_ROOT / name for name in _DATA])

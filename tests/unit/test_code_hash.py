@@ -74,7 +74,7 @@ def test_a_module_that_is_not_there_is_refused(tmp_path: Path) -> None:
         code_hash(project(tmp_path), ["pipeline.absent"])
 
 
-def test_the_closure_holds_what_decides_rows_and_no_settings() -> None:
+def test_the_closure_holds_what_decides_rows_and_no_settings(tmp_path: Path) -> None:
     closure = set(import_closure(ROOT, [ENTRY]))
     assert {
         "omop_schema.cdm_fields",
@@ -91,7 +91,14 @@ def test_the_closure_holds_what_decides_rows_and_no_settings() -> None:
         "pipeline.load.worker",
         "omop_schema.cdm",
     }
-    assert len(rows_code_hash()) == 64
+    found = rows_code_hash(tmp_path)
+    assert len(found) == 64
+    rows_code_hash.cache_clear()
+    assert rows_code_hash(tmp_path) == found, "as it is kept"
+    (tmp_path / "code_hash").write_text("other 0")
+    rows_code_hash.cache_clear()
+    assert rows_code_hash(tmp_path) == found, "what is kept of other files does not count"
+    assert (tmp_path / "code_hash").stat().st_mode & 0o077 == 0
 
 
 def _other_pythons() -> list[str]:
