@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from pipeline.core.settings import SiteSettings
+    from pipeline.orchestration.switches import SiteSwitches
     from pipeline.quality.report import UnmappedCode
     from pipeline.warehouse.runtime import Runtime
 
@@ -147,10 +148,11 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
     from pipeline.warehouse.next_kick_offs import next_kick_offs
 
     known = runtime.settings.sites.get(site)
+    switches = _switches(runtime, known) if known is not None and known.fhir_url is not None else None
     texts = []
     if known is not None and known.fhir_url is not None:
         at = _time(next(CronSim(known.schedule, runtime.clock.now().astimezone(known.zone))))
-        texts += _schedule(runtime, known, at)
+        texts += _schedule(known, switches, at)
     rows = connection.execute(
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
         (site, runtime.clock.now()),
@@ -158,21 +160,27 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
     texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
     for entry in next_kick_offs(connection, known) if known is not None else ():
         refused = "" if entry.attempt == 1 else f" (refused {entry.attempt} times)"
-        texts.append(f"group {entry.group_id}: kick-off again {_time(entry.next_try)}{refused}: {entry.reason}")
+        again = _time(entry.next_try)
+        if switches is None or not (switches.sensor and switches.daemon):
+            again = f"by hand from {again} on, as Dagster's sensor does not run"
+        texts.append(f"group {entry.group_id}: kick-off again {again}{refused}: {entry.reason}")
     return lines(texts or ["by hand"])
 
 
-def _schedule(runtime: Runtime, site: SiteSettings, at: str) -> list[str]:
-    """What Dagster will do by itself; what is off is not announced."""
-    off = f"schedule off (epic-omop site enable {site.name})"
+def _switches(runtime: Runtime, site: SiteSettings) -> SiteSwitches | None:
+    """None: there has been no Dagster in this home."""
     if not (runtime.settings.home / "dagster" / "dagster.yaml").exists():  # Dagster takes seconds to import
-        return [off]
+        return None
     from pipeline.orchestration.switches import open_instance, read_switches
 
     with open_instance(runtime.settings) as instance:
-        switches = read_switches(instance, site)
-    if not switches.schedule:
-        return [off]
+        return read_switches(instance, site)
+
+
+def _schedule(site: SiteSettings, switches: SiteSwitches | None, at: str) -> list[str]:
+    """What Dagster will do by itself; what is off is not announced."""
+    if switches is None or not switches.schedule:
+        return [f"schedule off (epic-omop site enable {site.name})"]
     lacks = [] if switches.daemon else ["Dagster's daemon does not run: epic-omop ui"]
     lacks += [] if switches.sensor or not site.groups else [f"sensor off: epic-omop site enable {site.name}"]
     return [f"schedule {at}", *lacks]

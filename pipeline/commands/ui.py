@@ -83,20 +83,8 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
     # Also where this process was started with SIGINT ignored, as shells do in the background; children inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    services_module = "pipeline.orchestration.ui_services"
-    command = [
-        sys.executable,
-        "-m",
-        services_module,
-        "-m",
-        "pipeline.orchestration.definitions",
-        "-h",
-        _HOST,
-        "-p",
-        str(port),
-    ]
     services = subprocess.Popen(  # noqa: S603 - our own interpreter with fixed arguments
-        [*command, "--log-level", "warning"],
+        _services_command(port),
         cwd=folder,  # Dagster would read, or complain of, files of the user's folder
         env=dagster_environment(settings, folder),
         start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
@@ -113,6 +101,14 @@ def _run(settings: Settings, folder: Path, port: int) -> None:
         _end(services)
     if code:
         raise UsageError(f"Dagster ended by itself (exit code {code}).", "Its messages above say why.")
+
+
+def _services_command(port: int) -> list[str]:
+    """Its definitions by the name under which `site enable` keeps switches: by another, these would turn nothing."""
+    from pipeline.orchestration.instance import LOCATION
+
+    services = ("-m", "pipeline.orchestration.ui_services")
+    return [sys.executable, *services, "-m", LOCATION, "-h", _HOST, "-p", str(port), "--log-level", "warning"]
 
 
 def _code_of(services: subprocess.Popen[bytes]) -> int:

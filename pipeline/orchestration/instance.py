@@ -9,7 +9,10 @@ from pipeline.core.errors import ConfigurationError
 from pipeline.core.settings import Settings
 from pipeline.orchestration.storage import make_storage
 
-__all__ = ["dagster_environment", "prepare_instance"]
+__all__ = ["LOCATION", "dagster_environment", "prepare_instance"]
+
+#: What Dagster loads by `-m`, and so the name of the code location; in compose too. Dagster keeps switches by it.
+LOCATION = "pipeline.definitions"
 
 #: Beside this module, so that an installed package has it too; in the repository a link to the file at the top level.
 _SOURCE = Path(__file__).with_name("dagster.yaml")

@@ -26,12 +26,10 @@ from dagster._core.scheduler.instigation import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.orchestration.instance import prepare_instance
+from pipeline.orchestration.instance import LOCATION, prepare_instance
 
 __all__ = ["LOCATION", "SiteSwitches", "open_instance", "read_switches", "schedule_name", "sensor_name", "turn"]
 
-#: Name of the code location, the same by `-m pipeline.definitions` and in compose: Dagster keeps switches by it.
-LOCATION = "pipeline.definitions"
 _REPOSITORY = "__repository__"
 #: The daemon reports every 30 s; Dagster itself calls it dead after 300 s.
 _HEARTBEAT_SECONDS = 300

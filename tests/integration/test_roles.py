@@ -185,6 +185,34 @@ def test_nobody_may_rewrite_the_log_or_become_another(place: Place, role: str, s
     assert place.refused(_user(role), statement)
 
 
+#: The log's own function as the trigger of a table of one's own, beside a view that it would read as the log's owner.
+_BORROWED = """
+    CREATE TEMP TABLE access_log (id bigint);
+    CREATE FUNCTION pg_temp.borrowed() RETURNS bigint LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'runs as %', current_user; END $$;
+    CREATE TEMP VIEW access_head AS SELECT pg_temp.borrowed() AS position, ''::bytea AS hash;
+    CREATE CONSTRAINT TRIGGER access_log_link AFTER INSERT ON pg_temp.access_log DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION etl.link_access_log();
+    INSERT INTO pg_temp.access_log VALUES (1)
+"""
+
+
+def _as_admin(place: Place, statement: str) -> None:
+    with psycopg.connect(place.admin) as connection:
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nobody_borrows_the_rights_of_the_logs_owner(place: Place, role: str) -> None:
+    assert place.refused(_user(role), _BORROWED)
+
+
+def test_the_logs_function_serves_no_other_table(place: Place) -> None:
+    """Not even where someone may use it."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="alone"):
+        _as_admin(place, _BORROWED)
+
+
 _ENTRY = (
     "INSERT INTO etl.access_log (at, site, run_id, os_user, workflow, event, outcome)"
     " VALUES (now(), 's', 'r', 'u', 'w', 'read', 'ok')"

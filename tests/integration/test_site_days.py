@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._daemon.types import DaemonHeartbeat
 
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import Settings, SiteSettings, register_site
 from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.partitions import FIRST_DAY, first_days
+from pipeline.orchestration.switches import open_instance
+from pipeline.warehouse.next_kick_offs import forget_next, plan_next
 from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
 
@@ -102,6 +106,34 @@ def test_a_past_day_without_exports_is_made_as_empty(
     assert set(events) == (set(selection) if made else set())
     for event in events.values():
         assert event.metadata["dagster/partition_row_count"].value == 0
+
+
+def test_status_says_who_kicks_off_again(installed_url: str, tmp_path: Path) -> None:
+    register_site(tmp_path, "north", ENTRY)
+    terminal = CommandLine(tmp_path, installed_url)
+    settings = Settings(home=tmp_path, database_url=installed_url, sites={"north": SiteSettings(name="north", **ENTRY)})
+    runtime = Runtime(settings)
+    with runtime.connect() as connection:
+        plan_next(connection, settings.site("north"), "g", datetime.now(UTC), "busy")
+    alone = "kick-off again by hand from"
+    try:
+        assert alone in _words(terminal), "there has been no Dagster"
+        terminal.run("site", "enable", "north")
+        assert alone in _words(terminal), "its daemon does not run"
+        with open_instance(settings) as instance:
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SENSOR", "x", []))
+        shown = _words(terminal)
+        assert "kick-off again 20" in shown
+        assert alone not in shown
+        terminal.run("site", "disable", "north")
+        assert alone in _words(terminal)
+    finally:
+        with runtime.connect() as connection:
+            forget_next(connection, settings.site("north"), "g")
+
+
+def _words(terminal: CommandLine) -> str:
+    return " ".join(terminal.run("status").out.split())
 
 
 def test_status_announces_what_is_switched_on_alone(installed_url: str, tmp_path: Path) -> None:

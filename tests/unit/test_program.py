@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.commands import ui
 from pipeline.core.errors import UsageError
+from pipeline.orchestration.instance import LOCATION
 
 #: Sends itself a SIGINT when the module that is named first is imported, then runs the program.
 _INTERRUPTED = """
@@ -53,6 +56,19 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "
 print(child.pid, flush=True)
 time.sleep(60)
 """
+
+
+def test_dagster_finds_the_definitions_by_one_name_everywhere() -> None:
+    """Dagster keeps switches by the name of the code location: by another, `site enable` turns what nobody reads."""
+    command = ui._services_command(3000)
+    assert command[command.index("pipeline.orchestration.ui_services") + 1 :][:2] == ["-m", LOCATION]
+    root = Path(ui.__file__).parents[2]
+    compose = yaml.safe_load((root / "docker-compose.yml").read_text())
+    code_servers = [one["command"] for one in compose["services"].values() if "code-server" in one.get("command", [])]
+    assert [command[-2:] for command in code_servers] == [["-m", LOCATION]]
+    workspace = yaml.safe_load((root / "pipeline/orchestration/workspace.yaml").read_text())
+    assert [one["grpc_server"]["location_name"] for one in workspace["load_from"]] == [LOCATION]
+    assert tomllib.loads((root / "pyproject.toml").read_text())["tool"]["dagster"]["module_name"] == LOCATION
 
 
 def test_the_ui_does_not_wait_for_a_code_server_that_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
