@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
@@ -50,7 +50,8 @@ class _Part:
     #: What the warehouse should have: of each resource its last version that could be loaded.
     left: State = field(default_factory=dict)
 
-    def next_night(self, random: Random, *, vanished_stay: bool) -> None:
+    def next_night(self, random: Random, stay: Callable[[str], bool]) -> None:
+        """`stay`: whether what an export lacks of a type stays where it is."""
         possible: Mapping[str, Sequence[str]] = self.kind.RANDOM
         names = list(possible)
         # A first night, and sometimes a later one, is any state; else a few resources change.
@@ -60,7 +61,9 @@ class _Part:
             self.held.pop(name, None)
             if version != "-":
                 self.held[name] = version
-        stays = self.left if vanished_stay else {name: self.left[name] for name in self.held if name in self.left}
+        stays = {
+            name: version for name, version in self.left.items() if name in self.held or stay(self.kind.TYPES[name])
+        }
         self.left = stays | {name: version for name, version in self.held.items() if version != "Z"}
 
     def last_state(self) -> State:
@@ -82,12 +85,20 @@ class World:
         self._generated: dict[tuple[str, str], bytes] = {}
 
     def next_night(self) -> dict[str, Lines]:
-        """Type → the lines of the next export, in random order."""
-        for part in self._parts:
-            part.next_night(self._random, vanished_stay=self._vanished_stay)
+        """Type → the lines of the next export, in random order.
+
+        Of a type with a line that does not say whose it is nothing vanishes: it may be of what is missing.
+        """
         self._day += self._random.choice((0, 1, 1, 1, 7, 30))
         generated = list(generate(self._patients, 1, _FIRST_DAY, self._day)) if self._patients else []
-        known = {} if not self._vanished_stay else self._generated
+        unnamed = {kind for kind, line in generated if _id(line) is None}
+        for part in self._parts:
+            part.next_night(self._random, lambda kind: self._vanished_stay or kind in unnamed)
+        known = {
+            (kind, name): line
+            for (kind, name), line in self._generated.items()
+            if self._vanished_stay or (kind in unnamed and not name.startswith("-"))
+        }
         self._generated = known | {
             (kind, _id(line) or f"-{place}"): line for place, (kind, line) in enumerate(generated)
         }
