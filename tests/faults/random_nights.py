@@ -49,6 +49,8 @@ class _Part:
     held: State = field(default_factory=dict)
     #: What the warehouse should have: of each resource its last version that could be loaded.
     left: State = field(default_factory=dict)
+    #: Of each resource the last version that could be loaded, also of those that are not there any more.
+    good: State = field(default_factory=dict)
 
     def next_night(self, random: Random, stay: Callable[[str], bool]) -> None:
         """`stay`: whether what an export lacks of a type stays where it is."""
@@ -61,10 +63,11 @@ class _Part:
             self.held.pop(name, None)
             if version != "-":
                 self.held[name] = version
-        stays = {
-            name: version for name, version in self.left.items() if name in self.held or stay(self.kind.TYPES[name])
-        }
-        self.left = stays | {name: version for name, version in self.held.items() if version != "Z"}
+        self.good |= {name: version for name, version in self.held.items() if version != "Z"}
+        stays = {name: version for name, version in self.left.items() if stay(self.kind.TYPES[name])}
+        # A line that is rejected is a line: its resource is there, also again, in the last version that could be loaded.
+        there = {name: self.good[name] for name in self.held if name in self.good}
+        self.left = stays | there
 
     def last_state(self) -> State:
         if self.kind is linked_world:  # events of a person who is not there are not there
