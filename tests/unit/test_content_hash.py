@@ -19,8 +19,13 @@ NAMES = st.one_of(
     st.sampled_from(["value", "url", "meta", "lastUpdated", "versionId", "extension", "attachment", "id"]), st.text()
 )
 TEXTS = st.one_of(st.text(), st.sampled_from(["http://a/b?c=1", "http://a/b?c=2", "http://a/b", "1", "true"]))
+#: Without long ones that are written with an exponent: 1.2345678901234567e-07 and …e-7 have other digits to look at, and
+#: count as a change. Such a line is mapped again, which is never wrong.
+FLOATS = st.floats(allow_nan=False, allow_infinity=False).filter(
+    lambda number: "e" not in repr(number) or len(repr(number)) < 16
+)
 VALUES = st.recursive(
-    st.one_of(TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False)),
+    st.one_of(TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), FLOATS),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4)),
     max_leaves=25,
 )
