@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline.commands.ingest import ingest_landed
 from pipeline.commands.rest_progress import rest_progress, tell_hydrations
 from pipeline.commands.terminal import Terminal
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["register"]
 

@@ -3,7 +3,7 @@
 `Source` collects the lines of one generated function and remembers which navigation has already been done
 in the current block, so that common prefixes (`code.coding`, `valueQuantity`) are navigated once.
 `ExpressionCompiler` adds the statements that evaluate one path and says in which local variable the result
-is. Generated code calls `fhirpath_functions` for everything but the common cases, which are written out.
+is. Generated code calls `functions` for everything but the common cases, which are written out.
 
 Whether an element is an array is seen in the data, at the price of one class check per step. Where FHIR R4's types are
 given for what a path starts at, an element that R4 has at most once is held to its shape: another one raises WrongType.

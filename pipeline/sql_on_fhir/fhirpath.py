@@ -1,7 +1,7 @@
 """FHIRPath, the part that SQL on FHIR views use: from text to a syntax tree.
 
 Here: the tree's nodes, the tokenizer, the parser, and the error that knows its position in the path.
-Not here: what an expression means. `fhirpath_compiler` turns the tree into Python, `fhirpath_functions`
+Not here: what an expression means. `compiler` turns the tree into Python, `functions`
 holds what that Python calls while it runs.
 
 Grammar and precedence: https://hl7.org/fhirpath/N1/ (normative release), restricted to what

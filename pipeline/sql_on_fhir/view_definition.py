@@ -3,7 +3,7 @@
 `compile_view` gives the specification's own form, a function from a resource to its rows, for people and for
 the conformance tests. `compile_columns` gives the pipeline's form: rows go column by column into buffers,
 declared types are checked, and a failure can be explained. Both render the same plan, so they agree on every
-row. What a single path means is `fhirpath_compiler`'s business.
+row. What a single path means is `compiler`'s business.
 
 Specification: https://sql-on-fhir.org/ig/latest/StructureDefinition-ViewDefinition.html
 """

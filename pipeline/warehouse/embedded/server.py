@@ -1,7 +1,7 @@
 """The embedded PostgreSQL server's life cycle: started when it is needed, up until `epic-omop db stop`.
 
 What belongs here is the order of things: lock, make the database, start, wait, stop. Where files lie and who may
-reach them is in `postgres_folder.py`, the programs and accounts in `postgres_binaries.py`.
+reach them is in `folder.py`, the programs and accounts in `binaries.py`.
 
 Two locks keep it right whoever is killed when:
 
