@@ -28,7 +28,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-__all__ = ["LINEAGE_TABLES", "OPEN_STATES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
+from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
+
+__all__ = ["LINEAGE_COLUMNS", "LINEAGE_TABLES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
 
 #: CDM tables whose rows come from FHIR resources and have lineage.
 LINEAGE_TABLES = (
@@ -50,9 +52,6 @@ LINEAGE_TABLES = (
     "payer_plan_period",
 )
 
-#: States of `export_job` in which an export is open: at most one a site and group.
-OPEN_STATES = ("requested", "running", "complete", "landed")
-
 #: Facts that publication asks for by name alone, among the many that it does not.
 RARE_FACTS = (
     "part_of",
@@ -67,6 +66,10 @@ RARE_FACTS = (
     "discharge_death",
     "site_part_of",
 )
+
+#: Columns of the lineage tables (`lineage_table_name`), all bigint and never NULL. `row_id`: the row's primary key
+#: (person_id for death); `row_key` tells the rows of one resource apart.
+LINEAGE_COLUMNS = ("row_id", "surrogate_id", "row_key", "export_id")
 
 _NOW = text("now()")
 
@@ -96,7 +99,6 @@ def _time(name: str, *, nullable: bool = True) -> Column[object]:
 
 
 def _export_tables(metadata: MetaData) -> None:
-    open_states = ", ".join(f"'{state}'" for state in OPEN_STATES)
     Table(
         "export_job",
         metadata,
@@ -124,17 +126,14 @@ def _export_tables(metadata: MetaData) -> None:
         Column("failing_since", DateTime(timezone=True), comment="of the first status call in a row that failed"),
         Column("complete_since", DateTime(timezone=True), comment="when the manifest came"),
         Column("pruned_at", DateTime(timezone=True), comment="landing holds at most the lines that are needed"),
-        CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
-        CheckConstraint(
-            "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
-            name="export_job_state",
-        ),
+        CheckConstraint(f"kind IN {sql_values(ExportKind)}", name="export_job_kind"),
+        CheckConstraint(f"state IN {sql_values(ExportState)}", name="export_job_state"),
         Index(
             "export_job_one_open",
             "site",
             "group_id",
             unique=True,
-            postgresql_where=text(f"kind = 'bulk' AND state IN ({open_states})"),
+            postgresql_where=text(f"kind = '{ExportKind.BULK}' AND state IN {sql_values(OPEN_STATES)}"),
         ),
     )
     Table(
@@ -546,17 +545,14 @@ def _settings_tables(metadata: MetaData) -> None:
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     """Which resource made which row. `location` rows may have several resources.
 
-    `row_id` is the row's primary key (person_id for death). BRIN on row_id: ids rise with insertion, so it costs
+    BRIN on row_id: ids rise with insertion, so it costs
     next to nothing, while a B-tree costs half of a load.
     """
     name = lineage_table_name(cdm_table)
     Table(
         name,
         metadata,
-        Column("row_id", BigInteger, nullable=False),
-        Column("surrogate_id", BigInteger, nullable=False),
-        Column("row_key", BigInteger, nullable=False),
-        Column("export_id", BigInteger, nullable=False),
+        *(Column(column, BigInteger, nullable=False) for column in LINEAGE_COLUMNS),
         Index(f"{name}_by_resource", "surrogate_id"),
         Index(f"{name}_by_row", "row_id", postgresql_using="brin"),
     )

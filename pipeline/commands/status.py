@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 from pipeline.commands.terminal import Table, Terminal, Text, lines
 from pipeline.commands.warehouse_state import is_installed, tell_settings
 
@@ -80,7 +81,8 @@ def _row(
     connection: psycopg.Connection, runtime: Runtime, site: str, unmapped: Sequence[UnmappedCode]
 ) -> tuple[str | Text, ...]:
     last = connection.execute(
-        "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
+        f"SELECT export_id, published_at FROM export_job WHERE site = %s AND state = '{ExportState.PUBLISHED}'"
+        f" AND kind <> '{ExportKind.REPLAY}'"
         " ORDER BY published_at DESC LIMIT 1",
         (site,),
     ).fetchone()
@@ -114,7 +116,7 @@ def _notes(connection: psycopg.Connection, site: str) -> Text:
     from pipeline.quality.report import vanished_counts, vanished_sentences
 
     rows = connection.execute(
-        "SELECT max(export_id) FROM export_job WHERE site = %s AND kind = 'bulk' AND landed_at IS NOT NULL"
+        f"SELECT max(export_id) FROM export_job WHERE site = %s AND kind = '{ExportKind.BULK}' AND landed_at IS NOT NULL"
         " GROUP BY group_id ORDER BY 1",
         (site,),
     ).fetchall()
@@ -127,7 +129,7 @@ def _now(connection: psycopg.Connection, site: str) -> Text:
     """What is open: exports at the site and landed ones that wait to be loaded."""
     rows = connection.execute(
         "SELECT export_id, group_id, state, progress, next_poll_at FROM export_job WHERE site = %s"
-        " AND state IN ('requested', 'running', 'complete', 'landed') ORDER BY export_id",
+        f" AND state IN {sql_values(OPEN_STATES)} ORDER BY export_id",
         (site,),
     ).fetchall()
     texts = []

@@ -246,6 +246,12 @@ class SiteSettings(BaseModel):
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
 
+    @field_validator("fhir_url")
+    @classmethod
+    def _fhir_base(cls, value: str | None) -> str | None:
+        """Paths are added with a slash of their own."""
+        return value.rstrip("/") if value else value
+
     @field_validator("private_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,11 +14,11 @@ from pipeline.core.errors import LandingError
 from pipeline.core.files import landing_errors
 from pipeline.erasure.ownership import ABOUT_TYPES, ErasedPersons, Owned, OwnedLine, judged, judged_deletions
 from pipeline.fhir.lines import is_erased
-from pipeline.fhir.ndjson import Line
-from pipeline.landing.chunks import plan_chunks, read_lines
+from pipeline.fhir.ndjson import Line, lines_of
+from pipeline.landing.chunks import chunk_contents, plan_chunks, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
-from pipeline.landing.reading import is_landed, landed_bytes, open_landed, stored_file
+from pipeline.landing.reading import is_landed, landed_bytes, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 
 __all__ = ["Folder", "FoundLine", "Search", "erase_in", "folders_of", "search"]
@@ -171,11 +171,8 @@ def _stored_once(folders: Iterable[Folder]) -> list[list[tuple[Folder, _File]]]:
 
 def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, Iterable[Line]]]:
     """(bytes, lines) of each chunk; no lines where it names nobody of them."""
-    with landing_errors(path), open_landed(path) as stream:
-        for chunk in plan_chunks(path):
-            stream.seek(chunk.offset)
-            named = persons.named_in(stream.read(chunk.length))
-            yield chunk.length, read_lines(path, chunk) if named else ()
+    for chunk, content in chunk_contents(path):
+        yield chunk.length, lines_of(content, chunk) if persons.named_in(content) else ()
 
 
 def _judge(

@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import xxhash
 
-from omop_schema.etl import OPEN_STATES
+from omop_schema.exports import OPEN_STATES, ExportKind
 from pipeline.core.errors import AccountingError, UsageError
 from pipeline.core.files import landing_errors
 from pipeline.erasure import rows as erase
@@ -156,8 +156,8 @@ class Erasing:
             (name, list(OPEN_STATES)),
         ).fetchall()
         self._connection.commit()
-        works += [(SiteWork.EXPORT, export_id) for kind, export_id, _ in rows if kind == "bulk"]
-        works += [(SiteWork.CRAWL, label) for kind, _, label in rows if kind == "crawl"]
+        works += [(SiteWork.EXPORT, export_id) for kind, export_id, _ in rows if kind == ExportKind.BULK]
+        works += [(SiteWork.CRAWL, label) for kind, _, label in rows if kind == ExportKind.CRAWL]
         for work, of in dict.fromkeys(works):
             self._locks.enter_context(site_lock(self._connection, name, work, of))
 

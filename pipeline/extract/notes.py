@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.landing.outcomes import SiteMessage
 
 __all__ = ["ExportNotes", "export_notes"]
@@ -75,7 +76,7 @@ def export_notes(connection: psycopg.Connection, export_ids: Sequence[int]) -> E
     missing = connection.execute(
         "SELECT asked.name FROM export_job AS job"
         " CROSS JOIN jsonb_array_elements_text(job.resource_types) WITH ORDINALITY AS asked (name, place)"
-        " WHERE job.export_id = ANY(%s) AND job.kind = 'bulk' AND job.landed_at IS NOT NULL AND NOT EXISTS"
+        f" WHERE job.export_id = ANY(%s) AND job.kind = '{ExportKind.BULK}' AND job.landed_at IS NOT NULL AND NOT EXISTS"
         " (SELECT FROM export_file AS file WHERE file.export_id = job.export_id AND file.resource_type = asked.name)"
         " ORDER BY asked.place",
         (ids,),

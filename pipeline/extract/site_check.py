@@ -48,7 +48,7 @@ class _Look:
 
     @property
     def base(self) -> str:
-        return (self.site.fhir_url or "").rstrip("/")
+        return self.site.fhir_url or ""
 
 
 def check_site(

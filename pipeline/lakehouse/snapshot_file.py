@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState, sql_values
 from pipeline.core.errors import LakehouseError, WarehouseError
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import YEAR, LakeTable, type_name
@@ -72,7 +73,8 @@ def run_metadata(connection: psycopg.Connection, settings: Settings) -> dict[str
         "SELECT DISTINCT ON (job.site) job.site, job.export_id, job.kind, job.transaction_time, job.published_at,"
         " publication.vocabulary_release, publication.fingerprint, publication.software_version"
         " FROM export_job AS job LEFT JOIN publication USING (export_id)"
-        " WHERE job.state = 'published' AND job.kind NOT IN ('replay', 'hydration')"
+        f" WHERE job.state = '{ExportState.PUBLISHED}'"
+        f" AND job.kind NOT IN {sql_values((ExportKind.REPLAY, ExportKind.HYDRATION))}"
         " ORDER BY job.site, job.published_at DESC, job.export_id DESC",
     )
     return {

@@ -10,11 +10,10 @@ import re
 
 import orjson
 
-from pipeline.fhir.lines import is_blank
+from pipeline.fhir.lines import is_blank, without_mark
 
 __all__ = ["ContentCheck"]
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: A line beyond this is judged by its beginning, so that memory does not grow with it.
 _MOST_LINE_BYTES = 16 << 20
@@ -66,7 +65,7 @@ class ContentCheck:
         return bool(self._is_array)
 
     def _plain(self, line: bytes) -> bytes:
-        return line.removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r")
+        return without_mark(line).lstrip(b" \t\r")
 
     def _is_wanted(self, line: bytes) -> bool:
         if is_blank(line) or self._is_in_array(line) or not line.startswith(b"{"):

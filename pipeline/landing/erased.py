@@ -17,11 +17,11 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import landing_errors, sync_folder
+from pipeline.core.files import landing_errors, put_in_place
 from pipeline.fhir.lines import ERASED_MARK
-from pipeline.landing.chunks import plan_chunks
+from pipeline.landing.chunks import chunk_contents
 from pipeline.landing.files import FileDigest, RunningDigest
-from pipeline.landing.reading import open_landed, stored_file
+from pipeline.landing.reading import stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import FindTwin, compressed, link_twin, plain, same_content
 
@@ -119,22 +119,19 @@ class _Rewritten:
             if twin and same_content(twin, self._digest) and link_twin(twin, self._path):
                 self._temporary.unlink(missing_ok=True)
                 return
-            self._temporary.replace(self._stored)
-            sync_folder(self._path.parent)
+            put_in_place(self._temporary, self._stored)
 
 
 def _edited(path: Path, edits: Sequence[LineEdit]) -> Iterator[bytes]:
     """The file in pieces of whole lines, with the edits (by offset) made."""
     following = 0
-    with open_landed(path) as old:
-        for chunk in plan_chunks(path):
-            old.seek(chunk.offset)
-            data = bytearray(old.read(chunk.length))
-            while following < len(edits) and edits[following].offset < chunk.offset + chunk.length:
-                edit = edits[following]
-                start = edit.offset - chunk.offset
-                data[start : start + edit.length] = edit.bytes
-                following += 1
-            if len(data) != chunk.length:
-                raise LandingError(f"{path} cannot be rewritten: a line would change its length.")
-            yield bytes(data)
+    for chunk, content in chunk_contents(path):
+        data = bytearray(content)
+        while following < len(edits) and edits[following].offset < chunk.offset + chunk.length:
+            edit = edits[following]
+            start = edit.offset - chunk.offset
+            data[start : start + edit.length] = edit.bytes
+            following += 1
+        if len(data) != chunk.length:
+            raise LandingError(f"{path} cannot be rewritten: a line would change its length.")
+        yield bytes(data)

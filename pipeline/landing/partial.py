@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from pipeline.core.errors import PermanentError
-from pipeline.core.files import COPY_BYTES, landing_errors
+from pipeline.core.files import COPY_BYTES, landing_errors, write_whole
 from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.storing import FindTwin, store_plain
 
@@ -113,10 +113,7 @@ class PartialFile:
         self._file.flush()
         digest = self._digest.result()
         content = {"source": self.source, "validator": self.validator, "bytes": digest.bytes, "sha256": digest.sha256}
-        temporary = self._note.with_name(f"{self._note.name}.tmp")
-        temporary.write_bytes(orjson.dumps(content))
-        temporary.chmod(0o600)
-        temporary.replace(self._note)
+        write_whole(self._note, orjson.dumps(content), is_durable=False)  # without it the file is fetched again
         self._noted = digest.bytes
 
     def restart(self, validator: str | None = None) -> None:

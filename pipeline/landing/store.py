@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import orjson
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import LandingError
 from pipeline.core.files import landing_errors, make_folder, write_whole
 from pipeline.core.resource_types import TYPE_NAME
@@ -294,7 +295,7 @@ class LandingStore:
     def unfinished(self, site: str, export_id: int) -> LandedExport:
         """The folder of an export that has no manifest any more, as one without files."""
         return LandedExport(
-            site, export_id, "folder", datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
+            site, export_id, ExportKind.FOLDER, datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
         )
 
     def finished(self, site: str) -> Iterator[LandedExport]:

@@ -20,6 +20,7 @@ from datetime import timedelta
 import polars as pl
 import psycopg
 
+from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState, sql_values
 from pipeline.core.errors import ConfigurationError, EpicOmopError, LandingError, PermanentError, TransientError
 from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE, SiteSettings
 from pipeline.core.workflow import about_export
@@ -104,7 +105,7 @@ def ingest_hydrated(
     In this order nothing has to be mapped twice: prescriptions find the codes of their medications, and results their
     persons. Reports: those of the export come first. Raises what `ingest` raises, nothing for want of the server.
     """
-    if not (site.hydrate and site.fhir_url) or export.kind in ("hydration", "replay"):
+    if not (site.hydrate and site.fhir_url) or export.kind in (ExportKind.HYDRATION, ExportKind.REPLAY):
         return ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress), []
     late = [name for name in site.hydrate_types if name in (RESULT_TYPE, DOCUMENT_TYPE)]
     early = [name for name in site.hydrate_types if name not in late]
@@ -133,8 +134,8 @@ def newest_exports(runtime: Runtime, site: SiteSettings) -> list[LandedExport]:
     with runtime.connect() as connection:
         rows = connection.execute(
             "SELECT DISTINCT ON (kind, group_id) export_id FROM export_job WHERE site = %s AND kind <> ALL(%s)"
-            " AND state IN ('landed', 'published') ORDER BY kind, group_id, transaction_time DESC, export_id DESC",
-            (site.name, ["replay", "hydration"]),
+            f" AND state IN {sql_values(STATES_WITH_FILES)} ORDER BY kind, group_id, transaction_time DESC, export_id DESC",
+            (site.name, [ExportKind.REPLAY, ExportKind.HYDRATION]),
         ).fetchall()
     numbers = sorted(row[0] for row in rows)
     found = []
@@ -178,11 +179,11 @@ def hydrate(
 
 def _left_by_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
     """Hydrations that a process left landed, or half landed: what they fetched is not fetched again, but loaded."""
-    for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "requested"):
+    for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.REQUESTED):
         with _lost_where_damaged(connection, job):
             _finish(runtime, connection, job, "The process ended before anything was fetched.")
     landed = []
-    for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "landed"):
+    for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.LANDED):
         with _lost_where_damaged(connection, job):
             landed.append(runtime.landing.open(site.name, job.export_id))
     return landed[::-1]
@@ -212,7 +213,7 @@ def _finish(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, no
             export_jobs.mark_skipped(connection, job.export_id, nothing)
             connection.commit()
             return None
-        export = draft.finish("hydration", job.requested_at, files)
+        export = draft.finish(ExportKind.HYDRATION, job.requested_at, files)
     export_jobs.save_landed(connection, export, runtime.clock.now())
     connection.commit()
     return export
@@ -231,7 +232,7 @@ def _wanted(
     wanted = WantedReferences(site, SurrogateKeys(site.name, runtime.settings.surrogate_salt), types, known)
     for export in exports:
         job = export_jobs.get_job(connection, export.export_id)
-        if job.state != "published":  # otherwise the warehouse knows them
+        if job.state != ExportState.PUBLISHED:  # otherwise the warehouse knows them
             wanted.add_landed(file for file in export.files if file.resource_type in types)
     for export in exports:
         wanted.scan(export, mapped)
@@ -287,7 +288,7 @@ class _HydrationRun:
             self._result.error = error
             return
         types = tuple(self._wanted.types)
-        job = new_job(self._runtime, self._connection, self._site.name, "hydration", resource_types=types)
+        job = new_job(self._runtime, self._connection, self._site.name, ExportKind.HYDRATION, resource_types=types)
         draft = self._runtime.landing.begin(self._site.name, job.export_id)
         with about_export(job.export_id):
             self._rounds(draft)

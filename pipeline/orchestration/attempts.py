@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
@@ -23,7 +24,7 @@ EXPORT_TAG = "epic_omop/export"
 CONFIRM_TAG = "epic_omop/confirm"
 
 #: States in which an export waits for an ingest run.
-WAITING = ("complete", "landed")
+WAITING = (ExportState.COMPLETE, ExportState.LANDED)
 
 _FIRST_WAIT = timedelta(minutes=10)
 _LONGEST_WAIT = timedelta(hours=6)

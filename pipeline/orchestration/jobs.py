@@ -12,6 +12,7 @@ from datetime import datetime
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
@@ -80,7 +81,7 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
             context.log_event(
                 dg.AssetObservation(landing_key(site), "Kick-off", metadata=_metadata(states), partition=today)
             )
-            failures = [state.error for state in states if state.error and state.state == "failed"]
+            failures = [state.error for state in states if state.error and state.state == ExportState.FAILED]
             if failures:
                 raise as_failure(failures[0])
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState
 from pipeline.core.errors import CooldownActive, EpicOmopError, ExportNotReady
 from pipeline.core.settings import SiteSettings
 from pipeline.extract import bulk
@@ -25,8 +26,8 @@ __all__ = ["DayLanding", "RunScope", "land", "landed_jobs"]
 #: to the sensor.
 _PATIENCE = timedelta(seconds=60)
 
-_HAS_FILES = ("landed", "published")
-_LIVE = ("running", "complete", *_HAS_FILES)
+_HAS_FILES = STATES_WITH_FILES
+_LIVE = (ExportState.RUNNING, ExportState.COMPLETE, *_HAS_FILES)
 
 Tell = Callable[[str], None]
 
@@ -58,7 +59,7 @@ def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> D
     for job in _jobs(runtime, site, scope, result.resting):
         complete = _waited_for(runtime, site, job, tell)
         tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
-        if complete.kind == "bulk" and complete.state != "published":
+        if complete.kind == ExportKind.BULK and complete.state != ExportState.PUBLISHED:
             landed = bulk.download(runtime, complete)
         else:  # a folder; or published, when its files are final and the site is not asked
             landed = runtime.landing.open(site.name, job.export_id)
@@ -125,7 +126,7 @@ def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell
     give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
     while True:
         job = bulk.poll_once(runtime, job)
-        if job.state != "running":
+        if job.state != ExportState.RUNNING:
             return job
         now = runtime.clock.now()
         if now >= give_up:

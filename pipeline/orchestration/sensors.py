@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
@@ -90,7 +91,7 @@ def poll_open_exports(runtime: Runtime, site: SiteSettings) -> Polled:
     now = runtime.clock.now()
     ready = [job for job in jobs if job.state in WAITING and _is_due(job, now)]
     waiting = [job for job in jobs if job.is_open and job not in ready]
-    times = [job.next_poll_at or now for job in waiting if job.state != "requested"]
+    times = [job.next_poll_at or now for job in waiting if job.state != ExportState.REQUESTED]
     return Polled(
         tuple(_request(site, job) for job in ready),
         tuple(_told(job) for job in waiting),
@@ -132,7 +133,9 @@ def _open_jobs(runtime: Runtime, site: SiteSettings) -> list[ExportJob]:
 def _asked(runtime: Runtime, site: SiteSettings, jobs: Sequence[ExportJob]) -> tuple[list[ExportJob], list[str]]:
     """The jobs after those that are due were asked for, and what went wrong."""
     now = runtime.clock.now()
-    due = [job.export_id for job in jobs if job.state == "running" and _is_due(job, now)][:_REQUESTS_AN_EVALUATION]
+    due = [job.export_id for job in jobs if job.state == ExportState.RUNNING and _is_due(job, now)][
+        :_REQUESTS_AN_EVALUATION
+    ]
     result, errors = [], []
     for job in jobs:
         if job.export_id not in due:
@@ -150,7 +153,7 @@ def _after_error(runtime: Runtime, site: SiteSettings, job: ExportJob, error: Ep
     """An export that is still open waits for a person (a key, a scope): ask rarely, not at every evaluation."""
     with runtime.connect() as connection:
         job = export_jobs.get_job(connection, job.export_id)
-        if job.state != "running":
+        if job.state != ExportState.RUNNING:
             return job
         later = runtime.clock.now() + timedelta(seconds=site.poll_ceiling_seconds)
         return export_jobs.save_poll(connection, job.export_id, next_poll_at=later, error=error.message)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
@@ -157,7 +158,7 @@ def _ingested(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
 ) -> list[PublicationReport]:
     """What the ingest of this export published: itself, and replays that follow from it."""
-    again = job.state == "published"
+    again = job.state == ExportState.PUBLISHED
     if again and scope.export_id is not None:
         context.log.info("Export %d is published already.", job.export_id)
         return []

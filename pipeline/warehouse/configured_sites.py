@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.settings import Settings
 
 __all__ = ["note_configured_site", "refuse_missing_site"]
 
 #: Kinds of exports that are asked for at the site's server, which stands in sites.yaml.
-_ASKED_FOR = ("bulk", "crawl", "hydration")
+_ASKED_FOR = (ExportKind.BULK, ExportKind.CRAWL, ExportKind.HYDRATION)
 
 
 def note_configured_site(connection: psycopg.Connection, settings: Settings, site: str) -> None:

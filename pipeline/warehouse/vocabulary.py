@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
 from pipeline.core.errors import VocabularyError
-from pipeline.core.files import disk_errors
+from pipeline.core.files import disk_errors, put_in_place, replace_file
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -400,11 +400,11 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
                     _write_index(url, vocab_schema, partial)
                     description = {"release": release.release, "content_hash": release.content_hash}
                     (partial / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
-                    partial.rename(folder)
+                    put_in_place(partial, folder)
                 except BaseException:  # it may be what fills the disk
                     shutil.rmtree(partial, ignore_errors=True)
                     raise
-            _replace_text(root / _CURRENT, folder.name)
+            replace_file(root / _CURRENT, folder.name.encode())
     return folder
 
 
@@ -447,12 +447,6 @@ def _open(folder: Path) -> ConceptIndex:
 
 def _folder_name(content_hash: str) -> str:
     return f"{content_hash[:16]}-{_INDEX_FORMAT}"
-
-
-def _replace_text(path: Path, content: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_index(url: str, vocab_schema: str, folder: Path) -> None:

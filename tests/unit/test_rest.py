@@ -19,7 +19,7 @@ from pipeline.extract.http.pace import Pace
 from pipeline.extract.http.transport import Transport, shown_url
 from pipeline.extract.rest.client import RestClient, SearchRefused, is_readable_id
 from pipeline.extract.rest.patient_list import read_patients
-from pipeline.fhir.search_page import Said, as_line, parse_page, said
+from pipeline.fhir.search_page import SearchIssue, as_line, parse_page, search_issues
 from pipeline.landing.references import attachments, references_in, result_references
 from tests.unit.test_transport import Reply, Server, outcome, running, session_of, site_at
 
@@ -182,7 +182,11 @@ def test_only_matches_and_includes_are_resources() -> None:
         "The test",
     )
     assert [one for _, one, _ in page.resources] == ["g1", "g2", "g4"]
-    assert page.said == (Said("informational", "4101"), Said("warning", "59109"), Said("refused", "4134"))
+    assert page.issues == (
+        SearchIssue("informational", "4101"),
+        SearchIssue("warning", "59109"),
+        SearchIssue("refused", "4134"),
+    )
     assert len(page.outcomes) == 2, "that nothing was found is not kept"
 
 
@@ -193,7 +197,7 @@ def test_what_is_no_bundle_is_an_error_without_its_content(body: bytes) -> None:
 
 
 def test_a_code_is_shown_only_if_it_looks_like_one() -> None:
-    assert said(outcome("John Doe, born 1970"), "x") == (Said("refused", "unknown"),)
+    assert search_issues(outcome("John Doe, born 1970"), "x") == (SearchIssue("refused", "unknown"),)
 
 
 json_values = st.recursive(

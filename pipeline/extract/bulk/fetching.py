@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import psycopg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import (
     EpicOmopError,
     ExportGone,
@@ -53,7 +54,7 @@ def download(
     ):
         job = export_jobs.get_job(connection, job.export_id)
         connection.commit()
-        if job.state in ("requested", "running"):
+        if job.state in (ExportState.REQUESTED, ExportState.RUNNING):
             message = f"Export {job.export_id} of site {job.site} still runs at the site."
             raise ExportNotReady(message, "Ask for its status again later.", next_try=job.next_poll_at)
         with session_of(runtime, site, session) as used:
@@ -70,7 +71,7 @@ def _landed(
     job: ExportJob,
     progress: ProgressCallback | None,
 ) -> LandedExport:
-    if job.state == "complete":
+    if job.state == ExportState.COMPLETE:
         try:
             landed = _fetched(runtime, session, job, progress)
         except (ExportGone, UnusableAddress) as error:
@@ -92,7 +93,7 @@ def _landed(
     try:
         return runtime.landing.open(job.site, job.export_id)
     except LandingError as error:
-        if job.state == "landed":  # otherwise this group could never be exported again
+        if job.state == ExportState.LANDED:  # otherwise this group could never be exported again
             export_jobs.mark_failed(connection, job.export_id, error.message)
             connection.commit()
         raise

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import (
     AcceptedWithoutAddress,
     CooldownActive,
@@ -55,7 +56,7 @@ def open_or_adopt(
         export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.GROUP, group),
     ):
         job = export_jobs.open_job(connection, site.name, group)
-        if job and job.state != "requested":
+        if job and job.state != ExportState.REQUESTED:
             return job
         if job:  # we hold the lock, so the process that wrote the row is dead
             _give_up_unknown(connection, site, job)
@@ -89,7 +90,13 @@ def _kicked_off(
 
     def requested() -> ExportJob:
         return new_job(
-            runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types, since=since
+            runtime,
+            connection,
+            site.name,
+            ExportKind.BULK,
+            group=group,
+            resource_types=site.resource_types,
+            since=since,
         )
 
     try:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import psycopg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import (
     AddressNotListed,
     AuthenticationRefused,
@@ -59,7 +60,7 @@ def poll_once(
     failed or can never be asked for (saved as `failed`), or cannot be asked for until somebody changes something
     (stays `running`). `keep_future_time` asks a person about a transactionTime that is ahead of our clock.
     """
-    if job.state != "running" or job.status_url is None:
+    if job.state != ExportState.RUNNING or job.status_url is None:
         return job
     site = runtime.settings.site(job.site)
     dice = chance or random.SystemRandom()

@@ -29,7 +29,7 @@ from pipeline.core.errors import (
     UnsafeRemote,
 )
 from pipeline.core.resource_types import TYPE_NAME
-from pipeline.extract.http.server_words import progress_words
+from pipeline.extract.http.redaction import progress_words
 from pipeline.extract.http.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
 from pipeline.extract.smart.session import EpicSession
 
@@ -161,7 +161,7 @@ _UNKNOWN_ADVICE = "An export may have been started: no new kick-off until the wi
 def _kick_off_request(
     session: EpicSession, group: str, resource_types: Sequence[str], since: datetime | None
 ) -> RemoteRequest:
-    base = (session.site.fhir_url or "").rstrip("/")
+    base = session.site.fhir_url or ""
     parameters = {"_type": ",".join(resource_types)}
     if since is not None:
         parameters["_since"] = since.astimezone(UTC).isoformat(timespec="seconds")
@@ -190,8 +190,9 @@ def _is_too_recent(answer: Answer) -> bool:
     """Rule 2: only the text is certain, not the status, nor that it comes as an OperationOutcome."""
     if answer.status < 300:
         return False
-    told = " ".join(issue.text for issue in answer.issues) or answer.body[:4096].decode(errors="replace")
-    return _TOO_RECENTLY in " ".join(told.lower().split())
+    texts = [text for issue in answer.issues for text in issue.texts]
+    reason = " ".join(texts) or answer.body[:4096].decode(errors="replace")
+    return _TOO_RECENTLY in " ".join(reason.lower().split())
 
 
 def poll(

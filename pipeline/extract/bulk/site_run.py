@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import ConfigurationError, EpicOmopError, RemoteUnavailable
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk.fetching import download, types_not_received
@@ -132,7 +133,7 @@ class _SiteRun:
         """One poll when it is due, or the download; None when the group has come to its end."""
         group = job.group_id or ""
         try:
-            if job.state == "running":
+            if job.state == ExportState.RUNNING:
                 self._wait_until(job.next_poll_at)
                 return self._polled(job)
             landed = download(self._runtime, job, lambda step: self._told(group, step), session=self._session)

@@ -11,12 +11,13 @@ from datetime import datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.site_session import site_session
 from pipeline.extract.smart.session import EpicSession
 from pipeline.warehouse import crawls, export_jobs
-from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
+from pipeline.warehouse.export_jobs import CoolDown, ExportJob
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["WINDOW_MARGIN", "new_job", "rest", "save_error", "session_of"]
@@ -30,7 +31,7 @@ def new_job(
     runtime: Runtime,
     connection: psycopg.Connection,
     site_name: str,
-    kind: Kind,
+    kind: ExportKind,
     *,
     group: str | None = None,
     resource_types: Sequence[str] = (),

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.warehouse.export_jobs import ExportJob
 
 __all__ = ["EARLIEST", "MOST_AHEAD", "ExportTime", "KeepFutureTime", "export_time"]
@@ -71,6 +72,7 @@ def _newer_export(connection: psycopg.Connection, job: ExportJob, stated: dateti
     """The export with the latest time of those that were requested before this one and have a later time."""
     return connection.execute(
         "SELECT export_id, transaction_time FROM export_job WHERE site = %s AND export_id <> %s AND published_at IS NOT NULL"
-        " AND kind <> 'replay' AND requested_at < %s AND transaction_time > %s ORDER BY transaction_time DESC LIMIT 1",
+        f" AND kind <> '{ExportKind.REPLAY}' AND requested_at < %s AND transaction_time > %s"
+        " ORDER BY transaction_time DESC LIMIT 1",
         [job.site, job.export_id, job.requested_at, stated],
     ).fetchone()

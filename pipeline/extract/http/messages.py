@@ -10,7 +10,7 @@ import httpx
 
 from pipeline.core.errors import UnsafeRemote
 from pipeline.extract.http.recording import AccessEntry, Event, Outcome
-from pipeline.extract.http.server_words import shown_url
+from pipeline.extract.http.redaction import shown_url
 
 __all__ = ["BOMB_FROM_BYTES", "MAX_LINE_BYTES", "MAX_RATIO", "Exchange", "entry_of"]
 

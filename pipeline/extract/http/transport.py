@@ -6,7 +6,7 @@
   manifest's link or file and a redirect all come from a server and are not trusted.
 - Every address behind a name is checked before it is connected to (`network.py`).
 - Nothing of a resource ever gets into a message or a log: of an error body only the codes and those words of an
-  OperationOutcome that cannot be about a patient are shown (`server_words.py`).
+  OperationOutcome that cannot be about a patient are shown (`redaction.py`).
 - Every request counts against the site's budget and leaves an entry in the access log (`recording.py`).
 """
 
@@ -58,12 +58,13 @@ from pipeline.extract.http.recording import (
     RequestBudget,
     UnlimitedRequests,
 )
-from pipeline.extract.http.server_words import known_words, plain_text, shown_url
+from pipeline.extract.http.redaction import known_words, plain_text, shown_url
 from pipeline.fhir.gzip_stream import DamagedGzipError, gunzip
+from pipeline.fhir.lines import without_mark
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME, Issue, parse_issues
 
 __all__ = [
     "Answer",
-    "Issue",
     "RemoteRequest",
     "RetryPolicy",
     "StreamedAnswer",
@@ -94,6 +95,9 @@ _TRANSIENT_STATUS = frozenset({408, 429})
 #: Retry-After values above this are an instant (some servers send epoch seconds), not a duration.
 _EPOCH_FROM = 1_000_000_000
 _EPOCH_MILLISECONDS_FROM = 1_000_000_000_000
+
+#: Of the codes in `details.coding`, those that can be about no patient: numbers such as Epic's 59108, constants.
+_SHOWN_CODE = re.compile(r"[0-9]{3,6}|[A-Z_]{3,40}")
 
 #: `/Patient/abc` at the end of an address. A group's id is the administrators', and a job's is no resource's.
 
@@ -155,15 +159,6 @@ class RemoteRequest:
 
 
 @dataclass(frozen=True)
-class Issue:
-    """One issue of an OperationOutcome, cut down to what the server says about itself."""
-
-    severity: str
-    code: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """A response whose body was read whole, within the request's limit."""
 
@@ -180,7 +175,7 @@ class Answer:
         if _too_many_values(self.body, self.request.max_values):
             raise UnsafeRemote(f"{self.request.action}: the answer holds more than {self.request.max_values:,} values.")
         try:
-            document = orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
+            document = orjson.loads(without_mark(self.body))
         except orjson.JSONDecodeError:
             document = None
         if not isinstance(document, dict):
@@ -223,10 +218,7 @@ class Answer:
             outcome = self.json()
         except ProtocolError:
             return ()
-        entries = outcome.get("issue") if outcome.get("resourceType") == "OperationOutcome" else None
-        return tuple(
-            _issue(entry) for entry in (entries if isinstance(entries, list) else ()) if isinstance(entry, dict)
-        )
+        return (parse_issues(outcome) or ()) if outcome.get("resourceType") == OPERATION_OUTCOME else ()
 
     @property
     def is_transient(self) -> bool:
@@ -235,9 +227,9 @@ class Answer:
 
     def error(self) -> EpicOmopError:
         """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
-        issues = (f"{issue.code}: {plain_text(issue.text, 300)}".strip(": ") for issue in self.issues)
-        told = plain_text("; ".join(dict.fromkeys(issues)), 600)
-        message = f"{self.request.action}: the server answered {self.status}{f' ({told})' if told else ''}."
+        issues = dict.fromkeys(shown for issue in self.issues if (shown := _shown_issue(issue)))
+        reason = plain_text("; ".join(issues), 600)
+        message = f"{self.request.action}: the server answered {self.status}{f' ({reason})' if reason else ''}."
         if self.is_transient:
             wait = self.retry_after
             next_try = self.received_at + timedelta(seconds=wait) if wait is not None else None
@@ -564,25 +556,12 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     return max(0.0, (instant - now).total_seconds())
 
 
-def _issue(entry: dict[str, Any]) -> Issue:
-    details = entry.get("details")
-    details = details if isinstance(details, dict) else {}
-    codings = details.get("coding")
-    codes = [
-        code  # such as Epic's 59108 (rule 13)
-        for coding in (codings if isinstance(codings, list) else [])
-        if isinstance(coding, dict) and re.fullmatch(r"[0-9]{3,6}|[A-Z_]{3,40}", code := str(coding.get("code")))
-    ]
-    told = [plain_text(details.get("text"), 1000), plain_text(entry.get("diagnostics"), 1000)]
-    words = [*codes, *(known_words(text, 1000) for text in told)]
+def _shown_issue(issue: Issue) -> str:
+    """An issue cut down to what the server says about itself: its code, Epic's codes such as 59108, known words."""
+    codes = [code for code in issue.own_codes if _SHOWN_CODE.fullmatch(code)]
+    words = [*codes, *(known_words(plain_text(text, 1000), 1000) for text in issue.texts)]
     text = " ".join(dict.fromkeys(word for word in words if word and word != "…"))
-    severity, code = (_code(entry.get(name)) for name in ("severity", "code"))
-    return Issue(severity, code, text)
-
-
-def _code(value: object) -> str:
-    """A word of a FHIR value set, such as `not-found`; empty for anything else."""
-    return value if isinstance(value, str) and re.fullmatch(r"[a-z][a-z-]{1,39}", value) else ""
+    return f"{issue.code}: {plain_text(text, 300)}".strip(": ")
 
 
 def _tls_context(site: SiteSettings, origins: frozenset[str]) -> ssl.SSLContext:

@@ -18,7 +18,9 @@ from pipeline.core.errors import ProtocolError, RemoteRefused
 from pipeline.extract.http.pace import Pace
 from pipeline.extract.http.transport import Answer, RemoteRequest
 from pipeline.extract.smart.session import EpicSession
-from pipeline.fhir.search_page import SearchPage, as_line, identity, parse_page, said
+from pipeline.fhir.lines import without_mark
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
+from pipeline.fhir.search_page import SearchPage, as_line, identity, parse_page, search_issues
 
 __all__ = ["RestClient", "SearchRefused", "is_readable_id"]
 
@@ -43,7 +45,7 @@ class SearchRefused(RemoteRefused):
         error = answer.error()
         super().__init__(error.message, error.advice, status=answer.status)
         try:
-            codes = tuple(issue.code for issue in said(answer.body, answer.request.action))
+            codes = tuple(issue.code for issue in search_issues(answer.body, answer.request.action))
         except ProtocolError:  # a gateway's page
             codes = ()
         self.codes = codes or (f"HTTP {answer.status}",)
@@ -81,11 +83,11 @@ class RestClient:
         )
         self.pace.wait()
         answer = self.session.transport.fetch(request)
-        line = as_line(answer.body.removeprefix(b"\xef\xbb\xbf"))
+        line = as_line(without_mark(answer.body))
         if resource_type == "Binary" and not _is_json(answer):
             return _binary(resource_id, answer)
         found = identity(line, request.action)
-        if found[0] == "OperationOutcome":
+        if found[0] == OPERATION_OUTCOME:
             raise RemoteRefused(
                 f"{request.action}: the server answered with an OperationOutcome.", status=answer.status
             )
@@ -141,7 +143,7 @@ class RestClient:
 
     @property
     def _base(self) -> str:
-        return (self.session.site.fhir_url or "").rstrip("/")
+        return self.session.site.fhir_url or ""
 
 
 def _is_json(answer: Answer) -> bool:

@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import (
     EpicOmopError,
     LandingError,
@@ -37,7 +38,8 @@ from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient, SearchRefused
 from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.fhir.search_page import NO_RESULTS, SearchPage
+from pipeline.fhir.operation_outcome import NO_RESULTS, OPERATION_OUTCOME
+from pipeline.fhir.search_page import SearchPage
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
 from pipeline.landing.origin import ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport
@@ -109,9 +111,11 @@ def unfinished_crawls(runtime: Runtime, site: SiteSettings, *, landed: bool = Fa
     `landed`: also those that were landed and not loaded. `crawl` asks for nothing again then, and what it returns is to
     be loaded.
     """
-    states = ("requested", "landed") if landed else ("requested",)
+    states = (ExportState.REQUESTED, ExportState.LANDED) if landed else (ExportState.REQUESTED,)
     with runtime.connect() as connection:
-        found = [job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, "crawl", state)]
+        found = [
+            job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.CRAWL, state)
+        ]
         return {
             job.group_id or "": [patient for _, patient in crawls.patients(connection, job.export_id)]
             for job in sorted(found, key=lambda job: job.export_id)
@@ -144,7 +148,7 @@ def crawl(
     ):
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
-        if job.state == "landed":
+        if job.state == ExportState.LANDED:
             landed = _opened(runtime, connection, job)
             CrawlSpool(runtime.landing.draft_of(site.name, job.export_id)).discard()
         elif runtime.landing.is_finished(site.name, job.export_id):  # the process ended before the warehouse knew
@@ -168,7 +172,7 @@ def left_crawls(runtime: Runtime, site: SiteSettings, patients: Sequence[str]) -
     """Landed crawls of other lists that a process left before they were loaded, oldest first."""
     own = {_label(runtime, site, patients, full=full) for full in (False, True)}
     with runtime.connect() as connection:
-        jobs = export_jobs.jobs_of_kind(connection, site.name, "crawl", "landed")
+        jobs = export_jobs.jobs_of_kind(connection, site.name, ExportKind.CRAWL, ExportState.LANDED)
         return [_opened(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
 
 
@@ -195,7 +199,13 @@ def _new(
     """The job and its list in one transaction: there is no crawl without its patients. Erased ones are not asked for."""
     patients = _not_erased(runtime, connection, site, patients)
     job = new_job(
-        runtime, connection, site.name, "crawl", group=label, resource_types=crawl_types(site), patients=patients
+        runtime,
+        connection,
+        site.name,
+        ExportKind.CRAWL,
+        group=label,
+        resource_types=crawl_types(site),
+        patients=patients,
     )
     _log.info("Crawl %d of site %s: %d patients.", job.export_id, site.name, len(patients))
     return job
@@ -335,7 +345,7 @@ class _CrawlRun:
         files, outcomes = self._spool.assemble(_LINES_PER_FILE)
         job = self._job
         write_origin(self._draft.folder, ExportOrigin(job.group_id, job.resource_types, job.requested_at))
-        return self._draft.finish("crawl", self._job.requested_at, files, outcomes=outcomes)
+        return self._draft.finish(ExportKind.CRAWL, self._job.requested_at, files, outcomes=outcomes)
 
     def _patient(self, position: int, patient_id: str) -> bool:
         """All types of one patient; False when the run was stopped before."""
@@ -425,8 +435,8 @@ class _Found:
                 self._ids.add((resource_type, resource_id))
                 self._entry.add(resource_type, line)
         for line in page.outcomes:
-            self._entry.add("OperationOutcome", line)
-        for issue in page.said:
+            self._entry.add(OPERATION_OUTCOME, line)
+        for issue in page.issues:
             if issue.verdict != "informational":
                 self.codes[issue.code] += 1
             self._incomplete |= issue.verdict == "refused"

@@ -97,7 +97,7 @@ class WantedReferences:
 
     def _followed(self, text: str) -> tuple[str, str] | None:
         """(type, id) of a reference to this site's server; others are counted."""
-        base = (self.site.fhir_url or "").rstrip("/") + "/"
+        base = f"{self.site.fhir_url or ''}/"
         if "://" in text and not text.startswith(base):
             self.unusable.setdefault("another server", set()).add(text)
             return None

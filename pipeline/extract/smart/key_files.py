@@ -5,7 +5,6 @@ A JWK Set (RFC 7517) holds public keys only. While keys are changed it holds the
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pipeline.core.clock import Clock
 from pipeline.core.errors import ConfigurationError, EpicOmopError, ProtocolError, UsageError
+from pipeline.core.files import create_file, sync_file
 from pipeline.core.findings import Finding
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.transport import RemoteRequest, RetryPolicy, Transport
@@ -48,15 +48,14 @@ def write_new_key(file: Path, key: PrivateKey) -> None:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        stream = create_file(file)
     except FileExistsError:
         raise UsageError(f"{file} exists; a key is never overwritten.", "Name another file with --out.") from None
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written ({error.strerror}).") from error
-    with open(descriptor, "wb") as stream:  # noqa: PTH123 - a Path cannot open a descriptor
+    with stream:
         stream.write(pem)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync_file(stream)
 
 
 def key_set(keys: Iterable[SigningKey]) -> dict[str, Any]:

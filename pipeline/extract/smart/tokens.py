@@ -19,7 +19,7 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import AuthenticationRefused, EpicOmopError, ProtocolError, RemoteRefused
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.recording import AccessEntry
-from pipeline.extract.http.server_words import shown_url
+from pipeline.extract.http.redaction import shown_url
 from pipeline.extract.http.transport import Answer, RemoteRequest, Transport
 from pipeline.extract.smart.keys import SigningKey
 
@@ -117,12 +117,11 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
 
     Sends once each: who calls it decides on retries. Raises ProtocolError when neither names a token endpoint.
     """
-    base = fhir_url.rstrip("/")
     answer, document = _json_or_none(
         transport,
         RemoteRequest(
             "Discovery of the SMART configuration",
-            f"{base}/.well-known/smart-configuration",
+            f"{fhir_url}/.well-known/smart-configuration",
             headers={"Accept": "application/json"},
             event="discovery",
         ),
@@ -140,7 +139,7 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
         transport,
         RemoteRequest(
             "Reading the CapabilityStatement",
-            f"{base}/metadata",
+            f"{fhir_url}/metadata",
             headers={"Accept": "application/fhir+json"},
             max_bytes=32 << 20,
             event="capabilities",
@@ -149,7 +148,7 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
     endpoint = _oauth_token_uri(statement)
     if endpoint is None:
         raise ProtocolError(
-            f"Neither {base}/.well-known/smart-configuration nor its CapabilityStatement names a token endpoint.",
+            f"Neither {fhir_url}/.well-known/smart-configuration nor its CapabilityStatement names a token endpoint.",
             "Check fhir_url in sites.yaml: it ends with /api/FHIR/R4 at most Epic sites.",
         )
     return SmartConfiguration(endpoint, clock_difference=clock_difference(answer))

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import psutil
 
 from pipeline.core.errors import WarehouseError
+from pipeline.core.files import replace_file
 from pipeline.warehouse.embedded.binaries import (
     SYSTEM_FOLDER,
     Account,
@@ -172,9 +173,7 @@ class ServerFolder:
 
 def _write_whole(file: Path, content: str) -> None:
     """Others read these files without a lock: they find the old content or the new, never a part."""
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(file)
+    replace_file(file, content.encode())
 
 
 def _write_readable(file: Path, lines: list[str]) -> None:
