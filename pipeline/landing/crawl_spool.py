@@ -14,14 +14,13 @@ from pathlib import Path
 
 from pipeline.core.files import landing_errors, make_folder
 from pipeline.core.resource_types import TYPE_NAME
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
 from pipeline.landing.files import LandingWriter
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import Category, LandedFile, LandingDraft
 from pipeline.landing.storing import StoredWriter
 
 __all__ = ["CrawlSpool", "SpoolEntry"]
-
-_OUTCOMES = "OperationOutcome"
 
 
 class SpoolEntry:
@@ -40,7 +39,7 @@ class SpoolEntry:
             path = self._folder / f"{self._asked}.{_checked(resource_type)}.ndjson"
             self._writers[resource_type] = self._stack.enter_context(LandingWriter(path))
         self._writers[resource_type].write(line + b"\n")
-        self.lines += resource_type != _OUTCOMES
+        self.lines += resource_type != OPERATION_OUTCOME
 
     def commit(self) -> None:
         for writer in self._writers.values():
@@ -69,10 +68,10 @@ class CrawlSpool:
         """Write the export's files, at most so many lines each: (resources, outcomes). Repeating it gives the same."""
         parts = self._parts()
         landed: list[LandedFile] = []
-        for resource_type in sorted(set(parts) - {_OUTCOMES}):
+        for resource_type in sorted(set(parts) - {OPERATION_OUTCOME}):
             landed += self._written(parts[resource_type], resource_type, "files", lines_per_file, len(landed))
-        outcomes = parts.get(_OUTCOMES, [])
-        return tuple(landed), tuple(self._written(outcomes, _OUTCOMES, "outcomes", lines_per_file, len(landed)))
+        outcomes = parts.get(OPERATION_OUTCOME, [])
+        return tuple(landed), tuple(self._written(outcomes, OPERATION_OUTCOME, "outcomes", lines_per_file, len(landed)))
 
     def discard(self) -> None:
         """The parts, once the export is landed."""

@@ -9,11 +9,12 @@ links are seen by nobody.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+
+from pipeline.core.files import replace_file
 
 __all__ = ["ANCHOR_FILE", "ChainState", "check_chain"]
 
@@ -95,8 +96,4 @@ def _read_anchor(home: Path) -> dict[str, object] | None:
 
 def _write_anchor(home: Path, anchor: dict[str, object]) -> None:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = home / f".{ANCHOR_FILE}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(anchor, file)
-    temporary.replace(home / ANCHOR_FILE)
+    replace_file(home / ANCHOR_FILE, json.dumps(anchor).encode())

@@ -32,6 +32,7 @@ from pipeline.core.resource_types import TYPE_NAME
 from pipeline.extract.http.redaction import progress_words
 from pipeline.extract.http.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
 from pipeline.extract.smart.session import EpicSession
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
 
 __all__ = [
     "KickOff",
@@ -369,7 +370,7 @@ def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
 
 
 #: What a list holds where it does not say so.
-_DEFAULT_TYPES = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}
+_DEFAULT_TYPES = {"error": OPERATION_OUTCOME, "outcome": OPERATION_OUTCOME, "deleted": "Bundle"}
 
 
 def _file(entry: object, name: str) -> ManifestFile:

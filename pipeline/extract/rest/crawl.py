@@ -66,7 +66,7 @@ _WITHOUT_PATIENT = frozenset(
         "Organization",
         "Group",
         "Binary",
-        "OperationOutcome",
+        OPERATION_OUTCOME,
     }
 )
 
