@@ -82,10 +82,15 @@ def build_metadata(schema: str) -> MetaData:
     """The tables of the `etl` schema under the given schema name."""
     metadata = MetaData(schema=schema)
     _export_tables(metadata)
+    _kick_off_tables(metadata)
+    _file_tables(metadata)
+    _publication_tables(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
+    _reference_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
+    _issue_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
@@ -136,6 +141,10 @@ def _export_tables(metadata: MetaData) -> None:
             postgresql_where=text(f"kind = '{ExportKind.BULK}' AND state IN {sql_values(OPEN_STATES)}"),
         ),
     )
+
+
+def _kick_off_tables(metadata: MetaData) -> None:
+    """When a group may be asked for, and when it will be."""
     Table(
         "cool_down",
         metadata,
@@ -156,6 +165,10 @@ def _export_tables(metadata: MetaData) -> None:
         _time("give_up_at", nullable=False),
         Column("reason", Text, nullable=False),
     )
+
+
+def _file_tables(metadata: MetaData) -> None:
+    """The files of exports, what is wrong with them, and the accounts of their lines."""
     Table(
         "export_gap",
         metadata,
@@ -206,6 +219,9 @@ def _export_tables(metadata: MetaData) -> None:
         Column("reason", Text, primary_key=True),
         Column("count", BigInteger, nullable=False),
     )
+
+
+def _publication_tables(metadata: MetaData) -> None:
     Table(
         "publication",
         metadata,
@@ -278,7 +294,6 @@ def _rest_tables(metadata: MetaData) -> None:
 
 
 def _resource_tables(metadata: MetaData) -> None:
-    rare = ", ".join(f"'{name}'" for name in RARE_FACTS)
     Table(
         "site_resource_type",
         metadata,
@@ -322,6 +337,11 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("row_id", BigInteger, nullable=False),
         PrimaryKeyConstraint("cdm_table", "surrogate_id", name="id_map_pkey"),
     )
+
+
+def _reference_tables(metadata: MetaData) -> None:
+    """References from resource to resource, and values that others ask for."""
+    rare = ", ".join(f"'{name}'" for name in RARE_FACTS)
     Table(
         "reference",
         metadata,
@@ -422,6 +442,10 @@ def _failure_tables(metadata: MetaData) -> None:
         Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
         Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
     )
+
+
+def _issue_tables(metadata: MetaData) -> None:
+    """What loaded rows lack: values that could not be used, codes without a concept."""
     Table(
         "row_issue",
         metadata,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
+    from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["ingest_landed", "register"]
@@ -217,15 +218,7 @@ def verify(
         missing = missing_lines(connection)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
-    failed = [check for check in checks if not check.ok]
-    for check in failed:
-        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
-    if not failed:
-        console.print(
-            words(
-                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
-            )
-        )
+    failed = _print_checks(console, checks)
     if deep:
         try:
             run_deep(console, runtime, request)
@@ -238,6 +231,20 @@ def verify(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+
+
+def _print_checks(console: Terminal, checks: Sequence[Check]) -> list[Check]:
+    """The failed ones, each printed; or one line for all."""
+    failed = [check for check in checks if not check.ok]
+    for check in failed:
+        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
+    if not failed:
+        console.print(
+            words(
+                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
+            )
+        )
+    return failed
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

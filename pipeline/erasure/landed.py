@@ -128,8 +128,21 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
     """Their lines in all the folders: those that name them, then those that follow what they are about."""
     groups = _stored_once(folders)
     result = Search()
-    total, done = sum(landed_bytes(group[0][1].path) for group in groups), 0
-    for (folder, file), *_ in groups:
+    _search_names(result, [group[0] for group in groups], persons, progress)
+    _search_followers(result, [group[0] for group in groups], persons)
+    for (_, first), *others in groups:
+        for folder, file in others:
+            _add_again(result, result.lines.get(first.path, {}).values(), folder, file)
+    return result
+
+
+def _search_names(
+    result: Search, places: Iterable[tuple[Folder, _File]], persons: ErasedPersons, progress: ReadProgress | None
+) -> None:
+    """Lines that name one of them, in all files but those of deletions."""
+    places = list(places)
+    total, done = sum(landed_bytes(file.path) for _, file in places), 0
+    for folder, file in places:
         if file.is_deletions:
             continue
         for size, lines in _lines_of(file.path, persons):
@@ -138,17 +151,17 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
             done += size
             if progress:
                 progress(done, total)
-    for (folder, file), *_ in groups:
+
+
+def _search_followers(result: Search, places: Iterable[tuple[Folder, _File]], persons: ErasedPersons) -> None:
+    """Lines that follow what they are about, and deletions; of what `_search_names` found."""
+    for folder, file in places:
         if file.is_deletions:
             _search_deletions(result, folder, file, persons)
         elif result.owned and file.resource_type in ABOUT_TYPES:
             for chunk in plan_chunks(file.path):
                 for line in read_lines(file.path, chunk):
                     _judge(result, folder, file, line, persons, result.owned)
-    for (_, first), *others in groups:
-        for folder, file in others:
-            _add_again(result, result.lines.get(first.path, {}).values(), folder, file)
-    return result
 
 
 def _add_again(result: Search, lines: Iterable[FoundLine], folder: Folder, file: _File) -> None:

@@ -18,7 +18,7 @@ from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import EpicOmopError, LandingError, UsageError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk import protocol
-from pipeline.extract.bulk.states import rest, session_of
+from pipeline.extract.bulk.states import keep_cool_down, session_of
 from pipeline.extract.bulk.times import EARLIEST, MOST_AHEAD
 from pipeline.extract.smart.session import EpicSession
 from pipeline.publication.known_cache import keeping_mark
@@ -84,7 +84,9 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
                 export_jobs.mark_deleted(connection, job.export_id, runtime.clock.now())
-            end = rest(connection, site, job, "its last export was given up, and Epic allows one in this time")
+            end = keep_cool_down(
+                connection, site, job, "its last export was given up, and Epic allows one in this time"
+            )
             connection.commit()
             runtime.landing.discard(site.name, job.export_id)
     return Abandoned(job.export_id, not_deleted, end if end > runtime.clock.now() else None)

@@ -17,7 +17,7 @@ from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailabl
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
-from pipeline.extract.bulk.kick_off import may_have_started
+from pipeline.extract.bulk.refusals import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
 from pipeline.orchestration.failures import as_failure, told_as_failures
@@ -139,8 +139,8 @@ def _due_groups(runtime: Runtime, site: SiteSettings) -> Sequence[str]:
 def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
     try:
         job = bulk.open_or_adopt(runtime, site, group)
-    except CooldownActive as rest:
-        return GroupState(group, "skipped", next_try=rest.next_try)
+    except CooldownActive as cool_down:
+        return GroupState(group, "skipped", next_try=cool_down.next_try)
     except RequestBudgetSpent as spent:
         return GroupState(group, "postponed", next_try=spent.next_try)
     except RemoteUnavailable as refused:

@@ -44,10 +44,10 @@ class RunScope:
 
 @dataclass
 class DayLanding:
-    """What is landed now, and which groups rest (Epic allows one kick-off of a group in its window)."""
+    """What is landed now, and which groups are in their cool-down (Epic allows one kick-off of a group in its window)."""
 
     landed: list[LandedExport] = field(default_factory=list)
-    resting: list[CooldownActive] = field(default_factory=list)
+    cool_downs: list[CooldownActive] = field(default_factory=list)
 
 
 def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> DayLanding:
@@ -56,7 +56,7 @@ def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> D
     Raises ExportNotReady when one still runs at the site, and what `pipeline.extract.bulk` raises.
     """
     result = DayLanding()
-    for job in _jobs(runtime, site, scope, result.resting):
+    for job in _jobs(runtime, site, scope, result.cool_downs):
         complete = _waited_for(runtime, site, job, tell)
         tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
         if complete.kind == ExportKind.BULK and complete.state != ExportState.PUBLISHED:
@@ -85,19 +85,19 @@ def _job(runtime: Runtime, export_id: int) -> ExportJob:
         return export_jobs.get_job(connection, export_id)
 
 
-def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, resting: list[CooldownActive]) -> list[ExportJob]:
+def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, cool_downs: list[CooldownActive]) -> list[ExportJob]:
     if scope.export_id is not None:
         return [_job(runtime, scope.export_id)]
     with runtime.connect() as connection:
         jobs = [job for job in jobs_of_day(connection, site, scope.day) if job.state in _LIVE]
     if scope.day == day_of(site, runtime.clock.now()) and site.fhir_url:
         missing = [group for group in site.groups if group not in {job.group_id for job in jobs}]
-        jobs += _opened(runtime, site, scope.day, missing, resting)
+        jobs += _opened(runtime, site, scope.day, missing, cool_downs)
     return jobs
 
 
 def _opened(
-    runtime: Runtime, site: SiteSettings, day: str, groups: list[str], resting: list[CooldownActive]
+    runtime: Runtime, site: SiteSettings, day: str, groups: list[str], cool_downs: list[CooldownActive]
 ) -> list[ExportJob]:
     """Open or adopt each group's export. Raises the first failure after all groups had their turn."""
     jobs: list[ExportJob] = []
@@ -111,8 +111,8 @@ def _opened(
                     f"It belongs to the partition {opened_on}; the sensor loads it there when it is ready.",
                 )
             jobs.append(job)
-        except CooldownActive as rest:
-            resting.append(rest)
+        except CooldownActive as cool_down:
+            cool_downs.append(cool_down)
         except EpicOmopError as error:
             failures.append(error)
     if failures:

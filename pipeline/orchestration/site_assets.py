@@ -191,11 +191,11 @@ def _told_of_day(
 
 
 def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
-    for rest in result.resting:
-        context.log.info(rest.message)
-    if result.resting:
-        times = [rest.next_try for rest in result.resting if rest.next_try]
-        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.resting))}
+    for cool_down in result.cool_downs:
+        context.log.info(cool_down.message)
+    if result.cool_downs:
+        times = [cool_down.next_try for cool_down in result.cool_downs if cool_down.next_try]
+        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.cool_downs))}
         if times:
             metadata["next try"] = dg.MetadataValue.timestamp(min(times))
         context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))

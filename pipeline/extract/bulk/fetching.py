@@ -22,7 +22,7 @@ from pipeline.core.workflow import names_export
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.download import ExportDownload
 from pipeline.extract.bulk.protocol import Manifest
-from pipeline.extract.bulk.states import rest, save_error, session_of
+from pipeline.extract.bulk.states import keep_cool_down, save_error, session_of
 from pipeline.extract.notes import export_notes
 from pipeline.extract.smart.session import EpicSession
 from pipeline.landing.origin import read_origin
@@ -105,7 +105,7 @@ def _end(
     """The export cannot be had any more. The server's job stays."""
     if export_jobs.get_job(connection, job.export_id).is_open:
         export_jobs.mark_failed(connection, job.export_id, error.message)
-        rest(connection, site, job, reason)
+        keep_cool_down(connection, site, job, reason)
         connection.commit()
     raise error
 

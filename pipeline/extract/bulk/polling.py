@@ -25,7 +25,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.protocol import Manifest, StillRunning
-from pipeline.extract.bulk.states import rest, save_error, session_of
+from pipeline.extract.bulk.states import keep_cool_down, save_error, session_of
 from pipeline.extract.bulk.times import KeepFutureTime, export_time
 from pipeline.extract.smart.session import EpicSession
 from pipeline.warehouse import export_jobs
@@ -150,7 +150,7 @@ def _end_by(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, 
         export_jobs.mark_gone(connection, job.export_id, error.message)
     else:
         export_jobs.mark_failed(connection, job.export_id, error.message)
-    rest(connection, site, job, "its last export did not end well, and Epic allows one in this time")
+    keep_cool_down(connection, site, job, "its last export did not end well, and Epic allows one in this time")
     connection.commit()
     raise error
 
