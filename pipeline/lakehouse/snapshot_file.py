@@ -16,11 +16,11 @@ import orjson
 import psycopg
 
 from omop_schema.exports import ExportKind, ExportState, sql_values
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import LakehouseError, WarehouseError
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import YEAR, LakeTable, type_name
 from pipeline.lakehouse.parquet import LakeFile
-from pipeline.publication.context import CDM_VERSION, IG_VERSION
 
 __all__ = ["SNAPSHOT_FILE", "TableFiles", "content_of", "read_snapshot", "run_metadata", "table_entry"]
 

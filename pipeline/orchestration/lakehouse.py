@@ -57,7 +57,8 @@ def _asset(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         key=[_NAME],
         deps=[dg.AssetKey([settings.cdm_schema, table]) for table in LINEAGE_TABLES],
-        description="The CDM as Parquet, one consistent state for DuckDB and Spark: docs/lakehouse.md.",
+        description="The CDM as Parquet, one consistent state for DuckDB and Spark, as `epic-omop lakehouse snapshot`"
+        " writes it: docs/lakehouse.md.",
         group_name="cdm",
         kinds={"parquet"},
         metadata={"folder": folder},

@@ -18,9 +18,10 @@ from psycopg.types.json import Jsonb
 
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportState
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import CDM_VERSION, IG_VERSION, LandedLine, Publication, PublicationReport
+from pipeline.publication.context import LandedLine, Publication, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
 from pipeline.publication.seen import write_seen
