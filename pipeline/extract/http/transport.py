@@ -99,8 +99,6 @@ _EPOCH_MILLISECONDS_FROM = 1_000_000_000_000
 #: Of the codes in `details.coding`, those that can be about no patient: numbers such as Epic's 59108, constants.
 _SHOWN_CODE = re.compile(r"[0-9]{3,6}|[A-Z_]{3,40}")
 
-#: `/Patient/abc` at the end of an address. A group's id is the administrators', and a job's is no resource's.
-
 
 class TokenSource(Protocol):
     """Where access tokens come from; they are asked for with the limits of the transport that needs one."""

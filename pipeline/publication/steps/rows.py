@@ -63,7 +63,7 @@ def _remove_events(p: Publication, table: str) -> None:
 def _remove_entities(p: Publication, table: str) -> None:
     """Rows whose resource no longer makes one (entered in error, cancelled); links to them become pending."""
     lineage, own = lineage_table_name(table), primary_key(table)
-    if table == "location":  # rows by content, shared: see _remove_unused_locations
+    if table == "location":  # rows by content, shared: see `remove_unused_locations`
         p.connection.execute(
             f"CREATE TEMP TABLE left_locations ON COMMIT DROP AS SELECT row_id FROM {lineage}"
             " JOIN pg_temp.former USING (surrogate_id)"
