@@ -76,6 +76,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     random.addoption("--fault-kills", type=int, default=2, metavar="N", help="how many kills, spread over the nights")
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import FilesAndParts
+
+    return FilesAndParts(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     note_requirements(items)
     named = any("::" in argument for argument in config.args)
