@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -53,11 +54,12 @@ def run(
 
 def test_version(tmp_path: Path) -> None:
     """Its name and version, alone in the first line, then what it follows."""
-    program = Path(__file__).parents[2] / "pyproject.toml"
-    own = tomllib.loads(program.read_text(encoding="utf-8"))["project"]["version"]
     code, out = run(["--version"], tmp_path)
     assert code == 0
-    assert out.splitlines() == [f"epic-omop {own}", f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}"]
+    assert out.splitlines() == [
+        f"epic-omop {importlib.metadata.version('epic-omop')}",
+        f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}",
+    ]
 
 
 _SERVICES = """
