@@ -115,10 +115,10 @@ def abandon(
     console = Terminal()
     console.print(f"Export {result.export_id} of group {group} is given up.")
     if result.not_deleted:
-        told = (
+        message = (
             f"Its job could not be deleted at the site: {result.not_deleted}. The site deletes it by itself in 14 days."
         )
-        console.print(told.replace("..", "."))
+        console.print(message.replace("..", "."))
     if result.next_try:
         console.print(f"Epic allows the next export of this group from {result.next_try:%Y-%m-%d %H:%M} UTC on.")
 

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
-from pipeline.commands.warehouse_state import refuse_empty, tell_settings
+from pipeline.commands.warehouse_state import print_settings_notes, refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def ingest_landed(
 
     `hydrated`: with what they lack, where the site's settings say so.
     """
-    from pipeline.commands.rest_progress import tell_hydrations
+    from pipeline.commands.rest_progress import print_hydrations
     from pipeline.load.hydration import ingest_hydrated
     from pipeline.load.replay import ingest_with_follow_ups
     from pipeline.quality.report import load_report
@@ -162,7 +162,7 @@ def ingest_landed(
         )
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
             console.print(warning, style="yellow", markup=False, soft_wrap=True)
-        tell_hydrations(console, hydrations)
+        print_hydrations(console, hydrations)
         fetched = sum(landed.lines for result in hydrations for landed in result.landed)
         replayed = sum(report.lines for report in reports[1:]) - fetched
         if replayed:
@@ -214,7 +214,7 @@ def verify(
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
-        tell_settings(console, runtime, connection)
+        print_settings_notes(console, runtime, connection)
         missing = missing_lines(connection)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)

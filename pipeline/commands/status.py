@@ -9,7 +9,7 @@ import typer
 
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 from pipeline.commands.terminal import Table, Terminal, Text, lines
-from pipeline.commands.warehouse_state import is_installed, tell_settings
+from pipeline.commands.warehouse_state import is_installed, print_settings_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def status() -> None:
         console.print(usage(runtime, connection).sentence(), soft_wrap=True)
         if missing := missing_lines(connection):
             console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
-        tell_settings(console, runtime, connection)
+        print_settings_notes(console, runtime, connection)
 
 
 #: What is said of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
@@ -86,7 +86,7 @@ def _row(
         " ORDER BY published_at DESC LIMIT 1",
         (site,),
     ).fetchone()
-    letters = connection.execute("SELECT count(*) FROM dead_letter_open WHERE site = %s", (site,)).fetchone()
+    dead_letters = connection.execute("SELECT count(*) FROM dead_letter_open WHERE site = %s", (site,)).fetchone()
     failed = connection.execute(
         "SELECT export_id, state, error FROM export_job WHERE site = %s ORDER BY export_id DESC LIMIT 1", (site,)
     ).fetchone()
@@ -97,7 +97,7 @@ def _row(
         _now(connection, site),
         _next(connection, runtime, site),
         _requests(connection, runtime, site),
-        f"{letters[0]:,}" if letters and letters[0] else "·",
+        f"{dead_letters[0]:,}" if dead_letters and dead_letters[0] else "·",
         error,
         _notes(connection, site),
         _unmapped(unmapped),
@@ -121,8 +121,8 @@ def _notes(connection: psycopg.Connection, site: str) -> Text:
         (site,),
     ).fetchall()
     ids = [row[0] for row in rows]
-    told = [*export_notes(connection, ids).told(), *vanished_sentences(vanished_counts(connection, ids))]
-    return lines(told or ["·"])
+    sentences = [*export_notes(connection, ids).sentences(), *vanished_sentences(vanished_counts(connection, ids))]
+    return lines(sentences or ["·"])
 
 
 def _now(connection: psycopg.Connection, site: str) -> Text:

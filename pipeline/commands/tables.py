@@ -46,7 +46,7 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
         console.print(
             f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
         )
-    for note in (*report.notes.told(), *vanished_sentences(report.vanished)):
+    for note in (*report.notes.sentences(), *vanished_sentences(report.vanished)):
         console.print(note)
     if report.open_dead_letters:
         console.print(

@@ -42,7 +42,7 @@ class ExportNotes:
             counts[message.weight] += count
         return {weight: counts[weight] for weight in ("fatal", "resource", "informational") if counts[weight]}
 
-    def told(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """A sentence each, for people."""
         sentences = [*self.choices, *self._incomplete()]
         if self.missing_types:

@@ -80,7 +80,7 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         return
     entries = item.get("entry") or []
     if item.get("type") not in _UNPACKED_TYPES or not isinstance(entries, list) or not entries:
-        yield _kept(item)
+        yield _keep(item)
         return
     _resolve_references(entries)
     kind = item["type"]
@@ -88,7 +88,7 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         resource = entry.get("resource") if isinstance(entry, dict) else None
         if not isinstance(resource, dict) or not _is_content(kind, entry):
             alone = {"resourceType": "Bundle", "type": kind, "entry": [entry]}
-            yield _kept({**alone, "id": f"{item['id']}.{number}"} if isinstance(item.get("id"), str) else alone)
+            yield _keep({**alone, "id": f"{item['id']}.{number}"} if isinstance(item.get("id"), str) else alone)
         else:
             yield from _lines(resource)
 
@@ -98,7 +98,7 @@ def _line(item: Any) -> Unpacked:
     return name if isinstance(name, str) and TYPE_NAME.fullmatch(name) else UNKNOWN, orjson.dumps(item)
 
 
-def _kept(bundle: dict[str, Any]) -> Unpacked:
+def _keep(bundle: dict[str, Any]) -> Unpacked:
     """A Bundle as a line of its own, with an id by content where it has none."""
     if not isinstance(bundle.get("id"), str):
         bundle = {**bundle, "id": f"content-{xxhash.xxh3_128_hexdigest(orjson.dumps(bundle))}"}

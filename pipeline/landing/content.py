@@ -55,7 +55,7 @@ class ContentCheck:
     def end_line(self) -> None:
         """The line so far is whole: at the end of the file, and where bytes are passed over."""
         if not self._skips:
-            self.found |= self._is_wanted(self._plain(bytes(self._open_line)))
+            self.found |= self._is_of_type(self._plain(bytes(self._open_line)))
         self._open_line.clear()
         self._skips = False
 
@@ -67,7 +67,7 @@ class ContentCheck:
     def _plain(self, line: bytes) -> bytes:
         return without_mark(line).lstrip(b" \t\r")
 
-    def _is_wanted(self, line: bytes) -> bool:
+    def _is_of_type(self, line: bytes) -> bool:
         if is_blank(line) or self._is_in_array(line) or not line.startswith(b"{"):
             return False
         try:

@@ -56,7 +56,7 @@ def rewrite_export(export: LandedExport, edits: Mapping[Path, Sequence[LineEdit]
     written = {path: _Rewritten(path, edits[path]) for path in sorted(edits)}
 
     def changed(files: tuple[LandedFile, ...]) -> tuple[LandedFile, ...]:
-        return tuple(written[file.path].told_of(file) if file.path in written else file for file in files)
+        return tuple(written[file.path].describe(file) if file.path in written else file for file in files)
 
     rewritten = replace(
         export,
@@ -78,7 +78,7 @@ def rewrite_draft(draft: LandingDraft, files: Iterable[LandedFile], edits: Mappi
     for file in files:
         if edits.get(file.path):
             written = _Rewritten(file.path, edits[file.path])
-            draft.write_sidecar(written.told_of(file))
+            draft.write_sidecar(written.describe(file))
             written.take_place()
 
 
@@ -108,7 +108,7 @@ class _Rewritten:
                 marked += len(_MARKED_LINE.findall(data))
         return digest.result(), marked
 
-    def told_of(self, file: LandedFile) -> LandedFile:
+    def describe(self, file: LandedFile) -> LandedFile:
         return replace(file, sha256=self._digest.sha256, erased_lines=self._erased_lines)
 
     def take_place(self, find_twin: FindTwin | None = None) -> None:

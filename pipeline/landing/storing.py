@@ -25,7 +25,7 @@ __all__ = ["FindTwin", "StoredWriter", "compressed", "link_twin", "plain", "same
 FindTwin = Callable[[FileDigest], Path | None]
 
 #: So much is held before anything is compressed: of a file that turns out to be stored already, nothing is.
-_HELD_BYTES = 8 * 1024 * 1024
+_WAITING_BYTES = 8 * 1024 * 1024
 
 
 class StoredWriter:
@@ -42,8 +42,8 @@ class StoredWriter:
 
     def _reset(self) -> None:
         self._digest = RunningDigest()
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
     def __enter__(self) -> StoredWriter:
         with landing_errors(self.path):
@@ -62,16 +62,16 @@ class StoredWriter:
     def write(self, chunk: bytes) -> None:
         """Append bytes. Raises LandingError, also when the disk is full."""
         self._digest.add(chunk)
-        self._held.append(chunk)
-        self._held_bytes += len(chunk)
-        if self._held_bytes >= _HELD_BYTES:
+        self._waiting.append(chunk)
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes >= _WAITING_BYTES:
             self._compress()
 
     def _compress(self) -> None:
         with landing_errors(self.path):
-            for chunk in self._held:
+            for chunk in self._waiting:
                 self._frames.write(chunk)
-        self._held, self._held_bytes = [], 0
+        self._waiting, self._waiting_bytes = [], 0
 
     def restart(self) -> None:
         """Forget what was written."""

@@ -42,12 +42,12 @@ class LandingUsage:
             if self.exported
             else ""
         )
-        held = f"Landing holds {_size(self.stored)} for {self.exports:,} exports{share}"
+        summary = f"Landing holds {_size(self.stored)} for {self.exports:,} exports{share}"
         if not self.nights:
-            return f"{held}; nothing landed in the last {_DAYS} days; {_size(self.free)} of the disk are free."
+            return f"{summary}; nothing landed in the last {_DAYS} days; {_size(self.free)} of the disk are free."
         grown = f"it grew by {_size(self.added // self.nights)} a night in the last {_DAYS} days"
         left = f"enough for {self.days_left:,} days" if self.days_left is not None else "nothing is used up"
-        return f"{held}; {grown}; {_size(self.free)} of the disk are free: {left}."
+        return f"{summary}; {grown}; {_size(self.free)} of the disk are free: {left}."
 
 
 def landing_usage(landing: LandingStore, landed_at: Mapping[tuple[str, int], datetime], now: datetime) -> LandingUsage:

@@ -18,7 +18,7 @@ import psycopg
 from omop_schema.exports import ENDED_STATES, ExportKind, ExportState, sql_values
 from pipeline.core.errors import LandingError
 from pipeline.core.settings import SiteSettings
-from pipeline.landing.pruned import MovedLine, Place, PlannedExport, copy_needed, plan_export, remove_rest
+from pipeline.landing.pruned import LinePosition, MovedLine, PlannedExport, copy_needed, plan_export, remove_rest
 from pipeline.landing.usage import export_bytes
 from pipeline.publication.dead_letters import FILE_NUMBER
 from pipeline.warehouse.copying import temporary_table
@@ -153,7 +153,7 @@ def _pruned(
     landing = runtime.landing
     folder = landing.folder(site, export_id)
     before = export_bytes(folder)
-    needed: dict[int, list[Place]] = defaultdict(list)
+    needed: dict[int, list[LinePosition]] = defaultdict(list)
     for number, offset, length in connection.execute(
         "SELECT file_number, byte_offset, byte_length FROM pg_temp.needed_line WHERE export_id = %s", (export_id,)
     ):

@@ -44,8 +44,8 @@ def run_key(job: ExportJob) -> str:
 
 def is_under_way(instance: dg.DagsterInstance, export_id: int) -> bool:
     """Whether a run for this export waits in the queue or works."""
-    wanted = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=_UNFINISHED)
-    return bool(instance.get_run_records(wanted, limit=1))
+    runs = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=_UNFINISHED)
+    return bool(instance.get_run_records(runs, limit=1))
 
 
 def postpone(runtime: Runtime, export_id: int, error: TransientError) -> None:

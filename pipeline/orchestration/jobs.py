@@ -20,7 +20,7 @@ from pipeline.extract import bulk
 from pipeline.extract.bulk.refusals import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
-from pipeline.orchestration.failures import as_failure, told_as_failures
+from pipeline.orchestration.failures import as_failure, raise_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
@@ -71,12 +71,12 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
     )
     def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
-        with told_as_failures():
+        with raise_as_failures():
             with working_as(context.job_name, context.run_id):
                 due = context.run.tags.get(DUE_TAG) == "yes"
                 states = kick_off_groups(runtime, site, context.instance, only_due=due)
             for state in states:
-                context.log.info(_told(state))
+                context.log.info(_summary(state))
             today = day_of(site, runtime.clock.now())
             context.log_event(
                 dg.AssetObservation(landing_key(site), "Kick-off", metadata=_metadata(states), partition=today)
@@ -153,7 +153,7 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
     return GroupState(group, job.state, job.export_id, job.next_poll_at)
 
 
-def _told(state: GroupState) -> str:
+def _summary(state: GroupState) -> str:
     if state.error:
         later = f" The sensor tries again at {_shown(state.next_try)} UTC." if state.next_try else ""
         return f"Group {state.group}: {state.error.message}{later}"

@@ -29,7 +29,7 @@ _PATIENCE = timedelta(seconds=60)
 _HAS_FILES = STATES_WITH_FILES
 _LIVE = (ExportState.RUNNING, ExportState.COMPLETE, *_HAS_FILES)
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class DayLanding:
     cool_downs: list[CooldownActive] = field(default_factory=list)
 
 
-def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> DayLanding:
+def land(runtime: Runtime, site: SiteSettings, scope: RunScope, report: Report) -> DayLanding:
     """Bring the exports of a run into landing.
 
     Raises ExportNotReady when one still runs at the site, and what `pipeline.extract.bulk` raises.
     """
     result = DayLanding()
     for job in _jobs(runtime, site, scope, result.cool_downs):
-        complete = _waited_for(runtime, site, job, tell)
-        tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
+        complete = _wait_for(runtime, site, job, report)
+        report(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
         if complete.kind == ExportKind.BULK and complete.state != ExportState.PUBLISHED:
             landed = bulk.download(runtime, complete)
         else:  # a folder; or published, when its files are final and the site is not asked
@@ -92,11 +92,11 @@ def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, cool_downs: lis
         jobs = [job for job in jobs_of_day(connection, site, scope.day) if job.state in _LIVE]
     if scope.day == day_of(site, runtime.clock.now()) and site.fhir_url:
         missing = [group for group in site.groups if group not in {job.group_id for job in jobs}]
-        jobs += _opened(runtime, site, scope.day, missing, cool_downs)
+        jobs += _open(runtime, site, scope.day, missing, cool_downs)
     return jobs
 
 
-def _opened(
+def _open(
     runtime: Runtime, site: SiteSettings, day: str, groups: list[str], cool_downs: list[CooldownActive]
 ) -> list[ExportJob]:
     """Open or adopt each group's export. Raises the first failure after all groups had their turn."""
@@ -120,9 +120,9 @@ def _opened(
     return jobs
 
 
-def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell) -> ExportJob:
+def _wait_for(runtime: Runtime, site: SiteSettings, job: ExportJob, report: Report) -> ExportJob:
     """The job when it is complete. A real site is asked once; a simulated one for as long as our patience lasts."""
-    told = ""
+    reported = ""
     give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
     while True:
         job = bulk.poll_once(runtime, job)
@@ -131,18 +131,18 @@ def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell
         now = runtime.clock.now()
         if now >= give_up:
             raise ExportNotReady(
-                _state_told(job),
+                _state_summary(job),
                 "The sensor ingests it when it is ready; nothing needs to be done.",
                 next_try=job.next_poll_at,
             )
-        if _state_told(job) != told:
-            told = _state_told(job)
-            tell(told)
+        if _state_summary(job) != reported:
+            reported = _state_summary(job)
+            report(reported)
         pause = (job.next_poll_at - now).total_seconds() if job.next_poll_at else 1.0
         runtime.clock.sleep(max(pause, 0.1))
 
 
-def _state_told(job: ExportJob) -> str:
+def _state_summary(job: ExportJob) -> str:
     if job.error:
         return f"Export {job.export_id} is running at the site; the last status request failed: {job.error}"
     return f"Export {job.export_id} is running at the site{f' ({job.progress})' if job.progress else ''}."

@@ -193,14 +193,14 @@ def _findings(
 ) -> tuple[CodeFinding, ...]:
     rows = connection.execute(_UNMAPPED, {"site": site}).fetchall()
     vocabularies = [code_systems.get(system or "", system) for _, _, system, _, _ in rows]
-    wanted = [
+    codes = [
         (number, vocabulary, code, _key(vocabulary, code))
         for number, ((_, _, _, code, _), vocabulary) in enumerate(zip(rows, vocabularies, strict=True))
         if vocabulary and code
     ]
     schema = {"number": pl.Int64, "vocabulary_id": pl.String, "code": pl.String, "code_key": pl.String}
-    temporary_table(connection, "wanted_code", pl.DataFrame(wanted, schema=schema, orient="row"))
-    held: dict[int, bool] = dict(connection.execute(_CLASSIFY.format(vocab=vocab_schema)).fetchall())
+    temporary_table(connection, "wanted_code", pl.DataFrame(codes, schema=schema, orient="row"))
+    by_number: dict[int, bool] = dict(connection.execute(_CLASSIFY.format(vocab=vocab_schema)).fetchall())
     connection.execute("DROP TABLE pg_temp.wanted_code")
     findings = [
         CodeFinding(
@@ -210,7 +210,7 @@ def _findings(
             element,
             code,
             count,
-            _finding(code, element, held.get(number), system in code_systems),
+            _finding(code, element, by_number.get(number), system in code_systems),
         )
         for number, (resource_type, element, system, code, count) in enumerate(rows)
     ]

@@ -105,18 +105,18 @@ def vanished_counts(connection: psycopg.Connection, export_ids: Sequence[int]) -
         (list(export_ids),),
     ).fetchall()
     found: dict[str, Counter[str]] = {}
-    for (by_fate,) in rows:
-        for fate, counts in by_fate.items():
-            if fate in ("vanished", "left_group"):
-                found.setdefault(fate, Counter()).update(counts)
+    for (by_disposition,) in rows:
+        for disposition, counts in by_disposition.items():
+            if disposition in ("vanished", "left_group"):
+                found.setdefault(disposition, Counter()).update(counts)
             else:
-                found[fate] = Counter(counts)
+                found[disposition] = Counter(counts)
     return found
 
 
 def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
     """A sentence for each of the fates, for people."""
-    told = {
+    sentences = {
         "vanished": "Removed, because their groups' complete exports no longer hold them",
         "left_group": "Removed, because they left their group with their patient",
         "kept": "No longer in their groups' exports, and kept by the site's policy",
@@ -124,9 +124,9 @@ def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
         "undecided": "No longer in their groups' exports, whose patients may be there or not; kept",
     }
     return [
-        f"{told[fate]}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts[fate].items()))}."
-        for fate in told
-        if counts.get(fate)
+        f"{sentences[disposition]}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts[disposition].items()))}."
+        for disposition in sentences
+        if counts.get(disposition)
     ]
 
 

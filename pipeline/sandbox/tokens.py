@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from pipeline.core.clock import Clock
-from pipeline.sandbox.answers import OAuthRefusal
 from pipeline.sandbox.config import RegisteredClient
+from pipeline.sandbox.responses import OAuthRefusal
 
 __all__ = ["AccessToken", "TokenOffice"]
 
@@ -193,14 +193,14 @@ def _granted(requested: list[str], registered: tuple[str, ...]) -> tuple[str, ..
 
 
 def _covered(scope: str, scopes: Iterable[str]) -> bool:
-    wanted = _SCOPE.fullmatch(scope.partition("?")[0])
-    if wanted is None:
+    asked = _SCOPE.fullmatch(scope.partition("?")[0])
+    if asked is None:
         return scope in scopes
     for other in scopes:
-        held = _SCOPE.fullmatch(other.partition("?")[0])
-        if held is None or held["context"] != wanted["context"]:
+        granted = _SCOPE.fullmatch(other.partition("?")[0])
+        if granted is None or granted["context"] != asked["context"]:
             continue
-        if held["type"] in ("*", wanted["type"]) and _permissions(wanted["access"]) <= _permissions(held["access"]):
+        if granted["type"] in ("*", asked["type"]) and _permissions(asked["access"]) <= _permissions(granted["access"]):
             return True
     return False
 

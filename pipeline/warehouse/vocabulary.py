@@ -187,8 +187,8 @@ def _source_files(folder: Path) -> list[_SourceFile]:
     missing = [name for table in _REQUIRED_TABLES if (name := f"{table.upper()}.csv".upper()) not in present]
     if missing:
         raise VocabularyError(f"{folder} is no vocabulary download: {', '.join(missing)} missing.", advice)
-    wanted = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
-    return [_source_file(table, present[name]) for table in wanted if (name := f"{table}.csv".upper()) in present]
+    tables = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
+    return [_source_file(table, present[name]) for table in tables if (name := f"{table}.csv".upper()) in present]
 
 
 def _source_file(table: str, path: Path) -> _SourceFile:

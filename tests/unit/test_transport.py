@@ -41,7 +41,7 @@ from pipeline.extract.bulk.protocol import KickOff, Manifest, ManifestFile, Stil
 from pipeline.extract.http.transport import (
     RemoteRequest,
     RetryPolicy,
-    StreamedAnswer,
+    StreamedResponse,
     Transport,
     plain_text,
     retry_after_seconds,
@@ -684,7 +684,7 @@ class Body:
     def headers(self) -> dict[str, str]:
         return {}
 
-    def __call__(self, answer: StreamedAnswer) -> bytes:
+    def __call__(self, answer: StreamedResponse) -> bytes:
         return b"".join(answer.chunks)
 
 

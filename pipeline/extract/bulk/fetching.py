@@ -58,13 +58,13 @@ def download(
             message = f"Export {job.export_id} of site {job.site} still runs at the site."
             raise ExportNotReady(message, "Ask for its status again later.", next_try=job.next_poll_at)
         with session_of(runtime, site, session) as used:
-            landed = _landed(runtime, connection, used, job, progress)
+            landed = _land(runtime, connection, used, job, progress)
             if all(gap.reason == "count" for gap in read_origin(landed.folder).gaps):
                 _delete_on_server(runtime, connection, used, job)
         return landed
 
 
-def _landed(
+def _land(
     runtime: Runtime,
     connection: psycopg.Connection,
     session: EpicSession,
@@ -73,7 +73,7 @@ def _landed(
 ) -> LandedExport:
     if job.state == ExportState.COMPLETE:
         try:
-            landed = _fetched(runtime, session, job, progress)
+            landed = _fetch(runtime, session, job, progress)
         except (ExportGone, UnusableAddress) as error:
             _end(
                 connection,
@@ -87,7 +87,7 @@ def _landed(
             raise
         export_jobs.save_landed(connection, landed, runtime.clock.now(), read_origin(landed.folder).gaps)
         connection.commit()
-        _tell_notes(connection, job)
+        _log_notes(connection, job)
         connection.commit()
         return landed
     try:
@@ -111,7 +111,7 @@ def _end(
 
 
 @names_export
-def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
+def _fetch(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
     if runtime.landing.is_finished(job.site, job.export_id):  # the process ended before the warehouse knew
         return runtime.landing.open(job.site, job.export_id)
     draft = runtime.landing.begin(job.site, job.export_id)
@@ -149,7 +149,7 @@ def types_not_received(job: ExportJob, landed: LandedExport) -> tuple[str, ...]:
     return tuple(name for name in job.resource_types if name not in received)
 
 
-def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
+def _log_notes(connection: psycopg.Connection, job: ExportJob) -> None:
     """Types that did not come, and what the site says: from the warehouse, where everybody finds it."""
-    for sentence in export_notes(connection, [job.export_id]).told():
+    for sentence in export_notes(connection, [job.export_id]).sentences():
         _log.warning("Export %d of site %s: %s", job.export_id, job.site, sentence)

@@ -66,13 +66,13 @@ def poll_once(
     dice = chance or random.SystemRandom()
     with runtime.connect() as connection, session_of(runtime, site, session) as used:
         try:
-            return _polled(runtime, connection, used, job, dice, keep_future_time)
+            return _poll(runtime, connection, used, job, dice, keep_future_time)
         except SiteBusy:  # another process asked at the same time, and was told more
             connection.rollback()
             return export_jobs.get_job(connection, job.export_id)
 
 
-def _polled(
+def _poll(
     runtime: Runtime,
     connection: psycopg.Connection,
     session: EpicSession,
@@ -84,7 +84,7 @@ def _polled(
     try:
         status = _status(connection, session, job)
     except (RemoteUnavailable, RequestBudgetSpent) as error:
-        return _not_answered(runtime, connection, site, job, error, dice)
+        return _note_failure(runtime, connection, site, job, error, dice)
     if isinstance(status, StillRunning):
         next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
         return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
@@ -98,7 +98,7 @@ def _polled(
     )
 
 
-def _not_answered(
+def _note_failure(
     runtime: Runtime,
     connection: psycopg.Connection,
     site: SiteSettings,

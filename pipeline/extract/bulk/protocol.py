@@ -30,7 +30,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.resource_types import TYPE_NAME
 from pipeline.extract.http.redaction import progress_words
-from pipeline.extract.http.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
+from pipeline.extract.http.transport import RemoteRequest, Response, StreamedResponse, shown_url
 from pipeline.extract.smart.session import EpicSession
 from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
 
@@ -135,7 +135,7 @@ def kick_off(session: EpicSession, group: str, resource_types: Sequence[str], si
     export cannot be reached; RemoteRefused, AuthenticationRefused or RemoteUnavailable when no export was started.
     """
     ask_for_token(session)
-    answer = _sent_kick_off(session, _kick_off_request(session, group, resource_types, since))
+    answer = _send_kick_off(session, _kick_off_request(session, group, resource_types, since))
     if answer.status == 202:
         location = answer.headers.get("content-location")
         if not location or not is_usable_url(location):
@@ -178,7 +178,7 @@ def _kick_off_request(
     )
 
 
-def _sent_kick_off(session: EpicSession, request: RemoteRequest) -> Answer:
+def _send_kick_off(session: EpicSession, request: RemoteRequest) -> Response:
     try:
         return session.transport.send(request)
     except Unreachable:
@@ -187,7 +187,7 @@ def _sent_kick_off(session: EpicSession, request: RemoteRequest) -> Answer:
         raise KickOffUnknown(error.message, _UNKNOWN_ADVICE) from error
 
 
-def _is_too_recent(answer: Answer) -> bool:
+def _is_too_recent(answer: Response) -> bool:
     """Rule 2: only the text is certain, not the status, nor that it comes as an OperationOutcome."""
     if answer.status < 300:
         return False
@@ -222,7 +222,7 @@ def poll(
     return _all_pages(session_for_pages or session, answer)
 
 
-def _page_of(answer: Answer) -> Manifest:
+def _page_of(answer: Response) -> Manifest:
     """What a gateway or a half answer gives is no manifest: it says nothing of the export, which may have run for
     days. Only a JSON object with a list of files, however short, is one."""
     try:
@@ -234,10 +234,14 @@ def _page_of(answer: Answer) -> Manifest:
     return parse_manifest(document)
 
 
-def _with_status_of_export(answer: Answer) -> Answer:
+def _with_status_of_export(answer: Response) -> Response:
     """With `separate-export-status` (STU3 and later) 200 speaks of the question, and a header of the export."""
-    told = answer.headers.get("x-export-status", "").strip()[:3]
-    return replace(answer, status=int(told)) if answer.status == 200 and told.isdecimal() else answer
+    status_of_export = answer.headers.get("x-export-status", "").strip()[:3]
+    return (
+        replace(answer, status=int(status_of_export))
+        if answer.status == 200 and status_of_export.isdecimal()
+        else answer
+    )
 
 
 def _status_request(session: EpicSession, url: str) -> RemoteRequest:
@@ -252,7 +256,7 @@ def _status_request(session: EpicSession, url: str) -> RemoteRequest:
     )
 
 
-def _all_pages(session: EpicSession, first: Answer) -> Manifest:
+def _all_pages(session: EpicSession, first: Response) -> Manifest:
     """Follow STU3's `link` relation next; a page that comes twice is a loop, not an export."""
     manifest = _page_of(first)
     next_url = _next_page(first)
@@ -274,7 +278,7 @@ def _all_pages(session: EpicSession, first: Answer) -> Manifest:
     return manifest
 
 
-def _next_page(answer: Answer) -> str | None:
+def _next_page(answer: Response) -> str | None:
     links = answer.json().get("link")
     for link in links if isinstance(links, list) else ():
         url = link.get("url") if isinstance(link, dict) and link.get("relation") == "next" else None
@@ -400,7 +404,7 @@ class Receiver(Protocol[_Received_co]):
         """Of the next attempt: a Range, where something is there already."""
         ...
 
-    def __call__(self, answer: StreamedAnswer) -> _Received_co:
+    def __call__(self, answer: StreamedResponse) -> _Received_co:
         """Take an answer; RemoteUnavailable asks for another attempt."""
         ...
 
@@ -443,7 +447,7 @@ def download(
         raise
 
 
-def _limited(answer: StreamedAnswer) -> StreamedAnswer:
+def _limited(answer: StreamedResponse) -> StreamedResponse:
     def chunks() -> Iterator[bytes]:
         total = 0
         for chunk in answer.chunks:

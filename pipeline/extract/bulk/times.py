@@ -49,13 +49,13 @@ def export_time(
     if stated is None:
         return ExportTime(job.requested_at, (f"The site's transactionTime cannot be read: {own}.",))
     if stated < EARLIEST:
-        told = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
-        return ExportTime(job.requested_at, (f"{told}: {own}.",))
+        note = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
+        return ExportTime(job.requested_at, (f"{note}: {own}.",))
     if stated - now > MOST_AHEAD:
-        told = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
+        note = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
         if keep_future_time and keep_future_time(stated, now):
-            return ExportTime(stated, (f"{told}; it counts, as was said when asked.",))
-        return ExportTime(job.requested_at, (f"{told}: {own}.",))
+            return ExportTime(stated, (f"{note}; it counts, as was said when asked.",))
+        return ExportTime(job.requested_at, (f"{note}: {own}.",))
     newer = _newer_export(connection, job, stated)
     if newer is None:
         return ExportTime(stated)

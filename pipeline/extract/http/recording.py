@@ -19,7 +19,7 @@ __all__ = [
     "Outcome",
     "RequestBudget",
     "UnlimitedRequests",
-    "told",
+    "log_access",
 ]
 
 #: What a request is for. `auth start` is no request: the moment in which a token is asked for.
@@ -83,10 +83,10 @@ class LoggedAccess:
         self._who = {"site": site, "client_id": client_id}
 
     def record(self, entry: AccessEntry) -> None:
-        told(entry, self._who)
+        log_access(entry, self._who)
 
 
-def told(entry: AccessEntry, who: dict[str, Any]) -> None:
+def log_access(entry: AccessEntry, who: dict[str, Any]) -> None:
     """The same entry as a log line, with the same fields."""
     level = logging.INFO if entry.outcome == "ok" else logging.WARNING
     if _log.isEnabledFor(level):

@@ -64,10 +64,10 @@ from pipeline.fhir.lines import without_mark
 from pipeline.fhir.operation_outcome import OPERATION_OUTCOME, Issue, parse_issues
 
 __all__ = [
-    "Answer",
     "RemoteRequest",
+    "Response",
     "RetryPolicy",
-    "StreamedAnswer",
+    "StreamedResponse",
     "TokenSource",
     "Transport",
     "plain_text",
@@ -157,7 +157,7 @@ class RemoteRequest:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response whose body was read whole, within the request's limit."""
 
     request: RemoteRequest
@@ -239,7 +239,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class StreamedAnswer:
+class StreamedResponse:
     """A response whose decompressed body streams by: 200 the whole, 206 a part of it, 416 no such part (empty)."""
 
     request: RemoteRequest
@@ -329,10 +329,10 @@ class Transport:
                 self.clock.sleep(wait)
         return operation()
 
-    def fetch(self, request: RemoteRequest) -> Answer:
+    def fetch(self, request: RemoteRequest) -> Response:
         """Send with retries and return a successful answer; raises the classified error otherwise."""
 
-        def once() -> Answer:
+        def once() -> Response:
             answer = self.send(request)
             if answer.status >= 300:
                 raise answer.error()
@@ -340,10 +340,10 @@ class Transport:
 
         return self.retrying(once)
 
-    def send(self, request: RemoteRequest) -> Answer:
+    def send(self, request: RemoteRequest) -> Response:
         """Send once (a refused token is renewed once) and return the answer, whatever its status."""
-        with self._opened(request) as exchange:
-            return self._answered(exchange, request.max_bytes)
+        with self._open(request) as exchange:
+            return self._read_response(exchange, request.max_bytes)
 
     def stream(self, request: RemoteRequest, consume: Callable[[Iterator[bytes]], _T]) -> _T:
         """Send with retries and hand the decompressed body to `consume` in pieces of at most about 1 MiB.
@@ -353,7 +353,7 @@ class Transport:
         """
         return self.stream_from(lambda: request, lambda answer: consume(answer.chunks))
 
-    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedAnswer], _T]) -> _T:
+    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedResponse], _T]) -> _T:
         """As `stream`, with a request of its own for each attempt, which may ask for the rest only (Range).
 
         `consume` is given 200, and 206 or 416 where the request has a Range. Damaged gzip is a RemoteUnavailable
@@ -362,27 +362,27 @@ class Transport:
 
         def once() -> _T:
             request = next_request()
-            with self._opened(request) as exchange:
+            with self._open(request) as exchange:
                 status, headers = exchange.response.status_code, exchange.response.headers
                 if status == 200 or (status in (206, 416) and "Range" in request.headers):
                     chunks = self._chunks(exchange) if status != 416 else iter(())
-                    return consume(StreamedAnswer(request, status, headers, chunks))
-                answer = self._answered(exchange, _ERROR_BODY_BYTES)
+                    return consume(StreamedResponse(request, status, headers, chunks))
+                answer = self._read_response(exchange, _ERROR_BODY_BYTES)
                 raise answer.error() if answer.status >= 300 else _no_content(answer)
 
         return self.retrying(once)
 
-    def _answered(self, exchange: Exchange[RemoteRequest], max_bytes: int) -> Answer:
+    def _read_response(self, exchange: Exchange[RemoteRequest], max_bytes: int) -> Response:
         response = exchange.response
         body = self._limited_body(exchange, max_bytes if response.status_code < 300 else _ERROR_BODY_BYTES)
         now = self.clock.now()
-        answer = Answer(exchange.request, response.status_code, str(response.url), response.headers, body, now)
+        answer = Response(exchange.request, response.status_code, str(response.url), response.headers, body, now)
         exchange.detail = answer.code
         exchange.entries = answer.entries
         return answer
 
     @contextmanager
-    def _opened(self, request: RemoteRequest) -> Iterator[Exchange[RemoteRequest]]:
+    def _open(self, request: RemoteRequest) -> Iterator[Exchange[RemoteRequest]]:
         """The response with its body unread, after redirects and, on 401, with a renewed token (rule 10)."""
         token = request.tokens.current(self) if request.tokens else None
         exchange = Exchange(request, self._follow(request, token))
@@ -417,14 +417,14 @@ class Transport:
         try:
             self.check_address(request.action, url)
             self._budget.take(self._remaining(request))
-            return self._sent(request, url, token)
+            return self._send_once(request, url, token)
         except RequestBudgetSpent:  # nothing was asked
             raise
         except EpicOmopError as error:
             self._access.record(entry_of(request, url, error))
             raise
 
-    def _sent(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
+    def _send_once(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
         headers = {"Epic-Client-ID": self._site.client_id} if self._site.client_id else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -443,18 +443,18 @@ class Transport:
         never could."""
         origin = _origin(url)
         if origin not in self._origins:
-            told = (
+            message = (
                 f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed."
             )
             if origin.startswith("http://") and not self._site.test_mode:
-                raise UnusableAddress(told, "Only https is used: report the address to the site.")
+                raise UnusableAddress(message, "Only https is used: report the address to the site.")
             if not origin or is_internal_host(httpx.URL(url).host):
                 raise UnusableAddress(
-                    told,
+                    message,
                     "Nothing is asked for there. If it is the site's own server in your network, name it in allowed_origins"
                     " and its network in private_networks in sites.yaml; otherwise report it to the site.",
                 )
-            raise AddressNotListed(told, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
+            raise AddressNotListed(message, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
         if is_refused_address(self._addresses, httpx.URL(url).host):
             raise UnusableAddress(
                 f"{action}: {origin} is an address inside a network that is not open to it.",
@@ -528,7 +528,7 @@ def _too_many_values(body: bytes, most: int) -> bool:
     return sum(body.count(mark) for mark in (b",", b"{", b"[")) > most
 
 
-def _no_content(answer: Answer) -> ProtocolError:
+def _no_content(answer: Response) -> ProtocolError:
     return ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 200.")
 
 

@@ -149,10 +149,10 @@ def crawl(
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
         if job.state == ExportState.LANDED:
-            landed = _opened(runtime, connection, job)
+            landed = _open(runtime, connection, job)
             CrawlSpool(runtime.landing.draft_of(site.name, job.export_id)).discard()
         elif runtime.landing.is_finished(site.name, job.export_id):  # the process ended before the warehouse knew
-            landed = _saved(runtime, connection, runtime.landing.open(site.name, job.export_id))
+            landed = _save(runtime, connection, runtime.landing.open(site.name, job.export_id))
         else:
             try:
                 with nullcontext(client) if client else rest_session(runtime, site) as used:
@@ -164,7 +164,7 @@ def crawl(
                 export_jobs.save_error(connection, job.export_id, error.message)
                 connection.commit()
                 raise
-            landed = _saved(runtime, connection, run.land())
+            landed = _save(runtime, connection, run.land())
         return _summary(connection, landed)
 
 
@@ -173,10 +173,10 @@ def left_crawls(runtime: Runtime, site: SiteSettings, patients: Sequence[str]) -
     own = {_label(runtime, site, patients, full=full) for full in (False, True)}
     with runtime.connect() as connection:
         jobs = export_jobs.jobs_of_kind(connection, site.name, ExportKind.CRAWL, ExportState.LANDED)
-        return [_opened(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
+        return [_open(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
 
 
-def _opened(runtime: Runtime, connection: psycopg.Connection, job: ExportJob) -> LandedExport:
+def _open(runtime: Runtime, connection: psycopg.Connection, job: ExportJob) -> LandedExport:
     """A landed crawl. One whose files are damaged is given up, so that its patients are asked for again."""
     try:
         return runtime.landing.open(job.site, job.export_id)
@@ -224,7 +224,7 @@ def _not_erased(
     return kept
 
 
-def _saved(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> LandedExport:
+def _save(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> LandedExport:
     export_jobs.save_landed(connection, landed, runtime.clock.now())
     connection.commit()
     CrawlSpool(runtime.landing.draft_of(landed.site, landed.export_id)).discard()
@@ -268,7 +268,7 @@ class _Ledger:
             self._connection.commit()
             self._known[search.position, search.resource_type] = search
 
-    def tell(self, progress: str) -> None:
+    def report(self, progress: str) -> None:
         with self._lock:
             crawls.save_progress(self._connection, self._export_id, progress)
             self._connection.commit()
@@ -304,7 +304,7 @@ class _CrawlRun:
 
     def run(self) -> None:
         """Ask for what is not recorded yet, some patients side by side; the first error that is not passing ends it."""
-        self._not_granted = self._checked_access()
+        self._not_granted = self._check_access()
         with self._runtime.connect() as connection:
             self._ledger = _Ledger(connection, self._job.export_id)
             with ThreadPoolExecutor(self._site.rest_workers, "crawl") as pool:
@@ -312,7 +312,7 @@ class _CrawlRun:
                 try:
                     for done, future in enumerate(as_completed(futures), start=1):
                         self._not_reached += not future.result()
-                        self._ledger.tell(f"{done - self._not_reached} of {len(futures)} patients")
+                        self._ledger.report(f"{done - self._not_reached} of {len(futures)} patients")
                         self._progress(done, len(futures))
                 except BaseException:
                     self._stop.set()
@@ -320,7 +320,7 @@ class _CrawlRun:
                     raise
             self._failed = self._ledger.failed()
 
-    def _checked_access(self) -> frozenset[str]:
+    def _check_access(self) -> frozenset[str]:
         """Types that the token does not cover: named as refused, not asked for patient by patient (rule 8)."""
         session = self._client.session
         session.transport.retrying(lambda: session.tokens.current(session.transport))

@@ -145,7 +145,7 @@ def _check_entry(entries: list[dict[str, Any]], key: SigningKey) -> Finding:
     entry = matching[0]
     if any(entry.get(name) != public[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in public):
         return Finding(what, "failed", "another key under this kid", "Host the output of `epic-omop keys jwks`.")
-    for name, wanted in (("alg", key.algorithm), ("use", "sig")):
-        if entry.get(name, wanted) != wanted:
-            return Finding(what, "failed", f"its `{name}` is {entry[name]!r}, not {wanted!r}", "Correct it.")
+    for name, expected in (("alg", key.algorithm), ("use", "sig")):
+        if entry.get(name, expected) != expected:
+            return Finding(what, "failed", f"its `{name}` is {entry[name]!r}, not {expected!r}", "Correct it.")
     return Finding(what, "ok", f"found with its kid, {key.algorithm}")

@@ -20,7 +20,7 @@ from pipeline.core.errors import AuthenticationRefused, EpicOmopError, ProtocolE
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.recording import AccessEntry
 from pipeline.extract.http.redaction import shown_url
-from pipeline.extract.http.transport import Answer, RemoteRequest, Transport
+from pipeline.extract.http.transport import RemoteRequest, Response, Transport
 from pipeline.extract.smart.keys import SigningKey
 
 __all__ = [
@@ -154,7 +154,7 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
     return SmartConfiguration(endpoint, clock_difference=clock_difference(answer))
 
 
-def _json_or_none(transport: Transport, request: RemoteRequest) -> tuple[Answer, dict[str, Any]]:
+def _json_or_none(transport: Transport, request: RemoteRequest) -> tuple[Response, dict[str, Any]]:
     """The answer and its document, empty where there is none."""
     answer = transport.send(request)
     if answer.is_transient:
@@ -202,7 +202,7 @@ class SmartClient:
         self._lock = threading.Lock()
         self._token: AccessToken | None = None
         self._configuration: SmartConfiguration | None = None
-        self._told_missing: tuple[str, ...] = ()
+        self._reported_missing: tuple[str, ...] = ()
 
     def current(self, transport: Transport) -> str:
         """A token that is good for a while yet; asks for a new one when need be.
@@ -258,22 +258,22 @@ class SmartClient:
             self._configuration = discover(transport, self._site.fhir_url or "")
         endpoint = self._configuration.token_endpoint
         transport.record(AccessEntry("auth start", url=shown_url(endpoint)))
-        refused: list[tuple[Answer, SigningKey]] = []
+        refused: list[tuple[Response, SigningKey]] = []
         for key in self._keys:
-            answer = self._asked(transport, key)
+            answer = self._ask(transport, key)
             if _is_unknown_client(answer) and self._goes_by_server_clock(answer):
-                answer = self._asked(transport, key)
+                answer = self._ask(transport, key)
             if answer.status == 200:
                 self._keep_to(key)
                 token = _token_of(answer)
-                self._tell_missing(token)
+                self._report_missing(token)
                 return token
             refused.append((answer, key))
             if not _is_unknown_client(answer):
                 break
         raise self._refusal(*refused[0])
 
-    def _asked(self, transport: Transport, key: SigningKey) -> Answer:
+    def _ask(self, transport: Transport, key: SigningKey) -> Response:
         assert self._configuration is not None
         endpoint = self._configuration.token_endpoint
         version = self._site.scope_version or self._configuration.scope_version or "v1"
@@ -298,7 +298,7 @@ class SmartClient:
         assert self._configuration is not None
         return self._site.audience or self._configuration.token_endpoint
 
-    def _goes_by_server_clock(self, answer: Answer) -> bool:
+    def _goes_by_server_clock(self, answer: Response) -> bool:
         """Whether another assertion makes sense because ours went by a clock that differs from the server's."""
         difference = clock_difference(answer)
         if difference is None or abs(difference - self._clock_shift) <= _NOTABLE_SKEW_SECONDS:
@@ -322,18 +322,18 @@ class SmartClient:
         )
         self._keys = (key, *(other for other in self._keys if other is not key))
 
-    def _tell_missing(self, token: AccessToken) -> None:
+    def _report_missing(self, token: AccessToken) -> None:
         missing = missing_types(token.scope, self._site.resource_types)
-        if missing and missing != self._told_missing:
+        if missing and missing != self._reported_missing:
             _log.warning(
                 "Site %s grants no read access to: %s. Register these APIs for the app, or take them out of "
                 "resource_types in sites.yaml.",
                 self._site.name,
                 ", ".join(missing),
             )
-        self._told_missing = missing
+        self._reported_missing = missing
 
-    def _refusal(self, answer: Answer, key: SigningKey) -> EpicOmopError:
+    def _refusal(self, answer: Response, key: SigningKey) -> EpicOmopError:
         if answer.is_transient:
             return answer.error()
         code = answer.code
@@ -347,7 +347,7 @@ class SmartClient:
             return AuthenticationRefused(what, self._invalid_client_advice(answer, key))
         return RemoteRefused(what, "Check fhir_url in sites.yaml.", status=answer.status)
 
-    def _invalid_client_advice(self, answer: Answer, key: SigningKey) -> str:
+    def _invalid_client_advice(self, answer: Response, key: SigningKey) -> str:
         """The four things behind nearly every refusal (rule 9), with what this client sent."""
         skew = clock_difference(answer)
         clock = (
@@ -362,7 +362,7 @@ class SmartClient:
         )
 
 
-def _token_of(answer: Answer) -> AccessToken:
+def _token_of(answer: Response) -> AccessToken:
     document = answer.json()
     value = document.get("access_token")
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -378,12 +378,12 @@ def _token_of(answer: Answer) -> AccessToken:
     return AccessToken(value, renew_at, scope if isinstance(scope, str) else None, expires_at)
 
 
-def _is_unknown_client(answer: Answer) -> bool:
+def _is_unknown_client(answer: Response) -> bool:
     """Refused for what the assertion says or is signed with; not for its scopes, and not for now."""
     return not answer.is_transient and answer.status in (400, 401, 403) and answer.code in (None, "invalid_client")
 
 
-def clock_difference(answer: Answer) -> float | None:
+def clock_difference(answer: Response) -> float | None:
     """Seconds by which the server's clock, by its Date header, is ahead of this machine's."""
     try:
         server = parsedate_to_datetime(answer.headers["date"])

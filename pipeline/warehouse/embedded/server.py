@@ -151,7 +151,7 @@ class EmbeddedServer:
         The role may make schemas of its own; what else is granted by `pipeline.warehouse.roles`. PostgreSQL must be
         started again for that, so WarehouseError is raised while others are connected, and if the address cannot be used.
         """
-        address = _checked_address(host, port)
+        address = _check_address(host, port)
         self.ensure_running()
         with self._start_lock():
             folder = self._open_folder()
@@ -413,7 +413,7 @@ def _ask_to_stop(process: psutil.Process) -> None:
         ) from None
 
 
-def _checked_address(host: str, port: int) -> TcpAddress:
+def _check_address(host: str, port: int) -> TcpAddress:
     try:
         if host != "localhost":
             ipaddress.ip_address(host)
