@@ -87,7 +87,7 @@ def render(requirements: Sequence[Requirement], results: Results) -> str:
         "# Conformance",
         "",
         "How epic-omop stands to the numbered statements of the HL7 guide *FHIR to OMOP*, 2.0.0-ballot. The statements",
-        "are told in a few words here; the guide has their full text. Made by `make conformance` from",
+        "are described in a few words here; the guide has their full text. Made by `make conformance` from",
         "`tools/requirements.yaml` and the results of the tests that carry a statement's id.",
         "",
         (

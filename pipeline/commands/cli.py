@@ -127,7 +127,7 @@ def _run() -> None:
         _end_with(error)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one is not to interrupt the end
-        _errors.print("Stopped. What was committed stays; run the same command to go on.")
+        _errors.print("Stopped. What was committed stays; run the same command to continue.")
         sys.exit(_STOPPED)
     except Exception as error:
         if is_of_closed_output(error):
@@ -155,7 +155,7 @@ def _end_with(error: EpicOmopError) -> NoReturn:
         _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
         if error.advice:
             _errors.print(lines(error.advice.split("\n")))
-    except OSError:  # nothing can be said, as on a full disk: then the exit code says it alone
+    except OSError:  # nothing can be reported, as on a full disk: then the exit code says it alone
         drop_output()
     sys.exit(error.exit_code)
 

@@ -1,4 +1,4 @@
-"""`epic-omop demo`: the whole way with a simulated Epic, through the Dagster job itself, and what came of it."""
+"""`epic-omop demo`: the whole way with a simulated Epic, through the Dagster job itself, and its result."""
 
 from __future__ import annotations
 

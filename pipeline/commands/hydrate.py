@@ -29,7 +29,7 @@ def hydrate(
     """Fetch by reference what a site's exports refer to and lack: medications, practitioners, places, results.
 
     Each resource is fetched once and remembered (`hydrate_again_days`); requests keep to `requests_per_second`. Safe to
-    stop: run again, it goes on. What a night's run does by itself with `hydrate: true`.
+    stop: run again, it continues. What a night's run does by itself with `hydrate: true`.
     """
     from pipeline.load.hydration import hydrate as hydrate_exports
     from pipeline.load.hydration import newest_exports

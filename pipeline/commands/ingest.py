@@ -100,7 +100,7 @@ def run(
 ) -> None:
     """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
 
-    Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
+    Safe to stop: run again, it continues with the open export and the files that are there. Exit code 75: try later.
     """
     from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
@@ -130,7 +130,7 @@ def ingest_landed(
     hydrated: bool = False,
     confirmed: bool = False,
 ) -> None:
-    """Load landed exports in the order of their times, with a bar, and print what came of them.
+    """Load landed exports in the order of their times, with a bar, and print their results.
 
     `hydrated`: with what they lack, where the site's settings say so.
     """

@@ -32,7 +32,7 @@ def remap(
 ) -> None:
     """Map everything of a site again from landed lines, after its settings or mappings changed. Asks nothing of the site.
 
-    Safe to stop: run again, it goes on. What came later is never overwritten. Exit code 74: some lines are in landing
+    Safe to stop: run again, it continues. What came later is never overwritten. Exit code 74: some lines are in landing
     no more; the rest is mapped.
     """
     from pipeline.core.errors import LandingError

@@ -159,7 +159,7 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
         (site, runtime.clock.now()),
     ).fetchall()
-    texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
+    texts += [f"group {group} is in its cool-down until {_time(next_try)}" for group, next_try in rows]
     for entry in next_kick_offs(connection, known) if known is not None else ():
         refused = "" if entry.attempt == 1 else f" (refused {entry.attempt} times)"
         again = _time(entry.next_try)

@@ -84,7 +84,7 @@ class OfPersons:
 
 
 def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[Counter[str], list[int]]:
-    """Remove rows, states, references, facts and letters; (deleted rows by table, surrogate ids of all that was theirs).
+    """Remove rows, states, references, facts and dead letters; (deleted rows by table, surrogate ids of all that was theirs).
 
     `connection` has the etl schema on its search_path. Repeating it removes nothing more.
     """
@@ -259,7 +259,7 @@ def _remove_from_etl(connection: psycopg.Connection, found: OfPersons) -> Counte
     removed["etl.reference_value"] += connection.execute(
         "DELETE FROM reference_value AS fact USING pg_temp.erased AS gone WHERE fact.surrogate_id = gone.surrogate_id"
     ).rowcount
-    # A letter keeps its place, so that the accounts of its export still add up, and nothing else.
+    # A dead letter keeps its place, so that the accounts of its export still add up, and nothing else.
     removed["etl.dead_letter"] += connection.execute(
         "UPDATE dead_letter SET resource_id = NULL, surrogate_id = NULL, caused_by = NULL, caused_by_surrogate_id = NULL,"
         " path = NULL, reason = 'the person was erased', code = %s, raw = '', raw_is_complete = true, byte_length = 0,"
@@ -313,7 +313,7 @@ def _count_persons_again(connection: psycopg.Connection, cdm: str, site: str) ->
 def dead_letters_of(
     connection: psycopg.Connection, site: str
 ) -> Iterator[tuple[int, int, str, int, bytes, int | None]]:
-    """(id, export id, file, line, raw, surrogate id of the resource that is the cause) of all letters of a site."""
+    """(id, export id, file, line, raw, surrogate id of the resource that is the cause) of all dead letters of a site."""
     with connection.cursor(name="letters") as cursor:
         cursor.itersize = 100
         yield from cursor.execute(

@@ -107,7 +107,7 @@ class Erasing:
 
     @property
     def seen(self) -> set[int]:
-        """Patients of whom a line, a letter or a crawl's list tells."""
+        """Patients whom a line, a dead letter or a crawl's list is about."""
         return {patient for site in self._sites.values() for patient in site.persons.seen}
 
     def find(self, patients: dict[int, str]) -> None:

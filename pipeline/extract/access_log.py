@@ -2,7 +2,7 @@
 
 A thread of its own writes what was recorded, at least once a second, so that a download waits for nothing and a
 killed process loses no more than its last second. Where the warehouse cannot be written, entries are kept and tried
-again; those that are left at the end are told in the log, which has the same entries.
+again; those that are left at the end are written to the log, which has the same entries.
 """
 
 from __future__ import annotations

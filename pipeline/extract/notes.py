@@ -1,4 +1,4 @@
-"""What is to be told of exports besides their lines: what did not come, what was done otherwise than the site says, and
+"""What is to be reported of exports besides their lines: what did not come, what was done otherwise than the site says, and
 what the site says itself."""
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def _types(look: _Look) -> Iterator[Finding]:
 
 
 def _groups(look: _Look) -> Iterator[Finding]:
-    """Reads each Group: a plain GET, which is no kick-off. It needs a scope that an export does not."""
+    """Reads each Group: a plain GET, which is not a kick-off. It needs a scope that an export does not."""
     if not look.has_token:
         yield Finding("groups", "not checked", "there is no token")
         return
@@ -233,7 +233,7 @@ def _groups(look: _Look) -> Iterator[Finding]:
         yield _group(look, tokens, group)
 
 
-_ASK_FOR_GROUPS = "Compare the ids in sites.yaml with those that the administrators gave; the first kick-off tells."
+_ASK_FOR_GROUPS = "Compare the ids in sites.yaml with those that the administrators gave; the first kick-off shows."
 
 
 def _group(look: _Look, tokens: SmartClient, group: str) -> Finding:

@@ -1,6 +1,6 @@
 """NDJSON as bytes: cutting a chunk into lines. Knows no FHIR, and opens no file.
 
-What a line is, and which lines are blank, is said in `pipeline.fhir.lines`.
+What a line is, and which lines are blank, is described in `pipeline.fhir.lines`.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def read_snapshot(folder: Path) -> dict[str, TableFiles]:
         return {path: _table(path, entry) for path, entry in content["tables"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LakehouseError(
-            f"{file} is missing or damaged ({type(error).__name__}).", "Publish again; this snapshot is no good."
+            f"{file} is missing or damaged ({type(error).__name__}).", "Publish again; this snapshot cannot be used."
         ) from None
 
 

@@ -36,7 +36,7 @@ def lakehouse_folder(path: str) -> LakehouseFolder:
     """The lakehouse at a path as a person gave it; nothing is made yet. Raises UsageError for what cannot be one."""
     if "://" in path:
         raise UsageError(
-            f"{path.partition('://')[0]}:// is no local folder, and snapshots are written to local folders only.",
+            f"{path.partition('://')[0]}:// is not a local folder, and snapshots are written to local folders only.",
             "Publish to a folder, then copy the snapshot it names (docs/lakehouse.md, 'Object stores').",
         )
     folder = Path(path).expanduser().absolute()

@@ -5,12 +5,12 @@ What becomes of an entry, by Bundle.type:
 - document, collection, message, searchset: its resource is a line. The guide names the first three; a search's answer
   holds resources as the server has them, and is taken as well.
 - transaction, batch: a resource that is to be created or updated is a line, as in files of synthetic patients. One
-  that belongs to another method (PATCH) is no resource of a patient.
+  that belongs to another method (PATCH) is not a resource of a patient.
 - history: versions are turned round, so that the newest is last and wins. Versions older than a deletion in the same
   Bundle are kept out of the load.
 - responses: a resource that they bring is a line.
 
-Nothing is dropped: whatever is no resource to load (an entry without one, a deletion, a whole Bundle of a type that
+Nothing is dropped: whatever is not a resource to load (an entry without one, a deletion, a whole Bundle of a type that
 FHIR does not define) becomes a line of type Bundle, which `mappings/Bundle.yaml` excludes with its reason or rejects.
 So the lines that land are the entries. A `fullUrl` that other entries refer to becomes Type/id.
 """
@@ -28,7 +28,7 @@ from pipeline.core.resource_types import TYPE_NAME
 
 __all__ = ["UNKNOWN", "Unpacked", "unpack"]
 
-#: Type of lines that are no resource: they are rejected as such.
+#: Type of lines that are not resources: they are rejected as such.
 UNKNOWN = "Unknown"
 
 Unpacked = tuple[str, bytes]
@@ -53,7 +53,7 @@ _WRITES = (None, "POST", "PUT")
 def unpack(text: bytes) -> list[Unpacked]:
     """The lines of one JSON document: a resource, an array of resources, or a Bundle with its entries.
 
-    Numbers keep their digits. Raises ValueError for what is no JSON; the caller lands it as it is.
+    Numbers keep their digits. Raises ValueError for what is not valid JSON; the caller lands it as it is.
     """
     try:
         document = json.loads(text, parse_float=_as_written, parse_int=_as_written, parse_constant=_no_number)
@@ -71,7 +71,7 @@ def _as_written(number: str) -> orjson.Fragment:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _lines(item: Any) -> Iterator[Unpacked]:

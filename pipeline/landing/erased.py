@@ -44,7 +44,7 @@ class LineEdit:
 
 
 def erased_line(length: int) -> bytes:
-    """The bytes of an erased line; one too short for the mark (it held no resource) becomes another that is none."""
+    """The bytes of an erased line; one too short for the mark (it contained no resource) becomes another that is none."""
     return (ERASED_MARK if length >= len(ERASED_MARK) else b"0").ljust(length)
 
 

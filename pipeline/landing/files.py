@@ -57,7 +57,7 @@ class LandingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to tell
+        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to report
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 

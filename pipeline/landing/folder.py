@@ -118,14 +118,14 @@ def _is_packed(path: Path) -> bool:
     """A JSON file, or NDJSON whose first line is a Bundle."""
     if path.name.endswith(_DOCUMENT_SUFFIXES):
         return True
-    with suppress(DamagedGzipError):  # the copy tells it, with its advice
+    with suppress(DamagedGzipError):  # the copy reports it, with its advice
         beginning = without_mark(next(_content(path), b""))
         return _BUNDLE.match(beginning) is not None or _type_of(beginning.lstrip().split(b"\n", 1)[0]) == "Bundle"
     return False
 
 
 def _unpack_file(path: Path, writers: _Writers, report: Callable[[int], None]) -> None:
-    """Each document of a file: the file itself where it is one, else its lines. What is no JSON lands as it is."""
+    """Each document of a file: the file itself where it is one, else its lines. What is not valid JSON lands as it is."""
     for text in _documents(path, report):
         try:
             lines = unpack(text)
@@ -221,7 +221,7 @@ def _raw(path: Path) -> Iterator[bytes]:
 
 def _type_in_content(path: Path) -> str:
     beginning = bytearray()
-    with suppress(DamagedGzipError):  # the copy tells it, with its advice
+    with suppress(DamagedGzipError):  # the copy reports it, with its advice
         for chunk in _content(path):
             beginning += chunk
             if len(beginning) >= _SEARCH_BYTES:

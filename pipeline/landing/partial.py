@@ -29,7 +29,7 @@ _NOTE_EVERY_BYTES = 1 << 20
 
 
 class PartialFile:
-    """One file on its way into the store. A context manager; without `commit` the next one of that path goes on.
+    """One file on its way into the store. A context manager; without `commit` the next one of that path continues.
 
     `source` names the remote file: the part of another one is not taken up. What is there is thrown away when the
     block ends with a PermanentError. Memory does not grow with the file. Raises LandingError, also for a full disk.
@@ -39,7 +39,7 @@ class PartialFile:
         self.path = path
         self._find_twin = find_twin
         self.source = source
-        #: What the server said of the version that the bytes belong to (ETag or Last-Modified), for If-Range.
+        #: What the server's answer says of the version that the bytes belong to (ETag or Last-Modified), for If-Range.
         self.validator: str | None = None
         self._part = path.with_name(f"{path.name}.part")
         self._note = path.with_name(f"{path.name}.part.json")

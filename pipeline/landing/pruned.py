@@ -112,7 +112,7 @@ def remove_rest(plan: PlannedExport, moved: Sequence[MovedLine], at: datetime) -
     folder = plan.export.folder
     if not plan.is_needed:
         with landing_errors(folder):
-            (folder / "manifest.json").unlink(missing_ok=True)  # first: what is half removed is no export
+            (folder / "manifest.json").unlink(missing_ok=True)  # first: what is half removed is not an export
             sync_folder(folder)
             shutil.rmtree(folder)
         return

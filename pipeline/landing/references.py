@@ -74,7 +74,7 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def resources_of(file: LandedFile) -> Iterator[list[dict[str, Any]]]:
-    """The resources of a file, a chunk at a time; lines that are none are passed over (the load tells them)."""
+    """The resources of a file, a chunk at a time; lines that are none are passed over (the load reports them)."""
     for chunk in plan_chunks(file.path):
         yield list(_decoded(read_lines(file.path, chunk).raws))
 

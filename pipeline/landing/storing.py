@@ -24,7 +24,7 @@ __all__ = ["FindTwin", "StoredWriter", "compressed", "link_twin", "plain", "same
 #: A landed file with the same bytes, as it is on disk; None: there is none.
 FindTwin = Callable[[FileDigest], Path | None]
 
-#: So much is held before anything is compressed: of a file that turns out to be stored already, nothing is.
+#: So much is kept in memory before anything is compressed: of a file that turns out to be stored already, nothing is.
 _WAITING_BYTES = 8 * 1024 * 1024
 
 
@@ -55,7 +55,7 @@ class StoredWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to tell
+        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to report
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ _DAYS = 14
 
 @dataclass(frozen=True)
 class LandingUsage:
-    """Bytes. `exported` is what the files of finished exports held before they were stored."""
+    """Bytes. `exported` is what the files of finished exports contained before they were stored."""
 
     exports: int
     stored: int
@@ -36,7 +36,7 @@ class LandingUsage:
         return int(self.free / (self.added / self.nights)) if self.added and self.nights else None
 
     def sentence(self) -> str:
-        """For people: what it holds, how fast it grows, and how long that can go on."""
+        """For people: what it holds, how fast it grows, and how long that can continue."""
         share = (
             f" ({100 * self.stored / self.exported:.1f} % of the {_size(self.exported)} that came)"
             if self.exported

@@ -80,7 +80,7 @@ def _log_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSett
         }
     if result.refused:
         rows = [(name, code, count) for (name, code), count in sorted(result.refused.items())]
-        metadata["refused searches"] = table_value(("resource type", "the server said", "patients"), rows)
+        metadata["refused searches"] = table_value(("resource type", "the server answered", "patients"), rows)
     context.log_event(dg.AssetMaterialization(landing_key(site), metadata=metadata, partition=day))
 
 

@@ -43,7 +43,7 @@ DUE_TAG = "epic_omop/due"
 
 @dataclass(frozen=True)
 class GroupState:
-    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `postponed`
+    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it is in its cool-down), or `postponed`
     (the site's request budget is spent), or `refused` (for now: the sensor tries again at `next_try`), or `failed`."""
 
     group: str
@@ -115,7 +115,7 @@ def kick_off_groups(
     runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, *, only_due: bool = False
 ) -> list[GroupState]:
     """Open or adopt the export of every group, or (`only_due`) of those that were refused for now and whose next try is
-    due; a group that fails does not hold up the others.
+    due; a group that fails does not delay the others.
 
     An adopted export that waits for its ingest while no run is under way gets a new attempt. Groups for which the
     site's request budget does not suffice get another turn when the next hour has begun.

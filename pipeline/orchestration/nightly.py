@@ -30,7 +30,7 @@ _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITI
 
 @dataclass
 class RunOutcome:
-    """What came of a night. `problems` are sentences for people; `next_try` is set when groups were skipped."""
+    """Result of a night. `problems` are sentences for people; `next_try` is set when groups were skipped."""
 
     kick_off_run_id: str
     success: bool
@@ -50,7 +50,7 @@ def run_nightly(
     """Run the kick-off, wait until the exports are complete, run an ingest for each; returns when none is left.
 
     Each export gets one ingest run: one that fails is a problem in the outcome, and the next night's to repeat.
-    Raises ConfigurationError for an unknown site; what goes wrong in a run is told in the outcome.
+    Raises ConfigurationError for an unknown site; what goes wrong in a run is described in the outcome.
     """
     site = runtime.settings.site(site_name)
     return _Night(runtime, site, instance, on_progress).run()

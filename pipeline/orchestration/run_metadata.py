@@ -133,7 +133,7 @@ def _tables(report: LoadReport) -> Metadata:
         "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),
         "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
         "resources that are no longer in their groups' exports": table_value(
-            ("what came of them", "resource type", "resources"),
+            ("disposition", "resource type", "resources"),
             [
                 (disposition, kind, count)
                 for disposition, counts in report.vanished.items()

@@ -60,7 +60,7 @@ def export_sensor(
     @dg.sensor(
         name=sensor_name(site),
         description=(
-            f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic wants),"
+            f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic allows),"
             " and requests an ingest run for each that is complete. Kick-offs that were refused for now are requested"
             " when their next try is due."
         ),
@@ -85,7 +85,7 @@ def export_sensor(
 def poll_open_exports(runtime: Runtime, site: SiteSettings) -> PollResult:
     """Ask for what is due, at most two status requests of 20 s each; everything learned is saved.
 
-    An error of one export is told and does not hold up the others.
+    An error of one export is reported and does not delay the others.
     """
     jobs, errors = _ask(runtime, site, _open_jobs(runtime, site))
     now = runtime.clock.now()

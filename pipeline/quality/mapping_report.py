@@ -156,7 +156,7 @@ WHERE export_id IN (
 GROUP BY resource_type, element, system, code
 """
 
-#: Concepts of the wanted codes and of those that replaced them; whether any leads to a valid Standard concept.
+#: Concepts of the given codes and of those that replaced them; whether any leads to a valid Standard concept.
 _CLASSIFY = """
 WITH RECURSIVE held (number, concept_id) AS (
     SELECT wanted.number, concept.concept_id

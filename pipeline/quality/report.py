@@ -1,4 +1,4 @@
-"""What came of exports, as numbers: asked of the warehouse, shown by the commands and by Dagster alike."""
+"""Result of exports, as numbers: asked of the warehouse, shown by the commands and by Dagster alike."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_er
 @dataclass(frozen=True)
 class UnmappedCode:
     """A code without a concept that no rule leaves without one. `code` is None for texts without a code: of those only
-    the number is told, unless the site's allow-list names the type."""
+    the number is reported, unless the site's allow-list names the type."""
 
     resource_type: str
     element: str
@@ -59,7 +59,7 @@ class LoadReport:
     notes: ExportNotes = field(default_factory=ExportNotes)
     #: unchanged lines with other bytes than the loaded ones, and the same content
     unchanged_by_content: int = 0
-    #: what came of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
+    #: disposition of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ def vanished_counts(connection: psycopg.Connection, export_ids: Sequence[int]) -
 
 
 def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
-    """A sentence for each of the fates, for people."""
+    """A sentence for each disposition, for people."""
     sentences = {
         "vanished": "Removed, because their groups' complete exports no longer hold them",
         "left_group": "Removed, because they left their group with their patient",

@@ -334,8 +334,8 @@ class FaultTally:
         self._lock = threading.Lock()
 
     def take(self, accepts: Callable[[Fault], bool], *, most: int | None = None) -> list[Fault]:
-        """The faults that are wanted and whose turn it is, in the order of the file; they count as played. Of the
-        others that are wanted, one more request has passed. At most `most`."""
+        """The faults that `accepts` takes and whose turn it is, in the order of the file; they count as played. Of the
+        others that it takes, one more request has passed. At most `most`."""
         found: list[Fault] = []
         with self._lock:
             for index, fault in enumerate(self.faults):

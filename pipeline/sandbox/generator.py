@@ -81,7 +81,7 @@ def generate(
 
     The type names the file that the line belongs to: a broken line and an OperationOutcome have it too. `share`
     (i, n) gives the i-th of n equal parts of the patients, with the resources that all patients share.
-    Nothing is held but one patient.
+    Only one patient is kept in memory.
     """
     world = World(patients, seed, as_of)
     directory = Directory(seed, patients)

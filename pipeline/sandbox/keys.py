@@ -24,7 +24,7 @@ _KEY_BITS = 2048
 def client_key(file: Path) -> str:
     """The public key (PEM) of the private key in `file`, which is made, readable by its owner alone, if it is absent.
 
-    Raises ConfigurationError when the file is there and is no private key in PEM.
+    Raises ConfigurationError when the file is there and is not a valid private key in PEM.
     """
     if not file.exists():
         _write_new_key(file)

@@ -25,7 +25,7 @@ class FhirRefusal(Exception):
 
 
 class OAuthRefusal(Exception):
-    """`error` goes to the client; `reason` only to the sandbox's log, as Epic tells a client no more than the error."""
+    """`error` goes to the client; `reason` only to the sandbox's log, as Epic gives a client no more than the error."""
 
     def __init__(self, error: str, reason: str) -> None:
         super().__init__(reason)

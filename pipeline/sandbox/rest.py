@@ -197,5 +197,5 @@ def _since(parameters: Sequence[tuple[str, str]]) -> datetime | None:
             try:
                 return datetime.fromisoformat(value.removeprefix("ge")) if value.startswith("ge") else None
             except ValueError:
-                raise FhirRefusal(400, "value", "_lastUpdated is no instant.", epic_code="59100") from None
+                raise FhirRefusal(400, "value", "_lastUpdated is not a valid instant.", epic_code="59100") from None
     return None

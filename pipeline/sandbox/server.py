@@ -143,7 +143,7 @@ class RunningSandbox:
     """Context manager: the simulated Epic on a free loopback port, in a thread of this process.
 
     `base_url` is the server's root, `fhir_url` the FHIR base, `port` what it listens on, `state` what the application
-    knows. `watch` is told of every request before it is looked at and after it was answered.
+    knows. `watch` is called for every request before it is looked at and after it was answered.
     """
 
     def __init__(self, config: SandboxConfig, port: int = 0, watch: Watch | None = None) -> None:
@@ -339,7 +339,7 @@ def _since(request: Request) -> datetime | None:
     except ValueError:
         since = None
     if since is None or since.tzinfo is None:
-        raise FhirRefusal(400, "value", "_since is no instant.")
+        raise FhirRefusal(400, "value", "_since is not a valid instant.")
     return since
 
 

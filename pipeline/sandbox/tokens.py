@@ -103,7 +103,9 @@ class TokenOffice:
             header = jwt.get_unverified_header(assertion)
             claimed = jwt.decode(assertion, options={"verify_signature": False})
         except jwt.InvalidTokenError as error:
-            raise OAuthRefusal("invalid_client", f"the assertion is no JWT ({type(error).__name__})") from error
+            raise OAuthRefusal(
+                "invalid_client", f"the assertion is not a valid JWT ({type(error).__name__})"
+            ) from error
         client = self._clients.get(str(claimed.get("iss")))
         if client is None:
             raise OAuthRefusal("invalid_client", "iss is not a registered client id")

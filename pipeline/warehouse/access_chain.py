@@ -49,7 +49,7 @@ def check_chain(connection: psycopg.Connection, home: Path) -> ChainState:
 
     One pass over the log, in one state of it. The search_path begins with the etl schema, the time zone is UTC.
     """
-    connection.commit()  # one state for all statements: writers go on meanwhile
+    connection.commit()  # one state for all statements: writers continue meanwhile
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         row = connection.execute(_COUNTS).fetchone()

@@ -1,4 +1,4 @@
-"""`etl.crawl_patient`, `etl.crawl_search`: how far a crawl is, so that any process can go on.
+"""`etl.crawl_patient`, `etl.crawl_search`: how far a crawl is, so that any process can continue.
 
 Functions on a connection whose search_path begins with the `etl` schema. They do not commit. Patients are known by their
 place in the crawl's list everywhere else: files and messages never hold an id.
@@ -37,7 +37,7 @@ SearchState = Literal["complete", "incomplete", "refused", "missing", "failed"]
 
 @dataclass(frozen=True)
 class CrawlSearch:
-    """What came of the searches for one type of one patient."""
+    """Result of the searches for one type of one patient."""
 
     position: int
     resource_type: str
@@ -46,7 +46,7 @@ class CrawlSearch:
     started_at: datetime
     #: what was asked for beside the patient
     searches: str
-    #: what the server said → how often
+    #: what the server answered → how often
     codes: Mapping[str, int] = field(default_factory=dict)
 
 

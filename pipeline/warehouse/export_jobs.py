@@ -1,4 +1,4 @@
-"""`etl.export_job`, `etl.export_file`, `etl.cool_down`: what is remembered of exports, so that any process can go on.
+"""`etl.export_job`, `etl.export_file`, `etl.cool_down`: what is remembered of exports, so that any process can continue.
 
 Functions on a connection whose search_path begins with the `etl` schema. They do not commit: the caller decides what
 belongs together. States and what they mean are listed in docs/modules.md; every change of state names the states

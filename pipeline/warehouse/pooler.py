@@ -1,6 +1,6 @@
 """Whether a pooler stands between us and PostgreSQL that hands out another server process for each transaction.
 
-Session locks, settings and temporary tables then belong to whoever comes next: loads would run beside each other.
+Session locks, settings and temporary tables then belong to whoever comes next: loads would run in parallel.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ ROLES: tuple[RoleName, ...] = ("omop_reader", "omop_steward", "omop_auditor", "o
 LOG_RELATIONS = ("access_log", "access_link", "access_head")
 _LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash")
 
-#: What of the etl schema a steward reads: letters with their lines, codes without a concept, counts of lines.
+#: What of the etl schema a steward reads: dead letters with their lines, codes without a concept, counts of lines.
 _STEWARD_READS = (
     *("dead_letter", "dead_letter_open", "unmapped_code", "row_issue", "exclusion", "file_account"),
     "vocabulary_release",

@@ -71,7 +71,7 @@ _REQUIRED_TABLES = (
 )
 _OPTIONAL_TABLES = ("concept_synonym", "drug_strength", "source_to_concept_map")
 
-#: A site's own map is no part of an Athena download: it stays when the folder has none.
+#: A site's own map is not a part of an Athena download: it stays when the folder has none.
 _KEPT_TABLE = "source_to_concept_map"
 
 _CHUNK_BYTES = 1 << 20
@@ -139,7 +139,7 @@ def load_vocabulary(
     CONCEPT_CPT4.csv is left out (it has no names until Athena's own tool has merged it into CONCEPT.csv).
     `source_to_concept_map` is replaced only when the folder has SOURCE_TO_CONCEPT_MAP.csv. Indices are dropped
     first and made anew afterwards.
-    Raises VocabularyError for a folder that is no download and for a broken line, with its file and number;
+    Raises VocabularyError for a folder that is not a download and for a broken line, with its file and number;
     the tables are then as before.
     """
     files = _source_files(folder)
@@ -186,7 +186,7 @@ def _source_files(folder: Path) -> list[_SourceFile]:
     present = {path.name.upper(): path for path in folder.iterdir()}
     missing = [name for table in _REQUIRED_TABLES if (name := f"{table.upper()}.csv".upper()) not in present]
     if missing:
-        raise VocabularyError(f"{folder} is no vocabulary download: {', '.join(missing)} missing.", advice)
+        raise VocabularyError(f"{folder} is not a vocabulary download: {', '.join(missing)} missing.", advice)
     tables = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
     return [_source_file(table, present[name]) for table in tables if (name := f"{table}.csv".upper()) in present]
 

@@ -304,11 +304,11 @@ def test_lists_as_people_write_them(tmp_path: Path, text: str, expected: list[st
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("e1\nJane Doe\n", "number 2 is no FHIR id"),
+        ("e1\nJane Doe\n", "number 2 is not a valid FHIR id"),
         ("", "there is no patient"),
         ("1,e1\n2,e2\n", "2 columns and no header"),
-        ("mrn,patient_id\n1,\n", "number 2 is no FHIR id"),
-        ("https://h/Patient/e1\n", "number 1 is no FHIR id"),
+        ("mrn,patient_id\n1,\n", "number 2 is not a valid FHIR id"),
+        ("https://h/Patient/e1\n", "number 1 is not a valid FHIR id"),
     ],
 )
 def test_unusable_lists_are_refused_without_showing_them(tmp_path: Path, text: str, told: str) -> None:

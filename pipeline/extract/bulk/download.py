@@ -86,7 +86,7 @@ _OF_THE_FILE = (ExportGone, UnsafeRemote, RemoteRefused, _OtherCount, _NotOfItsT
 class ExportDownload:
     """The files of one export on their way into its draft. `save_manifest` keeps a manifest that was read again.
 
-    `is_last_try`: files that cannot be had are left out from now on, so that one does not hold up the others for ever.
+    `is_last_try`: files that cannot be had are left out from now on, so that one does not delay the others for ever.
     `gaps` says afterwards what is not as the manifest announced it.
     """
 
@@ -281,7 +281,7 @@ _HEAD_BYTES = 1 << 20
 
 
 class _FileReceiver:
-    """Writes one file, going on where an earlier attempt or process stopped, and looks whether it can be that file:
+    """Writes one file, continuing where an earlier attempt or process stopped, and looks whether it can be that file:
     a line of its type, and as many lines as `count` says."""
 
     def __init__(
@@ -333,7 +333,7 @@ class _FileReceiver:
     def _following(self, answer: StreamedResponse) -> Iterator[bytes]:
         self._check = self._new_check()
         if self._point is not None and answer.status != 200:
-            _log.info("%s goes on at byte %d.", self._part.path.name, self._part.bytes_written)
+            _log.info("%s continues at byte %d.", self._part.path.name, self._part.bytes_written)
             self._check.add(self._part.head(_HEAD_BYTES))
             return continuation(self._point, answer)
         self._part.restart(validator_of(answer.headers))  # the whole file: the server knows no ranges, or a new version

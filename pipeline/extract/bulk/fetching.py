@@ -1,4 +1,4 @@
-"""A complete export: its files into landing, its notes told, its job deleted on the server."""
+"""A complete export: its files into landing, its notes logged, its job deleted on the server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def download(
     For a landed export, returns what is in the store. Files that are lost, and those that cannot be had for a whole
     window after the manifest came, are left out (`etl.export_gap`); the job then stays on the server. Raises
     ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone or UnusableAddress when no
-    file is left (saved as `failed`), and what `protocol.download` and the landing store raise; then calling it again goes on
+    file is left (saved as `failed`), and what `protocol.download` and the landing store raise; then calling it again continues
     where it stopped.
     """
     site = runtime.settings.site(job.site)

@@ -43,7 +43,7 @@ def ingest_folder(
     process ingests, LandingError.
     """
     site = runtime.settings.site_or_folder(site_name)
-    ndjson_files(folder)  # a wrong folder is told before anything is written
+    ndjson_files(folder)  # a wrong folder is reported before anything is written
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.FOLDER):
         refuse_missing_site(connection, runtime.settings, site.name)
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):

@@ -107,7 +107,7 @@ def _note_failure(
     dice: random.Random,
 ) -> ExportJob:
     """The question failed for now; given up only when it has failed for as long as results are kept, or has been
-    answered with what is no manifest for a whole window."""
+    answered with what is not a manifest for a whole window."""
     now = runtime.clock.now()
     since = job.failing_since or now
     window = timedelta(hours=site.kickoff_window_hours)

@@ -205,7 +205,7 @@ def poll(
     in `session_for_pages`.
 
     Raises ExportGone when the server does not know the job, RemoteUnavailable when asking again makes sense
-    (UnreadableStatus: for what is no manifest), RemoteRefused when the export failed, ProtocolError and UnsafeRemote
+    (UnreadableStatus: for what is not a manifest), RemoteRefused when the export failed, ProtocolError and UnsafeRemote
     for a manifest that cannot be used.
     """
     request = _status_request(session, status_url)
@@ -223,14 +223,14 @@ def poll(
 
 
 def _page_of(answer: Response) -> Manifest:
-    """What a gateway or a half answer gives is no manifest: it says nothing of the export, which may have run for
+    """What a gateway or a half answer gives is not a manifest: it says nothing of the export, which may have run for
     days. Only a JSON object with a list of files, however short, is one."""
     try:
         document = answer.json()
     except ProtocolError:
         document = {}
     if (document.get("resourceType") or "Parameters") != "Parameters" or document.get("output") is None:
-        raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
+        raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is not a manifest.")
     return parse_manifest(document)
 
 
@@ -330,7 +330,7 @@ def _refuse_too_many(manifest: Manifest) -> None:
 
 
 def _instant(value: object) -> datetime | None:
-    """None for what is no instant in UTC: 9999-12-31T23:59:59-12:00 is none either."""
+    """None for what is not a valid instant in UTC: 9999-12-31T23:59:59-12:00 is none either."""
     try:
         instant = datetime.fromisoformat(value) if isinstance(value, str) else None
         return instant and (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
@@ -364,7 +364,7 @@ def _refuse_unusable(url: str) -> None:
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
     """The files of one of the manifest's lists. Of `output` the export consists; the others may have any shape: one file
-    alone is a list of one, and what is no list of files is one that cannot be had."""
+    alone is a list of one, and what is not a list of files is one that cannot be had."""
     entries = document.get(name) or []
     if isinstance(document.get(name), list):
         return tuple(_file(entry, name) for entry in entries)
@@ -383,7 +383,7 @@ def _file(entry: object, name: str) -> ManifestFile:
     resource_type = values.get("type", _DEFAULT_TYPES.get(name))
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
         if name not in _DEFAULT_TYPES:
-            message = f"An entry of the manifest's `{name}` has a type that is no resource type."
+            message = f"An entry of the manifest's `{name}` has a type that is not a resource type."
             raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
         resource_type = _DEFAULT_TYPES[name]
     url, count = values.get("url"), values.get("count")

@@ -38,13 +38,13 @@ class ExportEvent:
 
 @dataclass(frozen=True)
 class SiteExport:
-    """What came of a site's groups: what is landed, and why the others are not."""
+    """Result of a site's groups: what is landed, and why the others are not."""
 
     landed: tuple[LandedExport, ...] = ()
     failures: Mapping[str, EpicOmopError] = field(default_factory=dict)
     #: By export id: types that were asked for and did not come.
     missing_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    #: By export id: all that is to be told besides, a sentence each.
+    #: By export id: all that is to be reported besides, a sentence each.
     notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
@@ -54,7 +54,7 @@ EventCallback = Callable[[ExportEvent], None]
 def export_site(runtime: Runtime, site: SiteSettings, progress: EventCallback | None = None) -> list[LandedExport]:
     """Export all groups of a site and wait until they are landed.
 
-    A group that fails does not hold up the others. Raises the first failure after all groups have come to an end;
+    A group that fails does not delay the others. Raises the first failure after all groups have come to an end;
     the landed ones stay in the state `landed`.
     """
     result = export_groups(runtime, site, site.groups, progress)
@@ -155,7 +155,7 @@ class _SiteRun:
         self._failed_polls[job.export_id] = failures
         if failures >= _FAILED_POLLS:
             message = f"Export {job.export_id} of site {job.site}: {failures} status calls in a row failed."
-            advice = "The export stays open: run the same command again later and it goes on."
+            advice = "The export stays open: run the same command again later and it continues."
             raise RemoteUnavailable(message, advice, next_try=job.next_poll_at)
         self._report(ExportEvent(job.group_id or "", job.state, job.error or job.progress or ""))
         return job

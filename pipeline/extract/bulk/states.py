@@ -62,7 +62,7 @@ def new_job(
 
 
 def _is_landed(runtime: Runtime, export_id: int) -> bool:
-    """Of any site: a folder that the warehouse does not know can be told to it only under its own number."""
+    """Of any site: a folder that the warehouse does not know can be registered only under its own number."""
     root = runtime.landing.root
     return root.is_dir() and any((site / str(export_id)).exists() for site in root.iterdir())
 

@@ -54,7 +54,7 @@ def export_time(
     if stated - now > MOST_AHEAD:
         note = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
         if keep_future_time and keep_future_time(stated, now):
-            return ExportTime(stated, (f"{note}; it counts, as was said when asked.",))
+            return ExportTime(stated, (f"{note}; it counts, as was confirmed.",))
         return ExportTime(job.requested_at, (f"{note}: {own}.",))
     newer = _newer_export(connection, job, stated)
     if newer is None:
@@ -62,7 +62,7 @@ def export_time(
     number, when = newer
     note = (
         f"Its time, {stated:%Y-%m-%d %H:%M} UTC, is before that of export {number}, {when:%Y-%m-%d %H:%M} UTC, which was"
-        " requested earlier: what that one held is not overwritten. If its time is wrong:"
+        " requested earlier: what that one contained is not overwritten. If its time is wrong:"
         f" epic-omop export retime --site {job.site} --export {number}."
     )
     return ExportTime(stated, (note,))

@@ -1,4 +1,4 @@
-"""What the HTTP edge tells of itself: an entry for the access log, and each request against the site's budget.
+"""What the HTTP edge reports of itself: an entry for the access log, and each request against the site's budget.
 
 Interfaces and words only. Where the entries go and where requests are counted is in `pipeline/warehouse`.
 """
@@ -22,7 +22,7 @@ __all__ = [
     "log_access",
 ]
 
-#: What a request is for. `auth start` is no request: the moment in which a token is asked for.
+#: What a request is for. `auth start` is not a request: the moment in which a token is asked for.
 Event = Literal[
     "auth start", "discovery", "token", "kick-off", "status", "file", "delete", "search", "read", "capabilities", "keys"
 ]
@@ -65,7 +65,7 @@ class RequestBudget(Protocol):
 
     def take(self, patience_seconds: float = float("inf")) -> None:
         """Called before each request. Waits when the budget is nearly spent, if that takes no longer than the
-        caller's patience; raises RequestBudgetSpent with the time to go on."""
+        caller's patience; raises RequestBudgetSpent with the time to continue."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The HTTP edge: the one place where requests are sent, retried and judged.
 
 - Retries with back-off live here and nowhere else (`Transport.retrying`).
-- Each failure is told permanent or transient here, once (`Answer.error`).
+- Each failure is classified as permanent or transient here, once (`Answer.error`).
 - The allow-list of origins is enforced here, for every address that is about to be contacted: a status address, a
   manifest's link or file and a redirect all come from a server and are not trusted.
 - Every address behind a name is checked before it is connected to (`network.py`).
@@ -224,7 +224,7 @@ class Response:
         return self.status in _TRANSIENT_STATUS or self.status >= 500 or (self.status >= 400 and transient_issue)
 
     def error(self) -> EpicOmopError:
-        """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
+        """This answer, whose status is not a success, as the error to raise: classified as permanent or transient here."""
         issues = dict.fromkeys(shown for issue in self.issues if (shown := _shown_issue(issue)))
         reason = plain_text("; ".join(issues), 600)
         message = f"{self.request.action}: the server answered {self.status}{f' ({reason})' if reason else ''}."
@@ -305,7 +305,7 @@ class Transport:
         self._client.close()
 
     def record(self, entry: AccessEntry) -> None:
-        """An entry of the access log for what is no request."""
+        """An entry of the access log for what is not a request."""
         self._access.record(entry)
 
     def within(self, seconds: float) -> Transport:
@@ -357,7 +357,7 @@ class Transport:
         """As `stream`, with a request of its own for each attempt, which may ask for the rest only (Range).
 
         `consume` is given 200, and 206 or 416 where the request has a Range. Damaged gzip is a RemoteUnavailable
-        whose cause is a DamagedGzipError: what came of it is worth nothing.
+        whose cause is a DamagedGzipError: what was received is worth nothing.
         """
 
         def once() -> _T:
@@ -504,7 +504,7 @@ class Transport:
             body += chunk
             if len(body) > limit:
                 if exchange.response.status_code >= 300:
-                    return b""  # an error page this long is no OperationOutcome
+                    return b""  # an error page this long is not an OperationOutcome
                 raise UnsafeRemote(f"{exchange.request.action}: the answer is longer than {limit} bytes.")
         return bytes(body)
 
@@ -524,7 +524,7 @@ class Transport:
 
 
 def _too_many_values(body: bytes, most: int) -> bool:
-    """Whether a JSON text would become more objects than are wanted: each but the first has one of these before it."""
+    """Whether a JSON text would become more objects than are allowed: each but the first has one of these before it."""
     return sum(body.count(mark) for mark in (b",", b"{", b"[")) > most
 
 
@@ -572,7 +572,7 @@ def _tls_context(site: SiteSettings, origins: frozenset[str]) -> ssl.SSLContext:
             context.load_verify_locations(site.ca_file)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                f"ca_file of site {site.name}, {site.ca_file}, is no readable PEM file of certificates."
+                f"ca_file of site {site.name}, {site.ca_file}, is not a readable PEM file of certificates."
             ) from error
     return context
 
@@ -585,7 +585,7 @@ def _allowed_origins(site: SiteSettings) -> frozenset[str]:
 
 
 def _origin(url: str) -> str:
-    """scheme://host:port in lower case; empty for what is no http(s) address or carries a user name."""
+    """scheme://host:port in lower case; empty for what is not a valid http(s) address or carries a user name."""
     try:
         parsed = httpx.URL(url)  # the parser that decides where the connection goes
     except httpx.InvalidURL:

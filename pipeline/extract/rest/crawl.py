@@ -1,10 +1,10 @@
 """A crawl: the resources of listed patients by REST search, landed like an export (rule 14).
 
 For sites without bulk export, and for single patients. Each type of each patient is durable before it is recorded
-(`etl.crawl_search`), so that a crawl goes on after any crash where it stood, and the landed files are the same as without
+(`etl.crawl_search`), so that a crawl continues after any crash where it stood, and the landed files are the same as without
 one. When all is asked for, the parts become an export of kind `crawl`, and `ingest` works on it.
 
-What the server refuses is recorded with its code and told; what fails for now is left for the next call, and the crawl
+What the server refuses is recorded and reported with its code; what fails for now is left for the next call, and the crawl
 is not landed before it is whole, unless the caller accepts that.
 """
 
@@ -88,14 +88,14 @@ _OVERLAP = timedelta(minutes=10)
 
 @dataclass
 class Crawl:
-    """What came of a crawl. Counts of resources and of patients' types; no id of a patient."""
+    """Result of a crawl. Counts of resources and of patients' types; no id of a patient."""
 
     export: LandedExport
     patients: int = 0
     #: Patients whom the server does not know, or does not show.
     missing_patients: int = 0
     resources: Counter[str] = field(default_factory=Counter)
-    #: (type, what the server said) → patients for whom the type is not whole
+    #: (type, what the server answered) → patients for whom the type is not whole
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -133,7 +133,7 @@ def crawl(
     client: RestClient | None = None,
     progress: CrawlProgress | None = None,
 ) -> Crawl:
-    """Search, patient by patient, and land what was found; goes on with the same crawl if it is not loaded yet.
+    """Search, patient by patient, and land what was found; continues with the same crawl if it is not loaded yet.
 
     `full`: not only what changed since the last crawl (where the site knows `_lastUpdated`). `accept_failed`: land
     although searches failed for now. `label`: finish this one of `unfinished_crawls`, although the settings may have
@@ -338,7 +338,7 @@ class _CrawlRun:
             waiting = f"{self._failed:,} searches failed, {self._not_reached:,} patients were not reached"
             raise RemoteUnavailable(
                 f"Crawl {self._job.export_id} of site {self._site.name} is not whole: {waiting}.",
-                "Run the same command again: it goes on where it was. --accept-failed lands what is there.",
+                "Run the same command again: it continues where it was. --accept-failed lands what is there.",
             )
 
     def land(self) -> LandedExport:
@@ -409,7 +409,7 @@ class _CrawlRun:
 
 
 class _Found:
-    """What the searches for one type of one patient found, and what was said beside it."""
+    """What the searches for one type of one patient found, and what the server answered besides."""
 
     def __init__(self, entry: SpoolEntry) -> None:
         self._entry = entry

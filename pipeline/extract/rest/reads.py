@@ -1,6 +1,6 @@
 """Reading references one by one, side by side: what came, what was refused, and when to stop. HTTP only.
 
-Which references are wanted, and what becomes of the answers, is `pipeline/load/hydration.py`'s.
+Which references are missing, and what is done with the responses, is `pipeline/load/hydration.py`'s.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_FAILURES = 3
 
 @dataclass(frozen=True)
 class ReferenceResponse:
-    """What came of one reference (`Type/id`): a line; or none, and the HTTP status of a refusal; or nothing for now."""
+    """Result of one reference (`Type/id`): a line; or none, and the HTTP status of a refusal; or nothing for now."""
 
     reference: str
     line: bytes | None = None

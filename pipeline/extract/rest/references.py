@@ -32,7 +32,7 @@ MISSING_SCHEMA = {"surrogate_id": pl.Int64, "reference": pl.String}
 
 @dataclass
 class MissingReferences:
-    """Collects distinct references to the given types. `known` (column surrogate_id) is not wanted."""
+    """Collects distinct references to the given types. `known` (column surrogate_id) is never missing."""
 
     site: SiteSettings
     keys: SurrogateKeys
@@ -44,7 +44,7 @@ class MissingReferences:
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """The types that are wanted wherever they are referred to."""
+        """The types that are collected wherever they are referred to."""
         return tuple(name for name in self.types if name not in (RESULT_TYPE, DOCUMENT_TYPE))
 
     def add_landed(self, files: Iterable[LandedFile]) -> None:

@@ -116,7 +116,7 @@ def check_hosted_keys(url: str, keys: Sequence[SigningKey], clock: Clock, site: 
 def _entries(document: dict[str, Any]) -> list[dict[str, Any]]:
     keys = document.get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
-        raise ProtocolError("The document is no JWK Set: it has no list `keys`.", "See `epic-omop keys jwks`.")
+        raise ProtocolError("The document is not a valid JWK Set: it has no list `keys`.", "See `epic-omop keys jwks`.")
     return keys
 
 

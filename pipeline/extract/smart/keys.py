@@ -136,7 +136,7 @@ def _from_pem(content: bytes, where: str) -> PrivateKey:
         raise ConfigurationError(f"{where} has a passphrase.", "Store it without one, protected by rights.") from None
     except (ValueError, UnsupportedAlgorithm):
         advice = "It must begin with -----BEGIN PRIVATE KEY-----, or be a JWK or JWK Set."
-        raise ConfigurationError(f"{where} is no private key in PEM form.", advice) from None
+        raise ConfigurationError(f"{where} is not a valid private key in PEM form.", advice) from None
     return _suitable(key, where)
 
 

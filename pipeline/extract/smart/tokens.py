@@ -55,7 +55,7 @@ _SCOPE = re.compile(r"system/(?P<type>\*|[A-Za-z]+)\.(?P<rights>\*|read|write|[c
 
 @dataclass(frozen=True)
 class SmartConfiguration:
-    """What discovery tells: the token endpoint and, where stated, the scopes that the server knows."""
+    """What discovery reports: the token endpoint and, where stated, the scopes that the server knows."""
 
     token_endpoint: str
     scopes_supported: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class SmartConfiguration:
 
     @property
     def scope_version(self) -> str | None:
-        """v1 or v2 where discovery tells; v1 where it tells both, because older clients are registered with it."""
+        """v1 or v2 where discovery states it; v1 where it states both, because older clients are registered with it."""
         for version, permission in (("v1", "permission-v1"), ("v2", "permission-v2")):
             if permission in self.capabilities:
                 return version

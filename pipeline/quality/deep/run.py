@@ -26,7 +26,7 @@ __all__ = ["verify_deep"]
 def verify_deep(runtime: Runtime, request: DeepRequest, progress: DeepProgress | None = None) -> DeepReport:
     """Compare the warehouse with a fresh load of the current lines of the persons that are asked for.
 
-    The warehouse is read in one snapshot and not changed; loads may go on meanwhile. Needs the right to create
+    The warehouse is read in one snapshot and not changed; loads may continue meanwhile. Needs the right to create
     schemas, and disk for a second copy of what is compared. Raises SiteBusy while another deep verification runs,
     LandingError, WarehouseError, and whatever a load raises.
     """
