@@ -16,12 +16,12 @@ _CONTRACT = "A stage imports only from stages below it"
 _HEAD = """\
 # Modules
 
-Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, is described in its
-`__init__.py`.
+Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, is described in
+its `__init__.py`.
 
-Folders of `pipeline/` are stages. They stand in one order, and each imports only from folders below it; `make lint` checks
-that, with the other contracts in `pyproject.toml` (only `orchestration` imports Dagster, `transform` imports no HTTP and no
-database, no circles).
+Folders of `pipeline/` are stages. They stand in one order, and each imports only from folders below it; `make lint`
+checks that, with the other contracts in `pyproject.toml` (only `orchestration` imports Dagster, `transform` imports no
+HTTP and no database, no circles).
 """
 
 

@@ -60,6 +60,33 @@ def test_the_conformance_page_is_current():
     assert page == expected, "docs/conformance.md is old: run `make conformance`"
 
 
+LINE = 120
+
+
+def long_lines(text):
+    """(number, length) of lines of running text that are too long; tables, code and names of tests stay."""
+    in_code = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        is_of_tests = re.fullmatch(r"- `\S+`: \w+", line)
+        if len(line) > LINE and not in_code and not line.lstrip().startswith("|") and not is_of_tests:
+            yield number, len(line)
+
+
+def test_lines_of_documents_are_short():
+    pages = [*sorted(DOCS.rglob("*.md")), *(page for page in sorted(ROOT.glob("*.md")) if page.name != "CHANGELOG.md")]
+    assert len(pages) > 20
+    found = {page.relative_to(ROOT).as_posix(): list(long_lines(page.read_text(encoding="utf-8"))) for page in pages}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_long_lines_are_found():
+    words = "word " * 30
+    assert list(long_lines(f"short\n{words}\n")) == [(2, 150)]
+    assert list(long_lines(f"| {words} |\n```\n{words}\n```\n")) == []
+
+
 # --- statements ----------------------------------------------------------------------------------------------------
 
 
