@@ -1,4 +1,4 @@
-"""A reader of our output that went away (`epic-omop status | head -1`), told from every other broken pipe."""
+"""A reader of our output that went away (`epic-omop status | head -1`), distinguished from every other broken pipe."""
 
 from __future__ import annotations
 

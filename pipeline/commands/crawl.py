@@ -40,7 +40,7 @@ def crawl(
         bool, typer.Option("--resume", help="Finish, and load, the crawls that were begun, whatever their lists.")
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Everything, also where the site can tell what changed since the last crawl.")
+        bool, typer.Option("--full", help="Everything, also where the site knows what changed since the last crawl.")
     ] = False,
     accept_failed: Annotated[
         bool, typer.Option("--accept-failed", help="Land although searches fail again and again; they are named.")

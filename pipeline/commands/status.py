@@ -62,7 +62,7 @@ def status() -> None:
         print_settings_notes(console, runtime, connection)
 
 
-#: What is said of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
+#: What is shown of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
 _LABELS = (
     "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
     "last exports lack", "most frequent unmapped codes",
@@ -111,7 +111,7 @@ def _unmapped(codes: Sequence[UnmappedCode]) -> Text:
 
 
 def _notes(connection: psycopg.Connection, site: str) -> Text:
-    """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
+    """Of each group's last landed export: types that did not come, what the site reported, what is not there any more."""
     from pipeline.extract.notes import export_notes
     from pipeline.quality.report import vanished_counts, vanished_sentences
 

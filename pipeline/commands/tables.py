@@ -44,7 +44,7 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
         )
     if report.unchanged_by_content:
         console.print(
-            f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
+            f"{report.unchanged_by_content:,} lines are written anew and have the same content as before: unchanged."
         )
     for note in (*report.notes.sentences(), *vanished_sentences(report.vanished)):
         console.print(note)

@@ -54,7 +54,7 @@ _NAMED_IN_TEXT = re.compile(r'((?:^|/)Patient/|urn:uuid:)([^"\\/#?\s<>|]+)')
 _IS_PATIENT = re.compile(rb'"resourceType"\s*:\s*"Patient"')
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
 
-#: What becomes of a reference to them, and of an entry of a Bundle: shorter than any that named a Patient.
+#: What replaces a reference to them, and an entry of a Bundle: shorter than any that named a Patient.
 _GONE = {"display": "erased"}
 _GONE_ENTRY = {"erased": True}
 
@@ -261,7 +261,7 @@ def _crossed_out(match: re.Match[str], persons: ErasedPersons) -> str:
 
 
 def judged_deletions(raw: bytes, persons: ErasedPersons, owned: Owned) -> tuple[OwnedLine, list[int]] | None:
-    """What becomes of a Bundle of deletions, and which of its entries (from 0) are theirs; None: none is.
+    """The Bundle of deletions as it is rewritten, and which of its entries (from 0) are theirs; None: none is.
 
     Entries keep their places: each is counted.
     """

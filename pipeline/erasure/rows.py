@@ -226,7 +226,7 @@ def _remove_locations(connection: psycopg.Connection, cdm: str) -> Counter[str]:
             " WHERE lineage.surrogate_id = gone.surrogate_id"
         )
     unused = (
-        " AND NOT EXISTS (SELECT FROM lineage_location AS told WHERE told.row_id = location_id)"
+        " AND NOT EXISTS (SELECT FROM lineage_location AS lineage WHERE lineage.row_id = location_id)"
         f" AND NOT EXISTS (SELECT FROM {cdm}.person AS person WHERE person.location_id = gone.row_id)"
         f" AND NOT EXISTS (SELECT FROM {cdm}.care_site AS site WHERE site.location_id = gone.row_id)"
     )

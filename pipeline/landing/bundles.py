@@ -1,6 +1,6 @@
 """Bundles → the resources in them, one line each, so that a Bundle and a file of resources land alike (f2o-013).
 
-What becomes of an entry, by Bundle.type:
+What is done with an entry, by Bundle.type:
 
 - document, collection, message, searchset: its resource is a line. The guide names the first three; a search's answer
   holds resources as the server has them, and is taken as well.

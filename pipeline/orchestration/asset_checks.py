@@ -26,15 +26,15 @@ def accounting_check(site: SiteSettings) -> dg.AssetChecksDefinition:
     )
     def accounting(runtime: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
         with raise_as_failures(), runtime.connect() as connection:
-            account = f"SELECT *, {' + '.join(OUTCOMES)} AS told FROM file_account WHERE site = %s"
+            account = f"SELECT *, {' + '.join(OUTCOMES)} AS outcomes FROM file_account WHERE site = %s"
             row = connection.execute(
-                f"SELECT count(*), coalesce(sum(lines), 0)::bigint, coalesce(sum(told), 0)::bigint,"
-                f" count(*) FILTER (WHERE lines IS DISTINCT FROM told) FROM ({account}) AS account",
+                f"SELECT count(*), coalesce(sum(lines), 0)::bigint, coalesce(sum(outcomes), 0)::bigint,"
+                f" count(*) FILTER (WHERE lines IS DISTINCT FROM outcomes) FROM ({account}) AS account",
                 [site.name],
             ).fetchone()
             wrong = connection.execute(
-                f"SELECT export_id, file, lines, told FROM ({account}) AS account"
-                " WHERE lines IS DISTINCT FROM told ORDER BY export_id DESC, file LIMIT %s",
+                f"SELECT export_id, file, lines, outcomes FROM ({account}) AS account"
+                " WHERE lines IS DISTINCT FROM outcomes ORDER BY export_id DESC, file LIMIT %s",
                 [site.name, _MOST_SHOWN],
             ).fetchall()
         assert row is not None

@@ -38,7 +38,7 @@ class RunScope:
 
     day: str
     export_id: int | None = None
-    #: A person has said that vanished resources may be deleted, however many.
+    #: A person has confirmed that vanished resources may be deleted, however many.
     confirmed: bool = False
 
 

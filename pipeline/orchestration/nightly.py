@@ -120,7 +120,7 @@ class _Night:
 
 
 def _problems(result: dg.ExecuteInProcessResult) -> list[str]:
-    """What the failed steps of a run said."""
+    """The errors of the failed steps of a run."""
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     return [
         (failure.user_failure_data.description if failure.user_failure_data else None) or failure.error_display_string

@@ -278,7 +278,7 @@ async def _metadata(request: Request) -> Response:
 
 
 def _security(request: Request) -> dict[str, Any]:
-    """Where tokens are had, as sites without a SMART configuration tell it."""
+    """Where tokens are had, as sites without a SMART configuration state it."""
     token = {"url": "token", "valueUri": _base(request) + TOKEN_PATH}
     return {"extension": [{"url": _OAUTH_URIS, "extension": [token]}]}
 

@@ -1,6 +1,6 @@
 """Whether the access log is whole: each entry's link holds a hash of the entry and of the link before.
 
-It shows an entry that was changed or removed, links that were, and entries beside the chain. What it cannot show by itself is
+It shows an entry that was changed or removed, links that were, and entries outside the chain. What it cannot show by itself is
 a database owner who made the whole end of the chain anew: for that each check leaves an anchor, the last link that it saw, in
 a file of the home; keep a copy of it elsewhere. Entries after the last anchor that the owner removed together with their
 links are seen by nobody.
@@ -55,7 +55,7 @@ def check_chain(connection: psycopg.Connection, home: Path) -> ChainState:
         row = connection.execute(_COUNTS).fetchone()
         assert row is not None
         links, last, removed, changed, gaps = row
-        beside = connection.execute(
+        outside = connection.execute(
             "SELECT count(*) FROM access_log WHERE NOT EXISTS (SELECT FROM access_link WHERE entry_id = access_log.id)"
         ).fetchone()
         head = connection.execute("SELECT chain_id::text, position, hash FROM access_head").fetchall()
@@ -65,7 +65,7 @@ def check_chain(connection: psycopg.Connection, home: Path) -> ChainState:
             "{} entries were removed": removed,
             "{} entries, or links before them, were changed": changed,
             "{} links are missing": gaps,
-            "{} entries were added beside the chain": beside[0] if beside else 0,
+            "{} entries were added outside the chain": outside[0] if outside else 0,
             "the end of the chain is not where it was": 0 if [bytes(one[2]) for one in head] == [final] else 1,
         }
         anchor = _read_anchor(home)

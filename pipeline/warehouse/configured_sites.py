@@ -1,6 +1,6 @@
 """Sites that are missing from sites.yaml although their time zone and mapping stood there: refused, never guessed.
 
-A site that only folders were ever loaded under needs no entry. It is told apart by what the database knows: an entry
+A site that only folders were ever loaded under needs no entry. It is recognised by what the database knows: an entry
 when something of it was loaded, or exports that only a site with an entry can have had.
 """
 

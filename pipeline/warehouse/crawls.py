@@ -44,7 +44,7 @@ class CrawlSearch:
     state: SearchState
     resources: int
     started_at: datetime
-    #: what was asked for beside the patient
+    #: what was asked for in addition to the patient
     searches: str
     #: what the server answered → how often
     codes: Mapping[str, int] = field(default_factory=dict)

@@ -389,7 +389,7 @@ def save_files(connection: psycopg.Connection, export: LandedExport, gaps: Seque
 
 
 def save_asked_types(connection: psycopg.Connection, export_id: int, resource_types: Sequence[str]) -> None:
-    """Of which types an export is said to be complete, where that is known only when its files are there."""
+    """Of which types an export counts as complete, where that is known only when its files are there."""
     connection.execute(
         "UPDATE export_job SET resource_types = %s WHERE export_id = %s", [Jsonb(list(resource_types)), export_id]
     )

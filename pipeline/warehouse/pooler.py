@@ -25,7 +25,7 @@ def refuse_shared_processes(
 ) -> None:
     """Raise WarehouseError where a second connection can be served by the process of the first, which is still open.
 
-    `process_id`: what the server says of itself. Without a pooler it is what the connection was told when it began, and
+    `process_id`: what the server reports of itself. Without a pooler it is what the connection received when it began, and
     nothing more is asked.
     """
     if connection.info.backend_pid == process_id:

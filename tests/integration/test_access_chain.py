@@ -95,7 +95,7 @@ def test_a_transaction_that_is_undone_leaves_no_link(runtime: Runtime) -> None:
         ("DELETE FROM access_log WHERE id = 2; DELETE FROM access_link WHERE entry_id = 2", "1 links are missing"),
         ("DELETE FROM access_log WHERE id = 4; DELETE FROM access_link WHERE entry_id = 4", "the end of the chain"),
         ("DELETE FROM access_log WHERE id = 1; DELETE FROM access_link WHERE entry_id = 1", "1 links are missing"),
-        (ENTRY, "1 entries were added beside the chain"),
+        (ENTRY, "1 entries were added outside the chain"),
         ("DELETE FROM access_log; DELETE FROM access_link", "the end of the chain"),
         ("DELETE FROM access_head", "the end of the chain"),
         ("TRUNCATE access_log", "4 entries were removed"),

@@ -348,8 +348,9 @@ class _FileReceiver:
             came = f"{came}; the manifest says {expected}"
         if digest.lines and not self._check.found:
             self._part.restart()
-            told = f"{came}, and none of them is a resource of that type: it is no such NDJSON."
-            raise _NotOfItsType(told, _KEPT_ADVICE)
+            raise _NotOfItsType(
+                f"{came}, and none of them is a resource of that type: it is not NDJSON of that type.", _KEPT_ADVICE
+            )
         if not counts_differ:
             return
         former = self._digests.get(self._position.source)

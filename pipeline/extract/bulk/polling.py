@@ -67,7 +67,7 @@ def poll_once(
     with runtime.connect() as connection, session_of(runtime, site, session) as used:
         try:
             return _poll(runtime, connection, used, job, dice, keep_future_time)
-        except SiteBusy:  # another process asked at the same time, and was told more
+        except SiteBusy:  # another process asked at the same time, and has a newer answer
             connection.rollback()
             return export_jobs.get_job(connection, job.export_id)
 

@@ -79,7 +79,7 @@ def export_groups(
     """
     if since is not None and not site.supports_since:
         raise ConfigurationError(
-            f"Site {site.name} is not said to know `_since`, so it may send everything, or refuse.",
+            f"Site {site.name} is not configured to know `_since`, so it may send everything, or refuse.",
             "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
         )
     with site_session(runtime, site) as session:

@@ -27,7 +27,7 @@ Event = Literal[
     "auth start", "discovery", "token", "kick-off", "status", "file", "delete", "search", "read", "capabilities", "keys"
 ]
 
-#: refused: the site said no; failed: no answer, or one that cannot be used; blocked: our own rules forbid the address.
+#: refused: the site refused; failed: no answer, or one that cannot be used; blocked: our own rules forbid the address.
 Outcome = Literal["ok", "refused", "failed", "blocked"]
 
 _log = logging.getLogger("pipeline.access")

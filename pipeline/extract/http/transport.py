@@ -149,7 +149,7 @@ class RemoteRequest:
     max_bytes: int = 1 << 20
     #: Of a JSON body: objects, lists and values.
     max_values: int = 4_000_000
-    #: What to check, by status, where that can be said better than in general.
+    #: What to check, by status, where there is better advice than the general one.
     advice: Mapping[int, str] = field(default_factory=dict)
     #: For the access log.
     event: Event = "read"

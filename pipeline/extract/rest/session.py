@@ -16,7 +16,7 @@ __all__ = ["rest_session"]
 
 @contextmanager
 def rest_session(runtime: Runtime, site: SiteSettings, resource_types: Sequence[str] = ()) -> Iterator[RestClient]:
-    """A client for reads and searches of a site; its tokens also cover `resource_types` beside the site's own."""
+    """A client for reads and searches of a site; its tokens also cover `resource_types` in addition to the site's own."""
     every = tuple(dict.fromkeys((*site.resource_types, *resource_types)))
     with site_session(runtime, site.model_copy(update={"resource_types": every})) as session:
         yield RestClient(session, RateLimiter(runtime.clock, site.requests_per_second))

@@ -128,7 +128,7 @@ def _check_secrecy(entries: list[dict[str, Any]]) -> Finding | None:
         "hosted JWK Set",
         "failed",
         f"it publishes the private part of the key {', '.join(leaked)}",
-        "Everybody can sign in your name: take it down, make a new key, and tell the site.",
+        "Everybody can sign in your name: take it down, make a new key, and inform the site.",
     )
 
 

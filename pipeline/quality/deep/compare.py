@@ -53,7 +53,7 @@ def _leave_out(scratch: Scratch, connection: psycopg.Connection, report: DeepRep
 
 @dataclass
 class _Comparison:
-    """One table. Rows are told apart by resource and row key."""
+    """One table. Rows are distinguished by resource and row key."""
 
     scratch: Scratch
     connection: psycopg.Connection
