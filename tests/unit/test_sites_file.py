@@ -209,3 +209,9 @@ def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory
 def test_schemas_are_three_and_our_own(tmp_path: Path, variables: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         load_settings({"EPIC_OMOP_HOME": str(tmp_path), **variables})
+
+
+@pytest.mark.parametrize("written", ["https://h.example/api/FHIR/R4", "https://h.example/api/FHIR/R4/"])
+def test_a_base_url_ends_without_a_slash(written: str) -> None:
+    """Everybody who adds a path to it adds a slash."""
+    assert SiteSettings(name="north", fhir_url=written).fhir_url == "https://h.example/api/FHIR/R4"
