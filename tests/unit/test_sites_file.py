@@ -212,6 +212,7 @@ def test_schemas_are_three_and_our_own(tmp_path: Path, variables: dict[str, str]
 
 
 @pytest.mark.parametrize("written", ["https://h.example/api/FHIR/R4", "https://h.example/api/FHIR/R4/"])
-def test_a_base_url_ends_without_a_slash(written: str) -> None:
+def test_a_base_url_ends_without_a_slash(written: str, tmp_path: Path) -> None:
     """Everybody who adds a path to it adds a slash."""
-    assert SiteSettings(name="north", fhir_url=written).fhir_url == "https://h.example/api/FHIR/R4"
+    site = SiteSettings(name="north", fhir_url=written, client_id="c", private_key_file=tmp_path, groups=("g",))
+    assert site.fhir_url == "https://h.example/api/FHIR/R4"
