@@ -1,6 +1,6 @@
 """Assets of one site, made by `site_assets`: `<site>/landing` and `<site>/load`, one partition a day.
 
-There is no staging asset: transform and publish are one step (`pipeline.load.ingest.ingest`), whose Parquet parts are
+There is no staging asset: transform and publish are one step (`pipeline.load.load`), whose Parquet parts are
 removed when their transaction has committed.
 """
 
@@ -15,8 +15,7 @@ import dagster as dg
 from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
-from pipeline.load.hydration import ingest_hydrated
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import LoadOptions, load
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import told_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
@@ -83,7 +82,7 @@ def _landing(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg
                 with runtime.connect() as connection:
                     metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
                 yield dg.MaterializeResult(metadata=metadata)
-            _tell_resting(context, site, scope, result)
+            _log_resting(context, site, scope, result)
 
     return landing
 
@@ -114,11 +113,11 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 if scope.export_id is None and is_day_without_exports(runtime, site, scope.day):
-                    yield dg.MaterializeResult(metadata=_told_of_day(runtime, site, scope, [])[1])
+                    yield dg.MaterializeResult(metadata=_report_of_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
-                published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
-            report, metadata = _told_of_day(runtime, site, scope, published)
+                published = [report for job in jobs for report in _load_export(context, runtime, site, scope, job)]
+            report, metadata = _report_of_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)
             yield dg.MaterializeResult(metadata=metadata)
@@ -153,7 +152,7 @@ def _new_attempt_later(runtime: Runtime, scope: RunScope) -> Iterator[None]:
         raise
 
 
-def _ingested(
+def _load_export(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
 ) -> list[PublicationReport]:
     """What the ingest of this export published: itself, and replays that follow from it."""
@@ -163,21 +162,20 @@ def _ingested(
         return []
     landed = runtime.landing.open(site.name, job.export_id)
     context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
-    if again:  # a backfill: the site is not asked
-        reports = ingest_with_follow_ups(runtime, site, landed, force=True, confirmed=scope.confirmed)
-    else:
-        reports, hydrations = ingest_hydrated(runtime, site, landed, confirmed=scope.confirmed)
-        for hydration in hydrations:
-            context.log.info("Hydration: %s", hydration.told())
-    for report in reports:
+    # A backfill maps again, and asks the site for nothing.
+    options = LoadOptions(force=again, hydrate=not again, confirmed=scope.confirmed)
+    result = load(runtime, site, landed, options)
+    for hydration in result.hydrations:
+        context.log.info("Hydration: %s", hydration.summary())
+    for report in result.reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
         for warning in report.warnings:
             context.log.warning("Export %d: %s", report.export_id, warning)
-    return reports
+    return result.reports
 
 
-def _told_of_day(
+def _report_of_day(
     runtime: Runtime, site: SiteSettings, scope: RunScope, published: list[PublicationReport]
 ) -> tuple[LoadReport, Metadata]:
     """Of all exports of the partition's day, and of what else this run published (replays)."""
@@ -189,7 +187,7 @@ def _told_of_day(
         return report, load_metadata(connection, report)
 
 
-def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
+def _log_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
     for rest in result.resting:
         context.log.info(rest.message)
     if result.resting:
