@@ -129,7 +129,7 @@ def load_and_report(
     exports: Sequence[LandedExport],
     options: LoadOptions | None = None,
 ) -> None:
-    """Load landed exports in the order of their times, with a bar, and print the results."""
+    """Load landed exports in the order of their times, with a bar, and print their results."""
     from pipeline.commands.rest_progress import print_hydrations
     from pipeline.load.load import USUAL, load
     from pipeline.quality.report import load_report

@@ -15,7 +15,7 @@ __all__ = ["print_hydrations", "rest_progress"]
 
 
 def print_hydrations(console: Terminal, results: Sequence[Hydration]) -> None:
-    """The results of hydrations, a line each; nothing of one that had nothing to do."""
+    """Result of hydrations, a line each; nothing of one that had nothing to do."""
     for result in results:
         if result.asked or result.refused_types or result.unusable:
             console.print(f"Hydration: {result.summary()}")

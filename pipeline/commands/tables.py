@@ -34,7 +34,7 @@ def load_progress(console: Terminal, options: LoadOptions) -> tuple[Progress, Lo
 
 
 def print_load_report(console: Terminal, report: LoadReport) -> None:
-    """The results of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
+    """Result of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
     from pipeline.quality.report import vanished_sentences
 
     _print_outcomes(console, report)

@@ -1,4 +1,4 @@
-"""What a line's rows depend on beside the line: mapping, vocabulary, code, settings. One number a resource type.
+"""What a line's rows depend on apart from the line: mapping, vocabulary, code, settings. One number a resource type.
 
 A worker process begins with `pipeline.load.worker`: all that it imports may decide rows.
 """
@@ -107,12 +107,12 @@ def rows_code_hash(home: Path) -> str:
         known_key, found = kept.read_text(encoding="ascii").split()
         if known_key == key:
             return found
-    found = _computed(key)
-    with suppress(LandingError):  # a home that cannot be written is the load's to tell
+    found = _compute(key)
+    with suppress(LandingError):  # a home that cannot be written is reported by the load
         write_whole(kept, f"{key} {found}\n".encode())
     return found
 
 
 @cache
-def _computed(_key: str) -> str:
+def _compute(_key: str) -> str:
     return code_hash(_ROOT, [_ENTRY], alone=_OF_LINES, data=[_ROOT / name for name in _DATA])

@@ -161,7 +161,7 @@ def hydrate(
     chosen = tuple(site.hydrate_types if types is None else types)
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.HYDRATION):
         result = Hydration(landed=_finish_others(runtime, connection, site))
-        wanted = _find_missing(runtime, connection, site, exports, chosen)
+        wanted = _missing_references(runtime, connection, site, exports, chosen)
         connection.commit()
         if not wanted.wanted.is_empty():
             try:
@@ -217,7 +217,7 @@ def _finish(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, no
     return export
 
 
-def _find_missing(
+def _missing_references(
     runtime: Runtime,
     connection: psycopg.Connection,
     site: SiteSettings,

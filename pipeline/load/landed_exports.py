@@ -1,6 +1,6 @@
 """Landed exports by their number, also those that the warehouse does not know: it is older than they are, or new.
 
-Landing keeps beside an export's files what the warehouse knew of it (`pipeline/landing/origin.py`).
+Landing keeps with an export's files what the warehouse knew of it (`pipeline/landing/origin.py`).
 """
 
 from __future__ import annotations

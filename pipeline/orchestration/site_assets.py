@@ -82,7 +82,7 @@ def _landing(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg
                 with runtime.connect() as connection:
                     metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
                 yield dg.MaterializeResult(metadata=metadata)
-            _log_resting(context, site, scope, result)
+            _log_cool_downs(context, site, scope, result)
 
     return landing
 
@@ -113,11 +113,11 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 if scope.export_id is None and is_day_without_exports(runtime, site, scope.day):
-                    yield dg.MaterializeResult(metadata=_report_of_day(runtime, site, scope, [])[1])
+                    yield dg.MaterializeResult(metadata=_summarize_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
                 published = [report for job in jobs for report in _load_export(context, runtime, site, scope, job)]
-            report, metadata = _report_of_day(runtime, site, scope, published)
+            report, metadata = _summarize_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)
             yield dg.MaterializeResult(metadata=metadata)
@@ -175,7 +175,7 @@ def _load_export(
     return result.reports
 
 
-def _report_of_day(
+def _summarize_day(
     runtime: Runtime, site: SiteSettings, scope: RunScope, published: list[PublicationReport]
 ) -> tuple[LoadReport, Metadata]:
     """Of all exports of the partition's day, and of what else this run published (replays)."""
@@ -187,7 +187,7 @@ def _report_of_day(
         return report, load_metadata(connection, report)
 
 
-def _log_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
+def _log_cool_downs(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
     for rest in result.resting:
         context.log.info(rest.message)
     if result.resting:

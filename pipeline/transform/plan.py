@@ -1,8 +1,8 @@
 """What a transform worker is given, and what it makes of it once: compiled views, converters, resolver.
 
 A `TransformPlan` is small and picklable (settings and mappings); a `Worker` is built from it in each process and lives
-as long as the process, so that views are compiled and concepts resolved once. What it reads and writes beside the lines
-are its ports (`pipeline.transform.ports`).
+as long as the process, so that views are compiled and concepts resolved once. What it reads and writes apart from the
+lines are its ports (`pipeline.transform.ports`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class SiteMapping:
 
 @dataclass(frozen=True)
 class TransformPlan:
-    """Everything that decides rows beside lines and facts."""
+    """Everything that decides rows apart from lines and facts."""
 
     site: SiteMapping
     instance_zone: str

@@ -49,7 +49,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """All that the transform stage reads beside its lines, and where it writes."""
+    """All that the transform stage reads apart from its lines, and where it writes."""
 
     known: KnownContents
     facts: Facts
