@@ -9,7 +9,7 @@ import typer
 
 from pipeline.commands.tables import load_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
-from pipeline.commands.warehouse_state import refuse_empty, tell_settings
+from pipeline.commands.warehouse_state import print_settings_notes, refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
     from pipeline.load.load import LoadOptions
+    from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["load_and_report", "register"]
@@ -43,7 +44,9 @@ def ingest(
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Map every line again, also unchanged ones; also over what newer exports said."),
+        typer.Option(
+            "--force", help="Map every line again, also unchanged ones; also over what newer exports contain."
+        ),
     ] = False,
     group: Annotated[
         str | None, typer.Option("--group", help="With --from: the folder is an export of this group.")
@@ -197,19 +200,11 @@ def verify(
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
-        tell_settings(console, runtime, connection)
+        print_settings_notes(console, runtime, connection)
         missing = missing_lines(connection)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
-    failed = [check for check in checks if not check.ok]
-    for check in failed:
-        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
-    if not failed:
-        console.print(
-            words(
-                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
-            )
-        )
+    failed = _print_checks(console, checks)
     if deep:
         try:
             run_deep(console, runtime, request)
@@ -222,6 +217,20 @@ def verify(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+
+
+def _print_checks(console: Terminal, checks: Sequence[Check]) -> list[Check]:
+    """The failed ones, each printed; or one line for all."""
+    failed = [check for check in checks if not check.ok]
+    for check in failed:
+        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
+    if not failed:
+        console.print(
+            words(
+                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
+            )
+        )
+    return failed
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

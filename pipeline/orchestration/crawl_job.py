@@ -14,7 +14,7 @@ from pipeline.extract.rest.crawl import Crawl, crawl, left_crawls
 from pipeline.extract.rest.patient_list import read_patients
 from pipeline.landing.store import LandedExport
 from pipeline.load.load import LoadOptions, load
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.partitions import day_of, landed_jobs_of_day
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key, pool_of
@@ -41,7 +41,7 @@ def crawl_job(site: SiteSettings) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
     )
     def crawl_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
-        with told_as_failures():
+        with raise_as_failures():
             patients = _patients(site)
             for left in left_crawls(runtime, site, patients):
                 context.log.info("Crawl %d was landed and not loaded: it is loaded now.", left.export_id)
@@ -80,7 +80,7 @@ def _log_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSett
         }
     if result.refused:
         rows = [(name, code, count) for (name, code), count in sorted(result.refused.items())]
-        metadata["refused searches"] = table_value(("resource type", "the server said", "patients"), rows)
+        metadata["refused searches"] = table_value(("resource type", "the server answered", "patients"), rows)
     context.log_event(dg.AssetMaterialization(landing_key(site), metadata=metadata, partition=day))
 
 

@@ -12,12 +12,13 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.load.load import LoadOptions, load
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
 from pipeline.orchestration.partitions import FIRST_DAY, is_day_without_exports, landed_jobs_of_day, site_partitions
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
@@ -75,7 +76,7 @@ def _landing(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg
         context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
-        with told_as_failures(), _new_attempt_later(runtime, scope):
+        with raise_as_failures(), _new_attempt_later(runtime, scope):
             with working_as(context.job_name, context.run.run_id):
                 result = land(runtime, site, scope, context.log.info)
             if result.landed or (scope.export_id is None and is_day_without_exports(runtime, site, scope.day)):
@@ -108,7 +109,7 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
         context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
-        with told_as_failures(), _new_attempt_later(runtime, scope):
+        with raise_as_failures(), _new_attempt_later(runtime, scope):
             jobs = landed_jobs(runtime, site, scope)
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
@@ -156,7 +157,7 @@ def _load_export(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
 ) -> list[PublicationReport]:
     """What the ingest of this export published: itself, and replays that follow from it."""
-    again = job.state == "published"
+    again = job.state == ExportState.PUBLISHED
     if again and scope.export_id is not None:
         context.log.info("Export %d is published already.", job.export_id)
         return []
@@ -188,11 +189,11 @@ def _summarize_day(
 
 
 def _log_cool_downs(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
-    for rest in result.resting:
-        context.log.info(rest.message)
-    if result.resting:
-        times = [rest.next_try for rest in result.resting if rest.next_try]
-        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.resting))}
+    for cool_down in result.cool_downs:
+        context.log.info(cool_down.message)
+    if result.cool_downs:
+        times = [cool_down.next_try for cool_down in result.cool_downs if cool_down.next_try]
+        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.cool_downs))}
         if times:
             metadata["next try"] = dg.MetadataValue.timestamp(min(times))
         context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))
