@@ -172,11 +172,11 @@ def forget(
 
 
 def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool) -> None:
-    from pipeline.commands.ingest import ingest_landed
+    from pipeline.commands.ingest import load_and_report
 
     console = Terminal()
     if load and numbers:
-        ingest_landed(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
+        load_and_report(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
     elif numbers:
         listed = ", ".join(map(str, numbers))
         console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")

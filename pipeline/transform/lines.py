@@ -1,6 +1,7 @@
-"""The transform stage: lines that are not unchanged (`pipeline.transform.chunks`) → staging parts, in worker processes.
+"""The transform stage: lines that are not unchanged → rows of staging (`pipeline.staging.schemas`).
 
-They are parsed and run through the compiled views. After the views everything is set-based: rules, concepts, routing.
+Whoever calls it has read and compared the lines (`pipeline.load.worker`). They are parsed and run through the compiled
+views. After the views everything is set-based: rules, concepts, routing.
 Every line gets exactly one outcome here (`loaded`, `excluded`, `rejected`); publication may still turn `loaded` into
 `superseded` or `rejected`.
 """
@@ -8,8 +9,7 @@ Every line gets exactly one outcome here (`loaded`, `excluded`, `rejected`); pub
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -34,45 +34,34 @@ from pipeline.transform.references import is_reference, without_problems
 from pipeline.transform.routing import to_staged
 from pipeline.transform.unmapped import unmapped_of_fact
 
-__all__ = ["LinesTransform", "Origin"]
+__all__ = ["LineBatch", "LinesTransform"]
 
 
-class Origin(Protocol):
-    """Where lines come from: what `LinesTransform` asks of the task that brings them."""
+@dataclass(frozen=True)
+class LineBatch:
+    """Lines of one resource type that are transformed together, with their positions in landing."""
 
-    @property
-    def part(self) -> str:
-        """Name of the parts that are written."""
-
-    @property
-    def resource_type(self) -> str: ...
-
-    @property
-    def files(self) -> Mapping[int, Path]:
-        """By file number."""
+    resource_type: str
+    #: name of the parts that are written
+    part: str
+    #: the lines, by their index; what need not be transformed may be empty
+    raws: list[bytes]
+    #: columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low
+    positions: pl.DataFrame
+    #: indexes of the lines that are transformed
+    selected: list[int]
+    #: file number → what the file is called below the site's landing folder
+    file_names: Mapping[int, str]
 
 
 class LinesTransform:
-    """Lines that are not unchanged, on their way into staging parts.
+    """A batch of lines on its way into staging. `contents`: what the comparison has read of them already."""
 
-    `lines`: columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low. `raws`: the lines by
-    their index; `wanted`: indexes of those that are transformed.
-    """
-
-    def __init__(
-        self,
-        worker: Worker,
-        task: Origin,
-        lines: pl.DataFrame,
-        raws: list[bytes],
-        wanted: list[int],
-        contents: Contents,
-    ) -> None:
+    def __init__(self, worker: Worker, batch: LineBatch, contents: Contents) -> None:
         self.worker = worker
-        self.task = task
-        self.lines = lines
+        self.batch = batch
         self.contents = contents
-        self.read = ChunkReader(worker, task.resource_type, raws, wanted, contents)
+        self.read = ChunkReader(worker, batch.resource_type, batch.raws, batch.selected, contents)
 
     def run(self) -> None:
         """Write the parts."""
@@ -88,7 +77,7 @@ class LinesTransform:
         ]
 
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
-        self.worker.plan.staged.write(kind, self.task.part, frame)
+        self.worker.ports.parts.write(kind, self.batch.part, frame)
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -107,7 +96,7 @@ class LinesTransform:
             [
                 (
                     item.index,
-                    item.resource_type or self.task.resource_type,
+                    item.resource_type or self.batch.resource_type,
                     item.resource_id,
                     key_of(item.resource_type, item.resource_id) if item.resource_type and item.resource_id else None,
                     "rejected",
@@ -133,8 +122,8 @@ class LinesTransform:
             rejected,
             *(frame.filter(pl.col("outcome") == "rejected").select(rejected.columns) for frame in mapped),
         ]
-        rejections = self.lines.join(pl.concat(refused), on="index", maintain_order="left")
-        outcomes = self.lines.join(
+        rejections = self.batch.positions.join(pl.concat(refused), on="index", maintain_order="left")
+        outcomes = self.batch.positions.join(
             pl.concat([excluded, *decided, *(frame.select(*_DECISION_SCHEMA) for frame in refused)]),
             on="index",
             maintain_order="left",
@@ -201,7 +190,7 @@ class _TypeTransform:
         alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
-        self.worker.plan.staged.write(schemas.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
+        self.worker.ports.parts.write(schemas.IDENTIFIER_KEY, f"{self.chunk.batch.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
         self._write_references(event_results, waiting)
         return decisions
@@ -211,7 +200,7 @@ class _TypeTransform:
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
-        ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
+        ).with_columns(self.chunk.batch.positions.select("file_number", "line")[frame["index"]].get_columns())
 
     def _followed(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
         """Rows of a view with NULL for references that cannot be followed; notes these as issues."""
@@ -234,10 +223,9 @@ class _TypeTransform:
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
-        root = self.worker.plan.landing
-        paths = {number: file.relative_to(root).as_posix() for number, file in self.chunk.task.files.items()}
-        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
-        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
+        names = self.chunk.batch.file_names
+        path = pl.col("file_number").replace_strict(names, return_dtype=pl.String)
+        lines = self.chunk.batch.positions.select("index", "byte_offset", "byte_length")
         return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
             pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
         )
@@ -373,14 +361,14 @@ class _TypeTransform:
     ) -> None:
         """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
         leaves nothing behind."""
-        part = f"{self.chunk.task.part}-{self.resource_type}"
-        staged = self.worker.plan.staged
+        part = f"{self.chunk.batch.part}-{self.resource_type}"
+        parts = self.worker.ports.parts
 
         def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
                 kept = whole[key].is_in(of["surrogate_id"].implode())
-                staged.write(kind, part, whole if kept.all() else whole.filter(kept))
+                parts.write(kind, part, whole if kept.all() else whole.filter(kept))
 
         tables: dict[str, list[pl.DataFrame]] = {}
         for result in results:
@@ -399,15 +387,15 @@ class _TypeTransform:
         write(schemas.EVENT_LINK, self._event_links)
         write(schemas.UNMAPPED, [*(result.unmapped for result in results), *self._unmapped_of_facts])
         if results:
-            staged.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
+            parts.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
 
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""
         if results:
             found = pl.concat([result.references for result in results])
             found = found.join(waiting, left_on="from_surrogate_id", right_on="surrogate_id", how="semi")
-            part = f"{self.chunk.task.part}-{self.resource_type}"
-            self.worker.plan.staged.write(schemas.REFERENCE, part, found)
+            part = f"{self.chunk.batch.part}-{self.resource_type}"
+            self.worker.ports.parts.write(schemas.REFERENCE, part, found)
 
     def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
         """Location rows by content: the row's id stands for its content, so many resources share one."""

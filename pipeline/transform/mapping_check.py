@@ -26,7 +26,6 @@ from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.sql_on_fhir.fhirpath import FhirPathError, parse
 from pipeline.sql_on_fhir.r4 import Types, element_problems, elements_of
 from pipeline.sql_on_fhir.view_definition import compile_columns
-from pipeline.staging.parts import StagedExport
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.events import derived, event_rows, refuse_incomplete
@@ -42,6 +41,7 @@ from pipeline.transform.mapping.overlays import entries
 from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.mapping.sources import MappingProblem, Row, column_nodes, line_of, node_at, plain
 from pipeline.transform.plan import JSON_TYPES, PlannedView, SiteMapping, TransformPlan, Worker
+from pipeline.transform.ports import NO_PORTS
 from pipeline.transform.routing import EVENT_COLUMNS, to_staged
 from pipeline.transform.rules import DERIVATIONS
 
@@ -395,11 +395,8 @@ def _rehearsal(reading: MappingReading, folder: Path) -> Iterator[Worker]:
                 mappings=reading.mappings or empty,
                 index=ConceptIndex(place, "check", ""),
                 fixed={},
-                known=place / "known",
-                facts=place / "facts",
-                staged=StagedExport(place),
-                landing=place,
-            )
+            ),
+            NO_PORTS,
         )
 
 

@@ -1,7 +1,8 @@
 """What a transform worker is given, and what it makes of it once: compiled views, converters, resolver.
 
-A `TransformPlan` is small and picklable (paths and settings); a `Worker` is built from it in each process and lives
-as long as the process, so that views are compiled and concepts resolved once.
+A `TransformPlan` is small and picklable (settings and mappings); a `Worker` is built from it in each process and lives
+as long as the process, so that views are compiled and concepts resolved once. What it reads and writes apart from the
+lines are its ports (`pipeline.transform.ports`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 import polars as pl
 
-from pipeline.core.errors import LandingError
 from pipeline.fhir.identity import SurrogateKeys, parse_reference
-from pipeline.landing.reading import read_line
 from pipeline.sql_on_fhir.view_definition import (
     EVALUATION_ERRORS,
     Append,
@@ -31,9 +29,6 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
-from pipeline.staging.facts import Facts
-from pipeline.staging.known_lines import KnownLines
-from pipeline.staging.parts import StagedExport
 from pipeline.transform import converters, note_texts, udi
 from pipeline.transform.addresses import Addresses
 from pipeline.transform.concepts.code_sets import CodeSets
@@ -42,6 +37,7 @@ from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.ports import Ports
 from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader, is_reference
 from pipeline.transform.rules import Derivation
 
@@ -104,7 +100,7 @@ class SiteMapping:
 
 @dataclass(frozen=True)
 class TransformPlan:
-    """Everything a worker process needs, by path and value."""
+    """Everything that decides rows apart from lines and facts."""
 
     site: SiteMapping
     instance_zone: str
@@ -116,13 +112,6 @@ class TransformPlan:
     index: ConceptIndex
     #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
     fixed: Mapping[int, int]
-    #: folder that `pipeline.staging.known_lines` wrote: what counts as unchanged; None: nothing does
-    known: Path | None
-    #: folder of `pipeline.staging.facts`, written after the first stage
-    facts: Path
-    staged: StagedExport
-    #: the site's folder in the landing store
-    landing: Path
 
 
 @dataclass(frozen=True)
@@ -147,8 +136,9 @@ class ResourcePlan:
 class Worker:
     """One process's compiled mappings and caches. Not thread-safe."""
 
-    def __init__(self, plan: TransformPlan) -> None:
+    def __init__(self, plan: TransformPlan, ports: Ports) -> None:
         self.plan = plan
+        self.ports = ports
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
@@ -173,7 +163,7 @@ class Worker:
             fixed=self.fixed,
             constants=self.plan.mappings.constants,
             look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
-            facts=self.facts,
+            facts=self.ports.facts.of,
             strengths=self.plan.index.strengths,
             binary_texts=self.binary_texts,
         )
@@ -225,34 +215,13 @@ class Worker:
         rows = self.plan.index.concepts(sorted(named))
         return dict(rows.select("concept_id", "domain_id").iter_rows())
 
-    @cached_property
-    def known(self) -> KnownLines:
-        return KnownLines(self.plan.known)
-
-    def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
-        """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""
-        return self._facts.of(name, keys)
-
-    @cached_property
-    def _facts(self) -> Facts:
-        return Facts(self.plan.facts)
-
-    def binary_texts(self, lines: pl.Series) -> dict[str, str]:
-        """Texts of Binaries, read where their lines landed ('path|offset|length').
-
-        A line that is not there any more gives none: it was looked for before, and is an issue
-        (`pipeline.load.landed_lines`).
-        """
+    def binary_texts(self, places: pl.Series) -> dict[str, str]:
+        """Texts of Binaries by the places of their lines; a Binary that is missing, or has none, is left out."""
         found: dict[str, str] = {}
-        for line in lines:
-            path, offset, length = line.rsplit("|", 2)
-            try:
-                raw = read_line(self.plan.landing / path, int(offset), int(length))
-            except LandingError:
-                continue
+        for place, raw in self.ports.binaries.read(places):
             with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
                 if text := note_texts.binary_text(orjson.loads(raw)):
-                    found[line] = text
+                    found[place] = text
         return found
 
     def resource_plan(self, resource_type: str) -> ResourcePlan | None:
