@@ -153,7 +153,7 @@ _CALLS = {
     "pipeline.warehouse.export_jobs:save_landed": 1,
     "pipeline.load.ingest:transform_chunk": 4,
     "pipeline.load.ingest:publish_export": 3,
-    "pipeline.publication.publish:write_seen": 1,
+    "pipeline.publication.publish:write_members": 1,
     "pipeline.publication.publish:_record": 2,
     "pipeline.load.replay:_dependents": 1,
     "pipeline.load.replay:_unblocked": 1,

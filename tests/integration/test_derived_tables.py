@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from omop_schema.cdm import fields, primary_key
 from omop_schema.etl import lineage_table_name
 from pipeline.core.errors import WarehouseError
-from pipeline.publication.derived import DerivedOptions, DerivedReport, note_affected_persons, refresh_derived
+from pipeline.publication.derived import DerivedOptions, DerivedReport, refresh_derived
+from pipeline.publication.sql import Database
+from pipeline.publication.steps.derived_rows import make_affected_person, note_persons
 from pipeline.transform.rules import INPATIENT_VISITS
 from tests.integration.support import Warehouse, encounter, observation, patient
 
@@ -973,8 +975,10 @@ def test_affected_persons_are_found_by_lineage(cdm: Cdm) -> None:
     cdm.source("visit_occurrence", cdm.visit(three, day(0)), "one", "Encounter")
     cdm.connection.execute("CREATE TEMP TABLE changed (surrogate_id bigint) ON COMMIT DROP")
     cdm.connection.execute("INSERT INTO changed SELECT unnest(%s::bigint[])", (changed,))
+    db = Database(cdm.connection, "cdm", "etl", "vocab")
+    make_affected_person(db)
     for _ in range(2):
-        note_affected_persons(cdm.connection, cdm="cdm", etl="etl")
+        note_persons(db)
     found = cdm.connection.execute("SELECT person_id FROM affected_person ORDER BY 1").fetchall()
     assert found == [(one,), (two,)]
 

@@ -2,13 +2,13 @@
 
 Each `.sql` file beside this module is one statement with its rule. Here is only their order, their parameters, and how
 a result becomes rows: what stays the same keeps its id, what differs is updated, the rest is deleted or inserted, so
-that a second run changes nothing. The rules are told in docs/derived-tables.md. Nothing here knows FHIR or files.
+that a second run changes nothing. The rules are in docs/derived-tables.md. Nothing here knows FHIR or files.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache
@@ -19,8 +19,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import sql
 
-from omop_schema.cdm import polars_schema, primary_key, sequence_name
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.cdm import primary_key, sequence_name
 from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.server_failures import server_failure
 
@@ -30,15 +29,11 @@ __all__ = [
     "DerivedReport",
     "Fact",
     "TableChange",
-    "note_affected_persons",
     "refresh_derived",
     "rules_are_old",
 ]
 
 _FOLDER = Path(__file__).resolve().parent
-
-#: Raised by one whenever a statement gives other rows for the same input, so that every person is computed again.
-_RULES_VERSION = 2
 
 #: Type concept of derived rows: Standard algorithm from EHR.
 _TYPE_CONCEPT = 32882
@@ -64,17 +59,19 @@ class DerivedOptions:
     go_live: date | None = None
     #: Further facts of the site for `metadata`: name → value (text of at most 250 characters, number, date, instant).
     facts: Mapping[str, Fact] = field(default_factory=dict)
+    #: The version of the code (`pipeline.publication.version`): another one than that of the last publication computes all.
+    version: str = ""
     #: IANA zone of every `*_datetime` column.
     instance_zone: str = "UTC"
     #: A gap of this many days or more between events starts a new observation period.
     period_gap_days: int = 548
-    #: A period goes on for this many days after the last event, and after death.
+    #: A period lasts for this many days after the last event, and after death.
     period_tail_days: int = 60
-    #: Problem list: its onsets tell of times outside the record.
+    #: Problem list: its onsets are at times outside the record.
     period_excluded_condition_types: tuple[int, ...] = (32840,)
     #: History of event, family history, race and ethnicity of persons with several.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
-    #: Eras go on over gaps of at most this many days.
+    #: Eras continue over gaps of at most this many days.
     persistence_days: int = 30
     #: gap_days of drug_era as if patients kept what was left over when they were given more.
     stockpiling: bool = False
@@ -116,32 +113,6 @@ class DerivedReport:
     @property
     def changed_rows(self) -> int:
         return sum(change.rows for change in self.changes.values())
-
-
-def note_affected_persons(
-    connection: psycopg.Connection,
-    *,
-    cdm: str,
-    etl: str,
-    resources: str = "changed",
-    persons: str = "affected_person",
-    tables: Collection[str] = LINEAGE_TABLES,
-) -> None:
-    """Add the persons whose rows come from the given resources to the temporary table `persons` (made when missing).
-
-    `resources` is a temporary table with surrogate_id. To be called before their former rows are removed and again
-    after the new ones are there: a row may have gone, come, or changed its person.
-    """
-    connection.execute(f"CREATE TEMP TABLE IF NOT EXISTS {persons} (person_id bigint PRIMARY KEY) ON COMMIT DROP")
-    for table in tables:
-        if "person_id" in polars_schema(table):
-            connection.execute(
-                f"INSERT INTO pg_temp.{persons} SELECT DISTINCT row.person_id"
-                f" FROM pg_temp.{resources} AS resource JOIN {etl}.{lineage_table_name(table)} AS lineage"
-                " USING (surrogate_id)"
-                f" JOIN {cdm}.{table} AS row ON row.{primary_key(table) or 'person_id'} = lineage.row_id"
-                " ON CONFLICT DO NOTHING"
-            )
 
 
 def refresh_derived(
@@ -281,23 +252,23 @@ class _Refresh:
         self._changed(table, TableChange(updated=self.cursor.execute(self._sql(statement), self.parameters).rowcount))
 
     def _discharge_deaths(self) -> None:
-        """Deaths that only a discharge tells of. Their lineage is the Encounter's, so that they go when it changes."""
+        """Deaths that only a discharge reports. Their lineage is the Encounter's, so that they go when it changes."""
         self._temporary("fresh_death", self._sql("discharge_death"))
         former = (
             f" USING {self.etl}.reference_value AS fact, pg_temp.derived_affected AS affected"
-            " WHERE fact.name = 'discharge_death' AND fact.owner_surrogate_id = told.surrogate_id"
-            " AND affected.person_id = told.row_id AND NOT EXISTS (SELECT FROM pg_temp.fresh_death AS fresh"
-            " WHERE fresh.person_id = told.row_id AND fresh.owner_surrogate_id = told.surrogate_id)"
+            " WHERE fact.name = 'discharge_death' AND fact.owner_surrogate_id = own.surrogate_id"
+            " AND affected.person_id = own.row_id AND NOT EXISTS (SELECT FROM pg_temp.fresh_death AS fresh"
+            " WHERE fresh.person_id = own.row_id AND fresh.owner_surrogate_id = own.surrogate_id)"
         )
         deleted = self.connection.execute(
-            f"WITH gone AS (DELETE FROM {self.etl}.lineage_death AS told{former}"
-            " RETURNING told.row_id, split_part(fact.value, '|', 3)::integer AS type_concept_id)"
+            f"WITH gone AS (DELETE FROM {self.etl}.lineage_death AS own{former}"
+            " RETURNING own.row_id, split_part(fact.value, '|', 3)::integer AS type_concept_id)"
             f" DELETE FROM {self.cdm}.death AS row USING gone"
             " WHERE row.person_id = gone.row_id AND row.death_type_concept_id = gone.type_concept_id"
         ).rowcount
         missing = (
-            f"FROM pg_temp.fresh_death AS fresh WHERE NOT EXISTS (SELECT FROM {self.etl}.lineage_death AS told"
-            " WHERE told.row_id = fresh.person_id AND told.surrogate_id = fresh.owner_surrogate_id)"
+            f"FROM pg_temp.fresh_death AS fresh WHERE NOT EXISTS (SELECT FROM {self.etl}.lineage_death AS own"
+            " WHERE own.row_id = fresh.person_id AND own.surrogate_id = fresh.owner_surrogate_id)"
         )
         columns = "person_id, death_date, death_datetime, death_type_concept_id"
         inserted = self.connection.execute(
@@ -398,7 +369,7 @@ class _Refresh:
         found = 0 if row is None else _TYPE_CONCEPT if row[0] else row[1] or 0
         if found != _TYPE_CONCEPT:
             self.report.warnings.append(
-                f"period_type_concept_id: concept {_TYPE_CONCEPT} is no valid Standard concept of the loaded"
+                f"period_type_concept_id: concept {_TYPE_CONCEPT} is not a valid Standard concept of the loaded"
                 f" vocabulary; {found} is used instead."
             )
         return found
@@ -433,7 +404,7 @@ class _Refresh:
 def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
     """What every person's derived rows depend on besides their own events."""
     return (
-        f"version {_RULES_VERSION}; vocabulary {vocabulary_release}; go-live {options.go_live};"
+        f"version {options.version}; vocabulary {vocabulary_release}; go-live {options.go_live};"
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
         f" without {_listed(options.period_excluded_condition_types)}"
         f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
