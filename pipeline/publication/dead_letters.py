@@ -208,8 +208,8 @@ def _letter_rows(export: LandedExport, letters: pl.DataFrame, now: datetime) -> 
 def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime) -> None:
     """Close open letters of earlier exports whose resource or line was accepted in this one.
 
-    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did. A letter
-    of a newer export stays: what came before it says nothing about it.
+    That is: the resource is loaded or excluded now, or has come in its loaded form again, or the very line has. A letter
+    of a newer export stays: an earlier export says nothing about it.
     """
     schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
     own = {"site": export.site, "export_id": export.export_id, "transaction_time": export.transaction_time}

@@ -19,7 +19,7 @@ __all__ = ["ENTITY_TABLES", "LINKS", "EntityIds", "NewIds", "reserve"]
 #: Tables whose rows other rows refer to, in the order in which they can be filled.
 ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
 
-#: Columns that hold a surrogate id in staging, and the table that they refer to.
+#: Columns that are a surrogate id in staging, and the table that they refer to.
 LINKS = {
     "person_id": "person",
     "visit_occurrence_id": "visit_occurrence",

@@ -1,4 +1,4 @@
-"""Which resources an export has, its members: a small Parquet file an export, kept beside landing under `seen`.
+"""Which resources an export has, its members: a small Parquet file an export, kept next to landing under `seen`.
 
 An unchanged line leaves the state of its resource as it is, so that nothing is written for it. When exports are loaded
 out of their order it must be known all the same that a newer one had confirmed the resource; and when a resource is
@@ -61,7 +61,7 @@ def write_members(
         (~pl.col("file_number").is_in(list(deletions))).alias("held"),
     ).drop_nulls("surrogate_id")
     # Sorted, equal ids stand side by side: a fraction of what grouping millions costs. A resource with an unchanged
-    # line is both, whatever is said of its other lines.
+    # line is both, whatever its other lines are.
     unchanged = staged.scan(UNCHANGED).select(_ID).sort("surrogate_id").filter(_is_first()).collect()
     others = lines.join(unchanged.lazy(), on="surrogate_id", how="anti").group_by("surrogate_id").agg(pl.all().any())
     both = unchanged.with_columns(pl.lit(True).alias("accepted"), pl.lit(True).alias("held"))
@@ -76,7 +76,7 @@ def _is_first() -> pl.Expr:
 def forget_members(connection: psycopg.Connection, home: Path, site: str, surrogate_ids: Iterable[int]) -> None:
     """Take resources out of the members of a site's exports: their person is erased. Each file is whole at any moment.
 
-    `connection` has the etl schema on its search_path. The count of members that tells a file from another one follows
+    `connection` has the etl schema on its search_path. The count of members by which a file is recognized follows
     it, and is committed before the file is replaced: between the two the file counts as lost, and after a crash the
     erasure that is resumed comes to the same count again. Raises LandingError.
     """
@@ -113,7 +113,7 @@ def read_accepted(home: Path, site: str, export_ids: Iterable[int]) -> pl.LazyFr
     files = [file for number in export_ids if (file := _file(home, site, number)).exists()]
     frames = [pl.scan_parquet(file) for file in files]
     accepted = [
-        # Files of the first form hold accepted lines alone.
+        # Files of the first form have accepted lines only.
         (frame.filter("accepted") if "accepted" in frame.collect_schema() else frame).select(_ID)
         for frame in frames
     ]

@@ -38,7 +38,7 @@ DERIVED_OF_PERSONS = [
     table for table in CDM_TABLES if table not in LINEAGE_TABLES and "person_id" in polars_schema(table)
 ]
 
-#: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
+#: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field with that id.
 EVENT_COLUMNS = {
     "observation": ("observation_event_id", "obs_event_field_concept_id"),
     "measurement": ("measurement_event_id", "meas_event_field_concept_id"),
@@ -123,7 +123,7 @@ def place_names(place: Place, target: str = "") -> dict[str, str]:
         "place_column": place.column,
         "column": "visit_detail_id" if target == "visit_detail" else place.column,
         "of_rows": of_rows,
-        "of_other_rows": of_rows.replace("lineage.", "beside."),
+        "of_other_rows": of_rows.replace("lineage.", "sibling."),
         "set_detail": ", visit_detail_id = target.detail_id" if on_detail else "",
         "unset_detail": ", visit_detail_id = NULL" if on_detail else "",
         "without_detail": " AND row.visit_detail_id IS NULL" if on_detail and target != "visit_detail" else "",

@@ -1,6 +1,6 @@
-"""Derived tables: what follows from published rows and the as-of date alone, recomputed by set-based SQL.
+"""Derived tables: what follows from published rows and the as-of date, recomputed by set-based SQL.
 
-Each `.sql` file beside this module is one statement with its rule. Here is only their order, their parameters, and how
+Each `.sql` file next to this module is one statement with its rule. Here is only their order, their parameters, and how
 a result becomes rows: what stays the same keeps its id, what differs is updated, the rest is deleted or inserted, so
 that a second run changes nothing. The rules are in docs/derived-tables.md. Nothing here knows FHIR or files.
 """
@@ -38,7 +38,7 @@ _FOLDER = Path(__file__).resolve().parent
 #: Type concept of derived rows: Standard algorithm from EHR.
 _TYPE_CONCEPT = 32882
 
-#: Table → the columns that tell its rows apart. The others are updated in place, under the same id.
+#: Table → the key of its rows. The others are updated in place, under the same id.
 KEYS = {
     "observation_period": ("person_id", "observation_period_start_date"),
     "condition_era": ("person_id", "condition_concept_id", "condition_era_start_date"),

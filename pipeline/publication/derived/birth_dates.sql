@@ -33,7 +33,7 @@ WITH born AS (
     UNION ALL SELECT person_id, observation_date
     FROM {cdm}.observation AS observation JOIN born USING (person_id)
     WHERE observation_date BETWEEN first_day AND last_day
-      -- Rows that the Patient made tell nothing of when: their own date is derived.
+      -- Rows that the Patient made do not say when: their own date is derived.
       AND NOT EXISTS (
           SELECT FROM {etl}.lineage_observation AS own
           WHERE own.surrogate_id = born.owner_surrogate_id AND own.row_id = observation.observation_id

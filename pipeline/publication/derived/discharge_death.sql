@@ -1,4 +1,4 @@
--- Deaths that only a discharge tells of (fact `discharge_death` about the Patient, by option): the earliest of a person.
+-- Deaths that only a discharge reports (fact `discharge_death` about the Patient, by option): the earliest of a person.
 -- A person with a death of the Patient's own has none of these.
 SELECT DISTINCT ON (affected.person_id)
        affected.person_id,
@@ -13,12 +13,12 @@ JOIN {etl}.lineage_visit_occurrence AS lineage ON lineage.surrogate_id = fact.ow
 JOIN {cdm}.visit_occurrence AS visit ON visit.visit_occurrence_id = lineage.row_id
 JOIN pg_temp.derived_affected AS affected ON affected.person_id = visit.person_id
 WHERE fact.name = 'discharge_death'
-  AND split_part(fact.value, '|', 3) <> '0'  -- a type that the vocabulary lacks could not be told from the Patient's
+  AND split_part(fact.value, '|', 3) <> '0'  -- a type that the vocabulary lacks could not be distinguished from the Patient's
   AND NOT EXISTS (
-      SELECT FROM {cdm}.death AS own JOIN {etl}.lineage_death AS told ON told.row_id = own.person_id
+      SELECT FROM {cdm}.death AS own JOIN {etl}.lineage_death AS lineage ON lineage.row_id = own.person_id
       WHERE own.person_id = affected.person_id AND NOT EXISTS (
           SELECT FROM {etl}.reference_value AS other
-          WHERE other.name = 'discharge_death' AND other.owner_surrogate_id = told.surrogate_id
+          WHERE other.name = 'discharge_death' AND other.owner_surrogate_id = lineage.surrogate_id
       )
   )
 ORDER BY affected.person_id, death_date, death_datetime, fact.owner_surrogate_id

@@ -1,5 +1,5 @@
 -- Visits count from start to end, other events on the day on which they begin: the end of a prescription or of an
--- illness is no contact. Left out: what tells of a time outside the record (problem-list onsets, history and family
+-- illness is no contact. Left out: what is of a time outside the record (problem-list onsets, history and family
 -- rows), and whatever lies after the as-of date. Death is no event; it only ends a period.
 WITH event AS (
     SELECT person_id, visit_start_date AS first_day, visit_end_date AS last_day

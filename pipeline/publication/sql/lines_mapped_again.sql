@@ -1,5 +1,5 @@
--- Where the last lines of resources lie whose rows were taken away by what holds no more: late exports of a group have
--- them; their removed person is there again, or follows another one; whom their patient followed is gone.
+-- Where the last lines of resources lie whose rows were removed for a reason that is over: late exports of a group
+-- have them; their removed person is there again, or follows another one; whom their patient followed is gone.
 -- reads: followed changed
 SELECT {landed_line}
 FROM (SELECT surrogate_id FROM resource_state WHERE reason = 'returned') AS back

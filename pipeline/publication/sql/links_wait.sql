@@ -2,8 +2,8 @@
 -- reads: {removed}
 INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)
 SELECT DISTINCT lineage.surrogate_id, CASE WHEN EXISTS (
-           SELECT FROM {lineage} AS beside JOIN {cdm}.{table} AS other ON other.{own} = beside.row_id
-           WHERE beside.surrogate_id = lineage.surrogate_id
+           SELECT FROM {lineage} AS sibling JOIN {cdm}.{table} AS other ON other.{own} = sibling.row_id
+           WHERE sibling.surrogate_id = lineage.surrogate_id
              AND other.{column} IS DISTINCT FROM row.{column}{of_other_rows})
        THEN %(by_row)s ELSE %(role)s END, removed.surrogate_id, 'pending'
 FROM {cdm}.{table} AS row JOIN pg_temp.{removed} AS removed ON row.{column} = removed.row_id

@@ -1,4 +1,4 @@
--- Stand-ins of whom something else is said than before.
+-- Stand-ins with other facts than before.
 -- reads: former_fact changed moved_stand_in
 INSERT INTO pg_temp.moved_stand_in
 SELECT DISTINCT surrogate_id

@@ -1,5 +1,5 @@
 -- Resources that did not come, whose references are stale, or wait for a fact that is there. That they are not resolved
--- is said of all, so that the index of such references is used: most are resolved.
+-- is asked of all, so that the index of such references is used: most are resolved.
 -- reads: waiting changed
 INSERT INTO pg_temp.waiting
 SELECT DISTINCT from_surrogate_id FROM reference

@@ -6,7 +6,7 @@ Complete is a type of which the export
 - was asked for the type, and brought a file of it (or the site says that no file means none: `empty_when_missing`);
 - has as many lines in every file of the type as the manifest announced, and lacks none of them (`etl.export_gap`);
 - has no line in a file of the type that names no resource: it may be any one of them (but for lines of erased persons,
-  of whom the warehouse holds nothing);
+  of whom the warehouse has nothing);
 
 and of which no type is complete when a file of the site's messages is lacking, or when the site reports an error of any
 weight but an informational one: its messages name no types, and the resource that it could not give is not there.
@@ -45,8 +45,8 @@ def complete_types(db: Database, incoming: Incoming) -> frozenset[str]:
     lacking = {resource_type for _, resource_type in gaps}
     asked = frozenset(rows[0][0])
     cut = {file.resource_type for file in export.files if file.expected_count not in (None, file.lines)}
-    came = {file.resource_type for file in export.files} | set(site.empty_when_missing)
-    return (asked & came) - cut - lacking - _with_nameless_lines(incoming)
+    brought = {file.resource_type for file in export.files} | set(site.empty_when_missing)
+    return (asked & brought) - cut - lacking - _with_nameless_lines(incoming)
 
 
 def _with_nameless_lines(incoming: Incoming) -> set[str]:

@@ -94,7 +94,7 @@ def _merged(db: Database, incoming: Incoming, lines: _Lines) -> pl.DataFrame:
 def _links(db: Database, incoming: Incoming, fact: str, cycle_code: str, lines: _Lines) -> pl.DataFrame:
     """Links from resource to resource that facts of one name say, free of cycles. Columns: from, next.
 
-    A line that would close a cycle is rejected; what its resource said before stays.
+    A line that would close a cycle is rejected; what its resource has now stays.
     """
     stored = db.frame("resource_links", {"from": pl.Int64, "next": pl.Int64}, {"fact": fact})
     staged = incoming.staged.scan(schemas.REFERENCE_VALUE).filter(pl.col("name") == fact)

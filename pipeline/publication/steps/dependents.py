@@ -1,4 +1,4 @@
-"""Who is to be mapped again: users of facts that changed, and resources whose rows were taken away by what holds no more."""
+"""Who is to be mapped again: users of facts that changed, and resources whose rows were removed for a reason that is over."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _waiting_lines(db: Database, site: str) -> list[LandedLine]:
 
 
 def _mapped_again(db: Database, site: str, decisions: Decisions) -> list[LandedLine]:
-    """Lines whose rows were taken away by what holds no more. All of it follows from what the database has, so that a
+    """Lines whose rows were removed for a reason that is over. All of it follows from what the database has, so that a
     process that ends before leaves it to the next run.
 
     - What had vanished, and a late export of a group has it after all.

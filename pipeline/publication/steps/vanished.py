@@ -1,7 +1,7 @@
 """Resources that their groups' complete exports have no longer: which they are, and what is done about it.
 
 A resource has vanished when every group that ever had it has exported all of its type since, without it, and nothing
-else (a crawl, a folder) has brought it since. The judgement follows from the exports alone, whatever the order in which
+else (a crawl, a folder) has brought it since. The judgement follows from the exports, whatever the order in which
 they are loaded. docs/vanished.md says the rules, docs/decisions/0011-vanished-resources.md how they are kept.
 """
 
@@ -135,7 +135,7 @@ def _present(incoming: Incoming, exports: list[GroupExport], resources: pl.DataF
         members = current_members(incoming, export)
         if members is None:
             return (
-                f"What export {export.export_id} of group {export.group} held is not known any more:"
+                f"The members of export {export.export_id} of group {export.group} are not known any more:"
                 " nothing vanishes until that group is exported again."
             )
         found.append(resources.lazy().join(members, on="surrogate_id", how="semi").collect(engine="streaming"))
@@ -319,7 +319,7 @@ def _ask(db: Database, incoming: Incoming, counts: dict[str, dict[str, int]]) ->
 def forget(db: Database, incoming: Incoming, absences: Absences, known: KnownCache) -> None:
     """In `resource_state`: what vanished is excluded, and its line does not count as unchanged when it comes again.
 
-    A late export may have what had vanished before it came, and be older than the last line: that one counts again.
+    A late export may have what had vanished before, and be older than the last line: that one counts again.
     """
     if not absences.vanished.is_empty():
         db.put("vanished_resource", absences.vanished)
