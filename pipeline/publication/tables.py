@@ -5,10 +5,10 @@ The only place that makes SQL of the facts about tables; its texts are in `pipel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
-from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
+from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key, sequence_name
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.publication.link_roles import Place, roles_to
 from pipeline.publication.sql import fragment
@@ -22,6 +22,7 @@ __all__ = [
     "SHARED_BY_DETAILS",
     "columns_set",
     "event_names",
+    "merge_names",
     "own_key",
     "patients_by_rows",
     "place_names",
@@ -138,6 +139,23 @@ def target_rows(target: str, cdm: str) -> str:
     if target == "visit_occurrence":
         rows.append(fragment("detail_targets", cdm=cdm))
     return " UNION ALL ".join(rows)
+
+
+def merge_names(table: str, columns: Sequence[str], key: Sequence[str]) -> dict[str, str]:
+    """Names of a table whose rows are compared with those of the temporary table `fresh_<table>`, which has these columns.
+
+    `key`: the columns that two equal rows have in common; the others are updated."""
+    values = [name for name in columns if name not in key]
+    return {
+        **table_names(table),
+        "sequence": sequence_name(table) or "",
+        "columns": ", ".join(columns),
+        "key": ", ".join(key),
+        "same_key": " AND ".join(f"fresh.{name} = row.{name}" for name in key),
+        "set_values": ", ".join(f"{name} = fresh.{name}" for name in values),
+        "row_values": ", ".join(f"row.{name}" for name in values),
+        "fresh_values": ", ".join(f"fresh.{name}" for name in values),
+    }
 
 
 def patients_by_rows(cdm: str) -> str:

@@ -75,7 +75,8 @@ def fragment(name: str, **names: str) -> str:
 class Database:
     """An open transaction that has the etl schema on its search_path, and the names of the schemas.
 
-    `emptied`: tables, with their schema, that this transaction emptied.
+    `emptied`: tables, with their schema, that this transaction emptied. `client_binding`: values are put into statements
+    here, so that one may stand where the server takes none, or not as this type.
     """
 
     connection: psycopg.Connection
@@ -83,6 +84,7 @@ class Database:
     etl: str
     vocab: str
     emptied: frozenset[str] = frozenset()
+    client_binding: bool = False
     _types: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
     _made: set[str] = field(default_factory=set, repr=False, compare=False)
 
@@ -90,14 +92,17 @@ class Database:
         """Execute a script; the number of rows of its last statement that has one."""
         rows = 0
         for statement in self.statements(name, names):
-            found = self.connection.execute(statement, values if "%(" in statement else None).rowcount
+            found = self._cursor().execute(statement, values if "%(" in statement else None).rowcount
             rows = found if found >= 0 else rows
         return rows
 
     def rows(self, name: str, values: Values | None = None, /, **names: str) -> list[Any]:
         """The rows of a script of one statement, as tuples."""
         (statement,) = self.statements(name, names)
-        return self.connection.execute(statement, values).fetchall()
+        return self._cursor().execute(statement, values if "%(" in statement else None).fetchall()
+
+    def _cursor(self) -> psycopg.Cursor[Any]:
+        return psycopg.ClientCursor(self.connection) if self.client_binding else self.connection.cursor()
 
     def value(self, name: str, values: Values | None = None, /, **names: str) -> Any:
         """The first column of a script's only row."""

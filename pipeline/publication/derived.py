@@ -1,6 +1,6 @@
 """Derived tables: what follows from published rows and the as-of date, recomputed by set-based SQL.
 
-Each `.sql` file next to this module is one statement with its rule. Here is only their order, their parameters, and how
+Each rule is a script in `sql/` (`derived_…`, `fresh_…`). Here is only their order, their parameters, and how
 a result becomes rows: what stays the same keeps its id, what differs is updated, the rest is deleted or inserted, so
 that a second run changes nothing. The rules are in docs/derived-tables.md. Nothing here knows FHIR or files.
 """
@@ -11,16 +11,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg import sql
 
-from omop_schema.cdm import primary_key, sequence_name
 from pipeline.core.errors import WarehouseError
+from pipeline.publication.sql import Database, fragment
+from pipeline.publication.tables import merge_names
 from pipeline.warehouse.server_failures import server_failure
 
 __all__ = [
@@ -32,8 +31,6 @@ __all__ = [
     "refresh_derived",
     "rules_are_old",
 ]
-
-_FOLDER = Path(__file__).resolve().parent
 
 #: Type concept of derived rows: Standard algorithm from EHR.
 _TYPE_CONCEPT = 32882
@@ -134,7 +131,8 @@ def refresh_derived(
     """
     started = time.perf_counter()
     try:
-        refresh = _Refresh(connection, {"cdm": cdm, "vocab": vocab, "etl": etl}, options or DerivedOptions(), as_of)
+        db = Database(connection, cdm, etl, vocab, client_binding=True)
+        refresh = _Refresh(db, options or DerivedOptions(), as_of)
         refresh.run(persons)
     except psycopg.Error as error:
         failure = server_failure(error)
@@ -149,24 +147,13 @@ def refresh_derived(
     return refresh.report
 
 
-@cache
-def _statement(name: str) -> str:
-    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
-
-
 class _Refresh:
-    def __init__(
-        self, connection: psycopg.Connection, schemas: Mapping[str, str], options: DerivedOptions, as_of: date
-    ) -> None:
-        self.connection = connection
-        self.cdm, self.vocab, self.etl = schemas["cdm"], schemas["vocab"], schemas["etl"]
-        self.names = {**schemas, "dose_exposure": _statement("dose_exposure").format(**schemas)}
+    def __init__(self, db: Database, options: DerivedOptions, as_of: date) -> None:
+        self.db = db
         self.options = options
-        # A cursor that binds on the client: CREATE TABLE AS takes no parameters from the server's side.
-        self.cursor = psycopg.ClientCursor(connection)
         self.report = DerivedReport(as_of)
         self.type_concept = self._type_concept()
-        self.parameters: dict[str, Any] = {
+        self.values: dict[str, Any] = {
             **{name: _bindable(getattr(options, name)) for name in DerivedOptions.__dataclass_fields__},
             "as_of": as_of,
             "period_type": self.type_concept,
@@ -180,11 +167,11 @@ class _Refresh:
         self._update("observation", "race_dates")
         self._update("person", "birth_dates")
         self._discharge_deaths()
-        self._period_scope(everyone=everyone)
-        self._derive("observation_period", "derived_period_person")
+        scope = self._period_scope(everyone=everyone)
+        self._derive("observation_period", "derived_period_person", **scope)
         for table in ("condition_era", "drug_era", "dose_era"):
             self._derive(table, "derived_affected")
-        self._count_persons()
+        ((self.report.persons, self.report.persons_without_period),) = self.db.rows("count_derived_persons")
         # Like cdm_source, the facts of a site stand still as long as its rows do: an export without changes changes no
         # table. An as-of date that is remembered too early only computes more periods than need be.
         if self.options.site is not None and (everyone or self.report.affected_persons or self.report.changes):
@@ -194,131 +181,78 @@ class _Refresh:
 
     def _scope(self, persons: str | None) -> bool:
         """Temporary tables derived_site, derived_named, derived_person, derived_affected. True: everybody's rows."""
-        named = sql.SQL("SELECT DISTINCT person_id FROM {}").format(sql.Identifier("pg_temp", persons or ""))
-        self._temporary("derived_named", named if persons else sql.SQL("SELECT NULL::bigint AS person_id WHERE false"))
-        self._temporary("derived_site", self._sql("site"))
-        self._temporary("derived_person", self._sql("person"))
+        if persons:
+            self.db.execute("derived_named", persons=persons)
+        else:
+            self.db.execute("derived_nobody")
+        self.db.execute("derived_site", self.values)
+        self.db.execute("derived_person", self.values)
         if self.options.site is not None:
-            (self.report.as_of,) = self._row("SELECT as_of FROM pg_temp.derived_site WHERE published")
-        everyone = persons is None or self._remembered("derived_rules", "value_as_string") != self._rules()
-        query = "SELECT person_id FROM pg_temp.derived_named"
-        if everyone:
-            query += " UNION SELECT person_id FROM pg_temp.derived_person"
-        self._temporary("derived_affected", sql.SQL(query))
-        (self.report.affected_persons,) = self._row("SELECT count(*) FROM pg_temp.derived_affected")
+            self.report.as_of = self.db.value("derived_as_of_date")
+        rules, _ = self._remembered("derived_rules")
+        everyone = persons is None or rules != self._rules()
+        self.db.execute("derived_affected", {"everyone": everyone})
+        self.report.affected_persons = self.db.value("count_affected", persons="derived_affected")
         return everyone
 
-    def _period_scope(self, *, everyone: bool) -> None:
-        # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
-        self.names["of_period_persons"] = "" if everyone else " JOIN pg_temp.derived_period_person USING (person_id)"
-        previous = self._remembered("as_of_date", "metadata_date")
+    def _period_scope(self, *, everyone: bool) -> dict[str, str]:
+        """Temporary table derived_period_person. Returns how events are limited to these persons."""
+        _, previous = self._remembered("as_of_date")
         if everyone or previous is None or previous >= self.report.as_of:
-            query = sql.SQL(
-                "SELECT person_id FROM pg_temp.derived_affected UNION SELECT person_id FROM pg_temp.derived_as_of_person"
-            )
+            self.db.execute("derived_all_periods")
         else:
-            self.parameters["previous"] = previous
-            query = self._sql("period_person")
-        self._temporary("derived_period_person", query)
-        (self.report.period_persons,) = self._row("SELECT count(*) FROM pg_temp.derived_period_person")
+            self.db.execute("derived_period_person", {"previous": previous})
+        self.report.period_persons = self.db.value("count_affected", persons="derived_period_person")
+        # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
+        if everyone:
+            return {"period_persons": "", "of_period_persons": ""}
+        joined = " JOIN pg_temp.derived_period_person USING (person_id)"
+        return {"period_persons": "derived_period_person", "of_period_persons": joined}
 
     def _rules(self) -> str:
         return _rules_text(self.options, self._vocabulary_release())
 
-    def _remembered(self, name: str, column: str) -> Any:
-        """A fact of the site as the last publication left it; None where there is none."""
+    def _remembered(self, name: str) -> tuple[str | None, date | None]:
+        """A fact of the site as the last publication left it, as text and as date; None where there is none."""
         if self.options.site is None:
-            return None
-        found = self.connection.execute(
-            f"SELECT {column} FROM {self.cdm}.metadata WHERE name = %s", (f"site/{self.options.site}/{name}",)
-        ).fetchone()
-        return found[0] if found else None
+            return None, None
+        found = self.db.rows("derived_fact", {"name": f"site/{self.options.site}/{name}"})
+        return found[0] if found else (None, None)
 
     # --- values of events ---------------------------------------------------------------------------------------------
 
     def _as_of_values(self) -> None:
         """Open stays and coverages: their end moves with the as-of date, whether or not a line changed."""
-        self._temporary("derived_as_of_person", sql.SQL("SELECT NULL::bigint AS person_id WHERE false"))
-        for table, statement in (
-            ("visit_occurrence", "open_stay"),
-            ("visit_detail", "open_stay_detail"),
-            ("payer_plan_period", "open_coverage"),
-        ):
-            updated = sql.SQL("WITH updated AS ({}) INSERT INTO pg_temp.derived_as_of_person SELECT * FROM updated")
-            rows = self.cursor.execute(updated.format(self._sql(statement)), self.parameters).rowcount
-            self._changed(table, TableChange(updated=rows))
+        self.db.execute("derived_as_of_person")
+        self._update("visit_occurrence", "open_stay")
+        self._update("visit_detail", "open_stay_detail")
+        self._update("payer_plan_period", "open_coverage")
 
-    def _update(self, table: str, statement: str) -> None:
-        self._changed(table, TableChange(updated=self.cursor.execute(self._sql(statement), self.parameters).rowcount))
+    def _update(self, table: str, script: str) -> None:
+        self._changed(table, TableChange(updated=self.db.execute(script, self.values)))
 
     def _discharge_deaths(self) -> None:
         """Deaths that only a discharge reports. Their lineage is the Encounter's, so that they go when it changes."""
-        self._temporary("fresh_death", self._sql("discharge_death"))
-        former = (
-            f" USING {self.etl}.reference_value AS fact, pg_temp.derived_affected AS affected"
-            " WHERE fact.name = 'discharge_death' AND fact.owner_surrogate_id = own.surrogate_id"
-            " AND affected.person_id = own.row_id AND NOT EXISTS (SELECT FROM pg_temp.fresh_death AS fresh"
-            " WHERE fresh.person_id = own.row_id AND fresh.owner_surrogate_id = own.surrogate_id)"
-        )
-        deleted = self.connection.execute(
-            f"WITH gone AS (DELETE FROM {self.etl}.lineage_death AS own{former}"
-            " RETURNING own.row_id, split_part(fact.value, '|', 3)::integer AS type_concept_id)"
-            f" DELETE FROM {self.cdm}.death AS row USING gone"
-            " WHERE row.person_id = gone.row_id AND row.death_type_concept_id = gone.type_concept_id"
-        ).rowcount
-        missing = (
-            f"FROM pg_temp.fresh_death AS fresh WHERE NOT EXISTS (SELECT FROM {self.etl}.lineage_death AS own"
-            " WHERE own.row_id = fresh.person_id AND own.surrogate_id = fresh.owner_surrogate_id)"
-        )
-        columns = "person_id, death_date, death_datetime, death_type_concept_id"
-        inserted = self.connection.execute(
-            f"INSERT INTO {self.cdm}.death ({columns}) SELECT {columns} {missing}"
-        ).rowcount
-        self.connection.execute(
-            f"INSERT INTO {self.etl}.lineage_death (row_id, surrogate_id, row_key, export_id)"
-            f" SELECT person_id, owner_surrogate_id, 0, export_id {missing}"
-        )
+        self.db.execute("fresh_death", self.values)
+        deleted = self.db.execute("remove_discharge_deaths")
+        inserted = self.db.execute("insert_discharge_deaths")
+        self.db.execute("insert_discharge_lineage")
         self._changed("death", TableChange(deleted, 0, inserted))
 
     # --- derived rows -------------------------------------------------------------------------------------------------
 
-    def _derive(self, table: str, scope: str) -> None:
-        self._temporary(f"fresh_{table}", self._sql(table))
-        in_scope = f"EXISTS (SELECT FROM pg_temp.{scope} AS scope WHERE scope.person_id = row.person_id)"
-        self._changed(table, self._merge(table, KEYS[table], in_scope))
+    def _derive(self, table: str, scope: str, **names: str) -> None:
+        self.db.execute(f"fresh_{table}", self.values, **names)
+        self._merge(table, KEYS[table], fragment("is_in_scope", scope=scope), scope=scope)
 
-    def _merge(self, table: str, key: tuple[str, ...], in_scope: str) -> TableChange:
+    def _merge(self, table: str, key: tuple[str, ...], in_scope: str, scope: str = "") -> None:
         """Make the rows in scope equal to those of the temporary table `fresh_<table>`; equal ones are not touched."""
-        target, fresh, own = f"{self.cdm}.{table}", f"pg_temp.fresh_{table}", primary_key(table)
-        columns = [
-            column.name for column in self.connection.execute(f"SELECT * FROM {fresh} LIMIT 0").description or ()
-        ]
-        values = [name for name in columns if name not in key]
-        same_key = " AND ".join(f"fresh.{name} = row.{name}" for name in key)
-        deleted = self.connection.execute(
-            f"DELETE FROM {target} AS row WHERE {in_scope}"
-            f" AND NOT EXISTS (SELECT FROM {fresh} AS fresh WHERE {same_key})"
-        ).rowcount
-        updated = self.connection.execute(
-            f"UPDATE {target} AS row SET {', '.join(f'{name} = fresh.{name}' for name in values)}"
-            f" FROM {fresh} AS fresh WHERE {same_key} AND ({', '.join(f'row.{name}' for name in values)})"
-            f" IS DISTINCT FROM ({', '.join(f'fresh.{name}' for name in values)})"
-        ).rowcount
-        # Sorted before the ids are drawn: the same input gives the same ids in the same order.
-        inserted = self.connection.execute(
-            f"INSERT INTO {target} ({own}, {', '.join(columns)})"
-            f" SELECT nextval('{self.cdm}.{sequence_name(table)}'), missing.* FROM (SELECT {', '.join(columns)}"
-            f" FROM {fresh} AS fresh WHERE NOT EXISTS (SELECT FROM {target} AS row WHERE {same_key})"
-            f" ORDER BY {', '.join(key)}) AS missing"
-        ).rowcount
-        return TableChange(deleted, updated, inserted)
-
-    def _count_persons(self) -> None:
-        self.report.persons, self.report.persons_without_period = self._row(
-            "SELECT count(*), count(*) FILTER (WHERE period.person_id IS NULL) FROM pg_temp.derived_person AS person"
-            f" LEFT JOIN (SELECT DISTINCT person_id FROM {self.cdm}.observation_period) AS period USING (person_id)"
-            " WHERE person.in_site"
-        )
+        columns = [name for (name,) in self.db.rows("columns_of_fresh", {"table": f"fresh_{table}"})]
+        names = merge_names(table, columns, key)
+        deleted = self.db.execute("merge_removed", in_scope=in_scope, scope=scope, **names)
+        updated = self.db.execute("merge_updated", **names)
+        inserted = self.db.execute("merge_inserted", **names)
+        self._changed(table, TableChange(deleted, updated, inserted))
 
     # --- facts of the site --------------------------------------------------------------------------------------------
 
@@ -335,63 +269,28 @@ class _Refresh:
         }
         if self.options.go_live is not None:
             facts["go_live_date"] = self.options.go_live
-        self._temporary(
-            "fresh_metadata",
-            sql.SQL(
-                "SELECT metadata_concept_id, metadata_type_concept_id, name, value_as_string, value_as_number,"
-                f" metadata_date, metadata_datetime FROM {self.cdm}.metadata WITH NO DATA"
-            ),
-        )
+        self.db.execute("fresh_metadata")
         zone = ZoneInfo(self.options.instance_zone)
-        self.cursor.executemany(
-            "INSERT INTO pg_temp.fresh_metadata VALUES (0, %s, %s, %s, %s, %s, %s)",
-            [(self.type_concept, f"site/{site}/{name}", *_typed(value, zone)) for name, value in facts.items()],
-        )
-        in_scope = sql.SQL("starts_with(row.name, {})").format(f"site/{site}/").as_string(self.connection)
-        self._changed("metadata", self._merge("metadata", ("name",), in_scope))
+        for name, value in facts.items():
+            own = {"type_concept": self.type_concept, "name": f"site/{site}/{name}", **_typed(value, zone)}
+            self.db.execute("insert_fresh_metadata", own)
+        prefix = sql.Literal(f"site/{site}/").as_string(self.db.connection)
+        self._merge("metadata", ("name",), fragment("is_fact_of_site", prefix=prefix))
 
     def _vocabulary_release(self) -> str:
-        row = self.connection.execute(f"SELECT release FROM {self.etl}.vocabulary_release WHERE is_current").fetchone()
-        return str(row[0]) if row else "none"
+        rows = self.db.rows("current_vocabulary")
+        return str(rows[0][0]) if rows else "none"
 
     def _type_concept(self) -> int:
         """The type concept if the vocabulary has it as a valid Standard concept, else what it maps to, else 0."""
-        row = self.connection.execute(
-            f"SELECT concept.standard_concept = 'S' AND concept.invalid_reason IS NULL, min(target.concept_id)"
-            f" FROM {self.vocab}.concept AS concept"
-            f" LEFT JOIN {self.vocab}.concept_relationship AS link ON link.concept_id_1 = concept.concept_id"
-            "  AND link.relationship_id = 'Maps to' AND link.invalid_reason IS NULL"
-            f" LEFT JOIN {self.vocab}.concept AS target ON target.concept_id = link.concept_id_2"
-            "  AND target.standard_concept = 'S' AND target.invalid_reason IS NULL"
-            " WHERE concept.concept_id = %s GROUP BY concept.concept_id",
-            (_TYPE_CONCEPT,),
-        ).fetchone()
-        found = 0 if row is None else _TYPE_CONCEPT if row[0] else row[1] or 0
+        rows = self.db.rows("type_concept", {"concept": _TYPE_CONCEPT})
+        found = 0 if not rows else _TYPE_CONCEPT if rows[0][0] else rows[0][1] or 0
         if found != _TYPE_CONCEPT:
             self.report.warnings.append(
                 f"period_type_concept_id: concept {_TYPE_CONCEPT} is not a valid Standard concept of the loaded"
                 f" vocabulary; {found} is used instead."
             )
         return found
-
-    # --- statements ---------------------------------------------------------------------------------------------------
-
-    def _sql(self, name: str) -> sql.SQL:
-        # Schema names come from settings that check them; everything else is a parameter.
-        return sql.SQL(_statement(name).format(**self.names))
-
-    def _temporary(self, name: str, query: sql.Composable) -> None:
-        """CREATE TEMP TABLE AS, analysed; replaced where the same transaction made it before."""
-        table = sql.Identifier("pg_temp", name)
-        self.cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
-        create = sql.SQL("CREATE TEMP TABLE {} ON COMMIT DROP AS\n").format(sql.Identifier(name))
-        self.cursor.execute(create + query, self.parameters)
-        self.cursor.execute(sql.SQL("ANALYZE {}").format(table))
-
-    def _row(self, query: str) -> Any:
-        row = self.connection.execute(query).fetchone()
-        assert row is not None
-        return row
 
     def _changed(self, table: str, change: TableChange) -> None:
         if change.rows:
@@ -414,10 +313,9 @@ def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
 
 def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options: DerivedOptions) -> bool:
     """Whether the derived rows of the options' site were computed by other rules: its next publication computes all."""
-    remembered = connection.execute(
-        f"SELECT value_as_string FROM {cdm}.metadata WHERE name = %s", (f"site/{options.site}/derived_rules",)
-    ).fetchone()
-    release = connection.execute(f"SELECT release FROM {etl}.vocabulary_release WHERE is_current").fetchone()
+    name = f"site/{options.site}/derived_rules"
+    remembered = connection.execute(fragment("derived_fact", cdm=cdm), {"name": name}).fetchone()
+    release = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone()
     return remembered is not None and remembered[0] != _rules_text(options, str(release[0]) if release else "none")
 
 
@@ -429,13 +327,14 @@ def _listed(concept_ids: tuple[int, ...]) -> str:
     return ",".join(map(str, concept_ids))
 
 
-def _typed(value: Fact, zone: ZoneInfo) -> tuple[str | None, float | None, date | None, datetime | None]:
-    """A fact as (value_as_string, value_as_number, metadata_date, metadata_datetime)."""
+def _typed(value: Fact, zone: ZoneInfo) -> dict[str, Any]:
+    """A fact as the values of its row: text, number, date, datetime."""
+    typed: dict[str, Any] = dict.fromkeys(("text", "number", "date", "datetime"))
     if isinstance(value, datetime):
         local = value.astimezone(zone).replace(tzinfo=None)
-        return None, None, local.date(), local
+        return {**typed, "date": local.date(), "datetime": local}
     if isinstance(value, date):
-        return None, None, value, None
+        return {**typed, "date": value}
     if isinstance(value, str):
-        return value[:250], None, None, None
-    return None, value, None, None
+        return {**typed, "text": value[:250]}
+    return {**typed, "number": value}

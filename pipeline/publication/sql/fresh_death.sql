@@ -1,5 +1,9 @@
 -- Deaths that only a discharge reports (fact `discharge_death` about the Patient, by option): the earliest of a person.
 -- A person with a death of the Patient's own has none of these.
+-- reads: derived_affected
+-- makes: fresh_death
+DROP TABLE IF EXISTS pg_temp.fresh_death;
+CREATE TEMP TABLE fresh_death ON COMMIT DROP AS
 SELECT DISTINCT ON (affected.person_id)
        affected.person_id,
        split_part(fact.value, '|', 1)::date AS death_date,
@@ -13,7 +17,7 @@ JOIN {etl}.lineage_visit_occurrence AS lineage ON lineage.surrogate_id = fact.ow
 JOIN {cdm}.visit_occurrence AS visit ON visit.visit_occurrence_id = lineage.row_id
 JOIN pg_temp.derived_affected AS affected ON affected.person_id = visit.person_id
 WHERE fact.name = 'discharge_death'
-  AND split_part(fact.value, '|', 3) <> '0'  -- a type that the vocabulary lacks could not be distinguished from the Patient's
+  AND split_part(fact.value, '|', 3) <> '0'  -- a type that the vocabulary lacks may be the Patient's
   AND NOT EXISTS (
       SELECT FROM {cdm}.death AS own JOIN {etl}.lineage_death AS lineage ON lineage.row_id = own.person_id
       WHERE own.person_id = affected.person_id AND NOT EXISTS (
@@ -21,4 +25,5 @@ WHERE fact.name = 'discharge_death'
           WHERE other.name = 'discharge_death' AND other.owner_surrogate_id = lineage.surrogate_id
       )
   )
-ORDER BY affected.person_id, death_date, death_datetime, fact.owner_surrogate_id
+ORDER BY affected.person_id, death_date, death_datetime, fact.owner_surrogate_id;
+ANALYZE pg_temp.fresh_death;

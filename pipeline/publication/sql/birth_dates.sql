@@ -1,5 +1,6 @@
 -- Births of which only the year is known: the day of the earliest record in that year, else 15 June (Themis). A person
 -- who is loaded anew has 15 June from the transform.
+-- reads: derived_affected
 WITH born AS (
     SELECT person.person_id, person.year_of_birth, fact.owner_surrogate_id,
            make_date(person.year_of_birth, 1, 1) AS first_day, make_date(person.year_of_birth, 12, 31) AS last_day

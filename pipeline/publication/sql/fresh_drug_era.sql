@@ -1,6 +1,10 @@
 -- By ingredient. Exposures that overlap or touch are one exposed stretch; stretches follow each other within an era as
 -- long as no more than the persistence window lies between them. gap_days: the days of the era outside its stretches
 -- or, where stockpiling is assumed, outside the sum of all exposures, so that it may be negative.
+-- reads: derived_affected
+-- makes: fresh_drug_era
+DROP TABLE IF EXISTS pg_temp.fresh_drug_era;
+CREATE TEMP TABLE fresh_drug_era ON COMMIT DROP AS
 WITH ingredient AS (
     SELECT drug.drug_concept_id, ancestor.ancestor_concept_id AS ingredient_concept_id
     FROM (SELECT DISTINCT drug_concept_id FROM {cdm}.drug_exposure WHERE drug_concept_id <> 0) AS drug
@@ -36,4 +40,5 @@ SELECT person_id, ingredient_concept_id AS drug_concept_id, min(first_day) AS dr
        max(last_day) AS drug_era_end_date, sum(exposures)::integer AS drug_exposure_count,
        (max(last_day) - min(first_day)
         - sum(CASE WHEN %(stockpiling)s THEN supplied ELSE last_day - first_day END))::integer AS gap_days
-FROM stretches GROUP BY person_id, ingredient_concept_id, era
+FROM stretches GROUP BY person_id, ingredient_concept_id, era;
+ANALYZE pg_temp.fresh_drug_era;

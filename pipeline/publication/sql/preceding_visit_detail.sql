@@ -1,5 +1,6 @@
 -- The detail before, by time, among all visit details of the person. Ties are broken by what the details are (a
 -- sub-encounter comes before its own stays), then by id.
+-- reads: derived_affected
 UPDATE {cdm}.visit_detail AS detail
 SET preceding_visit_detail_id = fresh.preceding
 FROM (

@@ -1,4 +1,8 @@
 -- A stretch of time at one daily dose of one ingredient, with the persistence window of drug_era.
+-- reads: derived_affected
+-- makes: fresh_dose_era
+DROP TABLE IF EXISTS pg_temp.fresh_dose_era;
+CREATE TEMP TABLE fresh_dose_era ON COMMIT DROP AS
 WITH marked AS (
     SELECT *, first_day - max(last_day) OVER (
         PARTITION BY person_id, drug_concept_id, unit_concept_id, dose_value ORDER BY first_day, last_day
@@ -15,4 +19,5 @@ WITH marked AS (
 SELECT person_id, drug_concept_id, unit_concept_id, dose_value, min(first_day) AS dose_era_start_date,
        max(last_day) AS dose_era_end_date
 FROM numbered WHERE dose_value > 0
-GROUP BY person_id, drug_concept_id, unit_concept_id, dose_value, era
+GROUP BY person_id, drug_concept_id, unit_concept_id, dose_value, era;
+ANALYZE pg_temp.fresh_dose_era;

@@ -1,4 +1,5 @@
 -- The visit before, by time, among all visits of the person. Ties are broken by what the visits are, then by id.
+-- reads: derived_affected
 UPDATE {cdm}.visit_occurrence AS visit
 SET preceding_visit_occurrence_id = fresh.preceding
 FROM (

@@ -1,6 +1,10 @@
 -- Visits count from start to end, other events on the day on which they begin: the end of a prescription or of an
 -- illness is no contact. Left out: what is of a time outside the record (problem-list onsets, history and family
 -- rows), and whatever lies after the as-of date. Death is no event; it only ends a period.
+-- reads: derived_person {period_persons}
+-- makes: fresh_observation_period
+DROP TABLE IF EXISTS pg_temp.fresh_observation_period;
+CREATE TEMP TABLE fresh_observation_period ON COMMIT DROP AS
 WITH event AS (
     SELECT person_id, visit_start_date AS first_day, visit_end_date AS last_day
     FROM {cdm}.visit_occurrence{of_period_persons}
@@ -54,4 +58,5 @@ SELECT person_id, start_date AS observation_period_start_date, end_date AS obser
        %(period_type)s::integer AS period_type_concept_id
 FROM bounded
 -- What ended before the go-live was not observed here; what begins after the death is a mistake of the source.
-WHERE start_date <= end_date AND (go_live IS NULL OR last_day >= go_live)
+WHERE start_date <= end_date AND (go_live IS NULL OR last_day >= go_live);
+ANALYZE pg_temp.fresh_observation_period;

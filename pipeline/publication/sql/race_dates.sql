@@ -1,5 +1,6 @@
 -- Races and ethnicities of persons with several (rows of a Patient) have the date of the person's latest visit. Without a
 -- visit they keep the as-of date under which they were loaded.
+-- reads: derived_affected
 UPDATE {cdm}.observation AS observation
 SET observation_date = visit.visit_start_date, observation_datetime = visit.visit_start_datetime
 FROM {etl}.reference_value AS fact

@@ -1,6 +1,7 @@
 -- Daily dose of each ingredient of an exposure, where it follows from the record: quantity × strength / days.
 -- Strength is the amount in one piece (tablet, capsule), or the content of one unit of the denominator where the
 -- quantity is in that unit. Days are days_supply, or for an administration the days that it lasted; nothing is guessed.
+-- reads: derived_affected
 SELECT exposure.person_id, strength.ingredient_concept_id AS drug_concept_id, usable.unit_concept_id,
        round(exposure.quantity * usable.strength / exposure.days, 6) AS dose_value,
        exposure.first_day, exposure.last_day
