@@ -103,7 +103,9 @@ def save_accounts(db: Database, export_id: int, files: Sequence[FileLines], fina
     `final`: see `final_outcomes`. Raises AccountingError when lines and outcomes of a file do not add up: nothing is
     published.
     """
-    counts: dict[int, Counter[str]] = {file.file_number: Counter(unchanged=file.unchanged) for file in files}
+    counts: dict[int, Counter[str]] = {
+        file.file_number: Counter({LineOutcome.UNCHANGED: file.unchanged}) for file in files
+    }
     for number, outcome, count in final.group_by("file_number", "outcome").agg(pl.col("count").sum()).iter_rows():
         if number not in counts:
             raise AccountingError(
