@@ -32,8 +32,9 @@ from pipeline.staging.parts import StagedExport
 
 __all__ = [
     "DETAIL_SCHEMA",
+    "ID_SCHEMA",
     "LINE",
-    "NO_LINES",
+    "LINE_SCHEMA",
     "Absences",
     "Decisions",
     "Entities",
@@ -45,7 +46,9 @@ __all__ = [
 
 #: The key of an export's line.
 LINE = ["surrogate_id", "file_number", "line"]
-NO_LINES = pl.DataFrame(schema={"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64})
+#: Not as a frame: no query may run while modules are imported, or processes that are forked later hang.
+LINE_SCHEMA: dict[str, type[pl.DataType]] = {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64}
+ID_SCHEMA: dict[str, type[pl.DataType]] = {"surrogate_id": pl.Int64}
 
 #: Sub-encounters in visit_detail that staged rows refer to.
 DETAIL_SCHEMA = dict.fromkeys(("surrogate_id", "detail_row_id", "visit_row_id"), pl.Int64)
@@ -98,8 +101,8 @@ class Absences:
         default_factory=lambda: pl.DataFrame(schema={"surrogate_id": pl.Int64, "reason": pl.String})
     )
     #: of this export's resources, those that a newer export has no longer, and all that a group had been without
-    outlived: pl.DataFrame = field(default_factory=lambda: NO_LINES.select("surrogate_id"))
-    came_back: pl.DataFrame = field(default_factory=lambda: NO_LINES.select("surrogate_id"))
+    outlived: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ID_SCHEMA))
+    came_back: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ID_SCHEMA))
     #: disposition → resource type → loaded resources
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: Sequence[str] = ()

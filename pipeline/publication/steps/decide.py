@@ -13,16 +13,14 @@ from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.members import read_accepted
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.crosswalk import read_crosswalk
-from pipeline.publication.values import LINE, NO_LINES, Absences, Decisions, Incoming, loaded
+from pipeline.publication.values import LINE, LINE_SCHEMA, Absences, Decisions, Incoming, loaded
 from pipeline.staging import schemas
 from pipeline.staging.outcomes import LineOutcome
 
 __all__ = ["decide"]
 
-#: Of a rejected line: LINE, code, person.
-_REJECTED = NO_LINES.with_columns(
-    pl.lit(None, dtype=pl.String).alias("code"), pl.lit(None, dtype=pl.Int64).alias("person")
-)
+#: Of a rejected line.
+_REJECTED = {**LINE_SCHEMA, "code": pl.String, "person": pl.Int64}
 
 
 @dataclass
@@ -31,7 +29,7 @@ class _Lines:
 
     every: pl.DataFrame
     not_loaded: pl.DataFrame
-    rejected: pl.DataFrame = field(default_factory=lambda: _REJECTED)
+    rejected: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REJECTED))
 
     def loaded(self, frame: pl.DataFrame | None = None) -> pl.DataFrame:
         return loaded(self.every if frame is None else frame, self.not_loaded)
@@ -178,7 +176,7 @@ def _without_person(db: Database, incoming: Incoming, lines: _Lines, merged: pl.
         for table in staged.kinds()
         if table in LINEAGE_TABLES and table != "person" and "person_id" in polars_schema(table)
     ]
-    schema = pl.Schema({**NO_LINES.schema, "person": pl.Int64()})
+    schema = {**LINE_SCHEMA, "person": pl.Int64}
     if not rows:
         return pl.DataFrame(schema=schema)
     arriving = lines.loaded(staged.scan("person").select(LINE).collect()).select(pl.col("surrogate_id").alias("person"))

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from pipeline.publication.members import members_of, read_members
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.completeness import complete_types
-from pipeline.publication.values import NO_LINES, Incoming
+from pipeline.publication.values import ID_SCHEMA, Incoming
 
 __all__ = ["GroupExport", "current_members", "group_exports", "newest", "note_members"]
 
@@ -81,7 +81,7 @@ def note_members(db: Database, incoming: Incoming, group: str | None) -> pl.Data
         _note_group(db, incoming, group, ours)
     absent = db.frame("absent_resources", {"surrogate_id": pl.Int64}, {"site": incoming.export.site})
     if absent.is_empty():
-        return NO_LINES.select("surrogate_id")
+        return pl.DataFrame(schema=ID_SCHEMA)
     came_back = absent.lazy().join(ours, on="surrogate_id", how="semi").collect(engine="streaming")
     if group is not None:
         _forget_absent(db, incoming, group, came_back)
