@@ -20,7 +20,7 @@ from pipeline.staging.outcomes import LineOutcome
 __all__ = ["decide"]
 
 #: Of a rejected line.
-_REJECTED = {**LINE_SCHEMA, "code": pl.String, "person": pl.Int64}
+_REJECTED: dict[str, type[pl.DataType]] = {**LINE_SCHEMA, "code": pl.String, "person": pl.Int64}
 
 
 @dataclass
@@ -176,7 +176,7 @@ def _without_person(db: Database, incoming: Incoming, lines: _Lines, merged: pl.
         for table in staged.kinds()
         if table in LINEAGE_TABLES and table != "person" and "person_id" in polars_schema(table)
     ]
-    schema = {**LINE_SCHEMA, "person": pl.Int64}
+    schema: dict[str, type[pl.DataType]] = {**LINE_SCHEMA, "person": pl.Int64}
     if not rows:
         return pl.DataFrame(schema=schema)
     arriving = lines.loaded(staged.scan("person").select(LINE).collect()).select(pl.col("surrogate_id").alias("person"))
