@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.core.settings import SiteSettings
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.publication.accounting import ACCOUNTING_RULE, count_accounts, wrong_accounts
@@ -25,7 +25,7 @@ def accounting_check(site: SiteSettings) -> dg.AssetChecksDefinition:
         description=f"Every line of every published file has exactly one outcome: {ACCOUNTING_RULE}.",
     )
     def accounting(runtime: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
-        with told_as_failures(), runtime.connect() as connection:
+        with raise_as_failures(), runtime.connect() as connection:
             files, lines, outcomes = count_accounts(connection, site.name)
             wrong = wrong_accounts(connection, site=site.name)
         shown = [(account.export_id, account.file, account.lines, account.outcomes) for account in wrong[:_MOST_SHOWN]]

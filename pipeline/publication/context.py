@@ -12,10 +12,7 @@ from typing import NamedTuple
 
 from pipeline.publication.values import RowCounts
 
-__all__ = ["CDM_VERSION", "IG_VERSION", "LANDED_LINE", "LandedLine", "PublicationReport"]
-
-CDM_VERSION = "v5.4"
-IG_VERSION = "2.0.0-ballot"
+__all__ = ["LANDED_LINE", "LandedLine", "PublicationReport"]
 
 
 class LandedLine(NamedTuple):

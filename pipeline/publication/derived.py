@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg import sql
 
+from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
 from pipeline.publication.sql import Database, fragment
 from pipeline.publication.tables import merge_names
@@ -236,7 +237,7 @@ class _Refresh:
         self.db.execute("fresh_death", self.values)
         deleted = self.db.execute("remove_discharge_deaths")
         inserted = self.db.execute("insert_discharge_deaths")
-        self.db.execute("insert_discharge_lineage")
+        self.db.execute("insert_discharge_lineage", lineage_columns=", ".join(LINEAGE_COLUMNS))
         self._changed("death", TableChange(deleted, 0, inserted))
 
     # --- derived rows -------------------------------------------------------------------------------------------------

@@ -22,9 +22,11 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.exports import ExportState
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import CDM_VERSION, IG_VERSION, LandedLine, PublicationReport
+from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
 from pipeline.publication.members import write_members
@@ -290,7 +292,7 @@ def _record(
             "vanished": Jsonb(report.vanished),
         },
     )
-    if db.execute("publish_job", {"now": now, "export_id": export.export_id}) != 1:
+    if db.execute("publish_job", {"now": now, "export_id": export.export_id, "state": ExportState.PUBLISHED}) != 1:
         raise AccountingError(f"Export {export.export_id} has no row in export_job.", "Nothing was published.")
     if report.changed_rows:
         _save_cdm_source(db, export, report, now.date())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key, sequence_name
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES, lineage_table_name
 from pipeline.publication.link_roles import Place, roles_to
 from pipeline.publication.sql import fragment
 
@@ -184,4 +184,5 @@ def sides(moved: str, source: str, target: str) -> dict[str, str]:
         "source_lineage": lineage_table_name(source),
         "target": target,
         "target_lineage": lineage_table_name(target),
+        "lineage_columns": ", ".join(LINEAGE_COLUMNS),
     }

@@ -1,6 +1,6 @@
 -- Lineage of encounters goes from one table to the other; their former rows and lineage go.
 -- reads: {moved}
-INSERT INTO {target_lineage} (row_id, surrogate_id, row_key, export_id)
+INSERT INTO {target_lineage} ({lineage_columns})
 SELECT new.row_id, lineage.surrogate_id, lineage.row_key, lineage.export_id FROM pg_temp.{moved}
 JOIN id_map AS old ON old.surrogate_id = child AND old.cdm_table = '{source}'
 JOIN id_map AS new ON new.surrogate_id = child AND new.cdm_table = '{target}'

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from omop_schema.exports import ExportKind
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.publication.sql import Database
 from pipeline.publication.values import Incoming
@@ -28,7 +29,7 @@ __all__ = ["complete_types", "group_of"]
 
 def group_of(db: Database, export_id: int) -> str | None:
     """The group whose export it is; None for replays, hydrations, crawls, and folders of no group."""
-    rows = db.rows("export_group", {"export_id": export_id})
+    rows = db.rows("export_group", {"export_id": export_id, "kinds": [ExportKind.BULK, ExportKind.FOLDER]})
     return rows[0][0] if rows else None
 
 

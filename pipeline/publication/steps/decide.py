@@ -8,6 +8,7 @@ import polars as pl
 
 from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfigurationError
 from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.members import read_accepted
@@ -156,7 +157,7 @@ def _older_than_known(db: Database, incoming: Incoming, lines: pl.DataFrame) -> 
     db.put("arriving_line", lines.select("surrogate_id").unique())
     own = {
         "transaction_time": export.transaction_time,
-        "is_replay": export.kind == "replay",
+        "is_replay": export.kind == ExportKind.REPLAY,
         "export_id": export.export_id,
     }
     known = db.frame("known_as_newer", {"surrogate_id": pl.Int64}, own)

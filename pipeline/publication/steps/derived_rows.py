@@ -7,8 +7,8 @@ from importlib.metadata import version
 
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.publication.context import CDM_VERSION, IG_VERSION
 from pipeline.publication.derived import DerivedOptions, DerivedReport, Fact, refresh_derived
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import OF_PERSONS, table_names

@@ -8,6 +8,7 @@ from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.publication.ids import ENTITY_TABLES, LINKS, EntityIds
 from pipeline.publication.sql import Database
+from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import waiting_links
 from pipeline.publication.steps.merges import move_events, with_survivors
 from pipeline.publication.steps.stand_ins import TARGETS_BY_STAND_IN, StandIns
@@ -15,7 +16,7 @@ from pipeline.publication.tables import own_key, table_names, update_names
 from pipeline.publication.values import DETAIL_SCHEMA, Decisions, Entities, Incoming, RowCounts, Written
 from pipeline.warehouse.copying import copy_frame, encoded
 
-__all__ = ["lineage_rows", "write_entities"]
+__all__ = ["write_entities"]
 
 
 def write_entities(db: Database, incoming: Incoming, decisions: Decisions, stand_ins: StandIns) -> Entities:
@@ -29,11 +30,6 @@ def write_entities(db: Database, incoming: Incoming, decisions: Decisions, stand
     details = pl.DataFrame(schema=DETAIL_SCHEMA)
     written = Written(writer.counts, writer.references)
     return Entities(writer.ids, writer.new_rows, writer.stand_ins_with_row, details, written)
-
-
-def lineage_rows(rows: pl.DataFrame, export_id: int) -> pl.DataFrame:
-    """Rows of a lineage table. Columns: row_id, surrogate_id, row_key, export_id."""
-    return rows.select("row_id", "surrogate_id", "row_key", pl.lit(export_id, dtype=pl.Int64).alias("export_id"))
 
 
 class _Writer:

@@ -13,7 +13,7 @@ from omop_schema.etl import lineage_table_name
 from pipeline.publication.ids import LINKS, NewIds
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.bulk import BulkLoad, without_key
-from pipeline.publication.steps.entities import lineage_rows
+from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import waiting_links
 from pipeline.publication.steps.merges import with_survivors
 from pipeline.publication.steps.visits import link_details

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE
 from pipeline.publication.known_cache import KnownCache, keeping_mark
@@ -167,7 +168,7 @@ def _ranked(db: Database, incoming: Incoming, exports: list[GroupExport]) -> _Ex
     in_groups = {export.export_id for export in exports}
     for rank, (export_id, kind) in enumerate(db.rows("site_exports", own)):
         ranked.rank[export_id] = rank
-        if export_id not in in_groups and kind != "replay":
+        if export_id not in in_groups and kind != ExportKind.REPLAY:
             ranked.others.append(export_id)
     for export in exports:
         for name in export.complete_types:

@@ -13,6 +13,7 @@ import polars as pl
 from omop_schema.cdm import polars_schema
 from pipeline.publication.ids import LINKS
 from pipeline.publication.sql import Database
+from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import waiting_links
 from pipeline.publication.steps.merges import with_survivors
 from pipeline.publication.tables import DETAIL_LINKS, DETAIL_NAMES, SHARED_BY_DETAILS, sides, visit_columns
@@ -109,8 +110,8 @@ def _insert(db: Database, export_id: int, entities: Entities, rows: pl.DataFrame
     )
     columns = [name for name in polars_schema("visit_detail") if name in rows.columns]
     written.counts.inserted["visit_detail"] += copy_frame(db.connection, f"{db.cdm}.visit_detail", rows.select(columns))
-    lineage = rows.select(pl.col("visit_detail_id").alias("row_id"), "surrogate_id", "row_key")
-    copy_frame(db.connection, "lineage_visit_detail", lineage.with_columns(pl.lit(export_id).alias("export_id")))
+    lineage = lineage_rows(rows.rename({"visit_detail_id": "row_id"}), export_id)
+    copy_frame(db.connection, "lineage_visit_detail", lineage)
 
 
 # --- encounters that change sides --------------------------------------------------------------------------------------
