@@ -32,7 +32,7 @@ class KillPoint(StrEnum):
     CHUNK_COMPARED = "pipeline.load.load:compare_chunk"
     PUBLISHED = "pipeline.load.load:publish_export"
     ROWS_COPIED = "psycopg:Copy.write"
-    MEMBERS_WRITTEN = "pipeline.publication.publish:write_seen"
+    MEMBERS_WRITTEN = "pipeline.publication.publish:write_members"
     RECORDED = "pipeline.publication.publish:_record"
     INDICES_DROPPED = "pipeline.publication.steps.bulk:drop_indices"
     DEPENDENTS_READ = "pipeline.load.follow_ups:read_dependents"

@@ -228,7 +228,7 @@ def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_p
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("what was held is written, nothing committed", KillPoint.MEMBERS_WRITTEN, "after"),
+        Crash("members are written, nothing committed", KillPoint.MEMBERS_WRITTEN, "after"),
         Crash("right before the commit", KillPoint.RECORDED, "after"),
         Crash("before the users of what vanished are mapped again", KillPoint.DEPENDENTS_READ),
     ],
