@@ -15,7 +15,7 @@ from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, Ta
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.routing import exact_numbers, route, to_table
-from pipeline.transform.rules import DERIVATIONS
+from pipeline.transform.rules import RULES
 from pipeline.transform.rules.dates import IMPLAUSIBLE
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 
@@ -59,7 +59,7 @@ class EventRows:
 
 def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     for name in view.derive:
-        rows = DERIVATIONS[name](rows, worker.derivation)
+        rows = RULES[name].apply(rows, worker.derivation)
     return rows
 
 

@@ -19,6 +19,7 @@ import polars as pl
 
 from pipeline.fhir.datetimes import is_open_end, parsed, ten_characters
 from pipeline.transform.rules.base import Derivation, used
+from pipeline.transform.rules.declaration import rule
 
 __all__ = [
     "DATE_OUT_OF_RANGE",
@@ -261,6 +262,10 @@ def with_birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     return first_usable(frame, derivation, "birth_date", "birth_date", kind="birth")
 
 
+@rule(
+    reads=("start", "end"),
+    writes=("value",),
+)
 def open_period(frame: pl.DataFrame, _derivation: Derivation) -> pl.DataFrame:
     """Fact: the start of what has no end, or one that says that there is none."""
     value = pl.when(is_open_end(pl.col("end")).fill_null(True)).then("start")

@@ -5,19 +5,12 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
+from pipeline.transform.column_names import exact
 from pipeline.transform.converters import COMPARATORS
 from pipeline.transform.routing import EXACT
 from pipeline.transform.rules.base import Derivation
 from pipeline.transform.rules.dates import starting
-
-
-def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
-
-    Of these, those that the resource has: a DiagnosticReport has no Timing.
-    """
-    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
-
+from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 _DATES = (
     "effective_datetime",
@@ -28,11 +21,50 @@ _DATES = (
     "issued",
 )
 
+#: What `observation_value` reads of a value and its unit, what it makes, and the constants that it asks for.
+VALUE_COLUMNS = (
+    *("value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"),
+    *("value_comparator", "unit", "unit_text"),
+)
+VALUE_OPTIONAL = (exact("value_quantity"),)
+VALUE_WRITES = (
+    *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_concept_id", "value_source_value"),
+    *(name for name in looked_up("value", "value_code", by_vocabulary=True) if name != "value_source_code"),
+    *("string_number", exact("string_number"), "string_comparator", "operator_concept_id"),
+    *looked_up("unit", "unit", by_vocabulary=True),
+    "unit_source_value",
+    *looked_up("interpretation", "interpretation", by_map=True),
+    *("qualifier_concept_id", "qualifier_source_value"),
+)
+VALUE_CONSTANTS = (*COMPARATORS.values(), "value_true", "value_false")
+
+
+@rule(
+    optional=_DATES,
+    writes=(dated("start"),),
+    dates=_DATES,
+)
+def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
+
+    Of these, those that the resource has: a DiagnosticReport has no Timing.
+    """
+    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
+
 
 #: A decimal with or without comparator: groups comparator and number.
 NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
 
 
+@rule(
+    reads=(*VALUE_COLUMNS, "interpretation", "is_data_absent"),
+    optional=VALUE_OPTIONAL,
+    writes=VALUE_WRITES,
+    value_maps=("interpretation",),
+    priorities=("unit", "value"),
+    constants=VALUE_CONSTANTS,
+    options=("data_absent",),
+)
 def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """value[x], unit, range and interpretation → OMOP value columns.
 

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.transform.column_names import issue, unmapped
 from pipeline.transform.concepts.look_ups import UNMAPPED
 from pipeline.transform.rules.base import GENDERS, Derivation
 from pipeline.transform.rules.dates import IMPLAUSIBLE, first_usable, with_birth_date, without_issues
+from pipeline.transform.rules.declaration import dated, looked_up, rule
+
+_RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind in ("", "_detailed", "_other"))
 
 
+@rule(
+    reads=("birth_date", "birth_sex", "gender", "deceased_boolean", *_RACE_COLUMNS),
+    writes=(
+        dated("birth_date", keeps_text=True),
+        "year_of_birth",
+        "month_of_birth",
+        "day_of_birth",
+        "birth_datetime",
+        looked_up("birth_sex", "birth_sex", by_map=True),
+        looked_up("by_gender", "gender", by_map=True),
+        "gender_concept_id",
+        "gender_source_value",
+        "race_concept_id",
+        "race_source_value",
+        unmapped("race"),
+        "ethnicity_concept_id",
+        "ethnicity_source_value",
+        unmapped("ethnicity"),
+        issue("death_without_date"),
+        "rank",
+        "rank_right",
+    ),
+    dates=("birth_date",),
+    value_maps=("gender", "race", "ethnicity"),
+    constants=("race_mixed",),
+)
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
     frame = with_birth_date(frame, derivation)
@@ -100,6 +130,20 @@ def _known(codings: pl.DataFrame) -> pl.DataFrame:
     return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
 
 
+@rule(
+    reads=("surrogate_id", *_RACE_COLUMNS),
+    writes=(
+        "person_id",
+        "start_date",
+        "start_datetime",
+        "value_as_concept_id",
+        "value_source_value",
+        "concept_id",
+        "code",
+        "person_row",
+    ),
+    value_maps=("race", "ethnicity"),
+)
 def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each race, and each ethnicity, of a person who has more than one of it (Themis).
 
@@ -122,12 +166,22 @@ def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     )
 
 
+@rule(
+    reads=("surrogate_id", *_RACE_COLUMNS),
+    writes=("value", "person_row"),
+    value_maps=("race", "ethnicity"),
+)
 def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the resource has rows of `race_observations`; its value says how many."""
     rows = race_observations(frame, derivation).group_by("person_row").len("value")
     return frame.with_row_index("person_row").join(rows, on="person_row", how="inner", maintain_order="left")
 
 
+@rule(
+    reads=("birth_date",),
+    writes=("value", dated("birth_date", keeps_text=True)),
+    dates=("birth_date",),
+)
 def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the year of a birth of which no more is known; derived/birth_dates.sql looks for records in it."""
     return (
@@ -137,6 +191,11 @@ def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     )
 
 
+@rule(
+    reads=("birth_date",),
+    writes=("value", dated("birth_date", keeps_text=True)),
+    dates=("birth_date",),
+)
 def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the birth date, as FHIR writes it, for ages; '' where it is none from which an age could be counted."""
     frame = with_birth_date(frame, derivation)
@@ -146,6 +205,18 @@ def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(known).then("birth_date").otherwise(pl.lit("")).alias("value"))
 
 
+@rule(
+    reads=("birth_date", "deceased_datetime", "surrogate_id"),
+    writes=(
+        dated("birth_date", keeps_text=True, keeps_precision=False),
+        dated("deceased_datetime", keeps_text=True),
+        "death_date",
+        "death_datetime",
+        "death_type_concept_id",
+        "person_id",
+    ),
+    dates=("deceased_datetime",),
+)
 def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """death: month known → its last day; year only → 31 December (Themis). None before birth: it would end what follows.
 
