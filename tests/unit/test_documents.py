@@ -14,7 +14,7 @@ from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import load_mappings
-from pipeline.transform.mapping_check import check_mappings
+from pipeline.transform.mapping_check.check import check_mappings
 from tests.requirement_results import marked_tests
 from tools import conformance
 from tools.conformance import load_requirements, merged, render

@@ -2,7 +2,7 @@
 
 One YAML file a resource: a list of SQL on FHIR views whose columns carry OMOP names, and around them the rules that
 the specification gives: home table, type concept, status filter, required columns. Here is what they mean; how the
-files are read, and a site's laid over them, is in `mapping_sources`. Nothing is run here: `mapping_check` looks at
+files are read, and a site's laid over them, is in `sources`. Nothing is run here: `mapping_check` looks at
 what only running would show. Everything wrong is a MappingError with file and, where known, line.
 """
 
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.transform.concepts.index import unit_key
-from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
     Row,
@@ -33,6 +32,7 @@ from pipeline.transform.mapping.sources import (
     read_sources,
     stamp_problems,
 )
+from pipeline.transform.rules import RULES
 
 __all__ = [
     "ITEM_NUMBER",
@@ -376,23 +376,11 @@ class Mappings:
         return digest.hexdigest()
 
     def _is_used(self, name: str, mapping: ResourceMapping | None) -> bool:
-        """Whether a type's rows can depend on the value map, constant or priority `name`: when in doubt, yes."""
+        """Whether a type's rows can depend on the value map, constant or priority `name`: a view or a rule asks for it."""
         if mapping is None:
             return False
-        if name in self._used_everywhere or name in {view.priority for view in mapping.views}:
-            return True
-        return texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive}))).has(name)
-
-    @cached_property
-    def _used_everywhere(self) -> frozenset[str]:
-        """Names that every type's rows go by, or that nobody is known to ask for."""
-        priorities = {view.priority for resource in self.resources.values() for view in resource.views}
-        names = {*self.value_maps, *self.vocabulary_priority, *self.constants}
-        return frozenset(
-            name
-            for name in names
-            if texts_of_pipeline().has(name) or not (name in priorities or texts_of_rules(None).has(name))
-        )
+        asked = (RULES[rule].settings for view in mapping.views for rule in view.derive if rule in RULES)
+        return name in {view.priority for view in mapping.views}.union(*asked)
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:
