@@ -18,10 +18,10 @@ from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.white_space import lines_with_white_space, without_white_space
 from pipeline.sql_on_fhir import exact_numbers
 from pipeline.sql_on_fhir.view_definition import Append, Problem
+from pipeline.transform.column_names import exact
 from pipeline.transform.content import Contents
 from pipeline.transform.mapping.mappings import ResourceMapping
 from pipeline.transform.plan import ResourcePlan, Worker
-from pipeline.transform.routing import EXACT
 from pipeline.transform.salvage import CONVERSION_ERRORS, salvaged
 
 __all__ = ["ChunkReader", "ReadResources", "Rejected"]
@@ -77,7 +77,7 @@ class ReadResources:
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(_series(column.name, values, dtype))
             if self.has_long_numbers and dtype == pl.Float64:
-                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
+                texts = pl.Series(exact(column.name), map(exact_numbers.text_of, values), dtype=pl.String)
                 if texts.null_count() < len(texts):
                     columns.append(texts)
         return pl.DataFrame(columns)

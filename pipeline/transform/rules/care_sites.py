@@ -5,9 +5,9 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.transform.column_names import unmapped
+from pipeline.transform.column_names import IMPLAUSIBLE, unmapped
 from pipeline.transform.rules.base import GENDERS, Derivation
-from pipeline.transform.rules.dates import IMPLAUSIBLE, ending, starting, with_birth_date
+from pipeline.transform.rules.dates import ending, starting, with_birth_date
 from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").

@@ -159,7 +159,7 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
     unusable = frame.select((has_age & (pl.col("birth_date") != "") & pl.col(target).is_null()).fill_null(False))
     if unusable.to_series().any():
-        frame = frame.with_columns(unusable.to_series().alias(f"issue_date_invalid__{age}"))
+        frame = frame.with_columns(unusable.to_series().alias(issue("date_invalid", age)))
     return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 

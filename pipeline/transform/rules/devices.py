@@ -39,7 +39,7 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
     A contained one that is not there is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__device_reference"))
+    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "device_reference")))
     frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
     by_reference = pl.col("device_reference").is_not_null()
     frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
@@ -87,7 +87,7 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()
-    frame = frame.with_columns(made.alias("issue_start_is_manufacture_date"))
+    frame = frame.with_columns(made.alias(issue("start_is_manufacture_date")))
     return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
 
 
@@ -99,4 +99,4 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A device by itself, under its option: from the date of manufacture, which is flagged."""
     frame = starting(frame, derivation, "manufacture_date")
-    return frame.with_columns(pl.lit(True).alias("issue_start_is_manufacture_date"))
+    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")))

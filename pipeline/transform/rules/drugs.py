@@ -34,7 +34,7 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
     A contained medication that is not there, or has no code, is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__medication_reference"))
+    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "medication_reference")))
     by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
     frame = frame.with_columns(by_reference.alias("by_reference"))
     found = derivation.facts("medication_code", frame.filter("by_reference")["medication_reference"].unique())

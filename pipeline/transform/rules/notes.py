@@ -57,7 +57,7 @@ def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Issue note_text_unsupported of a report with a form that is no text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
-    return frame.with_columns(flagged.fill_null(False).alias("issue_note_text_unsupported"))
+    return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

@@ -7,7 +7,6 @@ import polars as pl
 from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
 from pipeline.transform.column_names import exact
 from pipeline.transform.converters import COMPARATORS
-from pipeline.transform.routing import EXACT
 from pipeline.transform.rules.base import Derivation
 from pipeline.transform.rules.dates import starting
 from pipeline.transform.rules.declaration import dated, looked_up, rule
@@ -133,20 +132,20 @@ def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
     ]
     if long:
         is_long = pl.col("string_number_text").is_in(long)
-        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(f"string_number{EXACT}"))
+        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(exact("string_number")))
     return frame.drop("string_number_text")
 
 
 def _with_exact_value(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds value_as_number_exact where a number has more digits than a double holds, in its own type or in a string."""
-    sources = [f"{name}{EXACT}" for name in ("value_quantity", "string_number") if f"{name}{EXACT}" in frame.columns]
-    return frame.with_columns(pl.coalesce(sources).alias(f"value_as_number{EXACT}")) if sources else frame
+    sources = [name for name in map(exact, ("value_quantity", "string_number")) if name in frame.columns]
+    return frame.with_columns(pl.coalesce(sources).alias(exact("value_as_number"))) if sources else frame
 
 
 def _number_text(frame: pl.DataFrame) -> pl.Expr:
     """The number as the source wrote it, with its comparator."""
     quantity = pl.col("value_quantity").cast(pl.String).str.strip_suffix(".0")
-    if f"value_quantity{EXACT}" in frame.columns:
-        quantity = pl.coalesce(f"value_quantity{EXACT}", quantity)
+    if exact("value_quantity") in frame.columns:
+        quantity = pl.coalesce(exact("value_quantity"), quantity)
     number = pl.coalesce(pl.col("value_integer").cast(pl.String), quantity)
     return pl.when(number.is_not_null()).then(pl.col("value_comparator").fill_null("") + number)

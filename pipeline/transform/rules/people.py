@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.transform.column_names import issue, unmapped
-from pipeline.transform.concepts.look_ups import UNMAPPED
+from pipeline.transform.column_names import IMPLAUSIBLE, issue, unmapped
 from pipeline.transform.rules.base import GENDERS, Derivation
-from pipeline.transform.rules.dates import IMPLAUSIBLE, first_usable, with_birth_date, without_issues
+from pipeline.transform.rules.dates import first_usable, with_birth_date, without_issues
 from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 _RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind in ("", "_detailed", "_other"))
@@ -57,12 +56,12 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .then(by_sex)
         .otherwise(pl.col("by_gender_concept_id").fill_null(0))
         .alias("gender_concept_id"),
-        pl.when(by_sex == 0).then(f"{UNMAPPED}gender").alias(f"{UNMAPPED}gender"),
+        pl.when(by_sex == 0).then(unmapped("gender")).alias(unmapped("gender")),
         pl.when(by_sex != 0)
         .then("birth_sex")
         .otherwise(pl.coalesce("gender", "birth_sex"))
         .alias("gender_source_value"),
-        pl.col("deceased_boolean").fill_null(False).alias("issue_death_without_date"),
+        pl.col("deceased_boolean").fill_null(False).alias(issue("death_without_date")),
     )
     frame = _omb_category(frame, derivation, "race", derivation.constant("race_mixed"))
     return _omb_category(frame, derivation, "ethnicity", 0)
@@ -90,7 +89,7 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
     return frame.with_columns(
         concept.alias(f"{name}_concept_id"),
         pl.col("code").alias(f"{name}_source_value"),
-        pl.when(pl.col("known").is_null()).then("unknown").alias(f"{UNMAPPED}{name}"),
+        pl.when(pl.col("known").is_null()).then("unknown").alias(unmapped(name)),
     ).drop(key, "known", "concept_id", "code", "unknown")
 
 
@@ -110,7 +109,7 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
     given = derivation.look_ups.of(given, "code_set", "own", value_map=name)
     omb = derivation.look_ups.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id", "meaning")
     given = given.join(omb, left_on="own_source_code", right_on="code", how="left", maintain_order="left")
-    is_own, is_omb = pl.col(f"{UNMAPPED}code_set").is_null(), pl.col("concept_id").is_not_null()
+    is_own, is_omb = pl.col(unmapped("code_set")).is_null(), pl.col("concept_id").is_not_null()
     return given.select(
         key,
         "rank",
@@ -231,7 +230,7 @@ def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     early = early.fill_null(value=False)
     if early.any():
         alive = pl.when(~early).then("death_date").alias("death_date")
-        frame = frame.with_columns(alive, early.alias("issue_end_before_start__deceased_datetime"))
+        frame = frame.with_columns(alive, early.alias(issue("end_before_start", "deceased_datetime")))
     return frame.with_columns(
         pl.coalesce(last.cast(pl.Datetime("us")), "deceased_datetime_datetime").alias("death_datetime"),
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),

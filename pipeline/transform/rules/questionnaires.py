@@ -97,7 +97,7 @@ def answer(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     if derivation.options.questionnaire_text == "drop":
         is_text = (~pl.col("value_string").str.contains(NUMBER_TEXT)).fill_null(False)
         frame = frame.with_columns(
-            is_text.alias("issue_answer_text_dropped"), pl.when(~is_text).then("value_string").alias("value_string")
+            is_text.alias(issue("answer_text_dropped")), pl.when(~is_text).then("value_string").alias("value_string")
         )
     frame = frame.with_columns(
         pl.lit(None, dtype=pl.Int32).alias("interpretation"), pl.lit(False).alias("is_data_absent")

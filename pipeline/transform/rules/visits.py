@@ -6,7 +6,6 @@ import polars as pl
 
 from pipeline.fhir.datetimes import is_open_end
 from pipeline.transform.column_names import unmapped
-from pipeline.transform.concepts.look_ups import UNMAPPED
 from pipeline.transform.rules.base import INPATIENT_VISITS, Derivation
 from pipeline.transform.rules.dates import ending, first_usable, starting, without_issues
 from pipeline.transform.rules.declaration import dated, looked_up, rule
@@ -96,7 +95,7 @@ def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(
         pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
         pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
-        pl.when(~by_type).then(pl.coalesce(f"{UNMAPPED}class", missing)).alias(f"{UNMAPPED}class"),
+        pl.when(~by_type).then(pl.coalesce(unmapped("class"), missing)).alias(unmapped("class")),
     ).drop("visit_row")
 
 
@@ -161,11 +160,11 @@ def diagnosis_use(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = frame.with_columns(_as_roles(frame["diagnosis_use"], derivation).alias(own))
     frame = look_ups.of(frame, own, "use", value_map="diagnosis_use", element=own)
     by_rank = pl.when(pl.col("rank") == 1).then(pl.lit("1")).when(pl.col("rank").is_not_null()).then(pl.lit("other"))
-    unknown = pl.col(f"{UNMAPPED}{own}").is_not_null()
+    unknown = pl.col(unmapped(own)).is_not_null()
     return frame.with_columns(
         pl.when(pl.col("use_concept_id") != 0).then("use_source_code").otherwise(by_rank).alias("value"),
-        pl.when(unknown).then("diagnosis_use").alias(f"{UNMAPPED}diagnosis_use"),
-    ).drop(own, f"{UNMAPPED}{own}")
+        pl.when(unknown).then("diagnosis_use").alias(unmapped("diagnosis_use")),
+    ).drop(own, unmapped(own))
 
 
 def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
@@ -226,7 +225,7 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("class_code").alias("visit_detail_source_value"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
         pl.col("place").alias("care_site_id"),
-    ).drop(f"{UNMAPPED}class")  # the visit counts it
+    ).drop(unmapped("class"))  # the visit counts it
 
 
 @rule(
