@@ -27,7 +27,6 @@ from pipeline.core.settings_problems import control_characters, problem, setting
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
-    "DEFAULT_RESOURCE_TYPES",
     "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
     "RESULT_TYPE",
@@ -42,21 +41,6 @@ __all__ = [
 
 #: The project's own mappings; `EPIC_OMOP_MAPPINGS` names another folder.
 MAPPINGS_FOLDER = Path(__file__).resolve().parents[2] / "mappings"
-
-#: Asked for when a site does not list its own (Epic's rule 5: always send `_type`).
-DEFAULT_RESOURCE_TYPES = (
-    "Patient",
-    "Encounter",
-    "Condition",
-    "Observation",
-    "MedicationRequest",
-    "Medication",
-    "Immunization",
-    "Procedure",
-    "Practitioner",
-    "Organization",
-    "Location",
-)
 
 #: Fetched by reference where an export lacks them (rule 11): what many patients share, and results of reports.
 DEFAULT_HYDRATE_TYPES = ("Medication", "Location", "Practitioner", "PractitionerRole", "Organization", "Observation")
@@ -172,7 +156,9 @@ class SiteSettings(BaseModel):
     time_zone: str = "UTC"
     #: Group ids as given by the site's administrators (rule 1); ≤ 1,000 patients each is recommended (rule 7).
     groups: tuple[str, ...] = ()
-    resource_types: tuple[str, ...] = DEFAULT_RESOURCE_TYPES
+    #: What is asked for (rule 5: always send `_type`); None: all types that the site's mappings map, which
+    #: `pipeline.extract.asked_types` fills in.
+    resource_types: tuple[str, ...] | None = None
     #: Rule 2: one kick-off for a client and group in this window.
     kickoff_window_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
     #: Bounds of the wait between two status requests, in seconds (rule 7).
@@ -295,16 +281,16 @@ class SiteSettings(BaseModel):
 
     @field_validator("resource_types", "empty_when_missing", "text_source_value_types")
     @classmethod
-    def _resource_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
+    def _resource_types(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
             _refuse_unknown_type(name)
         return value
 
     @field_validator("resource_types")
     @classmethod
-    def _some_type(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("must name a resource type at least; without the key it is a list of the usual ones")
+    def _some_type(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("must name a resource type at least; without the key all mapped types are asked for")
         return value
 
     @field_validator("allowed_origins")
@@ -383,6 +369,12 @@ class SiteSettings(BaseModel):
         if not unit:
             return 0, "all"
         return int(number), "exports" if unit.startswith("export") else "days"
+
+    @property
+    def asked_types(self) -> tuple[str, ...]:
+        """`resource_types`, once they are filled in (`pipeline.extract.asked_types.with_asked_types`)."""
+        assert self.resource_types is not None, "the types of the site are not filled in yet"
+        return self.resource_types
 
     def searches_of(self, resource_type: str) -> tuple[str, ...]:
         """The parameters of each search for a type, beside the patient; one empty text: the patient alone."""

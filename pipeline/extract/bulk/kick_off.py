@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
+from pipeline.extract.asked_types import of_known_types
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.states import WINDOW_MARGIN, new_job, rest, session_of
 from pipeline.extract.smart.session import EpicSession
@@ -66,7 +68,7 @@ def open_or_adopt(
             connection.commit()
             raise resting.error(site.name, group)
         with session_of(runtime, site, session) as used:
-            return _kicked_off(runtime, connection, used, group, since)
+            return _kicked_off(runtime, connection, used, group, since, names_types=site.resource_types is not None)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -82,28 +84,36 @@ def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: Ex
 
 
 def _kicked_off(
-    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str, since: datetime | None
+    runtime: Runtime,
+    connection: psycopg.Connection,
+    session: EpicSession,
+    group: str,
+    since: datetime | None,
+    *,
+    names_types: bool,
 ) -> ExportJob:
-    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
-    site = session.site
+    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for.
 
-    def requested() -> ExportJob:
-        return new_job(
-            runtime, connection, site.name, "bulk", group=group, resource_types=site.resource_types, since=since
-        )
+    `names_types`: whether the site says itself what to ask for; else it is asked for what it has.
+    """
+
+    def requested(types: Sequence[str]) -> ExportJob:
+        return new_job(runtime, connection, session.site.name, "bulk", group=group, resource_types=types, since=since)
 
     try:
+        if not names_types:
+            session = of_known_types(session)
         protocol.ask_for_token(session)
     except EpicOmopError as error:
-        _refused(runtime, connection, site, requested(), error)
-    return _kick_off(runtime, connection, session, requested())
+        _refused(runtime, connection, session.site, requested(session.site.asked_types), error)
+    return _kick_off(runtime, connection, session, requested(session.site.asked_types))
 
 
 @names_export
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
-        started = protocol.kick_off(session, group, site.resource_types, job.since)
+        started = protocol.kick_off(session, group, site.asked_types, job.since)
     except EpicOmopError as error:
         _refused(runtime, connection, site, job, error)
     # The server's answer to the kick-off is the moment to ask again where no floor holds (the simulated Epic).

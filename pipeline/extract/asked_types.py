@@ -1,0 +1,102 @@
+"""Which resource types are asked for: those that a site names, else all that its mappings map.
+
+A site that names none is asked for nothing that its server does not have: a type that it does not know, or whose API is not
+registered for the app, is left out with a warning, and the others are exported. What a site names is its own choice, and
+goes to the server as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline.core.errors import EpicOmopError
+from pipeline.core.settings import Settings, SiteSettings
+from pipeline.extract.http.transport import RemoteRequest
+from pipeline.extract.smart.session import EpicSession
+from pipeline.transform.mapping.mappings import load_mappings
+
+__all__ = ["NOT_EXPORTED", "asked_types", "capability_request", "of_known_types", "types_of_server", "with_asked_types"]
+
+_log = logging.getLogger(__name__)
+
+#: Mapped, and never asked for by default: attachments are read by reference where notes are loaded, and a Bundle is a
+#: wrapping, not a type of a patient's.
+NOT_EXPORTED = frozenset({"Binary", "Bundle"})
+
+
+def asked_types(settings: Settings, site: SiteSettings) -> tuple[str, ...]:
+    """The site's `resource_types`; without them all mapped types, its own mappings included, Patient first.
+
+    Raises MappingError.
+    """
+    if site.resource_types is not None:
+        return site.resource_types
+    mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    return tuple(sorted(mappings.resources.keys() - NOT_EXPORTED, key=lambda name: (name != "Patient", name)))
+
+
+def with_asked_types(settings: Settings, site: SiteSettings) -> SiteSettings:
+    """The site with its `resource_types` filled in."""
+    if site.resource_types is not None:
+        return site
+    return site.model_copy(update={"resource_types": asked_types(settings, site)})
+
+
+def of_known_types(session: EpicSession) -> EpicSession:
+    """The same session, for the types that its server has and the app may read; the others are named in a warning.
+
+    For a site that names no types. Reads the CapabilityStatement, which needs no token, and then asks for one: a server may
+    refuse a token for the sake of one scope that it does not know. Raises what asking for a token raises.
+    """
+    session = _without(session, _unknown_to_server(session), "its CapabilityStatement does not name them")
+    session.transport.retrying(lambda: session.tokens.current(session.transport))
+    return _without(session, session.tokens.missing_types(), "the app is not registered to read them")
+
+
+def _unknown_to_server(session: EpicSession) -> tuple[str, ...]:
+    try:
+        known = types_of_server(session.transport.fetch(capability_request(session.site)).json())
+    except EpicOmopError as error:
+        _log.warning("Which types site %s has is not known: %s", session.site.name, error.message)
+        return ()
+    return tuple(name for name in session.site.asked_types if name not in known) if known else ()
+
+
+def _without(session: EpicSession, types: tuple[str, ...], reason: str) -> EpicSession:
+    left = tuple(name for name in session.site.asked_types if name not in types)
+    if not types or not left:  # nothing at all: the server's refusal of the kick-off says more
+        return session
+    _log.warning(
+        "Site %s is not asked for %s: %s. `epic-omop site check %s` shows what it has; resource_types in sites.yaml "
+        "says what to ask for.",
+        session.site.name,
+        ", ".join(types),
+        reason,
+        session.site.name,
+    )
+    site = session.site.model_copy(update={"resource_types": left})
+    return replace(session, site=site, tokens=session.tokens.for_types(left))
+
+
+def capability_request(site: SiteSettings) -> RemoteRequest:
+    """For the CapabilityStatement of a site's server."""
+    return RemoteRequest(
+        "Reading the CapabilityStatement",
+        f"{(site.fhir_url or '').rstrip('/')}/metadata",
+        headers={"Accept": "application/fhir+json"},
+        max_bytes=32 << 20,
+        event="capabilities",
+    )
+
+
+def types_of_server(statement: Mapping[str, Any]) -> frozenset[str]:
+    """Types that a CapabilityStatement names; none where it cannot be read so."""
+    found = set()
+    for rest in statement.get("rest") or ():
+        for resource in rest.get("resource") or () if isinstance(rest, dict) else ():
+            if isinstance(resource, dict) and isinstance(resource.get("type"), str):
+                found.add(resource["type"])
+    return frozenset(found)
