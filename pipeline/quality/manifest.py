@@ -157,6 +157,8 @@ def _filled(table: str, mapping: ResourceMapping, view: ViewMapping) -> set[str]
     if view.kind == "event" and table in EVENT_COLUMNS:
         roles = EVENT_COLUMNS[table]
         known = columns | _OF_EVERY_EVENT
+        if table == "device_exposure" and "quantity" in columns:  # of a drug that is a device (`routing.to_table`)
+            known |= {"whole_quantity"}
         return {name for name, role in roles.items() if role in known} | _LINKED
     if view.kind == "entity" and view.table == table:
         own = set(polars_schema(table))

@@ -183,7 +183,7 @@ class _TypeTransform:
             rows = self._followed(rows, view.mapping)
             if view.mapping.landed_line:
                 rows = self._with_landed_line(rows)
-            if view.mapping.kind == "reference_value":
+            if view.mapping.kind == "fact":
                 facts.append(self._facts(view.mapping, rows))
             elif view.mapping.kind == "event":
                 by_view[view.mapping.name] = event_rows(self.worker, self.mapping, view.mapping, rows)
@@ -198,8 +198,10 @@ class _TypeTransform:
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
-        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        without_row = decisions.filter(
+            (pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.excluded_unless_row or ""))
+        )
+        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, without_row.select("surrogate_id")]))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
         self.worker.plan.staged.write(schemas.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
@@ -342,16 +344,19 @@ class _TypeTransform:
                 .alias("outcome"),
                 pl.coalesce("reason", "exclude_reason").alias("reason"),
             )
-        is_reference_data = all(view.kind in {"resource", "reference_value"} for view in self.mapping.views)
+        is_reference_data = all(view.kind in {"resource", "fact"} for view in self.mapping.views)
         has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
         open_ = pl.col("outcome").is_null()
-        if self.mapping.alone is not None:
+        if self.mapping.excluded_unless_row is not None:
             rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
             with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
-            is_alone = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
+            is_without_row = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
             decided = decided.with_columns(
-                pl.when(is_alone).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
-                pl.when(is_alone).then(pl.lit(self.mapping.alone)).otherwise("reason").alias("reason"),
+                pl.when(is_without_row).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+                pl.when(is_without_row)
+                .then(pl.lit(self.mapping.excluded_unless_row))
+                .otherwise("reason")
+                .alias("reason"),
             )
         return decided.with_columns(
             pl.when(open_ & has_row)
@@ -371,8 +376,8 @@ class _TypeTransform:
         kept: pl.DataFrame,
         with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
-        leaves nothing behind."""
+        """Write rows of loaded resources only, and facts also of those that `excluded_unless_row` excludes: a resource that
+        is rejected leaves nothing behind."""
         part = f"{self.chunk.task.part}-{self.resource_type}"
         staged = self.worker.plan.staged
 

@@ -102,7 +102,7 @@ def _repeated_parts(view: PlannedView, resource_type: str) -> set[str]:
     of_converters = {_REPEATED_OF_CONVERTERS[one.type] for one in view.columns if one.type in _REPEATED_OF_CONVERTERS}
     if view.mapping.kind == "resource":
         return of_converters
-    if view.mapping.kind != "reference_value" and not view.mapping.is_further:
+    if view.mapping.kind != "fact" and not view.mapping.is_further:
         return set()
     return {*view.mapping.repeated_elements, *_arrays_of_paths(view, resource_type), *of_converters}
 

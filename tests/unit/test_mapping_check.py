@@ -10,8 +10,11 @@ import pytest
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.sql_on_fhir.fhirpath import parse
 from pipeline.sql_on_fhir.r4 import element_problems, elements_of
+from pipeline.transform.column_types import CONVERTED_TYPES
+from pipeline.transform.mapping.mappings import read_mappings
 from pipeline.transform.mapping_check.check import check_mappings
 from pipeline.transform.mapping_check.concepts import KnownConcepts, demo_concepts
+from pipeline.transform.mapping_check.rehearsal import rehearsal
 
 DEMO = demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
 
@@ -226,3 +229,30 @@ def test_which_elements_exist(path, reason):
 def test_what_is_not_known_is_not_judged():
     assert elements_of("MedicinalProduct") is None
     assert element_problems(parse("anything.at.all"), "MedicinalProduct", None)[0] == []
+
+
+def test_a_column_that_only_rules_of_other_resources_read_is_reported(folder):
+    """Before rules declared what they read, every text of any rule's code passed for a column."""
+    edit(
+        folder,
+        "Procedure.yaml",
+        "name: body_site, path",
+        "name: rounding, path: text.status, type: code}\n          - {name: body_site, path",
+    )
+    assert any("there is no column rounding" in message for *_, message in told(folder))
+    edit(folder, "Procedure.yaml", "name: rounding", "name: link_id")
+    assert any("there is no column link_id" in message for *_, message in told(folder))
+
+
+def test_a_rule_may_read_what_a_rule_before_it_makes(folder):
+    edit(folder, "Procedure.yaml", "derive: [procedure]", "derive: [procedure, device_by_manufacture]")
+    messages = [message for *_, message in told(folder)]
+    assert messages == [
+        "the view procedure_occurrence lacks the column manufacture_date, which the rule device_by_manufacture reads"
+    ]
+
+
+def test_every_type_that_is_converted_is_described(tmp_path):
+    reading = read_mappings(MAPPINGS_FOLDER)
+    with rehearsal(reading, MAPPINGS_FOLDER) as worker:
+        assert worker.column_types == CONVERTED_TYPES.keys()

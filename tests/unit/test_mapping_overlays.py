@@ -133,7 +133,7 @@ def test_views_are_added_and_dropped(own):
 views:
   - {name: medical_history, remove: true}
   - name: stage
-    kind: reference_value
+    kind: fact
     fact: stage
     select: [{column: [{name: value, path: stage.summary.text.first(), type: string}]}]
 """

@@ -62,7 +62,7 @@ Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
 
 _Rule = TypeVar("_Rule", bound="_Optional")
 
-_KIND = Literal["resource", "event", "entity", "reference_value"]
+_KIND = Literal["resource", "event", "entity", "fact"]
 
 
 class _Model(BaseModel):
@@ -72,7 +72,10 @@ class _Model(BaseModel):
 class _Optional(_Model):
     """A rule that holds only where each named option (pipeline/core/mapping_options.py) has the value, or one of them."""
 
-    option: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    option: Mapping[str, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Named options of the site, each with the value, or values, under which the entry holds.",
+    )
 
     @field_validator("option")
     @classmethod
@@ -97,16 +100,18 @@ def _choices(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
 class TableRule(_Optional):
     """Home table of rows for which the boolean column `when` is true; without `when`, of all others."""
 
-    table: str
-    when: str | None = None
+    table: str = Field(description="An event table.")
+    when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
 
 
 class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
-    #: Ids, or `VOCABULARY:code` for the standard concept of a code.
-    concept_id: Target | tuple[Target, ...]
-    when: str | None = None
+    concept_id: Target | tuple[Target, ...] = Field(
+        description="A concept id, or `VOCABULARY:code` for the standard concept of a code; of a list the first that the "
+        "vocabulary has."
+    )
+    when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -120,18 +125,23 @@ class ConceptRule(_Optional):
 class StatusVariant(_Optional):
     """Values that an option keeps or excludes instead."""
 
-    keep: tuple[str, ...] = ()
-    exclude: Mapping[str, str] = Field(default_factory=dict)
+    keep: tuple[str, ...] = Field((), description="Values that are kept under the option.")
+    exclude: Mapping[str, str] = Field(
+        default_factory=dict, description="Values that are excluded under it: value → reason."
+    )
 
 
 class StatusFilter(_Model):
     """Outcome by the value of a column of the resource view: kept, excluded with a reason, else rejected."""
 
-    column: str
-    keep: tuple[str, ...]
-    exclude: Mapping[str, str] = Field(default_factory=dict)
-    missing: Literal["reject", "keep", "exclude"] = "reject"
-    variants: tuple[StatusVariant, ...] = ()
+    column: str = Field(description="Column of the first view.")
+    keep: tuple[str, ...] = Field(description="Values that are kept.")
+    exclude: Mapping[str, str] = Field(default_factory=dict, description="Value → reason by which it is excluded.")
+    missing: Literal["reject", "keep", "exclude"] = Field(
+        "reject",
+        description="What happens to a resource without the element; `exclude` has the reason `status_missing`.",
+    )
+    variants: tuple[StatusVariant, ...] = Field((), description="Changes of `keep` and `exclude` under options.")
 
     def under(self, options: MappingOptions) -> StatusFilter:
         """The filter with the variants that hold worked in."""
@@ -147,42 +157,54 @@ class StatusFilter(_Model):
 class Exclusion(_Optional):
     """Resources for which the boolean column `when` is true are excluded with `reason`."""
 
-    when: str
-    reason: str
+    when: str = Field(description="A boolean column of the first view.")
+    reason: str = Field(description="Counted in `etl.exclusion`.")
 
 
 class ViewMapping(_Optional):
     """One view of a mapping. `definition` is the ViewDefinition itself, without the keys of this project."""
 
-    name: str
-    kind: _KIND
-    definition: Mapping[str, Any]
-    #: entity: the CDM table whose rows the resource *is*. event: the table of all its rows, whatever their domain.
-    table: str | None = None
-    #: entity: columns that tell several rows of a resource apart.
-    row_key: tuple[str, ...] = ()
-    #: event: where unmapped rows go.
-    home_table: tuple[TableRule, ...] = ()
-    #: event: column of type CodeableConcept or Coding that carries the codes.
-    code: str | None = None
-    #: event: the view whose row of the same resource its rows belong to (observation_event_id).
-    event_of: str | None = None
-    #: event: fixed concepts instead of a code.
-    concept_id: tuple[ConceptRule, ...] = ()
-    #: event: key of vocabulary_priority.yaml.
-    priority: str | None = None
-    type_concept_id: tuple[ConceptRule, ...] = ()
-    #: Named functions of pipeline/transform/rules, applied in order.
-    derive: tuple[str, ...] = ()
-    #: event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource is rejected.
-    #: A `further` row that cannot be made is left out, with an issue; the resource is rejected only where no row is left.
-    row: Literal["own", "further"] | None = None
-    #: Columns without which a row cannot be made.
-    required: tuple[str, ...] = ()
-    #: reference_value: the name of the fact.
-    fact: str | None = None
-    #: reference_value: the value is where the resource's line landed; large content is read there.
-    landed_line: bool = False
+    name: str = Field(description="Of its own in the file, unless options choose between two forms of a view.")
+    kind: _KIND = Field(
+        description="`resource`: one row a resource, for the others to use; the first view. `event`: coded rows, whose table "
+        "the concept's domain decides. `entity`: rows of `table` itself. `fact`: a value for other resources' rows."
+    )
+    definition: Mapping[str, Any] = Field(
+        description="The ViewDefinition: all keys of the view that are not in this table."
+    )
+    table: str | None = Field(
+        None,
+        description="entity: the CDM table whose rows the resource is. event: the table of all its rows, whatever their "
+        "domain.",
+    )
+    row_key: tuple[str, ...] = Field((), description="entity: columns that distinguish several rows of a resource.")
+    home_table: tuple[TableRule, ...] = Field((), description="event: where unmapped rows go; the first that holds.")
+    code: str | None = Field(
+        None, description="event: column of type CodeableConcept or Coding that has the codes; or `concept_id`."
+    )
+    event_of: str | None = Field(
+        None, description="event: the view whose row of the same resource its rows belong to (`observation_event_id`)."
+    )
+    concept_id: tuple[ConceptRule, ...] = Field(
+        (), description="event: fixed concepts instead of a code; the first that holds."
+    )
+    priority: str | None = Field(
+        None, description="event: key of `vocabulary_priority.yaml`: which of several codings counts."
+    )
+    type_concept_id: tuple[ConceptRule, ...] = Field(
+        (), description="event: where the record comes from (domain Type Concept); the first that holds."
+    )
+    derive: tuple[str, ...] = Field((), description="[Rules](#rules), applied in this order.")
+    row: Literal["own", "further"] | None = Field(
+        None,
+        description="event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource "
+        "is rejected. A `further` row that cannot be made is left out, with an issue.",
+    )
+    required: tuple[str, ...] = Field((), description="Columns without which a row cannot be made.")
+    fact: str | None = Field(None, description="fact: its name, by which rules ask for it.")
+    landed_line: bool = Field(
+        False, description="fact: the value is where the resource's line landed; large content is read there."
+    )
 
     @property
     def is_further(self) -> bool:
@@ -235,16 +257,23 @@ def _repeated_paths(node: Mapping[str, Any]) -> Iterator[str]:
 class ResourceMapping(_Model):
     """One file of `mappings/`: everything that happens to one resource type."""
 
-    resource: str
-    #: Resources of a lower order are transformed first: later ones may use the facts that they leave.
-    order: int = 10
-    status: StatusFilter | None = None
-    exclude: tuple[Exclusion, ...] = ()
-    #: Reason by which a resource without a row is excluded, although others use its facts; None: it is loaded by them.
-    alone: str | None = None
-    #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
-    known_modifiers: tuple[str, ...] = ()
-    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]
+    resource: str = Field(description="The FHIR type; the file is named after it.")
+    order: int = Field(
+        10, description="Types of a lower order are transformed first: later ones may use the facts that they leave."
+    )
+    status: StatusFilter | None = Field(None, description="Which resources make rows, by a code.")
+    exclude: tuple[Exclusion, ...] = Field((), description="Which do not, by boolean columns.")
+    excluded_unless_row: str | None = Field(
+        None,
+        description="Reason by which a resource that makes no row is excluded, although others use its facts. Without it the "
+        "facts are enough.",
+    )
+    known_modifiers: tuple[str, ...] = Field(
+        (), description="Modifier extensions that the mapping knows; any other rejects the resource (f2o-063)."
+    )
+    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)] = Field(
+        description="What is taken from a resource, and what it becomes."
+    )
 
     @model_validator(mode="after")
     def _first_is_resource(self) -> ResourceMapping:

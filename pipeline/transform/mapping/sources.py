@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ __all__ = [
     "read_sources",
     "stamp_problems",
 ]
+
+_log = logging.getLogger(__name__)
 
 _PRIORITY = "vocabulary_priority.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
@@ -262,7 +265,30 @@ def _read_resource(found: Sources, file: Path) -> None:
     if pair and named != file.stem:
         found.problems.append(MappingProblem(*line_of(pair[0]), f"resource must be {file.stem}, as the file is named"))
         return
-    found.resources[file.stem] = node
+    found.resources[file.stem] = _with_new_names(node)
+
+
+#: Keys of a mapping, and kinds of view, by the names that they had until 0.2: accepted for one version.
+_RENAMED_KEYS = {"alone": "excluded_unless_row"}
+_RENAMED_KINDS = {"reference_value": "fact"}
+
+
+def _with_new_names(node: yaml.MappingNode) -> yaml.MappingNode:
+    """The document with today's names; an old one is a warning in the log."""
+    for key, value in node.value:
+        _rename(key, _RENAMED_KEYS)
+        for view in value.value if key.value == "views" and isinstance(value, yaml.SequenceNode) else ():
+            kind = entries(view).get("kind")
+            if kind:
+                _rename(kind[1], _RENAMED_KINDS)
+    return node
+
+
+def _rename(node: yaml.Node, names: Mapping[str, str]) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.value in names:
+        new = names[node.value]
+        _log.warning("%s:%d: %s is now called %s; the old name will go.", *line_of(node), node.value, new)
+        node.value = new
 
 
 def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProblem]) -> list[Row]:

@@ -13,12 +13,13 @@ import polars as pl
 import yaml
 
 from pipeline.staging.parts import StagedExport
+from pipeline.transform.column_types import CONVERTED_TYPES
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.events import derived, event_rows, refuse_incomplete
 from pipeline.transform.mapping.mappings import MappingReading, Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.sources import MappingProblem, line_of, node_at
-from pipeline.transform.plan import JSON_TYPES, PlannedView, SiteMapping, TransformPlan, Worker
+from pipeline.transform.plan import PlannedView, SiteMapping, TransformPlan, Worker
 from pipeline.transform.routing import to_staged
 
 __all__ = ["rehearsal", "rehearsed"]
@@ -79,7 +80,7 @@ def rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Iter
             elif view.kind == "entity":
                 made = derived(worker, view, rows).with_columns(pl.lit(1, dtype=pl.Int64).alias("row_key"))
                 refuse_incomplete(worker, plan.mapping, view, made, _entity_tables(str(view.table)))
-            elif view.kind == "reference_value":
+            elif view.kind == "fact":
                 derived(worker, view, rows)
         except (pl.exceptions.PolarsError, LookupError, TypeError, ValueError, AttributeError) as error:
             yield MappingProblem(*line_of(node_at(node, ["views", numbers[view.name]])), _missing(view, error))
@@ -97,7 +98,8 @@ def _sample(view: PlannedView, worker: Worker) -> pl.DataFrame:
         if column.name == "resource_id":
             continue
         value = {pl.String(): "2020-01-01", pl.Boolean(): False, pl.Int32(): code, pl.Float64(): 1.0}.get(dtype, 1)
-        value = None if column.type in JSON_TYPES else [] if isinstance(dtype, pl.List) else value
+        converted = CONVERTED_TYPES.get(column.type or "")
+        value = None if converted and converted.is_json else [] if isinstance(dtype, pl.List) else value
         columns.append(pl.Series(column.name, [value], dtype=dtype))
     return pl.DataFrame(columns) if columns else pl.DataFrame({"__row": [1]}).select()
 

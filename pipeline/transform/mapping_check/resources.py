@@ -10,7 +10,15 @@ import yaml
 
 from omop_schema.cdm_fields import TABLES, polars_schema
 from pipeline.core.resource_types import RESOURCE_TYPES
-from pipeline.transform.mapping.mappings import ITEM_NUMBER, MappingReading, ResourceMapping, ViewMapping
+from pipeline.transform.column_types import column_dtype
+from pipeline.transform.mapping.mappings import (
+    ITEM_NUMBER,
+    ConceptRule,
+    MappingReading,
+    ResourceMapping,
+    TableRule,
+    ViewMapping,
+)
 from pipeline.transform.mapping.overlays import entries
 from pipeline.transform.mapping.sources import MappingProblem, column_nodes, line_of, node_at
 from pipeline.transform.mapping_check.names import unknown
@@ -117,7 +125,7 @@ class ResourceCheck:
             yield from self._event(at, view, columns)
         yield from self._whose_row(at, view)
         has_value = view.landed_line or "value" in view.column_types or "value" in made
-        if view.kind == "reference_value" and not has_value:
+        if view.kind == "fact" and not has_value:
             yield self._problem(at, "a view that leaves a fact needs a column value")
 
     def _derive(self, at: list[Any], view: ViewMapping, columns: Iterable[str]) -> Iterator[MappingProblem]:
@@ -167,7 +175,7 @@ class ResourceCheck:
             yield self._problem(at, "an event view needs either code or concept_id")
         if view.code and view.code not in columns:
             yield self._problem([*at, "code"], unknown("column", view.code, columns))
-        elif view.code and self.worker.column_dtype(columns[view.code]) != _CODE_SET:
+        elif view.code and column_dtype(columns[view.code]) != _CODE_SET:
             yield self._problem(
                 [*at, "code"], f"the column {view.code} holds no codes: its type must be CodeableConcept"
             )
@@ -189,9 +197,9 @@ def _read_by(view: ViewMapping) -> set[str]:
     known |= (
         {role for columns in EVENT_COLUMNS.values() for role in columns.values()} if view.kind == "event" else set()
     )
-    known |= {"value", "about"} if view.kind == "reference_value" else set()
+    known |= {"value", "about"} if view.kind == "fact" else set()
     known |= {view.code} if view.code else set()
-    choices = (*view.home_table, *view.type_concept_id, *view.concept_id)
+    choices: tuple[TableRule | ConceptRule, ...] = (*view.home_table, *view.type_concept_id, *view.concept_id)
     known |= {rule.when for rule in choices if rule.when}
     known |= {*view.required, *view.row_key}
     return known.union(*(rule.columns for rule in _rules_of(view)))
