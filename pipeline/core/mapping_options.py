@@ -58,7 +58,7 @@ class MappingOptions(BaseModel):
         "specific",
         "Observation",
         description=(
-            "observation_type_concept_id: `specific` tells laboratory, survey, exam and patient-reported apart"
+            "observation_type_concept_id: `specific` distinguishes laboratory, survey, exam and patient-reported"
             " (f2o-051); `general` is 32817 (EHR) for all."
         ),
     )

@@ -110,7 +110,9 @@ def _refuse_odd_base(url: str) -> None:
 def _refuse_unknown_type(name: str) -> None:
     """Of FHIR R4, whether it is mapped or not: what is exported is kept, and may be mapped one day. Raises ValueError."""
     if name not in RESOURCE_TYPES:
-        raise ValueError(f"{name!r} is no resource type of FHIR R4.{nearest(name, RESOURCE_TYPES)}".removesuffix("."))
+        raise ValueError(
+            f"{name!r} is not a resource type of FHIR R4.{nearest(name, RESOURCE_TYPES)}".removesuffix(".")
+        )
 
 
 def _checked_zone(value: str) -> str:
@@ -148,7 +150,7 @@ class SiteSettings(BaseModel):
     previous_key_id: str | None = None
     #: Where the public keys are hosted (a JWK Set); only `site check` and `keys check` read it.
     jwks_url: str | None = None
-    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery tells, else v1.
+    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery names, else v1.
     scope_version: Literal["v1", "v2"] | None = None
     #: `aud` of the assertion where a proxy stands before the token endpoint (rule 9).
     audience: str | None = None
@@ -241,7 +243,9 @@ class SiteSettings(BaseModel):
             except ValueError:
                 raise ValueError(f"{text!r} is not a network such as 10.20.0.0/16") from None
             if not _is_private(network):
-                raise ValueError(f"{text} is no private network; loopback and link-local addresses are never allowed")
+                raise ValueError(
+                    f"{text} is not a private network; loopback and link-local addresses are never allowed"
+                )
         return value
 
     @field_validator("schedule")
@@ -325,7 +329,7 @@ class SiteSettings(BaseModel):
             _refuse_unknown_type(resource_type)
             for search in searches:
                 if not _SEARCH.fullmatch(search):
-                    raise ValueError(f"{resource_type}: {search!r} is no search such as category=laboratory")
+                    raise ValueError(f"{resource_type}: {search!r} is not a valid search such as category=laboratory")
         return value
 
     @model_validator(mode="after")
@@ -437,7 +441,7 @@ class Settings(BaseModel):
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             if not re.fullmatch(r"[A-Za-z0-9.:_-]+|\[[0-9a-fA-F:.]+\]", host) or "://" in host or host.count(":") == 1:
-                raise ValueError(f"{host!r} is no name or address of a host; give it without scheme and port")
+                raise ValueError(f"{host!r} is not a valid name or address of a host; give it without scheme and port")
         return value
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
@@ -464,7 +468,9 @@ class Settings(BaseModel):
     @classmethod
     def _local_folder(cls, value: str | None) -> str | None:
         if value and "://" in value:
-            raise ValueError(f"{value.partition('://')[0]}:// is no local folder (docs/lakehouse.md, 'Object stores')")
+            raise ValueError(
+                f"{value.partition('://')[0]}:// is not a local folder (docs/lakehouse.md, 'Object stores')"
+            )
         return value
 
     @field_validator("lakehouse_schedule")

@@ -29,7 +29,7 @@ from pipeline.transform.routing import exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 
-__all__ = ["EventRows", "derived", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
+__all__ = ["EventRows", "apply_rules", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -67,7 +67,7 @@ class EventRows:
         )
 
 
-def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+def apply_rules(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     for name in view.derive:
         rows = RULES[name].apply(rows, worker.derivation)
     return rows
@@ -75,7 +75,7 @@ def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFra
 
 def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
     """The rows of an event view (view and resource columns joined) as table rows."""
-    rows = derived(worker, view, rows).with_columns(
+    rows = apply_rules(worker, view, rows).with_columns(
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
@@ -190,7 +190,7 @@ _PERSON_REASONS = {
     ReferenceProblem.reference_by_identifier.name: "the person is named by an identifier, which is never compared",
     ReferenceProblem.reference_contained.name: "the person is contained in the resource alone",
     ReferenceProblem.reference_unreadable.name: "the reference to the person cannot be read",
-    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is no Patient",
+    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is not a Patient",
 }
 
 
@@ -239,7 +239,7 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
         reason = (
             pl.when(present)
-            .then(pl.lit("the text is no FHIR date"))
+            .then(pl.lit("the text is not a valid FHIR date"))
             .otherwise(pl.lit(f"no date from which {name} could be taken"))
         )
     return [

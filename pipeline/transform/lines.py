@@ -21,7 +21,7 @@ from pipeline.transform.events import (
     LEFT_OUT_SCHEMA,
     REFUSED_SCHEMA,
     EventRows,
-    derived,
+    apply_rules,
     event_links,
     event_rows,
     numbered_path,
@@ -171,7 +171,7 @@ class _TypeTransform:
         """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
         self._reference_issues: list[pl.DataFrame] = []
         self._unmapped_of_facts: list[pl.DataFrame] = []
-        resources = self._with_decision(self._followed(self._resource_frame(), self.mapping.resource_view))
+        resources = self._with_decision(self._follow_references(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
@@ -180,7 +180,7 @@ class _TypeTransform:
             rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
-            rows = self._followed(rows, view.mapping)
+            rows = self._follow_references(rows, view.mapping)
             if view.mapping.landed_line:
                 rows = self._with_landed_line(rows)
             if view.mapping.kind == "fact":
@@ -215,7 +215,7 @@ class _TypeTransform:
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
 
-    def _followed(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+    def _follow_references(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
         """Rows of a view with NULL for references that cannot be followed; notes these as issues."""
         columns = [name for name, kind in view.column_types.items() if is_reference(kind)]
         rows, problems = without_problems(rows, columns)
@@ -285,7 +285,7 @@ class _TypeTransform:
 
     def _facts(self, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
         """What other resources, or the derived tables, ask about: about the resource itself unless `about` says whom."""
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         self._unmapped_of_facts.append(unmapped_of_fact(self.worker, self.mapping, view, rows))
         about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
         return rows.select(
@@ -298,10 +298,10 @@ class _TypeTransform:
         ).drop_nulls(["surrogate_id", "value"])
 
     def _entity(self, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
-        """Rows of a resource that *is* a row of its table, or several that `row_key` tells apart."""
+        """Rows of a resource that *is* a row of its table, or several that `row_key` distinguishes."""
         table = view.table
         assert table is not None, "an entity view has a table"
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         rows = rows.with_columns(_entity_key(view, rows).alias("row_key"))
         return refuse_incomplete(self.worker, self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
@@ -455,7 +455,7 @@ def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
-    """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
+    """row_key by the content of the view's `row_key` columns; a repeat of the same content is distinguished by its number."""
     if not view.row_key:
         return pl.repeat(content_key(view.name), rows.height, dtype=pl.Int64, eager=True)
     columns = [pl.col(name).cast(pl.String).fill_null("") for name in view.row_key]

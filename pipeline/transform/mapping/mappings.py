@@ -80,21 +80,21 @@ class _Optional(_Model):
     @field_validator("option")
     @classmethod
     def _known(cls, value: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
-        for name, wanted in value.items():
+        for name, required in value.items():
             field = MappingOptions.model_fields.get(name)
             if field is None:
                 raise ValueError(f"there is no option {name!r}")
-            for choice in _choices(wanted):
+            for choice in _choices(required):
                 if choice not in get_args(field.annotation):
                     raise ValueError(f"option {name!r} has no value {choice!r}")
         return value
 
     def holds(self, options: MappingOptions) -> bool:
-        return all(getattr(options, name) in _choices(wanted) for name, wanted in self.option.items())
+        return all(getattr(options, name) in _choices(required) for name, required in self.option.items())
 
 
-def _choices(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (wanted,) if isinstance(wanted, str) else wanted
+def _choices(required: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (required,) if isinstance(required, str) else required
 
 
 class TableRule(_Optional):
@@ -422,7 +422,7 @@ def load_mappings(
 ) -> Mappings:
     """Read and check a folder of mappings, with a site's own entries over them, under a site's options.
 
-    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md tells what
+    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md lists what
     they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
     export. Raises MappingError with file and line of the first problem.
     """
@@ -434,7 +434,7 @@ def load_mappings(
 def _loaded(
     folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
 ) -> Mappings:
-    """`_content` tells apart what the same folders held at different times."""
+    """`_content` distinguishes what was in the same folders at different times."""
     reading = read_mappings(folder, site, options, site_mappings)
     if reading.mappings is None:
         first, *others = sorted(reading.problems)
@@ -460,7 +460,7 @@ class MappingReading:
 def read_mappings(
     folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
 ) -> MappingReading:
-    """As `load_mappings`, but everything that is wrong is told at once, and nothing is raised."""
+    """As `load_mappings`, but everything that is wrong is reported at once, and nothing is raised."""
     sources = read_sources(folder, _layers(folder, site, site_mappings))
     problems = list(sources.problems)
     resources = {}
@@ -523,7 +523,7 @@ def _resource(node: yaml.MappingNode, problems: list[MappingProblem]) -> Resourc
 
 
 def _split_view(view: Any, resource: Any) -> Any:
-    """A view in a mapping is a ViewDefinition and this project's keys side by side; tell them apart."""
+    """A view in a mapping is a ViewDefinition and this project's keys side by side; separate them."""
     if not isinstance(view, dict):
         return view
     own = {key: value for key, value in view.items() if key in _VIEW_KEYS}

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.transform.mapping.mappings import read_mappings
 from pipeline.transform.mapping.sources import MappingProblem
 from pipeline.transform.mapping_check.concepts import KnownConcepts, concept_problems
-from pipeline.transform.mapping_check.rehearsal import rehearsal, rehearsed
+from pipeline.transform.mapping_check.rehearsal import rehearsal, rehearse
 from pipeline.transform.mapping_check.resources import ResourceCheck
 
 __all__ = ["check_mappings"]
@@ -31,7 +31,7 @@ def check_mappings(
             found = list(ResourceCheck(mapping, reading.sources.resources[name], worker, reading).problems())
             problems.update(found)
             if not found and reading.mappings is not None:
-                problems.update(rehearsed(mapping, reading.sources.resources[name], worker))
+                problems.update(rehearse(mapping, reading.sources.resources[name], worker))
     for row in reading.sources.tables["unmapped_types.csv"].values():
         if row.values["resource_type"] in reading.resources:
             problems.add(row.problem(f"{row.values['resource_type']} has a mapping as well"))

@@ -62,7 +62,7 @@ class PathCheck:
                     loop: dict[str, Any] = {kind: texts if kind == "repeat" else texts[0]}
                     probe = within({**loop, "column": [{"name": "x", "path": "$this"}]})
                     inner = _types(texts[0], self.mapping.resource, this)
-                    for text in texts:  # `repeat` goes on from what its other paths lead to
+                    for text in texts:  # `repeat` continues from what its other paths lead to
                         at = inner if kind == "repeat" and text != texts[0] else this
                         yield from self._path(key, text, at, {**shared, "select": probe})
                     wrapped = _nested(loop, within)

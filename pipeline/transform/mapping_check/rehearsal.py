@@ -16,13 +16,13 @@ from pipeline.staging.parts import StagedExport
 from pipeline.transform.column_types import CONVERTED_TYPES
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex
-from pipeline.transform.events import derived, event_rows, refuse_incomplete
+from pipeline.transform.events import apply_rules, event_rows, refuse_incomplete
 from pipeline.transform.mapping.mappings import MappingReading, Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.sources import MappingProblem, line_of, node_at
 from pipeline.transform.plan import PlannedView, SiteMapping, TransformPlan, Worker
 from pipeline.transform.routing import to_staged
 
-__all__ = ["rehearsal", "rehearsed"]
+__all__ = ["rehearsal", "rehearse"]
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _index_files() -> Iterator[tuple[str, Mapping[str, pl.DataType]]]:
             yield names[name], names[f"{name.removesuffix('_FILE')}_SCHEMA"]
 
 
-def rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Iterator[MappingProblem]:
+def rehearse(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Iterator[MappingProblem]:
     """Run one row through every view: what a table needs and no column gives fails here."""
     plan = worker.resource_plan(mapping.resource)
     assert plan is not None
@@ -78,10 +78,10 @@ def rehearsed(mapping: ResourceMapping, node: yaml.Node, worker: Worker) -> Iter
             if view.kind == "event":
                 event_rows(worker, plan.mapping, view, rows)
             elif view.kind == "entity":
-                made = derived(worker, view, rows).with_columns(pl.lit(1, dtype=pl.Int64).alias("row_key"))
+                made = apply_rules(worker, view, rows).with_columns(pl.lit(1, dtype=pl.Int64).alias("row_key"))
                 refuse_incomplete(worker, plan.mapping, view, made, _entity_tables(str(view.table)))
             elif view.kind == "fact":
-                derived(worker, view, rows)
+                apply_rules(worker, view, rows)
         except (pl.exceptions.PolarsError, LookupError, TypeError, ValueError, AttributeError) as error:
             yield MappingProblem(*line_of(node_at(node, ["views", numbers[view.name]])), _missing(view, error))
 

@@ -237,7 +237,7 @@ def _flagged(frame: pl.DataFrame, name: str, flag: pl.Series, rows: pl.Series | 
 
 
 def without_issues(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
-    """Without the issues of these columns, which are told elsewhere, and without what says that they were imputed."""
+    """Without the issues of these columns, which are reported elsewhere, and without what says that they were imputed."""
     columns = set(columns)
     return frame.drop(
         name

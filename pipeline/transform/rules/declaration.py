@@ -1,4 +1,4 @@
-"""`@rule`: what a rule reads and makes, said where it is written.
+"""`@rule`: what a rule reads and makes, declared where it is written.
 
 The check of mappings, the fingerprints of resource types, `epic-omop manifest` and docs/writing-a-mapping.md go by these
 declarations; `tests/unit/test_rule_declarations.py` runs every rule and compares. A decorated function stays what it was.
@@ -25,7 +25,7 @@ ISSUES_OF_DATES = ("date_invalid", "date_sentinel", "date_out_of_range", "end_be
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with its declaration. Names of columns unless something else is said."""
+    """A rule with its declaration. Names of columns unless it says something else."""
 
     name: str
     apply: RuleFunction

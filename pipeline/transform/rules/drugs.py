@@ -143,7 +143,7 @@ def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
 
     OHDSI's convention: a quantity counts pieces where the strength is an amount (5 mg of a 5 MG tablet is 1), and is in
     the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
-    is not the dose itself, sig holds that as well and there is no dose unit beside it to be misread.
+    is not the dose itself, sig holds that as well and no dose unit stands beside it to be misread.
     """
     frame = derivation.look_ups.of(frame, "dose_unit", "dose_unit", purpose="unit")
     strength = _single_strength(frame, derivation)

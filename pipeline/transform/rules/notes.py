@@ -45,7 +45,7 @@ def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     constants=("note_encoding_utf8", "note_language_english"),
 )
 def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """A text of a report; a form without a text is no row. The report's own row says so: `report_texts`."""
+    """A text of a report; a form without a text makes no row. The report's own row says so: `report_texts`."""
     return _with_text(frame, derivation).filter(pl.col("note_text").is_not_null())
 
 
@@ -55,7 +55,7 @@ def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     options=("notes",),
 )
 def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Issue note_text_unsupported of a report with a form that is no text, where notes are loaded."""
+    """Issue note_text_unsupported of a report with a form that is not text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
     return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
 

@@ -98,7 +98,7 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
 
     `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
 
-    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is no category.
+    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is not a category.
     """
     given = pl.concat(
         frame.select(key, pl.col(column).alias("code_set"), pl.lit(rank, dtype=pl.Int8).alias("rank"))

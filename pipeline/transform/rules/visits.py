@@ -253,11 +253,11 @@ _STAY_START = "%Y-%m-%d %H:%M:%S%.6f"
 def _stay_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds stay_start_…, stay_end_… (NULL where the place has none) and is_open_stay."""
     frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
-    frame = without_issues(frame, ("start", "end"))  # the visit's own row tells them
+    frame = without_issues(frame, ("start", "end"))  # the visit's own row reports them
     frame = first_usable(frame, derivation, "stay_start", "place_start", "start")
     frame = without_issues(ending(frame, derivation, "place_end", name="stay_end", start="stay_start"), ("start",))
     inpatient = pl.col("visit_concept_id").is_in(INPATIENT_VISITS)
-    # An end that is no date, or lies before the start, is none that is missing.
+    # An end that is not a valid date, or lies before the start, is not a missing one.
     open_stay = inpatient & pl.col("end").is_null() & pl.col("stay_end").is_null()
     return frame.with_columns(open_stay.fill_null(False).alias("is_open_stay"))
 
