@@ -45,15 +45,16 @@ def with_asked_types(settings: Settings, site: SiteSettings) -> SiteSettings:
     return site.model_copy(update={"resource_types": asked_types(settings, site)})
 
 
-def of_known_types(session: EpicSession) -> EpicSession:
-    """The same session, for the types that its server has and the app may read; the others are named in a warning.
+def of_known_types(session: EpicSession) -> tuple[EpicSession, list[str]]:
+    """The same session, for the types that its server has and the app may read, and a note about those left out.
 
     For a site that names no types. Reads the CapabilityStatement, which needs no token, and then asks for one: a server may
     refuse a token for the sake of one scope that it does not know. Raises what asking for a token raises.
     """
-    session = _without(session, _unknown_to_server(session), "its CapabilityStatement does not name them")
+    notes: list[str] = []
+    session = _without(session, _unknown_to_server(session), "its CapabilityStatement does not name them", notes)
     session.transport.retrying(lambda: session.tokens.current(session.transport))
-    return _without(session, session.tokens.missing_types(), "the app is not registered to read them")
+    return _without(session, session.tokens.missing_types(), "the app is not registered to read them", notes), notes
 
 
 def _unknown_to_server(session: EpicSession) -> tuple[str, ...]:
@@ -65,16 +66,16 @@ def _unknown_to_server(session: EpicSession) -> tuple[str, ...]:
     return tuple(name for name in session.site.asked_types if name not in known) if known else ()
 
 
-def _without(session: EpicSession, types: tuple[str, ...], reason: str) -> EpicSession:
+def _without(session: EpicSession, types: tuple[str, ...], reason: str, notes: list[str]) -> EpicSession:
+    """The session without these types; a note is added to `notes`."""
     left = tuple(name for name in session.site.asked_types if name not in types)
     if not types or not left:  # nothing at all: the server's refusal of the kick-off says more
         return session
+    notes.append(f"The site is not asked for {', '.join(types)}: {reason}.")
     _log.warning(
-        "Site %s is not asked for %s: %s. `epic-omop site check %s` shows what it has; resource_types in sites.yaml "
-        "says what to ask for.",
+        "Site %s: %s `epic-omop site check %s` shows what it has; resource_types in sites.yaml says what to ask for.",
         session.site.name,
-        ", ".join(types),
-        reason,
+        notes[-1],
         session.site.name,
     )
     site = session.site.model_copy(update={"resource_types": left})

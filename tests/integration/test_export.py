@@ -483,8 +483,10 @@ def test_a_site_that_names_no_types_is_asked_for_all_that_it_has(
     with world.runtime.connect() as connection:
         job = export_jobs.get_job(connection, landed.export_id)
     assert set(job.resource_types) == {"Patient", "Observation"}, "what was not asked for is not missing"
-    assert "is not asked for AllergyIntolerance, " in caplog.text
-    assert "its CapabilityStatement does not name them" in caplog.text
+    [note] = job.notes
+    assert note.startswith("The site is not asked for AllergyIntolerance, Condition, ")
+    assert note.endswith(": its CapabilityStatement does not name them.")
+    assert f"Site site_a: {note} `epic-omop site check site_a` shows what it has" in caplog.text
     assert "no file came" not in caplog.text
 
 

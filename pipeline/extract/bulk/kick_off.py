@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NoReturn
 
@@ -97,16 +96,21 @@ def _kicked_off(
     `names_types`: whether the site says itself what to ask for; else it is asked for what it has.
     """
 
-    def requested(types: Sequence[str]) -> ExportJob:
-        return new_job(runtime, connection, session.site.name, "bulk", group=group, resource_types=types, since=since)
+    notes: list[str] = []
+
+    def requested(site: SiteSettings) -> ExportJob:
+        types = site.asked_types
+        return new_job(
+            runtime, connection, site.name, "bulk", group=group, resource_types=types, since=since, notes=notes
+        )
 
     try:
         if not names_types:
-            session = of_known_types(session)
+            session, notes = of_known_types(session)
         protocol.ask_for_token(session)
     except EpicOmopError as error:
-        _refused(runtime, connection, session.site, requested(session.site.asked_types), error)
-    return _kick_off(runtime, connection, session, requested(session.site.asked_types))
+        _refused(runtime, connection, session.site, requested(session.site), error)
+    return _kick_off(runtime, connection, session, requested(session.site))
 
 
 @names_export
