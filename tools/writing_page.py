@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
@@ -28,6 +29,7 @@ from pipeline.transform.rules.declaration import ISSUES_OF_DATES
 __all__ = ["writing_page"]
 
 _EXAMPLE = "Procedure"
+_WIDTH = 120
 _MODELS = (
     ("A mapping", ResourceMapping, "The keys of a file `mappings/<Resource>.yaml`."),
     ("status", StatusFilter, "A value that is in neither list rejects the resource."),
@@ -110,7 +112,35 @@ Rules and look-ups make these beside a row's values; nothing has to be declared 
 
 def writing_page() -> str:
     """The page as text."""
-    return "\n".join(_lines()).rstrip("\n") + "\n"
+    return "\n".join(_filled("\n".join(_lines()))).rstrip("\n") + "\n"
+
+
+_ITEM = re.compile(r"(- |\d+\. )")
+
+
+def _filled(text: str) -> Iterator[str]:
+    """Paragraphs and items of lists filled to the width of documents; tables, headings and code stay."""
+    paragraph: list[str] = []
+    in_code = False
+    for line in (*text.split("\n"), ""):
+        item = _ITEM.match(line)
+        is_text = line.strip() and not in_code and not line.startswith(("|", "#", "```"))
+        if paragraph and (not is_text or item):
+            mark = _ITEM.match(paragraph[0])
+            indent = " " * len(mark[0]) if mark else ""
+            yield from textwrap.wrap(
+                " ".join(map(str.strip, paragraph)),
+                _WIDTH,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            paragraph = []
+        if is_text:
+            paragraph.append(line)
+        else:
+            yield line
+        in_code ^= line.startswith("```")
 
 
 def _lines() -> Iterator[str]:

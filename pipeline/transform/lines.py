@@ -311,10 +311,10 @@ class _TypeTransform:
         results: list[EventRows],
         facts: list[pl.DataFrame],
     ) -> pl.DataFrame:
-        """One row a resource: its outcome after all views."""
-        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
-        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
+        """One row a resource: its outcome after all views. Whoever decides first decides."""
+        rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+        made = rows + [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
+        any_row = _ids_of(made)
         decided = resources.select(
             "index",
             pl.lit(self.resource_type).alias("resource_type"),
@@ -322,42 +322,12 @@ class _TypeTransform:
             "surrogate_id",
             *_DECISION_COLUMNS,
         ).rename({"code_": "code"})
-        refused = _refused(results, any_row)
-        if refused.is_empty():
-            decided = decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
-        else:
-            decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
-            is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
-            decided = decided.with_columns(
-                pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
-                *(
-                    pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
-                    for name in ("reason", "stage", "code", "path")
-                ),
-            )
-        reasons = _excluded(results, any_row)
-        if not reasons.is_empty():
-            decided = decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
-                pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
-                .then(pl.lit("excluded"))
-                .otherwise("outcome")
-                .alias("outcome"),
-                pl.coalesce("reason", "exclude_reason").alias("reason"),
-            )
-        is_reference_data = all(view.kind in {"resource", "fact"} for view in self.mapping.views)
-        has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
-        open_ = pl.col("outcome").is_null()
+        decided = _with_refused(decided, _refused(results, any_row))
+        decided = _with_excluded(decided, _excluded(results, any_row))
         if self.mapping.excluded_unless_row is not None:
-            rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-            with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
-            is_without_row = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
-            decided = decided.with_columns(
-                pl.when(is_without_row).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
-                pl.when(is_without_row)
-                .then(pl.lit(self.mapping.excluded_unless_row))
-                .otherwise("reason")
-                .alias("reason"),
-            )
+            decided = _with_rowless(decided, _ids_of(rows), self.mapping.excluded_unless_row)
+        is_reference_data = all(view.kind in {"resource", "fact"} for view in self.mapping.views)
+        open_, has_row = pl.col("outcome").is_null(), pl.lit(is_reference_data) | _is_among(any_row)
         return decided.with_columns(
             pl.when(open_ & has_row)
             .then(pl.lit("loaded"))
@@ -419,6 +389,50 @@ class _TypeTransform:
         rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
         rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
+
+
+def _ids_of(frames: list[pl.DataFrame]) -> pl.Series:
+    """Their surrogate ids, each once."""
+    return pl.concat(frames)["surrogate_id"].unique() if frames else pl.Series(dtype=pl.Int64)
+
+
+def _is_among(ids: pl.Series) -> pl.Expr:
+    return pl.col("surrogate_id").is_in(ids.implode())
+
+
+def _with_refused(decided: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `refused` (see `_refused`) is rejected; adds cause."""
+    if refused.is_empty():
+        return decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
+    decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
+    is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
+    return decided.with_columns(
+        pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
+        *(
+            pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
+            for name in ("reason", "stage", "code", "path")
+        ),
+    )
+
+
+def _with_excluded(decided: pl.DataFrame, reasons: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `reasons` (see `_excluded`) is excluded."""
+    if reasons.is_empty():
+        return decided
+    is_excluded = pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null()
+    return decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
+        pl.when(is_excluded).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.coalesce("reason", "exclude_reason").alias("reason"),
+    )
+
+
+def _with_rowless(decided: pl.DataFrame, with_row: pl.Series, reason: str) -> pl.DataFrame:
+    """What is open and has no row is excluded, although it may leave facts."""
+    is_rowless = pl.col("outcome").is_null() & ~_is_among(with_row)
+    return decided.with_columns(
+        pl.when(is_rowless).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.when(is_rowless).then(pl.lit(reason)).otherwise("reason").alias("reason"),
+    )
 
 
 def _refused(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:

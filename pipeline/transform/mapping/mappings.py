@@ -52,7 +52,7 @@ __all__ = [
 
 #: Names of the value maps' special targets: the row is excluded instead of given a concept.
 EXCLUDE = "exclude"
-#: … or its code means something that a derive function knows.
+#: … or its code means something that a rule knows.
 MEANING = "meaning"
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
@@ -311,7 +311,7 @@ class ValueMapEntry:
     """One line of a value map: what a code stands for.
 
     A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
-    derive function makes of the code, which itself is 0 then.
+    rule makes of the code, which itself is 0 then.
     """
 
     system: str

@@ -1,4 +1,4 @@
-"""What every derive function may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
+"""What every rule may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPATIENT_VISITS = (9201, 262, 42898160, 8717)
 
 @dataclass(frozen=True)
 class Derivation:
-    """What derive functions may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
+    """What rules may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
 
     site_zone: str
     instance_zone: str
