@@ -18,7 +18,15 @@ from pipeline.extract.http.transport import RemoteRequest
 from pipeline.extract.smart.session import EpicSession
 from pipeline.transform.mapping.mappings import load_mappings
 
-__all__ = ["NOT_EXPORTED", "asked_types", "capability_request", "of_known_types", "types_of_server", "with_asked_types"]
+__all__ = [
+    "NOT_EXPORTED",
+    "asked_types",
+    "capability_request",
+    "objects",
+    "of_known_types",
+    "resources_of_server",
+    "with_asked_types",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +67,7 @@ def of_known_types(session: EpicSession) -> tuple[EpicSession, list[str]]:
 
 def _unknown_to_server(session: EpicSession) -> tuple[str, ...]:
     try:
-        known = types_of_server(session.transport.fetch(capability_request(session.site)).json())
+        known = resources_of_server(session.transport.fetch(capability_request(session.site)).json())
     except EpicOmopError as error:
         _log.warning("Which types site %s has is not known: %s", session.site.name, error.message)
         return ()
@@ -93,11 +101,15 @@ def capability_request(site: SiteSettings) -> RemoteRequest:
     )
 
 
-def types_of_server(statement: Mapping[str, Any]) -> frozenset[str]:
-    """Types that a CapabilityStatement names; none where it cannot be read so."""
-    found = set()
-    for rest in statement.get("rest") or ():
-        for resource in rest.get("resource") or () if isinstance(rest, dict) else ():
-            if isinstance(resource, dict) and isinstance(resource.get("type"), str):
-                found.add(resource["type"])
-    return frozenset(found)
+def resources_of_server(statement: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Type → what a CapabilityStatement says of it; what is not as FHIR has it is passed over."""
+    return {
+        str(resource.get("type")): resource
+        for rest in objects(statement.get("rest"))
+        for resource in objects(rest.get("resource"))
+    }
+
+
+def objects(value: object) -> list[dict[str, Any]]:
+    """The objects of an array; none of another value."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

@@ -16,7 +16,7 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.core.findings import Finding
 from pipeline.core.settings import SiteSettings
-from pipeline.extract.asked_types import capability_request
+from pipeline.extract.asked_types import capability_request, objects, resources_of_server
 from pipeline.extract.http.recording import AccessLog, RequestBudget
 from pipeline.extract.http.transport import Answer, RemoteRequest, RetryPolicy
 from pipeline.extract.smart.key_files import check_hosted_keys, check_key
@@ -187,8 +187,8 @@ def _bulk(look: _Look) -> Iterator[Finding]:
     if not look.statement:
         yield Finding("bulk export", "not checked", "there is no CapabilityStatement")
         return
-    group = _resources(look.statement).get("Group", {})
-    names = {str(operation.get("name")).lstrip("$") for operation in _dicts(group.get("operation"))}
+    group = resources_of_server(look.statement).get("Group", {})
+    names = {str(operation.get("name")).lstrip("$") for operation in objects(group.get("operation"))}
     stated = any("bulkdata" in str(url) or "bulk-data" in str(url) for url in look.statement.get("instantiates") or ())
     if names & set(_EXPORTS) or stated:
         yield Finding("bulk export", "ok", "the CapabilityStatement names it")
@@ -198,7 +198,7 @@ def _bulk(look: _Look) -> Iterator[Finding]:
 
 
 def _types(look: _Look) -> Iterator[Finding]:
-    known = _resources(look.statement)
+    known = resources_of_server(look.statement)
     if not known:
         yield Finding("resource types", "not checked", "the CapabilityStatement names none")
         return
@@ -215,7 +215,7 @@ def _groups(look: _Look) -> Iterator[Finding]:
     if not look.has_token:
         yield Finding("groups", "not checked", "there is no token")
         return
-    interactions = _dicts(_resources(look.statement).get("Group", {}).get("interaction"))
+    interactions = objects(resources_of_server(look.statement).get("Group", {}).get("interaction"))
     if "read" not in {one.get("code") for one in interactions}:
         yield Finding("groups", "not checked", "the site does not offer to read a Group", _ASK_FOR_GROUPS)
         return
@@ -258,15 +258,3 @@ def _group_finding(what: str, answer: Answer) -> Finding:
     if answer.status in (404, 410):
         return Finding(what, "failed", "the site knows no such group, or hides it from this client", _ASK_FOR_GROUPS)
     return Finding(what, "not checked", f"the site answered {answer.status}", _ASK_FOR_GROUPS)
-
-
-def _resources(statement: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        str(resource.get("type")): resource
-        for rest in _dicts(statement.get("rest"))
-        for resource in _dicts(rest.get("resource"))
-    }
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

@@ -382,6 +382,27 @@ def test_the_message_shows_the_position_in_the_path() -> None:
     assert "View test, column x" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "place", "reason"),
+    [
+        ("status.exists().code = 'x'", "code = 'x'", "a boolean has no elements"),
+        ("1 = Patient.id", "Patient.id", "'Patient' is neither an element nor the view's resource (Observation)"),
+        ("status.startsWith()", "startsWith()", "startsWith() takes 1 argument, not 0"),
+        ("status.startsWith('a', 'b')", "startsWith(", "startsWith() takes 1 argument, not 2"),
+        ("component.select()", "select()", "select() takes 1 argument, not 0"),
+        ("component.select(code, value)", "select(", "select() takes 1 argument, not 2"),
+        ("status.empty(1)", "empty(1)", "empty() takes 0 arguments, not 1"),
+        ("status.join('a', 'b')", "join(", "join() takes 0 to 1 argument, not 2"),
+    ],
+)
+def test_what_does_not_fit_is_shown_where_it_stands(path: str, place: str, reason: str) -> None:
+    with pytest.raises(MappingError) as caught:
+        compile_columns(view(column("x", path)), {})
+    *_, shown, caret = str(caught.value).splitlines()
+    assert shown[caret.index("^") :].startswith(place)
+    assert reason in str(caught.value)
+
+
 def test_unions_that_multiply_beyond_reason_are_refused() -> None:
     selects = [{"unionAll": [{"column": [column(f"c{number}", "id")]} for _ in range(8)]} for number in range(4)]
     with pytest.raises(MappingError, match="too many combinations"):
