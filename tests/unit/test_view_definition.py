@@ -403,6 +403,46 @@ def test_what_does_not_fit_is_shown_where_it_stands(path: str, place: str, reaso
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("condition", ["status.first()", "category.first()", "1 + 2", "'x'", "status.first() and true"])
+def test_a_condition_that_is_not_a_boolean_is_refused(condition: str) -> None:
+    compiled = compile_columns(view(VALUE, where=[{"path": condition}]), {})
+    with pytest.raises(WrongType, match="expected a boolean"):
+        compiled.append(OBSERVATION, compiled.new_buffers())
+
+
+#: Paths of every operator and function that is compiled in a way of its own, on DATED.
+DATED = OBSERVATION | {"effectiveDateTime": "2024", "extension": [{"url": "u", "valueString": "v"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("status = 'final'", True),
+        ("status != 'final'", False),
+        ("'final' = status", True),
+        ("value.ofType(Quantity).value = 4", True),
+        ("value.ofType(Quantity).value != 4", False),
+        ("4 = value.ofType(Quantity).value", True),
+        ("category.coding.code = 'laboratory'", True),
+        ("category.coding.code.first() != 'laboratory'", False),
+        ("id != status", True),
+        ("id = id", True),
+        ("effective.ofType(dateTime).lowBoundary()", "2024-01-01T00:00:00.000+14:00"),
+        ("effective.ofType(dateTime).highBoundary()", "2024-12-31T23:59:59.999-12:00"),
+        ("component.where(value.ofType(string) = 'x').exists()", True),
+        ("component.where(value.ofType(string) = 'y').exists()", False),
+        ("extension.where(url = 'u').value.ofType(string)", "v"),
+        ("component.empty()", False),
+        ("note.empty()", True),
+        ("status.startsWith('fi')", True),
+        ("status.startsWith('nal')", False),
+        ("component.select(value.ofType(string))", "x"),
+    ],
+)
+def test_what_compiled_paths_give(path: str, expected: Any) -> None:
+    assert append(view(column("x", path)), DATED) == [[expected]]
+
+
 def test_unions_that_multiply_beyond_reason_are_refused() -> None:
     selects = [{"unionAll": [{"column": [column(f"c{number}", "id")]} for _ in range(8)]} for number in range(4)]
     with pytest.raises(MappingError, match="too many combinations"):
