@@ -56,7 +56,7 @@ def _options() -> Iterator[str]:
     yield from ["# Options of the mapping", "", _MADE, ""]
     yield "Where sources contradict each other, or a site may want what the guide says, the mapping has a named setting."
     yield "They are set for each site under `mapping:` in sites.yaml, and change only the rows of the resources named here:"
-    yield "the next run maps those again. `epic-omop mappings show RESOURCE --site SITE` shows the result."
+    yield "the next run maps those again. `epic-omop mappings show RESOURCE --site SITE` shows what comes of them."
     yield from ["", "```yaml", "sites:", "  north:", "    mapping:"]
     name, field = next(iter(MappingOptions.model_fields.items()))
     yield from [f"      {name}: {field.default}", "```", ""]
@@ -69,7 +69,7 @@ def _options() -> Iterator[str]:
 
 def _tables(mappings: Mappings) -> Iterator[str]:
     resources = read_mappings(MAPPINGS_FOLDER).resources
-    yield from ["# Filters and fixed maps", "", _MADE, "How they are used is in [mapping.md](mapping.md).", ""]
+    yield from ["# Filters and fixed maps", "", _MADE, "How they are used is told in [mapping.md](mapping.md).", ""]
     yield from [
         "## Filters",
         "",

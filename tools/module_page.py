@@ -15,7 +15,7 @@ _CONTRACT = "A stage imports only from stages below it"
 _HEAD = """\
 # Modules
 
-Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, stands in its
+Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, is said in its
 `__init__.py`.
 
 Folders of `pipeline/` are stages. They stand in one order, and each imports only from folders below it; `make lint` checks
