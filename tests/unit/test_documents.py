@@ -24,6 +24,7 @@ from pipeline.transform.mapping.mappings import (
 )
 from pipeline.transform.mapping_check.check import check_mappings
 from pipeline.transform.rules import RULES
+from tests.golden.test_golden import CASES
 from tests.requirement_results import marked_tests
 from tools import conformance
 from tools.conformance import load_requirements, merged, render
@@ -157,6 +158,18 @@ def test_the_manifest_says_of_every_table_how_far_it_is_filled():
     for resource in manifest(MAPPINGS)["input"]["resources"]:
         for table in resource["tables"]:
             assert resource["type"] in tables[table]["from"]
+
+
+def test_no_column_is_said_to_be_empty_that_a_golden_case_fills():
+    """Of the cases without settings of their own: the manifest is that of the mappings as they are."""
+    tables = manifest(MAPPINGS)["output"]["tables"]
+    wrong = set()
+    for case in CASES:
+        if not case.document.keys() & {"site", "instance", "values", "mappings"}:
+            for table, rows in (case.document.get("rows") or {}).items():
+                filled = {name for row in rows for name, value in row.items() if value not in (None, 0, "0")}
+                wrong |= {f"{table}.{name}" for name in filled & set(tables[table].get("columns_left_empty", ()))}
+    assert sorted(wrong) == []
 
 
 def test_a_sites_manifest_has_its_options_and_own_mappings(tmp_path):
