@@ -94,7 +94,7 @@ def capability_request(site: SiteSettings) -> RemoteRequest:
     """For the CapabilityStatement of a site's server."""
     return RemoteRequest(
         "Reading the CapabilityStatement",
-        f"{(site.fhir_url or '').rstrip('/')}/metadata",
+        f"{site.fhir_url}/metadata",
         headers={"Accept": "application/fhir+json"},
         max_bytes=32 << 20,
         event="capabilities",

@@ -271,7 +271,8 @@ class ExpressionCompiler:
     def _step(self, base: Value, name: str, node: Node) -> Value:
         """The elements `name` of `base`."""
         if base.kind:
-            raise self._error(f"a {base.kind} has no elements", node.end - len(node.name))
+            start = node.end - (len(name) if isinstance(node, Member) else 1)
+            raise self._error(f"a {base.kind} has no elements", start)
         code = base.code
         expression = f"{code}.get({name!r})"
         if base.may_be_object:
