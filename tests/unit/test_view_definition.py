@@ -462,6 +462,12 @@ def test_dates_that_yaml_has_read_are_taken_as_constants() -> None:
     assert function(OBSERVATION) == [{"x": "2024-05-01", "y": "x'\"\\n"}]
 
 
+@pytest.mark.parametrize("path", ["category.select(coding.code)", "category.where(coding.exists()).coding.code"])
+def test_null_in_an_array_is_not_an_item(path: str) -> None:
+    category = [None, *OBSERVATION["category"]]
+    assert append(view(column("x", path)), OBSERVATION | {"category": category}) == [["laboratory"]]
+
+
 # --- generated code ----------------------------------------------------------------------------------------
 
 
