@@ -130,7 +130,7 @@ def _site_metadata(site: SiteSettings) -> dict[str, object]:
     return {
         "FHIR base URL": site.fhir_url or "none: loaded from folders (epic-omop ingest)",
         "groups": len(site.groups),
-        "resource types": ", ".join(site.resource_types),
+        "resource types": ", ".join(site.resource_types or ("all mapped types",)),
         "time zone": site.time_zone,
         "schedule": site.schedule,
     }

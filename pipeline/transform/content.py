@@ -38,7 +38,7 @@ class Contents:
         if not indexes or not self._worker.ports.known.has_contents:
             return pl.DataFrame(schema=schema)
         long_numbers = exact_numbers.lines_with_long_numbers(
-            pl.Series(raws, dtype=pl.Binary).cast(pl.String, strict=False)  # what is not UTF-8 is no JSON either
+            pl.Series(raws, dtype=pl.Binary).cast(pl.String, strict=False)  # what is not UTF-8 is not valid JSON either
         )
         limit, key_of = self._worker.plan.site.max_line_bytes, self._worker.keys.of
         surrogate_ids: list[int | None] = []

@@ -21,7 +21,7 @@ from pipeline.transform.events import (
     LEFT_OUT_SCHEMA,
     REFUSED_SCHEMA,
     EventRows,
-    derived,
+    apply_rules,
     event_links,
     event_rows,
     numbered_path,
@@ -160,7 +160,7 @@ class _TypeTransform:
         """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
         self._reference_issues: list[pl.DataFrame] = []
         self._unmapped_of_facts: list[pl.DataFrame] = []
-        resources = self._with_decision(self._followed(self._resource_frame(), self.mapping.resource_view))
+        resources = self._with_decision(self._follow_references(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
@@ -169,10 +169,10 @@ class _TypeTransform:
             rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
-            rows = self._followed(rows, view.mapping)
+            rows = self._follow_references(rows, view.mapping)
             if view.mapping.landed_line:
                 rows = self._with_landed_line(rows)
-            if view.mapping.kind == "reference_value":
+            if view.mapping.kind == "fact":
                 facts.append(self._facts(view.mapping, rows))
             elif view.mapping.kind == "event":
                 by_view[view.mapping.name] = event_rows(self.worker, self.mapping, view.mapping, rows)
@@ -187,8 +187,10 @@ class _TypeTransform:
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
-        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        without_row = decisions.filter(
+            (pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.excluded_unless_row or ""))
+        )
+        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, without_row.select("surrogate_id")]))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
         self.worker.ports.parts.write(schemas.IDENTIFIER_KEY, f"{self.chunk.batch.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
@@ -202,7 +204,7 @@ class _TypeTransform:
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
         ).with_columns(self.chunk.batch.positions.select("file_number", "line")[frame["index"]].get_columns())
 
-    def _followed(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+    def _follow_references(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
         """Rows of a view with NULL for references that cannot be followed; notes these as issues."""
         columns = [name for name, kind in view.column_types.items() if is_reference(kind)]
         rows, problems = without_problems(rows, columns)
@@ -271,7 +273,7 @@ class _TypeTransform:
 
     def _facts(self, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
         """What other resources, or the derived tables, ask about: about the resource itself unless `about` says whom."""
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         self._unmapped_of_facts.append(unmapped_of_fact(self.worker, self.mapping, view, rows))
         about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
         return rows.select(
@@ -284,10 +286,10 @@ class _TypeTransform:
         ).drop_nulls(["surrogate_id", "value"])
 
     def _entity(self, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
-        """Rows of a resource that *is* a row of its table, or several that `row_key` tells apart."""
+        """Rows of a resource that *is* a row of its table, or several that `row_key` distinguishes."""
         table = view.table
         assert table is not None, "an entity view has a table"
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         rows = rows.with_columns(_entity_key(view, rows).alias("row_key"))
         return refuse_incomplete(self.worker, self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
@@ -297,10 +299,10 @@ class _TypeTransform:
         results: list[EventRows],
         facts: list[pl.DataFrame],
     ) -> pl.DataFrame:
-        """One row a resource: its outcome after all views."""
-        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
-        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
+        """One row a resource: its outcome after all views. Whoever decides first decides."""
+        rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+        made = rows + [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
+        any_row = _ids_of(made)
         decided = resources.select(
             "index",
             pl.lit(self.resource_type).alias("resource_type"),
@@ -308,39 +310,12 @@ class _TypeTransform:
             "surrogate_id",
             *_DECISION_COLUMNS,
         ).rename({"code_": "code"})
-        refused = _refused(results, any_row)
-        if refused.is_empty():
-            decided = decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
-        else:
-            decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
-            is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
-            decided = decided.with_columns(
-                pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
-                *(
-                    pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
-                    for name in ("reason", "stage", "code", "path")
-                ),
-            )
-        reasons = _excluded(results, any_row)
-        if not reasons.is_empty():
-            decided = decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
-                pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
-                .then(pl.lit("excluded"))
-                .otherwise("outcome")
-                .alias("outcome"),
-                pl.coalesce("reason", "exclude_reason").alias("reason"),
-            )
-        is_reference_data = all(view.kind in {"resource", "reference_value"} for view in self.mapping.views)
-        has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
-        open_ = pl.col("outcome").is_null()
-        if self.mapping.alone is not None:
-            rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-            with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
-            is_alone = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
-            decided = decided.with_columns(
-                pl.when(is_alone).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
-                pl.when(is_alone).then(pl.lit(self.mapping.alone)).otherwise("reason").alias("reason"),
-            )
+        decided = _with_refused(decided, _refused(results, any_row))
+        decided = _with_excluded(decided, _excluded(results, any_row))
+        if self.mapping.excluded_unless_row is not None:
+            decided = _with_rowless(decided, _ids_of(rows), self.mapping.excluded_unless_row)
+        is_reference_data = all(view.kind in {"resource", "fact"} for view in self.mapping.views)
+        open_, has_row = pl.col("outcome").is_null(), pl.lit(is_reference_data) | _is_among(any_row)
         return decided.with_columns(
             pl.when(open_ & has_row)
             .then(pl.lit("loaded"))
@@ -359,8 +334,8 @@ class _TypeTransform:
         kept: pl.DataFrame,
         with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
-        leaves nothing behind."""
+        """Write rows of loaded resources only, and facts also of those that `excluded_unless_row` excludes: a resource that
+        is rejected leaves nothing behind."""
         part = f"{self.chunk.batch.part}-{self.resource_type}"
         parts = self.worker.ports.parts
 
@@ -404,6 +379,50 @@ class _TypeTransform:
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
 
 
+def _ids_of(frames: list[pl.DataFrame]) -> pl.Series:
+    """Their surrogate ids, each once."""
+    return pl.concat(frames)["surrogate_id"].unique() if frames else pl.Series(dtype=pl.Int64)
+
+
+def _is_among(ids: pl.Series) -> pl.Expr:
+    return pl.col("surrogate_id").is_in(ids.implode())
+
+
+def _with_refused(decided: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `refused` (see `_refused`) is rejected; adds cause."""
+    if refused.is_empty():
+        return decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
+    decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
+    is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
+    return decided.with_columns(
+        pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
+        *(
+            pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
+            for name in ("reason", "stage", "code", "path")
+        ),
+    )
+
+
+def _with_excluded(decided: pl.DataFrame, reasons: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `reasons` (see `_excluded`) is excluded."""
+    if reasons.is_empty():
+        return decided
+    is_excluded = pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null()
+    return decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
+        pl.when(is_excluded).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.coalesce("reason", "exclude_reason").alias("reason"),
+    )
+
+
+def _with_rowless(decided: pl.DataFrame, with_row: pl.Series, reason: str) -> pl.DataFrame:
+    """What is open and has no row is excluded, although it may leave facts."""
+    is_rowless = pl.col("outcome").is_null() & ~_is_among(with_row)
+    return decided.with_columns(
+        pl.when(is_rowless).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.when(is_rowless).then(pl.lit(reason)).otherwise("reason").alias("reason"),
+    )
+
+
 def _refused(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
     """REFUSED_SCHEMA, one row a line: whose own row cannot be made, or of which no row at all is left (`any_row`: surrogate
     ids of those with one) although there should be some."""
@@ -438,7 +457,7 @@ def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
-    """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
+    """row_key by the content of the view's `row_key` columns; a repeat of the same content is distinguished by its number."""
     if not view.row_key:
         return pl.repeat(content_key(view.name), rows.height, dtype=pl.Int64, eager=True)
     columns = [pl.col(name).cast(pl.String).fill_null("") for name in view.row_key]

@@ -31,6 +31,7 @@ from pipeline.sql_on_fhir.view_definition import (
 )
 from pipeline.transform import converters, note_texts, udi
 from pipeline.transform.addresses import Addresses
+from pipeline.transform.column_types import column_dtype
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
@@ -38,37 +39,11 @@ from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.transform.ports import Ports
-from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader, is_reference
+from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader
 from pipeline.transform.rules import Derivation
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
 
-_PRIMITIVES: Mapping[str, pl.DataType] = {
-    "decimal": pl.Float64(),
-    "integer": pl.Int64(),
-    "positiveInt": pl.Int64(),
-    "unsignedInt": pl.Int64(),
-    "boolean": pl.Boolean(),
-}
-#: Result types of the converters; everything else is text.
-_CONVERTED: Mapping[str, pl.DataType] = {
-    "CodeableConcept": pl.Int32(),
-    "Coding": pl.Int32(),
-    "Quantity": pl.Int32(),
-    "medication_code": pl.Int32(),
-    "merged_types": pl.Int32(),
-    "other_category": pl.Int32(),
-    "attached_binary": pl.Int64(),
-    "is_unsupported": pl.Boolean(),
-    "contained_device_code": pl.Int32(),
-    "lacks_contained_medication": pl.Boolean(),
-    "lacks_contained_device": pl.Boolean(),
-    "patient_location": pl.Int64(),
-    "site_location": pl.Int64(),
-    "daily_dose": pl.Float64(),
-    "integer32": pl.Int64(),
-    "canonical_key": pl.Int64(),
-}
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
     "code": pl.String,
@@ -79,8 +54,6 @@ _VALUE_MAP_SCHEMA = {
     #: the map says on purpose that there is no concept
     "by_rule": pl.Boolean,
 }
-#: Converters whose result is JSON text, for derive functions and facts.
-JSON_TYPES = frozenset({"json", "item_code", "questionnaire_codes", "device_summary", "contained_device"})
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 
@@ -235,13 +208,8 @@ class Worker:
 
     @property
     def column_types(self) -> frozenset[str]:
-        """The types of columns that are converted here, beside FHIR's own."""
+        """The types of columns that are converted here, beside FHIR's own: those of `column_types.CONVERTED_TYPES`."""
         return frozenset(self._converters())
-
-    @staticmethod
-    def column_dtype(fhir_type: str | None) -> pl.DataType:
-        """What a column of a type holds."""
-        return _dtype(fhir_type, collection=False)
 
     def _concept_as_json(self, value: Any) -> str:
         """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
@@ -324,17 +292,10 @@ def _planned(mapping: ResourceMapping, converters: Mapping[str, Converter]) -> R
         PlannedView(
             view,
             columns,
-            tuple(_dtype(column.type, column.collection) for column in columns),
+            tuple(column_dtype(column.type, collection=column.collection) for column in columns),
             explain,
             cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
         )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )
     return ResourcePlan(mapping, views, compiled.bind)
-
-
-def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:
-    if is_reference(fhir_type) or (fhir_type or "").startswith("identifier"):
-        return pl.Int64()
-    single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()
-    return pl.List(single) if collection else single

@@ -86,7 +86,7 @@ def test_the_closure_holds_what_decides_rows_and_no_settings(tmp_path: Path) -> 
     } <= closure
     assert not closure & {
         "pipeline.core.settings",
-        "pipeline.transform.mapping_check",
+        "pipeline.transform.mapping_check.check",
         "pipeline.landing.store",
         "pipeline.load.load",
         "pipeline.load.processes",

@@ -138,7 +138,7 @@ def test_a_type_that_fhir_does_not_have_is_refused(key: str, tmp_path: Path) -> 
         with pytest.raises(ConfigurationError) as refused:
             load_settings(of(typo))
         assert (
-            f"sites.yaml:3: {key}: {typo!r} is no resource type of FHIR R4. Did you mean {known!r}?"
+            f"sites.yaml:3: {key}: {typo!r} is not a resource type of FHIR R4. Did you mean {known!r}?"
             in refused.value.message
         )
     load_settings(of("CarePlan"))  # of FHIR R4, and not mapped: it is exported and kept

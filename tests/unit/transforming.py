@@ -56,10 +56,11 @@ def transform(
     site_zone: str = "UTC",
     instance_zone: str = "UTC",
     lines: Mapping[str, Iterable[bytes]] | None = None,
+    index: Mapping[str, pl.DataFrame] | None = None,
 ) -> Transformed:
     """Resources of any types, in the order of their mappings; concepts are those that the mappings name.
 
-    `lines`: by type, what stands in the file as it is.
+    `lines`: by type, what stands in the file as it is. `index`: files of the concept index that are not empty.
     """
     by_type: dict[str, list[bytes]] = {}
     for resource in resources:
@@ -70,7 +71,7 @@ def transform(
     for name, value in vars(concept_index).items():
         if name.endswith("_FILE"):
             schema = getattr(concept_index, f"{name.removesuffix('_FILE')}_SCHEMA")
-            pl.DataFrame(schema=dict(schema)).write_parquet(folder / value)
+            (index or {}).get(value, pl.DataFrame(schema=dict(schema))).write_parquet(folder / value)
     transform_plan = TransformPlan(
         site=site_mapping(SiteSettings(name="site", time_zone=site_zone)),
         instance_zone=instance_zone,

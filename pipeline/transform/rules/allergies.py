@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.transform.rules.base import Derivation, as_value
+from pipeline.transform.column_names import issue
+from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value
 from pipeline.transform.rules.conditions import at_age
 from pipeline.transform.rules.dates import first_usable, starting, used_visit_start, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
 #: Concept classes of SNOMED's things, as opposed to its findings and situations.
 _SUBSTANCE_CLASSES = ("Substance", "Organism", "Physical Object", "Pharma/Biol Product")
 
 
+_ALLERGY_DATE_READS = (
+    "onset_age", "onset_datetime", "onset_period_start", "recorded_date", "last_occurrence", "person_id", "visit_occurrence_id",
+)  # fmt: skip
+_ALLERGY_DATES = (
+    "onset_datetime",
+    "onset_period_start",
+    "onset_by_age",
+    "recorded_date",
+    "visit_start",
+    "last_occurrence",
+)
+_ALLERGY_DATE_WRITES = (
+    *dated("start"),
+    *used_fact("encounter_period"),
+    *used_fact("birth_date__onset"),
+    *("birth_date", "onset_by_age", "visit_start", "visit_end"),
+    issue("date_invalid", "onset_age"),
+)
+_REACTION_WRITES = (
+    *dated("reaction_onset", keeps_text=True),
+    *looked_up("value", "manifestation", by_vocabulary=True),
+    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
+)
+
+
+@rule(
+    reads=_ALLERGY_DATE_READS,
+    writes=_ALLERGY_DATE_WRITES,
+    dates=_ALLERGY_DATES,
+    facts=("birth_date", "encounter_period"),
+)
 def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Onset > recorded > encounter > last occurrence."""
     frame = with_visit_period(at_age(frame, derivation, "onset"), derivation)
@@ -20,11 +53,21 @@ def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return used_visit_start(starting(frame, derivation, *own, "visit_start", "last_occurrence"), own)
 
 
+@rule(
+    reads=("code",),
+    priorities=("value",),
+)
 def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows whose code does not name a substance alone: pre-coordinated allergies, "no known allergy", unmapped ones."""
     return frame.filter(~_is_substance(frame, derivation))
 
 
+@rule(
+    reads=("code", "category"),
+    writes=(AS_VALUE, looked_up("category", "category", by_map=True)),
+    value_maps=("allergy_category",),
+    priorities=("value",),
+)
 def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows whose code names a substance alone: it becomes the value. The concept is that of the category, by the mapping."""
     frame = _with_category(frame.filter(_is_substance(frame, derivation)), derivation)
@@ -48,11 +91,25 @@ def _with_category(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.drop("category_set")
 
 
+@rule(
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
+    dates=(*_ALLERGY_DATES, "reaction_onset"),
+    facts=("birth_date", "encounter_period"),
+    priorities=("value",),
+)
 def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Manifestations of what `named_allergy` has a row of."""
     return _reaction(named_allergy(allergy_date(frame, derivation), derivation), derivation)
 
 
+@rule(
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
+    dates=(*_ALLERGY_DATES, "reaction_onset"),
+    facts=("birth_date", "encounter_period"),
+    priorities=("value",),
+)
 def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Manifestations of what `allergy_to_substance` has a row of."""
     frame = allergy_date(frame, derivation)

@@ -6,10 +6,27 @@ import re
 
 import polars as pl
 
+from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting, used_visit_start, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
+
+_TEXT = (
+    *("note_text", "encoding_concept_id", "binary_reference", "binary_line"),
+    *used_fact("binary"),
+    *looked_up("language", "language", by_map=True),
+)
 
 
+@rule(
+    reads=("note_text", "is_unsupported", "language", "document_date", "context_period_start", "visit_occurrence_id"),
+    optional=("binary_reference",),
+    writes=(_TEXT, dated("start"), "visit_start", "visit_end", used_fact("encounter_period"), "exclude_reason"),
+    dates=("document_date", "context_period_start", "visit_start"),
+    facts=("binary", "encounter_period"),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+)
 def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A document: its date, else the beginning of what it documents, else of the visit. Without a text no row."""
     frame = _with_text(with_visit_period(frame, derivation), derivation)
@@ -19,15 +36,28 @@ def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(pl.col("note_text").is_null()).then(reason).alias("exclude_reason"))
 
 
+@rule(
+    reads=("note_text", "language"),
+    optional=("binary_reference",),
+    writes=_TEXT,
+    facts=("binary",),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+)
 def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """A text of a report; a form without a text is no row. The report's own row says so: `report_texts`."""
+    """A text of a report; a form without a text makes no row. The report's own row says so: `report_texts`."""
     return _with_text(frame, derivation).filter(pl.col("note_text").is_not_null())
 
 
+@rule(
+    reads=("is_unsupported",),
+    writes=(issue("note_text_unsupported"),),
+    options=("notes",),
+)
 def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Issue note_text_unsupported of a report with a form that is no text, where notes are loaded."""
+    """Issue note_text_unsupported of a report with a form that is not text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
-    return frame.with_columns(flagged.fill_null(False).alias("issue_note_text_unsupported"))
+    return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
