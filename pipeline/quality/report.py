@@ -23,7 +23,7 @@ __all__ = [
     "vanished_sentences",
 ]
 
-OUTCOMES = tuple(LineOutcome)
+OUTCOMES = tuple(outcome.value for outcome in LineOutcome)
 
 #: Tables with rows of patients, in the order in which people read them.
 SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_era", "dose_era")
