@@ -42,7 +42,8 @@ from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
-from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader, is_reference
+from pipeline.transform.participants import visit_provider
+from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader, is_reference
 from pipeline.transform.rules import Derivation
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
@@ -342,7 +343,9 @@ class Worker:
         }
         for name, target in TARGETS.items():
             by_type[f"Reference({name})"] = self.references.one(target)
-        by_type[PROVIDER] = OfCollection(self.references.first(TARGETS["Practitioner"]))
+        provider = self.references.first(TARGETS["Practitioner"])
+        by_type[PROVIDER] = OfCollection(provider)
+        by_type[VISIT_PROVIDER] = visit_provider(provider, self.plan.site.time_zone)
         for name in IDENTIFIED_TYPES:
             by_type[f"identifier({name})"] = identifier_keys(self.identifiers, name, any_system=False)
             by_type[f"identifier_value({name})"] = identifier_keys(self.identifiers, name, any_system=True)

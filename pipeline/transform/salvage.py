@@ -34,6 +34,7 @@ _REPEATED_OF_CONVERTERS = {
     "device_lot": "udiCarrier",
     "device_summary": "udiCarrier",
     "questionnaire_codes": "item",
+    "visit_provider": "participant",
 }
 
 _Trail = tuple[tuple[str, int], ...]

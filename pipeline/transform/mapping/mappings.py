@@ -566,6 +566,10 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("|"))
 
 
+#: What columns are made of that take a whole element, by their type: for the paths of issues.
+_ELEMENTS_OF_TYPES = {"visit_provider": "participant.individual"}
+
+
 def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
     """Name and path of every column, with what its select iterates over before it, less the conditions on that."""
     for select in definition.get("select", ()):
@@ -575,6 +579,8 @@ def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[t
         inner = ".".join(part for part in loops_before if part)
         for column in select.get("column", ()):
             path = column["path"]
+            if path == "$this":
+                path = _ELEMENTS_OF_TYPES.get(column.get("type"), path)
             yield column["name"], inner if inner and path == "$this" else f"{inner}.{path}" if inner else path
         yield from _element_paths(select, inner)
         yield from _element_paths({"select": select.get("unionAll", ())[:1]}, inner)
