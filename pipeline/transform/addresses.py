@@ -1,6 +1,7 @@
 """Addresses → location rows by content: one row for each distinct normalised content, many resources to one row.
 
-A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data.
+A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data. Here
+is also which Location is no site at all but where somebody lives.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 
-__all__ = ["RESTRICTED_ZIP3", "Addresses"]
+__all__ = ["RESTRICTED_ZIP3", "Addresses", "is_home"]
 
 #: Three-digit zips with 20,000 people or fewer (HIPAA safe harbor, Census 2000): "000" stands for them.
 RESTRICTED_ZIP3 = frozenset(
@@ -84,6 +85,38 @@ class Addresses:
         rows = [(key, *content) for key, content in self._content.items()]
         self._content.clear()
         return pl.DataFrame(rows, schema={"location_id": pl.Int64, **dict.fromkeys(_COLUMNS, pl.String)}, orient="row")
+
+
+#: A house, and a patient's residence: by FHIR's location-physical-type, v3-RoleCode and SNOMED CT; whatever the system
+#: is called, because a home that is taken for a site shows who lives there.
+_HOMES = frozenset(("ho", "PTRES", "264362003"))
+#: The place of service of CMS, whose codes are numbers that other systems have, too.
+_CMS_HOME, _CMS = "12", "place_of_service"
+_HOME_TEXTS = frozenset(("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"))
+
+
+def is_home(location: dict[str, Any]) -> bool | None:
+    """Whether a Location is where a person lives, by its physical type, its types or the use of its address; else None.
+
+    What only has a text counts by that.
+    """
+    types = location.get("type") or []
+    if types.__class__ is not list:
+        raise ValueError("expected an array of CodeableConcept")
+    if location.get("address") and location["address"].get("use") == "home":
+        return True
+    physical = location.get("physicalType")
+    return True if any(_says_home(concept) for concept in ([*types, physical] if physical else types)) else None
+
+
+def _says_home(concept: dict[str, Any]) -> bool:
+    codings = [coding for coding in concept.get("coding") or () if coding.get("code")]
+    for coding in codings:
+        code, system = str(coding["code"]), str(coding.get("system")).casefold().replace("-", "_")
+        if code in _HOMES or (code == _CMS_HOME and _CMS in system):
+            return True
+    texts = [concept.get("text"), *(coding.get("display") for coding in concept.get("coding") or ())]
+    return not codings and any(str(text).casefold() in _HOME_TEXTS for text in texts if text)
 
 
 def _preferred(addresses: Any) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from pipeline.staging.facts import Facts
 from pipeline.staging.known_lines import KnownLines
 from pipeline.staging.parts import StagedExport
 from pipeline.transform import converters, note_texts, udi
-from pipeline.transform.addresses import Addresses
+from pipeline.transform.addresses import Addresses, is_home
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
@@ -44,6 +44,7 @@ from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, ide
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.transform.participants import visit_provider
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader, is_reference
+from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
@@ -65,6 +66,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "other_category": pl.Int32(),
     "attached_binary": pl.Int64(),
     "is_unsupported": pl.Boolean(),
+    "is_home": pl.Boolean(),
     "contained_device_code": pl.Int32(),
     "lacks_contained_medication": pl.Boolean(),
     "lacks_contained_device": pl.Boolean(),
@@ -73,6 +75,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "daily_dose": pl.Float64(),
     "integer32": pl.Int64(),
     "canonical_key": pl.Int64(),
+    **dict.fromkeys(REPORTERS, pl.Boolean()),
 }
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
@@ -312,6 +315,7 @@ class Worker:
             "other_category": converters.other_category(self.sets),
             "patient_location": self.addresses.of_patient,
             "site_location": self.addresses.of_site,
+            "is_home": is_home,
             "other_value": converters.other_value,
             "comparator": converters.comparator,
             "integer32": converters.integer32,
@@ -346,6 +350,8 @@ class Worker:
         provider = self.references.first(TARGETS["Practitioner"])
         by_type[PROVIDER] = OfCollection(provider)
         by_type[VISIT_PROVIDER] = visit_provider(provider, self.plan.site.time_zone)
+        for name, elements in REPORTERS.items():
+            by_type[name] = is_reported_by_patient(*elements)
         for name in IDENTIFIED_TYPES:
             by_type[f"identifier({name})"] = identifier_keys(self.identifiers, name, any_system=False)
             by_type[f"identifier_value({name})"] = identifier_keys(self.identifiers, name, any_system=True)

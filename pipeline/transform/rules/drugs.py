@@ -50,7 +50,10 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
     frame = ending(frame, derivation, "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end")
     frame = visit_dates(with_visit_period(frame, derivation), derivation)
-    inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    inpatient, *reports = (
+        pl.col(name).fill_null(False) for name in ("is_inpatient", "is_said_to_be_reported", "is_reported_by_patient")
+    )
+    reported = pl.any_horizontal(reports)
     by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
     frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit, pl.col("visit_start").is_null())
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
