@@ -91,6 +91,8 @@ def _tables(mappings: Mappings) -> Iterator[str]:
             yield _row(name, system, count)
     yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
     yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
+    yield from ["", "## Other names of code systems", "", _row("alias", "system"), _row("---", "---")]
+    yield from (_row(alias, system) for alias, system in sorted(mappings.systems.given.items()))
     yield from ["", "## Choice among codings", "", _row("element", "vocabularies in order"), _row("---", "---")]
     yield from (_row(name, ", ".join(order)) for name, order in mappings.vocabulary_priority.items())
 

@@ -75,6 +75,25 @@ def comparator(value: str) -> str | None:
     return value
 
 
+#: FHIR's codes of the two statuses of conditions and allergies.
+VERIFICATION_STATUSES = frozenset(
+    ("unconfirmed", "presumed", "provisional", "differential", "confirmed", "refuted", "entered-in-error")
+)
+CLINICAL_STATUSES = frozenset(("active", "recurrence", "relapse", "inactive", "remission", "resolved"))
+
+
+def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]:
+    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code."""
+
+    def convert(concept: dict[str, Any]) -> str | None:
+        codes = [code for coding in concept.get("coding") or () if (code := coding.get("code")) is not None]
+        if any(code.__class__ is not str for code in codes):
+            raise ValueError("expected a string")
+        return next((code for code in codes if code in known), next(iter(codes), None))
+
+    return convert
+
+
 def integer32(value: int) -> int:
     """FHIR's integers have 32 bits, and so have the columns: a larger one would make PostgreSQL refuse a whole load."""
     if value.__class__ is not int:
@@ -90,9 +109,10 @@ def period_text(period: dict[str, Any]) -> str:
 
 
 def age_text(age: dict[str, Any]) -> str | None:
-    """An Age as '45 a' (UCUM code, else the unit as it is written), None without value or unit."""
+    """An Age as '45 a' (UCUM code, else the unit as it is written), with its comparator; None without value or unit."""
     value, code = age.get("value"), age.get("code") or age.get("unit")
-    return None if value is None or code is None else f"{value} {code}"
+    inexact = comparator(age["comparator"]) if age.get("comparator") else None
+    return None if value is None or code is None else f"{inexact or ''}{value} {code}"
 
 
 def dosage_text(resource: dict[str, Any]) -> str | None:
@@ -175,7 +195,7 @@ def _length(duration: Any) -> tuple[int, str] | None:
     if not duration:
         return None
     value, unit = duration.get("value"), str(duration.get("code") or duration.get("unit"))
-    if not value or value <= 0 or value > _MOST_DAYS * 1440:
+    if not value or value <= 0 or value > _MOST_DAYS * 1440 or duration.get("comparator") not in {None, "="}:
         return None
     if unit in _LENGTH_DAYS:
         return ceil(value * _LENGTH_DAYS[unit]), "d"

@@ -34,7 +34,7 @@ from pipeline.sql_on_fhir.view_definition import (
 from pipeline.staging.facts import Facts
 from pipeline.staging.known_lines import KnownLines
 from pipeline.staging.parts import StagedExport
-from pipeline.transform import converters, note_texts, udi
+from pipeline.transform import converters, note_texts, specialties, udi
 from pipeline.transform.addresses import Addresses, is_home
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
@@ -42,6 +42,7 @@ from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.mapping.systems import SystemNames
 from pipeline.transform.participants import visit_provider
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader, is_reference
 from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
@@ -63,6 +64,7 @@ _CONVERTED: Mapping[str, pl.DataType] = {
     "Quantity": pl.Int32(),
     "medication_code": pl.Int32(),
     "merged_types": pl.Int32(),
+    "provider_taxonomy": pl.Int32(),
     "other_category": pl.Int32(),
     "attached_binary": pl.Int64(),
     "is_unsupported": pl.Boolean(),
@@ -88,7 +90,9 @@ _VALUE_MAP_SCHEMA = {
     "by_rule": pl.Boolean,
 }
 #: Converters whose result is JSON text, for derive functions and facts.
-JSON_TYPES = frozenset({"json", "item_code", "questionnaire_codes", "device_summary", "contained_device"})
+JSON_TYPES = frozenset(
+    {"json", "role_specialty", "item_code", "questionnaire_codes", "device_summary", "contained_device"}
+)
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 
@@ -160,7 +164,7 @@ class Worker:
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
-        self.sets = CodeSets()
+        self.sets = CodeSets(self.systems.canonical)
         self.resolver = ConceptResolver(
             self.sets,
             self.plan.index,
@@ -190,6 +194,10 @@ class Worker:
     def fixed(self, concept_ids: tuple[int, ...]) -> int:
         """The first of the alternatives that the loaded vocabulary has, else 0."""
         return next((found for found in (self.plan.fixed.get(given, 0) for given in concept_ids) if found), 0)
+
+    @property
+    def systems(self) -> SystemNames:
+        return self.plan.mappings.systems
 
     @cached_property
     def value_maps(self) -> dict[str, pl.DataFrame]:
@@ -318,6 +326,8 @@ class Worker:
             "is_home": is_home,
             "other_value": converters.other_value,
             "comparator": converters.comparator,
+            "verification_status": converters.status_code(converters.VERIFICATION_STATUSES),
+            "clinical_status": converters.status_code(converters.CLINICAL_STATUSES),
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,
@@ -331,6 +341,9 @@ class Worker:
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
             "json": self._concept_as_json,
+            "role_specialty": specialties.of_role(self.systems.canonical, self._concept_as_json),
+            "provider_taxonomy": OfCollection(specialties.by_taxonomy(self.systems.canonical, self.sets.add_concept)),
+            "npi": OfCollection(specialties.npi(self.systems.canonical)),
             "attached_text": note_texts.attached_text,
             "attached_binary": self._attached_binary,
             "is_unsupported": note_texts.is_unsupported,

@@ -35,6 +35,7 @@ _REPEATED_OF_CONVERTERS = {
     "device_summary": "udiCarrier",
     "questionnaire_codes": "item",
     "visit_provider": "participant",
+    "role_specialty": "specialty",
 }
 
 _Trail = tuple[tuple[str, int], ...]

@@ -37,8 +37,6 @@ SHOWN = {
     ("location.address_1", "Organization.address.line"): "where a site is",
     ("location.city", "Location.address.city"): "where a site is",
     ("location.city", "Organization.address.city"): "where a site is",
-    ("location.zip", "Location.address.postalCode"): "where a site is",
-    ("location.zip", "Organization.address.postalCode"): "where a site is",
     ("location.country_source_value", "Location.address.country"): "where a site is",
     ("location.country_source_value", "Organization.address.country"): "where a site is",
     ("drug_exposure.sig", "*.dosageInstruction.text"): "instructions for use: the CDM has a column for them",
@@ -48,19 +46,15 @@ SHOWN = {
     ("drug_exposure.lot_number", "*.lotNumber"): "the lot of a vaccine or drug: many have it",
     ("device_exposure.production_id", "*.lotNumber"): "the lot of a device: many have it",
     ("measurement.unit_source_value", "*.unit"): "the unit of a result",
-    ("observation.unit_source_value", "*.unit"): "the unit of a result",
     ("specimen.unit_source_value", "*.unit"): "the unit of a quantity",
     ("measurement.value_source_value", "*.valueString"): "a result that is a text",
     ("observation.value_source_value", "*.valueString"): "a result that is a text",
     ("observation.value_as_string", "*.valueString"): "a result that is a text",
     ("measurement.value_source_value", "*.value*.unit"): "the unit of a result of two numbers",
-    ("observation.value_source_value", "*.value*.unit"): "the unit of a result of two numbers",
-    ("observation.value_as_string", "*.value*.unit"): "the unit of a result of two numbers",
     ("device_exposure.unique_device_id", "Device.udiCarrier.deviceIdentifier"): "a model of device, public",
     ("measurement.value_source_value", "*.valueSampledData.data"): "the numbers of a curve",
-    ("observation.value_as_string", "*.valueSampledData.data"): "the numbers of a curve",
-    ("observation.value_source_value", "*.valueSampledData.data"): "the numbers of a curve",
     ("condition_occurrence.stop_reason", "Condition.abatementString"): "why a condition ended",
+    ("drug_exposure.stop_reason", "Condition.abatementString"): "why a condition ended, whose code is a drug",
 }
 
 
@@ -76,7 +70,10 @@ def strings_of(kind: str) -> list[str]:
     own = [name.removesuffix("*") for name in _strings().get(kind, ()) if (kind, name) not in _POINTERS]
     parts = [(name, types) for name, types in (elements_of(kind) or {}).items() for types in [*(types or ())]]
     return own + [
-        f"{name}.{inner}" for name, part in parts if part.startswith(kind) and part != kind for inner in strings_of(part)
+        f"{name}.{inner}"
+        for name, part in parts
+        if part.startswith(kind) and part != kind
+        for inner in strings_of(part)
     ]
 
 

@@ -444,8 +444,8 @@ def warehouse(loaded: Loaded, installed_url: str) -> Iterator[psycopg.Connection
 
 
 def _report(connection: psycopg.Connection) -> MappingReport:
-    systems = load_mappings(MAPPINGS_FOLDER).code_systems
-    return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", code_systems=systems)
+    vocabulary_of = load_mappings(MAPPINGS_FOLDER).vocabulary_of
+    return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", vocabulary_of=vocabulary_of)
 
 
 def test_no_code_is_unmapped_that_the_vocabulary_maps(warehouse: psycopg.Connection) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
@@ -33,6 +33,7 @@ from pipeline.transform.mapping.sources import (
     read_sources,
     stamp_problems,
 )
+from pipeline.transform.mapping.systems import SystemNames
 
 __all__ = [
     "ITEM_NUMBER",
@@ -314,6 +315,12 @@ class Mappings:
     options: MappingOptions = field(default_factory=MappingOptions)
     #: `unit_key` of a customary spelling of a unit → UCUM code as OMOP writes it
     unit_aliases: Mapping[str, str] = field(default_factory=dict)
+    #: by which value maps and code systems are known whatever a source calls them
+    systems: SystemNames = field(default_factory=SystemNames)
+
+    def vocabulary_of(self, system: str) -> str | None:
+        """The vocabulary that a code system is, however it is spelt; None where no table says."""
+        return self.code_systems.get(self.systems.canonical(system))
 
     @cached_property
     def fixed_concepts(self) -> dict[int, str]:
@@ -369,7 +376,7 @@ class Mappings:
         for part in (self.value_maps, self.vocabulary_priority, self.constants):
             used = {name: value for name, value in part.items() if self._is_used(name, mapping)}
             digest.update(repr(sorted(used.items())).encode())
-        for table in (self.code_systems, self.unit_aliases):
+        for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
@@ -454,14 +461,18 @@ def read_mappings(
             resources[name] = mapping
     chosen = options or MappingOptions()
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
+    systems = _system_names(sources)
     mappings = Mappings(
         folder=folder,
         resources={name: mapping.under(chosen) for name, mapping in resources.items()},
         value_maps={
-            name: tuple(filter(None, (_entry(row, problems) for row in rows.values())))
+            name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
         },
-        code_systems={row.values["system"]: row.values["vocabulary_id"] for row in tables["code_systems.csv"]},
+        code_systems={
+            systems.canonical(row.values["system"]): row.values["vocabulary_id"] for row in tables["code_systems.csv"]
+        },
+        systems=systems,
         vocabulary_priority=_priority(sources.priority, problems),
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
@@ -469,6 +480,24 @@ def read_mappings(
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+
+
+def _system_names(sources: Sources) -> SystemNames:
+    aliases = {row.values["alias"]: row.values["system"] for row in sources.tables["system_aliases.csv"].values()}
+    rows = [*sources.tables["code_systems.csv"].values()]
+    rows += [row for of_map in sources.values.values() for row in of_map.values()]
+    return SystemNames.of(aliases, (row.values["system"] for row in rows))
+
+
+def _under_canonical_names(entries: list[ValueMapEntry | None], systems: SystemNames) -> tuple[ValueMapEntry, ...]:
+    """The entries with the name of their system by which codes are looked up; of two for one code the later, which is
+    the site's own."""
+    found: dict[tuple[str, str, str | None], ValueMapEntry] = {}
+    for entry in entries:
+        if entry is not None:
+            named = replace(entry, system=systems.canonical(entry.system))
+            found[named.system, named.code, named.within] = named
+    return tuple(found.values())
 
 
 def _layers(folder: Path, site: str | None, site_mappings: Path | None) -> list[Path]:

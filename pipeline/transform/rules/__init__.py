@@ -12,13 +12,14 @@ import polars as pl
 
 from pipeline.transform.rules.allergies import (
     allergy_date,
+    allergy_status,
     allergy_to_substance,
     named_allergy,
     reaction_of_named_allergy,
     reaction_to_substance,
 )
 from pipeline.transform.rules.base import INPATIENT_VISITS, Derivation
-from pipeline.transform.rules.care_sites import care_site, coverage, provider
+from pipeline.transform.rules.care_sites import care_site, coverage, emergency_location, provider
 from pipeline.transform.rules.conditions import asserted, condition, family_history, history, not_confirmed, qualified
 from pipeline.transform.rules.dates import open_period
 from pipeline.transform.rules.devices import device_by_manufacture, device_use_dates, used_device
@@ -69,6 +70,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         open_period,
         provider,
         care_site,
+        emergency_location,
         visit,
         stay,
         open_stay_detail,
@@ -84,6 +86,7 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         family_history,
         allergy_date,
         named_allergy,
+        allergy_status,
         allergy_to_substance,
         reaction_of_named_allergy,
         reaction_to_substance,

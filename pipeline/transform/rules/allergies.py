@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.transform.rules.base import Derivation, as_value
-from pipeline.transform.rules.conditions import at_age
+from pipeline.transform.rules.conditions import NOT_ACTIVE, at_age
 from pipeline.transform.rules.dates import first_usable, starting, used_visit_start, with_visit_period
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
@@ -29,6 +29,18 @@ def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Data
     """Rows whose code names a substance alone: it becomes the value. The concept is that of the category, by the mapping."""
     frame = _with_category(frame.filter(_is_substance(frame, derivation)), derivation)
     return as_value(frame, derivation, "value")
+
+
+def allergy_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """An allergy that is inactive or resolved: the qualifier says so where the row is an observation, an issue everywhere."""
+    frame = derivation.look_ups.of_codes(
+        frame, "clinical_status", "qualifier", value_map="allergy_status", system="clinical"
+    )
+    is_over = pl.col("clinical_status").is_in(("inactive", "resolved")).fill_null(False)
+    return frame.with_columns(
+        is_over.alias(f"{NOT_ACTIVE}__clinical_status"),
+        pl.when(is_over).then("clinical_status").alias("qualifier_source_value"),
+    )
 
 
 _CATEGORIES = "http://hl7.org/fhir/allergy-intolerance-category"

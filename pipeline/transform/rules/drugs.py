@@ -63,6 +63,10 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
     by_days = _days_after_start(days)
     return frame.with_columns(
+        *(
+            pl.col(name).is_not_null().alias(f"issue_quantity_inexact__{name}")
+            for name in ("inexact_supply", "inexact_bounds")
+        ),
         supply.alias("days_supply"),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
     )
@@ -179,4 +183,5 @@ def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
         pl.col("route_source_code").alias("route_source_value"),
+        pl.col("is_subpotent").fill_null(False).alias("issue_dose_subpotent__is_subpotent"),
     )
