@@ -29,6 +29,7 @@ from pipeline.publication.steps import (
     derived_rows,
     links,
     merges,
+    panels,
     references,
     rows,
     stand_ins,
@@ -99,6 +100,7 @@ def _run(p: Publication, files: Sequence[FileLines]) -> None:
             links.fill(p)
             stand_ins.follow(p)
             visits.mark_emergency_stays(p)
+            panels.link_members(p)
             relate_care_sites(p)
     with step("state"):
         states.state(p)

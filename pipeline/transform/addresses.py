@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.fhir.identity import content_key
+from pipeline.transform.us_states import STATES
 
 __all__ = ["RESTRICTED_ZIP3", "Addresses", "is_home"]
 
@@ -41,7 +42,9 @@ RESTRICTED_ZIP3 = frozenset(
 _STATE = re.compile("[A-Za-z]{2}")
 #: ISO 3166, of two or three letters.
 _COUNTRY = re.compile("[A-Za-z]{2,3}")
-_ZIP3 = re.compile(r"\s*([0-9]{3})")
+_ZIP3 = re.compile(r"\s*([0-9]{3})[0-9]{0,2}(?:-?[0-9]{4})?\s*")
+_ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
+_UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 
@@ -57,7 +60,7 @@ class Addresses:
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country_code(address))
+        return self._add(None, None, _state(address), _zip3(address), _country_code(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address."""
@@ -69,7 +72,7 @@ class Addresses:
             str(lines[0])[:50] if lines[0] else None,
             _text(address, "city", 50),
             _state(address),
-            _text(address, "postalCode", 9),
+            _zip(address),
             _country(address),
         )
 
@@ -136,9 +139,12 @@ def _text(address: dict[str, Any], name: str, length: int) -> str | None:
 
 
 def _state(address: dict[str, Any]) -> str | None:
-    """The two-letter code. The column holds no more, and a longer name cut to it would be another state's code."""
+    """The two-letter code, also of a state by its name. The column holds no more, and a longer name cut to it would be
+    another state's code."""
     state = _text(address, "state", 50)
-    return state.upper() if state and _STATE.fullmatch(state) else None
+    if not state:
+        return None
+    return state.upper() if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
 
 
 def _country(address: dict[str, Any]) -> str | None:
@@ -151,8 +157,24 @@ def _country_code(address: dict[str, Any]) -> str | None:
     return country.upper() if country and _COUNTRY.fullmatch(country) else None
 
 
-def _zip3(postal_code: Any) -> str | None:
-    match = _ZIP3.match(postal_code) if isinstance(postal_code, str) else None
+def _zip(address: dict[str, Any]) -> str | None:
+    """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
+    code = _text(address, "postalCode", 20)
+    match = _ZIP_PLUS_4.fullmatch(code) if code else None
+    return "".join(match.groups()) if match else _text(address, "postalCode", 9)
+
+
+def _is_elsewhere(address: dict[str, Any]) -> bool:
+    """Whether the country is one that is not the United States."""
+    country = _country(address)
+    return country is not None and country.casefold().replace(".", "") not in _UNITED_STATES
+
+
+def _zip3(address: dict[str, Any]) -> str | None:
+    """The first three digits of a patient's zip; of other countries' codes nothing: how many people share one is not
+    known."""
+    postal_code = address.get("postalCode")
+    match = _ZIP3.fullmatch(postal_code) if isinstance(postal_code, str) and not _is_elsewhere(address) else None
     if match is None:
         return None
     return "000" if match[1] in RESTRICTED_ZIP3 else match[1]

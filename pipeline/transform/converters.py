@@ -94,6 +94,23 @@ def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]
     return convert
 
 
+#: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
+_NOT_ASKED = "1631000175102"
+_NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))
+_DATES_OF_ALLERGY = ("recordedDate", "lastOccurrence", "onsetDateTime", "onsetPeriod", "onsetAge", "encounter")
+
+
+def is_not_on_file(allergy: dict[str, Any]) -> bool | None:
+    """True for an AllergyIntolerance that only says that nothing is known, and has no date; else None."""
+    code = allergy.get("code") or {}
+    codings = code.get("coding") or ()
+    texts = [code.get("text"), *(coding.get("display") for coding in codings)]
+    says_it = any(coding.get("code") == _NOT_ASKED for coding in codings) or any(
+        text.__class__ is str and text.casefold() in _NOT_ON_FILE for text in texts
+    )
+    return True if says_it and not any(allergy.get(name) for name in _DATES_OF_ALLERGY) else None
+
+
 def integer32(value: int) -> int:
     """FHIR's integers have 32 bits, and so have the columns: a larger one would make PostgreSQL refuse a whole load."""
     if value.__class__ is not int:

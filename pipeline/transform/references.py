@@ -88,6 +88,7 @@ TARGETS = {
         Target("Medication", reads_contained=True),
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
+        Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),
         Target("Binary", is_open=True),
     )
 }

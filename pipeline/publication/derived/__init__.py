@@ -38,7 +38,7 @@ __all__ = [
 _FOLDER = Path(__file__).resolve().parent
 
 #: Raised by one whenever a statement gives other rows for the same input, so that every person is computed again.
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 
 #: Type concept of derived rows: Standard algorithm from EHR.
 _TYPE_CONCEPT = 32882
@@ -70,8 +70,8 @@ class DerivedOptions:
     period_gap_days: int = 548
     #: A period goes on for this many days after the last event, and after death.
     period_tail_days: int = 60
-    #: Problem list: its onsets tell of times outside the record.
-    period_excluded_condition_types: tuple[int, ...] = (32840,)
+    #: Problem list and what patients report: their onsets tell of times outside the record.
+    period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
     #: History of event, family history, race and ethnicity of persons with several.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
     #: Eras go on over gaps of at most this many days.

@@ -13,11 +13,11 @@ from pipeline.publication.steps.returning import mapped_again
 from pipeline.staging import schemas
 from pipeline.warehouse.copying import encoded, temporary_table
 
-__all__ = ["facts", "find_dependents", "link_events", "references"]
+__all__ = ["EVENT_COLUMNS", "facts", "find_dependents", "link_events", "references"]
 
 
 #: CDM table → its columns for the row that a row belongs to: the row's id, and the concept of the field that holds it.
-_EVENT_COLUMNS = {
+EVENT_COLUMNS = {
     "observation": ("observation_event_id", "obs_event_field_concept_id"),
     "measurement": ("measurement_event_id", "meas_event_field_concept_id"),
     "note": ("note_event_id", "note_event_field_concept_id"),
@@ -31,9 +31,9 @@ def link_events(p: Publication) -> None:
         return
     temporary_table(p.connection, "event_link", links)
     for table, event_table in links.select("cdm_table", "event_table").unique().sort("cdm_table", "event_table").rows():
-        if table not in _EVENT_COLUMNS:
+        if table not in EVENT_COLUMNS:
             continue
-        identifier, field = _EVENT_COLUMNS[table]
+        identifier, field = EVENT_COLUMNS[table]
         event_id = primary_key(event_table)
         p.connection.execute(
             f"UPDATE {p.cdm}.{table} AS row SET {identifier} = event.row_id, {field} = coalesce((SELECT concept_id"
@@ -90,7 +90,7 @@ def references(p: Publication) -> None:
 
 
 #: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death",)
+_DERIVED_FACTS = ("discharge_death", "panel_member")
 
 _OWN_CHANGED = "EXISTS (SELECT FROM pg_temp.changed AS own WHERE own.surrogate_id = {})"
 

@@ -33,7 +33,14 @@ from pipeline.transform.rules.drugs import (
     medication,
     route,
 )
-from pipeline.transform.rules.notes import document_note, report_note, report_texts
+from pipeline.transform.rules.notes import (
+    document_note,
+    no_document,
+    no_text_of_note,
+    observation_note,
+    report_note,
+    report_texts,
+)
 from pipeline.transform.rules.observations import observation_date, observation_value
 from pipeline.transform.rules.people import (
     birth_date,
@@ -109,6 +116,9 @@ DERIVATIONS: Mapping[str, Callable[[pl.DataFrame, Derivation], pl.DataFrame]] = 
         document_note,
         report_note,
         report_texts,
+        no_document,
+        no_text_of_note,
+        observation_note,
         question,
         answer,
         coverage,

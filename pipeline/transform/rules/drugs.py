@@ -176,8 +176,8 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """One day; route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
-    frame = starting(frame, derivation, "occurrence")
+    """One day: of the dose, else when it was recorded (a text says when); route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
+    frame = starting(frame, derivation, "occurrence", "recorded")
     frame = derivation.look_ups.of(frame, "route", "route", value_map="immunization_route", purpose="value")
     return frame.with_columns(
         pl.col("start_date").alias("end_date"),

@@ -10,14 +10,16 @@ from pipeline.transform.rules.dates import IMPLAUSIBLE, first_usable, with_birth
 
 
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
+    """person: birth as far as known, sex (of birth, else of US Core, else the administrative gender), race and ethnicity (OMB), no identifying value."""
     frame = with_birth_date(frame, derivation)
     frame = derivation.look_ups.of_codes(frame, "birth_sex", "birth_sex", value_map="gender", system="birthsex")
+    frame = derivation.look_ups.of_codes(frame, "sex", "sex", value_map="gender", system="us-core-sex")
     frame = derivation.look_ups.of_codes(frame, "gender", "by_gender", value_map="gender", system=GENDERS)
     day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
     midyear = pl.date(day.dt.year(), 6, 15)  # Themis: year only, no earlier record known
     born = pl.when(precision == 4).then(midyear).otherwise(day)
-    by_sex = pl.col("birth_sex_concept_id").fill_null(0)
+    at_birth = pl.col("birth_sex_concept_id").is_not_null()
+    by_sex = pl.coalesce("birth_sex_concept_id", "sex_concept_id").fill_null(0)
     frame = frame.with_columns(
         day.dt.year().alias("year_of_birth"),
         pl.when(precision >= 7).then(day.dt.month()).alias("month_of_birth"),
@@ -28,9 +30,11 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .otherwise(pl.col("by_gender_concept_id").fill_null(0))
         .alias("gender_concept_id"),
         pl.when(by_sex == 0).then(f"{UNMAPPED}gender").alias(f"{UNMAPPED}gender"),
-        pl.when(by_sex != 0)
+        pl.when(at_birth)
         .then("birth_sex")
-        .otherwise(pl.coalesce("gender", "birth_sex"))
+        .when(by_sex != 0)
+        .then("sex")
+        .otherwise(pl.coalesce("gender", "birth_sex", "sex"))
         .alias("gender_source_value"),
         pl.col("deceased_boolean").fill_null(False).alias("issue_death_without_date"),
     )

@@ -9,8 +9,8 @@ from pipeline.transform.rules.dates import starting
 
 
 def specimen(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """When it was collected, how much, and where it was taken."""
-    frame = starting(frame, derivation, "collected_datetime", "collected_period_start")
+    """When it was collected, else received, how much, and where it was taken."""
+    frame = starting(frame, derivation, "collected_datetime", "collected_period_start", "received_time")
     frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
     frame = derivation.look_ups.of(frame, "body_site", "anatomic_site", purpose="value")
     return frame.with_columns(
