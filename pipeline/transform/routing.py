@@ -11,7 +11,7 @@ import polars as pl
 from omop_schema.cdm_fields import column_length, polars_schema, required_columns
 from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
 
-__all__ = ["DOMAIN_TABLES", "EXACT", "exact_numbers", "route", "to_staged", "to_table"]
+__all__ = ["DOMAIN_TABLES", "EXACT", "VALUE_DOMAINS", "exact_numbers", "route", "to_staged", "to_table"]
 
 #: `<column>_exact`: texts of the numbers in `<column>` that a double cannot hold. There only where there are any.
 EXACT = "_exact"
@@ -27,6 +27,9 @@ DOMAIN_TABLES = {
     "Device": "device_exposure",
     "Specimen": "specimen",
 }
+
+#: Domains of which the table holds a concept as value.
+VALUE_DOMAINS = frozenset(("Measurement", "Observation"))
 
 
 _SHARED = {

@@ -108,6 +108,8 @@ class ConceptRule(_Optional):
     #: Ids, or `VOCABULARY:code` for the standard concept of a code.
     concept_id: Target | tuple[Target, ...]
     when: str | None = None
+    #: Only concepts whose table can hold a value count: the value says what they are about.
+    has_value: bool = False
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -162,7 +162,7 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a relative becomes the value of "Family history of clinical finding"; the relative its qualifier."""
-    frame = derivation.look_ups.of(frame, "relationship", "qualifier", purpose="value")
+    frame = derivation.look_ups.of(frame, "relationship", "qualifier", value_map="family_relationship", purpose="value")
     concept = pl.col("qualifier_concept_id")
     frame = frame.with_columns(
         pl.when(concept != 0).then(concept).alias("qualifier_concept_id"),

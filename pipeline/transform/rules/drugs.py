@@ -176,7 +176,10 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """One day: of the dose, else when it was recorded (a text says when); route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
+    """One day: of the dose, else when it was recorded (a text may say when it was given).
+
+    Route by the value map of v3-RouteOfAdministration, else by the vocabulary.
+    """
     frame = starting(frame, derivation, "occurrence", "recorded")
     frame = derivation.look_ups.of(frame, "route", "route", value_map="immunization_route", purpose="value")
     return frame.with_columns(
