@@ -12,6 +12,9 @@ RUN useradd --system --uid 10001 --create-home --shell /usr/sbin/nologin epic-om
 
 WORKDIR /opt/epic-omop
 COPY . .
+# The sources come without git, which would know: `git describe --tags`.
+ARG EPIC_OMOP_VERSION=0.2.0.dev0
+ENV SETUPTOOLS_SCM_PRETEND_VERSION_FOR_EPIC_OMOP=${EPIC_OMOP_VERSION}
 RUN pip install -c constraints.txt ".[postgres]"
 
 USER epic-omop

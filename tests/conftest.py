@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from tests.databases import (
     keep_in_memory,
     prepared,
 )
+from tests.leftovers import SESSION_VARIABLE, end_leftovers
 from tests.property_examples import DEEP
 from tests.requirement_results import RequirementResults, note_requirements
 
@@ -76,6 +77,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     random.addoption("--fault-kills", type=int, default=2, metavar="N", help="how many kills, spread over the nights")
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import FilesAndParts
+
+    return FilesAndParts(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     note_requirements(items)
     named = any("::" in argument for argument in config.args)
@@ -102,10 +111,22 @@ def pytest_configure(config: pytest.Config) -> None:
         _remove_homes_of_dead_sessions()
         os.environ["PYTHONFAULTHANDLER"] = "1"  # programs that tests start show their stacks when they crash
         os.environ[_HOME_VARIABLE] = tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY)
+        os.environ[SESSION_VARIABLE] = Path(os.environ[_HOME_VARIABLE]).name
         if config.option.basetemp is None and has_room(_MEMORY):
             folder = _MEMORY / Path(os.environ[_HOME_VARIABLE]).name
             folder.mkdir(mode=0o755)
             config.option.basetemp = folder / "tmp"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """In the main process, when all workers have ended: a session that leaves processes behind has failed."""
+    yield
+    if not hasattr(session.config, "workerinput") and _HOME_VARIABLE in os.environ:
+        remove_server(Path(os.environ.pop(_HOME_VARIABLE)))
+        if left := end_leftovers(os.environ.pop(SESSION_VARIABLE)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print("\nTests left processes behind, which were killed now:", *left, sep="\n  ")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -141,7 +162,7 @@ def make_home() -> Callable[[], AbstractContextManager[Path]]:
 @contextmanager
 def temporary_home() -> Iterator[Path]:
     """Not pytest's `tmp_path`: its folders are closed to the other accounts that some tests use."""
-    home = Path(tempfile.mkdtemp(prefix=f"{_HOME_PREFIX}{os.getpid()}-", dir=_TEMPORARY))
+    home = Path(tempfile.mkdtemp(prefix=f"{os.environ[SESSION_VARIABLE]}-", dir=_TEMPORARY))
     try:
         yield home
     finally:

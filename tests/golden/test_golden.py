@@ -18,14 +18,15 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
   `mappings`: its own parts of mappings, by resource.
 - `requirements`: statements of the FHIR-to-OMOP guide that the case shows (docs/conformance.md).
 
-All cases of the same settings are loaded in one export: ids are prefixed by the case.
+Cases of the same settings are loaded in one export: ids are prefixed by the case. Only the selected cases are loaded
+(`pytest -k`), and under pytest-xdist the parts of `PARTS` go to different workers (tests/scheduling.py).
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -48,6 +49,7 @@ from pipeline.quality.mapping_report import MappingReport, mapping_report
 from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import load_vocabulary
+from tests.golden.parts import USUAL, divided
 
 HERE = Path(__file__).parent
 
@@ -213,6 +215,7 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = list(_cases())
+PARTS = divided({case.name: case.group for case in CASES})
 
 
 @dataclass
@@ -230,20 +233,52 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def loaded(installed_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """Every case in the warehouse."""
+def golden_folder(installed_url: str, golden_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the cases are written, beside the mappings that they are loaded with; the vocabulary is loaded."""
     load_vocabulary(installed_url, golden_vocabulary, vocab_schema="vocab", etl_schema="etl")
     folder = tmp_path_factory.mktemp("golden")
-    mappings = folder / "mappings"
-    shutil.copytree(MAPPINGS_FOLDER, mappings)
-    groups: dict[str, list[Case]] = {}
-    for case in CASES:
-        groups.setdefault(case.group, []).append(case)
-    for number, cases in enumerate(groups.values()):
-        _load_group(installed_url, folder, f"golden{number}", cases)
-    with psycopg.connect(installed_url) as connection:
-        connection.execute("SET search_path TO etl, cdm, vocab")
-        return _read_warehouse(connection)
+    shutil.copytree(MAPPINGS_FOLDER, folder / "mappings")
+    return folder
+
+
+@dataclass
+class Parts:
+    """The parts of the cases, each loaded when the first test asks for it."""
+
+    url: str
+    folder: Path
+    #: names of the cases that are loaded
+    selected: set[str]
+    _loaded: dict[str, Loaded] = field(default_factory=dict)
+
+    def loaded(self, part: str) -> Loaded:
+        if part not in self._loaded:
+            groups: dict[str, list[Case]] = {}
+            for case in CASES:
+                if PARTS[case.name] == part and case.name in self.selected:
+                    groups.setdefault(case.group, []).append(case)
+            for number, cases in enumerate(groups.values()):
+                _load_group(self.url, self.folder, f"{part}_{number}", cases)
+            with psycopg.connect(self.url) as connection:
+                connection.execute("SET search_path TO etl, cdm, vocab")
+                self._loaded[part] = _read_warehouse(connection)
+        return self._loaded[part]
+
+
+@pytest.fixture(scope="module")
+def parts(request: pytest.FixtureRequest, installed_url: str, golden_folder: Path) -> Parts:
+    return Parts(installed_url, golden_folder, set(_selected(request.session.items)))
+
+
+def _selected(items: Iterable[pytest.Item]) -> Iterator[str]:
+    """The cases of the tests that run; all of a part where a test asks for its warehouse."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path == Path(__file__):
+            found = item.callspec.params if hasattr(item, "callspec") else {}
+            if "case" in found:
+                yield found["case"].name
+            elif "warehouse" in item.fixturenames:
+                yield from (name for name, part in PARTS.items() if part == found.get("part", USUAL))
 
 
 def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
@@ -342,11 +377,13 @@ def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
 def _parameter(case: Case) -> Any:
     """The case as a parameter of the test, under its name and with the marker of what it shows."""
     requirements = case.document.get("requirements")
-    return pytest.param(case, id=case.name, marks=[pytest.mark.requirement(*requirements)] if requirements else [])
+    marks = [pytest.mark.requirement(*requirements)] if requirements else []
+    return pytest.param(case, id=case.name, marks=marks)
 
 
 @pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
-def test_golden(case: Case, loaded: Loaded) -> None:
+def test_golden(case: Case, parts: Parts) -> None:
+    loaded = parts.loaded(PARTS[case.name])
     document = case.document
     names = {_with_prefix(name, case): name for name in case.compared}
     expected_outcomes = dict.fromkeys(case.compared, "loaded") | (document.get("outcomes") or {})
@@ -435,9 +472,16 @@ def _in_order(table: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def warehouse(loaded: Loaded, installed_url: str) -> Iterator[psycopg.Connection]:
-    """The warehouse with all cases; what a test changes is rolled back."""
-    with psycopg.connect(installed_url) as connection:
+def part() -> str:
+    """The part whose cases are in `warehouse`, unless a test names another one."""
+    return USUAL
+
+
+@pytest.fixture
+def warehouse(part: str, parts: Parts) -> Iterator[psycopg.Connection]:
+    """The warehouse with all cases of a part; what a test changes is rolled back."""
+    parts.loaded(part)
+    with psycopg.connect(parts.url) as connection:
         connection.execute("SET search_path TO etl, cdm, vocab")
         yield connection
         connection.rollback()
@@ -448,9 +492,13 @@ def _report(connection: psycopg.Connection) -> MappingReport:
     return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", vocabulary_of=vocabulary_of)
 
 
-def test_no_code_is_unmapped_that_the_vocabulary_maps(warehouse: psycopg.Connection) -> None:
+@pytest.mark.parametrize("part", sorted(set(PARTS.values())))
+def test_no_code_is_unmapped_that_the_vocabulary_maps(part: str, warehouse: psycopg.Connection) -> None:
+    assert _report(warehouse).defects == ()
+
+
+def test_the_report_has_shares_and_findings(warehouse: psycopg.Connection) -> None:
     report = _report(warehouse)
-    assert report.defects == ()
     shares = {share.table: share for share in report.tables}
     assert 0 < shares["measurement"].mapped < shares["measurement"].rows
     assert {code.finding for code in report.codes} >= {"no_standard", "system_unknown", "text_only"}
