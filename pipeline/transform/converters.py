@@ -208,6 +208,13 @@ def dosage_length(request: dict[str, Any]) -> str | None:
     return f"{number}{unit}" if number <= (_MOST_DAYS if unit == "d" else _MOST_MONTHS) else None
 
 
+def inexact_length(request: dict[str, Any]) -> str | None:
+    """The comparator of the first boundsDuration that has one: it is no length, and an issue."""
+    bounds = [_repeat(dosage).get("boundsDuration") or {} for dosage in _instructions(request)]
+    found = next((one["comparator"] for one in bounds if one.get("comparator")), None)
+    return comparator(found) if found else None
+
+
 def _length(duration: Any) -> tuple[int, str] | None:
     if not duration:
         return None

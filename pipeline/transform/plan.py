@@ -340,6 +340,7 @@ class Worker:
             "usable_event": OfCollection(converters.usable_event),
             "unusable_event": OfCollection(converters.unusable_event),
             "dosage_length": converters.dosage_length,
+            "inexact_length": converters.inexact_length,
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
             "json": self._concept_as_json,

@@ -598,7 +598,10 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 #: What columns are made of that take a whole element, by their type: for the paths of issues.
-_ELEMENTS_OF_TYPES = {"visit_provider": "participant.individual"}
+_ELEMENTS_OF_TYPES = {
+    "visit_provider": "participant.individual",
+    "inexact_length": "dosageInstruction.timing.repeat.bounds.ofType(Duration)",
+}
 
 
 def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
