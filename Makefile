@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo test tests test-deep lint benchmark documents conformance clean
 
 help:
-	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and what came of it"
+	@echo "make demo       simulated Epic -> \$$export -> NDJSON -> OMOP in PostgreSQL, and its result"
 	@echo "make test       formatting, lint, types, order of imports, and all tests"
 	@echo "make test-deep  hours of random histories: nights under kills (SEED=, NIGHTS=, KILLS=), property tests"
 	@echo "make setup      only the virtual environment in $(VENV)"

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.core.files import put_in_place
 from pipeline.core.settings import DEFAULT_RESOURCE_TYPES
 from pipeline.sandbox.directory import Directory
 from pipeline.sandbox.generator import generate
@@ -93,7 +94,7 @@ def _volatile_file(file: Path) -> None:
     with file.open("rb") as lines, target.open("wb", buffering=1 << 20) as out:
         for line in lines:
             out.write(volatile_line(line))
-    target.replace(file)
+    put_in_place(target, file, is_durable=False)
 
 
 def volatile_line(line: bytes) -> bytes:

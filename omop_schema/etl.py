@@ -28,7 +28,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-__all__ = ["LINEAGE_TABLES", "OPEN_STATES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
+from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
+
+__all__ = ["LINEAGE_COLUMNS", "LINEAGE_TABLES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
 
 #: CDM tables whose rows come from FHIR resources and have lineage.
 LINEAGE_TABLES = (
@@ -50,9 +52,6 @@ LINEAGE_TABLES = (
     "payer_plan_period",
 )
 
-#: States of `export_job` in which an export is open: at most one a site and group.
-OPEN_STATES = ("requested", "running", "complete", "landed")
-
 #: Facts that publication asks for by name alone, among the many that it does not.
 RARE_FACTS = (
     "part_of",
@@ -68,6 +67,10 @@ RARE_FACTS = (
     "site_part_of",
 )
 
+#: Columns of the lineage tables (`lineage_table_name`), all bigint and never NULL. `row_id`: the row's primary key
+#: (person_id for death); `row_key` tells the rows of one resource apart.
+LINEAGE_COLUMNS = ("row_id", "surrogate_id", "row_key", "export_id")
+
 _NOW = text("now()")
 
 
@@ -79,10 +82,15 @@ def build_metadata(schema: str) -> MetaData:
     """The tables of the `etl` schema under the given schema name."""
     metadata = MetaData(schema=schema)
     _export_tables(metadata)
+    _kick_off_tables(metadata)
+    _file_tables(metadata)
+    _publication_tables(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
+    _reference_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
+    _issue_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
@@ -96,7 +104,6 @@ def _time(name: str, *, nullable: bool = True) -> Column[object]:
 
 
 def _export_tables(metadata: MetaData) -> None:
-    open_states = ", ".join(f"'{state}'" for state in OPEN_STATES)
     Table(
         "export_job",
         metadata,
@@ -124,19 +131,20 @@ def _export_tables(metadata: MetaData) -> None:
         Column("failing_since", DateTime(timezone=True), comment="of the first status call in a row that failed"),
         Column("complete_since", DateTime(timezone=True), comment="when the manifest came"),
         Column("pruned_at", DateTime(timezone=True), comment="landing holds at most the lines that are needed"),
-        CheckConstraint("kind IN ('bulk', 'folder', 'replay', 'hydration', 'crawl')", name="export_job_kind"),
-        CheckConstraint(
-            "state IN ('requested', 'running', 'complete', 'landed', 'published', 'skipped', 'failed', 'gone')",
-            name="export_job_state",
-        ),
+        CheckConstraint(f"kind IN {sql_values(ExportKind)}", name="export_job_kind"),
+        CheckConstraint(f"state IN {sql_values(ExportState)}", name="export_job_state"),
         Index(
             "export_job_one_open",
             "site",
             "group_id",
             unique=True,
-            postgresql_where=text(f"kind = 'bulk' AND state IN ({open_states})"),
+            postgresql_where=text(f"kind = '{ExportKind.BULK}' AND state IN {sql_values(OPEN_STATES)}"),
         ),
     )
+
+
+def _kick_off_tables(metadata: MetaData) -> None:
+    """When a group may be asked for, and when it will be."""
     Table(
         "cool_down",
         metadata,
@@ -157,6 +165,10 @@ def _export_tables(metadata: MetaData) -> None:
         _time("give_up_at", nullable=False),
         Column("reason", Text, nullable=False),
     )
+
+
+def _file_tables(metadata: MetaData) -> None:
+    """The files of exports, what is wrong with them, and the accounts of their lines."""
     Table(
         "export_gap",
         metadata,
@@ -207,6 +219,9 @@ def _export_tables(metadata: MetaData) -> None:
         Column("reason", Text, primary_key=True),
         Column("count", BigInteger, nullable=False),
     )
+
+
+def _publication_tables(metadata: MetaData) -> None:
     Table(
         "publication",
         metadata,
@@ -279,7 +294,6 @@ def _rest_tables(metadata: MetaData) -> None:
 
 
 def _resource_tables(metadata: MetaData) -> None:
-    rare = ", ".join(f"'{name}'" for name in RARE_FACTS)
     Table(
         "site_resource_type",
         metadata,
@@ -323,6 +337,11 @@ def _resource_tables(metadata: MetaData) -> None:
         Column("row_id", BigInteger, nullable=False),
         PrimaryKeyConstraint("cdm_table", "surrogate_id", name="id_map_pkey"),
     )
+
+
+def _reference_tables(metadata: MetaData) -> None:
+    """References from resource to resource, and values that others ask for."""
+    rare = ", ".join(f"'{name}'" for name in RARE_FACTS)
     Table(
         "reference",
         metadata,
@@ -423,6 +442,10 @@ def _failure_tables(metadata: MetaData) -> None:
         Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
         Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
     )
+
+
+def _issue_tables(metadata: MetaData) -> None:
+    """What loaded rows lack: values that could not be used, codes without a concept."""
     Table(
         "row_issue",
         metadata,
@@ -546,17 +569,14 @@ def _settings_tables(metadata: MetaData) -> None:
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     """Which resource made which row. `location` rows may have several resources.
 
-    `row_id` is the row's primary key (person_id for death). BRIN on row_id: ids rise with insertion, so it costs
+    BRIN on row_id: ids rise with insertion, so it costs
     next to nothing, while a B-tree costs half of a load.
     """
     name = lineage_table_name(cdm_table)
     Table(
         name,
         metadata,
-        Column("row_id", BigInteger, nullable=False),
-        Column("surrogate_id", BigInteger, nullable=False),
-        Column("row_key", BigInteger, nullable=False),
-        Column("export_id", BigInteger, nullable=False),
+        *(Column(column, BigInteger, nullable=False) for column in LINEAGE_COLUMNS),
         Index(f"{name}_by_resource", "surrogate_id"),
         Index(f"{name}_by_row", "row_id", postgresql_using="brin"),
     )

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Literal
 
 import yaml
@@ -28,6 +29,8 @@ Results = Mapping[str, Mapping[str, str]]
 
 _FILE = Path(__file__).with_name("requirements.yaml")
 _PAGE = Path("docs/conformance.md")
+#: Characters of a line of text.
+_LINE = 120
 _PARAMETERS = re.compile(r"\[.*\]$", re.DOTALL)
 #: Outcomes from the best to the worst: of a test with several runs the worst counts.
 _OUTCOMES = ("passed", "skipped", "failed")
@@ -87,7 +90,7 @@ def render(requirements: Sequence[Requirement], results: Results) -> str:
         "# Conformance",
         "",
         "How epic-omop stands to the numbered statements of the HL7 guide *FHIR to OMOP*, 2.0.0-ballot. The statements",
-        "are told in a few words here; the guide has their full text. Made by `make conformance` from",
+        "are described in a few words here; the guide has their full text. Made by `make conformance` from",
         "`tools/requirements.yaml` and the results of the tests that carry a statement's id.",
         "",
         (
@@ -100,9 +103,9 @@ def render(requirements: Sequence[Requirement], results: Results) -> str:
         lines += [
             f"## {requirement.id}: {_STATUS_WORDS[requirement.status]}",
             "",
-            f"*{requirement.level}.* {requirement.asks}",
+            *wrap(f"*{requirement.level}.* {requirement.asks}", _LINE, break_on_hyphens=False),
             "",
-            requirement.why,
+            *wrap(requirement.why, _LINE, break_on_hyphens=False),
             "",
         ]
         tests = results.get(requirement.id, {})

@@ -67,7 +67,13 @@ def _options() -> Iterator[str]:
 
 def _tables(mappings: Mappings) -> Iterator[str]:
     resources = read_mappings(MAPPINGS_FOLDER).resources
-    yield from ["# Filters and fixed maps", "", _MADE, "How they are used is told in [mapping.md](mapping.md).", ""]
+    yield from [
+        "# Filters and fixed maps",
+        "",
+        _MADE,
+        "How they are used is described in [mapping.md](mapping.md).",
+        "",
+    ]
     yield from [
         "## Filters",
         "",

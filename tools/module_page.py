@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 
 __all__ = ["module_page"]
 
@@ -15,12 +16,12 @@ _CONTRACT = "A stage imports only from stages below it"
 _HEAD = """\
 # Modules
 
-Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, is said in its
-`__init__.py`.
+Made by `make documents` from the modules' docstrings; do not edit. What a folder holds, and what not, is described in
+its `__init__.py`.
 
-Folders of `pipeline/` are stages. They stand in one order, and each imports only from folders below it; `make lint` checks
-that, with the other contracts in `pyproject.toml` (only `orchestration` imports Dagster, `transform` imports no HTTP and no
-database, no circles).
+Folders of `pipeline/` are stages. They stand in one order, and each imports only from folders below it; `make lint`
+checks that, with the other contracts in `pyproject.toml` (only `orchestration` imports Dagster, `transform` imports no
+HTTP and no database, no circles).
 """
 
 
@@ -46,7 +47,7 @@ def _stages() -> list[str]:
 
 def _modules(folder: Path) -> Iterator[str]:
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
-    yield from [" ".join(text.split()), "", "| module | holds | main interface |", "|---|---|---|"]
+    yield from [*wrap(" ".join(text.split()), 120), "", "| module | holds | main interface |", "|---|---|---|"]
     for file in sorted(folder.rglob("*.py"), key=lambda path: (path.parent != folder, path)):
         if "migrations" in file.parts or file == folder / "__init__.py":
             continue

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.commands import (
     crawl,
     database,
@@ -18,10 +20,10 @@ from pipeline.commands import (
     hydrate,
     ingest,
     keys,
+    lakehouse,
     landing,
     manifest,
     mappings,
-    publish,
     remap,
     report,
     sandbox,
@@ -32,7 +34,7 @@ from pipeline.commands import (
 )
 from pipeline.commands.closed_output import EXIT_CODE as CLOSED_OUTPUT
 from pipeline.commands.closed_output import drop_output, flush_output, is_of_closed_output
-from pipeline.commands.terminal import Terminal, lines, styled, survive_any_encoding, words
+from pipeline.commands.terminal import Terminal, echo, lines, styled, survive_any_encoding, words
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.logs import configure_logging
 from pipeline.core.private_files import work_privately
@@ -62,6 +64,7 @@ app.add_typer(view.app, name="view")
 app.add_typer(mappings.app, name="mappings")
 app.add_typer(keys.app, name="keys")
 app.add_typer(landing.app, name="landing")
+app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 export.register(app)
@@ -74,7 +77,25 @@ status.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)
-publish.register(app)
+lakehouse.register_former_name(app)
+
+
+def _print_versions(asked: bool) -> None:
+    """Its own first, alone in the first line; then what it follows."""
+    if asked:
+        echo(f"epic-omop {version('epic-omop')}")
+        echo(f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Print the versions, and end."),
+    ] = False,
+) -> None: ...
+
 
 _errors = Terminal(stderr=True, highlight=False)
 
@@ -106,7 +127,7 @@ def _run() -> None:
         _end_with(error)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one is not to interrupt the end
-        _errors.print("Stopped. What was committed stays; run the same command to go on.")
+        _errors.print("Stopped. What was committed stays; run the same command to continue.")
         sys.exit(_STOPPED)
     except Exception as error:
         if is_of_closed_output(error):
@@ -134,7 +155,7 @@ def _end_with(error: EpicOmopError) -> NoReturn:
         _errors.print(words(styled("Error: ", "bold red"), lines(error.message.split("\n"))))
         if error.advice:
             _errors.print(lines(error.advice.split("\n")))
-    except OSError:  # nothing can be said, as on a full disk: then the exit code says it alone
+    except OSError:  # nothing can be reported, as on a full disk: then the exit code says it alone
         drop_output()
     sys.exit(error.exit_code)
 

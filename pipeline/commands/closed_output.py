@@ -1,4 +1,4 @@
-"""A reader of our output that went away (`epic-omop status | head -1`), told from every other broken pipe."""
+"""A reader of our output that went away (`epic-omop status | head -1`), distinguished from every other broken pipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_of_closed_output(error: BaseException) -> bool:
 
 
 def flush_output() -> None:
-    """Write what waits in Python's own buffers, so that it fails where that can be told. Raises OSError."""
+    """Write what waits in Python's own buffers, so that it fails where that can be reported. Raises OSError."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             stream.flush()

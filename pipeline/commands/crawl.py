@@ -40,7 +40,7 @@ def crawl(
         bool, typer.Option("--resume", help="Finish, and load, the crawls that were begun, whatever their lists.")
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Everything, also where the site can tell what changed since the last crawl.")
+        bool, typer.Option("--full", help="Everything, also where the site knows what changed since the last crawl.")
     ] = False,
     accept_failed: Annotated[
         bool, typer.Option("--accept-failed", help="Land although searches fail again and again; they are named.")
@@ -49,7 +49,7 @@ def crawl(
 ) -> None:
     """Search for the resources of listed patients, one by one, for sites without bulk export; land and load them.
 
-    Safe to stop: the same command goes on where it was. Requests keep to `requests_per_second` in sites.yaml;
+    Safe to stop: the same command continues where it was. Requests keep to `requests_per_second` in sites.yaml;
     what each type is searched by is `crawl_searches`. Exit code 75: some searches failed for now, call again.
     """
     from pipeline.extract.rest.crawl import crawl as crawl_patients
@@ -105,6 +105,6 @@ def _print_crawl(console: Terminal, result: Crawl) -> None:
     if result.missing_patients:
         console.print(f"{result.missing_patients:,} patients are not there, or not shown to this client.")
     for (resource_type, code), count in sorted(result.refused.items()):
-        console.print(f"{resource_type}: not whole for {count:,} patients; the server said {code}.", style="yellow")
+        console.print(f"{resource_type}: not whole for {count:,} patients; the server answered {code}.", style="yellow")
     if result.export.outcomes:
-        console.print(f"What the server said in words is in {result.export.folder / 'outcomes'}.", soft_wrap=True)
+        console.print(f"The server's own texts are in {result.export.folder / 'outcomes'}.", soft_wrap=True)

@@ -117,7 +117,7 @@ def replay(
     letter: Annotated[list[int] | None, typer.Option("--id", help="Only this one; repeat for several.")] = None,
     code: Annotated[str | None, typer.Option("--code", help="Only those with this code.")] = None,
 ) -> None:
-    """Send dead letters through the pipeline again, for example after a mapping was mended."""
+    """Send dead letters through the pipeline again, for example after a mapping was fixed."""
     from pipeline.commands.tables import print_load_report
     from pipeline.load.replay import replay_dead_letters
     from pipeline.quality.report import load_report

@@ -1,4 +1,4 @@
-"""`epic-omop demo`: the whole way with a simulated Epic, through the Dagster job itself, and what came of it."""
+"""`epic-omop demo`: the whole way with a simulated Epic, through the Dagster job itself, and its result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from omop_schema.exports import ExportKind
 from pipeline.commands.terminal import Terminal, bold, words
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _report(console: Terminal, runtime: Runtime, outcome: RunOutcome) -> None:
         ids = [
             row[0]
             for row in connection.execute(
-                "SELECT export_id FROM export_job WHERE site = %s AND (export_id = ANY(%s) OR kind = 'replay'"
+                f"SELECT export_id FROM export_job WHERE site = %s AND (export_id = ANY(%s) OR kind = '{ExportKind.REPLAY}'"
                 " AND export_id > %s) ORDER BY export_id",
                 (SITE, list(outcome.export_ids), min(outcome.export_ids, default=0)),
             ).fetchall()

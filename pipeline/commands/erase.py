@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pipeline.erasure.run import EraseProgress, Erasing
     from pipeline.warehouse.runtime import Runtime
@@ -59,7 +60,6 @@ def erase(
     excluded and taken out of landing. Safe to stop: the same command, or --resume, finishes. Not reached:
     backups, the write-ahead log, the folders that `ingest --from` has read, files of your own with ids.
     """
-    from pipeline.erasure.run import erasing
     from pipeline.warehouse.runtime import Runtime
 
     console = Terminal(highlight=False)
@@ -73,23 +73,46 @@ def erase(
         return
     if site is None:
         raise UsageError("Say from which site.", "Give --site NAME; `epic-omop status` lists them.")
-    patients = [] if resume else _patients(patient, patient_file)
+    request = EraseRequest(
+        site,
+        [] if resume else _patients(patient, patient_file),
+        dry_run=dry_run,
+        yes=yes,
+        rewrite_tables=rewrite_tables,
+    )
+    _search_and_erase(console, runtime, request)
+
+
+@dataclass(frozen=True)
+class EraseRequest:
+    """What `epic-omop erase` was asked for. No patients: those of an erasure that was interrupted."""
+
+    site: str
+    patients: Sequence[str]
+    dry_run: bool
+    yes: bool
+    rewrite_tables: bool
+
+
+def _search_and_erase(console: Terminal, runtime: Runtime, request: EraseRequest) -> None:
+    from pipeline.erasure.run import erasing
+
     bar, show = _progress(console)
-    with bar, erasing(runtime, site, patients, show) as work:
+    with bar, erasing(runtime, request.site, request.patients, show) as work:
         bar.stop()
         _print_found(console, work)
-        if dry_run:
+        if request.dry_run:
             console.print("Nothing was erased: this was a look.")
             return
-        if not yes and not _confirmed():
+        if not request.yes and not _confirmed():
             console.print("Nothing was erased.")
             raise typer.Exit(1)
         bar.start()
-        warnings = work.run(rewrite_tables=rewrite_tables)
+        warnings = work.run(rewrite_tables=request.rewrite_tables)
     for warning in warnings:
         console.print(warning, style="yellow")
     console.print("Erased; a second search found nothing of theirs. Later exports cannot bring it back.")
-    if not rewrite_tables:
+    if not request.rewrite_tables:
         console.print(
             "Deleted rows leave traces in free pages of the tables' files until these are used again:"
             " --rewrite-tables takes them out at once."

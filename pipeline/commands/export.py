@@ -61,7 +61,7 @@ def export(
 ) -> None:
     """Export a site's groups from Epic and land the files; nothing is loaded yet.
 
-    An export takes from minutes to days. It is safe to stop this command: run again, it goes on where it was.
+    An export takes from minutes to days. It is safe to stop this command: run again, it continues where it was.
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
     """
@@ -96,7 +96,9 @@ def instant(text: str) -> datetime:
         found = datetime.fromisoformat(text)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no time such as 2026-03-01T04:00 or 2026-03-01T04:00-05:00.") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a valid time such as 2026-03-01T04:00 or 2026-03-01T04:00-05:00."
+        ) from None
 
 
 def abandon(
@@ -115,10 +117,10 @@ def abandon(
     console = Terminal()
     console.print(f"Export {result.export_id} of group {group} is given up.")
     if result.not_deleted:
-        told = (
+        message = (
             f"Its job could not be deleted at the site: {result.not_deleted}. The site deletes it by itself in 14 days."
         )
-        console.print(told.replace("..", "."))
+        console.print(message.replace("..", "."))
     if result.next_try:
         console.print(f"Epic allows the next export of this group from {result.next_try:%Y-%m-%d %H:%M} UTC on.")
 

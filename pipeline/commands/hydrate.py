@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.ingest import ingest_landed
-from pipeline.commands.rest_progress import rest_progress, tell_hydrations
+from pipeline.commands.rest_progress import print_hydrations, rest_progress
 from pipeline.commands.terminal import Terminal
 
 __all__ = ["register"]
@@ -29,7 +29,7 @@ def hydrate(
     """Fetch by reference what a site's exports refer to and lack: medications, practitioners, places, results.
 
     Each resource is fetched once and remembered (`hydrate_again_days`); requests keep to `requests_per_second`. Safe to
-    stop: run again, it goes on. What a night's run does by itself with `hydrate: true`.
+    stop: run again, it continues. What a night's run does by itself with `hydrate: true`.
     """
     from pipeline.load.hydration import hydrate as hydrate_exports
     from pipeline.load.hydration import newest_exports
@@ -41,7 +41,7 @@ def hydrate(
     exports = [runtime.landing.open(site, number) for number in export or ()] or newest_exports(runtime, settings)
     with rest_progress(console, "references") as show:
         result = hydrate_exports(runtime, settings, exports, progress=show)
-    tell_hydrations(console, [result])
+    print_hydrations(console, [result])
     if result.landed and load:
         ingest_landed(console, runtime, settings, result.landed)
     if result.error:

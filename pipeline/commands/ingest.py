@@ -10,7 +10,7 @@ import typer
 
 from pipeline.commands.tables import ingest_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
-from pipeline.commands.warehouse_state import refuse_empty, tell_settings
+from pipeline.commands.warehouse_state import print_settings_notes, refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
+    from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["ingest_landed", "register"]
@@ -43,7 +44,9 @@ def ingest(
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Map every line again, also unchanged ones; also over what newer exports said."),
+        typer.Option(
+            "--force", help="Map every line again, also unchanged ones; also over what newer exports contain."
+        ),
     ] = False,
     group: Annotated[
         str | None, typer.Option("--group", help="With --from: the folder is an export of this group.")
@@ -99,7 +102,7 @@ def run(
 ) -> None:
     """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
 
-    Safe to stop: run again, it goes on with the open export and the files that are there. Exit code 75: try later.
+    Safe to stop: run again, it continues with the open export and the files that are there. Exit code 75: try later.
     """
     from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
@@ -129,11 +132,11 @@ def ingest_landed(
     hydrated: bool = False,
     confirmed: bool = False,
 ) -> None:
-    """Load landed exports in the order of their times, with a bar, and print what came of them.
+    """Load landed exports in the order of their times, with a bar, and print their results.
 
     `hydrated`: with what they lack, where the site's settings say so.
     """
-    from pipeline.commands.rest_progress import tell_hydrations
+    from pipeline.commands.rest_progress import print_hydrations
     from pipeline.load.hydration import ingest_hydrated
     from pipeline.load.replay import ingest_with_follow_ups
     from pipeline.quality.report import load_report
@@ -161,7 +164,7 @@ def ingest_landed(
         )
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
             console.print(warning, style="yellow", markup=False, soft_wrap=True)
-        tell_hydrations(console, hydrations)
+        print_hydrations(console, hydrations)
         fetched = sum(landed.lines for result in hydrations for landed in result.landed)
         replayed = sum(report.lines for report in reports[1:]) - fetched
         if replayed:
@@ -213,19 +216,11 @@ def verify(
         if files:
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
-        tell_settings(console, runtime, connection)
+        print_settings_notes(console, runtime, connection)
         missing = missing_lines(connection)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
-    failed = [check for check in checks if not check.ok]
-    for check in failed:
-        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
-    if not failed:
-        console.print(
-            words(
-                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
-            )
-        )
+    failed = _print_checks(console, checks)
     if deep:
         try:
             run_deep(console, runtime, request)
@@ -238,6 +233,20 @@ def verify(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+
+
+def _print_checks(console: Terminal, checks: Sequence[Check]) -> list[Check]:
+    """The failed ones, each printed; or one line for all."""
+    failed = [check for check in checks if not check.ok]
+    for check in failed:
+        console.print(words(styled("✗", "red"), f" {check.name}: {check.problems:,} {check.detail}"))
+    if not failed:
+        console.print(
+            words(
+                styled("✓", "green"), f" {len(checks)} checks hold: every line has one outcome, every row its source."
+            )
+        )
+    return failed
 
 
 def _print_accounts(console: Terminal, connection: object) -> None:

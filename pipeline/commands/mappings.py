@@ -48,7 +48,7 @@ def check(
 
     settings = load_settings()
     known = _known_concepts(settings) if vocabulary else None
-    problems = check_mappings(settings.mappings, _checked(site), settings.site_mappings_folder, known)
+    problems = check_mappings(settings.mappings, _check_site(site), settings.site_mappings_folder, known)
     console = _console()
     judged = f"concepts looked up in {known.name}" if known else "concepts not looked up"
     if not problems:
@@ -105,7 +105,7 @@ def _console() -> Terminal:
     return console if console.is_terminal else Terminal(highlight=False, width=_WIDTH_OF_FILES)
 
 
-def _checked(site: str) -> str | None:
+def _check_site(site: str) -> str | None:
     from pipeline.commands.site_names import site_of_mappings
     from pipeline.core.settings import load_settings
 

@@ -32,7 +32,7 @@ def remap(
 ) -> None:
     """Map everything of a site again from landed lines, after its settings or mappings changed. Asks nothing of the site.
 
-    Safe to stop: run again, it goes on. What came later is never overwritten. Exit code 74: some lines are in landing
+    Safe to stop: run again, it continues. What came later is never overwritten. Exit code 74: some lines are in landing
     no more; the rest is mapped.
     """
     from pipeline.core.errors import LandingError
@@ -55,7 +55,7 @@ def remap(
             only_old=only_old,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _tell(console, report)
+    _print_report(console, report)
     if gone := report.not_in_landing.total():
         _print(console, report.not_in_landing, "Not in landing any more")
         raise LandingError(
@@ -64,7 +64,7 @@ def remap(
         )
 
 
-def _tell(console: Terminal, report: RemapReport) -> None:
+def _print_report(console: Terminal, report: RemapReport) -> None:
     if report.resumed:
         console.print("An interrupted remap was gone on with.")
     _print(console, report.mapped, "Mapped again")

@@ -11,14 +11,14 @@ from pipeline.commands.terminal import MofNCompleteColumn, Terminal, progress
 if TYPE_CHECKING:
     from pipeline.load.hydration import Hydration
 
-__all__ = ["rest_progress", "tell_hydrations"]
+__all__ = ["print_hydrations", "rest_progress"]
 
 
-def tell_hydrations(console: Terminal, results: Sequence[Hydration]) -> None:
-    """What came of hydrations, a line each; nothing of one that had nothing to do."""
+def print_hydrations(console: Terminal, results: Sequence[Hydration]) -> None:
+    """Result of hydrations, a line each; nothing of one that had nothing to do."""
     for result in results:
         if result.asked or result.refused_types or result.unusable:
-            console.print(f"Hydration: {result.told()}")
+            console.print(f"Hydration: {result.summary()}")
         if result.error:
             console.print(f"Hydration ended early: {result.error}", style="yellow")
 

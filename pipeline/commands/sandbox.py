@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -17,8 +18,11 @@ from pipeline.commands.terminal import Terminal, document, echo, progress
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pipeline.core.settings import Settings
-    from pipeline.sandbox.config import ResourceSource
+    from pipeline.sandbox.config import ResourceSource, SandboxConfig
+    from pipeline.sandbox.faults import Fault
 
 __all__ = ["app", "site_types"]
 
@@ -77,48 +81,80 @@ def serve(
     Its clock, jobs and files outlive a restart. The first start makes a key pair for the local client. The site's
     entry in sites.yaml is written at every start, because the port is in it.
     """
-    from pipeline.core.settings import load_settings, register_site
-    from pipeline.sandbox.config import RegisteredClient, SandboxConfig
+    from pipeline.core.settings import load_settings
     from pipeline.sandbox.faults import load_faults
-    from pipeline.sandbox.keys import client_key
-    from pipeline.sandbox.server import FHIR_PATH
-    from pipeline.sandbox.server import serve as run_server
 
     settings = load_settings()
     _refuse_real_site(settings, site)
     groups = _groups(patients, data, seed, list(dict.fromkeys(group or ["all"])))
-    asked = load_faults(faults) if faults else ()
-    folder = settings.home / "sandbox"
-    key_file = folder / "private_key.pem"
-    config = SandboxConfig(
-        groups=groups,
-        clients=(RegisteredClient(CLIENT_ID, (client_key(key_file),)),),
-        kickoff_window_seconds=window_hours * 3600,
-        state_dir=folder / f"state-{site}",
-        faults=asked,
+    zone = time_zone or ("UTC" if data else "America/Chicago")
+    _serve_site(
+        SandboxSite(settings.home, site, groups, zone, window_hours, load_faults(faults) if faults else ()), host, port
     )
-    entry: dict[str, Any] = {
-        "client_id": CLIENT_ID,
-        "private_key_file": str(key_file),
-        "time_zone": time_zone or ("UTC" if data else "America/Chicago"),
-        "groups": list(groups),
-        "resource_types": site_types(groups),
-        "poll_floor_seconds": 1,
-        "requests_per_second": 200,
-        "test_mode": True,
-    }
-    if window_hours > 0:
-        entry["kickoff_window_hours"] = window_hours
+
+
+@dataclass(frozen=True)
+class SandboxSite:
+    """The site that the simulated Epic plays, and the home in which it is entered."""
+
+    home: Path
+    name: str
+    groups: Mapping[str, ResourceSource]
+    time_zone: str
+    window_hours: float
+    faults: Sequence[Fault]
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "sandbox"
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / "private_key.pem"
+
+    def config(self) -> SandboxConfig:
+        from pipeline.sandbox.config import RegisteredClient, SandboxConfig
+        from pipeline.sandbox.keys import client_key
+
+        return SandboxConfig(
+            groups=self.groups,
+            clients=(RegisteredClient(CLIENT_ID, (client_key(self.key_file),)),),
+            kickoff_window_seconds=self.window_hours * 3600,
+            state_dir=self.folder / f"state-{self.name}",
+            faults=tuple(self.faults),
+        )
+
+    def entry(self, fhir_url: str) -> dict[str, Any]:
+        """Of sites.yaml."""
+        window = {"kickoff_window_hours": self.window_hours} if self.window_hours > 0 else {}
+        return {
+            "fhir_url": fhir_url,
+            "client_id": CLIENT_ID,
+            "private_key_file": str(self.key_file),
+            "time_zone": self.time_zone,
+            "groups": list(self.groups),
+            "resource_types": site_types(self.groups),
+            "poll_floor_seconds": 1,
+            "requests_per_second": 200,
+            "test_mode": True,
+            **window,
+        }
+
+
+def _serve_site(site: SandboxSite, host: str, port: int) -> None:
+    from pipeline.core.settings import register_site
+    from pipeline.sandbox.server import FHIR_PATH
+    from pipeline.sandbox.server import serve as run_server
 
     def ready(listening: str) -> None:
         base_url = _reachable(listening)
-        sites_file = register_site(settings.home, site, {"fhir_url": base_url + FHIR_PATH, **entry})
-        _say_ready(base_url, listening, site, sites_file, groups)
-        if asked:
-            kinds = ", ".join(dict.fromkeys(one.fault for one in asked))
+        sites_file = register_site(site.home, site.name, site.entry(base_url + FHIR_PATH))
+        _say_ready(base_url, listening, site.name, sites_file, site.groups)
+        if site.faults:
+            kinds = ", ".join(dict.fromkeys(one.fault for one in site.faults))
             echo(f"Faults, in the order of their file for each kind: {kinds}.")
 
-    run_server(config, host, port, ready)
+    run_server(site.config(), host, port, ready)
     echo("The simulated Epic has stopped. Its jobs and its clock are kept for the next start.")
 
 
@@ -183,11 +219,13 @@ def _groups(patients: int | None, data: Path | None, seed: int, names: list[str]
     return {name: GeneratedSource(count, seed, part, len(names)) for part, name in enumerate(names)}
 
 
-def site_types(groups: dict[str, ResourceSource]) -> list[str]:
+def site_types(groups: Mapping[str, ResourceSource]) -> list[str]:
     return list(dict.fromkeys(kind for source in groups.values() for kind in source.resource_types()))
 
 
-def _say_ready(base_url: str, listening: str, site: str, sites_file: Path, groups: dict[str, ResourceSource]) -> None:
+def _say_ready(
+    base_url: str, listening: str, site: str, sites_file: Path, groups: Mapping[str, ResourceSource]
+) -> None:
     from pipeline.sandbox.server import FHIR_PATH
 
     echo(f"The simulated Epic is at {base_url}{FHIR_PATH}, group {', '.join(groups)}. Ctrl-C stops it.")

@@ -23,7 +23,7 @@ def site_enable(site: _Name) -> None:
 
 
 def site_disable(site: _Name) -> None:
-    """Switch a site's schedule and sensor off. Exports that are open at the site stay open; `export --site` goes on."""
+    """Switch a site's schedule and sensor off. Exports that are open at the site stay open; `export --site` continues."""
     _turn(site, on=False)
 
 

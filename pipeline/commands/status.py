@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 from pipeline.commands.terminal import Table, Terminal, Text, lines
-from pipeline.commands.warehouse_state import is_installed, tell_settings
+from pipeline.commands.warehouse_state import is_installed, print_settings_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +59,10 @@ def status() -> None:
         console.print(usage(runtime, connection).sentence(), soft_wrap=True)
         if missing := missing_lines(connection):
             console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
-        tell_settings(console, runtime, connection)
+        print_settings_notes(console, runtime, connection)
 
 
-#: What is said of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
+#: What is shown of a site, one line each: nine columns of a table would be five letters wide in a terminal of 80.
 _LABELS = (
     "site", "last published", "now", "next", "requests this hour", "open dead letters", "last error",
     "last exports lack", "most frequent unmapped codes",
@@ -80,11 +81,12 @@ def _row(
     connection: psycopg.Connection, runtime: Runtime, site: str, unmapped: Sequence[UnmappedCode]
 ) -> tuple[str | Text, ...]:
     last = connection.execute(
-        "SELECT export_id, published_at FROM export_job WHERE site = %s AND state = 'published' AND kind <> 'replay'"
+        f"SELECT export_id, published_at FROM export_job WHERE site = %s AND state = '{ExportState.PUBLISHED}'"
+        f" AND kind <> '{ExportKind.REPLAY}'"
         " ORDER BY published_at DESC LIMIT 1",
         (site,),
     ).fetchone()
-    letters = connection.execute("SELECT count(*) FROM dead_letter_open WHERE site = %s", (site,)).fetchone()
+    dead_letters = connection.execute("SELECT count(*) FROM dead_letter_open WHERE site = %s", (site,)).fetchone()
     failed = connection.execute(
         "SELECT export_id, state, error FROM export_job WHERE site = %s ORDER BY export_id DESC LIMIT 1", (site,)
     ).fetchone()
@@ -95,7 +97,7 @@ def _row(
         _now(connection, site),
         _next(connection, runtime, site),
         _requests(connection, runtime, site),
-        f"{letters[0]:,}" if letters and letters[0] else "·",
+        f"{dead_letters[0]:,}" if dead_letters and dead_letters[0] else "·",
         error,
         _notes(connection, site),
         _unmapped(unmapped),
@@ -109,25 +111,25 @@ def _unmapped(codes: Sequence[UnmappedCode]) -> Text:
 
 
 def _notes(connection: psycopg.Connection, site: str) -> Text:
-    """Of each group's last landed export: types that did not come, what the site said, what is not there any more."""
+    """Of each group's last landed export: types that did not come, what the site reported, what is not there any more."""
     from pipeline.extract.notes import export_notes
     from pipeline.quality.report import vanished_counts, vanished_sentences
 
     rows = connection.execute(
-        "SELECT max(export_id) FROM export_job WHERE site = %s AND kind = 'bulk' AND landed_at IS NOT NULL"
+        f"SELECT max(export_id) FROM export_job WHERE site = %s AND kind = '{ExportKind.BULK}' AND landed_at IS NOT NULL"
         " GROUP BY group_id ORDER BY 1",
         (site,),
     ).fetchall()
     ids = [row[0] for row in rows]
-    told = [*export_notes(connection, ids).told(), *vanished_sentences(vanished_counts(connection, ids))]
-    return lines(told or ["·"])
+    sentences = [*export_notes(connection, ids).sentences(), *vanished_sentences(vanished_counts(connection, ids))]
+    return lines(sentences or ["·"])
 
 
 def _now(connection: psycopg.Connection, site: str) -> Text:
     """What is open: exports at the site and landed ones that wait to be loaded."""
     rows = connection.execute(
         "SELECT export_id, group_id, state, progress, next_poll_at FROM export_job WHERE site = %s"
-        " AND state IN ('requested', 'running', 'complete', 'landed') ORDER BY export_id",
+        f" AND state IN {sql_values(OPEN_STATES)} ORDER BY export_id",
         (site,),
     ).fetchall()
     texts = []
@@ -157,7 +159,7 @@ def _next(connection: psycopg.Connection, runtime: Runtime, site: str) -> Text:
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try",
         (site, runtime.clock.now()),
     ).fetchall()
-    texts += [f"group {group} rests until {_time(next_try)}" for group, next_try in rows]
+    texts += [f"group {group} is in its cool-down until {_time(next_try)}" for group, next_try in rows]
     for entry in next_kick_offs(connection, known) if known is not None else ():
         refused = "" if entry.attempt == 1 else f" (refused {entry.attempt} times)"
         again = _time(entry.next_try)

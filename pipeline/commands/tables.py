@@ -30,7 +30,7 @@ def ingest_progress(console: Terminal) -> tuple[Progress, Callable[[str, int, in
 
 
 def print_load_report(console: Terminal, report: LoadReport) -> None:
-    """What came of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
+    """Result of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
     from pipeline.quality.report import vanished_sentences
 
     _print_outcomes(console, report)
@@ -44,9 +44,9 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
         )
     if report.unchanged_by_content:
         console.print(
-            f"{report.unchanged_by_content:,} lines are written anew and say what they said before: unchanged."
+            f"{report.unchanged_by_content:,} lines are written anew and have the same content as before: unchanged."
         )
-    for note in (*report.notes.told(), *vanished_sentences(report.vanished)):
+    for note in (*report.notes.sentences(), *vanished_sentences(report.vanished)):
         console.print(note)
     if report.open_dead_letters:
         console.print(
@@ -70,7 +70,7 @@ def number_table(*columns: str, title: str) -> Table:
 
 def _print_outcomes(console: Terminal, report: LoadReport) -> None:
     columns = ("lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
-    table = number_table("resource type", *columns, title="Lines landed, and what became of each")
+    table = number_table("resource type", *columns, title="Lines landed, and their outcomes")
     for resource_type, counts in report.outcomes.items():
         table.add_row(resource_type, *(_number(counts[name]) for name in columns))
     table.add_section()

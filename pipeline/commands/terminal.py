@@ -83,7 +83,7 @@ class Terminal(Console):
         super().__init__(stderr=stderr, highlight=highlight, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What rich makes of every text that is no renderable, wherever it stands."""
+        """What rich makes of every text that is not a renderable, wherever it stands."""
         return super().render_str(shown(text), **{**options, "markup": False, "emoji": False})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -129,7 +129,7 @@ def document(text: str) -> None:
 
 
 def survive_any_encoding(*streams: Any) -> None:
-    """A terminal that cannot write ✓ or ł gets an escape: no command ends half way for want of a letter."""
+    """A terminal that cannot write ✓ or ł gets an escape: no command ends half way because it lacks a letter."""
     for stream in streams:
         # Where a stream was put in the place of Python's own, that is its owner's business.
         with suppress(AttributeError, OSError, ValueError):

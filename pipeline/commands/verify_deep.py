@@ -49,7 +49,7 @@ def run_deep(console: Terminal, runtime: Runtime, request: DeepRequest) -> None:
         rows = sum(difference.count for difference in report.differences)
         raise AccountingError(
             f"The warehouse is not what a fresh load makes: {len(report.differences)} kinds of differences, {rows:,} in all.",
-            "`epic-omop remap --site NAME` maps everything of a site again and mends them; please report them as well.",
+            "`epic-omop remap --site NAME` maps everything of a site again and fixes them; please report them as well.",
         )
 
 

@@ -161,19 +161,19 @@ def _check_fixed_concepts(settings: Settings) -> None:
     for name, where in mappings.coded_concepts.items():
         vocabulary, _, code = name.partition(":")
         codes[vocabulary, code] = where
-    held = index.standard_of_codes(codes)
-    wanted = len(mappings.fixed_concepts) + len(codes)
+    standard = index.standard_of_codes(codes)
+    count = len(mappings.fixed_concepts) + len(codes)
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]
     warnings += [
         f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
         for (vocabulary, code), name in codes.items()
-        if (vocabulary, code) not in held
+        if (vocabulary, code) not in standard
     ]
     if not warnings:
-        echo(f"All {wanted} concepts that the mappings name are Standard and valid in it.")
+        echo(f"All {count} concepts that the mappings name are Standard and valid in it.")
         return
-    echo(f"Of {wanted} concepts that the mappings name, {len(warnings)} are missing or changed:")
+    echo(f"Of {count} concepts that the mappings name, {len(warnings)} are missing or changed:")
     for warning in warnings:
         echo(f"  {warning}")
 

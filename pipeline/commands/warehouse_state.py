@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["is_installed", "refuse_empty", "tell_settings"]
+__all__ = ["is_installed", "print_settings_notes", "refuse_empty"]
 
 
-def tell_settings(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
+def print_settings_notes(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
     """What is loaded under settings that have changed since."""
     from pipeline.quality.settings_notes import settings_notes
     from pipeline.warehouse.vocabulary import current_release

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.files import create_file, sync_file, temporary_name
 from pipeline.core.settings import Settings
 
 __all__ = ["SECRET_FILE", "identifier_secret"]
@@ -52,13 +52,11 @@ def _checked(secret: str, where: str) -> bytes:
 def _make(file: Path) -> None:
     """Whole or not at all; of two processes the first one's key stays."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # with mode 0600
-    temporary = Path(name)
+    temporary = temporary_name(file)
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(secrets.token_hex(32) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with create_file(temporary) as stream:
+            stream.write(f"{secrets.token_hex(32)}\n".encode("ascii"))
+            sync_file(stream)
         try:
             os.link(temporary, file)
         except FileExistsError:

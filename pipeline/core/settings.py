@@ -246,6 +246,12 @@ class SiteSettings(BaseModel):
     def _zone(cls, value: str) -> str:
         return _checked_zone(value)
 
+    @field_validator("fhir_url")
+    @classmethod
+    def _fhir_base(cls, value: str | None) -> str | None:
+        """Paths are added with a slash of their own."""
+        return value.rstrip("/") if value else value
+
     @field_validator("private_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -426,7 +432,7 @@ class Settings(BaseModel):
     surrogate_salt: str = Field(default="", repr=False)
     #: Secret under which identifiers of practitioners, organizations and locations are compared; empty: a file in the home.
     identifier_key: str = Field(default="", repr=False)
-    #: Folder of Parquet snapshots that `epic-omop publish` and Dagster write (docs/lakehouse.md); None: only by `--to`.
+    #: Folder of the Parquet snapshots of `epic-omop lakehouse snapshot` and Dagster (docs/lakehouse.md); None: only `--to`.
     lakehouse: str | None = None
     #: Cron of Dagster's snapshots, in `time_zone`; used only where `lakehouse` is set.
     lakehouse_schedule: str = "0 6 * * *"

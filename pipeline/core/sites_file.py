@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.file_errors import remedy
+from pipeline.core.files import replace_file
 
 __all__ = ["SiteEntry", "nearest", "read_site_entries", "write_site_entry"]
 
@@ -67,10 +68,7 @@ def write_site_entry(file: Path, name: str, values: Mapping[str, Any]) -> None:
     with FileLock(f"{file}.lock"):
         kept = {entry.name: entry.values for entry in read_site_entries(file)} if file.exists() else {}
         kept[name] = _plain(values)
-        temporary = file.with_suffix(".yaml.tmp")
-        temporary.write_text(yaml.safe_dump({"sites": kept}, sort_keys=False), encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(file)
+        replace_file(file, yaml.safe_dump({"sites": kept}, sort_keys=False).encode())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

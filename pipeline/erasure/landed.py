@@ -14,11 +14,11 @@ from pipeline.core.errors import LandingError
 from pipeline.core.files import landing_errors
 from pipeline.erasure.ownership import ABOUT_TYPES, ErasedPersons, Owned, OwnedLine, judged, judged_deletions
 from pipeline.fhir.lines import is_erased
-from pipeline.fhir.ndjson import Line
-from pipeline.landing.chunks import plan_chunks, read_lines
+from pipeline.fhir.ndjson import Line, lines_of
+from pipeline.landing.chunks import chunk_contents, plan_chunks, read_lines
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.erased import LineEdit, rewrite_draft, rewrite_export, rewrite_files
-from pipeline.landing.reading import is_landed, landed_bytes, open_landed, stored_file
+from pipeline.landing.reading import is_landed, landed_bytes, stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingStore
 
 __all__ = ["Folder", "FoundLine", "Search", "erase_in", "folders_of", "search"]
@@ -128,8 +128,21 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
     """Their lines in all the folders: those that name them, then those that follow what they are about."""
     groups = _stored_once(folders)
     result = Search()
-    total, done = sum(landed_bytes(group[0][1].path) for group in groups), 0
-    for (folder, file), *_ in groups:
+    _search_names(result, [group[0] for group in groups], persons, progress)
+    _search_followers(result, [group[0] for group in groups], persons)
+    for (_, first), *others in groups:
+        for folder, file in others:
+            _add_again(result, result.lines.get(first.path, {}).values(), folder, file)
+    return result
+
+
+def _search_names(
+    result: Search, places: Iterable[tuple[Folder, _File]], persons: ErasedPersons, progress: ReadProgress | None
+) -> None:
+    """Lines that name one of them, in all files but those of deletions."""
+    places = list(places)
+    total, done = sum(landed_bytes(file.path) for _, file in places), 0
+    for folder, file in places:
         if file.is_deletions:
             continue
         for size, lines in _lines_of(file.path, persons):
@@ -138,17 +151,17 @@ def search(folders: Iterable[Folder], persons: ErasedPersons, progress: ReadProg
             done += size
             if progress:
                 progress(done, total)
-    for (folder, file), *_ in groups:
+
+
+def _search_followers(result: Search, places: Iterable[tuple[Folder, _File]], persons: ErasedPersons) -> None:
+    """Lines that follow what they are about, and deletions; of what `_search_names` found."""
+    for folder, file in places:
         if file.is_deletions:
             _search_deletions(result, folder, file, persons)
         elif result.owned and file.resource_type in ABOUT_TYPES:
             for chunk in plan_chunks(file.path):
                 for line in read_lines(file.path, chunk):
                     _judge(result, folder, file, line, persons, result.owned)
-    for (_, first), *others in groups:
-        for folder, file in others:
-            _add_again(result, result.lines.get(first.path, {}).values(), folder, file)
-    return result
 
 
 def _add_again(result: Search, lines: Iterable[FoundLine], folder: Folder, file: _File) -> None:
@@ -171,11 +184,8 @@ def _stored_once(folders: Iterable[Folder]) -> list[list[tuple[Folder, _File]]]:
 
 def _lines_of(path: Path, persons: ErasedPersons) -> Iterator[tuple[int, Iterable[Line]]]:
     """(bytes, lines) of each chunk; no lines where it names nobody of them."""
-    with landing_errors(path), open_landed(path) as stream:
-        for chunk in plan_chunks(path):
-            stream.seek(chunk.offset)
-            named = persons.named_in(stream.read(chunk.length))
-            yield chunk.length, read_lines(path, chunk) if named else ()
+    for chunk, content in chunk_contents(path):
+        yield chunk.length, lines_of(content, chunk) if persons.named_in(content) else ()
 
 
 def _judge(

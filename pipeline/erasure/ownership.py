@@ -1,4 +1,4 @@
-"""Whose is a line: which landed lines belong to a person, and what of another's line tells of that person.
+"""Whose is a line: which landed lines belong to a person, and what of another's line is about that person.
 
 Persons are known by the surrogate ids of their Patients alone, so that the same rules hold while a person is erased and
 for every later export, when nothing but that hash is left.
@@ -8,7 +8,7 @@ for every later export, when nothing but that hash is left.
 - A resource without such an element (Group, Provenance, Appointment, Binary …) belongs to whomever it names anywhere.
 - Where others own it too, or it is of a kind that patients share, it stays: references to the person lose their words,
   and the id in any other text becomes crosses.
-- A line that is no JSON is theirs when it names them: nothing else can be done with a line that cannot be read.
+- A line that is not valid JSON is theirs when it names them: nothing else can be done with a line that cannot be read.
 
 Resources that name nobody follow what they are about: a Binary the document that attaches it, a Provenance its targets.
 """
@@ -54,7 +54,7 @@ _NAMED_IN_TEXT = re.compile(r'((?:^|/)Patient/|urn:uuid:)([^"\\/#?\s<>|]+)')
 _IS_PATIENT = re.compile(rb'"resourceType"\s*:\s*"Patient"')
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
 
-#: What becomes of a reference to them, and of an entry of a Bundle: shorter than any that named a Patient.
+#: What replaces a reference to them, and an entry of a Bundle: shorter than any that named a Patient.
 _GONE = {"display": "erased"}
 _GONE_ENTRY = {"erased": True}
 
@@ -261,7 +261,7 @@ def _crossed_out(match: re.Match[str], persons: ErasedPersons) -> str:
 
 
 def judged_deletions(raw: bytes, persons: ErasedPersons, owned: Owned) -> tuple[OwnedLine, list[int]] | None:
-    """What becomes of a Bundle of deletions, and which of its entries (from 0) are theirs; None: none is.
+    """The Bundle of deletions as it is rewritten, and which of its entries (from 0) are theirs; None: none is.
 
     Entries keep their places: each is counted.
     """
@@ -295,7 +295,7 @@ def _decoded(raw: bytes) -> dict[str, Any]:
     """The resource of a line, its numbers as they are written. Raises ValueError for what is none."""
     found = json.loads(raw, parse_float=_as_written, parse_int=_as_written, parse_constant=_no_number)
     if not isinstance(found, dict):
-        raise ValueError("not a resource")  # noqa: TRY004 - like a line that is no JSON
+        raise ValueError("not a resource")  # noqa: TRY004 - like a line that is not valid JSON
     return found
 
 
@@ -304,7 +304,7 @@ def _as_written(number: str) -> orjson.Fragment:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _text(value: Any) -> str | None:

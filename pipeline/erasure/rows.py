@@ -22,7 +22,7 @@ from pipeline.publication.removed_persons import remove_rows_of_persons
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.export_jobs import lock_warehouse
 
-__all__ = ["Letter", "OfPersons", "letters_of", "remains", "remove", "touched_tables"]
+__all__ = ["AffectedDeadLetter", "OfPersons", "dead_letters_of", "remains", "remove", "touched_tables"]
 
 #: Columns by which rows hang on rows of theirs: column → table whose row it is.
 _LINKS = {
@@ -56,7 +56,7 @@ _SURROGATES = {
 
 
 @dataclass(frozen=True)
-class Letter:
+class AffectedDeadLetter:
     """A dead letter that is theirs (`raw` is None), or of which `raw` stays."""
 
     id: int
@@ -78,13 +78,13 @@ class OfPersons:
     exports: Sequence[int]
     #: export_id, file_number, line, raw_hash_high, raw_hash_low: lines of others without what named them
     shared: pl.DataFrame
-    letters: Sequence[Letter]
+    dead_letters: Sequence[AffectedDeadLetter]
     #: (export id, position) in the lists of crawls
     crawled: Sequence[tuple[int, int]]
 
 
 def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[Counter[str], list[int]]:
-    """Remove rows, states, references, facts and letters; (deleted rows by table, surrogate ids of all that was theirs).
+    """Remove rows, states, references, facts and dead letters; (deleted rows by table, surrogate ids of all that was theirs).
 
     `connection` has the etl schema on its search_path. Repeating it removes nothing more.
     """
@@ -226,7 +226,7 @@ def _remove_locations(connection: psycopg.Connection, cdm: str) -> Counter[str]:
             " WHERE lineage.surrogate_id = gone.surrogate_id"
         )
     unused = (
-        " AND NOT EXISTS (SELECT FROM lineage_location AS told WHERE told.row_id = location_id)"
+        " AND NOT EXISTS (SELECT FROM lineage_location AS lineage WHERE lineage.row_id = location_id)"
         f" AND NOT EXISTS (SELECT FROM {cdm}.person AS person WHERE person.location_id = gone.row_id)"
         f" AND NOT EXISTS (SELECT FROM {cdm}.care_site AS site WHERE site.location_id = gone.row_id)"
     )
@@ -259,13 +259,17 @@ def _remove_from_etl(connection: psycopg.Connection, found: OfPersons) -> Counte
     removed["etl.reference_value"] += connection.execute(
         "DELETE FROM reference_value AS fact USING pg_temp.erased AS gone WHERE fact.surrogate_id = gone.surrogate_id"
     ).rowcount
-    # A letter keeps its place, so that the accounts of its export still add up, and nothing else.
+    # A dead letter keeps its place, so that the accounts of its export still add up, and nothing else.
     removed["etl.dead_letter"] += connection.execute(
         "UPDATE dead_letter SET resource_id = NULL, surrogate_id = NULL, caused_by = NULL, caused_by_surrogate_id = NULL,"
         " path = NULL, reason = 'the person was erased', code = %s, raw = '', raw_is_complete = true, byte_length = 0,"
         " raw_hash_high = 0, raw_hash_low = 0, state = CASE WHEN state = 'open' THEN 'resolved' ELSE state END,"
         " closed_at = coalesce(closed_at, now()) WHERE id = ANY(%s) AND code <> %s",
-        (PERSON_ERASED, [letter.id for letter in found.letters if letter.raw is None], PERSON_ERASED),
+        (
+            PERSON_ERASED,
+            [dead_letter.id for dead_letter in found.dead_letters if dead_letter.raw is None],
+            PERSON_ERASED,
+        ),
     ).rowcount
     exports, positions = [item[0] for item in found.crawled], [item[1] for item in found.crawled]
     for table in ("crawl_patient", "crawl_search"):
@@ -285,11 +289,11 @@ def _shorten_shared(connection: psycopg.Connection, found: OfPersons) -> None:
         " content_hash = NULL FROM pg_temp.shared_line AS line WHERE state.export_id = line.export_id"
         " AND state.file_number = line.file_number AND state.line = line.line"
     )
-    for letter in found.letters:
-        if letter.raw is not None:
+    for dead_letter in found.dead_letters:
+        if dead_letter.raw is not None:
             connection.execute(
                 "UPDATE dead_letter SET raw = %s, raw_hash_high = %s, raw_hash_low = %s WHERE id = %s",
-                (letter.raw, *letter.hashes, letter.id),
+                (dead_letter.raw, *dead_letter.hashes, dead_letter.id),
             )
 
 
@@ -306,8 +310,10 @@ def _count_persons_again(connection: psycopg.Connection, cdm: str, site: str) ->
         )
 
 
-def letters_of(connection: psycopg.Connection, site: str) -> Iterator[tuple[int, int, str, int, bytes, int | None]]:
-    """(id, export id, file, line, raw, surrogate id of the resource that is the cause) of all letters of a site."""
+def dead_letters_of(
+    connection: psycopg.Connection, site: str
+) -> Iterator[tuple[int, int, str, int, bytes, int | None]]:
+    """(id, export id, file, line, raw, surrogate id of the resource that is the cause) of all dead letters of a site."""
     with connection.cursor(name="letters") as cursor:
         cursor.itersize = 100
         yield from cursor.execute(

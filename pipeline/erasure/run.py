@@ -18,7 +18,7 @@ import polars as pl
 import psycopg
 import xxhash
 
-from omop_schema.etl import OPEN_STATES
+from omop_schema.exports import OPEN_STATES, ExportKind
 from pipeline.core.errors import AccountingError, UsageError
 from pipeline.core.files import landing_errors
 from pipeline.erasure import rows as erase
@@ -26,7 +26,7 @@ from pipeline.erasure.landed import Folder, Search, erase_in, folders_of, search
 from pipeline.erasure.later import note_digests
 from pipeline.erasure.ownership import ErasedPersons, judged
 from pipeline.erasure.persons import known_patients, same_people
-from pipeline.erasure.rows import Letter, OfPersons
+from pipeline.erasure.rows import AffectedDeadLetter, OfPersons
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.publication.known_cache import known_folder
 from pipeline.publication.seen import forget_seen
@@ -54,7 +54,7 @@ class _Site:
     persons: ErasedPersons
     folders: list[Folder]
     found: Search
-    letters: list[Letter] = field(default_factory=list)
+    dead_letters: list[AffectedDeadLetter] = field(default_factory=list)
     #: (export id, position) in the lists of crawls
     crawled: list[tuple[int, int]] = field(default_factory=list)
 
@@ -71,11 +71,11 @@ def erasing(
     keys = SurrogateKeys(runtime.settings.site_or_folder(site).name, runtime.settings.surrogate_salt)
     asked = [keys.of("Patient", patient) for patient in patients]
     with server_errors(), runtime.connect() as connection, ExitStack() as locks:
-        wanted = dict.fromkeys((*asked, *unfinished_patients(connection, site)), site)
-        if not wanted:
+        sought = dict.fromkeys((*asked, *unfinished_patients(connection, site)), site)
+        if not sought:
             raise UsageError(f"No erasure of site {site} was interrupted.", "Say whom to erase.")
         work = Erasing(runtime, connection, locks, progress or (lambda _stage, _done, _total: None))
-        work.find(wanted)
+        work.find(sought)
         known = work.seen | known_patients(connection, asked)
         unknown = [str(number) for number, patient in enumerate(asked, start=1) if patient not in known]
         if unknown:
@@ -107,7 +107,7 @@ class Erasing:
 
     @property
     def seen(self) -> set[int]:
-        """Patients of whom a line, a letter or a crawl's list tells."""
+        """Patients whom a line, a dead letter or a crawl's list is about."""
         return {patient for site in self._sites.values() for patient in site.persons.seen}
 
     def find(self, patients: dict[int, str]) -> None:
@@ -140,7 +140,7 @@ class Erasing:
         folders = folders_of(runtime.landing, name)
         found = search(folders, persons, lambda done, total: self._progress(f"searching {name}", done, total))
         site = _Site(name, persons, folders, found)
-        self._add_letters(site)
+        self._add_dead_letters(site)
         self._add_crawled(site)
         return site
 
@@ -156,12 +156,12 @@ class Erasing:
             (name, list(OPEN_STATES)),
         ).fetchall()
         self._connection.commit()
-        works += [(SiteWork.EXPORT, export_id) for kind, export_id, _ in rows if kind == "bulk"]
-        works += [(SiteWork.CRAWL, label) for kind, _, label in rows if kind == "crawl"]
+        works += [(SiteWork.EXPORT, export_id) for kind, export_id, _ in rows if kind == ExportKind.BULK]
+        works += [(SiteWork.CRAWL, label) for kind, _, label in rows if kind == ExportKind.CRAWL]
         for work, of in dict.fromkeys(works):
             self._locks.enter_context(site_lock(self._connection, name, work, of))
 
-    def _add_letters(self, site: _Site) -> None:
+    def _add_dead_letters(self, site: _Site) -> None:
         """Dead letters whose line is theirs or names them, by their bytes, or by the landed line of a long one."""
         places = {
             (found.export_id, path.relative_to(folder.draft.folder).as_posix(), found.line)
@@ -171,15 +171,15 @@ class Erasing:
             for found in lines.values()
             if found.owned.verdict == "theirs"
         }
-        for number, export_id, file, line, raw, cause in erase.letters_of(self._connection, site.name):
+        for number, export_id, file, line, raw, cause in erase.dead_letters_of(self._connection, site.name):
             owned = judged(bytes(raw), site.persons, site.found.owned)
             if (export_id, file, line) in places or (owned and owned.content is None):
-                site.letters.append(Letter(number))
+                site.dead_letters.append(AffectedDeadLetter(number))
             elif owned and owned.content is not None:
                 content = owned.content.ljust(len(raw))
                 digest = xxhash.xxh3_128_digest(content)
                 high, low = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
-                site.letters.append(Letter(number, content, (high, low)))
+                site.dead_letters.append(AffectedDeadLetter(number, content, (high, low)))
             if cause in site.persons.patients:
                 site.persons.seen.add(cause)
 
@@ -214,7 +214,7 @@ class Erasing:
             pl.DataFrame(lines, schema=place_schema, orient="row").unique(),
             [folder.draft.export_id for site in self._sites.values() for folder in site.folders if folder.export],
             pl.DataFrame(shared, schema={**place_schema, **hashes}, orient="row"),
-            [letter for site in self._sites.values() for letter in site.letters],
+            [dead_letter for site in self._sites.values() for dead_letter in site.dead_letters],
             [place for site in self._sites.values() for place in site.crawled],
         )
 
@@ -290,8 +290,8 @@ class Erasing:
                     connection.execute(f"VACUUM {'FULL ' if full else ''}{table}")
                 except psycopg.Error as error:
                     failure = server_failure(error)  # a full disk: VACUUM FULL needs as much as the table has
-                    said = failure.message if failure else f"{type(error).__name__}: run it as its owner"
-                    warnings.append(f"VACUUM of {table} was refused ({said}).")
+                    reason = failure.message if failure else f"{type(error).__name__}: run it as its owner"
+                    warnings.append(f"VACUUM of {table} was refused ({reason}).")
         return warnings
 
     def _check(self) -> None:

@@ -2,7 +2,7 @@
 
 A thread of its own writes what was recorded, at least once a second, so that a download waits for nothing and a
 killed process loses no more than its last second. Where the warehouse cannot be written, entries are kept and tried
-again; those that are left at the end are told in the log, which has the same entries.
+again; those that are left at the end are written to the log, which has the same entries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import WarehouseError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import Workflow, current_export, current_workflow
-from pipeline.extract.http.recording import AccessEntry, told
+from pipeline.extract.http.recording import AccessEntry, log_access
 
 __all__ = ["WarehouseAccessLog"]
 
@@ -80,7 +80,7 @@ class WarehouseAccessLog:
         }
         if entry.export_id is None:
             entry = replace(entry, export_id=current_export())
-        told(entry, who)
+        log_access(entry, who)
         self._waiting.append((self._clock.now(), entry))
         if len(self._waiting) >= _FLUSH_ENTRIES:
             self._wake.set()

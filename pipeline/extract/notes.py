@@ -1,4 +1,4 @@
-"""What is to be told of exports besides their lines: what did not come, what was done otherwise than the site says, and
+"""What is to be reported of exports besides their lines: what did not come, what was done otherwise than the site says, and
 what the site says itself."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.landing.outcomes import SiteMessage
 
 __all__ = ["ExportNotes", "export_notes"]
@@ -41,7 +42,7 @@ class ExportNotes:
             counts[message.weight] += count
         return {weight: counts[weight] for weight in ("fatal", "resource", "informational") if counts[weight]}
 
-    def told(self) -> list[str]:
+    def sentences(self) -> list[str]:
         """A sentence each, for people."""
         sentences = [*self.choices, *self._incomplete()]
         if self.missing_types:
@@ -75,7 +76,7 @@ def export_notes(connection: psycopg.Connection, export_ids: Sequence[int]) -> E
     missing = connection.execute(
         "SELECT asked.name FROM export_job AS job"
         " CROSS JOIN jsonb_array_elements_text(job.resource_types) WITH ORDINALITY AS asked (name, place)"
-        " WHERE job.export_id = ANY(%s) AND job.kind = 'bulk' AND job.landed_at IS NOT NULL AND NOT EXISTS"
+        f" WHERE job.export_id = ANY(%s) AND job.kind = '{ExportKind.BULK}' AND job.landed_at IS NOT NULL AND NOT EXISTS"
         " (SELECT FROM export_file AS file WHERE file.export_id = job.export_id AND file.resource_type = asked.name)"
         " ORDER BY asked.place",
         (ids,),

@@ -159,6 +159,6 @@ class WarehouseRequestBudget:
     def _error(self, next_try: datetime, how: str = "") -> RequestBudgetSpent:
         return RequestBudgetSpent(
             f"The budget of {self._budget} requests an hour at site {self._site} is {how}spent.",
-            f"What is done stays; a run from {next_try:%Y-%m-%d %H:%M} UTC on goes on from there.",
+            f"What is done stays; a run from {next_try:%Y-%m-%d %H:%M} UTC on continues from there.",
             next_try=next_try,
         )

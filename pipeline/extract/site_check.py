@@ -17,7 +17,7 @@ from pipeline.core.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.core.findings import Finding
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.recording import AccessLog, RequestBudget
-from pipeline.extract.http.transport import Answer, RemoteRequest, RetryPolicy
+from pipeline.extract.http.transport import RemoteRequest, Response, RetryPolicy
 from pipeline.extract.smart.key_files import check_hosted_keys, check_key
 from pipeline.extract.smart.keys import SigningKey, load_signing_keys
 from pipeline.extract.smart.session import EpicSession, open_session
@@ -48,7 +48,7 @@ class _Look:
 
     @property
     def base(self) -> str:
-        return (self.site.fhir_url or "").rstrip("/")
+        return self.site.fhir_url or ""
 
 
 def check_site(
@@ -66,7 +66,7 @@ def check_site(
     with open_session(site, clock, policy=_POLICY, access=access, budget=budget) as session:
         look = _Look(session, keys)
         for part in (_settings, _keys, _discovery, _clock, _token, _scopes, _capabilities, _bulk, _types, _groups):
-            yield from _told(part, look)
+            yield from _finish(part, look)
         yield Finding(
             "kick-off",
             "not checked",
@@ -75,7 +75,7 @@ def check_site(
         )
 
 
-def _told(part: Callable[[_Look], Iterator[Finding]], look: _Look) -> Iterator[Finding]:
+def _finish(part: Callable[[_Look], Iterator[Finding]], look: _Look) -> Iterator[Finding]:
     try:
         yield from part(look)
     except EpicOmopError as error:
@@ -218,7 +218,7 @@ def _types(look: _Look) -> Iterator[Finding]:
 
 
 def _groups(look: _Look) -> Iterator[Finding]:
-    """Reads each Group: a plain GET, which is no kick-off. It needs a scope that an export does not."""
+    """Reads each Group: a plain GET, which is not a kick-off. It needs a scope that an export does not."""
     if not look.has_token:
         yield Finding("groups", "not checked", "there is no token")
         return
@@ -233,7 +233,7 @@ def _groups(look: _Look) -> Iterator[Finding]:
         yield _group(look, tokens, group)
 
 
-_ASK_FOR_GROUPS = "Compare the ids in sites.yaml with those that the administrators gave; the first kick-off tells."
+_ASK_FOR_GROUPS = "Compare the ids in sites.yaml with those that the administrators gave; the first kick-off shows."
 
 
 def _group(look: _Look, tokens: SmartClient, group: str) -> Finding:
@@ -256,7 +256,7 @@ def _group(look: _Look, tokens: SmartClient, group: str) -> Finding:
     return _group_finding(what, answer)
 
 
-def _group_finding(what: str, answer: Answer) -> Finding:
+def _group_finding(what: str, answer: Response) -> Finding:
     if answer.status == 200:
         return Finding(what, "ok", "the client may see it")
     if answer.status in (401, 403):

@@ -19,7 +19,7 @@ __all__ = ["site_session"]
 def site_session(runtime: Runtime, site: SiteSettings, *, policy: RetryPolicy | None = None) -> Iterator[EpicSession]:
     """A session with the site, in the name of the current workflow (`pipeline.core.workflow`).
 
-    Any request may raise RequestBudgetSpent, with the time to go on. Raises ConfigurationError for a site without a
+    Any request may raise RequestBudgetSpent, with the time to continue. Raises ConfigurationError for a site without a
     FHIR server and for an unusable key.
     """
     with (

@@ -32,7 +32,7 @@ _dumps, _digest, _SORTED = orjson.dumps, xxhash.xxh3_64_digest, orjson.OPT_SORT_
 
 
 def content_digest(resource: dict[str, Any], raw: bytes, *, has_long_numbers: bool = False) -> bytes | None:
-    """8 bytes, xxh3-64 of the canonical content; None: there is none (nested too deeply, `meta` is no object).
+    """8 bytes, xxh3-64 of the canonical content; None: there is none (nested too deeply, `meta` is not an object).
 
     `resource` is what orjson reads from `raw`; it is the same after the call. `has_long_numbers`: the line is one of
     `exact_numbers.lines_with_long_numbers`, and the digits of all its numbers count.

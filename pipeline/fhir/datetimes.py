@@ -33,7 +33,7 @@ def parsed(texts: pl.Series, site_zone: str, instance_zone: str) -> pl.DataFrame
     the instant; NULL for a date without a time) and `<name>_precision` (Int8).
 
     Precision is the number of characters that carry the date: 4 (year), 7 (month), 10 (day) or more (time); 0 marks a
-    string that is no FHIR date, NULL an absent one. `YYYY-MM` gives the first of the month, `YYYY` 1 January.
+    string that is not a valid FHIR date, NULL an absent one. `YYYY-MM` gives the first of the month, `YYYY` 1 January.
     Years are 1 to 9999 in both zones: FHIR has no others, and a single one would make PostgreSQL refuse a whole load.
     """
     if texts.null_count() == len(texts):  # most elements of most resources are absent

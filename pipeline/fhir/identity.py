@@ -53,7 +53,7 @@ def parse_reference(reference: str, default_type: str | None = None) -> tuple[st
     A version may stand behind `/_history/`, or behind `|` as in a canonical URL: FHIR's ids have no such character.
     """
     if not isinstance(reference, str):
-        raise ValueError("expected a string")  # noqa: TRY004 - a wrong shape of data, told like the view's
+        raise ValueError("expected a string")  # noqa: TRY004 - a wrong shape of data, reported like the view's
     if reference.startswith("urn:uuid:"):
         return (default_type, _VERSION.sub("", reference[9:])) if default_type else None
     if reference.startswith("#") or "?" in reference:  # the query of a conditional one may look like a path

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BLANK_BYTES", "ERASED", "ERASED_MARK", "PERSON_ERASED", "LineCounter", "is_blank", "is_erased"]
+__all__ = [
+    "BLANK_BYTES",
+    "BYTE_ORDER_MARK",
+    "ERASED",
+    "ERASED_MARK",
+    "PERSON_ERASED",
+    "LineCounter",
+    "is_blank",
+    "is_erased",
+    "without_mark",
+]
 
 #: Bytes of which a blank line may consist, besides its LF.
 BLANK_BYTES = b" \t\r"
@@ -20,10 +30,16 @@ ERASED_MARK = b'"erased"'
 #: The reason for which it is excluded.
 PERSON_ERASED = "person_erased"
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+#: Some systems write it at the beginning of UTF-8; it belongs to no line and no document.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 # A blank line after another line. One search per chunk keeps counting far above the speed of a disk.
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*+(?=\n)")
+
+
+def without_mark(content: bytes) -> bytes:
+    """The content of a file, or its first line, without the byte order mark that may stand before it."""
+    return content.removeprefix(BYTE_ORDER_MARK)
 
 
 def is_blank(line: bytes) -> bool:
@@ -48,11 +64,11 @@ class LineCounter:
     def add(self, chunk: bytes) -> None:
         if self._start is not None:
             chunk = self._start + chunk
-            if len(chunk) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(chunk):
+            if len(chunk) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(chunk):
                 self._start = chunk
                 return
             self._start = None
-            chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
+            chunk = without_mark(chunk)
         self._count(chunk)
 
     def _count(self, chunk: bytes) -> None:

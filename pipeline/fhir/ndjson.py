@@ -1,6 +1,6 @@
 """NDJSON as bytes: cutting a chunk into lines. Knows no FHIR, and opens no file.
 
-What a line is, and which lines are blank, is said in `pipeline.fhir.lines`.
+What a line is, and which lines are blank, is described in `pipeline.fhir.lines`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from pipeline.fhir.lines import is_blank
+from pipeline.fhir.lines import BYTE_ORDER_MARK, is_blank
 
 __all__ = ["Chunk", "Line", "Lines", "lines_of", "texts_of"]
 
-_BOM = b"\xef\xbb\xbf"
 _CR, _BRACE = b"\r{"
 
 Integers = npt.NDArray[np.int64]
@@ -93,7 +92,7 @@ class Chunk:
 
 def lines_of(content: bytes, chunk: Chunk) -> Lines:
     """The non-blank lines of a chunk's content, without their line ends; a byte order mark at the file's start is dropped."""
-    first = len(_BOM) if chunk.offset == 0 and content.startswith(_BOM) else 0
+    first = len(BYTE_ORDER_MARK) if chunk.offset == 0 and content.startswith(BYTE_ORDER_MARK) else 0
     ends = _line_ends(content, first)
     starts = np.concatenate([np.array([first], np.int64), ends[:-1] + 1])[: len(ends)]
     numbers = np.arange(chunk.first_line, chunk.first_line + len(ends))

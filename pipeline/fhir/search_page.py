@@ -1,4 +1,4 @@
-"""A page of search results: the resources as the server wrote them, and what it said beside them. Sends nothing.
+"""A page of search results: the resources as the server wrote them, and its issues. Sends nothing.
 
 Specification: https://hl7.org/fhir/R4/http.html#search. Resources are cut out of the page without being decoded, so that
 landing keeps their bytes: a decimal such as 1.10 stays one (https://hl7.org/fhir/R4/json.html#primitive).
@@ -7,31 +7,29 @@ landing keeps their bytes: a decimal such as 1.10 stays one (https://hl7.org/fhi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from pipeline.core.errors import ProtocolError
+from pipeline.fhir.lines import without_mark
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME, Issue, parse_issues
 
-__all__ = ["Said", "SearchPage", "as_line", "identity", "parse_page", "said"]
-
-#: Epic's number for "nothing found": a search that went well (rule 13).
-NO_RESULTS = "4101"
+__all__ = ["SearchIssue", "SearchPage", "as_line", "identity", "parse_page", "search_issues"]
 
 _ENTRY_MODES = frozenset({"match", "include"})
 
 # Outside of texts, white space means nothing; inside, a line feed cannot stand (RFC 8259, section 7).
 _SPACE_OR_TEXT = re.compile(rb'("(?:[^"\\]|\\.)*+")|[ \t\r\n]++')
 
-_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+_T = TypeVar("_T")
 
 Verdict = Literal["informational", "warning", "refused"]
 
 
 @dataclass(frozen=True)
-class Said:
+class SearchIssue:
     """One issue of an OperationOutcome: what it means for the result, and its code, Epic's number where it has one."""
 
     verdict: Verdict
@@ -40,10 +38,10 @@ class Said:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """Resources as (type, id, line), what the server said, and the address of the next page as it was given."""
+    """Resources as (type, id, line), the issues that the server lists, and the address of the next page as it was given."""
 
     resources: tuple[tuple[str, str, bytes], ...]
-    said: tuple[Said, ...]
+    issues: tuple[SearchIssue, ...]
     #: OperationOutcomes that say more than that nothing was found, each one line.
     outcomes: tuple[bytes, ...]
     next_url: str | None
@@ -52,24 +50,6 @@ class SearchPage:
 class _Identity(msgspec.Struct):
     resourceType: str  # noqa: N815 - FHIR's name
     id: str | None = None
-
-
-class _Coding(msgspec.Struct):
-    code: str | None = None
-
-
-class _Details(msgspec.Struct):
-    coding: list[_Coding] = []  # msgspec copies defaults
-
-
-class _Issue(msgspec.Struct):
-    severity: str = ""
-    code: str = ""
-    details: _Details = msgspec.field(default_factory=_Details)
-
-
-class _Outcome(msgspec.Struct):
-    issue: list[_Issue] = []
 
 
 class _Search(msgspec.Struct):
@@ -96,24 +76,24 @@ class _Bundle(msgspec.Struct):
 # decoder is built, and below 0.23 a second thread that decoded the same type meanwhile read it half filled and crashed.
 _BUNDLE = msgspec.json.Decoder(_Bundle)
 _IDENTITY = msgspec.json.Decoder(_Identity)
-_OUTCOME = msgspec.json.Decoder(_Outcome)
+_ANYTHING = msgspec.json.Decoder(Any)
 
 
 def parse_page(body: bytes, action: str) -> SearchPage:
     """The Bundle that answers a search. Raises ProtocolError for anything else; `action` says in it what was tried."""
-    bundle = _decoded(body.removeprefix(b"\xef\xbb\xbf"), _BUNDLE, action)
+    bundle = _decoded(without_mark(body), _BUNDLE, action)
     if bundle.resourceType != "Bundle":
         raise ProtocolError(f"{action}: the server answered with something other than a Bundle.")
     resources: list[tuple[str, str, bytes]] = []
-    issues: list[Said] = []
+    issues: list[SearchIssue] = []
     outcomes: list[bytes] = []
     for entry in bundle.entry:
         raw = bytes(entry.resource)
         if not raw:
             continue
         resource_type, resource_id = identity(raw, action)
-        if resource_type == "OperationOutcome" or entry.search.mode == "outcome":
-            issues += (found := said(raw, action))
+        if resource_type == OPERATION_OUTCOME or entry.search.mode == "outcome":
+            issues += (found := search_issues(raw, action))
             if any(issue.verdict != "informational" for issue in found):
                 outcomes.append(as_line(raw))
         elif entry.search.mode is None or entry.search.mode in _ENTRY_MODES:
@@ -130,26 +110,26 @@ def identity(raw: bytes, action: str) -> tuple[str, str | None]:
     return found.resourceType, found.id
 
 
-def said(raw: bytes, action: str) -> tuple[Said, ...]:
-    """The issues of an OperationOutcome (rule 13): each is informational, a warning, or refuses a part of the result."""
-    issues = _decoded(raw, _OUTCOME, action).issue
-    return tuple(Said(_verdict(issue), _code(issue)) for issue in issues)
+def search_issues(raw: bytes, action: str) -> tuple[SearchIssue, ...]:
+    """The issues of an OperationOutcome (rule 13): each is informational, a warning, or refuses a part of the result.
+
+    Raises ProtocolError for something else.
+    """
+    issues = parse_issues(_decoded(raw, _ANYTHING, action))
+    if issues is None:
+        raise _malformed(action)
+    return tuple(SearchIssue(_verdict(issue), _shown_code(issue)) for issue in issues)
 
 
-def _verdict(issue: _Issue) -> Verdict:
-    if issue.severity == "information" or NO_RESULTS in _codes(issue.details.coding):
+def _verdict(issue: Issue) -> Verdict:
+    if issue.is_informational:
         return "informational"
     return "warning" if issue.severity == "warning" else "refused"
 
 
-def _code(issue: _Issue) -> str:
+def _shown_code(issue: Issue) -> str:
     """Epic's number, else FHIR's issue type; only what looks like a code, as it is shown to people."""
-    candidates = (*_codes(issue.details.coding), issue.code)
-    return next((code for code in candidates if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", code)), "unknown")
-
-
-def _codes(codings: Iterable[_Coding]) -> list[str]:
-    return [coding.code for coding in codings if coding.code]
+    return next(iter((*issue.own_codes, issue.code or "unknown")))
 
 
 def as_line(raw: bytes) -> bytes:
@@ -160,8 +140,12 @@ def as_line(raw: bytes) -> bytes:
     return _SPACE_OR_TEXT.sub(lambda found: found[1] or b"", raw)
 
 
-def _decoded(body: bytes, decoder: msgspec.json.Decoder[_Struct], action: str) -> _Struct:
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[_T], action: str) -> _T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ProtocolError(f"{action}: the server's answer has not the form that FHIR gives it.") from None
+        raise _malformed(action) from None
+
+
+def _malformed(action: str) -> ProtocolError:
+    return ProtocolError(f"{action}: the server's answer has not the form that FHIR gives it.")

@@ -76,7 +76,7 @@ def _trimmed(value: Any) -> Any:
         found = {name: kept for name, item in value.items() if (kept := _trimmed(item)) is not None}
         return found if found or not value else None
     if value.__class__ is list:
-        # Of texts null keeps the place: `_given` may say something about it. An object that held nothing else is gone.
+        # Of texts null keeps the place: `_given` may say something about it. An object that contained nothing else is gone.
         items = [kept for item in value if (kept := _trimmed(item)) is not None or item.__class__ is not dict]
         return items if not value or any(item is not None for item in items) else None
     return value

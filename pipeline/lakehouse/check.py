@@ -24,7 +24,9 @@ def snapshot_to_check(path: str) -> Path:
         return lakehouse.folder.resolve()
     latest = lakehouse.latest()
     if latest is None:
-        raise LakehouseError(f"{lakehouse.folder} holds no snapshot.", "Write one with `epic-omop publish --to PATH`.")
+        raise LakehouseError(
+            f"{lakehouse.folder} holds no snapshot.", "Write one with `epic-omop lakehouse snapshot --to PATH`."
+        )
     return latest
 
 

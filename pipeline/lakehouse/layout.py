@@ -63,7 +63,7 @@ class LakeTable:
 
     @property
     def row_id(self) -> str:
-        """The column that tells rows apart in `meta/exact_number`: the primary key where there is one."""
+        """The column that distinguishes rows in `meta/exact_number`: the primary key where there is one."""
         key = primary_key(self.name) if self.folder in ("cdm", "vocab") else None
         return key or self.order[0]
 

@@ -74,7 +74,7 @@ class TableWriter:
         """Write what is left; a table without rows is one file without rows, so that its columns are known."""
         self._flush()
         if not self.files:
-            # Year 0 is no year: with a number, readers find the partition column's type also in an empty table.
+            # Year 0 is not a year: with a number, readers find the partition column's type also in an empty table.
             self._year = 0
             self._write(pl.DataFrame(schema=dict(self.table.columns)))
         return self.files

@@ -1,7 +1,7 @@
 """One snapshot of the warehouse: everything is read in one transaction, and becomes visible with one rename.
 
 The transaction is READ ONLY and REPEATABLE READ: publications that commit meanwhile are not in the snapshot, and are
-not held up. What replaces whole tables is: loading a vocabulary empties them by TRUNCATE, which a transaction's
+not delayed. What replaces whole tables is: loading a vocabulary empties them by TRUNCATE, which a transaction's
 snapshot does not see through, so the tables are locked against that before the first of them is read.
 """
 

@@ -15,11 +15,12 @@ from typing import Any
 import orjson
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState, sql_values
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import LakehouseError, WarehouseError
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import YEAR, LakeTable, type_name
 from pipeline.lakehouse.parquet import LakeFile
-from pipeline.publication.context import CDM_VERSION, IG_VERSION
 
 __all__ = ["SNAPSHOT_FILE", "TableFiles", "content_of", "read_snapshot", "run_metadata", "table_entry"]
 
@@ -72,7 +73,8 @@ def run_metadata(connection: psycopg.Connection, settings: Settings) -> dict[str
         "SELECT DISTINCT ON (job.site) job.site, job.export_id, job.kind, job.transaction_time, job.published_at,"
         " publication.vocabulary_release, publication.fingerprint, publication.software_version"
         " FROM export_job AS job LEFT JOIN publication USING (export_id)"
-        " WHERE job.state = 'published' AND job.kind NOT IN ('replay', 'hydration')"
+        f" WHERE job.state = '{ExportState.PUBLISHED}'"
+        f" AND job.kind NOT IN {sql_values((ExportKind.REPLAY, ExportKind.HYDRATION))}"
         " ORDER BY job.site, job.published_at DESC, job.export_id DESC",
     )
     return {
@@ -115,7 +117,7 @@ def read_snapshot(folder: Path) -> dict[str, TableFiles]:
         return {path: _table(path, entry) for path, entry in content["tables"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LakehouseError(
-            f"{file} is missing or damaged ({type(error).__name__}).", "Publish again; this snapshot is no good."
+            f"{file} is missing or damaged ({type(error).__name__}).", "Publish again; this snapshot cannot be used."
         ) from None
 
 

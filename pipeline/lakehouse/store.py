@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.core.errors import LakehouseError, LandingError, TransientError, UsageError
 from pipeline.core.file_errors import remedy
-from pipeline.core.files import make_folder, sync_folder
+from pipeline.core.files import make_folder, put_in_place, sync_folder
 
 __all__ = ["LakehouseFolder", "lakehouse_folder"]
 
@@ -36,7 +36,7 @@ def lakehouse_folder(path: str) -> LakehouseFolder:
     """The lakehouse at a path as a person gave it; nothing is made yet. Raises UsageError for what cannot be one."""
     if "://" in path:
         raise UsageError(
-            f"{path.partition('://')[0]}:// is no local folder, and snapshots are written to local folders only.",
+            f"{path.partition('://')[0]}:// is not a local folder, and snapshots are written to local folders only.",
             "Publish to a folder, then copy the snapshot it names (docs/lakehouse.md, 'Object stores').",
         )
     folder = Path(path).expanduser().absolute()
@@ -121,15 +121,13 @@ class LakehouseFolder:
         """Give the snapshot its name, then point to it. From then on nothing in it changes."""
         draft, final = self._snapshots / f".{snapshot}", self.final_folder(snapshot)
         _secure(draft, group_readable=group_readable)
-        draft.rename(final)
-        sync_folder(self._snapshots)
+        put_in_place(draft, final)
         if group_readable:
             for folder in (self.folder, self._snapshots):
                 folder.chmod(folder.stat().st_mode & 0o7700 | 0o050)
         new = self.folder / ".latest"
         new.symlink_to(Path("snapshots") / snapshot)
-        new.rename(self._pointer)
-        sync_folder(self.folder)
+        put_in_place(new, self._pointer)
         return final
 
     def prune(self, keep: int) -> int:
@@ -139,7 +137,7 @@ class LakehouseFolder:
         unwanted = old[: max(0, len(old) - keep)]
         for path in unwanted:
             hidden = path.with_name(f".{path.name}")  # half a snapshot must not look like one
-            path.rename(hidden)
+            put_in_place(path, hidden)
             shutil.rmtree(hidden)
         return len(unwanted)
 

@@ -1,16 +1,16 @@
 """Bundles → the resources in them, one line each, so that a Bundle and a file of resources land alike (f2o-013).
 
-What becomes of an entry, by Bundle.type:
+What is done with an entry, by Bundle.type:
 
 - document, collection, message, searchset: its resource is a line. The guide names the first three; a search's answer
   holds resources as the server has them, and is taken as well.
 - transaction, batch: a resource that is to be created or updated is a line, as in files of synthetic patients. One
-  that belongs to another method (PATCH) is no resource of a patient.
+  that belongs to another method (PATCH) is not a resource of a patient.
 - history: versions are turned round, so that the newest is last and wins. Versions older than a deletion in the same
   Bundle are kept out of the load.
 - responses: a resource that they bring is a line.
 
-Nothing is dropped: whatever is no resource to load (an entry without one, a deletion, a whole Bundle of a type that
+Nothing is dropped: whatever is not a resource to load (an entry without one, a deletion, a whole Bundle of a type that
 FHIR does not define) becomes a line of type Bundle, which `mappings/Bundle.yaml` excludes with its reason or rejects.
 So the lines that land are the entries. A `fullUrl` that other entries refer to becomes Type/id.
 """
@@ -28,7 +28,7 @@ from pipeline.core.resource_types import TYPE_NAME
 
 __all__ = ["UNKNOWN", "Unpacked", "unpack"]
 
-#: Type of lines that are no resource: they are rejected as such.
+#: Type of lines that are not resources: they are rejected as such.
 UNKNOWN = "Unknown"
 
 Unpacked = tuple[str, bytes]
@@ -53,7 +53,7 @@ _WRITES = (None, "POST", "PUT")
 def unpack(text: bytes) -> list[Unpacked]:
     """The lines of one JSON document: a resource, an array of resources, or a Bundle with its entries.
 
-    Numbers keep their digits. Raises ValueError for what is no JSON; the caller lands it as it is.
+    Numbers keep their digits. Raises ValueError for what is not valid JSON; the caller lands it as it is.
     """
     try:
         document = json.loads(text, parse_float=_as_written, parse_int=_as_written, parse_constant=_no_number)
@@ -71,7 +71,7 @@ def _as_written(number: str) -> orjson.Fragment:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _lines(item: Any) -> Iterator[Unpacked]:
@@ -80,7 +80,7 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         return
     entries = item.get("entry") or []
     if item.get("type") not in _UNPACKED_TYPES or not isinstance(entries, list) or not entries:
-        yield _kept(item)
+        yield _keep(item)
         return
     _resolve_references(entries)
     kind = item["type"]
@@ -88,7 +88,7 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         resource = entry.get("resource") if isinstance(entry, dict) else None
         if not isinstance(resource, dict) or not _is_content(kind, entry):
             alone = {"resourceType": "Bundle", "type": kind, "entry": [entry]}
-            yield _kept({**alone, "id": f"{item['id']}.{number}"} if isinstance(item.get("id"), str) else alone)
+            yield _keep({**alone, "id": f"{item['id']}.{number}"} if isinstance(item.get("id"), str) else alone)
         else:
             yield from _lines(resource)
 
@@ -98,7 +98,7 @@ def _line(item: Any) -> Unpacked:
     return name if isinstance(name, str) and TYPE_NAME.fullmatch(name) else UNKNOWN, orjson.dumps(item)
 
 
-def _kept(bundle: dict[str, Any]) -> Unpacked:
+def _keep(bundle: dict[str, Any]) -> Unpacked:
     """A Bundle as a line of its own, with an id by content where it has none."""
     if not isinstance(bundle.get("id"), str):
         bundle = {**bundle, "id": f"content-{xxhash.xxh3_128_hexdigest(orjson.dumps(bundle))}"}

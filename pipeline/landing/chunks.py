@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.fhir.ndjson import Chunk, Lines, lines_of
-from pipeline.landing.reading import frames_of, open_landed, read_line
+from pipeline.landing.reading import frames_of, open_landed, read_at, read_line
 
-__all__ = ["CHUNK_BYTES", "plan_chunks", "read_lines"]
+__all__ = ["CHUNK_BYTES", "chunk_contents", "plan_chunks", "read_lines"]
 
 #: Large enough that polars' fixed costs vanish, small enough that a worker stays below a few hundred MB.
 CHUNK_BYTES = 24 * 1024 * 1024
@@ -39,6 +39,13 @@ def _plain_chunks(file: Path, chunk_bytes: int) -> Iterator[Chunk]:
             line += newlines
     if position > start:
         yield Chunk(start, position - start, first_line)
+
+
+def chunk_contents(file: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[Chunk, bytes]]:
+    """The chunks of a landed file with their bytes; the file is opened once. Raises LandingError."""
+    with open_landed(file) as stream:
+        for chunk in plan_chunks(file, chunk_bytes):
+            yield chunk, read_at(stream, file, chunk.offset, chunk.length)
 
 
 def read_lines(file: Path, chunk: Chunk) -> Lines:

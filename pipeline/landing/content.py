@@ -10,11 +10,10 @@ import re
 
 import orjson
 
-from pipeline.fhir.lines import is_blank
+from pipeline.fhir.lines import is_blank, without_mark
 
 __all__ = ["ContentCheck"]
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: A line beyond this is judged by its beginning, so that memory does not grow with it.
 _MOST_LINE_BYTES = 16 << 20
@@ -56,7 +55,7 @@ class ContentCheck:
     def end_line(self) -> None:
         """The line so far is whole: at the end of the file, and where bytes are passed over."""
         if not self._skips:
-            self.found |= self._is_wanted(self._plain(bytes(self._open_line)))
+            self.found |= self._is_of_type(self._plain(bytes(self._open_line)))
         self._open_line.clear()
         self._skips = False
 
@@ -66,9 +65,9 @@ class ContentCheck:
         return bool(self._is_array)
 
     def _plain(self, line: bytes) -> bytes:
-        return line.removeprefix(_BYTE_ORDER_MARK).lstrip(b" \t\r")
+        return without_mark(line).lstrip(b" \t\r")
 
-    def _is_wanted(self, line: bytes) -> bool:
+    def _is_of_type(self, line: bytes) -> bool:
         if is_blank(line) or self._is_in_array(line) or not line.startswith(b"{"):
             return False
         try:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from pipeline.core.files import landing_errors, make_folder
 from pipeline.core.resource_types import TYPE_NAME
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
 from pipeline.landing.files import LandingWriter
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import Category, LandedFile, LandingDraft
 from pipeline.landing.storing import StoredWriter
 
 __all__ = ["CrawlSpool", "SpoolEntry"]
-
-_OUTCOMES = "OperationOutcome"
 
 
 class SpoolEntry:
@@ -37,10 +36,10 @@ class SpoolEntry:
     def add(self, resource_type: str, line: bytes) -> None:
         """One resource, without its line end. Raises LandingError."""
         if resource_type not in self._writers:
-            path = self._folder / f"{self._asked}.{_checked(resource_type)}.ndjson"
+            path = self._folder / f"{self._asked}.{_check_type(resource_type)}.ndjson"
             self._writers[resource_type] = self._stack.enter_context(LandingWriter(path))
         self._writers[resource_type].write(line + b"\n")
-        self.lines += resource_type != _OUTCOMES
+        self.lines += resource_type != OPERATION_OUTCOME
 
     def commit(self) -> None:
         for writer in self._writers.values():
@@ -60,7 +59,7 @@ class CrawlSpool:
         folder = self.folder / f"{position:07d}"
         make_folder(folder)
         with landing_errors(folder):
-            for left in folder.glob(f"{_checked(asked_type)}.*"):
+            for left in folder.glob(f"{_check_type(asked_type)}.*"):
                 left.unlink()
         with ExitStack() as stack:
             yield SpoolEntry(folder, asked_type, stack)
@@ -69,10 +68,10 @@ class CrawlSpool:
         """Write the export's files, at most so many lines each: (resources, outcomes). Repeating it gives the same."""
         parts = self._parts()
         landed: list[LandedFile] = []
-        for resource_type in sorted(set(parts) - {_OUTCOMES}):
-            landed += self._written(parts[resource_type], resource_type, "files", lines_per_file, len(landed))
-        outcomes = parts.get(_OUTCOMES, [])
-        return tuple(landed), tuple(self._written(outcomes, _OUTCOMES, "outcomes", lines_per_file, len(landed)))
+        for resource_type in sorted(set(parts) - {OPERATION_OUTCOME}):
+            landed += self._write(parts[resource_type], resource_type, "files", lines_per_file, len(landed))
+        outcomes = parts.get(OPERATION_OUTCOME, [])
+        return tuple(landed), tuple(self._write(outcomes, OPERATION_OUTCOME, "outcomes", lines_per_file, len(landed)))
 
     def discard(self) -> None:
         """The parts, once the export is landed."""
@@ -88,7 +87,7 @@ class CrawlSpool:
                 parts.setdefault(path.name.split(".")[1], []).append(path)
         return parts
 
-    def _written(
+    def _write(
         self, parts: list[Path], resource_type: str, category: Category, most_lines: int, number: int
     ) -> Iterator[LandedFile]:
         lines = _lines(parts)
@@ -113,6 +112,6 @@ def _lines(parts: list[Path]) -> Iterator[bytes]:
             yield from stream
 
 
-def _checked(resource_type: str) -> str:
+def _check_type(resource_type: str) -> str:
     """A type becomes part of a file name: whatever is none never gets that far."""
     return resource_type if TYPE_NAME.fullmatch(resource_type) else "Unknown"

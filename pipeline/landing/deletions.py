@@ -14,12 +14,11 @@ from pathlib import Path
 import orjson
 
 from pipeline.core.files import landing_errors
-from pipeline.fhir.lines import ERASED, is_blank
+from pipeline.fhir.lines import ERASED, is_blank, without_mark
 from pipeline.landing.reading import open_landed
 
 __all__ = ["Deletion", "read_deletions"]
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: `Type/id`, also at the end of an absolute address; not a conditional delete, which names no resource.
 _RESOURCE = re.compile(r"(?:.*/)?(?P<type>[A-Z][A-Za-z]{1,63})/(?P<id>[^/#?\s]+)")
@@ -43,8 +42,8 @@ def read_deletions(path: Path) -> Iterator[Deletion]:
     number = offset = 0
     with landing_errors(path), open_landed(path) as stream:
         for line in stream:
-            if not is_blank(line.removeprefix(_BYTE_ORDER_MARK)):
-                for resource_type, resource_id, is_erased in _deleted(line.removeprefix(_BYTE_ORDER_MARK)):
+            if not is_blank(without_mark(line)):
+                for resource_type, resource_id, is_erased in _deleted(without_mark(line)):
                     number += 1
                     length = len(line.rstrip(b"\r\n"))
                     yield Deletion(number, offset, length, resource_type, resource_id, is_erased)

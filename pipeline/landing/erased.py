@@ -17,11 +17,11 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import landing_errors, sync_folder
+from pipeline.core.files import landing_errors, put_in_place
 from pipeline.fhir.lines import ERASED_MARK
-from pipeline.landing.chunks import plan_chunks
+from pipeline.landing.chunks import chunk_contents
 from pipeline.landing.files import FileDigest, RunningDigest
-from pipeline.landing.reading import open_landed, stored_file
+from pipeline.landing.reading import stored_file
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import FindTwin, compressed, link_twin, plain, same_content
 
@@ -44,7 +44,7 @@ class LineEdit:
 
 
 def erased_line(length: int) -> bytes:
-    """The bytes of an erased line; one too short for the mark (it held no resource) becomes another that is none."""
+    """The bytes of an erased line; one too short for the mark (it contained no resource) becomes another that is none."""
     return (ERASED_MARK if length >= len(ERASED_MARK) else b"0").ljust(length)
 
 
@@ -56,7 +56,7 @@ def rewrite_export(export: LandedExport, edits: Mapping[Path, Sequence[LineEdit]
     written = {path: _Rewritten(path, edits[path]) for path in sorted(edits)}
 
     def changed(files: tuple[LandedFile, ...]) -> tuple[LandedFile, ...]:
-        return tuple(written[file.path].told_of(file) if file.path in written else file for file in files)
+        return tuple(written[file.path].describe(file) if file.path in written else file for file in files)
 
     rewritten = replace(
         export,
@@ -78,7 +78,7 @@ def rewrite_draft(draft: LandingDraft, files: Iterable[LandedFile], edits: Mappi
     for file in files:
         if edits.get(file.path):
             written = _Rewritten(file.path, edits[file.path])
-            draft.write_sidecar(written.told_of(file))
+            draft.write_sidecar(written.describe(file))
             written.take_place()
 
 
@@ -108,7 +108,7 @@ class _Rewritten:
                 marked += len(_MARKED_LINE.findall(data))
         return digest.result(), marked
 
-    def told_of(self, file: LandedFile) -> LandedFile:
+    def describe(self, file: LandedFile) -> LandedFile:
         return replace(file, sha256=self._digest.sha256, erased_lines=self._erased_lines)
 
     def take_place(self, find_twin: FindTwin | None = None) -> None:
@@ -119,22 +119,19 @@ class _Rewritten:
             if twin and same_content(twin, self._digest) and link_twin(twin, self._path):
                 self._temporary.unlink(missing_ok=True)
                 return
-            self._temporary.replace(self._stored)
-            sync_folder(self._path.parent)
+            put_in_place(self._temporary, self._stored)
 
 
 def _edited(path: Path, edits: Sequence[LineEdit]) -> Iterator[bytes]:
     """The file in pieces of whole lines, with the edits (by offset) made."""
     following = 0
-    with open_landed(path) as old:
-        for chunk in plan_chunks(path):
-            old.seek(chunk.offset)
-            data = bytearray(old.read(chunk.length))
-            while following < len(edits) and edits[following].offset < chunk.offset + chunk.length:
-                edit = edits[following]
-                start = edit.offset - chunk.offset
-                data[start : start + edit.length] = edit.bytes
-                following += 1
-            if len(data) != chunk.length:
-                raise LandingError(f"{path} cannot be rewritten: a line would change its length.")
-            yield bytes(data)
+    for chunk, content in chunk_contents(path):
+        data = bytearray(content)
+        while following < len(edits) and edits[following].offset < chunk.offset + chunk.length:
+            edit = edits[following]
+            start = edit.offset - chunk.offset
+            data[start : start + edit.length] = edit.bytes
+            following += 1
+        if len(data) != chunk.length:
+            raise LandingError(f"{path} cannot be rewritten: a line would change its length.")
+        yield bytes(data)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.core.files import COPY_BYTES, create_file, landing_errors, sync_folder
+from pipeline.core.files import COPY_BYTES, create_file, landing_errors, put_in_place, sync_file
 from pipeline.fhir.lines import LineCounter
 
 __all__ = [
@@ -58,7 +57,7 @@ class LandingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to tell
+        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to report
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -86,10 +85,8 @@ class LandingWriter:
     def commit(self) -> FileDigest:
         """Give the file its final name; from here on it survives a crash."""
         with landing_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._temporary.rename(self.path)
-            sync_folder(self.path.parent)
+            sync_file(self._file)
+            put_in_place(self._temporary, self.path)
         return self._digest.result()
 
 

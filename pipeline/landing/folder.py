@@ -16,11 +16,12 @@ from pathlib import Path
 
 import orjson
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import LandingError, UsageError
 from pipeline.core.files import COPY_BYTES, landing_errors
 from pipeline.core.resource_types import TYPE_NAME, type_in_file_name
 from pipeline.fhir.gzip_stream import GZIP_MAGIC, DamagedGzipError, gunzip
-from pipeline.fhir.lines import is_blank
+from pipeline.fhir.lines import is_blank, without_mark
 from pipeline.landing.bundles import UNKNOWN, unpack
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft, LandingProgress, LandingStore
 from pipeline.landing.storing import StoredWriter
@@ -35,7 +36,6 @@ _SUFFIXES = (*_LINE_SUFFIXES, *_DOCUMENT_SUFFIXES)
 _MOST_DOCUMENT_BYTES = 512 * 1024 * 1024
 
 _BUNDLE = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"Bundle"')
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: How much of a file is searched for a line that names its resourceType.
 _SEARCH_BYTES = 4 * COPY_BYTES
@@ -91,7 +91,7 @@ def land_folder(
             _unpack_file(path, writers, partial(report, path, number - 1))
             report(path, number, 0)
         landed += writers.keep()
-    return draft.finish("folder", transaction_time, tuple(landed))
+    return draft.finish(ExportKind.FOLDER, transaction_time, tuple(landed))
 
 
 class _Writers:
@@ -118,14 +118,14 @@ def _is_packed(path: Path) -> bool:
     """A JSON file, or NDJSON whose first line is a Bundle."""
     if path.name.endswith(_DOCUMENT_SUFFIXES):
         return True
-    with suppress(DamagedGzipError):  # the copy tells it, with its advice
-        beginning = next(_content(path), b"").removeprefix(_BYTE_ORDER_MARK)
+    with suppress(DamagedGzipError):  # the copy reports it, with its advice
+        beginning = without_mark(next(_content(path), b""))
         return _BUNDLE.match(beginning) is not None or _type_of(beginning.lstrip().split(b"\n", 1)[0]) == "Bundle"
     return False
 
 
 def _unpack_file(path: Path, writers: _Writers, report: Callable[[int], None]) -> None:
-    """Each document of a file: the file itself where it is one, else its lines. What is no JSON lands as it is."""
+    """Each document of a file: the file itself where it is one, else its lines. What is not valid JSON lands as it is."""
     for text in _documents(path, report):
         try:
             lines = unpack(text)
@@ -152,14 +152,14 @@ def _whole(path: Path, report: Callable[[int], None]) -> bytes:
     for chunk in _reported(path, report):
         content += chunk
         _refuse_too_large(path, len(content))
-    return bytes(content).removeprefix(_BYTE_ORDER_MARK)
+    return without_mark(bytes(content))
 
 
 def _lines(path: Path, report: Callable[[int], None]) -> Iterator[bytes]:
     open_line = bytearray()
     start = True
     for piece in _reported(path, report):
-        chunk = piece.removeprefix(_BYTE_ORDER_MARK) if start else piece
+        chunk = without_mark(piece) if start else piece
         start = False
         *whole, rest = chunk.split(b"\n")
         for line in whole:
@@ -221,7 +221,7 @@ def _raw(path: Path) -> Iterator[bytes]:
 
 def _type_in_content(path: Path) -> str:
     beginning = bytearray()
-    with suppress(DamagedGzipError):  # the copy tells it, with its advice
+    with suppress(DamagedGzipError):  # the copy reports it, with its advice
         for chunk in _content(path):
             beginning += chunk
             if len(beginning) >= _SEARCH_BYTES:

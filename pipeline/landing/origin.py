@@ -1,7 +1,7 @@
 """Where a landed export came from, kept beside its files: what the warehouse knows of it otherwise.
 
 `origin.json` in the export's folder, written before the manifest that finishes it. With it a database that is older than
-the export, or new, can be told of it again (`pipeline/load/landed_exports.py`). Nothing of a patient is in it.
+the export, or new, can be given it again (`pipeline/load/landed_exports.py`). Nothing of a patient is in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.landing.store import Category
 
 __all__ = ["ORIGIN_FILE", "ExportOrigin", "Gap", "GapReason", "read_origin", "write_origin"]
 
-#: lost: the server has the file no more. unusable: what it sends is no file of that type, or never comes whole.
+#: lost: the server has the file no more. unusable: what it sends is not a file of that type, or never comes whole.
 #: count: taken, with another number of lines than the manifest's `count`.
 GapReason = Literal["lost", "unusable", "count"]
 

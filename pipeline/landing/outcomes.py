@@ -16,12 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
 from pipeline.core.files import landing_errors
-from pipeline.fhir.lines import is_blank, is_erased
+from pipeline.fhir.lines import is_blank, is_erased, without_mark
+from pipeline.fhir.operation_outcome import Issue, parse_issues
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedFile
 
@@ -29,7 +30,6 @@ __all__ = ["SiteMessage", "site_messages"]
 
 Weight = Literal["informational", "resource", "fatal"]
 
-_WORD = re.compile(r"[a-z][a-z-]{0,39}")
 _SITE_CODE = re.compile(r"\d{1,8}")
 
 _OF_THE_WHOLE = frozenset(
@@ -39,7 +39,6 @@ _OF_THE_WHOLE = frozenset(
         *("transient", "lock-error", "no-store", "exception", "timeout", "incomplete"),
     }
 )
-_NOTHING_FOUND = "4101"
 
 
 @dataclass(frozen=True, order=True)
@@ -61,44 +60,25 @@ def _messages(file: LandedFile) -> Iterator[SiteMessage]:
     with landing_errors(file.path), open_landed(file.path) as stream:
         for line in stream:
             if not is_blank(line) and not is_erased(line.rstrip(b"\r\n")):
-                yield from _of_line(line.removeprefix(b"\xef\xbb\xbf"))
+                yield from _of_line(without_mark(line))
 
 
 def _of_line(line: bytes) -> Iterator[SiteMessage]:
     try:
-        outcome = orjson.loads(line)
+        issues = parse_issues(orjson.loads(line))
     except orjson.JSONDecodeError:
-        outcome = None
-    issues = outcome.get("issue") if isinstance(outcome, dict) else None
-    if not isinstance(issues, list) or not issues:
+        issues = None
+    if not issues:
         yield SiteMessage("resource", "error", "unreadable", "")
         return
     for issue in issues:
-        yield _of_issue(issue if isinstance(issue, dict) else {})
+        site_code = next((code for code in issue.own_codes if _SITE_CODE.fullmatch(code)), "")
+        yield SiteMessage(_weight(issue), issue.severity or "other", issue.code or "other", site_code)
 
 
-def _of_issue(issue: dict[str, Any]) -> SiteMessage:
-    severity, code, site_code = _word(issue.get("severity")), _word(issue.get("code")), _site_code(issue)
-    return SiteMessage(_weight(severity, code, site_code), severity, code, site_code)
-
-
-def _weight(severity: str, code: str, site_code: str) -> Weight:
-    if severity in ("information", "success") or site_code == _NOTHING_FOUND:
+def _weight(issue: Issue) -> Weight:
+    if issue.is_informational:
         return "informational"
-    if severity == "fatal" or (severity == "error" and code in _OF_THE_WHOLE):
+    if issue.severity == "fatal" or (issue.severity == "error" and issue.code in _OF_THE_WHOLE):
         return "fatal"
     return "resource"
-
-
-def _word(value: object) -> str:
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else "other"
-
-
-def _site_code(issue: dict[str, Any]) -> str:
-    details = issue.get("details")
-    codings = details.get("coding") if isinstance(details, dict) else None
-    for coding in codings if isinstance(codings, list) else ():
-        code = coding.get("code") if isinstance(coding, dict) else None
-        if isinstance(code, str) and _SITE_CODE.fullmatch(code):
-            return code
-    return ""

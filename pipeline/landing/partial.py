@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from pipeline.core.errors import PermanentError
-from pipeline.core.files import COPY_BYTES, landing_errors
+from pipeline.core.files import COPY_BYTES, landing_errors, write_whole
 from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.storing import FindTwin, store_plain
 
@@ -29,7 +29,7 @@ _NOTE_EVERY_BYTES = 1 << 20
 
 
 class PartialFile:
-    """One file on its way into the store. A context manager; without `commit` the next one of that path goes on.
+    """One file on its way into the store. A context manager; without `commit` the next one of that path continues.
 
     `source` names the remote file: the part of another one is not taken up. What is there is thrown away when the
     block ends with a PermanentError. Memory does not grow with the file. Raises LandingError, also for a full disk.
@@ -39,7 +39,7 @@ class PartialFile:
         self.path = path
         self._find_twin = find_twin
         self.source = source
-        #: What the server said of the version that the bytes belong to (ETag or Last-Modified), for If-Range.
+        #: What the server's answer says of the version that the bytes belong to (ETag or Last-Modified), for If-Range.
         self.validator: str | None = None
         self._part = path.with_name(f"{path.name}.part")
         self._note = path.with_name(f"{path.name}.part.json")
@@ -113,10 +113,7 @@ class PartialFile:
         self._file.flush()
         digest = self._digest.result()
         content = {"source": self.source, "validator": self.validator, "bytes": digest.bytes, "sha256": digest.sha256}
-        temporary = self._note.with_name(f"{self._note.name}.tmp")
-        temporary.write_bytes(orjson.dumps(content))
-        temporary.chmod(0o600)
-        temporary.replace(self._note)
+        write_whole(self._note, orjson.dumps(content), is_durable=False)  # without it the file is fetched again
         self._noted = digest.bytes
 
     def restart(self, validator: str | None = None) -> None:

@@ -24,7 +24,7 @@ __all__ = ["MovedLine", "PlannedExport", "copy_needed", "plan_export", "remove_r
 _MOSTLY_NEEDED = 0.5
 
 #: (offset, length)
-Place = tuple[int, int]
+LinePosition = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PlannedExport:
     export: LandedExport
     staying: tuple[LandedFile, ...] = ()
     removed: tuple[LandedFile, ...] = ()
-    compacted: Mapping[LandedFile, tuple[Place, ...]] = field(default_factory=dict)
+    compacted: Mapping[LandedFile, tuple[LinePosition, ...]] = field(default_factory=dict)
 
     @property
     def is_needed(self) -> bool:
@@ -60,7 +60,7 @@ class MovedLine:
     line: int
 
 
-def plan_export(export: LandedExport, needed: Mapping[int, Iterable[Place]]) -> PlannedExport:
+def plan_export(export: LandedExport, needed: Mapping[int, Iterable[LinePosition]]) -> PlannedExport:
     """Decide about every file. `needed`: file number → places of the lines that must stay."""
     staying, removed, compacted = [], [], {}
     for file in export.files:
@@ -95,7 +95,7 @@ def copy_needed(plan: PlannedExport, first_number: int, at: datetime) -> list[Mo
 
 
 def _copied(
-    draft: LandingDraft, number: int, resource_type: str, places: Mapping[LandedFile, Sequence[Place]]
+    draft: LandingDraft, number: int, resource_type: str, places: Mapping[LandedFile, Sequence[LinePosition]]
 ) -> tuple[LandedFile, list[MovedLine]]:
     moved: list[tuple[LandedFile, int, int, int]] = []
     with draft.writer(number, resource_type) as writer:
@@ -112,7 +112,7 @@ def remove_rest(plan: PlannedExport, moved: Sequence[MovedLine], at: datetime) -
     folder = plan.export.folder
     if not plan.is_needed:
         with landing_errors(folder):
-            (folder / "manifest.json").unlink(missing_ok=True)  # first: what is half removed is no export
+            (folder / "manifest.json").unlink(missing_ok=True)  # first: what is half removed is not an export
             sync_folder(folder)
             shutil.rmtree(folder)
         return

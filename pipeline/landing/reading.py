@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from pipeline.core.errors import LandingError
 from pipeline.core.files import COPY_BYTES, landing_errors
@@ -26,12 +26,21 @@ __all__ = [
     "landed_bytes",
     "landed_digest",
     "open_landed",
+    "read_at",
     "read_line",
     "read_lines_at",
     "stored_file",
 ]
 
 _ADVICE = "The landing store was changed from outside: restore that file, or export again."
+
+
+class Seekable(Protocol):
+    """What `read_at` reads from: an open file, or one made of frames."""
+
+    def seek(self, offset: int, /) -> int: ...
+
+    def read(self, size: int, /) -> bytes | None: ...
 
 
 def compressed_name(file: Path) -> Path:
@@ -52,14 +61,14 @@ def is_landed(file: Path) -> bool:
 
 def landed_bytes(file: Path) -> int:
     """Bytes of a landed file as it was exported; its content is not read. Raises LandingError."""
-    with _opened(file) as stream:
+    with _open_with_errors(file) as stream:
         return stream.seek(0, io.SEEK_END)
 
 
 def landed_digest(file: Path) -> FileDigest:
     """Size, lines and SHA-256 of a landed file as it was exported, all of it read again. Raises LandingError."""
     digest = RunningDigest()
-    with _opened(file) as stream:
+    with _open_with_errors(file) as stream:
         while chunk := stream.read(COPY_BYTES):
             digest.add(chunk)
     return digest.result()
@@ -75,13 +84,19 @@ def read_lines_at(file: Path, places: Iterable[tuple[int, int]]) -> Iterator[byt
 
     Raises LandingError where the file or one of the lines is not there.
     """
-    with _opened(file) as stream:
+    with _open_with_errors(file) as stream:
         for offset, length in places:
-            stream.seek(offset)
-            line = stream.read(length) or b""
-            if len(line) != length:
-                raise LandingError(f"{file} has no {length} bytes at offset {offset}.", _ADVICE)
-            yield line
+            yield read_at(stream, file, offset, length)
+
+
+def read_at(stream: Seekable, file: Path, offset: int, length: int) -> bytes:
+    """`length` bytes at `offset` of an open landed file. Raises LandingError where they are not there."""
+    with landing_errors(file):
+        stream.seek(offset)
+        content = stream.read(length) or b""
+    if len(content) != length:
+        raise LandingError(f"{file} has no {length} bytes at offset {offset}.", _ADVICE)
+    return content
 
 
 def frames_of(file: Path, chunk_bytes: int) -> list[tuple[int, int, int]] | None:
@@ -89,7 +104,7 @@ def frames_of(file: Path, chunk_bytes: int) -> list[tuple[int, int, int]] | None
 
     Raises LandingError.
     """
-    with _opened(file) as stream:
+    with _open_with_errors(file) as stream:
         return list(stream.table.chunks(chunk_bytes)) if isinstance(stream, FramedFile) else None
 
 
@@ -102,7 +117,7 @@ def open_landed(file: Path) -> BinaryIO:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[FramedFile | io.FileIO]:
+def _open_with_errors(file: Path) -> Iterator[FramedFile | io.FileIO]:
     with landing_errors(file), _open(file) as stream:
         yield stream
 

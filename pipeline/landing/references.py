@@ -12,8 +12,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.landing.chunks import plan_chunks, read_lines
-from pipeline.landing.reading import open_landed
+from pipeline.landing.chunks import chunk_contents, plan_chunks, read_lines
 from pipeline.landing.store import LandedFile
 
 __all__ = [
@@ -32,10 +31,8 @@ REPORT_TYPES = ("DiagnosticReport", "DocumentReference")
 
 def chunk_bytes(file: LandedFile) -> Iterator[bytes]:
     """A landed file in pieces of whole lines."""
-    with open_landed(file.path) as stream:
-        for chunk in plan_chunks(file.path):
-            stream.seek(chunk.offset)
-            yield stream.read(chunk.length)
+    for _, content in chunk_contents(file.path):
+        yield content
 
 
 def references_in(data: bytes, resource_types: Collection[str]) -> set[str]:
@@ -77,7 +74,7 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def resources_of(file: LandedFile) -> Iterator[list[dict[str, Any]]]:
-    """The resources of a file, a chunk at a time; lines that are none are passed over (the load tells them)."""
+    """The resources of a file, a chunk at a time; lines that are none are passed over (the load reports them)."""
     for chunk in plan_chunks(file.path):
         yield list(_decoded(read_lines(file.path, chunk).raws))
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import orjson
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import LandingError
 from pipeline.core.files import landing_errors, make_folder, write_whole
 from pipeline.core.resource_types import TYPE_NAME
@@ -91,7 +92,7 @@ class LandedExport:
 
 @dataclass(frozen=True)
 class LandingProgress:
-    """How far a download or a copy is: told after every piece of about 1 MiB and after every file."""
+    """How far a download or a copy is: reported after every piece of about 1 MiB and after every file."""
 
     file: str
     files_done: int
@@ -191,7 +192,7 @@ class LandingDraft:
         deleted: tuple[LandedFile, ...] = (),
     ) -> LandedExport:
         """Write our manifest; the export is immutable from here on. What belongs to no file of it is removed first:
-        parts that nobody went on with, and files that a manifest read again no longer lists."""
+        parts that nobody continued, and files that a manifest read again no longer lists."""
         export = LandedExport(
             self.site, self.export_id, kind, transaction_time, self.folder, _by_number(files), outcomes, deleted
         )
@@ -210,7 +211,7 @@ class LandingDraft:
 
     def _path(self, number: int, resource_type: str, category: Category) -> Path:
         if not TYPE_NAME.fullmatch(resource_type):
-            raise LandingError("A resource type that is no FHIR name cannot become part of a file name.")
+            raise LandingError("A resource type that is not a valid FHIR name cannot become part of a file name.")
         return self.folder / category / f"{resource_type}.{number:05d}.ndjson"
 
 
@@ -294,7 +295,7 @@ class LandingStore:
     def unfinished(self, site: str, export_id: int) -> LandedExport:
         """The folder of an export that has no manifest any more, as one without files."""
         return LandedExport(
-            site, export_id, "folder", datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
+            site, export_id, ExportKind.FOLDER, datetime.max.replace(tzinfo=UTC), self.folder(site, export_id), ()
         )
 
     def finished(self, site: str) -> Iterator[LandedExport]:

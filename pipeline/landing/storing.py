@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import COPY_BYTES, create_file, landing_errors, sync_folder
+from pipeline.core.files import COPY_BYTES, create_file, landing_errors, put_in_place, sync_file
 from pipeline.landing.files import FileDigest, RunningDigest
 from pipeline.landing.frames import FramedFile, FrameWriter
 from pipeline.landing.reading import compressed_name
@@ -24,8 +24,8 @@ __all__ = ["FindTwin", "StoredWriter", "compressed", "link_twin", "plain", "same
 #: A landed file with the same bytes, as it is on disk; None: there is none.
 FindTwin = Callable[[FileDigest], Path | None]
 
-#: So much is held before anything is compressed: of a file that turns out to be stored already, nothing is.
-_HELD_BYTES = 8 * 1024 * 1024
+#: So much is kept in memory before anything is compressed: of a file that turns out to be stored already, nothing is.
+_WAITING_BYTES = 8 * 1024 * 1024
 
 
 class StoredWriter:
@@ -42,8 +42,8 @@ class StoredWriter:
 
     def _reset(self) -> None:
         self._digest = RunningDigest()
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
     def __enter__(self) -> StoredWriter:
         with landing_errors(self.path):
@@ -55,23 +55,23 @@ class StoredWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to tell
+        with suppress(OSError):  # a full disk refuses the flush as well; the first error is the one to report
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:
         """Append bytes. Raises LandingError, also when the disk is full."""
         self._digest.add(chunk)
-        self._held.append(chunk)
-        self._held_bytes += len(chunk)
-        if self._held_bytes >= _HELD_BYTES:
+        self._waiting.append(chunk)
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes >= _WAITING_BYTES:
             self._compress()
 
     def _compress(self) -> None:
         with landing_errors(self.path):
-            for chunk in self._held:
+            for chunk in self._waiting:
                 self._frames.write(chunk)
-        self._held, self._held_bytes = [], 0
+        self._waiting, self._waiting_bytes = [], 0
 
     def restart(self) -> None:
         """Forget what was written."""
@@ -97,9 +97,8 @@ class StoredWriter:
             self._compress()
             with landing_errors(self.path):
                 self._frames.finish()
-                _sync(self._file)
-                self._temporary.rename(compressed_name(self.path))
-                sync_folder(self.path.parent)
+                sync_file(self._file)
+                put_in_place(self._temporary, compressed_name(self.path))
         return digest
 
 
@@ -112,8 +111,7 @@ def store_plain(part: Path, path: Path, digest: FileDigest, find_twin: FindTwin)
         while chunk := content.read(COPY_BYTES):
             write(chunk)
     with landing_errors(path):
-        temporary.rename(compressed_name(path))
-        sync_folder(path.parent)
+        put_in_place(temporary, compressed_name(path))
 
 
 _Write = Callable[[bytes], object]
@@ -146,7 +144,7 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
         try:
             with create_file(temporary) as file:
                 yield file, temporary
-                _sync(file)
+                sync_file(file)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -161,9 +159,8 @@ def link_twin(twin: Path, path: Path) -> bool:
             stored.check()
         temporary.unlink(missing_ok=True)
         os.link(twin, temporary)
-        temporary.replace(target)
+        put_in_place(temporary, target)
         temporary.unlink(missing_ok=True)  # a rename between two names of one file does nothing
-        sync_folder(path.parent)
     except (OSError, LandingError):
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -181,8 +178,3 @@ def same_content(stored: Path, digest: FileDigest) -> bool:
     except (OSError, LandingError):
         return False
     return seen.result() == digest
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -20,7 +20,7 @@ _DAYS = 14
 
 @dataclass(frozen=True)
 class LandingUsage:
-    """Bytes. `exported` is what the files of finished exports held before they were stored."""
+    """Bytes. `exported` is what the files of finished exports contained before they were stored."""
 
     exports: int
     stored: int
@@ -36,18 +36,18 @@ class LandingUsage:
         return int(self.free / (self.added / self.nights)) if self.added and self.nights else None
 
     def sentence(self) -> str:
-        """For people: what it holds, how fast it grows, and how long that can go on."""
+        """For people: what it holds, how fast it grows, and how long that can continue."""
         share = (
             f" ({100 * self.stored / self.exported:.1f} % of the {_size(self.exported)} that came)"
             if self.exported
             else ""
         )
-        held = f"Landing holds {_size(self.stored)} for {self.exports:,} exports{share}"
+        summary = f"Landing holds {_size(self.stored)} for {self.exports:,} exports{share}"
         if not self.nights:
-            return f"{held}; nothing landed in the last {_DAYS} days; {_size(self.free)} of the disk are free."
+            return f"{summary}; nothing landed in the last {_DAYS} days; {_size(self.free)} of the disk are free."
         grown = f"it grew by {_size(self.added // self.nights)} a night in the last {_DAYS} days"
         left = f"enough for {self.days_left:,} days" if self.days_left is not None else "nothing is used up"
-        return f"{held}; {grown}; {_size(self.free)} of the disk are free: {left}."
+        return f"{summary}; {grown}; {_size(self.free)} of the disk are free: {left}."
 
 
 def landing_usage(landing: LandingStore, landed_at: Mapping[tuple[str, int], datetime], now: datetime) -> LandingUsage:

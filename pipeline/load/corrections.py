@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg.types.json import Jsonb
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import EpicOmopError, LandingError, UsageError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk import protocol
-from pipeline.extract.bulk.states import rest, session_of
+from pipeline.extract.bulk.states import keep_cool_down, session_of
 from pipeline.extract.bulk.times import EARLIEST, MOST_AHEAD
 from pipeline.extract.smart.session import EpicSession
 from pipeline.publication.known_cache import keeping_mark
@@ -34,9 +35,9 @@ _DELETE_SECONDS = 30.0
 
 #: By kind, what ends an export that is open.
 _ADVICE_OF_OPEN = {
-    "bulk": "Give it up with `epic-omop export abandon`.",
-    "crawl": "Finish it with `epic-omop crawl SITE --resume`.",
-    "folder": "It ends with the command that loads it; the next `epic-omop ingest --from` takes away what was killed.",
+    ExportKind.BULK: "Give it up with `epic-omop export abandon`.",
+    ExportKind.CRAWL: "Finish it with `epic-omop crawl SITE --resume`.",
+    ExportKind.FOLDER: "It ends with the command that loads it; the next `epic-omop ingest --from` takes away what was killed.",
 }
 
 #: Earlier than any export: whatever comes is newer.
@@ -77,13 +78,15 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
             )
         with ExitStack() as locks:
             locks.enter_context(site_lock(connection, site.name, SiteWork.EXPORT, job.export_id))
-            if job.state == "landed":  # a load that has begun is not given up half way
+            if job.state == ExportState.LANDED:  # a load that has begun is not given up half way
                 locks.enter_context(site_lock(connection, site.name, SiteWork.INGEST))
             not_deleted = _deleted_on_server(runtime, site, job, session)
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
                 export_jobs.mark_deleted(connection, job.export_id, runtime.clock.now())
-            end = rest(connection, site, job, "its last export was given up, and Epic allows one in this time")
+            end = keep_cool_down(
+                connection, site, job, "its last export was given up, and Epic allows one in this time"
+            )
             connection.commit()
             runtime.landing.discard(site.name, job.export_id)
     return Abandoned(job.export_id, not_deleted, end if end > runtime.clock.now() else None)
@@ -156,13 +159,13 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
     """
     with runtime.connect() as connection, _export_locks(connection, site, export_id):
         job = _job_of(connection, site, export_id)
-        if job.is_open and job.state != "landed":
+        if job.is_open and job.state != ExportState.LANDED:
             raise UsageError(
                 f"Export {export_id} is {job.state}: it is not here yet.", _ADVICE_OF_OPEN.get(job.kind, "")
             )
         ids = _with_replays(connection, job)
         connection.execute(
-            "UPDATE export_job SET state = 'failed', published_at = NULL, error = 'It was forgotten by hand.'"
+            f"UPDATE export_job SET state = '{ExportState.FAILED}', published_at = NULL, error = 'It was forgotten by hand.'"
             " WHERE export_id = ANY(%s)",
             [ids],
         )
@@ -182,7 +185,7 @@ def forget(runtime: Runtime, site: str, export_id: int) -> Corrected:
         _derive_all_again(runtime, connection, site)
         newest = connection.execute(
             "SELECT export_id FROM (SELECT DISTINCT ON (kind, group_id) export_id, transaction_time FROM export_job"
-            " WHERE site = %s AND kind <> 'replay' AND state = 'published'"
+            f" WHERE site = %s AND kind <> '{ExportKind.REPLAY}' AND state = '{ExportState.PUBLISHED}'"
             " ORDER BY kind, group_id, transaction_time DESC, export_id DESC) AS newest ORDER BY transaction_time, export_id",
             [site],
         ).fetchall()
@@ -207,7 +210,8 @@ def _job_of(connection: psycopg.Connection, site: str, export_id: int) -> Export
 def _with_replays(connection: psycopg.Connection, job: ExportJob) -> list[int]:
     """The export, and the replays of its lines, which have its time."""
     rows = connection.execute(
-        "SELECT export_id FROM export_job WHERE site = %s AND (export_id = %s OR (kind = 'replay' AND transaction_time = %s))"
+        f"SELECT export_id FROM export_job WHERE site = %s AND (export_id = %s OR (kind = '{ExportKind.REPLAY}'"
+        " AND transaction_time = %s))"
         " ORDER BY export_id",
         [job.site, job.export_id, job.transaction_time],
     ).fetchall()
@@ -235,7 +239,7 @@ def _derive_all_again(runtime: Runtime, connection: psycopg.Connection, site: st
 
 def _published_between(connection: psycopg.Connection, site: str, first: datetime, last: datetime) -> list[int]:
     rows = connection.execute(
-        "SELECT export_id FROM export_job WHERE site = %s AND kind <> 'replay' AND published_at IS NOT NULL"
+        f"SELECT export_id FROM export_job WHERE site = %s AND kind <> '{ExportKind.REPLAY}' AND published_at IS NOT NULL"
         " AND transaction_time > %s AND transaction_time < %s ORDER BY transaction_time, export_id",
         [site, first, last],
     ).fetchall()

@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import landing_errors
 from pipeline.fhir.lines import is_blank, is_erased
-from pipeline.landing.reading import open_landed
+from pipeline.landing.reading import open_landed, read_at
 from pipeline.landing.store import LandedExport, LandingStore
 from pipeline.load.deletions import DELETED
 from pipeline.publication.removed_persons import PERSON_REMOVED
@@ -56,28 +55,26 @@ class CurrentLines:
     def read(self, export_id: int, file_number: int, byte_offset: int, byte_length: int) -> bytes | None:
         """The line; None where landing does not hold it any more (or only that it was erased)."""
         try:
-            stream = self._opened(export_id, file_number)
+            stream = self._open(export_id, file_number)
             if stream is None:
                 return None
-            with landing_errors(self.landing.folder(self.site, export_id)):
-                stream.seek(byte_offset)
-                raw = stream.read(byte_length)
+            raw = read_at(stream, self.landing.folder(self.site, export_id), byte_offset, byte_length)
         except LandingError:
             return None
-        return None if len(raw) < byte_length or is_blank(raw) or is_erased(raw) else raw
+        return None if is_blank(raw) or is_erased(raw) else raw
 
-    def _opened(self, export_id: int, file_number: int) -> BinaryIO | None:
+    def _open(self, export_id: int, file_number: int) -> BinaryIO | None:
         if self._file == (export_id, file_number):
             return self._stream
         self._stack.close()
         self._file, self._stream = (export_id, file_number), None
-        export = self._opened_export(export_id)
+        export = self._read_export(export_id)
         paths = {file.number: file.path for file in export.files} if export else {}
         if file_number in paths:
             self._stream = self._stack.enter_context(open_landed(paths[file_number]))
         return self._stream
 
-    def _opened_export(self, export_id: int) -> LandedExport | None:
+    def _read_export(self, export_id: int) -> LandedExport | None:
         if self._export is None or self._export.export_id != export_id:
             try:
                 # Not `open`: one damaged file of an export is no reason to pass over the others.

@@ -20,13 +20,14 @@ from datetime import timedelta
 import polars as pl
 import psycopg
 
+from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState, sql_values
 from pipeline.core.errors import ConfigurationError, EpicOmopError, LandingError, PermanentError, TransientError
 from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE, SiteSettings
 from pipeline.core.workflow import about_export
 from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient
-from pipeline.extract.rest.reads import Asking
-from pipeline.extract.rest.references import WantedReferences
+from pipeline.extract.rest.reads import ReferenceFetcher
+from pipeline.extract.rest.references import MissingReferences
 from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.references import references_in
@@ -45,7 +46,7 @@ __all__ = ["Hydration", "HydrationProgress", "hydrate", "ingest_hydrated", "newe
 
 _log = logging.getLogger(__name__)
 
-#: (references asked for, references wanted so far)
+#: (references asked for, references missing so far)
 HydrationProgress = Callable[[int, int], None]
 
 #: References between two commits, and files: at most one file a type and batch.
@@ -75,7 +76,7 @@ class Hydration:
     def asked(self) -> int:
         return self.found.total() + self.missing.total() + self.failed.total()
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One sentence for people and logs: counts only."""
         parts = [f"{self.found.total():,} resources fetched by reference"]
         if self.missing:
@@ -104,7 +105,7 @@ def ingest_hydrated(
     In this order nothing has to be mapped twice: prescriptions find the codes of their medications, and results their
     persons. Reports: those of the export come first. Raises what `ingest` raises, nothing for want of the server.
     """
-    if not (site.hydrate and site.fhir_url) or export.kind in ("hydration", "replay"):
+    if not (site.hydrate and site.fhir_url) or export.kind in (ExportKind.HYDRATION, ExportKind.REPLAY):
         return ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress), []
     late = [name for name in site.hydrate_types if name in (RESULT_TYPE, DOCUMENT_TYPE)]
     early = [name for name in site.hydrate_types if name not in late]
@@ -133,8 +134,8 @@ def newest_exports(runtime: Runtime, site: SiteSettings) -> list[LandedExport]:
     with runtime.connect() as connection:
         rows = connection.execute(
             "SELECT DISTINCT ON (kind, group_id) export_id FROM export_job WHERE site = %s AND kind <> ALL(%s)"
-            " AND state IN ('landed', 'published') ORDER BY kind, group_id, transaction_time DESC, export_id DESC",
-            (site.name, ["replay", "hydration"]),
+            f" AND state IN {sql_values(STATES_WITH_FILES)} ORDER BY kind, group_id, transaction_time DESC, export_id DESC",
+            (site.name, [ExportKind.REPLAY, ExportKind.HYDRATION]),
         ).fetchall()
     numbers = sorted(row[0] for row in rows)
     found = []
@@ -162,27 +163,27 @@ def hydrate(
     chosen = tuple(site.hydrate_types if types is None else types)
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.HYDRATION):
         result = Hydration(landed=_left_by_others(runtime, connection, site))
-        wanted = _wanted(runtime, connection, site, exports, chosen)
+        missing = _missing_references(runtime, connection, site, exports, chosen)
         connection.commit()
-        if not wanted.wanted.is_empty():
+        if not missing.missing.is_empty():
             try:
                 with nullcontext(client) if client else rest_session(runtime, site, site.hydrate_types) as used:
-                    _HydrationRun(runtime, connection, site, used, wanted, result, progress).run()
+                    _HydrationRun(runtime, connection, site, used, missing, result, progress).run()
             except ConfigurationError as error:  # such as a key that cannot be read
                 result.error = error
-        result.unusable = Counter({reason: len(texts) for reason, texts in wanted.unusable.items()})
+        result.unusable = Counter({reason: len(texts) for reason, texts in missing.unusable.items()})
     if result.asked or result.error:
-        _log.info("Hydration of site %s: %s", site.name, result.told())
+        _log.info("Hydration of site %s: %s", site.name, result.summary())
     return result
 
 
 def _left_by_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
     """Hydrations that a process left landed, or half landed: what they fetched is not fetched again, but loaded."""
-    for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "requested"):
+    for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.REQUESTED):
         with _lost_where_damaged(connection, job):
             _finish(runtime, connection, job, "The process ended before anything was fetched.")
     landed = []
-    for job in export_jobs.jobs_of_kind(connection, site.name, "hydration", "landed"):
+    for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.LANDED):
         with _lost_where_damaged(connection, job):
             landed.append(runtime.landing.open(site.name, job.export_id))
     return landed[::-1]
@@ -212,48 +213,48 @@ def _finish(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, no
             export_jobs.mark_skipped(connection, job.export_id, nothing)
             connection.commit()
             return None
-        export = draft.finish("hydration", job.requested_at, files)
+        export = draft.finish(ExportKind.HYDRATION, job.requested_at, files)
     export_jobs.save_landed(connection, export, runtime.clock.now())
     connection.commit()
     return export
 
 
-def _wanted(
+def _missing_references(
     runtime: Runtime,
     connection: psycopg.Connection,
     site: SiteSettings,
     exports: Sequence[LandedExport],
     types: Sequence[str],
-) -> WantedReferences:
+) -> MissingReferences:
     mapped = load_mappings(runtime.settings.mappings, site.name).resources
     asked_before = runtime.clock.now() - timedelta(days=site.hydrate_again_days)
     known = hydrated.known_ids(connection, site.name, types, asked_before)
-    wanted = WantedReferences(site, SurrogateKeys(site.name, runtime.settings.surrogate_salt), types, known)
+    missing = MissingReferences(site, SurrogateKeys(site.name, runtime.settings.surrogate_salt), types, known)
     for export in exports:
         job = export_jobs.get_job(connection, export.export_id)
-        if job.state != "published":  # otherwise the warehouse knows them
-            wanted.add_landed(file for file in export.files if file.resource_type in types)
+        if job.state != ExportState.PUBLISHED:  # otherwise the warehouse knows them
+            missing.add_landed(file for file in export.files if file.resource_type in types)
     for export in exports:
-        wanted.scan(export, mapped)
-    _add_pending(runtime, connection, site, wanted)
-    return wanted
+        missing.scan(export, mapped)
+    _add_pending(runtime, connection, site, missing)
+    return missing
 
 
 def _add_pending(
-    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, wanted: WantedReferences
+    runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, missing: MissingReferences
 ) -> None:
     """What rows of other exports wait for: their lines are read again for the literal references."""
     targets = hydrated.pending_targets(connection, site.name)
-    targets = targets.join(wanted.known, on="surrogate_id", how="anti")
-    targets = targets.join(wanted.wanted, on="surrogate_id", how="anti")
+    targets = targets.join(missing.known, on="surrogate_id", how="anti")
+    targets = targets.join(missing.missing, on="surrogate_id", how="anti")
     if targets.is_empty():
         return
-    pending = WantedReferences(site, wanted.keys, wanted.types, wanted.known)
+    pending = MissingReferences(site, missing.keys, missing.types, missing.known)
     # A line that no export holds any more refers to nothing that could be asked for.
     read = read_landed(runtime.landing, site.name, hydrated.pending_lines(connection, site.name))
     pending.scan_lines([found.raw for found in read.found.values()])
-    found = pending.wanted.join(targets, on="surrogate_id", how="semi")
-    wanted.wanted = pl.concat([wanted.wanted, found]).unique("surrogate_id", maintain_order=True)
+    found = pending.missing.join(targets, on="surrogate_id", how="semi")
+    missing.missing = pl.concat([missing.missing, found]).unique("surrogate_id", maintain_order=True)
 
 
 class _HydrationRun:
@@ -263,60 +264,60 @@ class _HydrationRun:
         connection: psycopg.Connection,
         site: SiteSettings,
         client: RestClient,
-        wanted: WantedReferences,
+        missing: MissingReferences,
         result: Hydration,
         progress: HydrationProgress | None,
     ) -> None:
         self._runtime = runtime
         self._connection = connection
         self._site = site
-        self._asking = Asking(client)
-        self._wanted = wanted
+        self._fetcher = ReferenceFetcher(client)
+        self._missing = missing
         self._result = result
         self._progress = progress or (lambda _done, _total: None)
         self._total = 0
         self._files = 0
         self._last_failure: EpicOmopError | None = None
-        every = (*site.hydrate_types, *wanted.types)
+        every = (*site.hydrate_types, *missing.types)
         self._shared = tuple(name for name in dict.fromkeys(every) if name not in (RESULT_TYPE, DOCUMENT_TYPE))
 
     def run(self) -> None:
         try:
-            self._asking.exclude_not_granted((*self._wanted.types, *self._shared))
+            self._fetcher.exclude_not_granted((*self._missing.types, *self._shared))
         except (TransientError, PermanentError) as error:
             self._result.error = error
             return
-        types = tuple(self._wanted.types)
-        job = new_job(self._runtime, self._connection, self._site.name, "hydration", resource_types=types)
+        types = tuple(self._missing.types)
+        job = new_job(self._runtime, self._connection, self._site.name, ExportKind.HYDRATION, resource_types=types)
         draft = self._runtime.landing.begin(self._site.name, job.export_id)
         with about_export(job.export_id):
             self._rounds(draft)
-        self._result.refused_types = self._asking.refused_types
+        self._result.refused_types = self._fetcher.refused_types
         landed = _finish(self._runtime, self._connection, job, "Nothing of what was asked for is there.")
         if landed:
             self._result.landed.append(landed)
 
     def _rounds(self, draft: LandingDraft) -> None:
         for _ in range(_MOST_ROUNDS):
-            asked = self._wanted.wanted
+            asked = self._missing.missing
             if asked.is_empty():
                 return
             self._total += asked.height
             following: set[str] = set()
             for batch in asked.iter_slices(_BATCH):
                 following |= self._batch(draft, batch)
-                if self._asking.is_down:
+                if self._fetcher.is_down:
                     self._result.error = self._last_failure
                     return
-            self._wanted = self._follow(asked, following)
+            self._missing = self._follow(asked, following)
 
-    def _follow(self, asked: pl.DataFrame, references: Collection[str]) -> WantedReferences:
+    def _follow(self, asked: pl.DataFrame, references: Collection[str]) -> MissingReferences:
         """What the fetched resources refer to in their turn, as far as it is not known."""
         asked_before = self._runtime.clock.now() - timedelta(days=self._site.hydrate_again_days)
         loaded = hydrated.known_ids(self._connection, self._site.name, self._shared, asked_before)
         self._connection.commit()
-        known = pl.concat([self._wanted.known, asked.select("surrogate_id"), loaded]).unique()
-        following = replace(self._wanted, types=self._shared, known=known, wanted=asked.clear())
+        known = pl.concat([self._missing.known, asked.select("surrogate_id"), loaded]).unique()
+        following = replace(self._missing, types=self._shared, known=known, missing=asked.clear())
         following.add(references)
         return following
 
@@ -325,19 +326,19 @@ class _HydrationRun:
         ids = dict(zip(batch["reference"], batch["surrogate_id"], strict=True))
         found: dict[str, list[bytes]] = {}
         rows = []
-        for answer in self._asking.answers(list(ids)):
-            kind = answer.resource_type
-            if answer.failure:
+        for response in self._fetcher.responses(list(ids)):
+            kind = response.resource_type
+            if response.failure:
                 self._result.failed[kind] += 1
-                self._last_failure = answer.failure
+                self._last_failure = response.failure
                 continue
-            if answer.line is None:
+            if response.line is None:
                 self._result.missing[kind] += 1
             else:
                 self._result.found[kind] += 1
-                found.setdefault(kind, []).append(answer.line)
-            state = "missing" if answer.line is None else "found"
-            rows.append((ids[answer.reference], answer.reference, state, answer.status))
+                found.setdefault(kind, []).append(response.line)
+            state = "missing" if response.line is None else "found"
+            rows.append((ids[response.reference], response.reference, state, response.status))
         for kind, lines in sorted(found.items()):
             self._files += 1
             _write(draft, self._files, kind, lines)

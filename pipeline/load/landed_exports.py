@@ -6,15 +6,15 @@ Landing keeps beside an export's files what the warehouse knew of it (`pipeline/
 from __future__ import annotations
 
 import logging
-from typing import cast
 
 import psycopg
 
+from omop_schema.exports import STATES_BEFORE_LANDING, ExportKind, ExportState, sql_values
 from pipeline.core.errors import WarehouseError
 from pipeline.landing.origin import read_origin
 from pipeline.landing.store import LandedExport
 from pipeline.warehouse import export_jobs
-from pipeline.warehouse.export_jobs import ExportJob, Kind
+from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["landed_export"]
@@ -55,14 +55,14 @@ def _create(runtime: Runtime, connection: psycopg.Connection, landed: LandedExpo
         export_id=landed.export_id,
         site=landed.site,
         group=origin.group_id,
-        kind=cast("Kind", landed.kind),
+        kind=ExportKind(landed.kind),
         # A group's export of an earlier version does not say what was asked for: it is complete in no type. Nor is what
         # pruning has left of one.
         resource_types=() if landed.pruned_at else origin.resource_types,
         requested_at=origin.requested_at or landed.transaction_time,
         since=origin.since,
         notes=(*origin.notes, *([_PRUNED] if landed.pruned_at else [])),
-        state="failed",  # until it is loaded: it holds up no other export of its group
+        state=ExportState.FAILED,  # until it is loaded: it holds up no other export of its group
     )
     _save_landed(runtime, connection, landed)
     # The sequence of a restored database would come to this number again.
@@ -77,8 +77,9 @@ def _save_landed(runtime: Runtime, connection: psycopg.Connection, landed: Lande
     """Also of a job that a warehouse, restored from the middle of the download, takes for unfinished."""
     connection.execute(
         "UPDATE export_job SET transaction_time = %s, landed_at = %s,"
-        " error = CASE WHEN state = 'failed' THEN 'It is landed and not loaded.' END,"
-        " state = CASE WHEN state IN ('requested', 'running', 'complete') THEN 'landed' ELSE state END WHERE export_id = %s",
+        f" error = CASE WHEN state = '{ExportState.FAILED}' THEN 'It is landed and not loaded.' END,"
+        f" state = CASE WHEN state IN {sql_values(STATES_BEFORE_LANDING)} THEN '{ExportState.LANDED}'"
+        " ELSE state END WHERE export_id = %s",
         [landed.transaction_time, runtime.clock.now(), landed.export_id],
     )
     export_jobs.save_files(connection, landed, read_origin(landed.folder).gaps)

@@ -15,9 +15,10 @@ from datetime import datetime, timedelta
 import polars as pl
 import psycopg
 
+from omop_schema.exports import ENDED_STATES, ExportKind, ExportState, sql_values
 from pipeline.core.errors import LandingError
 from pipeline.core.settings import SiteSettings
-from pipeline.landing.pruned import MovedLine, Place, PlannedExport, copy_needed, plan_export, remove_rest
+from pipeline.landing.pruned import LinePosition, MovedLine, PlannedExport, copy_needed, plan_export, remove_rest
 from pipeline.landing.usage import export_bytes
 from pipeline.publication.dead_letters import FILE_NUMBER
 from pipeline.warehouse.copying import temporary_table
@@ -27,7 +28,7 @@ from pipeline.warehouse.runtime import Runtime
 __all__ = ["PrunedExport", "prunable", "prune"]
 
 #: Exports that are counted by `landing_keep`, each kind and group by itself; others go with what is older than these.
-_COUNTED = ("bulk", "folder", "crawl")
+_COUNTED = (ExportKind.BULK, ExportKind.FOLDER, ExportKind.CRAWL)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
     """
     rows = connection.execute(
         "SELECT export_id, kind, coalesce(group_id, ''), transaction_time, coalesce(landed_at, transaction_time) FROM export_job"
-        " WHERE site = %s AND state = 'published' ORDER BY transaction_time DESC, export_id DESC",
+        f" WHERE site = %s AND state = '{ExportState.PUBLISHED}' ORDER BY transaction_time DESC, export_id DESC",
         (site.name,),
     ).fetchall()
     number, unit = site.landing_kept
@@ -66,7 +67,7 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
         if kind not in _COUNTED:
             others.append((export_id, landed_at))
             continue
-        group_kept = kept[kind, group if kind == "bulk" else ""]
+        group_kept = kept[kind, group if kind == ExportKind.BULK else ""]
         recent = len(group_kept) < number if unit == "exports" else landed_at >= now - timedelta(days=number)
         if recent or not group_kept:
             group_kept.append(landed_at)
@@ -85,7 +86,7 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
 def _ended_before(connection: psycopg.Connection, site: str, instant: datetime) -> dict[int, str]:
     """Exports that came to no publication: what ended them, by a word and their error."""
     rows = connection.execute(
-        "SELECT export_id, state, error FROM export_job WHERE site = %s AND state IN ('failed', 'gone', 'skipped')"
+        f"SELECT export_id, state, error FROM export_job WHERE site = %s AND state IN {sql_values(ENDED_STATES)}"
         " AND coalesce(landed_at, requested_at) < %s",
         (site, instant),
     ).fetchall()
@@ -152,7 +153,7 @@ def _pruned(
     landing = runtime.landing
     folder = landing.folder(site, export_id)
     before = export_bytes(folder)
-    needed: dict[int, list[Place]] = defaultdict(list)
+    needed: dict[int, list[LinePosition]] = defaultdict(list)
     for number, offset, length in connection.execute(
         "SELECT file_number, byte_offset, byte_length FROM pg_temp.needed_line WHERE export_id = %s", (export_id,)
     ):

@@ -15,6 +15,7 @@ from operator import itemgetter
 
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import LandingError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk import new_job
@@ -68,8 +69,8 @@ def _site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
     """The site's lock, lent to what is done inside. Replays that a process left, landed or half landed, are taken away:
     their lines are still open dead letters, or depend on what is marked as stale."""
     with server_errors(), runtime.connect() as connection, site_lock(connection, site.name, SiteWork.INGEST, lent=True):
-        for state in ("requested", "landed"):
-            for job in export_jobs.jobs_of_kind(connection, site.name, "replay", state):
+        for state in (ExportState.REQUESTED, ExportState.LANDED):
+            for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.REPLAY, state):
                 runtime.landing.remove(site.name, job.export_id)
                 export_jobs.mark_failed(connection, job.export_id, "The process ended before it was loaded.")
         connection.commit()
@@ -177,7 +178,7 @@ def _replay(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLine]) -
 def _land(
     runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, as_of: datetime, lines: Sequence[ReplayLine]
 ) -> LandedExport:
-    job = new_job(runtime, connection, site.name, "replay")
+    job = new_job(runtime, connection, site.name, ExportKind.REPLAY)
     draft = runtime.landing.begin(site.name, job.export_id)
     by_type: dict[str, list[ReplayLine]] = defaultdict(list)
     for line in lines:
@@ -188,7 +189,7 @@ def _land(
             for line in group:
                 writer.write(line.raw + b"\n")
             files.append(draft.keep(writer, number, resource_type))
-    export = draft.finish("replay", as_of, tuple(files))
+    export = draft.finish(ExportKind.REPLAY, as_of, tuple(files))
     export_jobs.save_landed(connection, export, runtime.clock.now())
     connection.commit()
     return export

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from pipeline.core.settings import SiteSettings
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.report import OUTCOMES
@@ -25,27 +25,27 @@ def accounting_check(site: SiteSettings) -> dg.AssetChecksDefinition:
         description="Every line of every published file has exactly one outcome: " + " + ".join(OUTCOMES) + " = lines.",
     )
     def accounting(runtime: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
-        with told_as_failures(), runtime.connect() as connection:
-            account = f"SELECT *, {' + '.join(OUTCOMES)} AS told FROM file_account WHERE site = %s"
+        with raise_as_failures(), runtime.connect() as connection:
+            account = f"SELECT *, {' + '.join(OUTCOMES)} AS outcomes FROM file_account WHERE site = %s"
             row = connection.execute(
-                f"SELECT count(*), coalesce(sum(lines), 0)::bigint, coalesce(sum(told), 0)::bigint,"
-                f" count(*) FILTER (WHERE lines IS DISTINCT FROM told) FROM ({account}) AS account",
+                f"SELECT count(*), coalesce(sum(lines), 0)::bigint, coalesce(sum(outcomes), 0)::bigint,"
+                f" count(*) FILTER (WHERE lines IS DISTINCT FROM outcomes) FROM ({account}) AS account",
                 [site.name],
             ).fetchone()
             wrong = connection.execute(
-                f"SELECT export_id, file, lines, told FROM ({account}) AS account"
-                " WHERE lines IS DISTINCT FROM told ORDER BY export_id DESC, file LIMIT %s",
+                f"SELECT export_id, file, lines, outcomes FROM ({account}) AS account"
+                " WHERE lines IS DISTINCT FROM outcomes ORDER BY export_id DESC, file LIMIT %s",
                 [site.name, _MOST_SHOWN],
             ).fetchall()
         assert row is not None
-        files, lines, told, bad = row
+        files, lines, outcomes, bad = row
         return dg.AssetCheckResult(
             passed=bad == 0,
-            description=f"{files} files, {lines} lines, {told} outcomes; {bad} files do not add up.",
+            description=f"{files} files, {lines} lines, {outcomes} outcomes; {bad} files do not add up.",
             metadata={
                 "files": files,
                 "lines": lines,
-                "outcomes": told,
+                "outcomes": outcomes,
                 "files that do not add up": table_value(("export", "file", "lines", "outcomes"), wrong),
             },
         )

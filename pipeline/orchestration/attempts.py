@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
@@ -23,7 +24,7 @@ EXPORT_TAG = "epic_omop/export"
 CONFIRM_TAG = "epic_omop/confirm"
 
 #: States in which an export waits for an ingest run.
-WAITING = ("complete", "landed")
+WAITING = (ExportState.COMPLETE, ExportState.LANDED)
 
 _FIRST_WAIT = timedelta(minutes=10)
 _LONGEST_WAIT = timedelta(hours=6)
@@ -43,8 +44,8 @@ def run_key(job: ExportJob) -> str:
 
 def is_under_way(instance: dg.DagsterInstance, export_id: int) -> bool:
     """Whether a run for this export waits in the queue or works."""
-    wanted = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=_UNFINISHED)
-    return bool(instance.get_run_records(wanted, limit=1))
+    runs = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=_UNFINISHED)
+    return bool(instance.get_run_records(runs, limit=1))
 
 
 def postpone(runtime: Runtime, export_id: int, error: TransientError) -> None:

@@ -14,7 +14,7 @@ from pipeline.extract.rest.crawl import Crawl, crawl, left_crawls
 from pipeline.extract.rest.patient_list import read_patients
 from pipeline.landing.store import LandedExport
 from pipeline.load.hydration import ingest_hydrated
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.partitions import day_of, landed_jobs_of_day
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key, pool_of
@@ -41,14 +41,14 @@ def crawl_job(site: SiteSettings) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
     )
     def crawl_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
-        with told_as_failures():
+        with raise_as_failures():
             patients = _patients(site)
             for left in left_crawls(runtime, site, patients):
                 context.log.info("Crawl %d was landed and not loaded: it is loaded now.", left.export_id)
                 _load(context, runtime, site, left)
             result = crawl(runtime, site, patients)
             context.log.info("Crawl %d: %d resources are landed.", result.export.export_id, result.export.lines)
-            _tell_landed(context, runtime, site, result)
+            _log_landed(context, runtime, site, result)
             _load(context, runtime, site, result.export)
 
     @dg.job(
@@ -69,7 +69,7 @@ def _patients(site: SiteSettings) -> list[str]:
     return read_patients(site.patients_file)
 
 
-def _tell_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, result: Crawl) -> None:
+def _log_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, result: Crawl) -> None:
     with runtime.connect() as connection:
         requested_at = export_jobs.get_job(connection, result.export.export_id).requested_at
         day = day_of(site, requested_at)
@@ -80,14 +80,14 @@ def _tell_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSet
         }
     if result.refused:
         rows = [(name, code, count) for (name, code), count in sorted(result.refused.items())]
-        metadata["refused searches"] = table_value(("resource type", "the server said", "patients"), rows)
+        metadata["refused searches"] = table_value(("resource type", "the server answered", "patients"), rows)
     context.log_event(dg.AssetMaterialization(landing_key(site), metadata=metadata, partition=day))
 
 
 def _load(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, export: LandedExport) -> None:
     reports, hydrations = ingest_hydrated(runtime, site, export)
     for hydration in hydrations:
-        context.log.info("Hydration: %s", hydration.told())
+        context.log.info("Hydration: %s", hydration.summary())
     with runtime.connect() as connection:
         day = day_of(site, export_jobs.get_job(connection, export.export_id).requested_at)
         ids = {job.export_id for job in landed_jobs_of_day(connection, site, day)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.deep.model import DeepReport, DeepRequest
@@ -72,7 +72,7 @@ def _check(site: SiteSettings) -> dg.AssetChecksDefinition:
     def deep(runtime: dg.ResourceParam[Runtime]) -> dg.AssetCheckResult:
         request = DeepRequest(_PERSONS, site.name, runtime.clock.now().astimezone(site.zone).toordinal())
         try:
-            with told_as_failures():
+            with raise_as_failures():
                 report = verify_deep(runtime, request)
         except dg.Failure as failure:
             return dg.AssetCheckResult(

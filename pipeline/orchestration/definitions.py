@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from pipeline.core.logs import configure_logging
 from pipeline.core.private_files import work_privately
-from pipeline.core.settings import Settings, home_folder, load_log_settings, load_settings
+from pipeline.core.settings import Settings, SiteSettings, home_folder, load_log_settings, load_settings
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.deep_check import deep_parts
@@ -32,40 +32,43 @@ def build_definitions(settings: Settings | None = None, overrides: Mapping[str, 
     `overrides` replaces resources by name, such as `{"runtime": Runtime(settings, clock)}`.
     Raises ConfigurationError when the environment or sites.yaml is wrong.
     """
-    settings = settings or load_settings()
+    settings, overrides = settings or load_settings(), overrides or {}
     sites = [settings.sites[name] for name in sorted(settings.sites)]
-    with_epic = [site for site in sites if site.fhir_url and site.groups]
-    kick_offs = {site.name: kick_off_job(site) for site in with_epic}
-    crawls = {site.name: crawl_job(site) for site in sites if site.fhir_url and site.patients_file}
+    days = first_days(settings, overrides.get("runtime"))
+    return dg.Definitions.merge(
+        *(_of_site(site, days[site.name]) for site in sites),
+        _of_warehouse(settings, sites),
+        dg.Definitions(resources=site_resources(settings, overrides), executor=dg.in_process_executor),
+    )
+
+
+def _of_site(site: SiteSettings, first_day: str) -> dg.Definitions:
+    ingest = ingest_job(site)
+    kick_off = kick_off_job(site) if site.fhir_url and site.groups else None
+    crawl = crawl_job(site) if site.fhir_url and site.patients_file else None
     # The night's job: the exports of the groups; where there is none, the crawl.
-    nightly = {**crawls, **kick_offs}
-    ingests = {site.name: ingest_job(site) for site in sites}
-    days = first_days(settings, (overrides or {}).get("runtime"))
+    nightly = kick_off or crawl
+    return dg.Definitions(
+        assets=site_assets(site, first_day),
+        asset_checks=[accounting_check(site)],
+        jobs=[ingest, prune_job(site), *(job for job in (kick_off, crawl) if job)],
+        schedules=[nightly_schedule(site, nightly)] if nightly else [],
+        sensors=[export_sensor(site, ingest, kick_off)] if kick_off else [],
+    )
+
+
+def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Definitions:
+    """What all sites share."""
     lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
     deep = deep_parts(settings, sites) if sites else None
     return dg.Definitions(
         assets=[
-            *(asset for site in sites for asset in site_assets(site, days[site.name])),
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
-        asset_checks=[*(accounting_check(site) for site in sites), *(deep.checks if deep else [])],
-        jobs=[
-            *kick_offs.values(),
-            *crawls.values(),
-            *ingests.values(),
-            *(prune_job(site) for site in sites),
-            *([deep.job] if deep else []),
-            *([lakehouse.job] if lakehouse else []),
-        ],
-        schedules=[
-            *(nightly_schedule(site, nightly[site.name]) for site in sites if site.name in nightly),
-            *([deep.schedule] if deep else []),
-            *([lakehouse.schedule] if lakehouse else []),
-        ],
-        sensors=[export_sensor(site, ingests[site.name], kick_offs[site.name]) for site in with_epic],
-        resources=site_resources(settings, overrides or {}),
-        executor=dg.in_process_executor,
+        asset_checks=deep.checks if deep else [],
+        jobs=[part.job for part in (deep, lakehouse) if part],
+        schedules=[part.schedule for part in (deep, lakehouse) if part],
     )
 
 

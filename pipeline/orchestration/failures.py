@@ -17,7 +17,7 @@ from pipeline.core.errors import EpicOmopError, TransientError
 from pipeline.core.unexpected import refusal_of_files
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["as_failure", "told_as_failures"]
+__all__ = ["as_failure", "raise_as_failures"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def as_failure(error: EpicOmopError) -> dg.Failure:
 
 
 @contextmanager
-def told_as_failures() -> Iterator[None]:
+def raise_as_failures() -> Iterator[None]:
     """Turns every exception of the block into a dg.Failure without causes."""
     try:
         with server_errors():

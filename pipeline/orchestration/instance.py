@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.files import replace_file
 from pipeline.core.settings import Settings
 from pipeline.orchestration.storage import make_storage
 
@@ -30,9 +31,8 @@ def prepare_instance(settings: Settings) -> Path:
     folder = settings.home / "dagster"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = folder / f".dagster.yaml.{os.getpid()}"
-        temporary.write_bytes(_SOURCE.read_bytes())
-        temporary.replace(folder / "dagster.yaml")  # another Dagster process may be reading it
+        # another Dagster process may be reading it
+        replace_file(folder / "dagster.yaml", _SOURCE.read_bytes(), is_durable=False)
         make_storage(folder)
     except OSError as error:
         raise ConfigurationError(

@@ -12,14 +12,15 @@ from datetime import datetime
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
-from pipeline.extract.bulk.kick_off import may_have_started
+from pipeline.extract.bulk.refusals import may_have_started
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
-from pipeline.orchestration.failures import as_failure, told_as_failures
+from pipeline.orchestration.failures import as_failure, raise_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
@@ -42,7 +43,7 @@ DUE_TAG = "epic_omop/due"
 
 @dataclass(frozen=True)
 class GroupState:
-    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it rests), or `postponed`
+    """What a kick-off found or did for a group. `state` is the export's, or `skipped` (it is in its cool-down), or `postponed`
     (the site's request budget is spent), or `refused` (for now: the sensor tries again at `next_try`), or `failed`."""
 
     group: str
@@ -70,17 +71,17 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
     )
     def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
-        with told_as_failures():
+        with raise_as_failures():
             with working_as(context.job_name, context.run_id):
                 due = context.run.tags.get(DUE_TAG) == "yes"
                 states = kick_off_groups(runtime, site, context.instance, only_due=due)
             for state in states:
-                context.log.info(_told(state))
+                context.log.info(_summary(state))
             today = day_of(site, runtime.clock.now())
             context.log_event(
                 dg.AssetObservation(landing_key(site), "Kick-off", metadata=_metadata(states), partition=today)
             )
-            failures = [state.error for state in states if state.error and state.state == "failed"]
+            failures = [state.error for state in states if state.error and state.state == ExportState.FAILED]
             if failures:
                 raise as_failure(failures[0])
 
@@ -114,7 +115,7 @@ def kick_off_groups(
     runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, *, only_due: bool = False
 ) -> list[GroupState]:
     """Open or adopt the export of every group, or (`only_due`) of those that were refused for now and whose next try is
-    due; a group that fails does not hold up the others.
+    due; a group that fails does not delay the others.
 
     An adopted export that waits for its ingest while no run is under way gets a new attempt. Groups for which the
     site's request budget does not suffice get another turn when the next hour has begun.
@@ -138,8 +139,8 @@ def _due_groups(runtime: Runtime, site: SiteSettings) -> Sequence[str]:
 def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
     try:
         job = bulk.open_or_adopt(runtime, site, group)
-    except CooldownActive as rest:
-        return GroupState(group, "skipped", next_try=rest.next_try)
+    except CooldownActive as cool_down:
+        return GroupState(group, "skipped", next_try=cool_down.next_try)
     except RequestBudgetSpent as spent:
         return GroupState(group, "postponed", next_try=spent.next_try)
     except RemoteUnavailable as refused:
@@ -152,7 +153,7 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
     return GroupState(group, job.state, job.export_id, job.next_poll_at)
 
 
-def _told(state: GroupState) -> str:
+def _summary(state: GroupState) -> str:
     if state.error:
         later = f" The sensor tries again at {_shown(state.next_try)} UTC." if state.next_try else ""
         return f"Group {state.group}: {state.error.message}{later}"

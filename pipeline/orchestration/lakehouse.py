@@ -16,7 +16,7 @@ from pipeline.core.settings import Settings
 from pipeline.core.workflow import working_as
 from pipeline.lakehouse.snapshot import SnapshotReport, publish_snapshot
 from pipeline.lakehouse.store import lakehouse_folder
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.warehouse.runtime import Runtime
 
@@ -57,7 +57,8 @@ def _asset(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         key=[_NAME],
         deps=[dg.AssetKey([settings.cdm_schema, table]) for table in LINEAGE_TABLES],
-        description="The CDM as Parquet, one consistent state for DuckDB and Spark: docs/lakehouse.md.",
+        description="The CDM as Parquet, one consistent state for DuckDB and Spark, as `epic-omop lakehouse snapshot`"
+        " writes it: docs/lakehouse.md.",
         group_name="cdm",
         kinds={"parquet"},
         metadata={"folder": folder},
@@ -65,7 +66,7 @@ def _asset(settings: Settings) -> dg.AssetsDefinition:
         pool=_NAME,
     )
     def lakehouse(context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]) -> dg.MaterializeResult[None]:
-        with told_as_failures(), working_as(context.job_name, context.run.run_id):
+        with raise_as_failures(), working_as(context.job_name, context.run.run_id):
             return dg.MaterializeResult(metadata=_metadata(publish_snapshot(runtime, lakehouse_folder(folder))))
 
     return lakehouse

@@ -7,7 +7,7 @@ import dagster as dg
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.load.pruning import prune
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["prune_job"]
@@ -23,7 +23,7 @@ def prune_job(site: SiteSettings) -> dg.JobDefinition:
         out=dg.Out(dg.Nothing),
     )
     def prune_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
-        with told_as_failures(), working_as(context.job_name, context.run_id):
+        with raise_as_failures(), working_as(context.job_name, context.run_id):
             found = prune(runtime, site)
         for export in found:
             if export.problem:

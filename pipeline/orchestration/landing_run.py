@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState
 from pipeline.core.errors import CooldownActive, EpicOmopError, ExportNotReady
 from pipeline.core.settings import SiteSettings
 from pipeline.extract import bulk
@@ -25,10 +26,10 @@ __all__ = ["DayLanding", "RunScope", "land", "landed_jobs"]
 #: to the sensor.
 _PATIENCE = timedelta(seconds=60)
 
-_HAS_FILES = ("landed", "published")
-_LIVE = ("running", "complete", *_HAS_FILES)
+_HAS_FILES = STATES_WITH_FILES
+_LIVE = (ExportState.RUNNING, ExportState.COMPLETE, *_HAS_FILES)
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,28 @@ class RunScope:
 
     day: str
     export_id: int | None = None
-    #: A person has said that vanished resources may be deleted, however many.
+    #: A person has confirmed that vanished resources may be deleted, however many.
     confirmed: bool = False
 
 
 @dataclass
 class DayLanding:
-    """What is landed now, and which groups rest (Epic allows one kick-off of a group in its window)."""
+    """What is landed now, and which groups are in their cool-down (Epic allows one kick-off of a group in its window)."""
 
     landed: list[LandedExport] = field(default_factory=list)
-    resting: list[CooldownActive] = field(default_factory=list)
+    cool_downs: list[CooldownActive] = field(default_factory=list)
 
 
-def land(runtime: Runtime, site: SiteSettings, scope: RunScope, tell: Tell) -> DayLanding:
+def land(runtime: Runtime, site: SiteSettings, scope: RunScope, report: Report) -> DayLanding:
     """Bring the exports of a run into landing.
 
     Raises ExportNotReady when one still runs at the site, and what `pipeline.extract.bulk` raises.
     """
     result = DayLanding()
-    for job in _jobs(runtime, site, scope, result.resting):
-        complete = _waited_for(runtime, site, job, tell)
-        tell(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
-        if complete.kind == "bulk" and complete.state != "published":
+    for job in _jobs(runtime, site, scope, result.cool_downs):
+        complete = _wait_for(runtime, site, job, report)
+        report(f"Export {job.export_id}: fetching and verifying the files that are not there yet.")
+        if complete.kind == ExportKind.BULK and complete.state != ExportState.PUBLISHED:
             landed = bulk.download(runtime, complete)
         else:  # a folder; or published, when its files are final and the site is not asked
             landed = runtime.landing.open(site.name, job.export_id)
@@ -84,19 +85,19 @@ def _job(runtime: Runtime, export_id: int) -> ExportJob:
         return export_jobs.get_job(connection, export_id)
 
 
-def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, resting: list[CooldownActive]) -> list[ExportJob]:
+def _jobs(runtime: Runtime, site: SiteSettings, scope: RunScope, cool_downs: list[CooldownActive]) -> list[ExportJob]:
     if scope.export_id is not None:
         return [_job(runtime, scope.export_id)]
     with runtime.connect() as connection:
         jobs = [job for job in jobs_of_day(connection, site, scope.day) if job.state in _LIVE]
     if scope.day == day_of(site, runtime.clock.now()) and site.fhir_url:
         missing = [group for group in site.groups if group not in {job.group_id for job in jobs}]
-        jobs += _opened(runtime, site, scope.day, missing, resting)
+        jobs += _open(runtime, site, scope.day, missing, cool_downs)
     return jobs
 
 
-def _opened(
-    runtime: Runtime, site: SiteSettings, day: str, groups: list[str], resting: list[CooldownActive]
+def _open(
+    runtime: Runtime, site: SiteSettings, day: str, groups: list[str], cool_downs: list[CooldownActive]
 ) -> list[ExportJob]:
     """Open or adopt each group's export. Raises the first failure after all groups had their turn."""
     jobs: list[ExportJob] = []
@@ -110,8 +111,8 @@ def _opened(
                     f"It belongs to the partition {opened_on}; the sensor loads it there when it is ready.",
                 )
             jobs.append(job)
-        except CooldownActive as rest:
-            resting.append(rest)
+        except CooldownActive as cool_down:
+            cool_downs.append(cool_down)
         except EpicOmopError as error:
             failures.append(error)
     if failures:
@@ -119,29 +120,29 @@ def _opened(
     return jobs
 
 
-def _waited_for(runtime: Runtime, site: SiteSettings, job: ExportJob, tell: Tell) -> ExportJob:
+def _wait_for(runtime: Runtime, site: SiteSettings, job: ExportJob, report: Report) -> ExportJob:
     """The job when it is complete. A real site is asked once; a simulated one for as long as our patience lasts."""
-    told = ""
+    reported = ""
     give_up = runtime.clock.now() + (_PATIENCE if site.test_mode else timedelta())
     while True:
         job = bulk.poll_once(runtime, job)
-        if job.state != "running":
+        if job.state != ExportState.RUNNING:
             return job
         now = runtime.clock.now()
         if now >= give_up:
             raise ExportNotReady(
-                _state_told(job),
+                _state_summary(job),
                 "The sensor ingests it when it is ready; nothing needs to be done.",
                 next_try=job.next_poll_at,
             )
-        if _state_told(job) != told:
-            told = _state_told(job)
-            tell(told)
+        if _state_summary(job) != reported:
+            reported = _state_summary(job)
+            report(reported)
         pause = (job.next_poll_at - now).total_seconds() if job.next_poll_at else 1.0
         runtime.clock.sleep(max(pause, 0.1))
 
 
-def _state_told(job: ExportJob) -> str:
+def _state_summary(job: ExportJob) -> str:
     if job.error:
         return f"Export {job.export_id} is running at the site; the last status request failed: {job.error}"
     return f"Export {job.export_id} is running at the site{f' ({job.progress})' if job.progress else ''}."

@@ -30,7 +30,7 @@ _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITI
 
 @dataclass
 class RunOutcome:
-    """What came of a night. `problems` are sentences for people; `next_try` is set when groups were skipped."""
+    """Result of a night. `problems` are sentences for people; `next_try` is set when groups were skipped."""
 
     kick_off_run_id: str
     success: bool
@@ -50,7 +50,7 @@ def run_nightly(
     """Run the kick-off, wait until the exports are complete, run an ingest for each; returns when none is left.
 
     Each export gets one ingest run: one that fails is a problem in the outcome, and the next night's to repeat.
-    Raises ConfigurationError for an unknown site; what goes wrong in a run is told in the outcome.
+    Raises ConfigurationError for an unknown site; what goes wrong in a run is described in the outcome.
     """
     site = runtime.settings.site(site_name)
     return _Night(runtime, site, instance, on_progress).run()
@@ -58,31 +58,31 @@ def run_nightly(
 
 class _Night:
     def __init__(
-        self, runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, tell: Callable[[str], None]
+        self, runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, report: Callable[[str], None]
     ) -> None:
         self._runtime = runtime
         self._site = site
         self._instance = instance
-        self._tell = tell
+        self._report = report
         self._definitions = build_definitions(runtime.settings, {"runtime": runtime})
         self._done: set[str] = set()
 
     def run(self) -> RunOutcome:
         outcome = self._kick_off()
         while True:
-            polled = poll_open_exports(self._runtime, self._site)
-            if polled.errors:
+            result = poll_open_exports(self._runtime, self._site)
+            if result.errors:
                 outcome.success = False
-                outcome.problems += polled.errors
-            requests = [request for request in polled.requests if request.tags[EXPORT_TAG] not in self._done]
+                outcome.problems += result.errors
+            requests = [request for request in result.requests if request.tags[EXPORT_TAG] not in self._done]
             for request in requests:
                 self._ingest(request, outcome)
             if requests:
                 continue
-            if polled.next_due is None or polled.errors or self._waits_only_for_done(polled.waiting_ids):
+            if result.next_due is None or result.errors or self._waits_only_for_done(result.waiting_ids):
                 return outcome
-            self._tell(" ".join(polled.waiting))
-            wait = (polled.next_due - self._runtime.clock.now()).total_seconds()
+            self._report(" ".join(result.waiting))
+            wait = (result.next_due - self._runtime.clock.now()).total_seconds()
             self._runtime.clock.sleep(max(wait, 0.1))
 
     def _waits_only_for_done(self, export_ids: tuple[int, ...]) -> bool:
@@ -90,7 +90,7 @@ class _Night:
         return all(str(number) in self._done for number in export_ids)
 
     def _kick_off(self) -> RunOutcome:
-        self._tell("kick-off")
+        self._report("kick-off")
         name = kick_off_job_name(self._site)
         result = self._definitions.resolve_job_def(name).execute_in_process(
             run_config=_QUIET, instance=self._instance, raise_on_error=False
@@ -105,7 +105,7 @@ class _Night:
     def _ingest(self, request: dg.RunRequest, outcome: RunOutcome) -> None:
         export_id = request.tags[EXPORT_TAG]
         self._done.add(export_id)
-        self._tell(f"export {export_id}: landing and loading")
+        self._report(f"export {export_id}: landing and loading")
         result = self._definitions.resolve_job_def(ingest_job_name(self._site)).execute_in_process(
             run_config=_QUIET,
             instance=self._instance,
@@ -120,7 +120,7 @@ class _Night:
 
 
 def _problems(result: dg.ExecuteInProcessResult) -> list[str]:
-    """What the failed steps of a run said."""
+    """The errors of the failed steps of a run."""
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     return [
         (failure.user_failure_data.description if failure.user_failure_data else None) or failure.error_display_string

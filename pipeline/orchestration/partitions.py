@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import psycopg
 
+from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState
 from pipeline.core.errors import EpicOmopError
+from pipeline.core.files import replace_file
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.embedded.server import EmbeddedServer
@@ -31,7 +32,7 @@ __all__ = [
 FIRST_DAY = "2026-01-01"
 
 #: `replay` exports follow from others and are not mapped again by themselves.
-_KINDS = ("bulk", "folder", "crawl", "hydration")
+_KINDS = (ExportKind.BULK, ExportKind.FOLDER, ExportKind.CRAWL, ExportKind.HYDRATION)
 
 
 def site_partitions(site: SiteSettings, first_day: str = FIRST_DAY) -> dg.DailyPartitionsDefinition:
@@ -60,9 +61,7 @@ def first_days(settings: Settings, runtime: Runtime | None = None) -> dict[str, 
     if file.parent.exists():
         written = {name: day for name, day in days.items() if name in exported}
         if written != _last_read(file):
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(written), encoding="utf-8")
-            temporary.replace(file)
+            replace_file(file, json.dumps(written).encode(), is_durable=False)
     return days
 
 
@@ -111,7 +110,7 @@ def jobs_of_day(connection: psycopg.Connection, site: SiteSettings, day: str) ->
 
 def landed_jobs_of_day(connection: psycopg.Connection, site: SiteSettings, day: str) -> list[ExportJob]:
     """Those of them whose files are here."""
-    return [job for job in jobs_of_day(connection, site, day) if job.state in ("landed", "published")]
+    return [job for job in jobs_of_day(connection, site, day) if job.state in STATES_WITH_FILES]
 
 
 def is_day_without_exports(runtime: Runtime, site: SiteSettings, day: str) -> bool:
@@ -119,4 +118,4 @@ def is_day_without_exports(runtime: Runtime, site: SiteSettings, day: str) -> bo
     if day >= day_of(site, runtime.clock.now()):
         return False
     with runtime.connect() as connection:
-        return all(job.state == "skipped" for job in jobs_of_day(connection, site, day))
+        return all(job.state == ExportState.SKIPPED for job in jobs_of_day(connection, site, day))

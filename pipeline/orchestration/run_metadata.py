@@ -133,8 +133,12 @@ def _tables(report: LoadReport) -> Metadata:
         "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),
         "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
         "resources that are no longer in their groups' exports": table_value(
-            ("what came of them", "resource type", "resources"),
-            [(fate, kind, count) for fate, counts in report.vanished.items() for kind, count in counts.items()],
+            ("disposition", "resource type", "resources"),
+            [
+                (disposition, kind, count)
+                for disposition, counts in report.vanished.items()
+                for kind, count in counts.items()
+            ],
         ),
         "most frequent unmapped codes": table_value(("element", "system", "code", "count"), codes),
     }

@@ -16,12 +16,13 @@ from datetime import datetime, timedelta
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
 from pipeline.orchestration.attempts import EXPORT_TAG, WAITING, run_key
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.jobs import DUE_TAG, ingest_job_name, kick_off_job_name
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.switches import sensor_name
@@ -30,7 +31,7 @@ from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import due_kick_offs, next_kick_offs
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["Polled", "export_sensor", "poll_open_exports"]
+__all__ = ["PollResult", "export_sensor", "poll_open_exports"]
 
 _INTERVAL_SECONDS = 30
 
@@ -41,7 +42,7 @@ _REQUESTS_AN_EVALUATION = 2
 
 
 @dataclass(frozen=True)
-class Polled:
+class PollResult:
     """What an evaluation found: ingests to request, why other exports wait, what went wrong, when to ask again; and the
     kick-offs to request."""
 
@@ -59,7 +60,7 @@ def export_sensor(
     @dg.sensor(
         name=sensor_name(site),
         description=(
-            f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic wants),"
+            f"Asks for the status of site {site.name}'s open exports when it is due (never sooner than Epic allows),"
             " and requests an ingest run for each that is complete. Kick-offs that were refused for now are requested"
             " when their next try is due."
         ),
@@ -69,31 +70,31 @@ def export_sensor(
         default_status=dg.DefaultSensorStatus.RUNNING if site.test_mode else dg.DefaultSensorStatus.STOPPED,
     )
     def exports_of_site(context: dg.SensorEvaluationContext, runtime: dg.ResourceParam[Runtime]) -> dg.SensorResult:
-        with told_as_failures(), working_as(sensor_name(site)):
-            polled = poll_open_exports(runtime, site)
-        for error in polled.errors:
+        with raise_as_failures(), working_as(sensor_name(site)):
+            result = poll_open_exports(runtime, site)
+        for error in result.errors:
             context.log.error(error)
-        if polled.requests or polled.kick_offs:
-            return dg.SensorResult(run_requests=[*polled.requests, *polled.kick_offs])
-        told = " ".join((*polled.errors, *polled.waiting, *_told_next(runtime, site)))
-        return dg.SensorResult(skip_reason=told or f"Site {site.name} has no open export.")
+        if result.requests or result.kick_offs:
+            return dg.SensorResult(run_requests=[*result.requests, *result.kick_offs])
+        summary = " ".join((*result.errors, *result.waiting, *_next_summaries(runtime, site)))
+        return dg.SensorResult(skip_reason=summary or f"Site {site.name} has no open export.")
 
     return exports_of_site
 
 
-def poll_open_exports(runtime: Runtime, site: SiteSettings) -> Polled:
+def poll_open_exports(runtime: Runtime, site: SiteSettings) -> PollResult:
     """Ask for what is due, at most two status requests of 20 s each; everything learned is saved.
 
-    An error of one export is told and does not hold up the others.
+    An error of one export is reported and does not delay the others.
     """
-    jobs, errors = _asked(runtime, site, _open_jobs(runtime, site))
+    jobs, errors = _ask(runtime, site, _open_jobs(runtime, site))
     now = runtime.clock.now()
     ready = [job for job in jobs if job.state in WAITING and _is_due(job, now)]
     waiting = [job for job in jobs if job.is_open and job not in ready]
-    times = [job.next_poll_at or now for job in waiting if job.state != "requested"]
-    return Polled(
+    times = [job.next_poll_at or now for job in waiting if job.state != ExportState.REQUESTED]
+    return PollResult(
         tuple(_request(site, job) for job in ready),
-        tuple(_told(job) for job in waiting),
+        tuple(_summary(job) for job in waiting),
         tuple(errors),
         tuple(job.export_id for job in waiting),
         min(times, default=None),
@@ -114,7 +115,7 @@ def _kick_offs(runtime: Runtime, site: SiteSettings, now: datetime) -> tuple[dg.
     return (dg.RunRequest(run_key=f"kick-off:{key}", job_name=kick_off_job_name(site), tags=tags),)
 
 
-def _told_next(runtime: Runtime, site: SiteSettings) -> list[str]:
+def _next_summaries(runtime: Runtime, site: SiteSettings) -> list[str]:
     with runtime.connect() as connection:
         return [
             f"Group {entry.group_id} is kicked off again at {entry.next_try:%Y-%m-%d %H:%M} UTC: {entry.reason}"
@@ -129,10 +130,12 @@ def _open_jobs(runtime: Runtime, site: SiteSettings) -> list[ExportJob]:
     return sorted((job for job in found if job), key=lambda job: job.next_poll_at or job.requested_at)
 
 
-def _asked(runtime: Runtime, site: SiteSettings, jobs: Sequence[ExportJob]) -> tuple[list[ExportJob], list[str]]:
+def _ask(runtime: Runtime, site: SiteSettings, jobs: Sequence[ExportJob]) -> tuple[list[ExportJob], list[str]]:
     """The jobs after those that are due were asked for, and what went wrong."""
     now = runtime.clock.now()
-    due = [job.export_id for job in jobs if job.state == "running" and _is_due(job, now)][:_REQUESTS_AN_EVALUATION]
+    due = [job.export_id for job in jobs if job.state == ExportState.RUNNING and _is_due(job, now)][
+        :_REQUESTS_AN_EVALUATION
+    ]
     result, errors = [], []
     for job in jobs:
         if job.export_id not in due:
@@ -150,7 +153,7 @@ def _after_error(runtime: Runtime, site: SiteSettings, job: ExportJob, error: Ep
     """An export that is still open waits for a person (a key, a scope): ask rarely, not at every evaluation."""
     with runtime.connect() as connection:
         job = export_jobs.get_job(connection, job.export_id)
-        if job.state != "running":
+        if job.state != ExportState.RUNNING:
             return job
         later = runtime.clock.now() + timedelta(seconds=site.poll_ceiling_seconds)
         return export_jobs.save_poll(connection, job.export_id, next_poll_at=later, error=error.message)
@@ -169,7 +172,7 @@ def _request(site: SiteSettings, job: ExportJob) -> dg.RunRequest:
     )
 
 
-def _told(job: ExportJob) -> str:
+def _summary(job: ExportJob) -> str:
     why = f": {job.error}" if job.error else "."
     until = f"; asked again at {job.next_poll_at:%Y-%m-%d %H:%M} UTC" if job.next_poll_at else ""
     return f"Export {job.export_id} is {job.state}{until}{why}"

@@ -12,13 +12,14 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.load.hydration import ingest_hydrated
 from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
 from pipeline.orchestration.partitions import FIRST_DAY, is_day_without_exports, landed_jobs_of_day, site_partitions
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
@@ -76,14 +77,14 @@ def _landing(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg
         context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
-        with told_as_failures(), _new_attempt_later(runtime, scope):
+        with raise_as_failures(), _new_attempt_later(runtime, scope):
             with working_as(context.job_name, context.run.run_id):
                 result = land(runtime, site, scope, context.log.info)
             if result.landed or (scope.export_id is None and is_day_without_exports(runtime, site, scope.day)):
                 with runtime.connect() as connection:
                     metadata = landing_metadata(connection, landed_jobs_of_day(connection, site, scope.day))
                 yield dg.MaterializeResult(metadata=metadata)
-            _tell_resting(context, site, scope, result)
+            _log_cool_downs(context, site, scope, result)
 
     return landing
 
@@ -109,16 +110,16 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
         context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
-        with told_as_failures(), _new_attempt_later(runtime, scope):
+        with raise_as_failures(), _new_attempt_later(runtime, scope):
             jobs = landed_jobs(runtime, site, scope)
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
                 if scope.export_id is None and is_day_without_exports(runtime, site, scope.day):
-                    yield dg.MaterializeResult(metadata=_told_of_day(runtime, site, scope, [])[1])
+                    yield dg.MaterializeResult(metadata=_summarize_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
                 published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
-            report, metadata = _told_of_day(runtime, site, scope, published)
+            report, metadata = _summarize_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)
             yield dg.MaterializeResult(metadata=metadata)
@@ -157,7 +158,7 @@ def _ingested(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
 ) -> list[PublicationReport]:
     """What the ingest of this export published: itself, and replays that follow from it."""
-    again = job.state == "published"
+    again = job.state == ExportState.PUBLISHED
     if again and scope.export_id is not None:
         context.log.info("Export %d is published already.", job.export_id)
         return []
@@ -168,7 +169,7 @@ def _ingested(
     else:
         reports, hydrations = ingest_hydrated(runtime, site, landed, confirmed=scope.confirmed)
         for hydration in hydrations:
-            context.log.info("Hydration: %s", hydration.told())
+            context.log.info("Hydration: %s", hydration.summary())
     for report in reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
@@ -177,7 +178,7 @@ def _ingested(
     return reports
 
 
-def _told_of_day(
+def _summarize_day(
     runtime: Runtime, site: SiteSettings, scope: RunScope, published: list[PublicationReport]
 ) -> tuple[LoadReport, Metadata]:
     """Of all exports of the partition's day, and of what else this run published (replays)."""
@@ -189,12 +190,12 @@ def _told_of_day(
         return report, load_metadata(connection, report)
 
 
-def _tell_resting(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
-    for rest in result.resting:
-        context.log.info(rest.message)
-    if result.resting:
-        times = [rest.next_try for rest in result.resting if rest.next_try]
-        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.resting))}
+def _log_cool_downs(context: dg.AssetExecutionContext, site: SiteSettings, scope: RunScope, result: DayLanding) -> None:
+    for cool_down in result.cool_downs:
+        context.log.info(cool_down.message)
+    if result.cool_downs:
+        times = [cool_down.next_try for cool_down in result.cool_downs if cool_down.next_try]
+        metadata: Metadata = {"skipped groups": dg.MetadataValue.int(len(result.cool_downs))}
         if times:
             metadata["next try"] = dg.MetadataValue.timestamp(min(times))
         context.log_event(dg.AssetObservation(landing_key(site), metadata=metadata, partition=scope.day))

@@ -22,7 +22,7 @@ _REVISIONS = "SELECT version_num FROM alembic_version"
 
 
 def make_storage(folder: Path) -> None:
-    """Make the storage of DAGSTER_HOME `folder` where it is not there yet; mend files that have two revisions.
+    """Make the storage of DAGSTER_HOME `folder` where it is not there yet; fix files that have two revisions.
 
     Raises OSError where the folder cannot be written, ConfigurationError where Dagster cannot open its storage.
     """
@@ -79,7 +79,7 @@ def _open_once(folder: Path) -> None:
         raise ConfigurationError(
             f"Dagster's storage under {folder} cannot be opened ({type(error).__name__}).",
             "It holds runs and switches of sites, no data of the warehouse. If the disk is full or the folder cannot be"
-            " written, mend that; otherwise end `epic-omop ui`, move the folder away, and let it be made anew"
+            " written, fix that; otherwise end `epic-omop ui`, move the folder away, and let it be made anew"
             " (`epic-omop site enable` switches sites on again).",
         ) from error
 

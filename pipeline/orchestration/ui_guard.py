@@ -94,8 +94,8 @@ def _foreign_page(headers: _Headers) -> Refusal | None:
     if any(_origin(value) != own for value in headers.every("origin")):
         return Refusal(403, "its Origin is another.")
     # Browsers of before 2020 and 2023 say no more than this, and only of a GET; a page can leave it out there.
-    told = headers.every("origin") or headers.every("sec-fetch-site")
-    if not told and any(_origin(value) != own for value in headers.every("referer")):
+    origins = headers.every("origin") or headers.every("sec-fetch-site")
+    if not origins and any(_origin(value) != own for value in headers.every("referer")):
         return Refusal(403, "its Referer is of another origin.")
     return None
 

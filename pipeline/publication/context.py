@@ -23,10 +23,7 @@ from pipeline.warehouse.copying import EncodedRows, column_types, copy_encoded
 from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["CDM_VERSION", "IG_VERSION", "LANDED_LINE", "LINE", "LandedLine", "Publication", "PublicationReport"]
-
-CDM_VERSION = "v5.4"
-IG_VERSION = "2.0.0-ballot"
+__all__ = ["LANDED_LINE", "LINE", "LandedLine", "Publication", "PublicationReport"]
 
 #: What tells the lines of an export apart.
 LINE = ["surrogate_id", "file_number", "line"]

@@ -1,6 +1,6 @@
 """Dead letters: what could not be loaded, why, and the line itself, so that it can be shown and replayed.
 
-Holds patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.load.ingest`.
+Holds patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.load.replay`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import psycopg
 
-from pipeline.core.files import disk_errors
+from pipeline.core.files import disk_errors, put_in_place
 from pipeline.staging.known_lines import CONTENTS, LINES, KnownLines, Pairs
 
 __all__ = ["KnownWriter", "install_known", "merged_known", "write_known"]
@@ -104,7 +104,7 @@ def install_known(folder: Path, written: Path) -> None:
     """Put new files in the place of those of the folder. Raises LandingError."""
     with disk_errors(_WHAT, folder):
         for file in sorted(written.iterdir()):
-            file.replace(folder / file.name)
+            put_in_place(file, folder / file.name, is_durable=False)
         written.rmdir()
 
 

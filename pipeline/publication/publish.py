@@ -17,9 +17,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.exports import ExportState
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import CDM_VERSION, IG_VERSION, LandedLine, Publication, PublicationReport
+from pipeline.publication.context import LandedLine, Publication, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
 from pipeline.publication.seen import write_seen
@@ -196,7 +198,7 @@ def _record(
     )
     # What had kept it from being loaded is over; that its job is not deleted on the server is not.
     updated = connection.execute(
-        "UPDATE export_job SET state = 'published', published_at = %s,"
+        f"UPDATE export_job SET state = '{ExportState.PUBLISHED}', published_at = %s,"
         " error = CASE WHEN status_url IS NOT NULL AND deleted_at IS NULL THEN error END WHERE export_id = %s",
         (now, export.export_id),
     )

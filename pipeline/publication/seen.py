@@ -17,7 +17,7 @@ import polars as pl
 import psycopg
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import disk_errors
+from pipeline.core.files import disk_errors, put_in_place
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import OUTCOME, UNCHANGED
 
@@ -101,7 +101,7 @@ def _write(file: Path, seen: pl.DataFrame) -> None:
         with disk_errors("What an export held", file.parent):
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.write_parquet(temporary)
-            temporary.replace(file)
+            put_in_place(temporary, file, is_durable=False)
     except LandingError:
         temporary.unlink(missing_ok=True)
         raise

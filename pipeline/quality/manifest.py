@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
-from pipeline.publication.context import CDM_VERSION, IG_VERSION
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS

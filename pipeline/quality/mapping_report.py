@@ -156,31 +156,31 @@ WHERE export_id IN (
 GROUP BY resource_type, element, system, code
 """
 
-#: Concepts of the wanted codes and of those that replaced them; whether any leads to a valid Standard concept.
+#: Concepts of the given codes and of those that replaced them; whether any leads to a valid Standard concept.
 _CLASSIFY = """
-WITH RECURSIVE held (number, concept_id) AS (
-    SELECT wanted.number, concept.concept_id
-    FROM pg_temp.wanted_code AS wanted
-    JOIN {vocab}.concept ON concept.vocabulary_id = wanted.vocabulary_id AND wanted.code_key = CASE
+WITH RECURSIVE reached (number, concept_id) AS (
+    SELECT given.number, concept.concept_id
+    FROM pg_temp.given_code AS given
+    JOIN {vocab}.concept ON concept.vocabulary_id = given.vocabulary_id AND given.code_key = CASE
         WHEN concept.vocabulary_id LIKE 'ICD%' THEN replace(upper(concept_code), '.', '')
         WHEN concept.vocabulary_id = 'NDC' THEN regexp_replace(concept_code, '[^0-9]', '', 'g')
         ELSE concept_code END
     UNION
-    SELECT held.number, link.concept_id_2
-    FROM held JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = held.concept_id
+    SELECT reached.number, link.concept_id_2
+    FROM reached JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = reached.concept_id
     WHERE link.relationship_id = 'Concept replaced by' AND link.invalid_reason IS NULL
 ),
 candidate (number, concept_id) AS (
-    SELECT number, concept_id FROM held
+    SELECT number, concept_id FROM reached
     UNION
-    SELECT held.number, link.concept_id_2
-    FROM held JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = held.concept_id
+    SELECT reached.number, link.concept_id_2
+    FROM reached JOIN {vocab}.concept_relationship AS link ON link.concept_id_1 = reached.concept_id
     WHERE link.relationship_id = 'Maps to' AND link.invalid_reason IS NULL
     UNION
-    SELECT wanted.number, local.target_concept_id
-    FROM pg_temp.wanted_code AS wanted
+    SELECT given.number, local.target_concept_id
+    FROM pg_temp.given_code AS given
     JOIN {vocab}.source_to_concept_map AS local
-      ON local.source_vocabulary_id = wanted.vocabulary_id AND local.source_code = wanted.code
+      ON local.source_vocabulary_id = given.vocabulary_id AND local.source_code = given.code
     WHERE local.invalid_reason IS NULL
 )
 SELECT candidate.number, coalesce(bool_or(standard_concept = 'S' AND invalid_reason IS NULL), false)
@@ -194,15 +194,15 @@ def _findings(
     rows = connection.execute(_UNMAPPED, {"site": site}).fetchall()
     named = [vocabulary_of(system) if system else None for _, _, system, _, _ in rows]
     vocabularies = [name or system for name, (_, _, system, _, _) in zip(named, rows, strict=True)]
-    wanted = [
+    codes = [
         (number, vocabulary, code, _key(vocabulary, code))
         for number, ((_, _, _, code, _), vocabulary) in enumerate(zip(rows, vocabularies, strict=True))
         if vocabulary and code
     ]
     schema = {"number": pl.Int64, "vocabulary_id": pl.String, "code": pl.String, "code_key": pl.String}
-    temporary_table(connection, "wanted_code", pl.DataFrame(wanted, schema=schema, orient="row"))
-    held: dict[int, bool] = dict(connection.execute(_CLASSIFY.format(vocab=vocab_schema)).fetchall())
-    connection.execute("DROP TABLE pg_temp.wanted_code")
+    temporary_table(connection, "given_code", pl.DataFrame(codes, schema=schema, orient="row"))
+    by_number: dict[int, bool] = dict(connection.execute(_CLASSIFY.format(vocab=vocab_schema)).fetchall())
+    connection.execute("DROP TABLE pg_temp.given_code")
     findings = [
         CodeFinding(
             system,
@@ -211,7 +211,7 @@ def _findings(
             element,
             code,
             count,
-            _finding(code, element, held.get(number), named[number] is not None),
+            _finding(code, element, by_number.get(number), named[number] is not None),
         )
         for number, (resource_type, element, system, code, count) in enumerate(rows)
     ]

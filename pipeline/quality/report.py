@@ -1,4 +1,4 @@
-"""What came of exports, as numbers: asked of the warehouse, shown by the commands and by Dagster alike."""
+"""Result of exports, as numbers: asked of the warehouse, shown by the commands and by Dagster alike."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_er
 @dataclass(frozen=True)
 class UnmappedCode:
     """A code without a concept that no rule leaves without one. `code` is None for texts without a code: of those only
-    the number is told, unless the site's allow-list names the type."""
+    the number is reported, unless the site's allow-list names the type."""
 
     resource_type: str
     element: str
@@ -59,7 +59,7 @@ class LoadReport:
     notes: ExportNotes = field(default_factory=ExportNotes)
     #: unchanged lines with other bytes than the loaded ones, and the same content
     unchanged_by_content: int = 0
-    #: what came of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
+    #: disposition of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
 
     @property
@@ -105,18 +105,18 @@ def vanished_counts(connection: psycopg.Connection, export_ids: Sequence[int]) -
         (list(export_ids),),
     ).fetchall()
     found: dict[str, Counter[str]] = {}
-    for (by_fate,) in rows:
-        for fate, counts in by_fate.items():
-            if fate in ("vanished", "left_group"):
-                found.setdefault(fate, Counter()).update(counts)
+    for (by_disposition,) in rows:
+        for disposition, counts in by_disposition.items():
+            if disposition in ("vanished", "left_group"):
+                found.setdefault(disposition, Counter()).update(counts)
             else:
-                found[fate] = Counter(counts)
+                found[disposition] = Counter(counts)
     return found
 
 
 def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
-    """A sentence for each of the fates, for people."""
-    told = {
+    """A sentence for each disposition, for people."""
+    sentences = {
         "vanished": "Removed, because their groups' complete exports no longer hold them",
         "left_group": "Removed, because they left their group with their patient",
         "kept": "No longer in their groups' exports, and kept by the site's policy",
@@ -124,9 +124,9 @@ def vanished_sentences(counts: dict[str, Counter[str]]) -> list[str]:
         "undecided": "No longer in their groups' exports, whose patients may be there or not; kept",
     }
     return [
-        f"{told[fate]}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts[fate].items()))}."
-        for fate in told
-        if counts.get(fate)
+        f"{sentences[disposition]}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts[disposition].items()))}."
+        for disposition in sentences
+        if counts.get(disposition)
     ]
 
 

@@ -49,4 +49,4 @@ def _of_site(runtime: Runtime, connection: psycopg.Connection, name: str) -> Ite
         "SELECT started_at FROM remap WHERE site = %s AND finished_at IS NULL", (name,)
     ).fetchone()
     if interrupted:
-        yield f"Site {name}: a remap begun at {interrupted[0]:%Y-%m-%d %H:%M} UTC has not ended. {command} goes on with it."
+        yield f"Site {name}: a remap begun at {interrupted[0]:%Y-%m-%d %H:%M} UTC has not ended. {command} continues with it."

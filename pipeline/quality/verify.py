@@ -10,6 +10,7 @@ import psycopg
 
 from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.exports import STATES_WITH_FILES, ExportState, sql_values
 from pipeline.core.errors import LandingError
 from pipeline.landing.store import LandingStore
 from pipeline.warehouse.access_chain import check_chain
@@ -45,7 +46,7 @@ def verify_warehouse(connection: psycopg.Connection, cdm_schema: str) -> Iterato
         _count(
             connection,
             "SELECT count(*) FROM export_file JOIN export_job USING (export_id)"
-            " WHERE export_job.state = 'published' AND loaded IS NULL",
+            f" WHERE export_job.state = '{ExportState.PUBLISHED}' AND loaded IS NULL",
         ),
     )
     yield Check(
@@ -99,7 +100,7 @@ def verify_access_log(connection: psycopg.Connection, home: Path) -> Check:
 def verify_landing(connection: psycopg.Connection, landing: LandingStore) -> Iterator[Check]:
     """Read every landed file of published exports again and compare its SHA-256."""
     exports = connection.execute(
-        "SELECT site, export_id, pruned_at IS NOT NULL FROM export_job WHERE state IN ('landed', 'published')"
+        f"SELECT site, export_id, pruned_at IS NOT NULL FROM export_job WHERE state IN {sql_values(STATES_WITH_FILES)}"
         " ORDER BY export_id"
     ).fetchall()
     for site, export_id, is_pruned in exports:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from pipeline.core.clock import Clock
+from pipeline.core.files import write_whole
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.shaping import Category, ExtraFile, FileShape
 
@@ -215,9 +216,7 @@ class ExportDesk:
         )
 
     def _save(self) -> None:
-        temporary = self._folder / "state.json.tmp"
-        temporary.write_bytes(orjson.dumps(asdict(self._state)))
-        temporary.replace(self._folder / "state.json")
+        write_whole(self._folder / "state.json", orjson.dumps(asdict(self._state)), is_durable=False)
 
 
 def _is_older(line: bytes, since: datetime | None) -> bool:

@@ -18,9 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.core.clock import Clock
-from pipeline.sandbox.answers import FhirRefusal, outcome_answer
 from pipeline.sandbox.faults import (
-    AnswerFault,
     ClockSkew,
     CutBody,
     CutGzip,
@@ -28,14 +26,16 @@ from pipeline.sandbox.faults import (
     Exchange,
     Fault,
     FaultTally,
-    NoAnswer,
     NoGzip,
     NoRanges,
+    NoResponse,
     NotNdjson,
     Redirect,
+    ResponseFault,
     SmallPieces,
     TooRecently,
 )
+from pipeline.sandbox.responses import FhirRefusal, outcome_response
 
 __all__ = ["TOO_RECENTLY", "ClosableProtocol", "FaultMiddleware", "SkewedClock", "skew_of"]
 
@@ -109,7 +109,7 @@ class FaultMiddleware:
         if answer is not None:
             await answer(scope, receive, send)
             return
-        silent = self._due(NoAnswer, exchange, file)
+        silent = self._due(NoResponse, exchange, file)
         if silent is not None and not silent.processed:
             await _close(scope, receive)
             return
@@ -130,7 +130,7 @@ class FaultMiddleware:
 
     def _page(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
         if refusal := self._due(TooRecently, exchange, file):
-            return outcome_answer(FhirRefusal(refusal.status, "business-rule", TOO_RECENTLY))
+            return outcome_response(FhirRefusal(refusal.status, "business-rule", TOO_RECENTLY))
         if redirect := self._due(Redirect, exchange, file):
             return Response(status_code=302, headers={"Location": redirect.location})
         if page := self._due(NotNdjson, exchange, file):
@@ -138,7 +138,7 @@ class FaultMiddleware:
         return None
 
     def _status(self, exchange: Exchange | None, file: tuple[int, str] | None) -> Response | None:
-        fault = self._due(AnswerFault, exchange, file)
+        fault = self._due(ResponseFault, exchange, file)
         if fault is None:
             return None
         headers = {"Retry-After": self._retry_after(fault.retry_after)} if fault.retry_after is not None else {}
@@ -148,7 +148,7 @@ class FaultMiddleware:
             headers["WWW-Authenticate"] = 'Bearer error="invalid_token"'
         if fault.code is None:
             return Response(status_code=fault.status, headers=headers)
-        return outcome_answer(FhirRefusal(fault.status, fault.code, fault.text, headers))
+        return outcome_response(FhirRefusal(fault.status, fault.code, fault.text, headers))
 
     def _retry_after(self, form: str) -> str:
         now = self._clock.now()
@@ -263,15 +263,15 @@ def _in_pieces(send: Send, size: int) -> Send:
 
 def _shortening(send: Send, missing: int) -> Send:
     """Holds back the last bytes of a body of unknown length, and ends it properly without them."""
-    held = bytearray()
+    waiting = bytearray()
 
     async def shorten(message: Message) -> None:
         if message["type"] != "http.response.body":
             await send(message)
             return
-        held.extend(message.get("body", b""))
-        ready, rest = bytes(held[:-missing]), bytes(held[-missing:])
-        held[:] = rest
+        waiting.extend(message.get("body", b""))
+        ready, rest = bytes(waiting[:-missing]), bytes(waiting[-missing:])
+        waiting[:] = rest
         await send({**message, "body": ready})
 
     return shorten

@@ -19,7 +19,6 @@ from pipeline.core.errors import UsageError
 
 __all__ = [
     "EXAMPLE_FILE",
-    "AnswerFault",
     "ClockSkew",
     "CutBody",
     "CutGzip",
@@ -34,14 +33,15 @@ __all__ = [
     "LinkLoop",
     "ManifestVersion",
     "MissingTypes",
-    "NoAnswer",
     "NoGzip",
     "NoRanges",
+    "NoResponse",
     "NotNdjson",
     "OtherAddress",
     "Outcomes",
     "Pages",
     "Redirect",
+    "ResponseFault",
     "SmallPieces",
     "TooRecently",
     "TransactionTime",
@@ -77,7 +77,7 @@ class _OfFile(_Counted):
     number: Annotated[int, Field(ge=1)] | None = None
 
 
-class AnswerFault(_OfFile):
+class ResponseFault(_OfFile):
     """Another answer in place of the server's: 401, 404, 410, 429, 500, 503, or 202 for an export that takes long.
 
     `retry_after` is sent as it stands, or made: `date` (in a minute), `past`, `epoch`, `epoch-milliseconds`. `code`
@@ -92,7 +92,7 @@ class AnswerFault(_OfFile):
     text: str = "Played by the sandbox."
 
 
-class NoAnswer(_OfFile):
+class NoResponse(_OfFile):
     """The connection ends without an answer; with `processed`, the server has done what was asked all the same."""
 
     fault: Literal["no-answer"] = "no-answer"
@@ -295,8 +295,8 @@ class ManifestVersion(_Model):
 
 
 Fault = Annotated[
-    AnswerFault
-    | NoAnswer
+    ResponseFault
+    | NoResponse
     | EndTokens
     | TooRecently
     | ClockSkew
@@ -333,13 +333,13 @@ class FaultTally:
         self._played: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, wanted: Callable[[Fault], bool], *, most: int | None = None) -> list[Fault]:
-        """The faults that are wanted and whose turn it is, in the order of the file; they count as played. Of the
-        others that are wanted, one more request has passed. At most `most`."""
+    def take(self, accepts: Callable[[Fault], bool], *, most: int | None = None) -> list[Fault]:
+        """The faults that `accepts` takes and whose turn it is, in the order of the file; they count as played. Of the
+        others that it takes, one more request has passed. At most `most`."""
         found: list[Fault] = []
         with self._lock:
             for index, fault in enumerate(self.faults):
-                if not wanted(fault):
+                if not accepts(fault):
                     continue
                 if self._passed[index] < getattr(fault, "after", 0):
                     self._passed[index] += 1
@@ -379,11 +379,11 @@ def load_faults(file: Path) -> tuple[Fault, ...]:
     try:
         return _FILE.validate_python(document).faults
     except ValidationError as error:
-        problems = "; ".join(_told(item["loc"], item["msg"]) for item in error.errors(include_input=False))
+        problems = "; ".join(_problem(item["loc"], item["msg"]) for item in error.errors(include_input=False))
         raise UsageError(f"{file} asks for what the sandbox cannot play: {problems}.", advice) from None
 
 
-def _told(place: tuple[int | str, ...], message: str) -> str:
+def _problem(place: tuple[int | str, ...], message: str) -> str:
     """ "fault 2 (answer), status: …", counted from 1."""
     parts = list(place[1:])
     number = f"fault {int(parts[0]) + 1}" if parts and isinstance(parts[0], int) else "the file"

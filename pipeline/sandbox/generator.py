@@ -81,21 +81,21 @@ def generate(
 
     The type names the file that the line belongs to: a broken line and an OperationOutcome have it too. `share`
     (i, n) gives the i-th of n equal parts of the patients, with the resources that all patients share.
-    Nothing is held but one patient.
+    Only one patient is kept in memory.
     """
     world = World(patients, seed, as_of)
     directory = Directory(seed, patients)
-    wanted = frozenset(types)
+    chosen = frozenset(types)
     for resource_type, resource in directory.resources():
-        if resource_type in wanted:
+        if resource_type in chosen:
             yield resource_type, orjson.dumps(resource)
-    if share[0] == 0 and "Condition" in wanted:
+    if share[0] == 0 and "Condition" in chosen:
         yield "Condition", operation_outcome_line()
     for index in range(share[0], patients, share[1]):
         for resource_type, resource in _patient_resources(world, directory, index, day):
-            if resource_type in wanted:
+            if resource_type in chosen:
                 yield resource_type, orjson.dumps(resource)
-        if "Observation" in wanted:
+        if "Observation" in chosen:
             yield from (("Observation", line) for line in _broken_lines(_person(world, directory, index, 0)))
 
 

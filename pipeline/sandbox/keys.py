@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.files import replace_file
 
 __all__ = ["client_key"]
 
@@ -24,7 +24,7 @@ _KEY_BITS = 2048
 def client_key(file: Path) -> str:
     """The public key (PEM) of the private key in `file`, which is made, readable by its owner alone, if it is absent.
 
-    Raises ConfigurationError when the file is there and is no private key in PEM.
+    Raises ConfigurationError when the file is there and is not a valid private key in PEM.
     """
     if not file.exists():
         _write_new_key(file)
@@ -42,9 +42,4 @@ def _write_new_key(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = rsa.generate_private_key(public_exponent=65537, key_size=_KEY_BITS)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:  # noqa: PTH123 - the mode must be set before the first byte is written
-        stream.write(pem)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    replace_file(file, pem)

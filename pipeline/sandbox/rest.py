@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.sandbox.answers import FhirRefusal, epic_issue
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk
+from pipeline.sandbox.responses import FhirRefusal, epic_issue
 from pipeline.sandbox.rest_index import Found, RestIndexes
 from pipeline.sandbox.sources import EXPORTED_TYPES
 from pipeline.sandbox.tokens import AccessToken
@@ -70,7 +70,7 @@ class RestDesk:
             for name in given
             if name not in _KNOWN or (name == "_lastUpdated" and not self._config.knows_last_updated)
         ]
-        found = self._found(resource_type, parameters, given)
+        found = self._find(resource_type, parameters, given)
         if not found:
             issues.append(epic_issue("warning", "processing", "4101"))
         count = min(_whole_number(given.get("_count", "")), self._config.entries_per_page)
@@ -83,7 +83,7 @@ class RestDesk:
             raise FhirRefusal(400, "invalid", "The session is unknown or has ended.", epic_code="59100")
         return self._page(session, url, [])
 
-    def _found(self, resource_type: str, parameters: Sequence[tuple[str, str]], given: dict[str, str]) -> list[Found]:
+    def _find(self, resource_type: str, parameters: Sequence[tuple[str, str]], given: dict[str, str]) -> list[Found]:
         index = self._indexes.current()
         patient = (given.get("patient") or given.get("subject") or "").removeprefix("Patient/")
         if given.get("_id"):
@@ -91,14 +91,16 @@ class RestDesk:
             return [one] if one else []
         if not patient:
             raise FhirRefusal(400, "required", "Must have either patient or _id.", epic_code="59108")
-        wanted = _any_of(given.get("category")), _any_of(given.get("code"))
+        criteria = _any_of(given.get("category")), _any_of(given.get("code"))
         if resource_type == "Observation":
-            self._check_observation(*wanted)
+            self._check_observation(*criteria)
         since = _since(parameters) if self._config.knows_last_updated else None
         return [
             found
             for found in index.search(resource_type, patient)
-            if all(not asked or asked & has for asked, has in zip(wanted, (found.categories, found.codes), strict=True))
+            if all(
+                not asked or asked & has for asked, has in zip(criteria, (found.categories, found.codes), strict=True)
+            )
             and (since is None or found.updated >= since)
         ]
 
@@ -114,7 +116,7 @@ class RestDesk:
         links = [{"relation": "self", "url": url}]
         if rest:
             following = _Session(session.client_id, session.resource_type, rest, session.count)
-            links.append({"relation": "next", "url": f"{url}?{_NEXT}={self._kept(following)}"})
+            links.append({"relation": "next", "url": f"{url}?{_NEXT}={self._keep(following)}"})
         entries = [
             b'{"fullUrl":%s,"resource":%s,"search":{"mode":"match"}}' % (orjson.dumps(f"{url}/{found.id}"), found.line)
             for found in shown
@@ -128,7 +130,7 @@ class RestDesk:
             b",".join(entries),
         )
 
-    def _kept(self, session: _Session) -> str:
+    def _keep(self, session: _Session) -> str:
         """An id with characters that a client must not touch: `%2B` and `+` are not the same."""
         session_id = f"{secrets.token_hex(12)}-a%2Bb%2F~c%3D%3D"
         with self._lock:
@@ -195,5 +197,5 @@ def _since(parameters: Sequence[tuple[str, str]]) -> datetime | None:
             try:
                 return datetime.fromisoformat(value.removeprefix("ge")) if value.startswith("ge") else None
             except ValueError:
-                raise FhirRefusal(400, "value", "_lastUpdated is no instant.", epic_code="59100") from None
+                raise FhirRefusal(400, "value", "_lastUpdated is not a valid instant.", epic_code="59100") from None
     return None

@@ -1,6 +1,6 @@
 """What a simulated Epic's reads and searches look in: the groups' resources by id, patient and category. Knows no HTTP.
 
-Built from the same lines as the bulk export, so that both give the same bytes. A line that is no JSON, or that has no
+Built from the same lines as the bulk export, so that both give the same bytes. A line that is not valid JSON, or that has no
 id, cannot be served by REST at all.
 """
 

@@ -32,11 +32,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.core.errors import UsageError
-from pipeline.sandbox.answers import FhirRefusal, OAuthRefusal, fhir_answer, oauth_answer, outcome_answer
 from pipeline.sandbox.config import SandboxConfig
 from pipeline.sandbox.exports import ExportDesk, Job
 from pipeline.sandbox.fault_player import TOO_RECENTLY, ClosableProtocol, FaultMiddleware, SkewedClock, skew_of
 from pipeline.sandbox.faults import FaultTally
+from pipeline.sandbox.responses import FhirRefusal, OAuthRefusal, fhir_response, oauth_response, outcome_response
 from pipeline.sandbox.rest import RestDesk, rest_routes
 from pipeline.sandbox.shaping import ManifestShape
 from pipeline.sandbox.sources import EXPORTED_TYPES
@@ -111,7 +111,7 @@ def create_app(config: SandboxConfig) -> Starlette:
             Route("/sandbox/clock", _clock, methods=["GET", "POST"]),
             *rest_routes(FHIR_PATH, RestDesk(config, state.desk), _authorized),  # last: they match any type
         ],
-        exception_handlers={FhirRefusal: _refused, OAuthRefusal: _refused, HTTPException: _refused, Exception: _failed},
+        exception_handlers={FhirRefusal: _refuse, OAuthRefusal: _refuse, HTTPException: _refuse, Exception: _failed},
         lifespan=lifespan,
     )
     app.state.sandbox = state
@@ -143,7 +143,7 @@ class RunningSandbox:
     """Context manager: the simulated Epic on a free loopback port, in a thread of this process.
 
     `base_url` is the server's root, `fhir_url` the FHIR base, `port` what it listens on, `state` what the application
-    knows. `watch` is told of every request before it is looked at and after it was answered.
+    knows. `watch` is called for every request before it is looked at and after it was answered.
     """
 
     def __init__(self, config: SandboxConfig, port: int = 0, watch: Watch | None = None) -> None:
@@ -221,23 +221,23 @@ def _base(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, OAuthRefusal):
         _log.warning("Token request refused: %s (%s)", error.error, error.reason)
-        return oauth_answer({"error": error.error, "error_description": None}, 400)
+        return oauth_response({"error": error.error, "error_description": None}, 400)
     if isinstance(error, HTTPException):
         code = "not-supported" if error.status_code == 405 else "not-found"
-        return outcome_answer(FhirRefusal(error.status_code, code, error.detail, dict(error.headers or {})))
+        return outcome_response(FhirRefusal(error.status_code, code, error.detail, dict(error.headers or {})))
     assert isinstance(error, FhirRefusal)
-    return outcome_answer(error)
+    return outcome_response(error)
 
 
 async def _failed(_: Request, error: Exception) -> Response:
-    return outcome_answer(FhirRefusal(500, "exception", f"The sandbox failed ({type(error).__name__})."))
+    return outcome_response(FhirRefusal(500, "exception", f"The sandbox failed ({type(error).__name__})."))
 
 
 async def _smart_configuration(request: Request) -> Response:
-    return oauth_answer(
+    return oauth_response(
         {
             "token_endpoint": _base(request) + TOKEN_PATH,
             "token_endpoint_auth_methods_supported": ["private_key_jwt"],
@@ -258,7 +258,7 @@ async def _metadata(request: Request) -> Response:
     for resource in resources:
         if resource["type"] == "Group":
             resource["operation"] = [{"name": "group-export", "definition": definition}]
-    return fhir_answer(
+    return fhir_response(
         {
             "resourceType": "CapabilityStatement",
             "status": "active",
@@ -278,7 +278,7 @@ async def _metadata(request: Request) -> Response:
 
 
 def _security(request: Request) -> dict[str, Any]:
-    """Where tokens are had, as sites without a SMART configuration tell it."""
+    """Where tokens are had, as sites without a SMART configuration state it."""
     token = {"url": "token", "valueUri": _base(request) + TOKEN_PATH}
     return {"extension": [{"url": _OAUTH_URIS, "extension": [token]}]}
 
@@ -291,7 +291,7 @@ async def _group(request: Request) -> Response:
         raise FhirRefusal(403, "forbidden", "The client's scopes do not cover: Group.")
     if group not in _state(request).config.groups:
         raise FhirRefusal(404, "not-found", "There is no Group with this id, or the client may not see it.")
-    return fhir_answer({"resourceType": "Group", "id": group, "type": "person", "actual": True, "name": group})
+    return fhir_response({"resourceType": "Group", "id": group, "type": "person", "actual": True, "name": group})
 
 
 async def _token(request: Request) -> Response:
@@ -299,7 +299,7 @@ async def _token(request: Request) -> Response:
     if content_type != "application/x-www-form-urlencoded":
         raise OAuthRefusal("invalid_request", "the body must be application/x-www-form-urlencoded")
     form = await _form(request)
-    return oauth_answer(_state(request).tokens.grant(form, _base(request) + TOKEN_PATH))
+    return oauth_response(_state(request).tokens.grant(form, _base(request) + TOKEN_PATH))
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -319,7 +319,7 @@ async def _kick_off(request: Request) -> Response:
     state, group = _state(request), request.path_params["group"]
     if group not in state.config.groups:
         raise FhirRefusal(404, "not-found", "There is no Group with this id, or the client may not see it.")
-    types = _checked_types(request, token)
+    types = _check_types(request, token)
     if state.desk.too_recent(token.client_id, group):
         raise FhirRefusal(state.config.too_recently_status, "business-rule", TOO_RECENTLY)
     job = state.desk.kick_off(token.client_id, group, types, str(request.url), _since(request))
@@ -339,11 +339,11 @@ def _since(request: Request) -> datetime | None:
     except ValueError:
         since = None
     if since is None or since.tzinfo is None:
-        raise FhirRefusal(400, "value", "_since is no instant.")
+        raise FhirRefusal(400, "value", "_since is not a valid instant.")
     return since
 
 
-def _checked_types(request: Request, token: AccessToken) -> list[str]:
+def _check_types(request: Request, token: AccessToken) -> list[str]:
     """The types of `_type`, once the headers and parameters of a kick-off are in order."""
     accepted = request.headers.get("accept", "").lower()
     if "application/fhir+json" not in accepted:
@@ -468,7 +468,7 @@ async def _clock(request: Request) -> Response:
     desk = _state(request).desk
     if request.method == "POST":
         desk.advance(await _seconds(request))
-    return oauth_answer({"now": desk.clock.now().isoformat(), "day": desk.day})
+    return oauth_response({"now": desk.clock.now().isoformat(), "day": desk.day})
 
 
 async def _seconds(request: Request) -> float:

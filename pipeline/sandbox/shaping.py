@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
+from pipeline.fhir.lines import BYTE_ORDER_MARK
 from pipeline.sandbox.faults import (
     Deleted,
     Duplicate,
@@ -85,7 +86,7 @@ class FileShape:
 
     def start(self, resource_type: str) -> bytes:
         """What a file begins with."""
-        return b"\xef\xbb\xbf" if "bom" in self._of(resource_type) else b""
+        return BYTE_ORDER_MARK if "bom" in self._of(resource_type) else b""
 
     def ends_with_newline(self, resource_type: str) -> bool:
         return "no-last-newline" not in self._of(resource_type)

@@ -65,7 +65,7 @@ class FolderSource:
             raise UsageError(f"There is no folder {self.folder}.", "Name a folder that holds NDJSON files.")
         if not self._files:
             raise UsageError(
-                f"{self.folder} has no NDJSON file whose resource type can be told.",
+                f"{self.folder} has no NDJSON file whose resource type can be recognised.",
                 "Files are named <ResourceType>.ndjson or <ResourceType>.ndjson.gz.",
             )
 

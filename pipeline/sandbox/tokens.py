@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from pipeline.core.clock import Clock
-from pipeline.sandbox.answers import OAuthRefusal
 from pipeline.sandbox.config import RegisteredClient
+from pipeline.sandbox.responses import OAuthRefusal
 
 __all__ = ["AccessToken", "TokenOffice"]
 
@@ -103,7 +103,9 @@ class TokenOffice:
             header = jwt.get_unverified_header(assertion)
             claimed = jwt.decode(assertion, options={"verify_signature": False})
         except jwt.InvalidTokenError as error:
-            raise OAuthRefusal("invalid_client", f"the assertion is no JWT ({type(error).__name__})") from error
+            raise OAuthRefusal(
+                "invalid_client", f"the assertion is not a valid JWT ({type(error).__name__})"
+            ) from error
         client = self._clients.get(str(claimed.get("iss")))
         if client is None:
             raise OAuthRefusal("invalid_client", "iss is not a registered client id")
@@ -193,14 +195,14 @@ def _granted(requested: list[str], registered: tuple[str, ...]) -> tuple[str, ..
 
 
 def _covered(scope: str, scopes: Iterable[str]) -> bool:
-    wanted = _SCOPE.fullmatch(scope.partition("?")[0])
-    if wanted is None:
+    asked = _SCOPE.fullmatch(scope.partition("?")[0])
+    if asked is None:
         return scope in scopes
     for other in scopes:
-        held = _SCOPE.fullmatch(other.partition("?")[0])
-        if held is None or held["context"] != wanted["context"]:
+        granted = _SCOPE.fullmatch(other.partition("?")[0])
+        if granted is None or granted["context"] != asked["context"]:
             continue
-        if held["type"] in ("*", wanted["type"]) and _permissions(wanted["access"]) <= _permissions(held["access"]):
+        if granted["type"] in ("*", asked["type"]) and _permissions(asked["access"]) <= _permissions(granted["access"]):
             return True
     return False
 

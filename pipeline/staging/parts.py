@@ -6,7 +6,6 @@ Parts are read in the order of their names, so that ids do not depend on which w
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.core.errors import LandingError
-from pipeline.core.files import disk_errors
+from pipeline.core.files import disk_errors, put_in_place, temporary_name
 from pipeline.staging.schemas import SCHEMAS, exact_kind, staged_columns
 
 __all__ = ["StagedExport", "clear_site", "staging_errors", "staging_for", "write_frame"]
@@ -27,12 +26,12 @@ _ROWS_TOGETHER = 100_000
 
 def write_frame(target: Path, frame: pl.DataFrame) -> None:
     """Write a frame under a temporary name, then rename it. Raises LandingError, also when the disk is full."""
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp")
+    temporary = temporary_name(target)
     try:
         with staging_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             frame.write_parquet(temporary, compression="lz4", statistics=False)
-            temporary.replace(target)
+            put_in_place(temporary, target, is_durable=False)
     except LandingError:
         temporary.unlink(missing_ok=True)
         raise

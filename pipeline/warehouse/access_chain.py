@@ -1,6 +1,6 @@
 """Whether the access log is whole: each entry's link holds a hash of the entry and of the link before.
 
-It shows an entry that was changed or removed, links that were, and entries beside the chain. What it cannot show by itself is
+It shows an entry that was changed or removed, links that were, and entries outside the chain. What it cannot show by itself is
 a database owner who made the whole end of the chain anew: for that each check leaves an anchor, the last link that it saw, in
 a file of the home; keep a copy of it elsewhere. Entries after the last anchor that the owner removed together with their
 links are seen by nobody.
@@ -9,11 +9,12 @@ links are seen by nobody.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+
+from pipeline.core.files import replace_file
 
 __all__ = ["ANCHOR_FILE", "ChainState", "check_chain"]
 
@@ -48,13 +49,13 @@ def check_chain(connection: psycopg.Connection, home: Path) -> ChainState:
 
     One pass over the log, in one state of it. The search_path begins with the etl schema, the time zone is UTC.
     """
-    connection.commit()  # one state for all statements: writers go on meanwhile
+    connection.commit()  # one state for all statements: writers continue meanwhile
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         row = connection.execute(_COUNTS).fetchone()
         assert row is not None
         links, last, removed, changed, gaps = row
-        beside = connection.execute(
+        outside = connection.execute(
             "SELECT count(*) FROM access_log WHERE NOT EXISTS (SELECT FROM access_link WHERE entry_id = access_log.id)"
         ).fetchone()
         head = connection.execute("SELECT chain_id::text, position, hash FROM access_head").fetchall()
@@ -64,7 +65,7 @@ def check_chain(connection: psycopg.Connection, home: Path) -> ChainState:
             "{} entries were removed": removed,
             "{} entries, or links before them, were changed": changed,
             "{} links are missing": gaps,
-            "{} entries were added beside the chain": beside[0] if beside else 0,
+            "{} entries were added outside the chain": outside[0] if outside else 0,
             "the end of the chain is not where it was": 0 if [bytes(one[2]) for one in head] == [final] else 1,
         }
         anchor = _read_anchor(home)
@@ -95,8 +96,4 @@ def _read_anchor(home: Path) -> dict[str, object] | None:
 
 def _write_anchor(home: Path, anchor: dict[str, object]) -> None:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = home / f".{ANCHOR_FILE}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(anchor, file)
-    temporary.replace(home / ANCHOR_FILE)
+    replace_file(home / ANCHOR_FILE, json.dumps(anchor).encode())

@@ -1,4 +1,4 @@
-"""Entries of `etl.access_log` that are no request to a site: who looked at what in the warehouse, or took it away.
+"""Entries of `etl.access_log` that are not requests to a site: who looked at what in the warehouse, or took it away.
 
 Each is written and committed by itself, before the look where it is patients' lines. Requests are in `access_log.py`, erasures
 in `erased.py`; whether the log is whole is in `access_chain.py`.

@@ -128,7 +128,7 @@ def _numerics(values: Array, fraction_groups: int) -> Array | None:
     """Doubles as the decimals that their shortest texts are, with at least one decimal place as in the text format.
 
     PostgreSQL's numeric is groups of four decimal digits: here two before the point and one or two after it. The server
-    drops groups of zeros at both ends itself. None when a value has more decimal places or digits, or is no number.
+    drops groups of zeros at both ends itself. None when a value has more decimal places or digits, or is not a number.
     """
     places = 4 * fraction_groups
     with np.errstate(invalid="ignore", over="ignore"):  # what overflows is infinite, and no such decimal

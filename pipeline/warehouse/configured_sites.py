@@ -1,6 +1,6 @@
 """Sites that are missing from sites.yaml although their time zone and mapping stood there: refused, never guessed.
 
-A site that only folders were ever loaded under needs no entry. It is told apart by what the database knows: an entry
+A site that only folders were ever loaded under needs no entry. It is recognised by what the database knows: an entry
 when something of it was loaded, or exports that only a site with an entry can have had.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.settings import Settings
 
 __all__ = ["note_configured_site", "refuse_missing_site"]
 
 #: Kinds of exports that are asked for at the site's server, which stands in sites.yaml.
-_ASKED_FOR = ("bulk", "crawl", "hydration")
+_ASKED_FOR = (ExportKind.BULK, ExportKind.CRAWL, ExportKind.HYDRATION)
 
 
 def note_configured_site(connection: psycopg.Connection, settings: Settings, site: str) -> None:

@@ -41,7 +41,7 @@ def database_url(database_url_setting: str | None, home: Path) -> str:
     """
     if database_url_setting is None:
         return EmbeddedServer(home).ensure_running()
-    url = _checked_url(database_url_setting)
+    url = _check_url(database_url_setting)
     connect(url).close()
     return url
 
@@ -52,7 +52,7 @@ def connect(url: str) -> psycopg.Connection:
     Raises WarehouseError if the server cannot be reached, refuses the login, is older than `OLDEST_SERVER`, or stands
     behind a pooler that gives each transaction another server process.
     """
-    connection = _opened(url)
+    connection = _open(url)
     try:
         _refuse_old_server(connection, _parsed(url))
         row = connection.execute("SELECT pg_backend_pid(), set_config('TimeZone', 'UTC', false)").fetchone()
@@ -64,7 +64,7 @@ def connect(url: str) -> psycopg.Connection:
     return connection
 
 
-def _opened(url: str) -> psycopg.Connection:
+def _open(url: str) -> psycopg.Connection:
     given = _parsed(url)
     try:
         return psycopg.connect(
@@ -84,7 +84,7 @@ class _OpenedAgain:
     url: str = field(repr=False)
 
     def __call__(self) -> psycopg.Connection:
-        return _opened(self.url)
+        return _open(self.url)
 
 
 def sqlalchemy_engine(url: str) -> Engine:
@@ -97,7 +97,7 @@ def sqlalchemy_engine(url: str) -> Engine:
     return create_engine(named, creator=partial(connect, url), pool_pre_ping=True)
 
 
-def _checked_url(setting: str) -> str:
+def _check_url(setting: str) -> str:
     """The URL with the scheme that libpq knows. No part of a malformed one is shown: it may be the password."""
     scheme, separator, rest = setting.strip().partition("://")
     if not separator or scheme not in _SCHEMES:
@@ -124,7 +124,7 @@ def _parsed(url: str) -> dict[str, str]:
     return {name: str(value) for name, value in parameters.items()}
 
 
-def _place(given: dict[str, str]) -> str:
+def _where(given: dict[str, str]) -> str:
     return f"database {given.get('dbname', '(default)')} on {given.get('host', 'the local socket')}"
 
 
@@ -134,9 +134,9 @@ def _unreachable(given: dict[str, str], error: psycopg.Error) -> WarehouseError:
         if given.get(name):
             reason = reason.replace(given[name], "***")
     if tells_full_disk(reason):
-        return WarehouseError(f"The disk of PostgreSQL is full; {_place(given)} cannot be used: {reason}", MAKE_SPACE)
+        return WarehouseError(f"The disk of PostgreSQL is full; {_where(given)} cannot be used: {reason}", MAKE_SPACE)
     return WarehouseError(
-        f"Cannot connect to PostgreSQL, {_place(given)}: {reason}",
+        f"Cannot connect to PostgreSQL, {_where(given)}: {reason}",
         "Check that the server runs (`epic-omop db status`) and that EPIC_OMOP_DATABASE_URL is right.",
     )
 
@@ -145,6 +145,6 @@ def _refuse_old_server(connection: psycopg.Connection, given: dict[str, str]) ->
     version = connection.info.server_version // 10000
     if version < OLDEST_SERVER:
         raise WarehouseError(
-            f"The server of {_place(given)} is PostgreSQL {version}; epic-omop needs {OLDEST_SERVER} or newer.",
+            f"The server of {_where(given)} is PostgreSQL {version}; epic-omop needs {OLDEST_SERVER} or newer.",
             "Use a newer server, or unset EPIC_OMOP_DATABASE_URL for the embedded one.",
         )

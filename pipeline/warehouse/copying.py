@@ -44,7 +44,7 @@ class EncodedRows:
 
 
 def column_types(connection: psycopg.Connection, table: str) -> dict[str, str]:
-    """Column → type, as `binary_rows` wants them, of a table that is named with its schema."""
+    """Column → type, as `binary_rows` needs them, of a table that is named with its schema."""
     rows = connection.execute(
         "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
         " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",

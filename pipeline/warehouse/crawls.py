@@ -1,4 +1,4 @@
-"""`etl.crawl_patient`, `etl.crawl_search`: how far a crawl is, so that any process can go on.
+"""`etl.crawl_patient`, `etl.crawl_search`: how far a crawl is, so that any process can continue.
 
 Functions on a connection whose search_path begins with the `etl` schema. They do not commit. Patients are known by their
 place in the crawl's list everywhere else: files and messages never hold an id.
@@ -15,6 +15,7 @@ import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
 
+from omop_schema.exports import ExportKind, ExportState, sql_values
 from pipeline.warehouse.copying import copy_frame
 from pipeline.warehouse.export_jobs import ExportJob, get_job
 
@@ -36,24 +37,24 @@ SearchState = Literal["complete", "incomplete", "refused", "missing", "failed"]
 
 @dataclass(frozen=True)
 class CrawlSearch:
-    """What came of the searches for one type of one patient."""
+    """Result of the searches for one type of one patient."""
 
     position: int
     resource_type: str
     state: SearchState
     resources: int
     started_at: datetime
-    #: what was asked for beside the patient
+    #: what was asked for in addition to the patient
     searches: str
-    #: what the server said → how often
+    #: what the server answered → how often
     codes: Mapping[str, int] = field(default_factory=dict)
 
 
 def open_crawl(connection: psycopg.Connection, site: str, label: str) -> ExportJob | None:
     """The crawl of that label that is not loaded yet: unfinished, or landed."""
     row = connection.execute(
-        "SELECT export_id FROM export_job WHERE kind = 'crawl' AND site = %s AND group_id = %s"
-        " AND state IN ('requested', 'landed') ORDER BY export_id LIMIT 1",
+        f"SELECT export_id FROM export_job WHERE kind = '{ExportKind.CRAWL}' AND site = %s AND group_id = %s"
+        f" AND state IN {sql_values((ExportState.REQUESTED, ExportState.LANDED))} ORDER BY export_id LIMIT 1",
         (site, label),
     ).fetchone()
     return get_job(connection, row[0]) if row else None
@@ -120,7 +121,8 @@ def last_searches(connection: psycopg.Connection, export_id: int) -> dict[tuple[
     rows = connection.execute(
         "SELECT mine.position, search.resource_type, search.searches, max(search.started_at) FROM crawl_patient AS mine"
         " JOIN export_job AS job ON job.export_id = mine.export_id"
-        " JOIN export_job AS before ON before.site = job.site AND before.kind = 'crawl' AND before.state = 'published'"
+        f" JOIN export_job AS before ON before.site = job.site AND before.kind = '{ExportKind.CRAWL}'"
+        f" AND before.state = '{ExportState.PUBLISHED}'"
         " JOIN crawl_patient AS theirs ON theirs.export_id = before.export_id AND theirs.patient_id = mine.patient_id"
         " JOIN crawl_search AS search ON search.export_id = theirs.export_id AND search.position = theirs.position"
         " WHERE mine.export_id = %s AND search.state = 'complete' GROUP BY 1, 2, 3",

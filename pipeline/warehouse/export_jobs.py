@@ -1,4 +1,4 @@
-"""`etl.export_job`, `etl.export_file`, `etl.cool_down`: what is remembered of exports, so that any process can go on.
+"""`etl.export_job`, `etl.export_file`, `etl.cool_down`: what is remembered of exports, so that any process can continue.
 
 Functions on a connection whose search_path begins with the `etl` schema. They do not commit: the caller decides what
 belongs together. States and what they mean are listed in docs/modules.md; every change of state names the states
@@ -13,13 +13,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from omop_schema.etl import OPEN_STATES
+from omop_schema.exports import OPEN_STATES, ExportKind, ExportState
 from pipeline.core.errors import CooldownActive, SiteBusy, WarehouseError
 from pipeline.landing.deletions import read_deletions
 from pipeline.landing.origin import Gap
@@ -61,8 +61,6 @@ __all__ = [
 #: Locks that blocks around this one hold and lend.
 _LENT: ContextVar[frozenset[tuple[str, int, str, str, str]]] = ContextVar("lent_site_locks", default=frozenset())
 
-Kind = Literal["bulk", "folder", "replay", "hydration", "crawl"]
-
 _COLUMNS = (
     "export_id, site, group_id, kind, state, attempt, resource_types, status_url, manifest, progress, error,"
     " requested_at, next_poll_at, transaction_time, landed_at, published_at, deleted_at, since, notes, failing_since,"
@@ -77,8 +75,8 @@ class ExportJob:
     export_id: int
     site: str
     group_id: str | None
-    kind: str
-    state: str
+    kind: ExportKind
+    state: ExportState
     attempt: int
     resource_types: Sequence[str]
     status_url: str | None
@@ -99,6 +97,10 @@ class ExportJob:
     failing_since: datetime | None = None
     #: When its manifest came.
     complete_since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ExportKind(self.kind))  # texts in the database
+        object.__setattr__(self, "state", ExportState(self.state))
 
     @property
     def is_open(self) -> bool:
@@ -198,12 +200,12 @@ def create_job(
     export_id: int,
     site: str,
     group: str | None,
-    kind: Kind,
+    kind: ExportKind,
     resource_types: Sequence[str],
     requested_at: datetime,
     since: datetime | None = None,
     notes: Sequence[str] = (),
-    state: Literal["requested", "failed"] = "requested",
+    state: ExportState = ExportState.REQUESTED,
 ) -> ExportJob:
     """Write a job in the state `requested`, before its request is sent; `failed`: of one that ended before it was known."""
     connection.execute(
@@ -226,7 +228,7 @@ def open_job(connection: psycopg.Connection, site: str, group: str) -> ExportJob
     """The open export of a group: there is at most one, by a unique index."""
     jobs = _select(
         connection,
-        "kind = 'bulk' AND site = %s AND group_id = %s AND state = ANY(%s)",
+        f"kind = '{ExportKind.BULK}' AND site = %s AND group_id = %s AND state = ANY(%s)",
         [site, group, list(OPEN_STATES)],
     )
     return jobs[0] if jobs else None
@@ -239,10 +241,12 @@ def find_job(connection: psycopg.Connection, export_id: int) -> ExportJob | None
 
 def unfinished_folder_jobs(connection: psycopg.Connection, site: str) -> list[ExportJob]:
     """Folder exports of a site that were begun and not landed."""
-    return _select(connection, "kind = 'folder' AND site = %s AND state = 'requested'", [site])
+    return _select(
+        connection, f"kind = '{ExportKind.FOLDER}' AND site = %s AND state = '{ExportState.REQUESTED}'", [site]
+    )
 
 
-def jobs_of_kind(connection: psycopg.Connection, site: str, kind: Kind, state: str) -> list[ExportJob]:
+def jobs_of_kind(connection: psycopg.Connection, site: str, kind: ExportKind, state: ExportState) -> list[ExportJob]:
     """Jobs of a site in one state, the newest first: such as hydrations that are landed and not loaded."""
     return _select(connection, "kind = %s AND site = %s AND state = %s", [kind, site, state])
 
@@ -256,7 +260,7 @@ def last_started(connection: psycopg.Connection, site: str, group: str) -> datet
     """When this group was last kicked off with success; None: not by this warehouse."""
     row = connection.execute(
         "SELECT max(requested_at) FROM export_job"
-        " WHERE kind = 'bulk' AND site = %s AND group_id = %s AND status_url IS NOT NULL",
+        f" WHERE kind = '{ExportKind.BULK}' AND site = %s AND group_id = %s AND status_url IS NOT NULL",
         [site, group],
     ).fetchone()
     return row[0] if row else None
@@ -269,8 +273,8 @@ def save_status_url(
     return _update(
         connection,
         export_id,
-        {"state": "running", "status_url": status_url, "next_poll_at": next_poll_at},
-        expected=("requested",),
+        {"state": ExportState.RUNNING, "status_url": status_url, "next_poll_at": next_poll_at},
+        expected=(ExportState.REQUESTED,),
     )
 
 
@@ -288,7 +292,7 @@ def save_poll(
     values = {"next_poll_at": next_poll_at, "error": error, "failing_since": failing_since}
     if progress:
         values["progress"] = progress
-    return _update(connection, export_id, values, expected=("running",))
+    return _update(connection, export_id, values, expected=(ExportState.RUNNING,))
 
 
 def save_manifest(
@@ -305,7 +309,7 @@ def save_manifest(
     `transaction_time` is the one that orders the export, `notes` say why it is not the site's.
     """
     values: dict[str, object] = {
-        "state": "complete",
+        "state": ExportState.COMPLETE,
         "manifest": Jsonb(dict(manifest)),
         "transaction_time": transaction_time,
         "next_poll_at": None,
@@ -314,7 +318,7 @@ def save_manifest(
     }
     if complete_since is not None:
         values |= {"complete_since": complete_since, "notes": Jsonb(list(notes))}
-    return _update(connection, export_id, values, expected=("running", "complete"))
+    return _update(connection, export_id, values, expected=(ExportState.RUNNING, ExportState.COMPLETE))
 
 
 def save_landed(
@@ -324,8 +328,13 @@ def save_landed(
     job = _update(
         connection,
         export.export_id,
-        {"state": "landed", "transaction_time": export.transaction_time, "landed_at": landed_at, "error": None},
-        expected=("requested", "complete"),
+        {
+            "state": ExportState.LANDED,
+            "transaction_time": export.transaction_time,
+            "landed_at": landed_at,
+            "error": None,
+        },
+        expected=(ExportState.REQUESTED, ExportState.COMPLETE),
     )
     save_files(connection, export, gaps)
     return job
@@ -380,7 +389,7 @@ def save_files(connection: psycopg.Connection, export: LandedExport, gaps: Seque
 
 
 def save_asked_types(connection: psycopg.Connection, export_id: int, resource_types: Sequence[str]) -> None:
-    """Of which types an export is said to be complete, where that is known only when its files are there."""
+    """Of which types an export counts as complete, where that is known only when its files are there."""
     connection.execute(
         "UPDATE export_job SET resource_types = %s WHERE export_id = %s", [Jsonb(list(resource_types)), export_id]
     )
@@ -392,17 +401,24 @@ def save_error(connection: psycopg.Connection, export_id: int, error: str) -> No
 
 
 def mark_failed(connection: psycopg.Connection, export_id: int, error: str) -> ExportJob:
-    return _update(connection, export_id, {"state": "failed", "error": error}, expected=OPEN_STATES)
+    return _update(connection, export_id, {"state": ExportState.FAILED, "error": error}, expected=OPEN_STATES)
 
 
 def mark_skipped(connection: psycopg.Connection, export_id: int, error: str) -> ExportJob:
     """The server refuses a kick-off inside the group's window."""
-    return _update(connection, export_id, {"state": "skipped", "error": error}, expected=("requested",))
+    return _update(
+        connection, export_id, {"state": ExportState.SKIPPED, "error": error}, expected=(ExportState.REQUESTED,)
+    )
 
 
 def mark_gone(connection: psycopg.Connection, export_id: int, error: str) -> ExportJob:
     """The server no longer knows the job."""
-    return _update(connection, export_id, {"state": "gone", "error": error}, expected=("running", "complete"))
+    return _update(
+        connection,
+        export_id,
+        {"state": ExportState.GONE, "error": error},
+        expected=(ExportState.RUNNING, ExportState.COMPLETE),
+    )
 
 
 def mark_deleted(connection: psycopg.Connection, export_id: int, deleted_at: datetime) -> ExportJob:
@@ -448,7 +464,7 @@ def _update(
     export_id: int,
     values: Mapping[str, object],
     *,
-    expected: Sequence[str] | None = None,
+    expected: Sequence[ExportState] | None = None,
 ) -> ExportJob:
     """Set columns of a job that is in one of the expected states; another process may have moved it on."""
     assignments = ", ".join(f"{column} = %s" for column in values)

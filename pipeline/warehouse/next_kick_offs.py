@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 import psycopg
 from psycopg.rows import class_row
 
+from omop_schema.exports import OPEN_STATES, ExportKind, sql_values
 from pipeline.core.settings import SiteSettings
 
 __all__ = ["NextKickOff", "due_kick_offs", "forget_next", "next_kick_offs", "plan_next"]
@@ -100,8 +101,8 @@ def next_kick_offs(connection: psycopg.Connection, site: SiteSettings) -> list[N
     with connection.cursor(row_factory=class_row(NextKickOff)) as cursor:
         return cursor.execute(
             f"SELECT {_COLUMNS} FROM next_kick_off AS next WHERE site = %s AND client_id = %s AND group_id = ANY(%s)"
-            " AND NOT EXISTS (SELECT FROM export_job AS job WHERE job.kind = 'bulk' AND job.site = next.site"
-            " AND job.group_id = next.group_id AND job.state IN ('requested', 'running', 'complete', 'landed'))"
+            f" AND NOT EXISTS (SELECT FROM export_job AS job WHERE job.kind = '{ExportKind.BULK}' AND job.site = next.site"
+            f" AND job.group_id = next.group_id AND job.state IN {sql_values(OPEN_STATES)})"
             " ORDER BY next_try, group_id",
             [site.name, site.client_id or "", list(site.groups)],
         ).fetchall()

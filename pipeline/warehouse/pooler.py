@@ -1,6 +1,6 @@
 """Whether a pooler stands between us and PostgreSQL that hands out another server process for each transaction.
 
-Session locks, settings and temporary tables then belong to whoever comes next: loads would run beside each other.
+Session locks, settings and temporary tables then belong to whoever comes next: loads would run in parallel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def refuse_shared_processes(
 ) -> None:
     """Raise WarehouseError where a second connection can be served by the process of the first, which is still open.
 
-    `process_id`: what the server says of itself. Without a pooler it is what the connection was told when it began, and
+    `process_id`: what the server reports of itself. Without a pooler it is what the connection received when it began, and
     nothing more is asked.
     """
     if connection.info.backend_pid == process_id:

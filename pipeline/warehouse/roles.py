@@ -44,7 +44,7 @@ ROLES: tuple[RoleName, ...] = ("omop_reader", "omop_steward", "omop_auditor", "o
 LOG_RELATIONS = ("access_log", "access_link", "access_head")
 _LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash")
 
-#: What of the etl schema a steward reads: letters with their lines, codes without a concept, counts of lines.
+#: What of the etl schema a steward reads: dead letters with their lines, codes without a concept, counts of lines.
 _STEWARD_READS = (
     *("dead_letter", "dead_letter_open", "unmapped_code", "row_issue", "exclusion", "file_account"),
     "vocabulary_release",
@@ -145,9 +145,9 @@ def _are_installed(connection: psycopg.Connection, warehouse: Warehouse) -> bool
     """Whether the roles exist and were given this warehouse."""
     row = connection.execute(
         "SELECT bool_and(role.oid IS NOT NULL AND has_schema_privilege(role.oid, space.oid, 'USAGE'))"
-        " FROM unnest(%s::text[], %s::text[]) AS wanted (role, schema)"
-        " LEFT JOIN pg_roles AS role ON role.rolname = wanted.role"
-        " LEFT JOIN pg_namespace AS space ON space.nspname = wanted.schema",
+        " FROM unnest(%s::text[], %s::text[]) AS required (role, schema)"
+        " LEFT JOIN pg_roles AS role ON role.rolname = required.role"
+        " LEFT JOIN pg_namespace AS space ON space.nspname = required.schema",
         ([warehouse.role(name) for name in ROLES], [warehouse.cdm, *3 * (warehouse.etl,)]),
     ).fetchone()
     return bool(row and row[0])
@@ -284,10 +284,10 @@ def _grant_block(grants: Sequence[tuple[str, str | None, str, str]], kind: str, 
     return f"""DO $$
 DECLARE thing record;
 BEGIN
-    FOR thing IN SELECT space.nspname, relation.relname, wanted.privileges, wanted.role
-        FROM (VALUES {values}) AS wanted (schema, name, privileges, role)
-        JOIN pg_namespace AS space ON space.nspname = wanted.schema
-        JOIN pg_class AS relation ON relation.relnamespace = space.oid AND relation.relname LIKE wanted.name
+    FOR thing IN SELECT space.nspname, relation.relname, required.privileges, required.role
+        FROM (VALUES {values}) AS required (schema, name, privileges, role)
+        JOIN pg_namespace AS space ON space.nspname = required.schema
+        JOIN pg_class AS relation ON relation.relnamespace = space.oid AND relation.relname LIKE required.name
         WHERE {kind} AND pg_has_role(relation.relowner, 'USAGE')
     LOOP EXECUTE format('GRANT %s ON {word} %I.%I TO %I', thing.privileges, thing.nspname, thing.relname, thing.role);
     END LOOP;

@@ -1,6 +1,6 @@
 """Installs the three schemas: `cdm` and `vocab` from `omop_schema.cdm`, `etl` through Alembic.
 
-What the tables are is said in `omop_schema`; here is only the order of things. Everything happens in one
+What the tables are is described in `omop_schema`; here is only the order of things. Everything happens in one
 transaction under an advisory lock, so that an interrupted installation leaves nothing behind and two processes may
 install at once.
 """

@@ -47,7 +47,7 @@ def _of_rights_and_tables(cause: psycopg.Error, reason: str) -> WarehouseError |
     if isinstance(cause, errors.InsufficientPrivilege):
         return WarehouseError(
             f"The database user may not do this: {reason}",
-            f"{_UNDONE} Who administers the database can give the rights: `epic-omop db grant --help` tells which.",
+            f"{_UNDONE} Who administers the database can give the rights: `epic-omop db grant --help` lists them.",
         )
     if isinstance(cause, errors.ReadOnlySqlTransaction):
         return WarehouseError(

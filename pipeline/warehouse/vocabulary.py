@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
 from pipeline.core.errors import VocabularyError
-from pipeline.core.files import disk_errors
+from pipeline.core.files import disk_errors, put_in_place, replace_file
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -71,7 +71,7 @@ _REQUIRED_TABLES = (
 )
 _OPTIONAL_TABLES = ("concept_synonym", "drug_strength", "source_to_concept_map")
 
-#: A site's own map is no part of an Athena download: it stays when the folder has none.
+#: A site's own map is not a part of an Athena download: it stays when the folder has none.
 _KEPT_TABLE = "source_to_concept_map"
 
 _CHUNK_BYTES = 1 << 20
@@ -148,7 +148,7 @@ def load_vocabulary(
     CONCEPT_CPT4.csv is left out (it has no names until Athena's own tool has merged it into CONCEPT.csv).
     `source_to_concept_map` is replaced only when the folder has SOURCE_TO_CONCEPT_MAP.csv. Indices are dropped
     first and made anew afterwards.
-    Raises VocabularyError for a folder that is no download and for a broken line, with its file and number;
+    Raises VocabularyError for a folder that is not a download and for a broken line, with its file and number;
     the tables are then as before.
     """
     files = _source_files(folder)
@@ -195,9 +195,9 @@ def _source_files(folder: Path) -> list[_SourceFile]:
     present = {path.name.upper(): path for path in folder.iterdir()}
     missing = [name for table in _REQUIRED_TABLES if (name := f"{table.upper()}.csv".upper()) not in present]
     if missing:
-        raise VocabularyError(f"{folder} is no vocabulary download: {', '.join(missing)} missing.", advice)
-    wanted = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
-    return [_source_file(table, present[name]) for table in wanted if (name := f"{table}.csv".upper()) in present]
+        raise VocabularyError(f"{folder} is not a vocabulary download: {', '.join(missing)} missing.", advice)
+    tables = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
+    return [_source_file(table, present[name]) for table in tables if (name := f"{table}.csv".upper()) in present]
 
 
 def _source_file(table: str, path: Path) -> _SourceFile:
@@ -410,11 +410,11 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
                     _write_index(url, vocab_schema, partial)
                     description = {"release": release.release, "content_hash": release.content_hash}
                     (partial / _DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
-                    partial.rename(folder)
+                    put_in_place(partial, folder)
                 except BaseException:  # it may be what fills the disk
                     shutil.rmtree(partial, ignore_errors=True)
                     raise
-            _replace_text(root / _CURRENT, folder.name)
+            replace_file(root / _CURRENT, folder.name.encode())
     return folder
 
 
@@ -457,12 +457,6 @@ def _open(folder: Path) -> ConceptIndex:
 
 def _folder_name(content_hash: str) -> str:
     return f"{content_hash[:16]}-{_INDEX_FORMAT}"
-
-
-def _replace_text(path: Path, content: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
 
 
 def _write_index(url: str, vocab_schema: str, folder: Path) -> None:

@@ -296,7 +296,7 @@ def test_a_file_on_another_host_gets_no_token(runtime: Runtime, epic: DisturbedE
 
 def test_a_type_that_is_a_path_ends_the_export(runtime: Runtime, epic: DisturbedEpic) -> None:
     epic.edit_manifest = lambda manifest: manifest["output"][1].update(type="../../x")
-    with pytest.raises(UnsafeRemote, match="no resource type"):
+    with pytest.raises(UnsafeRemote, match="not a resource type"):
         exported(runtime)
     assert not list(runtime.settings.home.parent.rglob("x.*"))
 

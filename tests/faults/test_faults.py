@@ -242,7 +242,7 @@ STOPPED: dict[str, Stop] = {
     "too recently": Stop((fault("too-recently", status=429),), CooldownActive, "too recently", "skipped", True),
     "link loop": Stop((fault("link-loop"),), ProtocolError, "circle", "failed", True),
     "type that is a path": Stop(
-        (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "no resource type", "failed", True
+        (fault("type-name", type="Patient", name="../../x"),), UnsafeRemote, "not a resource type", "failed", True
     ),
 }
 
@@ -488,7 +488,7 @@ def test_fewer_types_than_asked(epic: FaultyEpic, told: Callable[[], str]) -> No
     assert sentence in told()
     assert in_dagster(runtime)["asked for, no file came"] == "Encounter, Observation"
     with runtime.connect() as connection:
-        assert load_report(connection, "cdm", [landed.export_id]).notes.told() == [sentence]
+        assert load_report(connection, "cdm", [landed.export_id]).notes.sentences() == [sentence]
 
 
 def test_empty_output(epic: FaultyEpic, told: Callable[[], str]) -> None:
@@ -522,7 +522,7 @@ def test_a_cool_down_is_shown_until_it_ends(epic: FaultyEpic, told: Callable[[],
             exported(runtime)
         assert caught.value.next_try is not None
         assert timedelta(hours=23) < caught.value.next_try - epic.clock.now() <= timedelta(hours=24)
-        assert f"group g1 rests until {caught.value.next_try:%Y-%m-%d %H:%M} UTC" in told()
+        assert f"group g1 is in its cool-down until {caught.value.next_try:%Y-%m-%d %H:%M} UTC" in told()
         with pytest.raises(
             CooldownActive
         ) as later:  # kept in the warehouse: another process knows it, Epic is not asked

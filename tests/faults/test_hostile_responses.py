@@ -479,7 +479,7 @@ def test_a_time_ahead_of_our_clock(runtime: Runtime, epic: HostileEpic, stated: 
     found = job(runtime)
     assert found.transaction_time == (found.requested_at if own else said)
     with runtime.connect() as connection:
-        told = " ".join(export_notes(connection, [found.export_id]).told())
+        told = " ".join(export_notes(connection, [found.export_id]).sentences())
     assert ("ahead of this machine's clock" in told) is own
     assert runtime.landing.open("site_a", found.export_id).transaction_time == found.transaction_time
 
@@ -491,7 +491,7 @@ def test_a_time_of_a_clock_that_was_reset(runtime: Runtime, epic: HostileEpic, s
     found = job(runtime)
     assert found.transaction_time == found.requested_at, "else whatever came before would be newer"
     with runtime.connect() as connection:
-        told = " ".join(export_notes(connection, [found.export_id]).told())
+        told = " ".join(export_notes(connection, [found.export_id]).sentences())
     assert "before there was FHIR" in told
 
 

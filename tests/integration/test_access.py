@@ -36,7 +36,7 @@ from pipeline.extract.request_budget import WarehouseRequestBudget, requests_in_
 from pipeline.extract.site_session import site_session
 from pipeline.orchestration.attempts import postpone
 from pipeline.orchestration.jobs import kick_off_groups
-from pipeline.sandbox.answers import FhirRefusal, outcome_answer
+from pipeline.sandbox.responses import FhirRefusal, outcome_response
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas
@@ -150,7 +150,7 @@ def test_refusals_are_told_with_their_codes(epic: HostileEpic, tmp_path: Path, i
     with pytest.raises(AuthenticationRefused):
         exported(stranger)
     refusal = FhirRefusal(403, "forbidden", "Not for Anna Miller.")
-    epic.answer = lambda _, request: outcome_answer(refusal) if request.url.path.endswith("$export") else None
+    epic.answer = lambda _, request: outcome_response(refusal) if request.url.path.endswith("$export") else None
     with pytest.raises(RemoteRefused):
         exported(runtime)
     epic.answer = lambda _, request: Response(status_code=401) if request.url.path.endswith("$export") else None

@@ -95,7 +95,7 @@ def test_a_transaction_that_is_undone_leaves_no_link(runtime: Runtime) -> None:
         ("DELETE FROM access_log WHERE id = 2; DELETE FROM access_link WHERE entry_id = 2", "1 links are missing"),
         ("DELETE FROM access_log WHERE id = 4; DELETE FROM access_link WHERE entry_id = 4", "the end of the chain"),
         ("DELETE FROM access_log WHERE id = 1; DELETE FROM access_link WHERE entry_id = 1", "1 links are missing"),
-        (ENTRY, "1 entries were added beside the chain"),
+        (ENTRY, "1 entries were added outside the chain"),
         ("DELETE FROM access_log; DELETE FROM access_link", "the end of the chain"),
         ("DELETE FROM access_head", "the end of the chain"),
         ("TRUNCATE access_log", "4 entries were removed"),
@@ -165,7 +165,7 @@ def test_commands_that_show_or_take_away_leave_entries(
         terminal.run("dead-letters", "show", str(letter))
         terminal.run("dead-letters", "show", str(letter), "--raw")
         terminal.run("report", "mapping", "--site", "one")
-        terminal.run("publish", "--to", home / "lake", "--with-lineage")
+        terminal.run("lakehouse", "snapshot", "--to", home / "lake", "--with-lineage")
         terminal.run("psql", "--", "-c", "select 1")
         terminal.run("dead-letters", "list")
         rows = warehouse.rows("SELECT workflow, event, site, detail, export_id FROM access_log ORDER BY id")
@@ -174,7 +174,7 @@ def test_commands_that_show_or_take_away_leave_entries(
             ("epic-omop dead-letters show", "dead letter", "one", "without its line", export),
             ("epic-omop dead-letters show", "dead letter", "one", "raw line", export),
             ("epic-omop report mapping", "report", "one", "mapping", None),
-            ("epic-omop publish", "snapshot", "*", "with lineage", None),
+            ("epic-omop lakehouse snapshot", "snapshot", "*", "with lineage", None),
             ("epic-omop psql", "psql", "*", None, None),
         ]
         assert "checks hold" in terminal.run("verify").out

@@ -198,7 +198,7 @@ def test_what_an_export_lacks_makes_nothing_vanish_and_is_in_the_account(warehou
     account = "SELECT gap, lines FROM file_account WHERE export_id = %s AND gap IS NOT NULL"
     assert warehouse.rows(account, landed.export_id) == [(reason, 1 if reason == "count" else 0)]
     with warehouse.runtime.connect() as connection:
-        assert "1 of Patient" in " ".join(export_notes(connection, [landed.export_id]).told())
+        assert "1 of Patient" in " ".join(export_notes(connection, [landed.export_id]).sentences())
     load(warehouse, p1=1950)
     assert births(warehouse) == {"p1": 1950}, "a whole export says that p2 is gone"
 

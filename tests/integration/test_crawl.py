@@ -356,7 +356,7 @@ def test_no_patient_is_named_in_files_logs_or_messages(
 
 def test_the_commands_go_on_load_and_hydrate(place: World, terminal: Terminal, tmp_path: Path) -> None:
     place.watched.answers["Goal"] = (500, b"", -1)
-    with pytest.raises(RemoteUnavailable, match="goes on where it was"):
+    with pytest.raises(RemoteUnavailable, match="continues where it was"):
         terminal.run("crawl", "site_a", "--patients", tmp_path / "patients.csv")
     assert "crawl" in terminal.run("status")
     place.watched.answers.clear()
@@ -370,7 +370,7 @@ def test_the_commands_go_on_load_and_hydrate(place: World, terminal: Terminal, t
     with pytest.raises(UsageError, match="exclude each other"):
         terminal.run("crawl", "site_a", "--resume", "--patient", "e1")
     (tmp_path / "bad.csv").write_text("eGood\n../../etc\n")
-    with pytest.raises(UsageError, match="number 2 is no FHIR id"):
+    with pytest.raises(UsageError, match="number 2 is not a valid FHIR id"):
         terminal.run("crawl", "site_a", "--patients", tmp_path / "bad.csv")
     assert "resources fetched by reference" in terminal.run("hydrate", "site_a")
     assert place.rows("SELECT count(*) FROM cdm.provider")[0][0] > 0

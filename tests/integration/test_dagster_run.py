@@ -26,7 +26,7 @@ from pipeline.orchestration.nightly import run_nightly
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.sensors import poll_open_exports
 from pipeline.sandbox.config import RegisteredClient, SandboxConfig
-from pipeline.sandbox.faults import AnswerFault
+from pipeline.sandbox.faults import ResponseFault
 from pipeline.sandbox.server import RunningSandbox
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.warehouse import export_jobs
@@ -383,8 +383,8 @@ def test_the_night_after_a_run_by_hand(world: World) -> None:
 @pytest.mark.parametrize(
     "world",
     [
-        {"faults": (AnswerFault(at="token", status=503, times=12),)},
-        {"faults": (AnswerFault(at="kick-off", status=502, times=2),)},
+        {"faults": (ResponseFault(at="token", status=503, times=12),)},
+        {"faults": (ResponseFault(at="kick-off", status=502, times=2),)},
     ],
     indirect=True,
     ids=["token endpoint down", "gateway down"],

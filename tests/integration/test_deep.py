@@ -38,7 +38,7 @@ _EMPTY = {"dose_era"}
 
 
 def told(report: DeepReport) -> list[str]:
-    return [difference.told() for difference in report.differences]
+    return [difference.summary() for difference in report.differences]
 
 
 def with_sites(warehouse: Warehouse, *sites: SiteSettings) -> Warehouse:

@@ -51,7 +51,7 @@ def test_everything_in_the_home_is_private(
             ("vocabulary", "load", MAPPINGS_FOLDER / "demo_vocabulary"),
             ("sandbox", "generate", "--patients", "2", "--out", home / "sample"),
             ("ingest", "--site", "sample", "--from", home / "sample"),
-            ("publish", "--to", home / "lake"),
+            ("lakehouse", "snapshot", "--to", home / "lake"),
         ]
         dagster = [("ui", "--only-prepare"), ("keys", "new", "--out", home / "keys" / "new.pem")]
         for command in (*dagster, *load) if dagster_first else (*load, *dagster):

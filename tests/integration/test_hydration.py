@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.errors import AuthenticationRefused, RemoteUnavailable
 from pipeline.extract.bulk import ingest_folder
-from pipeline.extract.rest.reads import Asking
+from pipeline.extract.rest.reads import ReferenceFetcher
 from pipeline.extract.rest.session import rest_session
 from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
@@ -113,7 +113,7 @@ def test_refusals_are_recorded_and_stop_nothing(lacking: World) -> None:
         (404,),
         (410,),
     ]
-    assert "Practitioner 3" in before.told()
+    assert "Practitioner 3" in before.summary()
     asked = len(lacking.watched.paths)
     assert load(lacking, lacking.export())[0].asked == 0
     assert not lacking.watched.paths[asked:] or not [p for p in lacking.watched.paths[asked:] if p.startswith("Practi")]
@@ -179,11 +179,11 @@ def test_an_api_that_is_not_registered_is_seen_after_a_few_refusals(lacking: Wor
     for number in ids:
         lacking.watched.answers[f"Location/{number}"] = (403, orjson.dumps(OUTCOME), -1)
     with rest_session(lacking.runtime, lacking.site) as client:
-        asking = Asking(client)
-        answers = list(asking.answers([f"Location/{number}" for number in ids]))
-    assert asking.refused_types == ("Location",)
-    assert 20 <= len(answers) < 30
-    assert len(lacking.watched.asked("Location")) == len(answers)
+        fetcher = ReferenceFetcher(client)
+        responses = list(fetcher.responses([f"Location/{number}" for number in ids]))
+    assert fetcher.refused_types == ("Location",)
+    assert 20 <= len(responses) < 30
+    assert len(lacking.watched.asked("Location")) == len(responses)
 
 
 def test_a_token_that_is_refused_ends_the_hydration_and_not_the_load(lacking: World) -> None:

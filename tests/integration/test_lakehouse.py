@@ -1,4 +1,4 @@
-"""`epic-omop publish`: what is in the Parquet files is what was in the database at one moment, whatever happens meanwhile.
+"""`epic-omop lakehouse`: what is in the Parquet files is what was in the database at one moment, whatever happens meanwhile.
 
 One loaded world serves all tests; what a test adds to it stays. Files are read by polars and by DuckDB, which shares no
 code with what wrote them.
@@ -369,7 +369,14 @@ def test_killed_and_run_again(world: Warehouse, lake: Path, terminal: CommandLin
     publish(world, lake, SnapshotOptions())
     before = (lake / "latest").readlink()
     ended = terminal.run(
-        "publish", "--to", lake, "--keep", "0", program=killed(where, "before", number), code=-signal.SIGKILL
+        "lakehouse",
+        "snapshot",
+        "--to",
+        lake,
+        "--keep",
+        "0",
+        program=killed(where, "before", number),
+        code=-signal.SIGKILL,
     )
     assert ended.out == ""
     assert ((lake / "latest").readlink() == before) is (where != "shutil:rmtree")
@@ -382,14 +389,19 @@ def test_killed_and_run_again(world: Warehouse, lake: Path, terminal: CommandLin
 
 
 def test_the_command_and_its_errors(world: Warehouse, lake: Path, terminal: CommandLine, tmp_path: Path) -> None:
-    done = terminal.run("publish", "--to", lake)
+    done = terminal.run("lakehouse", "snapshot", "--to", lake)
     assert "cdm/measurement" in done.out
     assert str(lake / "latest" / "open.sql") in done.out
-    assert "as it was written" in terminal.run("publish", "--check", lake).out
-    full = terminal.run("publish", "--to", lake, program=limited(20_000), code=74)
+    assert "as it was written" in terminal.run("lakehouse", "check", lake).out
+    former = terminal.run("publish", "--check", lake)
+    assert "as it was written" in former.out
+    assert "is now `epic-omop lakehouse check PATH`" in former.err
+    assert "is now" not in former.out
+    assert not any(line.strip(" │").startswith("publish ") for line in terminal.run("--help").out.splitlines())
+    full = terminal.run("lakehouse", "snapshot", "--to", lake, program=limited(20_000), code=74)
     assert "stays as it is" in full.err
     (lake / "latest" / "cdm" / "person" / "part-00000.parquet").write_bytes(b"")
-    damaged = terminal.run("publish", "--check", lake, code=74)
+    damaged = terminal.run("lakehouse", "check", lake, code=74)
     assert "cdm/person/part-00000.parquet: has 0 bytes" in damaged.out
 
 

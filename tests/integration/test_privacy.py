@@ -27,7 +27,7 @@ from pipeline.core.settings import LogSettings, Settings, SiteSettings
 from pipeline.extract.bulk import export_site
 from pipeline.orchestration.instance import prepare_instance
 from pipeline.orchestration.nightly import RunOutcome, run_nightly
-from pipeline.sandbox.answers import FhirRefusal, outcome_answer
+from pipeline.sandbox.responses import FhirRefusal, outcome_response
 from pipeline.sandbox.sources import GeneratedSource
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
@@ -230,14 +230,14 @@ def _make_hostile(world: World) -> None:
     quoted = _quotation()
     refusals: dict[str, list[Response]] = {
         "token": [Response(orjson.dumps({"error": "invalid_client", "error_description": quoted}), 400)],
-        "kick-off": [outcome_answer(FhirRefusal(400, "invalid", f"Not exported: {quoted}"))],
+        "kick-off": [outcome_response(FhirRefusal(400, "invalid", f"Not exported: {quoted}"))],
         "status": [
             Response(status_code=202, headers={"X-Progress": f"exporting {quoted}", "Retry-After": "1"}),
-            outcome_answer(FhirRefusal(503, "transient", f"Busy with {quoted}")),
+            outcome_response(FhirRefusal(503, "transient", f"Busy with {quoted}")),
         ],
         "file": [
-            outcome_answer(FhirRefusal(500, "exception", f"Failed at {quoted}")),
-            outcome_answer(FhirRefusal(403, "forbidden", f"Forbidden: {quoted}")),
+            outcome_response(FhirRefusal(500, "exception", f"Failed at {quoted}")),
+            outcome_response(FhirRefusal(403, "forbidden", f"Forbidden: {quoted}")),
         ],
     }
 

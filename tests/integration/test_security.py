@@ -391,7 +391,7 @@ def test_a_private_network_can_be_named_and_this_machine_cannot() -> None:
 def test_a_type_never_becomes_a_path(runtime: Runtime, epic: HostileEpic, tmp_path: Path, kind: str) -> None:
     before = {path for path in tmp_path.rglob("*") if "home" not in path.parts}
     epic.edit_manifest = lambda manifest: manifest["output"][0].update(type=kind)
-    with pytest.raises(UnsafeRemote, match="no resource type"):
+    with pytest.raises(UnsafeRemote, match="not a resource type"):
         exported(runtime)
     assert landed_files(runtime) == []
     assert {path for path in tmp_path.rglob("*") if "home" not in path.parts} == before

@@ -351,7 +351,7 @@ def test_a_message_that_is_always_there_makes_nothing_incomplete(warehouse: Ware
     told_all = load_with_message(place, left, "resource", "error", "processing", "59108")
     assert measured(place) == ["o21", "o31", "o41"]
     with place.runtime.connect() as connection:
-        (sentence,) = export_notes(connection, [told_all.export_id]).told()
+        (sentence,) = export_notes(connection, [told_all.export_id]).sentences()
     assert sentence == "Messages of the site: 3 resource (error processing 59108)."
     load_with_message(place, of("p1", "o31", "o41"), "resource", "error", "not-found", "")
     assert measured(place) == ["o31", "o41"]

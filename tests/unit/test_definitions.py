@@ -18,7 +18,7 @@ from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, RemoteUnavailable, WarehouseError
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.definitions import build_definitions
-from pipeline.orchestration.failures import told_as_failures
+from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import table_value
@@ -206,7 +206,7 @@ SECRET = "Doe, Jane 1970-01-01"
 def test_failures_say_what_and_where_but_no_values(error: Exception, told: str, may_retry: bool) -> None:
     @dg.op
     def failing() -> None:
-        with told_as_failures():
+        with raise_as_failures():
             raise error from KeyError(SECRET)
 
     @dg.job
@@ -219,7 +219,7 @@ def test_failures_say_what_and_where_but_no_values(error: Exception, told: str, 
     (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
     assert (failure.user_failure_data.description or "").startswith(told)
-    with pytest.raises(dg.Failure) as caught, told_as_failures():
+    with pytest.raises(dg.Failure) as caught, raise_as_failures():
         raise error
     assert caught.value.allow_retries is may_retry
     assert SECRET not in stored

@@ -61,6 +61,33 @@ def test_the_conformance_page_is_current():
     assert page == expected, "docs/conformance.md is old: run `make conformance`"
 
 
+LINE = 120
+
+
+def long_lines(text):
+    """(number, length) of lines of running text that are too long; tables, code and names of tests stay."""
+    in_code = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        is_of_tests = re.fullmatch(r"- `\S+`: \w+", line)
+        if len(line) > LINE and not in_code and not line.lstrip().startswith("|") and not is_of_tests:
+            yield number, len(line)
+
+
+def test_lines_of_documents_are_short():
+    pages = [*sorted(DOCS.rglob("*.md")), *(page for page in sorted(ROOT.glob("*.md")) if page.name != "CHANGELOG.md")]
+    assert len(pages) > 20
+    found = {page.relative_to(ROOT).as_posix(): list(long_lines(page.read_text(encoding="utf-8"))) for page in pages}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_long_lines_are_found():
+    words = "word " * 30
+    assert list(long_lines(f"short\n{words}\n")) == [(2, 150)]
+    assert list(long_lines(f"| {words} |\n```\n{words}\n```\n")) == []
+
+
 # --- statements ----------------------------------------------------------------------------------------------------
 
 
@@ -202,3 +229,41 @@ def test_the_example_of_a_sites_own_mapping_works(tmp_path):
     assert [view.name for view in found.views][:2] == ["observation", "value"]
     assert "component" not in {view.name for view in found.views}
     assert "preliminary" in found.status.keep
+
+
+# --- rules of Epic -------------------------------------------------------------------------------------------------
+
+CITED = re.compile(r"\b[Rr]ules? (\d+)((?:(?:, | and | to )\d+)*)")
+
+
+def cited_rules(text):
+    """Numbers of the rules that a text cites, also over the end of a line."""
+    text = re.sub(r"\n\s*(#:?\s*)?", " ", text)
+    return {int(number) for match in CITED.finditer(text) for number in re.findall(r"\d+", match[0])}
+
+
+def test_rules_of_epic_that_the_code_cites_are_in_the_documents():
+    rules = [
+        int(number) for number in re.findall(r"^(\d+)\. ", (DOCS / "epic-rules.md").read_text("utf-8"), re.MULTILINE)
+    ]
+    assert rules == list(range(1, len(rules) + 1))
+    cited = {
+        number: path.relative_to(ROOT).as_posix()
+        for folder in ("pipeline", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for number in cited_rules(path.read_text(encoding="utf-8"))
+    }
+    assert len(cited) > 10
+    assert {number: path for number, path in cited.items() if number not in rules} == {}
+
+
+def test_files_that_the_rules_name_are_there():
+    page = (DOCS / "epic-rules.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:extract|load|fhir|transform|landing)/[\w/.]*)`", page)
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / "pipeline" / name).exists()] == []
+
+
+@pytest.mark.parametrize("text", ["# (rule 7)", "Rule 16: so", "rules 2 and 16", "# as\n    # rule\n    # 16 has it"])
+def test_citations_are_found(text):
+    assert cited_rules(text) & {7, 16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.commands import ui
 from pipeline.core.errors import UsageError
 from pipeline.orchestration.instance import LOCATION
@@ -48,6 +50,16 @@ def run(
     environment = {**os.environ, **variables}
     ended = subprocess.run(command, capture_output=True, check=False, env=environment)
     return ended.returncode, (ended.stdout + ended.stderr).decode(errors="replace")
+
+
+def test_version(tmp_path: Path) -> None:
+    """Its name and version, alone in the first line, then what it follows."""
+    code, out = run(["--version"], tmp_path)
+    assert code == 0
+    assert out.splitlines() == [
+        f"epic-omop {importlib.metadata.version('epic-omop')}",
+        f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}",
+    ]
 
 
 _SERVICES = """

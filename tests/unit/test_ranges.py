@@ -9,15 +9,15 @@ import pytest
 
 from pipeline.core.errors import RemoteUnavailable
 from pipeline.extract.http.ranges import OtherContent, ResumePoint, continuation, range_headers, validator_of
-from pipeline.extract.http.transport import RemoteRequest, StreamedAnswer
+from pipeline.extract.http.transport import RemoteRequest, StreamedResponse
 
 HELD = b"0123456789"
 POINT = ResumePoint(6, b"6789", '"v1"')
 FITS = {"content-range": "bytes 6-14/15", "etag": '"v1"'}
 
 
-def answer(chunks: tuple[bytes, ...], headers: Mapping[str, str] = FITS, status: int = 206) -> StreamedAnswer:
-    return StreamedAnswer(RemoteRequest("The download", "http://h/1"), status, httpx.Headers(headers), iter(chunks))
+def answer(chunks: tuple[bytes, ...], headers: Mapping[str, str] = FITS, status: int = 206) -> StreamedResponse:
+    return StreamedResponse(RemoteRequest("The download", "http://h/1"), status, httpx.Headers(headers), iter(chunks))
 
 
 @pytest.mark.parametrize(

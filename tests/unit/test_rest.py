@@ -1,4 +1,4 @@
-"""Reads and searches against a real server on loopback; pages cut from their Bundles; the pace; lists of patients."""
+"""Reads and searches against a real server on loopback; pages cut from their Bundles; the rate limiter; lists of patients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, ProtocolError, RemoteRefused, UnsafeRemote, UsageError
 from pipeline.core.settings import DEFAULT_CRAWL_SEARCHES, SiteSettings, load_settings
-from pipeline.extract.http.pace import Pace
+from pipeline.extract.http.rate_limiter import RateLimiter
 from pipeline.extract.http.transport import Transport, shown_url
 from pipeline.extract.rest.client import RestClient, SearchRefused, is_readable_id
 from pipeline.extract.rest.patient_list import read_patients
-from pipeline.fhir.search_page import Said, as_line, parse_page, said
+from pipeline.fhir.search_page import SearchIssue, as_line, parse_page, search_issues
 from pipeline.landing.references import attachments, references_in, result_references
 from tests.unit.test_transport import Reply, Server, outcome, running, session_of, site_at
 
@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[RestClient]:
     clock = ManualClock(NOW)
     with Transport(site_at(server.url), clock) as transport:
-        yield RestClient(session_of(transport), Pace(clock, 10))
+        yield RestClient(session_of(transport), RateLimiter(clock, 10))
 
 
 def bundle(*entries: bytes, following: str | None = None) -> Reply:
@@ -132,7 +132,7 @@ def test_another_resource_than_the_one_asked_for_is_refused(server: Server, clie
 def test_a_resource_that_is_too_large_is_refused(server: Server) -> None:
     clock = ManualClock(NOW)
     with Transport(site_at(server.url, max_line_bytes=1024), clock) as transport:
-        client = RestClient(session_of(transport), Pace(clock, 10))
+        client = RestClient(session_of(transport), RateLimiter(clock, 10))
         server.on("/fhir/Goal/g1", Reply(body=b'{"resourceType":"Goal","id":"g1","t":"%s"}' % (b"x" * 2000)))
         with pytest.raises(UnsafeRemote, match="longer than 1024 bytes"):
             client.read("Goal", "g1")
@@ -182,7 +182,11 @@ def test_only_matches_and_includes_are_resources() -> None:
         "The test",
     )
     assert [one for _, one, _ in page.resources] == ["g1", "g2", "g4"]
-    assert page.said == (Said("informational", "4101"), Said("warning", "59109"), Said("refused", "4134"))
+    assert page.issues == (
+        SearchIssue("informational", "4101"),
+        SearchIssue("warning", "59109"),
+        SearchIssue("refused", "4134"),
+    )
     assert len(page.outcomes) == 2, "that nothing was found is not kept"
 
 
@@ -193,7 +197,7 @@ def test_what_is_no_bundle_is_an_error_without_its_content(body: bytes) -> None:
 
 
 def test_a_code_is_shown_only_if_it_looks_like_one() -> None:
-    assert said(outcome("John Doe, born 1970"), "x") == (Said("refused", "unknown"),)
+    assert search_issues(outcome("John Doe, born 1970"), "x") == (SearchIssue("refused", "unknown"),)
 
 
 json_values = st.recursive(
@@ -247,34 +251,36 @@ def test_results_and_attachments_of_any_shape() -> None:
     assert list(attachments(document)) == ["Binary/1"]
 
 
-# --- the pace
+# --- the rate limiter
 
 
 def test_the_pace_is_kept_by_all_workers_together() -> None:
     clock = ManualClock(NOW)
-    pace = Pace(clock, 4)
+    rate_limiter = RateLimiter(clock, 4)
     for _ in range(9):
-        pace.wait()
+        rate_limiter.wait()
     assert (clock.now() - NOW).total_seconds() == pytest.approx(2.0)
     clock.advance(100)
     before = clock.now()
-    pace.wait()
+    rate_limiter.wait()
     assert clock.now() == before, "a pause is not made up for, and costs nothing"
-    pace.wait()
+    rate_limiter.wait()
     assert (clock.now() - before).total_seconds() == pytest.approx(0.25)
 
 
 def test_the_pace_gives_each_thread_a_place_of_its_own() -> None:
     clock = ManualClock(NOW)
-    pace = Pace(clock, 10)
-    threads = [threading.Thread(target=pace.wait) for _ in range(20)]
+    rate_limiter = RateLimiter(clock, 10)
+    threads = [threading.Thread(target=rate_limiter.wait) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(clock.slept) <= 20
-    assert pace._next is not None
-    assert (pace._next - NOW).total_seconds() == pytest.approx(2.0, abs=0.2 + (clock.now() - NOW).total_seconds())
+    assert rate_limiter._next is not None
+    assert (rate_limiter._next - NOW).total_seconds() == pytest.approx(
+        2.0, abs=0.2 + (clock.now() - NOW).total_seconds()
+    )
 
 
 # --- lists of patients, settings
@@ -298,11 +304,11 @@ def test_lists_as_people_write_them(tmp_path: Path, text: str, expected: list[st
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("e1\nJane Doe\n", "number 2 is no FHIR id"),
+        ("e1\nJane Doe\n", "number 2 is not a valid FHIR id"),
         ("", "there is no patient"),
         ("1,e1\n2,e2\n", "2 columns and no header"),
-        ("mrn,patient_id\n1,\n", "number 2 is no FHIR id"),
-        ("https://h/Patient/e1\n", "number 1 is no FHIR id"),
+        ("mrn,patient_id\n1,\n", "number 2 is not a valid FHIR id"),
+        ("https://h/Patient/e1\n", "number 1 is not a valid FHIR id"),
     ],
 )
 def test_unusable_lists_are_refused_without_showing_them(tmp_path: Path, text: str, told: str) -> None:

@@ -41,7 +41,7 @@ from pipeline.extract.bulk.protocol import KickOff, Manifest, ManifestFile, Stil
 from pipeline.extract.http.transport import (
     RemoteRequest,
     RetryPolicy,
-    StreamedAnswer,
+    StreamedResponse,
     Transport,
     plain_text,
     retry_after_seconds,
@@ -639,7 +639,7 @@ def test_a_count_that_is_none_is_not_compared(server: Server, transport: Transpo
     "body", [b"{}", b"[]", b'{"output": [', outcome("exception", "busy"), b"", b"\xff\xfe{\0}\0", b"null"]
 )
 def test_what_is_no_manifest_says_nothing_of_the_export(server: Server, transport: Transport, body: bytes) -> None:
-    with pytest.raises(UnreadableStatus, match="no manifest"):
+    with pytest.raises(UnreadableStatus, match="not a manifest"):
         polled(server, transport, body)
 
 
@@ -652,7 +652,7 @@ def test_a_content_location_that_is_no_address(server: Server, transport: Transp
 
 def test_a_page_of_a_gateway_is_no_manifest(server: Server, transport: Transport) -> None:
     """A maintenance page says nothing of the export, which may have run for days."""
-    with pytest.raises(RemoteUnavailable, match="no manifest"):
+    with pytest.raises(RemoteUnavailable, match="not a manifest"):
         polled(server, transport, b"<html>We are back at 6 am</html>")
 
 
@@ -684,7 +684,7 @@ class Body:
     def headers(self) -> dict[str, str]:
         return {}
 
-    def __call__(self, answer: StreamedAnswer) -> bytes:
+    def __call__(self, answer: StreamedResponse) -> bytes:
         return b"".join(answer.chunks)
 
 

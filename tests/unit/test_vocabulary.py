@@ -193,7 +193,7 @@ def test_a_wrong_folder_is_refused_before_anything_is_asked_of_the_database(tmp_
     with pytest.raises(VocabularyError, match="is not a folder"):
         load_vocabulary("postgresql://nowhere/none", tmp_path / "missing", **nowhere)
     (tmp_path / "CONCEPT.csv").write_text("concept_id\n")
-    with pytest.raises(VocabularyError, match=r"no vocabulary download: VOCABULARY\.CSV"):
+    with pytest.raises(VocabularyError, match=r"not a vocabulary download: VOCABULARY\.CSV"):
         load_vocabulary("postgresql://nowhere/none", tmp_path, **nowhere)
 
 

@@ -6,7 +6,7 @@ Each function does one step, saves what it learned before the next, and can be c
   before anything else happens. It adopts a group's open export instead of starting a second one.
 - `poll_once` asks for the status once. `download` fetches the files that are not complete yet.
 - A `requested` row without its process is an unknown state: the kick-off may have been sent, and Epic has no way to
-  look for the job. Kicking off again could start a second export, so the row ends as `failed` and the group rests
+  look for the job. Kicking off again could start a second export, so the row ends as `failed` and the group is in its cool-down
   until its window has passed. Nothing is lost by that: exports are full, the next one holds everything.
 
 The steps are the modules of this package; what is not HTTP is in `pipeline.warehouse.export_jobs`, what is in

@@ -38,7 +38,7 @@ from pipeline.extract.http.ranges import (
     range_headers,
     validator_of,
 )
-from pipeline.extract.http.transport import StreamedAnswer
+from pipeline.extract.http.transport import StreamedResponse
 from pipeline.extract.smart.session import EpicSession
 from pipeline.fhir.gzip_stream import DamagedGzipError
 from pipeline.landing.content import ContentCheck
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Position:
     """One file of the manifest. `source` is a hash of its address: which file it is, whatever its number."""
 
     category: Category
@@ -86,7 +86,7 @@ _OF_THE_FILE = (ExportGone, UnsafeRemote, RemoteRefused, _OtherCount, _NotOfItsT
 class ExportDownload:
     """The files of one export on their way into its draft. `save_manifest` keeps a manifest that was read again.
 
-    `is_last_try`: files that cannot be had are left out from now on, so that one does not hold up the others for ever.
+    `is_last_try`: files that cannot be had are left out from now on, so that one does not delay the others for ever.
     `gaps` says afterwards what is not as the manifest announced it.
     """
 
@@ -111,10 +111,10 @@ class ExportDownload:
         self._second_round = False
         self._lock = threading.Lock()
         self._files_done = 0
-        self._places = _places(self._manifest)
+        self._positions = _positions(self._manifest)
         #: Hash of an address → what came from it before, so that a wrong `count` is known by equal bytes.
         self._digests: dict[str, FileDigest] = {}
-        self._left_out: dict[_Place, Gap] = {}
+        self._left_out: dict[_Position, Gap] = {}
         self._unusable: UnusableAddress | None = None
         self.gaps: tuple[Gap, ...] = ()
 
@@ -127,10 +127,10 @@ class ExportDownload:
         after the last attempt, UnsafeRemote, RemoteRefused, LandingError.
         """
         try:
-            found = self._fetched()
+            found = self._fetch()
         except _ReadAgain:
             self._second_round = True
-            found = self._fetched()
+            found = self._fetch()
         files = _of_category(found, "files")
         if self._manifest.output and not files:
             if self._unusable:
@@ -156,21 +156,21 @@ class ExportDownload:
         job = self._job
         return ExportOrigin(job.group_id, job.resource_types, job.requested_at, job.since, job.notes, self.gaps)
 
-    def _fetched(self) -> dict[_Place, LandedFile]:
+    def _fetch(self) -> dict[_Position, LandedFile]:
         self._files_done = 0
-        found: dict[_Place, LandedFile] = {}
+        found: dict[_Position, LandedFile] = {}
         failure: EpicOmopError | None = None
         with ThreadPoolExecutor(self._session.site.download_workers, "download") as pool:
-            places = {pool.submit(carried(self._file), place): place for place in self._places}
+            positions = {pool.submit(carried(self._file), position): position for position in self._positions}
             try:
-                for future in as_completed(places):
+                for future in as_completed(positions):
                     try:
                         landed = future.result()
                     except _OF_THE_FILE as error:
                         failure = failure or error
                         continue
                     if landed is not None:
-                        found[places[future]] = landed
+                        found[positions[future]] = landed
             except BaseException as error:
                 pool.shutdown(wait=True, cancel_futures=True)
                 if isinstance(failure, UnsafeRemote) and isinstance(error, EpicOmopError):
@@ -180,12 +180,14 @@ class ExportDownload:
             raise failure
         return found
 
-    def _file(self, place: _Place) -> LandedFile | None:
+    def _file(self, position: _Position) -> LandedFile | None:
         """The landed file; None for one that is left out."""
-        landed = self._draft.landed(place.number, place.entry.resource_type, place.category, source=place.source)
+        landed = self._draft.landed(
+            position.number, position.entry.resource_type, position.category, source=position.source
+        )
         if landed is None:
             try:
-                landed = self._download(place)
+                landed = self._download(position)
             except _SureCount:
                 self._read_manifest_again()
                 raise _ReadAgain from None
@@ -195,38 +197,38 @@ class ExportDownload:
                 if not self._second_round:
                     self._read_manifest_again()
                     raise _ReadAgain from None
-                self._leave_out(place, error)
+                self._leave_out(position, error)
         with self._lock:
             self._files_done += 1
-        self._report(landed.path.name if landed else place.entry.resource_type, 0)
+        self._report(landed.path.name if landed else position.entry.resource_type, 0)
         return landed
 
     def _is_of_the_file(self, error: EpicOmopError) -> bool:
         """In the last try also what a server answers for that file alone: it does answer for the manifest."""
         return isinstance(error, _OF_THE_FILE) or (self._is_last_try and not isinstance(error, Unreachable))
 
-    def _leave_out(self, place: _Place, error: EpicOmopError) -> None:
+    def _leave_out(self, position: _Position, error: EpicOmopError) -> None:
         """Note the file as a gap where the others are not to wait for it; else raise the error."""
         is_lost = isinstance(error, ExportGone)
         never = is_lost or isinstance(error, UnusableAddress)
-        if not (never or place.category != "files" or self._is_last_try):
+        if not (never or position.category != "files" or self._is_last_try):
             raise error
         _log.warning("%s It is left out of export %d.", error.message, self._job.export_id)
-        entry = place.entry
+        entry = position.entry
         reason: GapReason = "lost" if is_lost else "unusable"
         with self._lock:
             if isinstance(error, UnusableAddress):
                 self._unusable = error
-            self._left_out[place] = Gap(place.category, place.number, entry.resource_type, reason, entry.count)
+            self._left_out[position] = Gap(position.category, position.number, entry.resource_type, reason, entry.count)
 
-    def _download(self, place: _Place) -> LandedFile:
-        entry = place.entry
+    def _download(self, position: _Position) -> LandedFile:
+        entry = position.entry
         if not entry.url:
             raise UnusableAddress(f"The manifest names no usable address for a file of {entry.resource_type}.")
-        with self._draft.partial(place.number, entry.resource_type, place.category, place.source) as part:
+        with self._draft.partial(position.number, entry.resource_type, position.category, position.source) as part:
             receiver = _FileReceiver(
                 part,
-                place,
+                position,
                 lambda added: self._report(part.path.name, added),
                 self._digests,
                 takes_any_count=self._second_round,
@@ -239,7 +241,7 @@ class ExportDownload:
                 requires_access_token=self._manifest.requires_access_token,
             )
             return self._draft.keep(
-                part, place.number, entry.resource_type, expected_count=entry.count, source=place.source
+                part, position.number, entry.resource_type, expected_count=entry.count, source=position.source
             )
 
     def _read_manifest_again(self) -> None:
@@ -254,7 +256,7 @@ class ExportDownload:
                 return
             manifest = _in_order_of(self._manifest, manifest)
             self._save_manifest(manifest)
-            self._manifest, self._places = manifest, _places(manifest)
+            self._manifest, self._positions = manifest, _positions(manifest)
 
     def _new_manifest(self) -> Manifest | None:
         """None when the site has none any more, or that of something else. Raises RemoteUnavailable."""
@@ -271,7 +273,7 @@ class ExportDownload:
 
     def _report(self, name: str, added: int) -> None:
         if self._progress:
-            self._progress(LandingProgress(name, self._files_done, len(self._places), added))
+            self._progress(LandingProgress(name, self._files_done, len(self._positions), added))
 
 
 #: So much of what an earlier process left is looked at for a resource.
@@ -279,20 +281,20 @@ _HEAD_BYTES = 1 << 20
 
 
 class _FileReceiver:
-    """Writes one file, going on where an earlier attempt or process stopped, and looks whether it can be that file:
+    """Writes one file, continuing where an earlier attempt or process stopped, and looks whether it can be that file:
     a line of its type, and as many lines as `count` says."""
 
     def __init__(
         self,
         part: PartialFile,
-        place: _Place,
+        position: _Position,
         report: Callable[[int], None],
         digests: MutableMapping[str, FileDigest],
         *,
         takes_any_count: bool,
     ) -> None:
         self._part = part
-        self._place = place
+        self._position = position
         self._report = report
         self._digests = digests
         self._takes_any_count = takes_any_count
@@ -300,7 +302,7 @@ class _FileReceiver:
         self._check = self._new_check()
 
     def _new_check(self) -> ContentCheck:
-        return ContentCheck(self._place.entry.resource_type if self._place.category == "files" else None)
+        return ContentCheck(self._position.entry.resource_type if self._position.category == "files" else None)
 
     def headers(self) -> Mapping[str, str]:
         part = self._part
@@ -309,7 +311,7 @@ class _FileReceiver:
             self._point = ResumePoint(part.bytes_written - OVERLAP_BYTES, part.tail(OVERLAP_BYTES), part.validator)
         return range_headers(self._point)
 
-    def __call__(self, answer: StreamedAnswer) -> None:
+    def __call__(self, answer: StreamedResponse) -> None:
         try:
             for chunk in self._following(answer):
                 self._part.write(chunk)
@@ -328,10 +330,10 @@ class _FileReceiver:
         self._check.end_line()
         self._compare()
 
-    def _following(self, answer: StreamedAnswer) -> Iterator[bytes]:
+    def _following(self, answer: StreamedResponse) -> Iterator[bytes]:
         self._check = self._new_check()
         if self._point is not None and answer.status != 200:
-            _log.info("%s goes on at byte %d.", self._part.path.name, self._part.bytes_written)
+            _log.info("%s continues at byte %d.", self._part.path.name, self._part.bytes_written)
             self._check.add(self._part.head(_HEAD_BYTES))
             return continuation(self._point, answer)
         self._part.restart(validator_of(answer.headers))  # the whole file: the server knows no ranges, or a new version
@@ -339,19 +341,20 @@ class _FileReceiver:
 
     def _compare(self) -> None:
         digest = self._part.digest()
-        expected = self._place.entry.count if self._place.category != "outcomes" else None
+        expected = self._position.entry.count if self._position.category != "outcomes" else None
         counts_differ = expected is not None and digest.lines != expected
         came = f"{self._part.path.name} came with {digest.lines} lines"
         if counts_differ:
             came = f"{came}; the manifest says {expected}"
         if digest.lines and not self._check.found:
             self._part.restart()
-            told = f"{came}, and none of them is a resource of that type: it is no such NDJSON."
-            raise _NotOfItsType(told, _KEPT_ADVICE)
+            raise _NotOfItsType(
+                f"{came}, and none of them is a resource of that type: it is not NDJSON of that type.", _KEPT_ADVICE
+            )
         if not counts_differ:
             return
-        former = self._digests.get(self._place.source)
-        self._digests[self._place.source] = digest
+        former = self._digests.get(self._position.source)
+        self._digests[self._position.source] = digest
         if former != digest:
             self._part.restart()
             raise _OtherCount(f"{came}.", _KEPT_ADVICE)
@@ -375,14 +378,14 @@ def _lists(manifest: Manifest) -> Iterator[tuple[Category, tuple[ManifestFile, .
     yield "deleted", manifest.deleted
 
 
-def _places(manifest: Manifest) -> list[_Place]:
+def _positions(manifest: Manifest) -> list[_Position]:
     """Files numbered from 1 through output, outcomes and deleted, in the manifest's order."""
     sources = _sources(manifest)
-    places: list[_Place] = []
+    positions: list[_Position] = []
     for category, entries in _lists(manifest):
         for entry in entries:
-            places.append(_Place(category, len(places) + 1, entry, sources[entry.url]))
-    return places
+            positions.append(_Position(category, len(positions) + 1, entry, sources[entry.url]))
+    return positions
 
 
 def _sources(manifest: Manifest) -> dict[str, str]:
@@ -415,6 +418,6 @@ def _in_order_of(known: Manifest, new: Manifest) -> Manifest:
     )
 
 
-def _of_category(found: Mapping[_Place, LandedFile], category: Category) -> tuple[LandedFile, ...]:
-    files = [file for place, file in found.items() if place.category == category]
+def _of_category(found: Mapping[_Position, LandedFile], category: Category) -> tuple[LandedFile, ...]:
+    files = [file for position, file in found.items() if position.category == category]
     return tuple(sorted(files, key=lambda file: file.number))

@@ -1,4 +1,4 @@
-"""A complete export: its files into landing, its notes told, its job deleted on the server."""
+"""A complete export: its files into landing, its notes logged, its job deleted on the server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import psycopg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import (
     EpicOmopError,
     ExportGone,
@@ -21,7 +22,7 @@ from pipeline.core.workflow import names_export
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.download import ExportDownload
 from pipeline.extract.bulk.protocol import Manifest
-from pipeline.extract.bulk.states import rest, save_error, session_of
+from pipeline.extract.bulk.states import keep_cool_down, save_error, session_of
 from pipeline.extract.notes import export_notes
 from pipeline.extract.smart.session import EpicSession
 from pipeline.landing.origin import read_origin
@@ -43,7 +44,7 @@ def download(
     For a landed export, returns what is in the store. Files that are lost, and those that cannot be had for a whole
     window after the manifest came, are left out (`etl.export_gap`); the job then stays on the server. Raises
     ExportNotReady for one that runs, SiteBusy while another process downloads it, ExportGone or UnusableAddress when no
-    file is left (saved as `failed`), and what `protocol.download` and the landing store raise; then calling it again goes on
+    file is left (saved as `failed`), and what `protocol.download` and the landing store raise; then calling it again continues
     where it stopped.
     """
     site = runtime.settings.site(job.site)
@@ -53,26 +54,26 @@ def download(
     ):
         job = export_jobs.get_job(connection, job.export_id)
         connection.commit()
-        if job.state in ("requested", "running"):
+        if job.state in (ExportState.REQUESTED, ExportState.RUNNING):
             message = f"Export {job.export_id} of site {job.site} still runs at the site."
             raise ExportNotReady(message, "Ask for its status again later.", next_try=job.next_poll_at)
         with session_of(runtime, site, session) as used:
-            landed = _landed(runtime, connection, used, job, progress)
+            landed = _land(runtime, connection, used, job, progress)
             if all(gap.reason == "count" for gap in read_origin(landed.folder).gaps):
                 _delete_on_server(runtime, connection, used, job)
         return landed
 
 
-def _landed(
+def _land(
     runtime: Runtime,
     connection: psycopg.Connection,
     session: EpicSession,
     job: ExportJob,
     progress: ProgressCallback | None,
 ) -> LandedExport:
-    if job.state == "complete":
+    if job.state == ExportState.COMPLETE:
         try:
-            landed = _fetched(runtime, session, job, progress)
+            landed = _fetch(runtime, session, job, progress)
         except (ExportGone, UnusableAddress) as error:
             _end(
                 connection,
@@ -86,13 +87,13 @@ def _landed(
             raise
         export_jobs.save_landed(connection, landed, runtime.clock.now(), read_origin(landed.folder).gaps)
         connection.commit()
-        _tell_notes(connection, job)
+        _log_notes(connection, job)
         connection.commit()
         return landed
     try:
         return runtime.landing.open(job.site, job.export_id)
     except LandingError as error:
-        if job.state == "landed":  # otherwise this group could never be exported again
+        if job.state == ExportState.LANDED:  # otherwise this group could never be exported again
             export_jobs.mark_failed(connection, job.export_id, error.message)
             connection.commit()
         raise
@@ -104,13 +105,13 @@ def _end(
     """The export cannot be had any more. The server's job stays."""
     if export_jobs.get_job(connection, job.export_id).is_open:
         export_jobs.mark_failed(connection, job.export_id, error.message)
-        rest(connection, site, job, reason)
+        keep_cool_down(connection, site, job, reason)
         connection.commit()
     raise error
 
 
 @names_export
-def _fetched(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
+def _fetch(runtime: Runtime, session: EpicSession, job: ExportJob, progress: ProgressCallback | None) -> LandedExport:
     if runtime.landing.is_finished(job.site, job.export_id):  # the process ended before the warehouse knew
         return runtime.landing.open(job.site, job.export_id)
     draft = runtime.landing.begin(job.site, job.export_id)
@@ -148,7 +149,7 @@ def types_not_received(job: ExportJob, landed: LandedExport) -> tuple[str, ...]:
     return tuple(name for name in job.resource_types if name not in received)
 
 
-def _tell_notes(connection: psycopg.Connection, job: ExportJob) -> None:
+def _log_notes(connection: psycopg.Connection, job: ExportJob) -> None:
     """Types that did not come, and what the site says: from the warehouse, where everybody finds it."""
-    for sentence in export_notes(connection, [job.export_id]).told():
+    for sentence in export_notes(connection, [job.export_id]).sentences():
         _log.warning("Export %d of site %s: %s", job.export_id, job.site, sentence)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import EpicOmopError, SiteBusy
 from pipeline.extract.bulk.states import new_job, save_error
 from pipeline.landing.folder import land_folder, ndjson_files
@@ -42,12 +43,12 @@ def ingest_folder(
     process ingests, LandingError.
     """
     site = runtime.settings.site_or_folder(site_name)
-    ndjson_files(folder)  # a wrong folder is told before anything is written
+    ndjson_files(folder)  # a wrong folder is reported before anything is written
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.FOLDER):
         refuse_missing_site(connection, runtime.settings, site.name)
         for left in export_jobs.unfinished_folder_jobs(connection, site.name):
             _end_folder(runtime, connection, left, "The process ended while the folder was copied.")
-        job = new_job(runtime, connection, site.name, "folder", group=group)
+        job = new_job(runtime, connection, site.name, ExportKind.FOLDER, group=group)
         try:
             landed = land_folder(runtime.landing, site.name, job.export_id, folder, job.requested_at, progress)
         except EpicOmopError as error:
@@ -100,7 +101,7 @@ _INTERRUPTED = "It was interrupted before it was loaded: load the folder again."
 
 
 def _landed_folders(connection: psycopg.Connection, site: str) -> list[ExportJob]:
-    return export_jobs.jobs_of_kind(connection, site, "folder", "landed")
+    return export_jobs.jobs_of_kind(connection, site, ExportKind.FOLDER, ExportState.LANDED)
 
 
 def _end_folder(runtime: Runtime, connection: psycopg.Connection, job: ExportJob, reason: str) -> None:

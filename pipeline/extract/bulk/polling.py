@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import psycopg
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import (
     AddressNotListed,
     AuthenticationRefused,
@@ -24,7 +25,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.protocol import Manifest, StillRunning
-from pipeline.extract.bulk.states import rest, save_error, session_of
+from pipeline.extract.bulk.states import keep_cool_down, save_error, session_of
 from pipeline.extract.bulk.times import KeepFutureTime, export_time
 from pipeline.extract.smart.session import EpicSession
 from pipeline.warehouse import export_jobs
@@ -59,19 +60,19 @@ def poll_once(
     failed or can never be asked for (saved as `failed`), or cannot be asked for until somebody changes something
     (stays `running`). `keep_future_time` asks a person about a transactionTime that is ahead of our clock.
     """
-    if job.state != "running" or job.status_url is None:
+    if job.state != ExportState.RUNNING or job.status_url is None:
         return job
     site = runtime.settings.site(job.site)
     dice = chance or random.SystemRandom()
     with runtime.connect() as connection, session_of(runtime, site, session) as used:
         try:
-            return _polled(runtime, connection, used, job, dice, keep_future_time)
-        except SiteBusy:  # another process asked at the same time, and was told more
+            return _poll(runtime, connection, used, job, dice, keep_future_time)
+        except SiteBusy:  # another process asked at the same time, and has a newer answer
             connection.rollback()
             return export_jobs.get_job(connection, job.export_id)
 
 
-def _polled(
+def _poll(
     runtime: Runtime,
     connection: psycopg.Connection,
     session: EpicSession,
@@ -83,7 +84,7 @@ def _polled(
     try:
         status = _status(connection, session, job)
     except (RemoteUnavailable, RequestBudgetSpent) as error:
-        return _not_answered(runtime, connection, site, job, error, dice)
+        return _note_failure(runtime, connection, site, job, error, dice)
     if isinstance(status, StillRunning):
         next_poll = _next_poll(site, runtime.clock.now(), status.retry_after_seconds, dice)
         return export_jobs.save_poll(connection, job.export_id, next_poll_at=next_poll, progress=status.progress)
@@ -97,7 +98,7 @@ def _polled(
     )
 
 
-def _not_answered(
+def _note_failure(
     runtime: Runtime,
     connection: psycopg.Connection,
     site: SiteSettings,
@@ -106,7 +107,7 @@ def _not_answered(
     dice: random.Random,
 ) -> ExportJob:
     """The question failed for now; given up only when it has failed for as long as results are kept, or has been
-    answered with what is no manifest for a whole window."""
+    answered with what is not a manifest for a whole window."""
     now = runtime.clock.now()
     since = job.failing_since or now
     window = timedelta(hours=site.kickoff_window_hours)
@@ -149,7 +150,7 @@ def _end_by(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, 
         export_jobs.mark_gone(connection, job.export_id, error.message)
     else:
         export_jobs.mark_failed(connection, job.export_id, error.message)
-    rest(connection, site, job, "its last export did not end well, and Epic allows one in this time")
+    keep_cool_down(connection, site, job, "its last export did not end well, and Epic allows one in this time")
     connection.commit()
     raise error
 

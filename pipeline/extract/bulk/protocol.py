@@ -29,9 +29,10 @@ from pipeline.core.errors import (
     UnsafeRemote,
 )
 from pipeline.core.resource_types import TYPE_NAME
-from pipeline.extract.http.server_words import progress_words
-from pipeline.extract.http.transport import Answer, RemoteRequest, StreamedAnswer, shown_url
+from pipeline.extract.http.redaction import progress_words
+from pipeline.extract.http.transport import RemoteRequest, Response, StreamedResponse, shown_url
 from pipeline.extract.smart.session import EpicSession
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
 
 __all__ = [
     "KickOff",
@@ -134,7 +135,7 @@ def kick_off(session: EpicSession, group: str, resource_types: Sequence[str], si
     export cannot be reached; RemoteRefused, AuthenticationRefused or RemoteUnavailable when no export was started.
     """
     ask_for_token(session)
-    answer = _sent_kick_off(session, _kick_off_request(session, group, resource_types, since))
+    answer = _send_kick_off(session, _kick_off_request(session, group, resource_types, since))
     if answer.status == 202:
         location = answer.headers.get("content-location")
         if not location or not is_usable_url(location):
@@ -161,7 +162,7 @@ _UNKNOWN_ADVICE = "An export may have been started: no new kick-off until the wi
 def _kick_off_request(
     session: EpicSession, group: str, resource_types: Sequence[str], since: datetime | None
 ) -> RemoteRequest:
-    base = (session.site.fhir_url or "").rstrip("/")
+    base = session.site.fhir_url or ""
     parameters = {"_type": ",".join(resource_types)}
     if since is not None:
         parameters["_since"] = since.astimezone(UTC).isoformat(timespec="seconds")
@@ -177,7 +178,7 @@ def _kick_off_request(
     )
 
 
-def _sent_kick_off(session: EpicSession, request: RemoteRequest) -> Answer:
+def _send_kick_off(session: EpicSession, request: RemoteRequest) -> Response:
     try:
         return session.transport.send(request)
     except Unreachable:
@@ -186,12 +187,13 @@ def _sent_kick_off(session: EpicSession, request: RemoteRequest) -> Answer:
         raise KickOffUnknown(error.message, _UNKNOWN_ADVICE) from error
 
 
-def _is_too_recent(answer: Answer) -> bool:
+def _is_too_recent(answer: Response) -> bool:
     """Rule 2: only the text is certain, not the status, nor that it comes as an OperationOutcome."""
     if answer.status < 300:
         return False
-    told = " ".join(issue.text for issue in answer.issues) or answer.body[:4096].decode(errors="replace")
-    return _TOO_RECENTLY in " ".join(told.lower().split())
+    texts = [text for issue in answer.issues for text in issue.texts]
+    reason = " ".join(texts) or answer.body[:4096].decode(errors="replace")
+    return _TOO_RECENTLY in " ".join(reason.lower().split())
 
 
 def poll(
@@ -203,7 +205,7 @@ def poll(
     in `session_for_pages`.
 
     Raises ExportGone when the server does not know the job, RemoteUnavailable when asking again makes sense
-    (UnreadableStatus: for what is no manifest), RemoteRefused when the export failed, ProtocolError and UnsafeRemote
+    (UnreadableStatus: for what is not a manifest), RemoteRefused when the export failed, ProtocolError and UnsafeRemote
     for a manifest that cannot be used.
     """
     request = _status_request(session, status_url)
@@ -220,22 +222,26 @@ def poll(
     return _all_pages(session_for_pages or session, answer)
 
 
-def _page_of(answer: Answer) -> Manifest:
-    """What a gateway or a half answer gives is no manifest: it says nothing of the export, which may have run for
+def _page_of(answer: Response) -> Manifest:
+    """What a gateway or a half answer gives is not a manifest: it says nothing of the export, which may have run for
     days. Only a JSON object with a list of files, however short, is one."""
     try:
         document = answer.json()
     except ProtocolError:
         document = {}
     if (document.get("resourceType") or "Parameters") != "Parameters" or document.get("output") is None:
-        raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is no manifest.")
+        raise UnreadableStatus(f"{answer.request.action}: the server answered with something that is not a manifest.")
     return parse_manifest(document)
 
 
-def _with_status_of_export(answer: Answer) -> Answer:
+def _with_status_of_export(answer: Response) -> Response:
     """With `separate-export-status` (STU3 and later) 200 speaks of the question, and a header of the export."""
-    told = answer.headers.get("x-export-status", "").strip()[:3]
-    return replace(answer, status=int(told)) if answer.status == 200 and told.isdecimal() else answer
+    status_of_export = answer.headers.get("x-export-status", "").strip()[:3]
+    return (
+        replace(answer, status=int(status_of_export))
+        if answer.status == 200 and status_of_export.isdecimal()
+        else answer
+    )
 
 
 def _status_request(session: EpicSession, url: str) -> RemoteRequest:
@@ -250,7 +256,7 @@ def _status_request(session: EpicSession, url: str) -> RemoteRequest:
     )
 
 
-def _all_pages(session: EpicSession, first: Answer) -> Manifest:
+def _all_pages(session: EpicSession, first: Response) -> Manifest:
     """Follow STU3's `link` relation next; a page that comes twice is a loop, not an export."""
     manifest = _page_of(first)
     next_url = _next_page(first)
@@ -272,7 +278,7 @@ def _all_pages(session: EpicSession, first: Answer) -> Manifest:
     return manifest
 
 
-def _next_page(answer: Answer) -> str | None:
+def _next_page(answer: Response) -> str | None:
     links = answer.json().get("link")
     for link in links if isinstance(links, list) else ():
         url = link.get("url") if isinstance(link, dict) and link.get("relation") == "next" else None
@@ -324,7 +330,7 @@ def _refuse_too_many(manifest: Manifest) -> None:
 
 
 def _instant(value: object) -> datetime | None:
-    """None for what is no instant in UTC: 9999-12-31T23:59:59-12:00 is none either."""
+    """None for what is not a valid instant in UTC: 9999-12-31T23:59:59-12:00 is none either."""
     try:
         instant = datetime.fromisoformat(value) if isinstance(value, str) else None
         return instant and (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
@@ -358,7 +364,7 @@ def _refuse_unusable(url: str) -> None:
 
 def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
     """The files of one of the manifest's lists. Of `output` the export consists; the others may have any shape: one file
-    alone is a list of one, and what is no list of files is one that cannot be had."""
+    alone is a list of one, and what is not a list of files is one that cannot be had."""
     entries = document.get(name) or []
     if isinstance(document.get(name), list):
         return tuple(_file(entry, name) for entry in entries)
@@ -368,7 +374,7 @@ def _files(document: dict[str, Any], name: str) -> tuple[ManifestFile, ...]:
 
 
 #: What a list holds where it does not say so.
-_DEFAULT_TYPES = {"error": "OperationOutcome", "outcome": "OperationOutcome", "deleted": "Bundle"}
+_DEFAULT_TYPES = {"error": OPERATION_OUTCOME, "outcome": OPERATION_OUTCOME, "deleted": "Bundle"}
 
 
 def _file(entry: object, name: str) -> ManifestFile:
@@ -377,7 +383,7 @@ def _file(entry: object, name: str) -> ManifestFile:
     resource_type = values.get("type", _DEFAULT_TYPES.get(name))
     if not isinstance(resource_type, str) or not TYPE_NAME.fullmatch(resource_type):
         if name not in _DEFAULT_TYPES:
-            message = f"An entry of the manifest's `{name}` has a type that is no resource type."
+            message = f"An entry of the manifest's `{name}` has a type that is not a resource type."
             raise UnsafeRemote(message, "Report it to the site: nothing was loaded.")
         resource_type = _DEFAULT_TYPES[name]
     url, count = values.get("url"), values.get("count")
@@ -398,7 +404,7 @@ class Receiver(Protocol[_Received_co]):
         """Of the next attempt: a Range, where something is there already."""
         ...
 
-    def __call__(self, answer: StreamedAnswer) -> _Received_co:
+    def __call__(self, answer: StreamedResponse) -> _Received_co:
         """Take an answer; RemoteUnavailable asks for another attempt."""
         ...
 
@@ -441,7 +447,7 @@ def download(
         raise
 
 
-def _limited(answer: StreamedAnswer) -> StreamedAnswer:
+def _limited(answer: StreamedResponse) -> StreamedResponse:
     def chunks() -> Iterator[bytes]:
         total = 0
         for chunk in answer.chunks:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from omop_schema.exports import ExportState
 from pipeline.core.errors import ConfigurationError, EpicOmopError, RemoteUnavailable
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk.fetching import download, types_not_received
@@ -37,13 +38,13 @@ class ExportEvent:
 
 @dataclass(frozen=True)
 class SiteExport:
-    """What came of a site's groups: what is landed, and why the others are not."""
+    """Result of a site's groups: what is landed, and why the others are not."""
 
     landed: tuple[LandedExport, ...] = ()
     failures: Mapping[str, EpicOmopError] = field(default_factory=dict)
     #: By export id: types that were asked for and did not come.
     missing_types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    #: By export id: all that is to be told besides, a sentence each.
+    #: By export id: all that is to be reported besides, a sentence each.
     notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
@@ -53,7 +54,7 @@ EventCallback = Callable[[ExportEvent], None]
 def export_site(runtime: Runtime, site: SiteSettings, progress: EventCallback | None = None) -> list[LandedExport]:
     """Export all groups of a site and wait until they are landed.
 
-    A group that fails does not hold up the others. Raises the first failure after all groups have come to an end;
+    A group that fails does not delay the others. Raises the first failure after all groups have come to an end;
     the landed ones stay in the state `landed`.
     """
     result = export_groups(runtime, site, site.groups, progress)
@@ -78,7 +79,7 @@ def export_groups(
     """
     if since is not None and not site.supports_since:
         raise ConfigurationError(
-            f"Site {site.name} is not said to know `_since`, so it may send everything, or refuse.",
+            f"Site {site.name} is not configured to know `_since`, so it may send everything, or refuse.",
             "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
         )
     with site_session(runtime, site) as session:
@@ -93,7 +94,7 @@ class _SiteRun:
         runtime: Runtime,
         site: SiteSettings,
         session: EpicSession,
-        tell: EventCallback,
+        report: EventCallback,
         since: datetime | None = None,
         keep_future_time: KeepFutureTime | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class _SiteRun:
         self._runtime = runtime
         self._site = site
         self._session = session
-        self._tell = tell
+        self._report = report
         self._failures: dict[str, EpicOmopError] = {}
         self._landed: list[LandedExport] = []
         self._missing: dict[int, tuple[str, ...]] = {}
@@ -110,7 +111,7 @@ class _SiteRun:
         self._failed_polls: dict[int, int] = {}
 
     def run(self, groups: Sequence[str]) -> SiteExport:
-        waiting = [job for group in groups if (job := self._opened(group))]
+        waiting = [job for group in groups if (job := self._open(group))]
         while waiting:
             job = min(waiting, key=lambda job: job.next_poll_at or job.requested_at)
             waiting.remove(job)
@@ -119,42 +120,44 @@ class _SiteRun:
                 waiting.append(later)
         return SiteExport(tuple(self._landed), self._failures, self._missing, self._notes)
 
-    def _opened(self, group: str) -> ExportJob | None:
+    def _open(self, group: str) -> ExportJob | None:
         try:
             job = open_or_adopt(self._runtime, self._site, group, since=self._since, session=self._session)
         except EpicOmopError as error:
             self._fail(group, error)
             return None
-        self._tell(ExportEvent(group, job.state, job.progress or ""))
+        self._report(ExportEvent(group, job.state, job.progress or ""))
         return job
 
     def _step(self, job: ExportJob) -> ExportJob | None:
         """One poll when it is due, or the download; None when the group has come to its end."""
         group = job.group_id or ""
         try:
-            if job.state == "running":
+            if job.state == ExportState.RUNNING:
                 self._wait_until(job.next_poll_at)
-                return self._polled(job)
-            landed = download(self._runtime, job, lambda step: self._told(group, step), session=self._session)
+                return self._poll(job)
+            landed = download(
+                self._runtime, job, lambda step: self._report_progress(group, step), session=self._session
+            )
         except EpicOmopError as error:
             self._fail(group, error)
             return None
         self._landed.append(landed)
         self._missing[job.export_id] = types_not_received(job, landed)
         with self._runtime.connect() as connection:
-            self._notes[job.export_id] = export_notes(connection, [job.export_id]).told()
-        self._tell(ExportEvent(group, "landed", f"{len(landed.files)} files, {landed.lines} resources"))
+            self._notes[job.export_id] = export_notes(connection, [job.export_id]).sentences()
+        self._report(ExportEvent(group, "landed", f"{len(landed.files)} files, {landed.lines} resources"))
         return None
 
-    def _polled(self, job: ExportJob) -> ExportJob:
+    def _poll(self, job: ExportJob) -> ExportJob:
         job = poll_once(self._runtime, job, session=self._session, keep_future_time=self._keep_future_time)
         failures = self._failed_polls.get(job.export_id, 0) + 1 if job.error else 0
         self._failed_polls[job.export_id] = failures
         if failures >= _FAILED_POLLS:
             message = f"Export {job.export_id} of site {job.site}: {failures} status calls in a row failed."
-            advice = "The export stays open: run the same command again later and it goes on."
+            advice = "The export stays open: run the same command again later and it continues."
             raise RemoteUnavailable(message, advice, next_try=job.next_poll_at)
-        self._tell(ExportEvent(job.group_id or "", job.state, job.error or job.progress or ""))
+        self._report(ExportEvent(job.group_id or "", job.state, job.error or job.progress or ""))
         return job
 
     def _wait_until(self, instant: datetime | None) -> None:
@@ -162,9 +165,9 @@ class _SiteRun:
         if wait > 0:
             self._runtime.clock.sleep(wait)
 
-    def _told(self, group: str, step: LandingProgress) -> None:
-        self._tell(ExportEvent(group, "complete", landing=step))
+    def _report_progress(self, group: str, step: LandingProgress) -> None:
+        self._report(ExportEvent(group, "complete", landing=step))
 
     def _fail(self, group: str, error: EpicOmopError) -> None:
         self._failures[group] = error
-        self._tell(ExportEvent(group, "failed", error.message))
+        self._report(ExportEvent(group, "failed", error.message))

@@ -1,4 +1,4 @@
-"""What all steps of an export's life share: its row, how it ends, the rest of its group, the session with its site.
+"""What all steps of an export's life share: its row, how it ends, the cool-down of its group, the session with its site.
 
 No request is sent here, and nothing waits.
 """
@@ -11,15 +11,16 @@ from datetime import datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.site_session import site_session
 from pipeline.extract.smart.session import EpicSession
 from pipeline.warehouse import crawls, export_jobs
-from pipeline.warehouse.export_jobs import CoolDown, ExportJob, Kind
+from pipeline.warehouse.export_jobs import CoolDown, ExportJob
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["WINDOW_MARGIN", "new_job", "rest", "save_error", "session_of"]
+__all__ = ["WINDOW_MARGIN", "keep_cool_down", "new_job", "save_error", "session_of"]
 
 #: Epic counts its window from when it saw the kick-off, by its own clock. What is added each night is what the exports
 #: of a group are later each night, so it is small; where it is too small, the next try is ten minutes later.
@@ -30,7 +31,7 @@ def new_job(
     runtime: Runtime,
     connection: psycopg.Connection,
     site_name: str,
-    kind: Kind,
+    kind: ExportKind,
     *,
     group: str | None = None,
     resource_types: Sequence[str] = (),
@@ -61,12 +62,12 @@ def new_job(
 
 
 def _is_landed(runtime: Runtime, export_id: int) -> bool:
-    """Of any site: a folder that the warehouse does not know can be told to it only under its own number."""
+    """Of any site: a folder that the warehouse does not know can be registered only under its own number."""
     root = runtime.landing.root
     return root.is_dir() and any((site / str(export_id)).exists() for site in root.iterdir())
 
 
-def rest(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, reason: str) -> datetime:
+def keep_cool_down(connection: psycopg.Connection, site: SiteSettings, job: ExportJob, reason: str) -> datetime:
     """No kick-off of this group until the window of this job's kick-off has passed, which is the result."""
     end = job.requested_at + timedelta(hours=site.kickoff_window_hours) + WINDOW_MARGIN
     group = job.group_id or ""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.warehouse.export_jobs import ExportJob
 
 __all__ = ["EARLIEST", "MOST_AHEAD", "ExportTime", "KeepFutureTime", "export_time"]
@@ -48,20 +49,20 @@ def export_time(
     if stated is None:
         return ExportTime(job.requested_at, (f"The site's transactionTime cannot be read: {own}.",))
     if stated < EARLIEST:
-        told = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
-        return ExportTime(job.requested_at, (f"{told}: {own}.",))
+        note = f"The site's transactionTime, {stated.date()}, is before there was FHIR"
+        return ExportTime(job.requested_at, (f"{note}: {own}.",))
     if stated - now > MOST_AHEAD:
-        told = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
+        note = f"The site's transactionTime, {stated:%Y-%m-%d %H:%M} UTC, was ahead of this machine's clock"
         if keep_future_time and keep_future_time(stated, now):
-            return ExportTime(stated, (f"{told}; it counts, as was said when asked.",))
-        return ExportTime(job.requested_at, (f"{told}: {own}.",))
+            return ExportTime(stated, (f"{note}; it counts, as was confirmed.",))
+        return ExportTime(job.requested_at, (f"{note}: {own}.",))
     newer = _newer_export(connection, job, stated)
     if newer is None:
         return ExportTime(stated)
     number, when = newer
     note = (
         f"Its time, {stated:%Y-%m-%d %H:%M} UTC, is before that of export {number}, {when:%Y-%m-%d %H:%M} UTC, which was"
-        " requested earlier: what that one held is not overwritten. If its time is wrong:"
+        " requested earlier: what that one contained is not overwritten. If its time is wrong:"
         f" epic-omop export retime --site {job.site} --export {number}."
     )
     return ExportTime(stated, (note,))
@@ -71,6 +72,7 @@ def _newer_export(connection: psycopg.Connection, job: ExportJob, stated: dateti
     """The export with the latest time of those that were requested before this one and have a later time."""
     return connection.execute(
         "SELECT export_id, transaction_time FROM export_job WHERE site = %s AND export_id <> %s AND published_at IS NOT NULL"
-        " AND kind <> 'replay' AND requested_at < %s AND transaction_time > %s ORDER BY transaction_time DESC LIMIT 1",
+        f" AND kind <> '{ExportKind.REPLAY}' AND requested_at < %s AND transaction_time > %s"
+        " ORDER BY transaction_time DESC LIMIT 1",
         [job.site, job.export_id, job.requested_at, stated],
     ).fetchone()

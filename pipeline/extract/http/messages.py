@@ -10,16 +10,16 @@ import httpx
 
 from pipeline.core.errors import UnsafeRemote
 from pipeline.extract.http.recording import AccessEntry, Event, Outcome
-from pipeline.extract.http.server_words import shown_url
+from pipeline.extract.http.redaction import shown_url
 
 __all__ = ["BOMB_FROM_BYTES", "MAX_LINE_BYTES", "MAX_RATIO", "Exchange", "entry_of"]
 
-#: A body that becomes so many times longer by decompression, and longer than so much, is no NDJSON: gzip makes 1 out
+#: A body that becomes so many times longer by decompression, and longer than so much, is not valid NDJSON: gzip makes 1 out
 #: of 10 to 40, and 1 out of 1000 in a bomb.
 MAX_RATIO = 500
 BOMB_FROM_BYTES = 64 << 20
 
-#: Lines above the site's max_line_bytes become dead letters; one that never ends is no file of resources.
+#: Lines above the site's max_line_bytes become dead letters; one that never ends is not a file of resources.
 MAX_LINE_BYTES = 1 << 30
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import httpx
 
 from pipeline.core.errors import RemoteUnavailable
-from pipeline.extract.http.transport import StreamedAnswer
+from pipeline.extract.http.transport import StreamedResponse
 
 __all__ = ["OVERLAP_BYTES", "OtherContent", "ResumePoint", "continuation", "range_headers", "validator_of"]
 
@@ -57,9 +57,9 @@ def validator_of(headers: httpx.Headers) -> str | None:
     return headers.get("last-modified") or None
 
 
-def continuation(point: ResumePoint, answer: StreamedAnswer) -> Iterator[bytes]:
+def continuation(point: ResumePoint, answer: StreamedResponse) -> Iterator[bytes]:
     """The bytes that follow what we hold. Raises OtherContent where the answer (206 or 416) does not fit it."""
-    total = _checked_total(point, answer)
+    total = _check_total(point, answer)
     received = 0
     expected = point.overlap
     for chunk in answer.chunks:
@@ -76,7 +76,7 @@ def continuation(point: ResumePoint, answer: StreamedAnswer) -> Iterator[bytes]:
         raise RemoteUnavailable(f"{answer.request.action}: the answer ended before the end of the file.")
 
 
-def _checked_total(point: ResumePoint, answer: StreamedAnswer) -> int | None:
+def _check_total(point: ResumePoint, answer: StreamedResponse) -> int | None:
     """Length of the whole file, where the server says it."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", "").strip())
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()

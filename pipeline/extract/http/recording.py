@@ -1,4 +1,4 @@
-"""What the HTTP edge tells of itself: an entry for the access log, and each request against the site's budget.
+"""What the HTTP edge reports of itself: an entry for the access log, and each request against the site's budget.
 
 Interfaces and words only. Where the entries go and where requests are counted is in `pipeline/warehouse`.
 """
@@ -19,15 +19,15 @@ __all__ = [
     "Outcome",
     "RequestBudget",
     "UnlimitedRequests",
-    "told",
+    "log_access",
 ]
 
-#: What a request is for. `auth start` is no request: the moment in which a token is asked for.
+#: What a request is for. `auth start` is not a request: the moment in which a token is asked for.
 Event = Literal[
     "auth start", "discovery", "token", "kick-off", "status", "file", "delete", "search", "read", "capabilities", "keys"
 ]
 
-#: refused: the site said no; failed: no answer, or one that cannot be used; blocked: our own rules forbid the address.
+#: refused: the site refused; failed: no answer, or one that cannot be used; blocked: our own rules forbid the address.
 Outcome = Literal["ok", "refused", "failed", "blocked"]
 
 _log = logging.getLogger("pipeline.access")
@@ -65,7 +65,7 @@ class RequestBudget(Protocol):
 
     def take(self, patience_seconds: float = float("inf")) -> None:
         """Called before each request. Waits when the budget is nearly spent, if that takes no longer than the
-        caller's patience; raises RequestBudgetSpent with the time to go on."""
+        caller's patience; raises RequestBudgetSpent with the time to continue."""
         ...
 
 
@@ -83,10 +83,10 @@ class LoggedAccess:
         self._who = {"site": site, "client_id": client_id}
 
     def record(self, entry: AccessEntry) -> None:
-        told(entry, self._who)
+        log_access(entry, self._who)
 
 
-def told(entry: AccessEntry, who: dict[str, Any]) -> None:
+def log_access(entry: AccessEntry, who: dict[str, Any]) -> None:
     """The same entry as a log line, with the same fields."""
     level = logging.INFO if entry.outcome == "ok" else logging.WARNING
     if _log.isEnabledFor(level):

@@ -1,12 +1,12 @@
 """The HTTP edge: the one place where requests are sent, retried and judged.
 
 - Retries with back-off live here and nowhere else (`Transport.retrying`).
-- Each failure is told permanent or transient here, once (`Answer.error`).
+- Each failure is classified as permanent or transient here, once (`Answer.error`).
 - The allow-list of origins is enforced here, for every address that is about to be contacted: a status address, a
   manifest's link or file and a redirect all come from a server and are not trusted.
 - Every address behind a name is checked before it is connected to (`network.py`).
 - Nothing of a resource ever gets into a message or a log: of an error body only the codes and those words of an
-  OperationOutcome that cannot be about a patient are shown (`server_words.py`).
+  OperationOutcome that cannot be about a patient are shown (`redaction.py`).
 - Every request counts against the site's budget and leaves an entry in the access log (`recording.py`).
 """
 
@@ -58,15 +58,16 @@ from pipeline.extract.http.recording import (
     RequestBudget,
     UnlimitedRequests,
 )
-from pipeline.extract.http.server_words import known_words, plain_text, shown_url
+from pipeline.extract.http.redaction import known_words, plain_text, shown_url
 from pipeline.fhir.gzip_stream import DamagedGzipError, gunzip
+from pipeline.fhir.lines import without_mark
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME, Issue, parse_issues
 
 __all__ = [
-    "Answer",
-    "Issue",
     "RemoteRequest",
+    "Response",
     "RetryPolicy",
-    "StreamedAnswer",
+    "StreamedResponse",
     "TokenSource",
     "Transport",
     "plain_text",
@@ -95,7 +96,8 @@ _TRANSIENT_STATUS = frozenset({408, 429})
 _EPOCH_FROM = 1_000_000_000
 _EPOCH_MILLISECONDS_FROM = 1_000_000_000_000
 
-#: `/Patient/abc` at the end of an address. A group's id is the administrators', and a job's is no resource's.
+#: Of the codes in `details.coding`, those that can be about no patient: numbers such as Epic's 59108, constants.
+_SHOWN_CODE = re.compile(r"[0-9]{3,6}|[A-Z_]{3,40}")
 
 
 class TokenSource(Protocol):
@@ -147,7 +149,7 @@ class RemoteRequest:
     max_bytes: int = 1 << 20
     #: Of a JSON body: objects, lists and values.
     max_values: int = 4_000_000
-    #: What to check, by status, where that can be said better than in general.
+    #: What to check, by status, where there is better advice than the general one.
     advice: Mapping[int, str] = field(default_factory=dict)
     #: For the access log.
     event: Event = "read"
@@ -155,16 +157,7 @@ class RemoteRequest:
 
 
 @dataclass(frozen=True)
-class Issue:
-    """One issue of an OperationOutcome, cut down to what the server says about itself."""
-
-    severity: str
-    code: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Answer:
+class Response:
     """A response whose body was read whole, within the request's limit."""
 
     request: RemoteRequest
@@ -180,7 +173,7 @@ class Answer:
         if _too_many_values(self.body, self.request.max_values):
             raise UnsafeRemote(f"{self.request.action}: the answer holds more than {self.request.max_values:,} values.")
         try:
-            document = orjson.loads(self.body.removeprefix(b"\xef\xbb\xbf"))
+            document = orjson.loads(without_mark(self.body))
         except orjson.JSONDecodeError:
             document = None
         if not isinstance(document, dict):
@@ -223,10 +216,7 @@ class Answer:
             outcome = self.json()
         except ProtocolError:
             return ()
-        entries = outcome.get("issue") if outcome.get("resourceType") == "OperationOutcome" else None
-        return tuple(
-            _issue(entry) for entry in (entries if isinstance(entries, list) else ()) if isinstance(entry, dict)
-        )
+        return (parse_issues(outcome) or ()) if outcome.get("resourceType") == OPERATION_OUTCOME else ()
 
     @property
     def is_transient(self) -> bool:
@@ -234,10 +224,10 @@ class Answer:
         return self.status in _TRANSIENT_STATUS or self.status >= 500 or (self.status >= 400 and transient_issue)
 
     def error(self) -> EpicOmopError:
-        """This answer, whose status is no success, as the error to raise: told permanent or transient here."""
-        issues = (f"{issue.code}: {plain_text(issue.text, 300)}".strip(": ") for issue in self.issues)
-        told = plain_text("; ".join(dict.fromkeys(issues)), 600)
-        message = f"{self.request.action}: the server answered {self.status}{f' ({told})' if told else ''}."
+        """This answer, whose status is not a success, as the error to raise: classified as permanent or transient here."""
+        issues = dict.fromkeys(shown for issue in self.issues if (shown := _shown_issue(issue)))
+        reason = plain_text("; ".join(issues), 600)
+        message = f"{self.request.action}: the server answered {self.status}{f' ({reason})' if reason else ''}."
         if self.is_transient:
             wait = self.retry_after
             next_try = self.received_at + timedelta(seconds=wait) if wait is not None else None
@@ -249,7 +239,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class StreamedAnswer:
+class StreamedResponse:
     """A response whose decompressed body streams by: 200 the whole, 206 a part of it, 416 no such part (empty)."""
 
     request: RemoteRequest
@@ -315,7 +305,7 @@ class Transport:
         self._client.close()
 
     def record(self, entry: AccessEntry) -> None:
-        """An entry of the access log for what is no request."""
+        """An entry of the access log for what is not a request."""
         self._access.record(entry)
 
     def within(self, seconds: float) -> Transport:
@@ -339,10 +329,10 @@ class Transport:
                 self.clock.sleep(wait)
         return operation()
 
-    def fetch(self, request: RemoteRequest) -> Answer:
+    def fetch(self, request: RemoteRequest) -> Response:
         """Send with retries and return a successful answer; raises the classified error otherwise."""
 
-        def once() -> Answer:
+        def once() -> Response:
             answer = self.send(request)
             if answer.status >= 300:
                 raise answer.error()
@@ -350,10 +340,10 @@ class Transport:
 
         return self.retrying(once)
 
-    def send(self, request: RemoteRequest) -> Answer:
+    def send(self, request: RemoteRequest) -> Response:
         """Send once (a refused token is renewed once) and return the answer, whatever its status."""
-        with self._opened(request) as exchange:
-            return self._answered(exchange, request.max_bytes)
+        with self._open(request) as exchange:
+            return self._read_response(exchange, request.max_bytes)
 
     def stream(self, request: RemoteRequest, consume: Callable[[Iterator[bytes]], _T]) -> _T:
         """Send with retries and hand the decompressed body to `consume` in pieces of at most about 1 MiB.
@@ -363,36 +353,36 @@ class Transport:
         """
         return self.stream_from(lambda: request, lambda answer: consume(answer.chunks))
 
-    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedAnswer], _T]) -> _T:
+    def stream_from(self, next_request: Callable[[], RemoteRequest], consume: Callable[[StreamedResponse], _T]) -> _T:
         """As `stream`, with a request of its own for each attempt, which may ask for the rest only (Range).
 
         `consume` is given 200, and 206 or 416 where the request has a Range. Damaged gzip is a RemoteUnavailable
-        whose cause is a DamagedGzipError: what came of it is worth nothing.
+        whose cause is a DamagedGzipError: what was received is worth nothing.
         """
 
         def once() -> _T:
             request = next_request()
-            with self._opened(request) as exchange:
+            with self._open(request) as exchange:
                 status, headers = exchange.response.status_code, exchange.response.headers
                 if status == 200 or (status in (206, 416) and "Range" in request.headers):
                     chunks = self._chunks(exchange) if status != 416 else iter(())
-                    return consume(StreamedAnswer(request, status, headers, chunks))
-                answer = self._answered(exchange, _ERROR_BODY_BYTES)
+                    return consume(StreamedResponse(request, status, headers, chunks))
+                answer = self._read_response(exchange, _ERROR_BODY_BYTES)
                 raise answer.error() if answer.status >= 300 else _no_content(answer)
 
         return self.retrying(once)
 
-    def _answered(self, exchange: Exchange[RemoteRequest], max_bytes: int) -> Answer:
+    def _read_response(self, exchange: Exchange[RemoteRequest], max_bytes: int) -> Response:
         response = exchange.response
         body = self._limited_body(exchange, max_bytes if response.status_code < 300 else _ERROR_BODY_BYTES)
         now = self.clock.now()
-        answer = Answer(exchange.request, response.status_code, str(response.url), response.headers, body, now)
+        answer = Response(exchange.request, response.status_code, str(response.url), response.headers, body, now)
         exchange.detail = answer.code
         exchange.entries = answer.entries
         return answer
 
     @contextmanager
-    def _opened(self, request: RemoteRequest) -> Iterator[Exchange[RemoteRequest]]:
+    def _open(self, request: RemoteRequest) -> Iterator[Exchange[RemoteRequest]]:
         """The response with its body unread, after redirects and, on 401, with a renewed token (rule 10)."""
         token = request.tokens.current(self) if request.tokens else None
         exchange = Exchange(request, self._follow(request, token))
@@ -427,14 +417,14 @@ class Transport:
         try:
             self.check_address(request.action, url)
             self._budget.take(self._remaining(request))
-            return self._sent(request, url, token)
+            return self._send_once(request, url, token)
         except RequestBudgetSpent:  # nothing was asked
             raise
         except EpicOmopError as error:
             self._access.record(entry_of(request, url, error))
             raise
 
-    def _sent(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
+    def _send_once(self, request: RemoteRequest, url: str, token: str | None) -> httpx.Response:
         headers = {"Epic-Client-ID": self._site.client_id} if self._site.client_id else {}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -453,18 +443,18 @@ class Transport:
         never could."""
         origin = _origin(url)
         if origin not in self._origins:
-            told = (
+            message = (
                 f"{action}: the server sent us to {origin or 'an address without a host'}, which is not allow-listed."
             )
             if origin.startswith("http://") and not self._site.test_mode:
-                raise UnusableAddress(told, "Only https is used: report the address to the site.")
+                raise UnusableAddress(message, "Only https is used: report the address to the site.")
             if not origin or is_internal_host(httpx.URL(url).host):
                 raise UnusableAddress(
-                    told,
+                    message,
                     "Nothing is asked for there. If it is the site's own server in your network, name it in allowed_origins"
                     " and its network in private_networks in sites.yaml; otherwise report it to the site.",
                 )
-            raise AddressNotListed(told, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
+            raise AddressNotListed(message, "If that host is the site's own, add it to allowed_origins in sites.yaml.")
         if is_refused_address(self._addresses, httpx.URL(url).host):
             raise UnusableAddress(
                 f"{action}: {origin} is an address inside a network that is not open to it.",
@@ -514,7 +504,7 @@ class Transport:
             body += chunk
             if len(body) > limit:
                 if exchange.response.status_code >= 300:
-                    return b""  # an error page this long is no OperationOutcome
+                    return b""  # an error page this long is not an OperationOutcome
                 raise UnsafeRemote(f"{exchange.request.action}: the answer is longer than {limit} bytes.")
         return bytes(body)
 
@@ -534,11 +524,11 @@ class Transport:
 
 
 def _too_many_values(body: bytes, most: int) -> bool:
-    """Whether a JSON text would become more objects than are wanted: each but the first has one of these before it."""
+    """Whether a JSON text would become more objects than are allowed: each but the first has one of these before it."""
     return sum(body.count(mark) for mark in (b",", b"{", b"[")) > most
 
 
-def _no_content(answer: Answer) -> ProtocolError:
+def _no_content(answer: Response) -> ProtocolError:
     return ProtocolError(f"{answer.request.action}: the server answered {answer.status} instead of 200.")
 
 
@@ -564,25 +554,12 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     return max(0.0, (instant - now).total_seconds())
 
 
-def _issue(entry: dict[str, Any]) -> Issue:
-    details = entry.get("details")
-    details = details if isinstance(details, dict) else {}
-    codings = details.get("coding")
-    codes = [
-        code  # such as Epic's 59108 (rule 13)
-        for coding in (codings if isinstance(codings, list) else [])
-        if isinstance(coding, dict) and re.fullmatch(r"[0-9]{3,6}|[A-Z_]{3,40}", code := str(coding.get("code")))
-    ]
-    told = [plain_text(details.get("text"), 1000), plain_text(entry.get("diagnostics"), 1000)]
-    words = [*codes, *(known_words(text, 1000) for text in told)]
+def _shown_issue(issue: Issue) -> str:
+    """An issue cut down to what the server says about itself: its code, Epic's codes such as 59108, known words."""
+    codes = [code for code in issue.own_codes if _SHOWN_CODE.fullmatch(code)]
+    words = [*codes, *(known_words(plain_text(text, 1000), 1000) for text in issue.texts)]
     text = " ".join(dict.fromkeys(word for word in words if word and word != "…"))
-    severity, code = (_code(entry.get(name)) for name in ("severity", "code"))
-    return Issue(severity, code, text)
-
-
-def _code(value: object) -> str:
-    """A word of a FHIR value set, such as `not-found`; empty for anything else."""
-    return value if isinstance(value, str) and re.fullmatch(r"[a-z][a-z-]{1,39}", value) else ""
+    return f"{issue.code}: {plain_text(text, 300)}".strip(": ")
 
 
 def _tls_context(site: SiteSettings, origins: frozenset[str]) -> ssl.SSLContext:
@@ -595,7 +572,7 @@ def _tls_context(site: SiteSettings, origins: frozenset[str]) -> ssl.SSLContext:
             context.load_verify_locations(site.ca_file)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                f"ca_file of site {site.name}, {site.ca_file}, is no readable PEM file of certificates."
+                f"ca_file of site {site.name}, {site.ca_file}, is not a readable PEM file of certificates."
             ) from error
     return context
 
@@ -608,7 +585,7 @@ def _allowed_origins(site: SiteSettings) -> frozenset[str]:
 
 
 def _origin(url: str) -> str:
-    """scheme://host:port in lower case; empty for what is no http(s) address or carries a user name."""
+    """scheme://host:port in lower case; empty for what is not a valid http(s) address or carries a user name."""
     try:
         parsed = httpx.URL(url)  # the parser that decides where the connection goes
     except httpx.InvalidURL:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import orjson
 
 from pipeline.core.errors import ProtocolError, RemoteRefused
-from pipeline.extract.http.pace import Pace
-from pipeline.extract.http.transport import Answer, RemoteRequest
+from pipeline.extract.http.rate_limiter import RateLimiter
+from pipeline.extract.http.transport import RemoteRequest, Response
 from pipeline.extract.smart.session import EpicSession
-from pipeline.fhir.search_page import SearchPage, as_line, identity, parse_page, said
+from pipeline.fhir.lines import without_mark
+from pipeline.fhir.operation_outcome import OPERATION_OUTCOME
+from pipeline.fhir.search_page import SearchPage, as_line, identity, parse_page, search_issues
 
 __all__ = ["RestClient", "SearchRefused", "is_readable_id"]
 
@@ -39,11 +41,11 @@ _ADVICE = {
 class SearchRefused(RemoteRefused):
     """The server refuses a search. `codes`: Epic's numbers or FHIR's issue types, else the HTTP status (rule 13)."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Response) -> None:
         error = answer.error()
         super().__init__(error.message, error.advice, status=answer.status)
         try:
-            codes = tuple(issue.code for issue in said(answer.body, answer.request.action))
+            codes = tuple(issue.code for issue in search_issues(answer.body, answer.request.action))
         except ProtocolError:  # a gateway's page
             codes = ()
         self.codes = codes or (f"HTTP {answer.status}",)
@@ -59,7 +61,7 @@ class RestClient:
     """Thread-safe: one for all workers of a site."""
 
     session: EpicSession
-    pace: Pace
+    rate_limiter: RateLimiter
 
     def read(self, resource_type: str, resource_id: str) -> bytes:
         """A resource by its id, as one line of NDJSON; a Binary that comes as it is becomes a Binary resource.
@@ -79,13 +81,13 @@ class RestClient:
             event="read",
             resource_type=resource_type,
         )
-        self.pace.wait()
+        self.rate_limiter.wait()
         answer = self.session.transport.fetch(request)
-        line = as_line(answer.body.removeprefix(b"\xef\xbb\xbf"))
+        line = as_line(without_mark(answer.body))
         if resource_type == "Binary" and not _is_json(answer):
             return _binary(resource_id, answer)
         found = identity(line, request.action)
-        if found[0] == "OperationOutcome":
+        if found[0] == OPERATION_OUTCOME:
             raise RemoteRefused(
                 f"{request.action}: the server answered with an OperationOutcome.", status=answer.status
             )
@@ -127,13 +129,13 @@ class RestClient:
         )
         transport = self.session.transport
 
-        def once() -> Answer:
+        def once() -> Response:
             answer = transport.send(request)
             if answer.is_transient or answer.status == 401:
                 raise answer.error()
             return answer
 
-        self.pace.wait()
+        self.rate_limiter.wait()
         answer = transport.retrying(once)
         if answer.status >= 300:
             raise SearchRefused(answer)
@@ -141,14 +143,14 @@ class RestClient:
 
     @property
     def _base(self) -> str:
-        return (self.session.site.fhir_url or "").rstrip("/")
+        return self.session.site.fhir_url or ""
 
 
-def _is_json(answer: Answer) -> bool:
+def _is_json(answer: Response) -> bool:
     return "json" in answer.headers.get("content-type", "").partition(";")[0]
 
 
-def _binary(resource_id: str, answer: Answer) -> bytes:
+def _binary(resource_id: str, answer: Response) -> bytes:
     content_type = answer.headers.get("content-type", "application/octet-stream")
     data = b64encode(answer.body).decode()
     return orjson.dumps({"resourceType": "Binary", "id": resource_id, "contentType": content_type, "data": data})

@@ -1,10 +1,10 @@
 """A crawl: the resources of listed patients by REST search, landed like an export (rule 14).
 
 For sites without bulk export, and for single patients. Each type of each patient is durable before it is recorded
-(`etl.crawl_search`), so that a crawl goes on after any crash where it stood, and the landed files are the same as without
+(`etl.crawl_search`), so that a crawl continues after any crash where it stood, and the landed files are the same as without
 one. When all is asked for, the parts become an export of kind `crawl`, and `ingest` works on it.
 
-What the server refuses is recorded with its code and told; what fails for now is left for the next call, and the crawl
+What the server refuses is recorded and reported with its code; what fails for now is left for the next call, and the crawl
 is not landed before it is whole, unless the caller accepts that.
 """
 
@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import (
     EpicOmopError,
     LandingError,
@@ -37,7 +38,8 @@ from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient, SearchRefused
 from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.fhir.search_page import NO_RESULTS, SearchPage
+from pipeline.fhir.operation_outcome import NO_RESULTS, OPERATION_OUTCOME
+from pipeline.fhir.search_page import SearchPage
 from pipeline.landing.crawl_spool import CrawlSpool, SpoolEntry
 from pipeline.landing.origin import ExportOrigin, write_origin
 from pipeline.landing.store import LandedExport
@@ -64,7 +66,7 @@ _WITHOUT_PATIENT = frozenset(
         "Organization",
         "Group",
         "Binary",
-        "OperationOutcome",
+        OPERATION_OUTCOME,
     }
 )
 
@@ -86,14 +88,14 @@ _OVERLAP = timedelta(minutes=10)
 
 @dataclass
 class Crawl:
-    """What came of a crawl. Counts of resources and of patients' types; no id of a patient."""
+    """Result of a crawl. Counts of resources and of patients' types; no id of a patient."""
 
     export: LandedExport
     patients: int = 0
     #: Patients whom the server does not know, or does not show.
     missing_patients: int = 0
     resources: Counter[str] = field(default_factory=Counter)
-    #: (type, what the server said) → patients for whom the type is not whole
+    #: (type, what the server answered) → patients for whom the type is not whole
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -109,9 +111,11 @@ def unfinished_crawls(runtime: Runtime, site: SiteSettings, *, landed: bool = Fa
     `landed`: also those that were landed and not loaded. `crawl` asks for nothing again then, and what it returns is to
     be loaded.
     """
-    states = ("requested", "landed") if landed else ("requested",)
+    states = (ExportState.REQUESTED, ExportState.LANDED) if landed else (ExportState.REQUESTED,)
     with runtime.connect() as connection:
-        found = [job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, "crawl", state)]
+        found = [
+            job for state in states for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.CRAWL, state)
+        ]
         return {
             job.group_id or "": [patient for _, patient in crawls.patients(connection, job.export_id)]
             for job in sorted(found, key=lambda job: job.export_id)
@@ -129,7 +133,7 @@ def crawl(
     client: RestClient | None = None,
     progress: CrawlProgress | None = None,
 ) -> Crawl:
-    """Search, patient by patient, and land what was found; goes on with the same crawl if it is not loaded yet.
+    """Search, patient by patient, and land what was found; continues with the same crawl if it is not loaded yet.
 
     `full`: not only what changed since the last crawl (where the site knows `_lastUpdated`). `accept_failed`: land
     although searches failed for now. `label`: finish this one of `unfinished_crawls`, although the settings may have
@@ -144,11 +148,11 @@ def crawl(
     ):
         job = crawls.open_crawl(connection, site.name, label) or _new(runtime, connection, site, label, patients)
         connection.commit()
-        if job.state == "landed":
-            landed = _opened(runtime, connection, job)
+        if job.state == ExportState.LANDED:
+            landed = _open(runtime, connection, job)
             CrawlSpool(runtime.landing.draft_of(site.name, job.export_id)).discard()
         elif runtime.landing.is_finished(site.name, job.export_id):  # the process ended before the warehouse knew
-            landed = _saved(runtime, connection, runtime.landing.open(site.name, job.export_id))
+            landed = _save(runtime, connection, runtime.landing.open(site.name, job.export_id))
         else:
             try:
                 with nullcontext(client) if client else rest_session(runtime, site) as used:
@@ -160,7 +164,7 @@ def crawl(
                 export_jobs.save_error(connection, job.export_id, error.message)
                 connection.commit()
                 raise
-            landed = _saved(runtime, connection, run.land())
+            landed = _save(runtime, connection, run.land())
         return _summary(connection, landed)
 
 
@@ -168,11 +172,11 @@ def left_crawls(runtime: Runtime, site: SiteSettings, patients: Sequence[str]) -
     """Landed crawls of other lists that a process left before they were loaded, oldest first."""
     own = {_label(runtime, site, patients, full=full) for full in (False, True)}
     with runtime.connect() as connection:
-        jobs = export_jobs.jobs_of_kind(connection, site.name, "crawl", "landed")
-        return [_opened(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
+        jobs = export_jobs.jobs_of_kind(connection, site.name, ExportKind.CRAWL, ExportState.LANDED)
+        return [_open(runtime, connection, job) for job in reversed(jobs) if job.group_id not in own]
 
 
-def _opened(runtime: Runtime, connection: psycopg.Connection, job: ExportJob) -> LandedExport:
+def _open(runtime: Runtime, connection: psycopg.Connection, job: ExportJob) -> LandedExport:
     """A landed crawl. One whose files are damaged is given up, so that its patients are asked for again."""
     try:
         return runtime.landing.open(job.site, job.export_id)
@@ -195,7 +199,13 @@ def _new(
     """The job and its list in one transaction: there is no crawl without its patients. Erased ones are not asked for."""
     patients = _not_erased(runtime, connection, site, patients)
     job = new_job(
-        runtime, connection, site.name, "crawl", group=label, resource_types=crawl_types(site), patients=patients
+        runtime,
+        connection,
+        site.name,
+        ExportKind.CRAWL,
+        group=label,
+        resource_types=crawl_types(site),
+        patients=patients,
     )
     _log.info("Crawl %d of site %s: %d patients.", job.export_id, site.name, len(patients))
     return job
@@ -214,7 +224,7 @@ def _not_erased(
     return kept
 
 
-def _saved(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> LandedExport:
+def _save(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> LandedExport:
     export_jobs.save_landed(connection, landed, runtime.clock.now())
     connection.commit()
     CrawlSpool(runtime.landing.draft_of(landed.site, landed.export_id)).discard()
@@ -258,7 +268,7 @@ class _Ledger:
             self._connection.commit()
             self._known[search.position, search.resource_type] = search
 
-    def tell(self, progress: str) -> None:
+    def report(self, progress: str) -> None:
         with self._lock:
             crawls.save_progress(self._connection, self._export_id, progress)
             self._connection.commit()
@@ -294,7 +304,7 @@ class _CrawlRun:
 
     def run(self) -> None:
         """Ask for what is not recorded yet, some patients side by side; the first error that is not passing ends it."""
-        self._not_granted = self._checked_access()
+        self._not_granted = self._check_access()
         with self._runtime.connect() as connection:
             self._ledger = _Ledger(connection, self._job.export_id)
             with ThreadPoolExecutor(self._site.rest_workers, "crawl") as pool:
@@ -302,7 +312,7 @@ class _CrawlRun:
                 try:
                     for done, future in enumerate(as_completed(futures), start=1):
                         self._not_reached += not future.result()
-                        self._ledger.tell(f"{done - self._not_reached} of {len(futures)} patients")
+                        self._ledger.report(f"{done - self._not_reached} of {len(futures)} patients")
                         self._progress(done, len(futures))
                 except BaseException:
                     self._stop.set()
@@ -310,7 +320,7 @@ class _CrawlRun:
                     raise
             self._failed = self._ledger.failed()
 
-    def _checked_access(self) -> frozenset[str]:
+    def _check_access(self) -> frozenset[str]:
         """Types that the token does not cover: named as refused, not asked for patient by patient (rule 8)."""
         session = self._client.session
         session.transport.retrying(lambda: session.tokens.current(session.transport))
@@ -328,14 +338,14 @@ class _CrawlRun:
             waiting = f"{self._failed:,} searches failed, {self._not_reached:,} patients were not reached"
             raise RemoteUnavailable(
                 f"Crawl {self._job.export_id} of site {self._site.name} is not whole: {waiting}.",
-                "Run the same command again: it goes on where it was. --accept-failed lands what is there.",
+                "Run the same command again: it continues where it was. --accept-failed lands what is there.",
             )
 
     def land(self) -> LandedExport:
         files, outcomes = self._spool.assemble(_LINES_PER_FILE)
         job = self._job
         write_origin(self._draft.folder, ExportOrigin(job.group_id, job.resource_types, job.requested_at))
-        return self._draft.finish("crawl", self._job.requested_at, files, outcomes=outcomes)
+        return self._draft.finish(ExportKind.CRAWL, self._job.requested_at, files, outcomes=outcomes)
 
     def _patient(self, position: int, patient_id: str) -> bool:
         """All types of one patient; False when the run was stopped before."""
@@ -399,7 +409,7 @@ class _CrawlRun:
 
 
 class _Found:
-    """What the searches for one type of one patient found, and what was said beside it."""
+    """What the searches for one type of one patient found, and what the server answered besides."""
 
     def __init__(self, entry: SpoolEntry) -> None:
         self._entry = entry
@@ -425,8 +435,8 @@ class _Found:
                 self._ids.add((resource_type, resource_id))
                 self._entry.add(resource_type, line)
         for line in page.outcomes:
-            self._entry.add("OperationOutcome", line)
-        for issue in page.said:
+            self._entry.add(OPERATION_OUTCOME, line)
+        for issue in page.issues:
             if issue.verdict != "informational":
                 self.codes[issue.code] += 1
             self._incomplete |= issue.verdict == "refused"

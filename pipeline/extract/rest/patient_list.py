@@ -45,13 +45,13 @@ def _counts(row: list[str]) -> bool:
 
 
 def checked_patients(given: Iterable[tuple[int, str]], where: str) -> list[str]:
-    """(number, id) → ids, each once. Raises UsageError for what is no FHIR id, and for an empty list."""
+    """(number, id) → ids, each once. Raises UsageError for what is not a valid FHIR id, and for an empty list."""
     found: dict[str, None] = {}
     for number, text in given:
         patient_id = text.strip().removeprefix("Patient/")
         if not is_readable_id(patient_id):
             advice = "An id is letters, digits, '-' and '.': not an MRN with blanks, and not a whole address."
-            raise UsageError(f"{where}: number {number} is no FHIR id of a patient.", advice)
+            raise UsageError(f"{where}: number {number} is not a valid FHIR id of a patient.", advice)
         found[patient_id] = None
     if not found:
         raise UsageError(f"{where}: there is no patient.", "Give at least one FHIR id.")

@@ -1,6 +1,6 @@
-"""Asking for references one by one, side by side: what came, what was refused, and when to stop. HTTP only.
+"""Reading references one by one, side by side: what came, what was refused, and when to stop. HTTP only.
 
-Which references are wanted, and what becomes of the answers, is `pipeline/load/hydration.py`'s.
+Which references are missing, and what is done with the responses, is `pipeline/load/hydration.py`'s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.core.errors import (
 from pipeline.core.workflow import carried
 from pipeline.extract.rest.client import RestClient
 
-__all__ = ["Answer", "Asking"]
+__all__ = ["ReferenceFetcher", "ReferenceResponse"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ _MOST_FAILURES = 3
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of one reference (`Type/id`): a line; or none, and the HTTP status of a refusal; or nothing for now."""
+class ReferenceResponse:
+    """Result of one reference (`Type/id`): a line; or none, and the HTTP status of a refusal; or nothing for now."""
 
     reference: str
     line: bytes | None = None
@@ -47,7 +47,7 @@ class Answer:
         return self.reference.partition("/")[0]
 
 
-class Asking:
+class ReferenceFetcher:
     """The reads of one hydration; counts over all its batches."""
 
     def __init__(self, client: RestClient) -> None:
@@ -70,7 +70,7 @@ class Asking:
         session.transport.retrying(lambda: session.tokens.current(session.transport))
         self.refused_types = tuple(name for name in session.tokens.missing_types() if name in resource_types)
 
-    def answers(self, references: Sequence[str]) -> Iterator[Answer]:
+    def responses(self, references: Sequence[str]) -> Iterator[ReferenceResponse]:
         """The answers, in the order of the references; none for types that are refused.
 
         Ends early, raising nothing, when asking on is of no use (`is_down`): what came before counts.
@@ -80,32 +80,32 @@ class Asking:
             for start in range(0, len(references), size):
                 piece = references[start : start + size]
                 asked = [one for one in piece if one.partition("/")[0] not in self.refused_types]
-                for answer in pool.map(carried(self._answer), asked):
-                    self._count(answer)
-                    yield answer
+                for response in pool.map(carried(self._fetch), asked):
+                    self._count(response)
+                    yield response
                 if self.is_down:
                     return
 
-    def _answer(self, reference: str) -> Answer:
+    def _fetch(self, reference: str) -> ReferenceResponse:
         resource_type, resource_id = reference.split("/", 1)
         try:
-            return Answer(reference, self._client.read(resource_type, resource_id))
+            return ReferenceResponse(reference, self._client.read(resource_type, resource_id))
         except RemoteRefused as error:
-            return Answer(reference, status=error.status)
+            return ReferenceResponse(reference, status=error.status)
         except ProtocolError as error:  # another resource than the one asked for
             _log.warning("%s", error.message)
-            return Answer(reference)
+            return ReferenceResponse(reference)
         except (TransientError, AuthenticationRefused, UnsafeRemote) as error:
-            return Answer(reference, failure=error)
+            return ReferenceResponse(reference, failure=error)
 
-    def _count(self, answer: Answer) -> None:
-        kind = answer.resource_type
-        self._failures = self._failures + 1 if answer.failure else 0
-        if self._failures >= _MOST_FAILURES or isinstance(answer.failure, AuthenticationRefused):
+    def _count(self, response: ReferenceResponse) -> None:
+        kind = response.resource_type
+        self._failures = self._failures + 1 if response.failure else 0
+        if self._failures >= _MOST_FAILURES or isinstance(response.failure, AuthenticationRefused):
             self.is_down = True  # for good: answers that were under way may still come
-        if answer.line is not None:
+        if response.line is not None:
             self._granted.add(kind)
-        elif answer.status == 403 and kind not in self._granted:
+        elif response.status == 403 and kind not in self._granted:
             self._refusals[kind] += 1
             if self._refusals[kind] == _MOST_REFUSALS:
                 _log.warning("The server refuses every %s: the rest is not asked for.", kind)

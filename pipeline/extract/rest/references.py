@@ -25,26 +25,26 @@ from pipeline.landing.references import (
 )
 from pipeline.landing.store import LandedExport, LandedFile
 
-__all__ = ["WANTED_SCHEMA", "WantedReferences"]
+__all__ = ["MISSING_SCHEMA", "MissingReferences"]
 
-WANTED_SCHEMA = {"surrogate_id": pl.Int64, "reference": pl.String}
+MISSING_SCHEMA = {"surrogate_id": pl.Int64, "reference": pl.String}
 
 
 @dataclass
-class WantedReferences:
-    """Collects distinct references to the given types. `known` (column surrogate_id) is not wanted."""
+class MissingReferences:
+    """Collects distinct references to the given types. `known` (column surrogate_id) is never missing."""
 
     site: SiteSettings
     keys: SurrogateKeys
     types: Collection[str]
     known: pl.DataFrame
-    wanted: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WANTED_SCHEMA))
+    missing: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=MISSING_SCHEMA))
     #: Why → references that cannot be followed: to another server, or with an id that cannot stand in an address.
     unusable: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """The types that are wanted wherever they are referred to."""
+        """The types that are collected wherever they are referred to."""
         return tuple(name for name in self.types if name not in (RESULT_TYPE, DOCUMENT_TYPE))
 
     def add_landed(self, files: Iterable[LandedFile]) -> None:
@@ -52,7 +52,7 @@ class WantedReferences:
         rows = [(self.keys.of(kind, given),) for kind, given in landed_ids(files) if kind in self.types]
         landed = pl.DataFrame(rows, schema={"surrogate_id": pl.Int64}, orient="row")
         self.known = pl.concat([self.known, landed]).unique()
-        self.wanted = self.wanted.join(self.known, on="surrogate_id", how="anti")
+        self.missing = self.missing.join(self.known, on="surrogate_id", how="anti")
 
     def scan(self, export: LandedExport, mapped: Collection[str]) -> None:
         """All references of an export's files. Files of types without a mapping load nothing and want nothing."""
@@ -90,14 +90,14 @@ class WantedReferences:
             parsed = self._followed(text)
             if parsed is not None and parsed[0] in self.types:
                 rows.append((self.keys.of(*parsed), "/".join(parsed)))
-        found = pl.DataFrame(rows, schema=WANTED_SCHEMA, orient="row").unique("surrogate_id")
+        found = pl.DataFrame(rows, schema=MISSING_SCHEMA, orient="row").unique("surrogate_id")
         found = found.join(self.known, on="surrogate_id", how="anti")
         if not found.is_empty():
-            self.wanted = pl.concat([self.wanted, found]).unique("surrogate_id", maintain_order=True)
+            self.missing = pl.concat([self.missing, found]).unique("surrogate_id", maintain_order=True)
 
     def _followed(self, text: str) -> tuple[str, str] | None:
         """(type, id) of a reference to this site's server; others are counted."""
-        base = (self.site.fhir_url or "").rstrip("/") + "/"
+        base = f"{self.site.fhir_url or ''}/"
         if "://" in text and not text.startswith(base):
             self.unusable.setdefault("another server", set()).add(text)
             return None

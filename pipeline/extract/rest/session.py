@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pipeline.core.settings import SiteSettings
-from pipeline.extract.http.pace import Pace
+from pipeline.extract.http.rate_limiter import RateLimiter
 from pipeline.extract.rest.client import RestClient
 from pipeline.extract.site_session import site_session
 from pipeline.warehouse.runtime import Runtime
@@ -16,7 +16,7 @@ __all__ = ["rest_session"]
 
 @contextmanager
 def rest_session(runtime: Runtime, site: SiteSettings, resource_types: Sequence[str] = ()) -> Iterator[RestClient]:
-    """A client for reads and searches of a site; its tokens also cover `resource_types` beside the site's own."""
+    """A client for reads and searches of a site; its tokens also cover `resource_types` in addition to the site's own."""
     every = tuple(dict.fromkeys((*site.resource_types, *resource_types)))
     with site_session(runtime, site.model_copy(update={"resource_types": every})) as session:
-        yield RestClient(session, Pace(runtime.clock, site.requests_per_second))
+        yield RestClient(session, RateLimiter(runtime.clock, site.requests_per_second))

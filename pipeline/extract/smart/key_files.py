@@ -5,7 +5,6 @@ A JWK Set (RFC 7517) holds public keys only. While keys are changed it holds the
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from pipeline.core.clock import Clock
 from pipeline.core.errors import ConfigurationError, EpicOmopError, ProtocolError, UsageError
+from pipeline.core.files import create_file, sync_file
 from pipeline.core.findings import Finding
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.transport import RemoteRequest, RetryPolicy, Transport
@@ -48,15 +48,14 @@ def write_new_key(file: Path, key: PrivateKey) -> None:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        stream = create_file(file)
     except FileExistsError:
         raise UsageError(f"{file} exists; a key is never overwritten.", "Name another file with --out.") from None
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written ({error.strerror}).") from error
-    with open(descriptor, "wb") as stream:  # noqa: PTH123 - a Path cannot open a descriptor
+    with stream:
         stream.write(pem)
-        stream.flush()
-        os.fsync(stream.fileno())
+        sync_file(stream)
 
 
 def key_set(keys: Iterable[SigningKey]) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def check_hosted_keys(url: str, keys: Sequence[SigningKey], clock: Clock, site: 
 def _entries(document: dict[str, Any]) -> list[dict[str, Any]]:
     keys = document.get("keys")
     if not isinstance(keys, list) or not all(isinstance(key, dict) for key in keys):
-        raise ProtocolError("The document is no JWK Set: it has no list `keys`.", "See `epic-omop keys jwks`.")
+        raise ProtocolError("The document is not a valid JWK Set: it has no list `keys`.", "See `epic-omop keys jwks`.")
     return keys
 
 
@@ -129,7 +128,7 @@ def _check_secrecy(entries: list[dict[str, Any]]) -> Finding | None:
         "hosted JWK Set",
         "failed",
         f"it publishes the private part of the key {', '.join(leaked)}",
-        "Everybody can sign in your name: take it down, make a new key, and tell the site.",
+        "Everybody can sign in your name: take it down, make a new key, and inform the site.",
     )
 
 
@@ -146,7 +145,7 @@ def _check_entry(entries: list[dict[str, Any]], key: SigningKey) -> Finding:
     entry = matching[0]
     if any(entry.get(name) != public[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in public):
         return Finding(what, "failed", "another key under this kid", "Host the output of `epic-omop keys jwks`.")
-    for name, wanted in (("alg", key.algorithm), ("use", "sig")):
-        if entry.get(name, wanted) != wanted:
-            return Finding(what, "failed", f"its `{name}` is {entry[name]!r}, not {wanted!r}", "Correct it.")
+    for name, expected in (("alg", key.algorithm), ("use", "sig")):
+        if entry.get(name, expected) != expected:
+            return Finding(what, "failed", f"its `{name}` is {entry[name]!r}, not {expected!r}", "Correct it.")
     return Finding(what, "ok", f"found with its kid, {key.algorithm}")

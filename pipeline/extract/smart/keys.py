@@ -136,7 +136,7 @@ def _from_pem(content: bytes, where: str) -> PrivateKey:
         raise ConfigurationError(f"{where} has a passphrase.", "Store it without one, protected by rights.") from None
     except (ValueError, UnsupportedAlgorithm):
         advice = "It must begin with -----BEGIN PRIVATE KEY-----, or be a JWK or JWK Set."
-        raise ConfigurationError(f"{where} is no private key in PEM form.", advice) from None
+        raise ConfigurationError(f"{where} is not a valid private key in PEM form.", advice) from None
     return _suitable(key, where)
 
 
@@ -165,9 +165,9 @@ def _chosen(keys: object, key_id: str | None, where: str) -> dict[str, Any]:
     if len(matching) == 1:
         return matching[0]
     names = ", ".join(str(key.get("kid", "(without kid)")) for key in private) or "none"
-    wanted = f"with kid {key_id!r}" if key_id else "to choose without key_id"
+    stated = f"with kid {key_id!r}" if key_id else "to choose without key_id"
     raise ConfigurationError(
-        f"{where} is a JWK Set with {len(matching)} private keys {wanted}.",
+        f"{where} is a JWK Set with {len(matching)} private keys {stated}.",
         f"Its private keys: {names}. Set key_id in sites.yaml to one of them.",
     )
 
@@ -183,10 +183,10 @@ def _suitable(key: object, where: str) -> PrivateKey:
     raise ConfigurationError(f"{where} is neither an RSA key nor an EC key on the curve P-384.", _NEW_KEY_ADVICE)
 
 
-def _algorithm(key: PrivateKey, wanted: str | None, where: str) -> str:
+def _algorithm(key: PrivateKey, stated: str | None, where: str) -> str:
     algorithm = "RS384" if isinstance(key, RSAPrivateKey) else "ES384"
-    if wanted not in (None, algorithm):
-        raise ConfigurationError(f"{where} signs with {algorithm}, but sites.yaml says {wanted}.")
+    if stated not in (None, algorithm):
+        raise ConfigurationError(f"{where} signs with {algorithm}, but sites.yaml says {stated}.")
     return algorithm
 
 

@@ -19,8 +19,8 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import AuthenticationRefused, EpicOmopError, ProtocolError, RemoteRefused
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.http.recording import AccessEntry
-from pipeline.extract.http.server_words import shown_url
-from pipeline.extract.http.transport import Answer, RemoteRequest, Transport
+from pipeline.extract.http.redaction import shown_url
+from pipeline.extract.http.transport import RemoteRequest, Response, Transport
 from pipeline.extract.smart.keys import SigningKey
 
 __all__ = [
@@ -55,7 +55,7 @@ _SCOPE = re.compile(r"system/(?P<type>\*|[A-Za-z]+)\.(?P<rights>\*|read|write|[c
 
 @dataclass(frozen=True)
 class SmartConfiguration:
-    """What discovery tells: the token endpoint and, where stated, the scopes that the server knows."""
+    """What discovery reports: the token endpoint and, where stated, the scopes that the server knows."""
 
     token_endpoint: str
     scopes_supported: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class SmartConfiguration:
 
     @property
     def scope_version(self) -> str | None:
-        """v1 or v2 where discovery tells; v1 where it tells both, because older clients are registered with it."""
+        """v1 or v2 where discovery states it; v1 where it states both, because older clients are registered with it."""
         for version, permission in (("v1", "permission-v1"), ("v2", "permission-v2")):
             if permission in self.capabilities:
                 return version
@@ -117,12 +117,11 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
 
     Sends once each: who calls it decides on retries. Raises ProtocolError when neither names a token endpoint.
     """
-    base = fhir_url.rstrip("/")
     answer, document = _json_or_none(
         transport,
         RemoteRequest(
             "Discovery of the SMART configuration",
-            f"{base}/.well-known/smart-configuration",
+            f"{fhir_url}/.well-known/smart-configuration",
             headers={"Accept": "application/json"},
             event="discovery",
         ),
@@ -140,7 +139,7 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
         transport,
         RemoteRequest(
             "Reading the CapabilityStatement",
-            f"{base}/metadata",
+            f"{fhir_url}/metadata",
             headers={"Accept": "application/fhir+json"},
             max_bytes=32 << 20,
             event="capabilities",
@@ -149,13 +148,13 @@ def discover(transport: Transport, fhir_url: str) -> SmartConfiguration:
     endpoint = _oauth_token_uri(statement)
     if endpoint is None:
         raise ProtocolError(
-            f"Neither {base}/.well-known/smart-configuration nor its CapabilityStatement names a token endpoint.",
+            f"Neither {fhir_url}/.well-known/smart-configuration nor its CapabilityStatement names a token endpoint.",
             "Check fhir_url in sites.yaml: it ends with /api/FHIR/R4 at most Epic sites.",
         )
     return SmartConfiguration(endpoint, clock_difference=clock_difference(answer))
 
 
-def _json_or_none(transport: Transport, request: RemoteRequest) -> tuple[Answer, dict[str, Any]]:
+def _json_or_none(transport: Transport, request: RemoteRequest) -> tuple[Response, dict[str, Any]]:
     """The answer and its document, empty where there is none."""
     answer = transport.send(request)
     if answer.is_transient:
@@ -203,7 +202,7 @@ class SmartClient:
         self._lock = threading.Lock()
         self._token: AccessToken | None = None
         self._configuration: SmartConfiguration | None = None
-        self._told_missing: tuple[str, ...] = ()
+        self._reported_missing: tuple[str, ...] = ()
 
     def current(self, transport: Transport) -> str:
         """A token that is good for a while yet; asks for a new one when need be.
@@ -259,22 +258,22 @@ class SmartClient:
             self._configuration = discover(transport, self._site.fhir_url or "")
         endpoint = self._configuration.token_endpoint
         transport.record(AccessEntry("auth start", url=shown_url(endpoint)))
-        refused: list[tuple[Answer, SigningKey]] = []
+        refused: list[tuple[Response, SigningKey]] = []
         for key in self._keys:
-            answer = self._asked(transport, key)
+            answer = self._ask(transport, key)
             if _is_unknown_client(answer) and self._goes_by_server_clock(answer):
-                answer = self._asked(transport, key)
+                answer = self._ask(transport, key)
             if answer.status == 200:
                 self._keep_to(key)
                 token = _token_of(answer)
-                self._tell_missing(token)
+                self._report_missing(token)
                 return token
             refused.append((answer, key))
             if not _is_unknown_client(answer):
                 break
         raise self._refusal(*refused[0])
 
-    def _asked(self, transport: Transport, key: SigningKey) -> Answer:
+    def _ask(self, transport: Transport, key: SigningKey) -> Response:
         assert self._configuration is not None
         endpoint = self._configuration.token_endpoint
         version = self._site.scope_version or self._configuration.scope_version or "v1"
@@ -299,7 +298,7 @@ class SmartClient:
         assert self._configuration is not None
         return self._site.audience or self._configuration.token_endpoint
 
-    def _goes_by_server_clock(self, answer: Answer) -> bool:
+    def _goes_by_server_clock(self, answer: Response) -> bool:
         """Whether another assertion makes sense because ours went by a clock that differs from the server's."""
         difference = clock_difference(answer)
         if difference is None or abs(difference - self._clock_shift) <= _NOTABLE_SKEW_SECONDS:
@@ -323,18 +322,18 @@ class SmartClient:
         )
         self._keys = (key, *(other for other in self._keys if other is not key))
 
-    def _tell_missing(self, token: AccessToken) -> None:
+    def _report_missing(self, token: AccessToken) -> None:
         missing = missing_types(token.scope, self._site.resource_types)
-        if missing and missing != self._told_missing:
+        if missing and missing != self._reported_missing:
             _log.warning(
                 "Site %s grants no read access to: %s. Register these APIs for the app, or take them out of "
                 "resource_types in sites.yaml.",
                 self._site.name,
                 ", ".join(missing),
             )
-        self._told_missing = missing
+        self._reported_missing = missing
 
-    def _refusal(self, answer: Answer, key: SigningKey) -> EpicOmopError:
+    def _refusal(self, answer: Response, key: SigningKey) -> EpicOmopError:
         if answer.is_transient:
             return answer.error()
         code = answer.code
@@ -348,7 +347,7 @@ class SmartClient:
             return AuthenticationRefused(what, self._invalid_client_advice(answer, key))
         return RemoteRefused(what, "Check fhir_url in sites.yaml.", status=answer.status)
 
-    def _invalid_client_advice(self, answer: Answer, key: SigningKey) -> str:
+    def _invalid_client_advice(self, answer: Response, key: SigningKey) -> str:
         """The four things behind nearly every refusal (rule 9), with what this client sent."""
         skew = clock_difference(answer)
         clock = (
@@ -363,7 +362,7 @@ class SmartClient:
         )
 
 
-def _token_of(answer: Answer) -> AccessToken:
+def _token_of(answer: Response) -> AccessToken:
     document = answer.json()
     value = document.get("access_token")
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -379,12 +378,12 @@ def _token_of(answer: Answer) -> AccessToken:
     return AccessToken(value, renew_at, scope if isinstance(scope, str) else None, expires_at)
 
 
-def _is_unknown_client(answer: Answer) -> bool:
+def _is_unknown_client(answer: Response) -> bool:
     """Refused for what the assertion says or is signed with; not for its scopes, and not for now."""
     return not answer.is_transient and answer.status in (400, 401, 403) and answer.code in (None, "invalid_client")
 
 
-def clock_difference(answer: Answer) -> float | None:
+def clock_difference(answer: Response) -> float | None:
     """Seconds by which the server's clock, by its Date header, is ahead of this machine's."""
     try:
         server = parsedate_to_datetime(answer.headers["date"])

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from omop_schema.cdm import polars_schema, primary_key, sequence_name
-from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES, lineage_table_name
 from pipeline.core.errors import WarehouseError
 from pipeline.warehouse.server_failures import server_failure
 
@@ -304,7 +304,7 @@ class _Refresh:
             f"INSERT INTO {self.cdm}.death ({columns}) SELECT {columns} {missing}"
         ).rowcount
         self.connection.execute(
-            f"INSERT INTO {self.etl}.lineage_death (row_id, surrogate_id, row_key, export_id)"
+            f"INSERT INTO {self.etl}.lineage_death ({', '.join(LINEAGE_COLUMNS)})"
             f" SELECT person_id, owner_surrogate_id, 0, export_id {missing}"
         )
         self._changed("death", TableChange(deleted, 0, inserted))

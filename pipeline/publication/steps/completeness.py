@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from omop_schema.exports import ExportKind, sql_values
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.publication.context import Publication
 from pipeline.staging import schemas
@@ -28,7 +29,9 @@ __all__ = ["complete_types", "group_of"]
 def group_of(p: Publication) -> str | None:
     """The group whose export this is; None for replays, hydrations, crawls, and folders of no group."""
     row = p.connection.execute(
-        "SELECT group_id FROM export_job WHERE export_id = %s AND kind IN ('bulk', 'folder')", (p.export.export_id,)
+        "SELECT group_id FROM export_job WHERE export_id = %s"
+        f" AND kind IN {sql_values((ExportKind.BULK, ExportKind.FOLDER))}",
+        (p.export.export_id,),
     ).fetchone()
     return row[0] if row else None
 

@@ -6,6 +6,7 @@ import polars as pl
 
 from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfigurationError
 from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.context import LINE, Publication
@@ -152,7 +153,7 @@ def _older_than_known(p: Publication, lines: pl.DataFrame) -> pl.DataFrame:
         "SELECT surrogate_id FROM pg_temp.incoming_lines JOIN resource_state AS state USING (surrogate_id)"
         " WHERE state.as_of = %s AND (%s OR state.export_id = %s)",
         {"surrogate_id": pl.Int64},
-        (p.export.transaction_time, p.export.kind == "replay", p.export.export_id),
+        (p.export.transaction_time, p.export.kind == ExportKind.REPLAY, p.export.export_id),
     )
     confirmed = seen.join(current.lazy(), on="surrogate_id", how="anti")
     return lines.lazy().join(pl.concat([known.lazy(), confirmed]), on="surrogate_id", how="semi").collect()

@@ -6,8 +6,9 @@ from importlib.metadata import version
 
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.publication.context import CDM_VERSION, IG_VERSION, Publication
+from pipeline.publication.context import Publication
 from pipeline.publication.derived import DerivedOptions, Fact, note_affected_persons, refresh_derived
 
 __all__ = ["derived_options", "note_persons", "refresh"]

@@ -12,6 +12,7 @@ from pipeline.publication.context import Publication
 from pipeline.publication.ids import ENTITY_TABLES, LINKS, NewIds
 from pipeline.publication.removed_persons import remove_moved_events, remove_rows_of_persons
 from pipeline.publication.steps.bulk import without_key
+from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import note_pending, unlink
 from pipeline.publication.steps.merges import with_survivors
 from pipeline.publication.steps.stand_ins import TARGETS_BY_STAND_IN, resolved
@@ -62,7 +63,7 @@ def _remove_events(p: Publication, table: str) -> None:
 def _remove_entities(p: Publication, table: str) -> None:
     """Rows whose resource no longer makes one (entered in error, cancelled); links to them become pending."""
     lineage, own = lineage_table_name(table), primary_key(table)
-    if table == "location":  # rows by content, shared: see _remove_unused_locations
+    if table == "location":  # rows by content, shared: see `remove_unused_locations`
         p.connection.execute(
             f"CREATE TEMP TABLE left_locations ON COMMIT DROP AS SELECT row_id FROM {lineage}"
             " JOIN pg_temp.former USING (surrogate_id)"
@@ -170,7 +171,7 @@ def entities(p: Publication, table: str) -> None:
     new_rows = encoded(distinct.filter(is_new).select(columns), p.types(target))
     p.report.rows_inserted[table] += p.copy(target, new_rows)
     _update(p, table, own_id, distinct.filter(~is_new).select(columns))
-    lineage = _lineage_rows(p, rows.rename({"own_row_id": "row_id"}))
+    lineage = lineage_rows(rows.rename({"own_row_id": "row_id"}), p.export.export_id)
     p.copy(origin, encoded(lineage, p.types(origin)))
 
 
@@ -257,7 +258,10 @@ def _encoded_events(
         rows = _with_row_ids(rows, own_id, ids, p.old_rows.get(table))
         if own_id:
             rows = rows.with_columns(pl.col("row_id").alias(own_id))
-        yield encoded(rows.select(list(polars_schema(table))), types[0]), encoded(_lineage_rows(p, rows), types[1])
+        yield (
+            encoded(rows.select(list(polars_schema(table))), types[0]),
+            encoded(lineage_rows(rows, p.export.export_id), types[1]),
+        )
 
 
 def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.DataFrame | None) -> pl.DataFrame:
@@ -275,12 +279,6 @@ def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.D
     missing = pl.col("row_id").is_null()
     return rows.with_columns(
         pl.when(missing).then(first + missing.cum_sum().cast(pl.Int64) - 1).otherwise("row_id").alias("row_id")
-    )
-
-
-def _lineage_rows(p: Publication, rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.select(
-        "row_id", "surrogate_id", "row_key", pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
     )
 
 

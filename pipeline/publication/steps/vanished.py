@@ -15,6 +15,7 @@ import polars as pl
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE
 from pipeline.publication.context import Publication
@@ -165,7 +166,7 @@ def _ranked(p: Publication, exports: list[GroupExport]) -> _Exports:
     in_groups = {export.export_id for export in exports}
     for rank, (export_id, kind, _) in enumerate(rows):
         ranked.rank[export_id] = rank
-        if export_id not in in_groups and kind != "replay":
+        if export_id not in in_groups and kind != ExportKind.REPLAY:
             ranked.others.append(export_id)
     for export in exports:
         for name in export.complete_types:

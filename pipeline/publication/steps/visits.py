@@ -9,9 +9,10 @@ from __future__ import annotations
 import polars as pl
 
 from omop_schema.cdm import polars_schema
-from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES
 from pipeline.publication.context import LINE, Publication
 from pipeline.publication.ids import LINKS
+from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import note_pending
 from pipeline.publication.steps.merges import with_survivors
 from pipeline.transform.routing import fitted
@@ -115,9 +116,10 @@ def _insert(p: Publication, rows: pl.DataFrame) -> None:
     )
     columns = [name for name in polars_schema("visit_detail") if name in rows.columns]
     p.report.rows_inserted["visit_detail"] += copy_frame(p.connection, f"{p.cdm}.visit_detail", rows.select(columns))
-    lineage = rows.select(pl.col("visit_detail_id").alias("row_id"), "surrogate_id", "row_key")
     copy_frame(
-        p.connection, "lineage_visit_detail", lineage.with_columns(pl.lit(p.export.export_id).alias("export_id"))
+        p.connection,
+        "lineage_visit_detail",
+        lineage_rows(rows.rename({"visit_detail_id": "row_id"}), p.export.export_id),
     )
 
 
@@ -184,7 +186,7 @@ def _promote(p: Publication) -> None:
 def _move_lineage(p: Publication, moved: str, source: str, target: str) -> None:
     """Lineage of encounters (temporary table `moved`) from one table to the other; their former rows go."""
     p.connection.execute(
-        f"INSERT INTO lineage_{target} (row_id, surrogate_id, row_key, export_id)"
+        f"INSERT INTO lineage_{target} ({', '.join(LINEAGE_COLUMNS)})"
         f" SELECT new.row_id, lineage.surrogate_id, lineage.row_key, lineage.export_id FROM pg_temp.{moved}"
         f" JOIN id_map AS old ON old.surrogate_id = child AND old.cdm_table = '{source}'"
         f" JOIN id_map AS new ON new.surrogate_id = child AND new.cdm_table = '{target}'"

@@ -11,6 +11,6 @@ landing into scratch schemas, cut into other pieces; then all rows are compared,
     compare.py   rows as they are and as they should be → differences
     run.py       the order of these
 
-What is no part of it: what a mapping should say (tests), lines and accounts (`pipeline.quality.verify`).
+What is not a part of it: what a mapping should say (tests), lines and accounts (`pipeline.quality.verify`).
 Nothing that is found holds a value of a row or the id of a FHIR resource.
 """

@@ -53,7 +53,7 @@ def _leave_out(scratch: Scratch, connection: psycopg.Connection, report: DeepRep
 
 @dataclass
 class _Comparison:
-    """One table. Rows are told apart by resource and row key."""
+    """One table. Rows are distinguished by resource and row key."""
 
     scratch: Scratch
     connection: psycopg.Connection
@@ -92,7 +92,7 @@ class _Comparison:
         differs = f"{both} AND actual.{column} IS DISTINCT FROM expected.{column}"
         if not is_link(column):
             return differs
-        # What it leads to could not be loaded: nothing can be said.
+        # What it leads to could not be loaded: nothing can be reported.
         return (
             f"{differs} AND NOT EXISTS (SELECT FROM {self.scratch.etl}.deep_left_out AS unread"
             f" WHERE unread.surrogate_id = actual.{column} AND unread.reason = '{NOT_IN_LANDING}')"

@@ -1,7 +1,7 @@
 """Rows of a warehouse, whatever its row ids: tables in the scratch schema in which links are shown by what they lead to.
 
 For each table of the CDM that the pipeline fills, `actual_<table>` and `expected_<table>`: surrogate_id and row_key of
-the resource's row (of derived rows the Patient, and a hash of what tells them apart), `repeat` (1; more where there
+the resource's row (of derived rows the Patient, and a hash of what distinguishes them), `repeat` (1; more where there
 are several), row_id, person (the Patient whose the row is), and the columns. A link is the identity of its target: the
 surrogate id of its resource, the key of a location's content, a hash of a detail's resource and row key. 0: a row
 without a resource, or of none of those that were chosen.
@@ -20,7 +20,7 @@ from pipeline.publication.ids import ENTITY_TABLES, LINKS
 
 __all__ = ["RELATIONS", "TABLES", "Side", "columns_of", "is_link", "make_content"]
 
-#: Tables without lineage whose rows are compared as well, beside the derived ones.
+#: Tables without lineage whose rows are compared as well, in addition to the derived ones.
 RELATIONS = "fact_relationship"
 
 TABLES = (*LINEAGE_TABLES, *KEYS, RELATIONS)
@@ -37,7 +37,7 @@ _TARGETS = {
     "preceding_visit_detail_id": "visit_detail",
 }
 
-#: By time, as the derived tables order them; equal ones are told apart there by their ids, which say nothing.
+#: By time, as the derived tables order them; equal ones are distinguished there by their ids, which say nothing.
 _ORDER = {
     table: f"concat_ws('|', row.{name}_start_date, coalesce(row.{name}_start_datetime, row.{name}_start_date),"
     f" row.{name}_end_date, coalesce(row.{name}_end_datetime, row.{name}_end_date))"
@@ -200,7 +200,7 @@ def _event_links(connection: psycopg.Connection, side: Side, table: str, vocab: 
     ).fetchall()
     for field, name in rows:
         target = (name or "").partition(".")[0]
-        if target not in LINEAGE_TABLES:  # the vocabulary does not know it: that there is a row is all that can be said
+        if target not in LINEAGE_TABLES:  # the vocabulary does not know it: that there is a row is all that is known
             connection.execute(
                 f"UPDATE {side.table(table)} SET {column} = 0 WHERE {column} IS NOT NULL"
                 f" AND {concept} IS NOT DISTINCT FROM %s",

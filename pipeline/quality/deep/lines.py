@@ -13,6 +13,7 @@ from datetime import datetime
 
 import psycopg
 
+from omop_schema.exports import ExportKind
 from pipeline.extract.bulk import new_job
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.landing.storing import StoredWriter
@@ -85,13 +86,13 @@ def _export(
     scratch: Scratch, connection: psycopg.Connection, part: _Part, progress: DeepProgress
 ) -> Iterator[LandedExport]:
     with scratch.runtime.connect() as own:
-        job = new_job(scratch.runtime, own, part.site, "folder")
+        job = new_job(scratch.runtime, own, part.site, ExportKind.FOLDER)
         draft = scratch.runtime.landing.begin(part.site, job.export_id)
         files = _Files(draft, _types(scratch, connection, part), part.seed)
         with files, CurrentLines(scratch.real.landing, part.site) as landed:
             _copy(scratch, connection, part, landed, files, progress)
             landed_files = files.keep()
-        export = draft.finish("folder", part.time, landed_files)
+        export = draft.finish(ExportKind.FOLDER, part.time, landed_files)
         export_jobs.save_landed(own, export, scratch.runtime.clock.now())
         own.commit()
     yield export

@@ -44,7 +44,7 @@ class Difference:
     #: Of missing rows: `etl.resource_state.surrogate_id` of the first resources whose rows are missing.
     resources: tuple[int, ...] = ()
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One sentence without a value."""
         rows = f"{self.count:,} row{'s' if self.count != 1 else ''} of {self.table} from {self.resource_type}"
         if self.kind == "missing":

@@ -26,21 +26,21 @@ __all__ = ["verify_deep"]
 def verify_deep(runtime: Runtime, request: DeepRequest, progress: DeepProgress | None = None) -> DeepReport:
     """Compare the warehouse with a fresh load of the current lines of the persons that are asked for.
 
-    The warehouse is read in one snapshot and not changed; loads may go on meanwhile. Needs the right to create
+    The warehouse is read in one snapshot and not changed; loads may continue meanwhile. Needs the right to create
     schemas, and disk for a second copy of what is compared. Raises SiteBusy while another deep verification runs,
     LandingError, WarehouseError, and whatever a load raises.
     """
-    tell = progress or (lambda _stage, _done, _total: None)
+    report_progress = progress or (lambda _stage, _done, _total: None)
     started = time.perf_counter()
     report = DeepReport()
     with server_errors(), scratch_warehouse(runtime) as scratch:
-        _read(scratch, request, report, tell)
+        _read(scratch, request, report, report_progress)
         with scratch.real.connect() as connection:
             for site in sites_of(scratch, connection, request.seed):
-                _load(scratch, connection, site, request.seed, tell)
-            tell("expected rows", 0, 0)
+                _load(scratch, connection, site, request.seed, report_progress)
+            report_progress("expected rows", 0, 0)
             make_content(connection, _side(scratch, request, "expected"), runtime.settings.vocab_schema)
-            compare(scratch, connection, report, tell)
+            compare(scratch, connection, report, report_progress)
     report.seconds = time.perf_counter() - started
     return report
 

@@ -208,8 +208,8 @@ class _Choice:
             self.progress("lines without rows", looked, 0)
             self._note_references(site, lines, types=("Patient",))
             self._take(
-                "SELECT DISTINCT said.surrogate_id FROM pg_temp.deep_said AS said"
-                " JOIN {deep}.deep_person ON patient = said.target",
+                "SELECT DISTINCT fact.surrogate_id FROM pg_temp.deep_fact AS fact"
+                " JOIN {deep}.deep_person ON patient = fact.target",
                 is_own=True,
             )
         return looked, are_all
@@ -261,7 +261,7 @@ class _Choice:
             done += len(lines)
             self.progress(f"references, round {number + 1}", done, 0)
             self._note_references(site, lines)
-            self._take("SELECT DISTINCT target AS surrogate_id FROM pg_temp.deep_said", next_round=number + 1)
+            self._take("SELECT DISTINCT target AS surrogate_id FROM pg_temp.deep_fact", next_round=number + 1)
         of_round = "SELECT surrogate_id FROM {deep}.deep_resource WHERE round = %s"
         self._take(
             "SELECT fact.owner_surrogate_id AS surrogate_id FROM {etl}.reference_value AS fact"
@@ -279,7 +279,7 @@ class _Choice:
         """Add the resources of a query (surrogate_id) that have a line that counts."""
         self.run(
             f"INSERT INTO {{deep}}.deep_resource SELECT {_COLUMNS}, {is_own}, {next_round}, false FROM {_STATE}"
-            f" JOIN ({query}) AS wanted ON wanted.surrogate_id = state.surrogate_id WHERE {COUNTS}"
+            f" JOIN ({query}) AS chosen ON chosen.surrogate_id = state.surrogate_id WHERE {COUNTS}"
             + (
                 " ON CONFLICT (surrogate_id) DO UPDATE SET is_own = true WHERE NOT deep_resource.is_own"
                 if is_own
@@ -306,18 +306,18 @@ class _Choice:
     def _note_references(
         self, site: str, lines: list[tuple[int, bytes]], *, types: tuple[str, ...] = ("[A-Z][A-Za-z]+",)
     ) -> None:
-        """Temporary table `deep_said`: surrogate_id of the line, target. Patients are named by Patients alone."""
+        """Temporary table `deep_fact`: surrogate_id of the line, target. Patients are named by Patients alone."""
         keys = SurrogateKeys(site, self.salt)
-        said = [
+        facts = [
             (surrogate_id, keys.of(*parsed))
             for surrogate_id, raw in lines
             for text in references_in(raw, types)
             if (parsed := parse_reference(text)) is not None
         ]
-        frame = pl.DataFrame(said, schema={"surrogate_id": pl.Int64, "target": pl.Int64}, orient="row")
-        self.run("DROP TABLE IF EXISTS pg_temp.deep_said")
-        self.run("CREATE TEMP TABLE deep_said (surrogate_id bigint, target bigint) ON COMMIT DROP")
-        copy_frame(self.connection, "pg_temp.deep_said", frame)
+        frame = pl.DataFrame(facts, schema={"surrogate_id": pl.Int64, "target": pl.Int64}, orient="row")
+        self.run("DROP TABLE IF EXISTS pg_temp.deep_fact")
+        self.run("CREATE TEMP TABLE deep_fact (surrogate_id bigint, target bigint) ON COMMIT DROP")
+        copy_frame(self.connection, "pg_temp.deep_fact", frame)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def scratch_warehouse(runtime: Runtime) -> Iterator[Scratch]:
             )
         _remove_all(connection, runtime, folder)
         try:
-            yield _made(runtime, folder)
+            yield _make(runtime, folder)
         finally:
             if not connection.closed:
                 _remove_all(connection, runtime, folder)
@@ -82,7 +82,7 @@ def _key(etl: str) -> str:
     return f"epic-omop deep verification {etl}"
 
 
-def _made(runtime: Runtime, folder: Path) -> Scratch:
+def _make(runtime: Runtime, folder: Path) -> Scratch:
     settings = runtime.settings
     name = secrets.token_hex(4)
     home = folder / name

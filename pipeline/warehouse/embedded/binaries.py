@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import WarehouseError
+from pipeline.core.files import put_in_place
 
 __all__ = [
     "SYSTEM_FOLDER",
@@ -212,7 +213,7 @@ def _copy_programs(package: Path, target: Path) -> None:
         if libraries.is_dir():
             shutil.copytree(libraries, temporary / libraries.name)
         _open_for_reading(temporary)
-        temporary.rename(target)
+        put_in_place(temporary, target)
     except FileExistsError:
         pass
     except OSError:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import psutil
 
 from pipeline.core.errors import WarehouseError
+from pipeline.core.files import replace_file
 from pipeline.warehouse.embedded.binaries import (
     SYSTEM_FOLDER,
     Account,
@@ -129,7 +130,7 @@ class ServerFolder:
         """The descriptor of the server's lock, or None while any process of the server lives.
 
         The server inherits the descriptor and holds the lock until the last of its processes, also one that
-        outlives a killed postmaster, has ended. A process id in a file could not tell that: ids are used again.
+        outlives a killed postmaster, has ended. A process id in a file could not show that: ids are used again.
         """
         descriptor = os.open(self.path / "running.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -172,9 +173,7 @@ class ServerFolder:
 
 def _write_whole(file: Path, content: str) -> None:
     """Others read these files without a lock: they find the old content or the new, never a part."""
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(file)
+    replace_file(file, content.encode())
 
 
 def _write_readable(file: Path, lines: list[str]) -> None:
@@ -264,9 +263,9 @@ def _socket_folder(path: Path) -> Path:
 
     Not $XDG_RUNTIME_DIR or $TMPDIR: they differ between a login and cron, and the former ends with the login.
     """
-    beside = path / "socket"
-    if len(os.fsencode(beside)) <= _LONGEST_SOCKET_FOLDER and _PLAIN_PATH.fullmatch(str(beside)):
-        return beside
+    inside = path / "socket"
+    if len(os.fsencode(inside)) <= _LONGEST_SOCKET_FOLDER and _PLAIN_PATH.fullmatch(str(inside)):
+        return inside
     return Path("/tmp") / f"epic-omop-{os.geteuid()}-{_digest(path)}"  # noqa: S108 - see make_private_folder
 
 

@@ -34,6 +34,7 @@ from psycopg import pq, sql
 
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import WarehouseError
+from pipeline.core.files import put_in_place, replace_file
 from pipeline.warehouse.embedded.binaries import PostgresBinaries, readable_binaries
 from pipeline.warehouse.embedded.folder import (
     CLIENT_ROLE,
@@ -150,7 +151,7 @@ class EmbeddedServer:
         The role may make schemas of its own; what else is granted by `pipeline.warehouse.roles`. PostgreSQL must be
         started again for that, so WarehouseError is raised while others are connected, and if the address cannot be used.
         """
-        address = _checked_address(host, port)
+        address = _check_address(host, port)
         self.ensure_running()
         with self._start_lock():
             folder = self._open_folder()
@@ -339,16 +340,7 @@ def _make_database(folder: ServerFolder, binaries: PostgresBinaries, lock: int) 
         standard_input=f"CREATE DATABASE {DATABASE}\n".encode(),
         keep_open=lock,
     )
-    unfinished.rename(folder.data)
-    _sync_folder(folder.path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    put_in_place(unfinished, folder.data)
 
 
 def _launch(folder: ServerFolder, binaries: PostgresBinaries, lock: int) -> subprocess.Popen[bytes]:
@@ -368,7 +360,7 @@ def _launch(folder: ServerFolder, binaries: PostgresBinaries, lock: int) -> subp
     for name, value in settings.items():
         arguments += ["-c", f"{name}={value}"]
     if _log_size(folder) > _LARGEST_LOG_BYTES:
-        folder.log.replace(folder.log.with_suffix(".log.1"))
+        put_in_place(folder.log, folder.log.with_suffix(".log.1"), is_durable=False)
     log = os.open(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         process = binaries.start(folder.account, arguments, output=log, keep_open=lock)
@@ -421,7 +413,7 @@ def _ask_to_stop(process: psutil.Process) -> None:
         ) from None
 
 
-def _checked_address(host: str, port: int) -> TcpAddress:
+def _check_address(host: str, port: int) -> TcpAddress:
     try:
         if host != "localhost":
             ipaddress.ip_address(host)
@@ -475,10 +467,5 @@ def _prepare_client_role(folder: ServerFolder) -> None:
 def _client_password(folder: ServerFolder) -> str:
     """The password in the folder's file, generated the first time."""
     if not folder.password_file.exists():
-        temporary = folder.password_file.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(24))
-        temporary.replace(folder.password_file)
+        replace_file(folder.password_file, secrets.token_urlsafe(24).encode())
     return folder.password_file.read_text()

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 from pipeline.core.clock import Clock
 
-__all__ = ["Pace"]
+__all__ = ["RateLimiter"]
 
 
-class Pace:
+class RateLimiter:
     """Spreads requests evenly: `wait` returns when the next one may be sent. Thread-safe."""
 
     def __init__(self, clock: Clock, per_second: float) -> None:

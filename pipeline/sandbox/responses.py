@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-__all__ = ["FhirRefusal", "OAuthRefusal", "epic_issue", "fhir_answer", "oauth_answer", "outcome_answer"]
+__all__ = ["FhirRefusal", "OAuthRefusal", "epic_issue", "fhir_response", "oauth_response", "outcome_response"]
 
 
 class FhirRefusal(Exception):
@@ -25,7 +25,7 @@ class FhirRefusal(Exception):
 
 
 class OAuthRefusal(Exception):
-    """`error` goes to the client; `reason` only to the sandbox's log, as Epic tells a client no more than the error."""
+    """`error` goes to the client; `reason` only to the sandbox's log, as Epic gives a client no more than the error."""
 
     def __init__(self, error: str, reason: str) -> None:
         super().__init__(reason)
@@ -33,7 +33,7 @@ class OAuthRefusal(Exception):
         self.reason = reason
 
 
-def fhir_answer(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def fhir_response(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(body), status, headers, media_type="application/fhir+json")
 
 
@@ -55,15 +55,15 @@ def epic_issue(severity: str, code: str, epic_code: str, diagnostics: str = "") 
     return {**issue, "diagnostics": diagnostics} if diagnostics else issue
 
 
-def outcome_answer(refusal: FhirRefusal) -> Response:
+def outcome_response(refusal: FhirRefusal) -> Response:
     if refusal.epic_code:
         issue = epic_issue("fatal", refusal.code, refusal.epic_code, refusal.text)
     else:
         details: dict[str, Any] = {"text": refusal.text}
         issue = {"severity": "error", "code": refusal.code, "details": details, "diagnostics": refusal.text}
-    return fhir_answer({"resourceType": "OperationOutcome", "issue": [issue]}, refusal.status, refusal.headers)
+    return fhir_response({"resourceType": "OperationOutcome", "issue": [issue]}, refusal.status, refusal.headers)
 
 
-def oauth_answer(body: dict[str, Any], status: int = 200) -> Response:
+def oauth_response(body: dict[str, Any], status: int = 200) -> Response:
     headers = {"Cache-Control": "no-store", "Pragma": "no-cache"}
     return Response(orjson.dumps(body), status, headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""`epic-omop publish`: the CDM as Parquet, for people who read it with DuckDB or Spark."""
+"""`epic-omop lakehouse`: the CDM as Parquet, for people who read it with DuckDB or Spark."""
 
 from __future__ import annotations
 
@@ -23,35 +23,37 @@ from pipeline.core.errors import LakehouseError, UsageError
 if TYPE_CHECKING:
     from pipeline.lakehouse.snapshot import SnapshotReport
 
-__all__ = ["register"]
+__all__ = ["app", "register_former_name"]
+
+app = typer.Typer(no_args_is_help=True, help="The CDM as Parquet files: write a snapshot, or check one.")
+
+_To = Annotated[
+    str | None, typer.Option("--to", metavar="PATH", help="Local folder to write to, if not EPIC_OMOP_LAKEHOUSE.")
+]
+_WithVocabulary = Annotated[
+    bool, typer.Option("--with-vocabulary", help="Also concept and the other vocabulary tables; mind their licences.")
+]
+_WithLineage = Annotated[
+    bool, typer.Option("--with-lineage", help="Also etl/row_source, which holds the FHIR ids of resources.")
+]
+_Keep = Annotated[int, typer.Option("--keep", min=0, help="Older snapshots that stay, for those who are reading them.")]
+_GroupReadable = Annotated[
+    bool, typer.Option("--group-readable", help="The folder's group may read; otherwise its owner alone.")
+]
 
 
-def register(app: typer.Typer) -> None:
-    """Add `publish` to the program."""
-    app.command("publish")(publish)
+def register_former_name(app: typer.Typer) -> None:
+    """Add `publish`, the name of both commands in version 0.1; hidden, and to go after 0.2."""
+    app.command("publish", hidden=True)(_publish)
 
 
-def publish(
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="PATH", help="Local folder to publish to, if not EPIC_OMOP_LAKEHOUSE.")
-    ] = None,
-    with_vocabulary: Annotated[
-        bool,
-        typer.Option("--with-vocabulary", help="Also concept and the other vocabulary tables; mind their licences."),
-    ] = False,
-    with_lineage: Annotated[
-        bool, typer.Option("--with-lineage", help="Also etl/row_source, which holds the FHIR ids of resources.")
-    ] = False,
-    keep: Annotated[
-        int, typer.Option("--keep", min=0, help="Older snapshots that stay, for those who are reading them.")
-    ] = 1,
-    group_readable: Annotated[
-        bool, typer.Option("--group-readable", help="The folder's group may read; otherwise its owner alone.")
-    ] = False,
-    check: Annotated[
-        str | None,
-        typer.Option("--check", metavar="PATH", help="Write nothing: verify the latest snapshot, or the one at PATH."),
-    ] = None,
+@app.command()
+def snapshot(
+    to: _To = None,
+    with_vocabulary: _WithVocabulary = False,
+    with_lineage: _WithLineage = False,
+    keep: _Keep = 1,
+    group_readable: _GroupReadable = False,
 ) -> None:
     """Write the CDM as Parquet files: one consistent state, readable by DuckDB, Spark and polars.
 
@@ -61,22 +63,17 @@ def publish(
     To read it: duckdb -init PATH/latest/open.sql, or spark.read.parquet on PATH/latest/cdm/measurement. The layout,
     and what holds, is in docs/lakehouse.md.
 
-    Exit code 74: the folder, its disk or a checked snapshot is no good; 75: another run writes to the folder.
+    Exit code 74: the folder or its disk cannot be used; 75: another run writes to the folder.
     """
-    console = Terminal(highlight=False)
-    if check is not None:
-        if to is not None:
-            raise UsageError("Either --to or --check.", "--check only reads what an earlier run wrote.")
-        _check(console, check)
-        return
     from pipeline.lakehouse.snapshot import SnapshotOptions, publish_snapshot
     from pipeline.lakehouse.store import lakehouse_folder
     from pipeline.warehouse.runtime import Runtime
 
+    console = Terminal(highlight=False)
     runtime = Runtime.from_environment()
     target = to or runtime.settings.lakehouse
     if not target:
-        raise UsageError("Say where to: --to PATH.", "A local folder, new or published to before.")
+        raise UsageError("Say where to: --to PATH.", "A local folder, new or written to before.")
     options = SnapshotOptions(with_vocabulary, with_lineage, keep, group_readable)
     bar, show = _progress(console, "reading", MofNCompleteColumn())
     with bar:
@@ -84,6 +81,47 @@ def publish(
             runtime, lakehouse_folder(target), options, lambda table, done, total: show(table, done, max(done, total))
         )
     _print(console, report)
+
+
+@app.command()
+def check(
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="PATH", help="The lakehouse or one snapshot in it, if not EPIC_OMOP_LAKEHOUSE."),
+    ] = None,
+) -> None:
+    """Verify that the latest snapshot, or the one at PATH, is as it was written. Writes nothing.
+
+    Exit code 74: the snapshot is damaged, or there is none.
+    """
+    from pipeline.core.settings import load_settings
+
+    place = path or load_settings().lakehouse
+    if not place:
+        raise UsageError("Say which: epic-omop lakehouse check PATH.", "The folder that snapshots were written to.")
+    _check(Terminal(highlight=False), place)
+
+
+def _publish(
+    *,
+    to: _To = None,
+    with_vocabulary: _WithVocabulary = False,
+    with_lineage: _WithLineage = False,
+    keep: _Keep = 1,
+    group_readable: _GroupReadable = False,
+    check: Annotated[str | None, typer.Option("--check", metavar="PATH")] = None,
+) -> None:
+    """The former name of `epic-omop lakehouse snapshot`, and with --check of `epic-omop lakehouse check`."""
+    new_name = "epic-omop lakehouse snapshot" if check is None else "epic-omop lakehouse check PATH"
+    Terminal(stderr=True, highlight=False).print(
+        f"`epic-omop publish` is now `{new_name}`; the old name goes with the next version.", style="yellow"
+    )
+    if check is not None:
+        if to is not None:
+            raise UsageError("Either --to or --check.", "--check only reads what an earlier run wrote.")
+        _check(Terminal(highlight=False), check)
+    else:
+        snapshot(to, with_vocabulary, with_lineage, keep, group_readable)
 
 
 def _check(console: Terminal, path: str) -> None:
@@ -98,7 +136,7 @@ def _check(console: Terminal, path: str) -> None:
     if problems:
         raise LakehouseError(
             f"Snapshot {folder.name} is damaged: {len(problems):,} of its files are not as they were written.",
-            "Do not read it; `epic-omop publish --to PATH` writes a new one.",
+            "Do not read it; `epic-omop lakehouse snapshot --to PATH` writes a new one.",
         )
     console.print(words(styled("✓", "green"), f" Snapshot {folder.name} is as it was written, file by file."))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.extract.http.server_words import known_words, progress_words, shown_url
+from pipeline.extract.http.redaction import known_words, progress_words, shown_url
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,15 @@ _NUMBER = re.compile(r"\d{1,7}([.,]\d{1,2})?%?|\d{1,7}/\d{1,7}")
 
 def known_words(text: object, limit: int = 200) -> str:
     """One line, at most so long, of the words that may be shown; `…` for the others."""
-    return _told(text, limit, _is_known)
+    return _shown_words(text, limit, _is_known)
 
 
 def progress_words(text: object, limit: int = 100) -> str:
     """The same for X-Progress, of which numbers are the matter."""
-    return _told(text, limit, lambda word: bool(_NUMBER.fullmatch(word)) or _is_known(word))
+    return _shown_words(text, limit, lambda word: bool(_NUMBER.fullmatch(word)) or _is_known(word))
 
 
-def _told(text: object, limit: int, shown: Callable[[str], bool]) -> str:
+def _shown_words(text: object, limit: int, shown: Callable[[str], bool]) -> str:
     if not isinstance(text, str):
         return ""
     printable = "".join(character if character.isprintable() else " " for character in text[: 50 * limit])
