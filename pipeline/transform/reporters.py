@@ -27,6 +27,7 @@ REPORTERS = {
 }
 
 _OF_PATIENT = frozenset(("Patient", "RelatedPerson"))
+_USUAL = ("Practitioner/", "PractitionerRole/", "Organization/", "CareTeam/")
 
 
 def is_reported_by_patient(*elements: str) -> Callable[[dict[str, Any]], bool | None]:
@@ -38,6 +39,10 @@ def is_reported_by_patient(*elements: str) -> Callable[[dict[str, Any]], bool | 
             if not found:
                 continue
             references = found if found.__class__ is list else [found]
+            if len(references) == 1:  # nearly all, and mostly to who cares for the patient
+                text = (references[0] or {}).get("reference")
+                if text.__class__ is str and text.startswith(_USUAL):
+                    return None
             types = {_type_of(reference, resource) for reference in references if reference} - {None}
             if types:
                 return True if types & _OF_PATIENT else None

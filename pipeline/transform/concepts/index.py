@@ -203,9 +203,9 @@ class ConceptIndex:
 
     def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
         """The same of concepts that are not standard, whose broader ones are looked up step by step."""
-        wanted = set(concept_ids.cast(pl.Int64).drop_nulls())
+        asked = set(concept_ids.cast(pl.Int64).drop_nulls())
         broader: dict[int, set[int]] = {}
-        frontier = wanted
+        frontier = asked
         for _ in range(_MOST_STEPS_UP):
             found = (
                 pl.scan_parquet(self.folder / ANCESTOR_FILE)
@@ -218,7 +218,7 @@ class ConceptIndex:
             frontier = set(found["ancestor_concept_id"]) - broader.keys()
             if not frontier:
                 break
-        pairs = [(above, below) for below in wanted for above in _all_above(below, broader) & wanted if above != below]
+        pairs = [(above, below) for below in asked for above in _all_above(below, broader) & asked if above != below]
         return pl.DataFrame(sorted(pairs), schema={"ancestor": pl.Int64, "descendant": pl.Int64}, orient="row")
 
     def concepts(self, concept_ids: list[int]) -> pl.DataFrame:
