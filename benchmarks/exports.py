@@ -18,7 +18,6 @@ from typing import Any
 import orjson
 
 from pipeline.core.files import put_in_place
-from pipeline.core.settings import DEFAULT_RESOURCE_TYPES
 from pipeline.sandbox.directory import Directory
 from pipeline.sandbox.generator import generate
 
@@ -26,6 +25,12 @@ __all__ = ["FIRST_DAY", "World", "make_volatile", "patients_of", "write_day"]
 
 #: All dates of the world lie around this day; the runs' clock begins there too.
 FIRST_DAY = date(2026, 1, 1)
+
+#: Types of the world: the same in every version, so that measurements can be compared.
+_TYPES = (
+    *("Patient", "Encounter", "Condition", "Observation", "MedicationRequest", "Medication", "Immunization"),
+    *("Procedure", "Practitioner", "Organization", "Location"),
+)
 
 #: Epic's files hold no more resources than this, so that a large export is thousands of files.
 LINES_PER_FILE = 3000
@@ -40,7 +45,7 @@ _SIGNATURE = "signature=6f9e2c"
 
 @dataclass(frozen=True)
 class World:
-    """Synthetic patients of the types that a site asks for by default: those that have a mapping."""
+    """Synthetic patients, of `_TYPES`."""
 
     patients: int
     seed: int = 1
@@ -61,7 +66,7 @@ def write_day(world: World, day: int, folder: Path, processes: int) -> Path:
 
 
 def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> None:
-    types = frozenset(DEFAULT_RESOURCE_TYPES)
+    types = frozenset(_TYPES)
     if part:  # every part of a world comes with what all patients share: it is wanted once
         types -= {resource_type for resource_type, _ in Directory(world.seed, world.patients).resources()}
     by_type: dict[str, list[bytes]] = {}

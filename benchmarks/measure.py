@@ -19,7 +19,7 @@ from pipeline.core.clock import ManualClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.extract.bulk import ingest_folder
 from pipeline.landing.store import LandedExport
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import load as load_export
 from pipeline.publication.publish import PublicationReport
 from pipeline.warehouse.embedded.server import EmbeddedServer
 from pipeline.warehouse.runtime import Runtime
@@ -215,7 +215,7 @@ class _Warehouse:
         server = self.server.status().pid
         with PeakMemory(server) as peak, CpuSeconds(server) as cpu:
             started = time.perf_counter()
-            reports = ingest_with_follow_ups(runtime, site, export)
+            reports = load_export(runtime, site, export).reports
             seconds = time.perf_counter() - started
         return replace(_load(name, reports, seconds, peak, cpu), load_average=average)
 

@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from pipeline.transform.chunks import ChunkTask  # noqa: F401 - what a worker imports, so that start-up measures it
+from pipeline.load.worker import compare_chunk  # noqa: F401 - what a worker imports, so that start-up measures it
 
 __all__ = ["start_up_seconds"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -13,6 +13,8 @@ import polars as pl
 
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.load.fingerprints import site_mapping
+from pipeline.load.tasks import WorkerPlan
+from pipeline.load.worker import LineWorker
 from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
@@ -28,9 +30,9 @@ from pipeline.transform.concepts.index import (
     ConceptIndex,
 )
 from pipeline.transform.content import Contents
-from pipeline.transform.lines import LinesTransform
+from pipeline.transform.lines import LineBatch, LinesTransform
 from pipeline.transform.mapping.mappings import load_mappings
-from pipeline.transform.plan import TransformPlan, Worker
+from pipeline.transform.plan import TransformPlan
 
 __all__ = ["Lines", "Rows", "Transforming", "index_of", "lines_of", "plan_of", "write_no_facts"]
 
@@ -81,19 +83,12 @@ def lines_of(raws: Iterable[bytes], file: Path) -> list[Lines]:
     return [Lines(name, *(tuple(part) for part in zip(*lines, strict=True))) for name, lines in sorted(found.items())]
 
 
-@dataclass(frozen=True)
-class _Origin:
-    resource_type: str
-    files: Mapping[int, Path]
-    part: str = "part"
-
-
-def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Path, **site: Any) -> TransformPlan:
-    """What the transform stage of a site with these settings is given."""
+def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Path, **site: Any) -> WorkerPlan:
+    """What a worker of a site with these settings is given."""
     settings = SiteSettings(name="transforming", **site)
     mappings = load_mappings(MAPPINGS_FOLDER, settings.name, settings.mapping)
     fixed = {known: found.use_concept_id for known, found in index.verify_fixed(mappings.fixed_concepts).items()}
-    return TransformPlan(
+    transform = TransformPlan(
         site=site_mapping(settings),
         instance_zone="UTC",
         surrogate_salt="",
@@ -102,11 +97,8 @@ def plan_of(index: ConceptIndex, facts: Path, staged: StagedExport, landing: Pat
         mappings=mappings,
         index=index,
         fixed=fixed,
-        known=None,
-        facts=facts,
-        staged=staged,
-        landing=landing,
     )
+    return WorkerPlan(transform, known=None, facts=facts, staged=staged, landing=landing)
 
 
 def index_of(folder: Path, codes: Iterable[tuple[str, str, int, str]] = ()) -> ConceptIndex:
@@ -136,8 +128,8 @@ class Transforming:
         self._staged = _Kept(folder / "staged")
         self._file = file
         self.plan = plan_of(index, folder / "facts", self._staged, file.parent, **site)
-        self._mappings = self.plan.mappings
-        self.worker = Worker(self.plan)
+        self._mappings = self.plan.transform.mappings
+        self.worker = LineWorker(self.plan).transform
 
     def run(self, chunks: Iterable[Lines]) -> Rows:
         """The rows of staging of these chunks, sorted. Facts are those of the last `gather_facts`."""
@@ -163,7 +155,7 @@ class Transforming:
             pl.concat([frame.select("surrogate_id", "name", "value") for frame in found]).lazy() if found else nothing
         )
         write_facts(self.plan.facts, facts)
-        self.worker = Worker(self.plan)
+        self.worker = LineWorker(self.plan).transform
 
     def order(self, resource_type: str) -> int:
         mapping = self._mappings.resources.get(resource_type)
@@ -182,5 +174,6 @@ class Transforming:
                 "raw_hash_low": pl.repeat(0, count, dtype=pl.Int64, eager=True),
             }
         )
-        origin = _Origin(chunk.resource_type, {1: self._file})
-        LinesTransform(self.worker, origin, lines, list(chunk.raws), list(range(count)), Contents(self.worker)).run()
+        names = {1: self._file.relative_to(self.plan.landing).as_posix()}
+        batch = LineBatch(chunk.resource_type, "part", list(chunk.raws), lines, list(range(count)), names)
+        LinesTransform(self.worker, batch, Contents(self.worker)).run()

@@ -3,6 +3,7 @@
 - docs/mapping-options.md: the named settings of the mapping.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
 - docs/modules.md: what each folder and module holds.
+- docs/writing-a-mapping.md: every key, column type and rule.
 - docs/manifest.json: `epic-omop manifest` of the shared mappings.
 
 A test holds them against what they are made from, so that they cannot grow old.
@@ -25,6 +26,7 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
 from tools.module_page import module_page
+from tools.writing_page import writing_page
 
 __all__ = ["documents"]
 
@@ -38,6 +40,7 @@ def documents() -> dict[str, str]:
         "mapping-options.md": _joined(_options()),
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),
+        "writing-a-mapping.md": writing_page(),
         "manifest.json": orjson.dumps(manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.ingest import ingest_landed
+from pipeline.commands.ingest import load_and_report
 from pipeline.commands.rest_progress import rest_progress
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Terminal, bold, words
@@ -53,6 +53,7 @@ def crawl(
     what each type is searched by is `crawl_searches`. Exit code 75: some searches failed for now, call again.
     """
     from pipeline.extract.rest.crawl import crawl as crawl_patients
+    from pipeline.load.load import LoadOptions
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -65,7 +66,7 @@ def crawl(
             )
         _print_crawl(console, result)
         if load:
-            ingest_landed(console, runtime, settings, [result.export], hydrated=True)
+            load_and_report(console, runtime, settings, [result.export], LoadOptions(hydrate=True))
         else:
             number = result.export.export_id
             console.print(words("Load it with ", bold(f"epic-omop ingest --site {site} --export {number}"), "."))

@@ -61,6 +61,7 @@ def export(
 ) -> None:
     """Export a site's groups from Epic and land the files; nothing is loaded yet.
 
+    Asked for are the site's resource_types; without them all types that have a mapping, as far as the site has them.
     An export takes from minutes to days. It is safe to stop this command: run again, it continues where it was.
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
@@ -172,11 +173,11 @@ def forget(
 
 
 def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool) -> None:
-    from pipeline.commands.ingest import ingest_landed
+    from pipeline.commands.ingest import load_and_report
 
     console = Terminal()
     if load and numbers:
-        ingest_landed(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
+        load_and_report(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
     elif numbers:
         listed = ", ".join(map(str, numbers))
         console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")
@@ -203,7 +204,7 @@ def _site_row(site: SiteSettings) -> tuple[str, ...]:
         site.name,
         site.fhir_url or "(folders only)",
         ", ".join(site.groups) or "–",
-        str(len(site.resource_types)),
+        "all mapped" if site.resource_types is None else str(len(site.resource_types)),
         site.time_zone,
         site.schedule,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.ingest import ingest_landed
+from pipeline.commands.ingest import load_and_report
 from pipeline.commands.rest_progress import print_hydrations, rest_progress
 from pipeline.commands.terminal import Terminal
 
@@ -43,6 +43,6 @@ def hydrate(
         result = hydrate_exports(runtime, settings, exports, progress=show)
     print_hydrations(console, [result])
     if result.landed and load:
-        ingest_landed(console, runtime, settings, result.landed)
+        load_and_report(console, runtime, settings, result.landed)
     if result.error:
         raise result.error

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.tables import ingest_progress, number_table, print_load_report
+from pipeline.commands.tables import load_progress, number_table, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
 from pipeline.commands.warehouse_state import print_settings_notes, refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
+    from pipeline.load.load import LoadOptions
     from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["ingest_landed", "register"]
+__all__ = ["load_and_report", "register"]
 
 _CONFIRM = "Delete what has vanished by the site's policy, however much it is."
 
@@ -68,6 +68,7 @@ def ingest(
     from pipeline.commands.site_names import known_site, loadable_site
     from pipeline.extract.bulk import folder_load, ingest_folder
     from pipeline.load.landed_exports import landed_export
+    from pipeline.load.load import LoadOptions
     from pipeline.warehouse.runtime import Runtime
 
     if (source is None) == (export is None):
@@ -80,19 +81,20 @@ def ingest(
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
     console = Terminal()
+    options = LoadOptions(force=force, over_newer=force, confirmed=confirm)
     if source is None:
         # A site is known by its exports: by this one as well, which a new database has not heard of.
         if not runtime.landing.exists(site, export or 0):
             known_site(runtime, site)
         landed = landed_export(runtime, site, export or 0)
         settings = known_site(runtime, site)
-        ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
+        load_and_report(console, runtime, settings, [landed], options)
         return
     settings = loadable_site(runtime, site, is_new=new_site)
     with folder_load(runtime, site):
         with console.status("landing"):
             landed = ingest_folder(runtime, site, source, group=group, complete=complete)
-        ingest_landed(console, runtime, settings, [landed], force=force, confirmed=confirm)
+        load_and_report(console, runtime, settings, [landed], options)
 
 
 def run(
@@ -106,6 +108,7 @@ def run(
     """
     from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
+    from pipeline.load.load import LoadOptions
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -117,44 +120,29 @@ def run(
         keep = progress.keep_future_time if is_interactive(console) else None
         result = export_groups(runtime, settings, groups, progress.show, keep_future_time=keep)
     if result.landed:
-        ingest_landed(console, runtime, settings, result.landed, hydrated=True, confirmed=confirm)
+        load_and_report(console, runtime, settings, result.landed, LoadOptions(hydrate=True, confirmed=confirm))
     for error in result.failures.values():
         raise error
 
 
-def ingest_landed(
+def load_and_report(
     console: Terminal,
     runtime: Runtime,
     site: SiteSettings,
     exports: Sequence[LandedExport],
-    *,
-    force: bool = False,
-    hydrated: bool = False,
-    confirmed: bool = False,
+    options: LoadOptions | None = None,
 ) -> None:
-    """Load landed exports in the order of their times, with a bar, and print their results.
-
-    `hydrated`: with what they lack, where the site's settings say so.
-    """
+    """Load landed exports in the order of their times, with a bar, and print their results."""
     from pipeline.commands.rest_progress import print_hydrations
-    from pipeline.load.hydration import ingest_hydrated
-    from pipeline.load.replay import ingest_with_follow_ups
+    from pipeline.load.load import USUAL, load
     from pipeline.quality.report import load_report
 
     ids: list[int] = []
     for export in sorted(exports, key=lambda export: (export.transaction_time, export.export_id)):
-        progress, show = ingest_progress(console)
+        progress, shown = load_progress(console, options or USUAL)
         with progress:
-            if hydrated:
-                asked = partial(_show_asked, show)
-                reports, hydrations = ingest_hydrated(
-                    runtime, site, export, force=force, confirmed=confirmed, progress=show, asked=asked
-                )
-            else:
-                reports = ingest_with_follow_ups(
-                    runtime, site, export, force=force, over_newer=force, confirmed=confirmed, progress=show
-                )
-                hydrations = []
+            result = load(runtime, site, export, shown)
+        reports = result.reports
         ids += [report.export_id for report in reports]
         first = reports[0]
         seconds = first.transform_seconds + first.publish_seconds
@@ -164,17 +152,13 @@ def ingest_landed(
         )
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
             console.print(warning, style="yellow", markup=False, soft_wrap=True)
-        print_hydrations(console, hydrations)
-        fetched = sum(landed.lines for result in hydrations for landed in result.landed)
+        print_hydrations(console, result.hydrations)
+        fetched = sum(landed.lines for hydration in result.hydrations for landed in hydration.landed)
         replayed = sum(report.lines for report in reports[1:]) - fetched
         if replayed:
             console.print(f"{replayed:,} lines that had waited for these resources went through again.")
     with runtime.connect() as connection:
         print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
-
-
-def _show_asked(show: Callable[[str, int, int], None], done: int, total: int) -> None:
-    show(f"references {done:,} of {total:,}", 0, 0)
 
 
 def verify(

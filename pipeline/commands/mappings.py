@@ -1,6 +1,6 @@
 """`epic-omop mappings`: check the mappings, and show what holds for a resource, for people.
 
-Words and layout only; the work is done in `pipeline/transform/mapping_check.py` and `pipeline/transform/mapping/mappings.py`.
+Words and layout only; the work is done in `pipeline/transform/mapping_check` and `pipeline/transform/mapping/mappings.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.core.errors import UsageError
 if TYPE_CHECKING:
     from pipeline.core.settings import Settings
     from pipeline.transform.mapping.mappings import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
-    from pipeline.transform.mapping_check import KnownConcepts
+    from pipeline.transform.mapping_check.concepts import KnownConcepts
 
 __all__ = ["app"]
 
@@ -44,7 +44,7 @@ def check(
     """
 
     from pipeline.core.settings import load_settings
-    from pipeline.transform.mapping_check import check_mappings
+    from pipeline.transform.mapping_check.check import check_mappings
 
     settings = load_settings()
     known = _known_concepts(settings) if vocabulary else None
@@ -116,7 +116,7 @@ def _known_concepts(settings: Settings) -> KnownConcepts:
     """The loaded vocabulary; the demonstration vocabulary where there is none. Starts no database for that."""
     from pipeline.core.errors import VocabularyError
     from pipeline.core.settings import MAPPINGS_FOLDER
-    from pipeline.transform.mapping_check import demo_concepts, indexed_concepts
+    from pipeline.transform.mapping_check.concepts import demo_concepts, indexed_concepts
     from pipeline.warehouse.connection import database_url
     from pipeline.warehouse.vocabulary import ensure_index
 

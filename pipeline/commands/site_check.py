@@ -25,11 +25,12 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
     """
     from pipeline.commands.findings import print_findings
     from pipeline.core.findings import any_failed
+    from pipeline.extract.asked_types import with_asked_types
     from pipeline.extract.site_check import check_site
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site(site)
+    settings = with_asked_types(runtime.settings, runtime.settings.site(site))
     console = Terminal()
     with _recorded(runtime, settings) as (access, budget), console.status("asking the site"):
         findings = list(check_site(settings, runtime.clock, access=access, budget=budget))

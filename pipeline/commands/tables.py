@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -10,13 +10,14 @@ from rich.box import SIMPLE_HEAD
 from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, bold, progress, words
 
 if TYPE_CHECKING:
+    from pipeline.load.load import LoadOptions
     from pipeline.quality.report import LoadReport
 
-__all__ = ["ingest_progress", "number_table", "print_load_report"]
+__all__ = ["load_progress", "number_table", "print_load_report"]
 
 
-def ingest_progress(console: Terminal) -> tuple[Progress, Callable[[str, int, int], None]]:
-    """A progress bar (a context manager) and the callback for `pipeline.load.ingest.ingest`."""
+def load_progress(console: Terminal, options: LoadOptions) -> tuple[Progress, LoadOptions]:
+    """A progress bar (a context manager), and the options of a load that moves it."""
     bar = progress(console, DownloadColumn())
     task = bar.add_task("transform", total=None)
 
@@ -26,7 +27,10 @@ def ingest_progress(console: Terminal) -> tuple[Progress, Callable[[str, int, in
         else:
             bar.update(task, description=stage)
 
-    return bar, show
+    def show_fetched(done: int, total: int) -> None:
+        bar.update(task, description=f"references {done:,} of {total:,}")
+
+    return bar, replace(options, progress=show, fetch_progress=show_fetched)
 
 
 def print_load_report(console: Terminal, report: LoadReport) -> None:

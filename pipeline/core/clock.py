@@ -26,7 +26,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock for tests and for the simulated Epic: it moves only when told to, or by `sleep`."""
+    """A clock for tests and for the simulated Epic: it moves only by `advance`, or by `sleep`."""
 
     def __init__(self, start: datetime) -> None:
         self._now = start

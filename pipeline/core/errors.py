@@ -1,4 +1,4 @@
-"""Every error that a user of epic-omop can meet, told apart by what the user should do.
+"""Every error that a user of epic-omop can meet, distinguished by what the user should do.
 
 This module holds the exception tree and nothing else. An error says what happened, to what, and what to
 do next; it never carries patient data or a secret.
@@ -10,14 +10,14 @@ EpicOmopError
 ├── TransientError            the same call may succeed later (exit 75)
 │   ├── RemoteUnavailable     network, time-out, 408, 429, 5xx
 │   │   ├── Unreachable       no connection was made: the server has seen nothing of the request
-│   │   ├── UnreadableStatus  the status was answered with what is no manifest: it says nothing of the export
+│   │   ├── UnreadableStatus  the status was answered with what is not a manifest: it says nothing of the export
 │   │   └── KickOffUnknown    sent, and no clear answer came: an export may run; never repeated blindly
 │   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
 │   ├── ExportNotReady        the export still runs; ask again at `next_try`
 │   ├── RequestBudgetSpent    the site's requests of this hour are used up; go on at `next_try`
 │   └── SiteBusy              another run of the same site holds the lock
 ├── PermanentError            repeating does not help until somebody changes something (exit 1)
-│   ├── AuthenticationRefused token endpoint said no
+│   ├── AuthenticationRefused token endpoint refused
 │   ├── RemoteRefused         400, 403, 404, 422 and the like
 │   ├── ProtocolError         the server's answer breaks the specification
 │   │   └── AcceptedWithoutAddress  an export runs, and the server did not say where to ask for it
@@ -126,7 +126,7 @@ class Unreachable(RemoteUnavailable):
 
 
 class UnreadableStatus(RemoteUnavailable):
-    """The question for the status was answered with 200 and something that is no manifest."""
+    """The question for the status was answered with 200 and something that is not a manifest."""
 
 
 class KickOffUnknown(RemoteUnavailable):

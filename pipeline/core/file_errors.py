@@ -28,7 +28,7 @@ _POLARS_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def error_number(error: BaseException) -> int | None:
-    """The errno of an OSError, or the one in a text of polars, which tells a file system's refusal so."""
+    """The errno of an OSError, or the one in a text of polars, which reports a file system's refusal so."""
     if isinstance(error, OSError):
         return error.errno
     found = _POLARS_NUMBER.search(str(error))
@@ -36,5 +36,5 @@ def error_number(error: BaseException) -> int | None:
 
 
 def remedy(error: BaseException) -> str | None:
-    """What to do about it, in one sentence; None for what is no refusal of a file system, or an unknown one."""
+    """What to do about it, in one sentence; None for another error, or an unknown one."""
     return _REMEDIES.get(error_number(error) or 0)

@@ -58,7 +58,7 @@ def disk_errors(what: str, folder: Path, then: str = "The export is taken up whe
 
     try:
         yield
-    except (OSError, pl.exceptions.ComputeError) as error:  # polars tells a disk that fills up as ComputeError
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a disk that fills up as ComputeError
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
         advice = remedy(error) or "See to that folder, then run the same command again."
         raise LandingError(f"{what} cannot be written ({reason}) under {folder}.", f"{advice} {then}") from error

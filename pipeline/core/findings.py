@@ -8,7 +8,7 @@ from typing import Literal
 
 __all__ = ["Finding", "State", "any_failed"]
 
-#: `not checked` is no failure: what could not be looked at is told as such.
+#: `not checked` is not a failure: what could not be looked at is reported as such.
 State = Literal["ok", "warning", "failed", "not checked"]
 
 

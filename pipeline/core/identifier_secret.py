@@ -33,10 +33,10 @@ def identifier_secret(settings: Settings) -> bytes:
             _make(file)
         return _checked(file.read_text(encoding="ascii").strip(), str(file))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigurationError(
             f"The key of identifiers in {file} cannot be read or made ({reason}).",
-            "Give the file back from a backup, or set EPIC_OMOP_IDENTIFIER_KEY to what it held.",
+            "Give the file back from a backup, or set EPIC_OMOP_IDENTIFIER_KEY to its content.",
         ) from None
 
 

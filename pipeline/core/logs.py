@@ -1,7 +1,7 @@
 """How log lines are written: text for people, or one JSON object a line (`EPIC_OMOP_LOG_FORMAT=json`).
 
 The level is that of our own loggers; libraries are heard from WARNING on, whatever it is, because at DEBUG they
-write queries, rows and headers. An exception is told by its class and the lines of code it came through, never by its
+write queries, rows and headers. An exception is shown by its class and the lines of code it came through, never by its
 text: a PostgreSQL error quotes the row that it refused. A crash in C, which leaves no exception, writes the stacks of all
 threads to standard error, where the log goes: files and lines, no values.
 """

@@ -2,7 +2,7 @@
 
 Each option has a default, which is the mapping specification's choice, and is documented in docs/mapping-options.md.
 `sites.yaml` sets them under `mapping:` of a site. Rules of a mapping name the option under which they hold
-(`option: {preliminary_results: keep}`); derive functions read them from `Derivation.options`.
+(`option: {preliminary_results: keep}`); rules read them from `Derivation.options`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MappingOptions(BaseModel):
         "specific",
         "Observation",
         description=(
-            "observation_type_concept_id: `specific` tells laboratory, survey, exam and patient-reported apart"
+            "observation_type_concept_id: `specific` distinguishes laboratory, survey, exam and patient-reported"
             " (f2o-051); `general` is 32817 (EHR) for all."
         ),
     )

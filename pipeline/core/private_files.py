@@ -29,7 +29,7 @@ def make_private(home: Path) -> None:
     """Close the home, and what of it is open to others, whoever made it with whatever umask.
 
     Looks at the home and the entries in it; what is below an open folder is walked, once. Links are not followed, what
-    belongs to others stays, and a folder for everyone (/tmp) is no home. Owner's bits are left as they are.
+    belongs to others stays, and a folder for everyone (/tmp) is not a home. Owner's bits are left as they are.
     """
     try:
         found = home.lstat()

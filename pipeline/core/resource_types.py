@@ -1,4 +1,4 @@
-"""The names of FHIR R4's resource types, to tell them from other words in file names.
+"""The names of FHIR R4's resource types, to distinguish them from other words in file names.
 
 Source: https://hl7.org/fhir/R4/resourcelist.html. A type that is missing here is not refused anywhere: content and
 manifests may name any type of the form `TYPE_NAME`.

@@ -27,7 +27,6 @@ from pipeline.core.settings_problems import control_characters, problem, setting
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
-    "DEFAULT_RESOURCE_TYPES",
     "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
     "RESULT_TYPE",
@@ -42,21 +41,6 @@ __all__ = [
 
 #: The project's own mappings; `EPIC_OMOP_MAPPINGS` names another folder.
 MAPPINGS_FOLDER = Path(__file__).resolve().parents[2] / "mappings"
-
-#: Asked for when a site does not list its own (Epic's rule 5: always send `_type`).
-DEFAULT_RESOURCE_TYPES = (
-    "Patient",
-    "Encounter",
-    "Condition",
-    "Observation",
-    "MedicationRequest",
-    "Medication",
-    "Immunization",
-    "Procedure",
-    "Practitioner",
-    "Organization",
-    "Location",
-)
 
 #: Fetched by reference where an export lacks them (rule 11): what many patients share, and results of reports.
 DEFAULT_HYDRATE_TYPES = ("Medication", "Location", "Practitioner", "PractitionerRole", "Organization", "Observation")
@@ -126,7 +110,9 @@ def _refuse_odd_base(url: str) -> None:
 def _refuse_unknown_type(name: str) -> None:
     """Of FHIR R4, whether it is mapped or not: what is exported is kept, and may be mapped one day. Raises ValueError."""
     if name not in RESOURCE_TYPES:
-        raise ValueError(f"{name!r} is no resource type of FHIR R4.{nearest(name, RESOURCE_TYPES)}".removesuffix("."))
+        raise ValueError(
+            f"{name!r} is not a resource type of FHIR R4.{nearest(name, RESOURCE_TYPES)}".removesuffix(".")
+        )
 
 
 def _checked_zone(value: str) -> str:
@@ -164,7 +150,7 @@ class SiteSettings(BaseModel):
     previous_key_id: str | None = None
     #: Where the public keys are hosted (a JWK Set); only `site check` and `keys check` read it.
     jwks_url: str | None = None
-    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery tells, else v1.
+    #: `system/Patient.read` (v1) or `system/Patient.rs` (v2); None: what discovery names, else v1.
     scope_version: Literal["v1", "v2"] | None = None
     #: `aud` of the assertion where a proxy stands before the token endpoint (rule 9).
     audience: str | None = None
@@ -172,7 +158,9 @@ class SiteSettings(BaseModel):
     time_zone: str = "UTC"
     #: Group ids as given by the site's administrators (rule 1); ≤ 1,000 patients each is recommended (rule 7).
     groups: tuple[str, ...] = ()
-    resource_types: tuple[str, ...] = DEFAULT_RESOURCE_TYPES
+    #: What is asked for (rule 5: always send `_type`); None: all types that the site's mappings map, which
+    #: `pipeline.extract.asked_types` fills in.
+    resource_types: tuple[str, ...] | None = None
     #: Rule 2: one kick-off for a client and group in this window.
     kickoff_window_hours: Annotated[float, Field(gt=0, le=8760)] = 24.0
     #: Bounds of the wait between two status requests, in seconds (rule 7).
@@ -261,7 +249,9 @@ class SiteSettings(BaseModel):
             except ValueError:
                 raise ValueError(f"{text!r} is not a network such as 10.20.0.0/16") from None
             if not _is_private(network):
-                raise ValueError(f"{text} is no private network; loopback and link-local addresses are never allowed")
+                raise ValueError(
+                    f"{text} is not a private network; loopback and link-local addresses are never allowed"
+                )
         return value
 
     @field_validator("schedule")
@@ -301,16 +291,16 @@ class SiteSettings(BaseModel):
 
     @field_validator("resource_types", "empty_when_missing", "text_source_value_types")
     @classmethod
-    def _resource_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
+    def _resource_types(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
             _refuse_unknown_type(name)
         return value
 
     @field_validator("resource_types")
     @classmethod
-    def _some_type(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("must name a resource type at least; without the key it is a list of the usual ones")
+    def _some_type(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("must name a resource type at least; without the key all mapped types are asked for")
         return value
 
     @field_validator("allowed_origins")
@@ -345,7 +335,7 @@ class SiteSettings(BaseModel):
             _refuse_unknown_type(resource_type)
             for search in searches:
                 if not _SEARCH.fullmatch(search):
-                    raise ValueError(f"{resource_type}: {search!r} is no search such as category=laboratory")
+                    raise ValueError(f"{resource_type}: {search!r} is not a valid search such as category=laboratory")
         return value
 
     @model_validator(mode="after")
@@ -389,6 +379,12 @@ class SiteSettings(BaseModel):
         if not unit:
             return 0, "all"
         return int(number), "exports" if unit.startswith("export") else "days"
+
+    @property
+    def asked_types(self) -> tuple[str, ...]:
+        """`resource_types`, once they are filled in (`pipeline.extract.asked_types.with_asked_types`)."""
+        assert self.resource_types is not None, "the types of the site are not filled in yet"
+        return self.resource_types
 
     def searches_of(self, resource_type: str) -> tuple[str, ...]:
         """The parameters of each search for a type, beside the patient; one empty text: the patient alone."""
@@ -451,7 +447,7 @@ class Settings(BaseModel):
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             if not re.fullmatch(r"[A-Za-z0-9.:_-]+|\[[0-9a-fA-F:.]+\]", host) or "://" in host or host.count(":") == 1:
-                raise ValueError(f"{host!r} is no name or address of a host; give it without scheme and port")
+                raise ValueError(f"{host!r} is not a valid name or address of a host; give it without scheme and port")
         return value
 
     @field_validator("cdm_schema", "vocab_schema", "etl_schema")
@@ -478,7 +474,9 @@ class Settings(BaseModel):
     @classmethod
     def _local_folder(cls, value: str | None) -> str | None:
         if value and "://" in value:
-            raise ValueError(f"{value.partition('://')[0]}:// is no local folder (docs/lakehouse.md, 'Object stores')")
+            raise ValueError(
+                f"{value.partition('://')[0]}:// is not a local folder (docs/lakehouse.md, 'Object stores')"
+            )
         return value
 
     @field_validator("lakehouse_schedule")

@@ -1,4 +1,4 @@
-"""`sites.yaml` as it is written: every entry with the lines of its keys, so that what is wrong is told by line.
+"""`sites.yaml` as it is written: every entry with the lines of its keys, so that what is wrong is reported with its line.
 
 What the keys mean and which values they take is not known here (`pipeline.core.settings`).
 """
@@ -49,7 +49,7 @@ class SiteEntry:
 def read_site_entries(file: Path) -> list[SiteEntry]:
     """All sites of the file, in its order; an empty file has none.
 
-    Raises ConfigurationError with the line: what is no YAML, unknown or repeated keys, an entry that is no keys and values.
+    Raises ConfigurationError with the line: what is not valid YAML, unknown or repeated keys, an entry without keys and values.
     """
     root = _root(file)
     if root is None or _is_null(root):

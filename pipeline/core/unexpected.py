@@ -1,6 +1,6 @@
 """Exceptions that nobody expected → what a person is shown. Their text may quote patient data and is never shown.
 
-A file system that refuses is told as such. Everything else is a defect of ours: its stack and text go to a file of its
+A file system that refuses is reported as such. Everything else is a defect of ours: its stack and text go to a file of its
 own in the home (mode 0600), which is named.
 """
 

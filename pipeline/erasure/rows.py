@@ -17,24 +17,21 @@ import psycopg
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.fhir.lines import PERSON_ERASED
-from pipeline.publication.ids import LINKS
 from pipeline.publication.removed_persons import remove_rows_of_persons
+from pipeline.publication.sql import Database
+from pipeline.publication.tables import DERIVED_OF_PERSONS
+from pipeline.publication.unlink import remove_unused_locations, unlink
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.export_jobs import lock_warehouse
 
 __all__ = ["AffectedDeadLetter", "OfPersons", "dead_letters_of", "remains", "remove", "touched_tables"]
 
-#: Columns by which rows hang on rows of theirs: column → table whose row it is.
-_LINKS = {
-    **{column: table for column, table in LINKS.items() if table == "visit_occurrence"},
-    "visit_detail_id": "visit_detail",
+#: Columns by which rows hang on rows of theirs, and that no link of a resource fills: column → table whose row it is.
+_OTHER_LINKS = {
     "parent_visit_detail_id": "visit_detail",
     "preceding_visit_occurrence_id": "visit_occurrence",
     "preceding_visit_detail_id": "visit_detail",
 }
-
-#: Those of them that a row gets from its resource's encounter.
-_ENCOUNTERS = ("visit_occurrence_id", "visit_detail_id")
 
 #: Tables of the CDM that this pipeline does not fill and that name no person_id: table, its column, and whose id it is.
 _HANGING = (
@@ -83,11 +80,12 @@ class OfPersons:
     crawled: Sequence[tuple[int, int]]
 
 
-def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[Counter[str], list[int]]:
+def remove(db: Database, found: OfPersons) -> tuple[Counter[str], list[int]]:
     """Remove rows, states, references, facts and dead letters; (deleted rows by table, surrogate ids of all that was theirs).
 
-    `connection` has the etl schema on its search_path. Repeating it removes nothing more.
+    Repeating it removes nothing more.
     """
+    connection, cdm = db.connection, db.cdm
     lock_warehouse(connection)
     connection.execute("SET CONSTRAINTS ALL DEFERRED")
     temporary_table(connection, "erased_patient", pl.DataFrame({"surrogate_id": sorted(found.patients)}))
@@ -96,22 +94,22 @@ def remove(connection: psycopg.Connection, cdm: str, found: OfPersons) -> tuple[
         " JOIN pg_temp.erased_patient USING (surrogate_id) WHERE cdm_table = 'person'"
     )
     removed = Counter[str]()
-    _unlink(connection, cdm)
+    _unlink(db)
     removed["visit_detail"] += _remove_left_details(connection, cdm)
     for table, column, of in _HANGING:
         removed[table] += connection.execute(
             f"DELETE FROM {cdm}.{table} WHERE {column} IN ({_ids(cdm, of)})"
         ).rowcount  # fmt: skip
-    for table in _derived_tables():
+    for table in DERIVED_OF_PERSONS:
         removed[table] += _count(
             connection, f"SELECT count(*) FROM {cdm}.{table} JOIN pg_temp.removed_person ON person_id = row_id"
         )
-    removed += remove_rows_of_persons(connection, cdm)
+    removed += remove_rows_of_persons(db)
     removed["person"] += connection.execute(
         f"DELETE FROM {cdm}.person USING pg_temp.removed_person WHERE person_id = row_id"
     ).rowcount
     erased = _erased(connection, found)
-    removed += _remove_locations(connection, cdm)
+    removed["location"] += _remove_locations(db)
     removed += _remove_from_etl(connection, found)
     _shorten_shared(connection, found)
     for site in found.sites:
@@ -125,43 +123,25 @@ def _ids(cdm: str, table: str) -> str:
     return f"SELECT {primary_key(table)} FROM {cdm}.{table} JOIN pg_temp.removed_person ON {table}.person_id = row_id"
 
 
-def _derived_tables() -> list[str]:
-    return [table for table in CDM_TABLES if table not in LINEAGE_TABLES and "person_id" in polars_schema(table)]
-
-
-def _unlink(connection: psycopg.Connection, cdm: str) -> None:
+def _unlink(db: Database) -> None:
     """Rows of others that stand on a visit of theirs wait for it: it never comes."""
+    connection, cdm = db.connection, db.cdm
     for table in ("visit_occurrence", "visit_detail"):
         connection.execute(
-            f"CREATE TEMP TABLE erased_{table} ON COMMIT DROP AS SELECT {table}_id AS row_id"
+            f"CREATE TEMP TABLE erased_{table} ON COMMIT DROP AS SELECT map.surrogate_id, {table}_id AS row_id"
             f" FROM {cdm}.{table} JOIN pg_temp.removed_person ON {table}.person_id = removed_person.row_id"
+            f" LEFT JOIN id_map AS map ON map.cdm_table = '{table}' AND map.row_id = {table}_id"
         )
     _take_details_out(connection, cdm)
+    for table in ("visit_occurrence", "visit_detail"):
+        unlink(db, table, f"erased_{table}")
     for table in LINEAGE_TABLES:
-        columns = polars_schema(table)
-        for column, other in _LINKS.items():
-            own = primary_key(table)
-            if column not in columns or column == own or "person_id" not in columns:
-                continue
-            if (table, column) == ("visit_detail", "visit_occurrence_id"):  # required; those of others are out
-                continue
-            of_others = (
-                f" WHERE row.{column} = gone.row_id AND NOT EXISTS"
-                " (SELECT FROM pg_temp.removed_person AS person WHERE person.row_id = row.person_id)"
-            )
-            if column in _ENCOUNTERS and own:
-                on_visit = " AND row.visit_detail_id IS NULL"
-                direct = on_visit if column == "visit_occurrence_id" and "visit_detail_id" in columns else ""
+        for column, other in _OTHER_LINKS.items():
+            if column in polars_schema(table) and column != primary_key(table):
                 connection.execute(
-                    "INSERT INTO reference (from_surrogate_id, role, to_surrogate_id, state)"
-                    f" SELECT DISTINCT lineage.surrogate_id, '{table}.visit_occurrence_id', map.surrogate_id, 'pending'"
-                    f" FROM {cdm}.{table} AS row JOIN {lineage_table_name(table)} AS lineage ON lineage.row_id = row.{own},"
-                    f" pg_temp.erased_{other} AS gone JOIN id_map AS map ON map.row_id = gone.row_id"
-                    f" AND map.cdm_table = '{other}'{of_others}{direct} ON CONFLICT DO NOTHING"
+                    f"UPDATE {cdm}.{table} AS row SET {column} = NULL FROM pg_temp.erased_{other} AS gone"
+                    f" WHERE row.{column} = gone.row_id"
                 )
-            connection.execute(
-                f"UPDATE {cdm}.{table} AS row SET {column} = NULL FROM pg_temp.erased_{other} AS gone{of_others}"
-            )
 
 
 def _take_details_out(connection: psycopg.Connection, cdm: str) -> None:
@@ -172,7 +152,10 @@ def _take_details_out(connection: psycopg.Connection, cdm: str) -> None:
         f" FROM {cdm}.visit_detail AS row JOIN pg_temp.erased_visit_occurrence AS gone ON row.visit_occurrence_id = gone.row_id"
         " WHERE NOT EXISTS (SELECT FROM pg_temp.removed_person AS person WHERE person.row_id = row.person_id)"
     )
-    connection.execute("INSERT INTO pg_temp.erased_visit_detail SELECT row_id FROM pg_temp.left_detail")
+    connection.execute(
+        "INSERT INTO pg_temp.erased_visit_detail SELECT map.surrogate_id, left_detail.row_id FROM pg_temp.left_detail"
+        " LEFT JOIN id_map AS map ON map.cdm_table = 'visit_detail' AND map.row_id = left_detail.row_id"
+    )
 
 
 def _remove_left_details(connection: psycopg.Connection, cdm: str) -> int:
@@ -214,8 +197,9 @@ def _erased(connection: psycopg.Connection, found: OfPersons) -> list[int]:
     ].to_list()
 
 
-def _remove_locations(connection: psycopg.Connection, cdm: str) -> Counter[str]:
+def _remove_locations(db: Database) -> int:
     """Addresses are rows by content: those that nobody else has go."""
+    connection = db.connection
     connection.execute(
         "CREATE TEMP TABLE left_location ON COMMIT DROP AS SELECT DISTINCT row_id FROM lineage_location"
         " JOIN pg_temp.erased USING (surrogate_id)"
@@ -225,20 +209,13 @@ def _remove_locations(connection: psycopg.Connection, cdm: str) -> Counter[str]:
             f"DELETE FROM {lineage_table_name(table)} AS lineage USING pg_temp.erased AS gone"
             " WHERE lineage.surrogate_id = gone.surrogate_id"
         )
-    unused = (
-        " AND NOT EXISTS (SELECT FROM lineage_location AS lineage WHERE lineage.row_id = location_id)"
-        f" AND NOT EXISTS (SELECT FROM {cdm}.person AS person WHERE person.location_id = gone.row_id)"
-        f" AND NOT EXISTS (SELECT FROM {cdm}.care_site AS site WHERE site.location_id = gone.row_id)"
-    )
+    deleted = remove_unused_locations(db)
     # The id of an address is kept under the hash of its content: it goes as well.
     connection.execute(
-        "DELETE FROM id_map AS map USING pg_temp.left_location AS gone WHERE map.cdm_table = 'location'"
-        f" AND map.row_id = gone.row_id{unused.replace('= location_id', '= gone.row_id')}"
+        "DELETE FROM id_map AS map USING pg_temp.unused_location AS gone WHERE map.cdm_table = 'location'"
+        " AND map.row_id = gone.row_id"
     )
-    deleted = connection.execute(
-        f"DELETE FROM {cdm}.location USING pg_temp.left_location AS gone WHERE location_id = gone.row_id{unused}"
-    )
-    return Counter(location=deleted.rowcount)
+    return deleted
 
 
 def _remove_from_etl(connection: psycopg.Connection, found: OfPersons) -> Counter[str]:

@@ -29,7 +29,8 @@ from pipeline.erasure.persons import known_patients, same_people
 from pipeline.erasure.rows import AffectedDeadLetter, OfPersons
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.publication.known_cache import known_folder
-from pipeline.publication.seen import forget_seen
+from pipeline.publication.members import forget_members
+from pipeline.publication.sql import Database
 from pipeline.staging.parts import clear_site
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.erased import finish_tombstones, log_erasure, put_tombstones, unfinished_patients
@@ -110,6 +111,11 @@ class Erasing:
         """Patients whom a line, a dead letter or a crawl's list is about."""
         return {patient for site in self._sites.values() for patient in site.persons.seen}
 
+    @property
+    def _database(self) -> Database:
+        settings = self._runtime.settings
+        return Database(self._connection, settings.cdm_schema, settings.etl_schema, settings.vocab_schema)
+
     def find(self, patients: dict[int, str]) -> None:
         """Search landing and the warehouse, until no further Patient of the same person turns up; then count."""
         while True:
@@ -120,7 +126,7 @@ class Erasing:
             if new.keys() <= self.patients.keys():
                 break
             patients = self.patients | new
-        removed, _ = erase.remove(self._connection, self._runtime.settings.cdm_schema, self._of_persons())
+        removed, _ = erase.remove(self._database, self._of_persons())
         self._connection.rollback()
         found = [line for site in self._sites.values() for line in site.found.found()]
         self.counts = removed + Counter(
@@ -245,7 +251,7 @@ class Erasing:
     def _clear_warehouse(self) -> None:
         self._progress("database", 0, 0)
         settings = self._runtime.settings
-        removed, erased = erase.remove(self._connection, settings.cdm_schema, self._of_persons())
+        removed, erased = erase.remove(self._database, self._of_persons())
         self._connection.commit()
         self._erased = set(erased)
         self._touched = erase.touched_tables(removed, settings.cdm_schema, settings.etl_schema)
@@ -254,7 +260,7 @@ class Erasing:
         self._progress(f"files of {site.name}", 0, 0)
         settings = self._runtime.settings
         clear_site(settings.staging, site.name)
-        forget_seen(self._connection, settings.home, site.name, self._erased)
+        forget_members(self._connection, settings.home, site.name, self._erased)
         known = known_folder(settings.home, site.name)  # hashes of their lines
         with landing_errors(known):
             if known.exists():

@@ -16,6 +16,7 @@ from pipeline.core.clock import Clock
 from pipeline.core.errors import ConfigurationError, EpicOmopError, UnsafeRemote
 from pipeline.core.findings import Finding
 from pipeline.core.settings import SiteSettings
+from pipeline.extract.asked_types import capability_request, objects, resources_of_server
 from pipeline.extract.http.recording import AccessLog, RequestBudget
 from pipeline.extract.http.transport import RemoteRequest, Response, RetryPolicy
 from pipeline.extract.smart.key_files import check_hosted_keys, check_key
@@ -54,7 +55,8 @@ class _Look:
 def check_site(
     site: SiteSettings, clock: Clock, *, access: AccessLog | None = None, budget: RequestBudget | None = None
 ) -> Iterator[Finding]:
-    """Findings in the order of the looks, each as soon as it is there.
+    """Findings in the order of the looks, each as soon as it is there. The site's types are filled in
+    (`asked_types.with_asked_types`).
 
     Raises ConfigurationError for a site without a FHIR server; everything else is a finding.
     """
@@ -86,7 +88,7 @@ def _settings(look: _Look) -> Iterator[Finding]:
     site = look.site
     budget = f", {site.request_budget_per_hour:,} requests an hour" if site.request_budget_per_hour else ""
     found = (
-        f"{site.fhir_url}, client {site.client_id}, {len(site.groups)} groups, {len(site.resource_types)} types{budget}"
+        f"{site.fhir_url}, client {site.client_id}, {len(site.groups)} groups, {len(site.asked_types)} types{budget}"
     )
     if site.test_mode:
         advice = "Take test_mode out of sites.yaml for a real site: it allows http and addresses of this machine."
@@ -158,7 +160,7 @@ def _scopes(look: _Look) -> Iterator[Finding]:
     if not look.has_token:
         yield Finding("scopes", "not checked", "there is no token")
         return
-    asked = look.site.resource_types
+    asked = look.site.asked_types
     missing = look.session.tokens.missing_types()
     if missing:
         state = "failed" if len(missing) == len(asked) else "warning"
@@ -170,16 +172,7 @@ def _scopes(look: _Look) -> Iterator[Finding]:
 
 
 def _capabilities(look: _Look) -> Iterator[Finding]:
-    answer = look.session.transport.fetch(
-        RemoteRequest(
-            "Reading the CapabilityStatement",
-            f"{look.base}/metadata",
-            headers={"Accept": _FHIR_JSON},
-            max_bytes=32 << 20,
-            event="capabilities",
-        )
-    )
-    look.statement = answer.json()
+    look.statement = look.session.transport.fetch(capability_request(look.site)).json()
     version = str(look.statement.get("fhirVersion", ""))[:20]
     software = look.statement.get("software")
     name = software.get("name") if isinstance(software, dict) else None
@@ -194,8 +187,8 @@ def _bulk(look: _Look) -> Iterator[Finding]:
     if not look.statement:
         yield Finding("bulk export", "not checked", "there is no CapabilityStatement")
         return
-    group = _resources(look.statement).get("Group", {})
-    names = {str(operation.get("name")).lstrip("$") for operation in _dicts(group.get("operation"))}
+    group = resources_of_server(look.statement).get("Group", {})
+    names = {str(operation.get("name")).lstrip("$") for operation in objects(group.get("operation"))}
     stated = any("bulkdata" in str(url) or "bulk-data" in str(url) for url in look.statement.get("instantiates") or ())
     if names & set(_EXPORTS) or stated:
         yield Finding("bulk export", "ok", "the CapabilityStatement names it")
@@ -205,16 +198,16 @@ def _bulk(look: _Look) -> Iterator[Finding]:
 
 
 def _types(look: _Look) -> Iterator[Finding]:
-    known = _resources(look.statement)
+    known = resources_of_server(look.statement)
     if not known:
         yield Finding("resource types", "not checked", "the CapabilityStatement names none")
         return
-    unknown = [name for name in look.site.resource_types if name not in known]
+    unknown = [name for name in look.site.asked_types if name not in known]
     if unknown:
         advice = "Take them out of resource_types: a type that the site does not know can make it refuse the kick-off."
         yield Finding("resource types", "warning", f"the site does not name: {', '.join(unknown)}", advice)
     else:
-        yield Finding("resource types", "ok", f"the site names all {len(look.site.resource_types)}")
+        yield Finding("resource types", "ok", f"the site names all {len(look.site.asked_types)}")
 
 
 def _groups(look: _Look) -> Iterator[Finding]:
@@ -222,7 +215,7 @@ def _groups(look: _Look) -> Iterator[Finding]:
     if not look.has_token:
         yield Finding("groups", "not checked", "there is no token")
         return
-    interactions = _dicts(_resources(look.statement).get("Group", {}).get("interaction"))
+    interactions = objects(resources_of_server(look.statement).get("Group", {}).get("interaction"))
     if "read" not in {one.get("code") for one in interactions}:
         yield Finding("groups", "not checked", "the site does not offer to read a Group", _ASK_FOR_GROUPS)
         return
@@ -265,15 +258,3 @@ def _group_finding(what: str, answer: Response) -> Finding:
     if answer.status in (404, 410):
         return Finding(what, "failed", "the site knows no such group, or hides it from this client", _ASK_FOR_GROUPS)
     return Finding(what, "not checked", f"the site answered {answer.status}", _ASK_FOR_GROUPS)
-
-
-def _resources(statement: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        str(resource.get("type")): resource
-        for rest in _dicts(statement.get("rest"))
-        for resource in _dicts(rest.get("resource"))
-    }
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

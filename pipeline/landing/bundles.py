@@ -84,7 +84,7 @@ def _lines(item: Any) -> Iterator[Unpacked]:
         return
     _resolve_references(entries)
     kind = item["type"]
-    for number, entry in enumerate(_turned_round(entries) if kind == "history" else entries, start=1):
+    for number, entry in enumerate(_reversed(entries) if kind == "history" else entries, start=1):
         resource = entry.get("resource") if isinstance(entry, dict) else None
         if not isinstance(resource, dict) or not _is_content(kind, entry):
             alone = {"resourceType": "Bundle", "type": kind, "entry": [entry]}
@@ -117,7 +117,7 @@ def _is_content(kind: str, entry: dict[str, Any]) -> bool:
 _BEFORE_DELETION = "beforeDeletion"
 
 
-def _turned_round(entries: list[Any]) -> list[Any]:
+def _reversed(entries: list[Any]) -> list[Any]:
     """A history's entries, oldest first; it comes newest first."""
     deleted: set[str] = set()
     for entry in entries:

@@ -80,7 +80,7 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
             locks.enter_context(site_lock(connection, site.name, SiteWork.EXPORT, job.export_id))
             if job.state == ExportState.LANDED:  # a load that has begun is not given up half way
                 locks.enter_context(site_lock(connection, site.name, SiteWork.INGEST))
-            not_deleted = _deleted_on_server(runtime, site, job, session)
+            not_deleted = _delete_on_server(runtime, site, job, session)
             export_jobs.mark_failed(connection, job.export_id, "It was given up by hand.")
             if not_deleted is None:
                 export_jobs.mark_deleted(connection, job.export_id, runtime.clock.now())
@@ -92,7 +92,7 @@ def abandon(runtime: Runtime, site: SiteSettings, group: str, *, session: EpicSe
     return Abandoned(job.export_id, not_deleted, end if end > runtime.clock.now() else None)
 
 
-def _deleted_on_server(runtime: Runtime, site: SiteSettings, job: ExportJob, session: EpicSession | None) -> str | None:
+def _delete_on_server(runtime: Runtime, site: SiteSettings, job: ExportJob, session: EpicSession | None) -> str | None:
     """None when the server has deleted the job, else why not."""
     if job.deleted_at is not None:
         return None
@@ -141,11 +141,11 @@ def retime(runtime: Runtime, site: str, export_id: int, time: datetime | None = 
         with keeping_mark(connection):
             connection.execute("UPDATE resource_state SET as_of = %s WHERE export_id = ANY(%s)", [instant, ids])
         _derive_all_again(runtime, connection, site)
-        passed = _published_between(connection, site, instant, job.transaction_time)
+        passed = _find_published(connection, site, instant, job.transaction_time)
         if job.published_at is not None and instant > job.transaction_time:
             passed = [export_id]
         passed = _in_landing(runtime, site, passed)
-        # What they say of their groups follows from their place among the others: it is said anew when they are loaded.
+        # What follows from them about their groups depends on their place among the others: their next load finds it anew.
         connection.execute("DELETE FROM group_export WHERE export_id = ANY(%s)", [passed])
         connection.commit()
     return Corrected(export_id, job.transaction_time, instant, passed)
@@ -237,7 +237,7 @@ def _derive_all_again(runtime: Runtime, connection: psycopg.Connection, site: st
     )
 
 
-def _published_between(connection: psycopg.Connection, site: str, first: datetime, last: datetime) -> list[int]:
+def _find_published(connection: psycopg.Connection, site: str, first: datetime, last: datetime) -> list[int]:
     rows = connection.execute(
         f"SELECT export_id FROM export_job WHERE site = %s AND kind <> '{ExportKind.REPLAY}' AND published_at IS NOT NULL"
         " AND transaction_time > %s AND transaction_time < %s ORDER BY transaction_time, export_id",

@@ -1,9 +1,13 @@
-"""What a line's rows depend on beside the line: mapping, vocabulary, code, settings. One number a resource type."""
+"""What a line's rows depend on apart from the line: mapping, vocabulary, code, settings. One number a resource type.
+
+A worker process begins with `pipeline.load.worker`: all that it imports may decide rows.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,13 +24,13 @@ from pipeline.transform.plan import SiteMapping
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
-__all__ = ["fingerprints", "rows_code_hash", "site_fingerprints", "site_mapping"]
+__all__ = ["SiteRules", "fingerprints", "rows_code_hash", "site_fingerprints", "site_mapping", "site_rules"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-#: What a worker process begins with: all that it imports may decide rows.
-_ENTRY = "pipeline.transform.chunks"
-#: Modules that decide which lines there are, and what they say. What these import stores and counts.
-_OF_LINES = ("pipeline.landing.bundles", "pipeline.landing.deletions", "pipeline.load.deletions")
+_ENTRY = "pipeline.load.worker"
+#: Modules that decide which lines there are, what they say, and which facts they are given. What these import stores and
+#: counts.
+_OF_LINES = ("pipeline.landing.bundles", "pipeline.landing.deletions", "pipeline.load.deletions", "pipeline.load.facts")
 #: Facts that this code reads.
 _DATA = ("omop_schema/cdm_v5_4_fields.csv", "pipeline/sql_on_fhir/r4_elements.csv")
 #: Below the home: the hash of all files of the project, and that of the code.
@@ -61,14 +65,30 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
     return {name: _signed_hash(common + mappings.fingerprint(name) + own.get(name, "")) for name in types}
 
 
-def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
-    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
+@dataclass(frozen=True)
+class SiteRules:
+    """By what a site's lines become rows today."""
+
+    mappings: Mappings
+    index: ConceptIndex
+    #: as `fingerprints` makes them
+    fingerprints: dict[str, int]
+
+
+def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
+    """Mappings and vocabulary of a site as they are now. Raises MappingError, VocabularyError."""
     settings = runtime.settings
     index = ensure_index(
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
     mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
-    return SiteFingerprints(fingerprints(runtime, site, mappings, index), frozenset(mappings.resources))
+    return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index))
+
+
+def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:
+    """The fingerprints that a load of the site has today. Raises MappingError, VocabularyError."""
+    rules = site_rules(runtime, site)
+    return SiteFingerprints(rules.fingerprints, frozenset(rules.mappings.resources))
 
 
 def _signed_hash(text: str) -> int:
@@ -87,12 +107,12 @@ def rows_code_hash(home: Path) -> str:
         known_key, found = kept.read_text(encoding="ascii").split()
         if known_key == key:
             return found
-    found = _computed(key)
-    with suppress(LandingError):  # a home that cannot be written is the load's to tell
+    found = _compute(key)
+    with suppress(LandingError):  # a home that cannot be written is reported by the load
         write_whole(kept, f"{key} {found}\n".encode())
     return found
 
 
 @cache
-def _computed(_key: str) -> str:
+def _compute(_key: str) -> str:
     return code_hash(_ROOT, [_ENTRY], alone=_OF_LINES, data=[_ROOT / name for name in _DATA])

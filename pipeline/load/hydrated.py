@@ -1,6 +1,6 @@
 """`etl.hydrated_reference`: which references were fetched one by one, and which were not there.
 
-Functions on a connection whose search_path begins with the `etl` schema. They do not commit. What is wanted and what is
+Functions on a connection whose search_path begins with the `etl` schema. They do not commit. What is missing and what is
 known are compared as sets of surrogate ids.
 """
 

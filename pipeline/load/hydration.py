@@ -1,7 +1,7 @@
 """Hydration: what an export refers to and lacks is fetched by reference, each resource once (rule 11).
 
-The result is landed as an export of kind `hydration` and goes through `ingest` like any other, so that accounts, lineage and
-dead letters hold for it. Each batch is durable before the next one: its files first, then what was asked for
+The result is landed as an export of kind `hydration` and loaded like any other (`pipeline.load.load`), so that accounts,
+lineage and dead letters hold for it. Each batch is durable before the next one: its files first, then what was asked for
 (`etl.hydrated_reference`) in one commit. A process that dies leaves a draft; the next hydration finishes it.
 
 Nothing here stops a load: a reference that is refused is recorded and left out; a server that cannot be reached ends the
@@ -33,24 +33,33 @@ from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.references import references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.load import hydrated
-from pipeline.load.ingest import IngestProgress
 from pipeline.load.landed_lines import read_landed
-from pipeline.load.replay import ingest_with_follow_ups
-from pipeline.publication.publish import PublicationReport
 from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["Hydration", "HydrationProgress", "hydrate", "ingest_hydrated", "newest_exports"]
+__all__ = [
+    "Hydration",
+    "HydrationProgress",
+    "can_hydrate",
+    "early_types",
+    "hydrate",
+    "hydrate_export",
+    "late_types",
+    "newest_exports",
+]
 
 _log = logging.getLogger(__name__)
 
-#: (references asked for, references missing so far)
+#: (references fetched, references to be fetched so far)
 HydrationProgress = Callable[[int, int], None]
 
 #: References between two commits, and files: at most one file a type and batch.
 _BATCH = 500
+
+#: Types of which each resource belongs to one person.
+_LATE_TYPES = (RESULT_TYPE, DOCUMENT_TYPE)
 
 #: Fetched resources refer to others: a role to its practitioner, a clinic to its hospital.
 _MOST_ROUNDS = 10
@@ -58,7 +67,7 @@ _MOST_ROUNDS = 10
 
 @dataclass
 class Hydration:
-    """What came of it. Counts are of references, by resource type or by reason."""
+    """The result of a hydration. Counts are of references, by resource type or by reason."""
 
     #: Landed and not loaded yet, oldest first; those that an interrupted run left are among them.
     landed: list[LandedExport] = field(default_factory=list)
@@ -90,43 +99,33 @@ class Hydration:
         return "; ".join(parts) + "."
 
 
-def ingest_hydrated(
+def can_hydrate(site: SiteSettings, export: LandedExport) -> bool:
+    """Whether what an export lacks is fetched: the site says so, and it is no export of fetched or repeated lines."""
+    return bool(site.hydrate and site.fhir_url) and export.kind not in (ExportKind.HYDRATION, ExportKind.REPLAY)
+
+
+def early_types(site: SiteSettings) -> tuple[str, ...]:
+    """Types that patients share: they are fetched before what refers to them is loaded."""
+    return tuple(name for name in site.hydrate_types if name not in _LATE_TYPES)
+
+
+def late_types(site: SiteSettings) -> tuple[str, ...]:
+    """Types that belong to a person, who is to be loaded first."""
+    return tuple(name for name in site.hydrate_types if name in _LATE_TYPES)
+
+
+def hydrate_export(
     runtime: Runtime,
     site: SiteSettings,
     export: LandedExport,
-    *,
-    force: bool = False,
-    confirmed: bool = False,
-    progress: IngestProgress | None = None,
-    asked: HydrationProgress | None = None,
-) -> tuple[list[PublicationReport], list[Hydration]]:
-    """Load an export with what it lacks: first what patients share, then the export, then results and documents.
-
-    In this order nothing has to be mapped twice: prescriptions find the codes of their medications, and results their
-    persons. Reports: those of the export come first. Raises what `ingest` raises, nothing for want of the server.
-    """
-    if not (site.hydrate and site.fhir_url) or export.kind in (ExportKind.HYDRATION, ExportKind.REPLAY):
-        return ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress), []
-    late = [name for name in site.hydrate_types if name in (RESULT_TYPE, DOCUMENT_TYPE)]
-    early = [name for name in site.hydrate_types if name not in late]
-    before = _unless_busy(runtime, site, export, early, asked)
-    early_reports = _ingested(runtime, site, before)
-    reports = ingest_with_follow_ups(runtime, site, export, force=force, confirmed=confirmed, progress=progress)
-    after = _unless_busy(runtime, site, export, late, asked)
-    return [*reports, *early_reports, *_ingested(runtime, site, after)], [before, after]
-
-
-def _unless_busy(
-    runtime: Runtime, site: SiteSettings, export: LandedExport, types: Collection[str], asked: HydrationProgress | None
+    types: Collection[str],
+    progress: HydrationProgress | None = None,
 ) -> Hydration:
+    """`hydrate` for a load that goes through all the same: what it raises because others work is `Hydration.error`."""
     try:
-        return hydrate(runtime, site, [export], types, progress=asked) if types else Hydration()
+        return hydrate(runtime, site, [export], types, progress=progress) if types else Hydration()
     except TransientError as error:  # another process hydrates this site
         return Hydration(error=error)
-
-
-def _ingested(runtime: Runtime, site: SiteSettings, result: Hydration) -> list[PublicationReport]:
-    return [report for export in result.landed for report in ingest_with_follow_ups(runtime, site, export)]
 
 
 def newest_exports(runtime: Runtime, site: SiteSettings) -> list[LandedExport]:
@@ -162,7 +161,7 @@ def hydrate(
     """
     chosen = tuple(site.hydrate_types if types is None else types)
     with runtime.connect() as connection, export_jobs.site_lock(connection, site.name, export_jobs.SiteWork.HYDRATION):
-        result = Hydration(landed=_left_by_others(runtime, connection, site))
+        result = Hydration(landed=_finish_others(runtime, connection, site))
         missing = _missing_references(runtime, connection, site, exports, chosen)
         connection.commit()
         if not missing.missing.is_empty():
@@ -177,20 +176,20 @@ def hydrate(
     return result
 
 
-def _left_by_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
+def _finish_others(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> list[LandedExport]:
     """Hydrations that a process left landed, or half landed: what they fetched is not fetched again, but loaded."""
     for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.REQUESTED):
-        with _lost_where_damaged(connection, job):
+        with _failing_where_damaged(connection, job):
             _finish(runtime, connection, job, "The process ended before anything was fetched.")
     landed = []
     for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.HYDRATION, ExportState.LANDED):
-        with _lost_where_damaged(connection, job):
+        with _failing_where_damaged(connection, job):
             landed.append(runtime.landing.open(site.name, job.export_id))
     return landed[::-1]
 
 
 @contextmanager
-def _lost_where_damaged(connection: psycopg.Connection, job: ExportJob) -> Iterator[None]:
+def _failing_where_damaged(connection: psycopg.Connection, job: ExportJob) -> Iterator[None]:
     """A hydration whose files are gone or damaged has failed: what it fetched is asked for again."""
     try:
         yield
@@ -279,7 +278,7 @@ class _HydrationRun:
         self._files = 0
         self._last_failure: EpicOmopError | None = None
         every = (*site.hydrate_types, *missing.types)
-        self._shared = tuple(name for name in dict.fromkeys(every) if name not in (RESULT_TYPE, DOCUMENT_TYPE))
+        self._shared = tuple(name for name in dict.fromkeys(every) if name not in _LATE_TYPES)
 
     def run(self) -> None:
         try:

@@ -1,6 +1,6 @@
 """Landed exports by their number, also those that the warehouse does not know: it is older than they are, or new.
 
-Landing keeps beside an export's files what the warehouse knew of it (`pipeline/landing/origin.py`).
+Landing keeps with an export's files what the warehouse knew of it (`pipeline/landing/origin.py`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import logging
 import psycopg
 
 from omop_schema.exports import STATES_BEFORE_LANDING, ExportKind, ExportState, sql_values
-from pipeline.core.errors import WarehouseError
+from pipeline.core.errors import UsageError, WarehouseError
 from pipeline.landing.origin import read_origin
 from pipeline.landing.store import LandedExport
 from pipeline.warehouse import export_jobs
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["landed_export"]
+__all__ = ["landed_export", "refuse_pruned"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,24 @@ def landed_export(runtime: Runtime, site: str, export_id: int) -> LandedExport:
             _save_landed(runtime, connection, landed)
         connection.commit()
     return landed
+
+
+def refuse_pruned(connection: psycopg.Connection, export: LandedExport) -> None:
+    """A warehouse that was restored, or is new, may load what is left of an export; one that has loaded it knows more."""
+    if export.pruned_at is None:
+        return
+    row = connection.execute(
+        "SELECT published_at IS NULL, ARRAY(SELECT file_number FROM export_file WHERE export_id = job.export_id)"
+        " FROM export_job AS job WHERE export_id = %s",
+        [export.export_id],
+    ).fetchone()
+    left = {file.number for file in (*export.files, *export.deleted)}
+    if row is None or not row[0] or left != set(row[1]):
+        raise UsageError(
+            f"Export {export.export_id} of site {export.site} was pruned on {export.pruned_at:%Y-%m-%d}: landing holds only"
+            " those of its lines that are needed.",
+            "Its rows are in the warehouse. Load a newer export; `landing_keep` says how long exports stay whole.",
+        )
 
 
 def _create(runtime: Runtime, connection: psycopg.Connection, landed: LandedExport) -> None:

@@ -72,10 +72,12 @@ def old_settings(connection: psycopg.Connection, site: str, fingerprints: SiteFi
     if not resources:
         return OldSettings({}, 0)
     by_type = dict(sorted(resources.items()))
-    return OldSettings(by_type, _rows(connection, site, fingerprints), _rejected(connection, site, fingerprints))
+    return OldSettings(
+        by_type, _count_rows(connection, site, fingerprints), _count_rejected(connection, site, fingerprints)
+    )
 
 
-def _rejected(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
+def _count_rejected(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
     condition, parameters = is_old(fingerprints)
     row = connection.execute(
         "SELECT count(DISTINCT state.surrogate_id) FROM dead_letter AS letter"
@@ -87,7 +89,7 @@ def _rejected(connection: psycopg.Connection, site: str, fingerprints: SiteFinge
     return int(row[0]) if row else 0
 
 
-def _rows(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
+def _count_rows(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> int:
     condition, parameters = is_old(fingerprints)
     lineage = " UNION ALL ".join(f"SELECT surrogate_id FROM {lineage_table_name(table)}" for table in LINEAGE_TABLES)
     row = connection.execute(

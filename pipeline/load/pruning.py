@@ -79,11 +79,11 @@ def prunable(connection: psycopg.Connection, site: SiteSettings, now: datetime) 
     if unit == "days":
         oldest = now - timedelta(days=number)
     if unit == "days" or times:
-        reasons |= _ended_before(connection, site.name, oldest)
+        reasons |= _find_ended(connection, site.name, oldest)
     return dict(sorted(reasons.items()))
 
 
-def _ended_before(connection: psycopg.Connection, site: str, instant: datetime) -> dict[int, str]:
+def _find_ended(connection: psycopg.Connection, site: str, instant: datetime) -> dict[int, str]:
     """Exports that came to no publication: what ended them, by a word and their error."""
     rows = connection.execute(
         f"SELECT export_id, state, error FROM export_job WHERE site = %s AND state IN {sql_values(ENDED_STATES)}"
@@ -118,7 +118,7 @@ def prune(
             progress(done, len(exports))
             found += [
                 replace(one, reason=old[export_id])
-                for one in _pruned(runtime, connection, site.name, export_id, dry_run=dry_run)
+                for one in _prune_export(runtime, connection, site.name, export_id, dry_run=dry_run)
             ]
         connection.rollback()
     return found
@@ -147,7 +147,7 @@ def _gather_needed(connection: psycopg.Connection, exports: Sequence[int]) -> No
     connection.commit()
 
 
-def _pruned(
+def _prune_export(
     runtime: Runtime, connection: psycopg.Connection, site: str, export_id: int, *, dry_run: bool
 ) -> Iterator[PrunedExport]:
     landing = runtime.landing

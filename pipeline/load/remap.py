@@ -1,8 +1,8 @@
 """Mapping a site again from landing, after its settings changed: no new export, no line that is older than what is known.
 
 The current line of each resource goes through the normal load in batches, as of the time of its own export; each batch
-is published before the next is read. What is mapped already, by the remap or by a load meanwhile, is told from its
-state, so that an interrupted remap goes on where it stood. Beside it loads of the site may come.
+is published before the next is read. What is mapped already, by the remap or by a load meanwhile, is known from its
+state, so that an interrupted remap continues where it stood. Loads of the site may run at the same time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import psycopg
 
 from pipeline.core.settings import SiteSettings
 from pipeline.load.current_lines import MAPPABLE, CurrentLines
-from pipeline.load.fingerprints import site_fingerprints
+from pipeline.load.fingerprints import site_rules
+from pipeline.load.follow_ups import ReplayLine
 from pipeline.load.landed_lines import FoundLine, is_line, search_landed
 from pipeline.load.old_settings import SiteFingerprints, is_old
-from pipeline.load.replay import ReplayLine, publish_nothing, replay_lines
+from pipeline.load.plan import FACT_ORDER
+from pipeline.load.replay import publish_nothing, replay_lines
 from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.publication.derived import rules_are_old
 from pipeline.publication.steps.derived_rows import derived_options
@@ -40,24 +42,21 @@ _BATCH_LINES = 50_000
 #: So many lines that are not where they lay are searched for together: a search reads all that landing holds.
 _SEARCHED_LINES = 500_000
 
-#: Resources whose order is lower leave facts that others use, and are mapped first.
-_FACT_ORDER = 10
-
 
 @dataclass
 class RemapReport:
-    """What came of a remap; counts are of resources by type."""
+    """The result of a remap; counts are of resources by type."""
 
     mapped: Counter[str] = field(default_factory=Counter)
     #: Their line is in landing no more: they stay as they were until an export brings them.
     not_in_landing: Counter[str] = field(default_factory=Counter)
     export_ids: list[int] = field(default_factory=list)
-    #: Whether an interrupted remap was gone on with.
+    #: Whether an interrupted remap was continued.
     resumed: bool = False
 
 
 def remap_plan(runtime: Runtime, site: SiteSettings, *, only_old: bool = False) -> dict[str, int]:
-    """Resource type → resources that a remap that begins or goes on now would map. Changes nothing.
+    """Resource type → resources that a remap that begins or continues now would map. Changes nothing.
 
     Raises ConfigurationError, MappingError, VocabularyError.
     """
@@ -76,8 +75,8 @@ def remap(
 ) -> RemapReport:
     """Map the current lines of a site again: all, or with `only_old` those that are under old settings.
 
-    Interrupted, the same call goes on. Raises SiteBusy while another remap of the site runs, ConfigurationError for a
-    site that is missing from sites.yaml, and what `ingest` raises; what was published before stays.
+    Interrupted, the same call continues. Raises SiteBusy while another remap of the site runs, ConfigurationError for a
+    site that is missing from sites.yaml, and what `load` raises; what was published before stays.
     """
     report = RemapReport()
     work = _Work(runtime, site, only_old)
@@ -120,7 +119,9 @@ class _Work:
 
     def __init__(self, runtime: Runtime, site: SiteSettings, only_old: bool) -> None:
         self._runtime, self._site, self._only_old = runtime, site, only_old
-        self._fingerprints = site_fingerprints(runtime, site)
+        rules = site_rules(runtime, site)
+        self._mappings = rules.mappings
+        self._fingerprints = SiteFingerprints(rules.fingerprints, frozenset(rules.mappings.resources))
         self._mark = _mark(self._fingerprints, only_old)
 
     def first_export_id(self, connection: psycopg.Connection) -> int | None:
@@ -132,7 +133,7 @@ class _Work:
         return row[0] if row else None
 
     def begin(self, connection: psycopg.Connection) -> tuple[int, bool]:
-        """(first export id of the remap, whether it goes on). Does not commit."""
+        """(first export id of the remap, whether it is continued). Does not commit."""
         first = self.first_export_id(connection)
         if first is not None:
             return first, True
@@ -153,11 +154,11 @@ class _Work:
     def condition(self, first: int | None) -> tuple[str, Sequence[object]]:
         """On `_STATES`: what is to be mapped. Lines of types without a mapping are excluded under any settings."""
         old, parameters = is_old(self._fingerprints)
-        wanted, mapped = old, list[object]()
+        selected, mapped = old, list[object]()
         if not self._only_old:
-            wanted, mapped = f"({old} OR kind.resource_type = ANY(%s))", [sorted(self._fingerprints.mapped_types)]
+            selected, mapped = f"({old} OR kind.resource_type = ANY(%s))", [sorted(self._fingerprints.mapped_types)]
         return (
-            f"kind.site = %s AND {MAPPABLE} AND (%s::bigint IS NULL OR state.export_id < %s) AND {wanted}",
+            f"kind.site = %s AND {MAPPABLE} AND (%s::bigint IS NULL OR state.export_id < %s) AND {selected}",
             (self._site.name, first, first, *parameters, *mapped),
         )
 
@@ -165,8 +166,8 @@ class _Work:
         """Surrogate ids, first of the types that leave facts for others, in the order of landing. The server keeps the
         list: loads commit meanwhile."""
         condition, parameters = self.condition(first)
-        early = [name for name, order in self._orders() if order < _FACT_ORDER]
-        with _held_cursor(connection) as cursor:
+        early = [name for name, mapping in self._mappings.resources.items() if mapping.order < FACT_ORDER]
+        with _open_cursor(connection) as cursor:
             cursor.execute(
                 f"SELECT state.surrogate_id, state.byte_length FROM {_STATES} WHERE {condition}"
                 " ORDER BY kind.resource_type <> ALL(%s), state.as_of, state.export_id, state.file_number,"
@@ -185,16 +186,9 @@ class _Work:
             if batch:
                 yield batch
 
-    def _orders(self) -> list[tuple[str, int]]:
-        from pipeline.transform.mapping.mappings import load_mappings
-
-        settings = self._runtime.settings
-        mappings = load_mappings(settings.mappings, self._site.name, self._site.mapping, settings.site_mappings_folder)
-        return [(name, mapping.order) for name, mapping in mappings.resources.items()]
-
 
 @contextmanager
-def _held_cursor(connection: psycopg.Connection) -> Iterator[psycopg.ServerCursor]:
+def _open_cursor(connection: psycopg.Connection) -> Iterator[psycopg.ServerCursor]:
     with connection.cursor("remap_resources", withhold=True) as cursor:
         cursor.itersize = 10_000
         yield cursor
@@ -268,5 +262,5 @@ def _batches_of_found(found: Iterable[tuple[LandedLine, FoundLine]]) -> Iterator
 
 
 def _mark(fingerprints: SiteFingerprints, only_old: bool) -> str:
-    said = f"{only_old} {sorted(fingerprints.by_type.items())}"
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    content = f"{only_old} {sorted(fingerprints.by_type.items())}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

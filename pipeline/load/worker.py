@@ -1,300 +1,270 @@
-"""Where chunks are transformed: in this process, in a pool, or alone in a process with a memory limit.
+"""What a worker process does: it opens landed files, compares their lines, transforms what is new, and writes parts.
 
-A resource may break the process that transforms it: by memory that nobody has, by a crash of a library, by a defect. No
-night is lost for it. Its chunk runs again in halves, in a process of its own, until the line is alone: that line becomes
-a dead letter (`worker_failed`), and the others load. What is transformed is `pipeline.transform.chunks`' business.
+The seam where another executor plugs in: `start_worker` once a process, then `compare_chunk` and `transform_lines`, in any
+process, for tasks that are values. No database and no HTTP is imported for it. What is in the closure of its imports
+decides rows (`pipeline.load.fingerprints`); the processes themselves are `pipeline.load.processes`.
+
+Lines that are known by their bytes or their content are unchanged, and nothing more is done about them. A chunk of which
+much is new goes through the transform at once. Few lines are kept with their positions: they are put together with those
+of other chunks, because what polars asks for a frame does not grow with its rows, and a night has few in each chunk.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import gc
 import pickle
+import re
 import resource
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
 
-import psutil
+import polars as pl
 
-from pipeline.core.errors import EpicOmopError, TransformError
+from pipeline.core.errors import LandingError
+from pipeline.fhir.ndjson import Lines
+from pipeline.landing.chunks import read_lines
+from pipeline.landing.reading import read_line
+from pipeline.load.comparison import Compared, compare_lines, positions_of
+from pipeline.load.tasks import ChunkReport, ChunkTask, LinesTask, WorkerPlan
 from pipeline.staging import schemas
-from pipeline.staging.parts import staging_errors
-from pipeline.transform.chunks import ChunkTask, LinesTask, count_lines, is_ready, reject_line, start_worker
-from pipeline.transform.plan import TransformPlan
-from pipeline.warehouse.runtime import LoadSizes
+from pipeline.staging.facts import Facts
+from pipeline.staging.known_lines import KnownLines
+from pipeline.staging.schemas import FileLines
+from pipeline.transform.content import Contents
+from pipeline.transform.lines import LineBatch, LinesTransform
+from pipeline.transform.plan import Worker
+from pipeline.transform.ports import Ports
 
-__all__ = ["TransformRuns", "memory_limit"]
+__all__ = [
+    "LineWorker",
+    "compare_chunk",
+    "count_lines",
+    "is_ready",
+    "reject_line",
+    "start_limited_worker",
+    "start_worker",
+    "the_worker",
+    "transform_lines",
+]
 
-#: Chunks that are under way: memory does not grow with their number.
-_AHEAD = 8
-#: More lines of an export that break their process are no odd lines any more, but a defect.
-_MOST_FAILURES = 25
-#: So often processes that end while they start are started: the system may have been short of memory just then.
-_STARTS = 3
-_LEAST_MEMORY = 2 * 1024**3
+#: A chunk with fewer new lines, and with fewer than one in so many, leaves them to be put together with others'.
+_FEW_LINES = 4_000
+_FEW_AMONG = 4
 
-#: Environment of the worker processes.
-_WORKER_ENVIRONMENT = {
-    # As many processes as cores, one thread each.
-    "POLARS_MAX_THREADS": "1",
-    # Polars' allocator would give memory back between two chunks and ask for it again: 0.8 page faults a line.
-    "_RJEM_MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
-}
-
-Task = TypeVar("Task", ChunkTask, LinesTask)
-Result = TypeVar("Result")
-
-
-def memory_limit(setting_mb: int | None, workers: int) -> int:
-    """Bytes of data that a worker process may have: the setting, else its share of half the machine, at least 2 GiB."""
-    if setting_mb is not None:
-        return setting_mb * 1024**2
-    return max(_LEAST_MEMORY, psutil.virtual_memory().total // 2 // workers)
+#: The id of a resource in its bytes.
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,128})"')
 
 
-class TransformRuns:
-    """The processes of one load. A context manager: they end with it.
+class LandedBinaries:
+    """Lines of Binaries where they landed (`pipeline.transform.ports.Binaries`)."""
 
-    `mark`: a file that is there while lines are transformed in this process. Where it is found, the last attempt was
-    killed in the middle, perhaps by a line that takes all memory: this one transforms in processes of their own.
-    """
+    def __init__(self, landing: Path) -> None:
+        self._landing = landing
 
-    def __init__(
-        self,
-        plan: TransformPlan,
-        workers: int,
-        limit: int,
-        total_bytes: int,
-        mark: Path,
-        in_process: int = LoadSizes.in_process,
-    ) -> None:
-        self._plan = plan
-        self._workers = workers
-        self._limit = limit
-        self._mark = mark
-        self._in_process = total_bytes < in_process and not mark.exists()
-        self._pool: ProcessPoolExecutor | None = None
-        self._single: ProcessPoolExecutor | None = None
-        self._failures = 0
-        self._open = ExitStack()
+    def read(self, places: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Lines by 'path below the site's landing folder|offset|length'.
 
-    def __enter__(self) -> TransformRuns:
-        if self._in_process:
-            self._mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._mark.touch(mode=0o600)
-            start_worker(self._plan)
-        else:
-            self._open.enter_context(_worker_environment())
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for pool in (self._pool, self._single):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
-        self._open.close()
-        self._plan_file.unlink(missing_ok=True)
-        if kind is None or self._in_process:
-            self._mark.unlink(missing_ok=True)
-
-    def start(self) -> float:
-        """Start the processes, if any; the seconds until the first is ready. Raises TransformError."""
-        if self._in_process:
-            return 0.0
-        started = time.perf_counter()
-        self._pool = self._started(self._workers)
-        return time.perf_counter() - started
-
-    def run(self, transform: Callable[[Task], Result], tasks: Iterator[Task]) -> Iterator[tuple[Task, Result]]:
-        """Results in the order of the tasks; of a task that broke its process, those of its parts.
-
-        Raises TransformError where many lines break their process, and what the tasks raise of EpicOmopError.
+        One that is not there any more is left out: it was looked for before, and is an issue
+        (`pipeline.load.landed_lines`).
         """
-        if self._in_process:
-            for task in tasks:
-                yield from self._here(transform, task)
-            return
-        ahead: deque[tuple[Task, Future[Result] | None]] = deque()
-        while True:
-            for task in islice(tasks, _AHEAD - len(ahead)):
-                ahead.append((task, self._submitted(transform, task)))
-            if not ahead:
-                return
-            task, future = ahead.popleft()
+        for place in places:
+            path, offset, length = place.rsplit("|", 2)
             try:
-                result = future.result() if future is not None else None
-            except EpicOmopError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever a line does to its process, the others load
-                if isinstance(error, BrokenProcessPool):
-                    self._forget_pool()
-                yield from self._in_parts(transform, task, _reason(error))
+                raw = read_line(self._landing / path, int(offset), int(length))
+            except LandingError:
                 continue
-            if future is None:
-                yield from self._in_parts(transform, task, None)
-            else:
-                yield task, result  # type: ignore[misc]  # a future has given it
+            yield place, raw
 
-    # --- in this process --------------------------------------------------------------------------------------------
 
-    def _here(self, transform: Callable[[Task], Result], task: Task) -> Iterator[tuple[Task, Result]]:
-        try:
-            result = transform(task)
-        except EpicOmopError:
-            raise
-        except Exception as error:  # noqa: BLE001 - as in a pool
-            start_worker(self._plan)  # what it holds may be half done
-            yield from self._in_parts(transform, task, _reason(error))
-            return
-        yield task, result
+class LineWorker:
+    """One process's files, and the transform that works on what they hold. Not thread-safe."""
 
-    # --- in a pool --------------------------------------------------------------------------------------------------
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self.known = KnownLines(plan.known)
+        ports = Ports(self.known, Facts(plan.facts), LandedBinaries(plan.landing), plan.staged)
+        self.transform = Worker(plan.transform, ports)
 
-    def _submitted(self, transform: Callable[[Task], Result], task: Task) -> Future[Result] | None:
-        """None: the pool broke just now; the task runs alone."""
-        try:
-            if self._pool is None:
-                self._pool = self._started(self._workers)
-            return self._pool.submit(transform, task)
-        except BrokenProcessPool:
-            self._forget_pool()
-            return None
-
-    def _forget_pool(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-
-    def _started(self, workers: int) -> ProcessPoolExecutor:
-        """A pool of spawned processes: fork with polars hangs."""
-        self._write_plan()
-        with _worker_environment():
-            for _ in range(_STARTS):
-                pool = ProcessPoolExecutor(
-                    workers,
-                    mp_context=multiprocessing.get_context("spawn"),
-                    initializer=_start_limited,
-                    initargs=(self._plan_file, self._plan.identifier_secret, self._limit),
-                )
-                try:
-                    pool.submit(is_ready).result()
-                except BrokenProcessPool:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                else:
-                    return pool
-        raise TransformError(
-            f"The worker processes ended {_STARTS} times while they started, with {self._limit // 1024**2:,} MB of memory"
-            " each.",
-            "Give them more by EPIC_OMOP_WORKER_MEMORY_MB, or use fewer by EPIC_OMOP_WORKERS.",
+    def compare(self, task: ChunkTask) -> ChunkReport:
+        """Compare one chunk, and transform what is new unless that is little."""
+        contents = Contents(self.transform)
+        numbers = [piece.file_number for piece in task.pieces]
+        compared = compare_lines(self.known, contents, numbers, self.pieces(task))
+        if compared is None:
+            return ChunkReport(tuple(FileLines(number, 0, 0, 0) for number in numbers))
+        waiting_bytes = self._transform_or_keep(task, compared, contents)
+        self.plan.staged.write(
+            schemas.UNCHANGED, task.part, compared.unchanged.select("surrogate_id", "file_number", "line")
         )
+        return ChunkReport(_counts_by_file(numbers, compared), waiting_bytes)
 
-    @property
-    def _plan_file(self) -> Path:
-        return self._plan.staged.folder / "plan.pickle"
+    def _transform_or_keep(self, task: ChunkTask, compared: Compared, contents: Contents) -> int:
+        """Transform the new lines, or keep them in staging. Returns the bytes of those that wait."""
+        raws, new, positions = compared.raws, compared.new, compared.positions
+        if not raws:
+            return 0
+        if len(new) < min(_FEW_LINES, len(raws) / _FEW_AMONG):
+            kept = positions[new]
+            of_lines = pl.Series("raw", [raws[index] for index in new], dtype=pl.Binary)
+            self.plan.staged.write(schemas.WAITING, task.part, kept.drop("index").with_columns(of_lines))
+            return int(kept["byte_length"].sum())
+        self._transform(task, raws, positions, new, contents)
+        return 0
 
-    def _write_plan(self) -> None:
-        """A process is given the plan as a file. What is handed over at its start goes through a pipe that holds 64 KiB:
-        were it killed before it has read all, this process would wait for ever. The secret is never written."""
-        if not self._plan_file.exists():
-            with staging_errors(self._plan_file.parent):
-                self._plan_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._plan_file.write_bytes(pickle.dumps(replace(self._plan, identifier_secret=b"")))
+    def transform_waiting(self, task: LinesTask) -> None:
+        """Transform the lines that chunks left. Raises LandingError."""
+        positions, raws = self.waiting(task)
+        self._transform(task, raws, positions, list(range(len(raws))), Contents(self.transform))
 
-    # --- alone ------------------------------------------------------------------------------------------------------
+    def _transform(
+        self,
+        task: ChunkTask | LinesTask,
+        raws: list[bytes],
+        positions: pl.DataFrame,
+        selected: list[int],
+        contents: Contents,
+    ) -> None:
+        batch = LineBatch(task.resource_type, task.part, raws, positions, selected, self._names(task.files))
+        LinesTransform(self.transform, batch, contents).run()
 
-    def _in_parts(
-        self, transform: Callable[[Task], Result], task: Task, reason: str | None
-    ) -> Iterator[tuple[Task, Result]]:
-        """A task that broke its process, or was there when another did: alone, then in halves down to one line."""
-        waiting: list[Task] = [task]
-        while waiting:
-            task = waiting.pop()
-            self._discard(task)
-            result, reason = self._alone(transform, task)
-            if reason is None:
-                yield task, result
-                continue
-            self._discard(task)
-            lines, problem = self._alone(count_lines, task)
-            if problem is not None:
-                raise TransformError(f"The lines of a chunk cannot be counted: {problem}.", _REPORT)
-            first = task.only[0] if task.only else 0
-            if lines > 1:
-                middle = first + lines // 2
-                halves = [(first, middle), (middle, first + lines)]
-                waiting += [replace(task, only=only) for only in reversed(halves)]
-                continue
-            yield self._rejected(replace(task, only=(first, first + 1)), reason)
+    def _names(self, files: Mapping[int, Path]) -> dict[int, str]:
+        root = self.plan.landing
+        return {number: file.relative_to(root).as_posix() for number, file in files.items()}
 
-    def _rejected(self, task: Task, reason: str) -> tuple[Task, Any]:
-        self._failures += 1
-        if self._failures > _MOST_FAILURES:
-            raise TransformError(
-                f"More than {_MOST_FAILURES} lines of export {self._plan.staged.folder.name} broke their worker process"
-                f" ({reason}).",
-                _REPORT,
-            )
-        report, problem = self._alone(reject_line, task, reason)
-        if problem is not None:
-            raise TransformError(f"A line that breaks its process cannot be set aside: {problem}.", _REPORT)
-        return task, report
+    def pieces(self, task: ChunkTask) -> list[Lines]:
+        """The lines of a chunk, piece by piece, read from landing."""
+        pieces = [read_lines(piece.file, piece.chunk) for piece in task.pieces]
+        if task.only is None:
+            return pieces
+        first, end = task.only
+        found, begin = [], 0
+        for piece in pieces:
+            found.append(piece.slice(max(first - begin, 0), max(end - begin, 0)))
+            begin += len(piece)
+        return found
 
-    def _alone(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-        """Result and, where the process broke, why. Raises EpicOmopError."""
-        if self._single is None:
-            self._single = self._started(1)
-        try:
-            return self._single.submit(function, *arguments).result(), None
-        except EpicOmopError:
-            raise
-        except Exception as error:  # noqa: BLE001 - see `run`
-            self._single.shutdown(wait=False, cancel_futures=True)
-            self._single = None
-            return None, _reason(error)
+    def waiting(self, task: LinesTask) -> tuple[pl.DataFrame, list[bytes]]:
+        """The lines that chunks left: their positions, numbered, and what they hold."""
+        left = pl.concat([self.plan.staged.read(schemas.WAITING, chunk.part) for chunk in task.chunks])
+        if task.only is not None:
+            left = left.slice(task.only[0], task.only[1] - task.only[0])
+        positions = left.drop("raw").with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("index"))
+        return positions, left["raw"].to_list()
 
-    def _discard(self, task: ChunkTask | LinesTask) -> None:
-        """What a broken attempt has written. A LinesTask has the name of a chunk, whose own parts stay."""
-        kept = (schemas.UNCHANGED, schemas.WAITING) if isinstance(task, LinesTask) else ()
-        self._plan.staged.discard(task.part, kept)
+    def lines(self, task: ChunkTask | LinesTask) -> tuple[pl.DataFrame, list[bytes]]:
+        """All lines of a task: their positions, and what they hold."""
+        if isinstance(task, LinesTask):
+            return self.waiting(task)
+        pieces = self.pieces(task)
+        numbers = [piece.file_number for piece in task.pieces]
+        return positions_of(numbers, pieces), [raw for piece in pieces for raw in piece.raws]
 
 
-_REPORT = "Nothing was published. This is a defect of epic-omop: please report it with this sentence."
+def _counts_by_file(numbers: list[int], compared: Compared) -> tuple[FileLines, ...]:
+    """Lines of each piece, and how many of its file are unchanged."""
+    unchanged, by_content = (
+        dict(frame["file_number"].value_counts().iter_rows())
+        for frame in (compared.unchanged, compared.unchanged_by_content)
+    )
+    return tuple(
+        FileLines(number, count, unchanged.get(number, 0), by_content.get(number, 0))
+        for number, count in zip(numbers, compared.counts, strict=True)
+    )
 
 
-def _start_limited(plan_file: Path, secret: bytes, limit: int) -> None:
-    """Initialiser of a worker process, which may have `limit` bytes of data."""
+# --- in the process that `start_worker` prepared ------------------------------------------------------------------------
+
+_worker: LineWorker | None = None
+
+
+def start_worker(plan: WorkerPlan) -> None:
+    """Prepare this process for the functions below."""
+    global _worker  # noqa: PLW0603 - one worker a process is what a process pool's initialiser is for
+    _worker = LineWorker(plan)
+
+
+def start_limited_worker(plan_file: Path, secret: bytes, limit: int) -> None:
+    """Initialiser of a worker process, which may have `limit` bytes of data. `plan_file`: a pickled `WorkerPlan` without
+    the secret under which identifiers are compared."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    plan: TransformPlan = pickle.loads(plan_file.read_bytes())  # noqa: S301 - our own, in our own folder
-    start_worker(replace(plan, identifier_secret=secret))
+    plan: WorkerPlan = pickle.loads(plan_file.read_bytes())  # noqa: S301 - our own, in our own folder
+    start_worker(replace(plan, transform=replace(plan.transform, identifier_secret=secret)))
 
 
-def _reason(error: BaseException) -> str:
-    """What a line did to its process, without a value of the data."""
-    if isinstance(error, BrokenProcessPool):
-        return "it ended its worker process, by the memory that it takes or by a crash"
-    if isinstance(error, MemoryError):
-        return "it takes more memory than a worker process may have"
-    return f"the transform stage fails on it ({type(error).__name__})"
+def is_ready() -> bool:
+    """True in a process that `start_worker` prepared: the first answer says that the processes have started."""
+    return _worker is not None
+
+
+def the_worker() -> LineWorker:
+    """The one of this process."""
+    assert _worker is not None, "start_worker must run first"
+    return _worker
+
+
+def compare_chunk(task: ChunkTask) -> ChunkReport:
+    """Compare one chunk, and transform what is new unless that is little: then it waits for `transform_lines`."""
+    worker = the_worker()
+    worker.transform.bound_memory()
+    with _without_collection():
+        return worker.compare(task)
+
+
+def transform_lines(task: LinesTask) -> None:
+    """Transform the lines that chunks left. Raises LandingError."""
+    worker = the_worker()
+    worker.transform.bound_memory()
+    with _without_collection():
+        worker.transform_waiting(task)
+
+
+def count_lines(task: ChunkTask | LinesTask) -> int:
+    """The lines of a task that is to be cut: those that it transforms, or compares."""
+    if task.only is not None:
+        return task.only[1] - task.only[0]
+    if isinstance(task, LinesTask):
+        return len(the_worker().waiting(task)[1])
+    return sum(map(len, the_worker().pieces(task)))
+
+
+def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
+    """The only line of a task becomes a dead letter, and is not looked at but for its type and id.
+
+    Its id is looked for in its bytes: to read it as JSON may be what broke a process.
+    """
+    worker = the_worker()
+    positions, [raw] = worker.lines(task)
+    found = _ID.search(raw)
+    resource_id = found[1].decode(errors="replace") if found else None
+    surrogate_id = worker.transform.keys.of(task.resource_type, resource_id) if resource_id else None
+    rejected = positions.with_columns(
+        pl.lit(task.resource_type).alias("resource_type"),
+        pl.lit(resource_id, dtype=pl.String).alias("resource_id"),
+        pl.lit(surrogate_id, dtype=pl.Int64).alias("surrogate_id"),
+        pl.lit("rejected").alias("outcome"),
+        pl.lit(reason).alias("reason"),
+        pl.lit(None, dtype=pl.Int64).alias("content_hash"),
+        pl.lit("transform").alias("stage"),
+        pl.lit("worker_failed").alias("code"),
+        pl.lit(None, dtype=pl.String).alias("path"),
+        pl.lit(None, dtype=pl.Int64).alias("cause"),
+    )
+    staged = worker.plan.staged
+    staged.write(schemas.OUTCOME, task.part, rejected.select(*schemas.OUTCOME_SCHEMA))
+    staged.write(schemas.REJECTION, task.part, rejected.select(*schemas.REJECTION_SCHEMA))
+    return ChunkReport(tuple(FileLines(number, 1, 0, 0) for number in positions["file_number"]))
 
 
 @contextmanager
-def _worker_environment() -> Iterator[None]:
-    """What spawned processes inherit while this is open."""
-    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
-    os.environ.update(_WORKER_ENVIRONMENT)
+def _without_collection() -> Iterator[None]:
+    """Neither parsed JSON nor frames hold cycles, and looking for some in ever more rows takes a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if was_enabled:
+            gc.enable()

@@ -13,7 +13,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.extract.rest.crawl import Crawl, crawl, left_crawls
 from pipeline.extract.rest.patient_list import read_patients
 from pipeline.landing.store import LandedExport
-from pipeline.load.hydration import ingest_hydrated
+from pipeline.load.load import LoadOptions, load
 from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.partitions import day_of, landed_jobs_of_day
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events, table_value
@@ -85,15 +85,15 @@ def _log_landed(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSett
 
 
 def _load(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, export: LandedExport) -> None:
-    reports, hydrations = ingest_hydrated(runtime, site, export)
-    for hydration in hydrations:
+    result = load(runtime, site, export, LoadOptions(hydrate=True))
+    for hydration in result.hydrations:
         context.log.info("Hydration: %s", hydration.summary())
     with runtime.connect() as connection:
         day = day_of(site, export_jobs.get_job(connection, export.export_id).requested_at)
         ids = {job.export_id for job in landed_jobs_of_day(connection, site, day)}
-        ids |= {report.export_id for report in reports}
+        ids |= {report.export_id for report in result.reports}
         report = load_report(connection, runtime.settings.cdm_schema, sorted(ids))
         metadata = load_metadata(connection, report)
-    for event in table_events(report, reports, runtime.settings.cdm_schema):
+    for event in table_events(report, result.reports, runtime.settings.cdm_schema):
         context.log_event(event)
     context.log_event(dg.AssetMaterialization(load_key(site), metadata=metadata, partition=day))

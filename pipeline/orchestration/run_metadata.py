@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 import dagster as dg
@@ -28,13 +29,23 @@ _ROWS = "dagster/partition_row_count"
 
 
 def table_value(columns: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> dg.TableMetadataValue:
-    """A table whose column types follow from its first row; an empty one has its head only."""
+    """A table whose column types follow from its first row; an empty one has its head only.
+
+    Members of enumerations, such as states of exports, go in as their values: Dagster stores no others than its own.
+    """
+    rows = [[cell.value if isinstance(cell, Enum) else cell for cell in row] for row in rows]
     kinds: dict[type, str] = {int: "int", float: "float", bool: "bool"}
+    columns, rows = _plain(columns), [_plain(row) for row in rows]
     first = rows[0] if rows else [""] * len(columns)
     schema = dg.TableSchema(
         [dg.TableColumn(name, kinds.get(type(cell), "string")) for name, cell in zip(columns, first, strict=True)]
     )
     return dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows], schema)
+
+
+def _plain(cells: Sequence[_Cell]) -> list[Any]:
+    """Dagster's event log takes no enumerations of others: their values."""
+    return [cell.value if isinstance(cell, Enum) else cell for cell in cells]
 
 
 def landing_metadata(connection: psycopg.Connection, jobs: Sequence[ExportJob]) -> Metadata:

@@ -1,6 +1,6 @@
 """Assets of one site, made by `site_assets`: `<site>/landing` and `<site>/load`, one partition a day.
 
-There is no staging asset: transform and publish are one step (`pipeline.load.ingest.ingest`), whose Parquet parts are
+There is no staging asset: transform and publish are one step (`pipeline.load.load`), whose Parquet parts are
 removed when their transaction has committed.
 """
 
@@ -16,8 +16,7 @@ from omop_schema.exports import ExportState
 from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
-from pipeline.load.hydration import ingest_hydrated
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import LoadOptions, load
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
@@ -118,7 +117,7 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
                     yield dg.MaterializeResult(metadata=_summarize_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
-                published = [report for job in jobs for report in _ingested(context, runtime, site, scope, job)]
+                published = [report for job in jobs for report in _load_export(context, runtime, site, scope, job)]
             report, metadata = _summarize_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)
@@ -131,7 +130,7 @@ def _site_metadata(site: SiteSettings) -> dict[str, object]:
     return {
         "FHIR base URL": site.fhir_url or "none: loaded from folders (epic-omop ingest)",
         "groups": len(site.groups),
-        "resource types": ", ".join(site.resource_types),
+        "resource types": ", ".join(site.resource_types or ("all mapped types",)),
         "time zone": site.time_zone,
         "schedule": site.schedule,
     }
@@ -154,7 +153,7 @@ def _new_attempt_later(runtime: Runtime, scope: RunScope) -> Iterator[None]:
         raise
 
 
-def _ingested(
+def _load_export(
     context: dg.AssetExecutionContext, runtime: Runtime, site: SiteSettings, scope: RunScope, job: ExportJob
 ) -> list[PublicationReport]:
     """What the ingest of this export published: itself, and replays that follow from it."""
@@ -164,18 +163,17 @@ def _ingested(
         return []
     landed = runtime.landing.open(site.name, job.export_id)
     context.log.info("Export %d: %s %d lines.", job.export_id, "mapping again" if again else "loading", landed.lines)
-    if again:  # a backfill: the site is not asked
-        reports = ingest_with_follow_ups(runtime, site, landed, force=True, confirmed=scope.confirmed)
-    else:
-        reports, hydrations = ingest_hydrated(runtime, site, landed, confirmed=scope.confirmed)
-        for hydration in hydrations:
-            context.log.info("Hydration: %s", hydration.summary())
-    for report in reports:
+    # A backfill maps again, and asks the site for nothing.
+    options = LoadOptions(force=again, hydrate=not again, confirmed=scope.confirmed)
+    result = load(runtime, site, landed, options)
+    for hydration in result.hydrations:
+        context.log.info("Hydration: %s", hydration.summary())
+    for report in result.reports:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
         context.log.info("Export %d is published: %s.", report.export_id, counts or "no lines")
         for warning in report.warnings:
             context.log.warning("Export %d: %s", report.export_id, warning)
-    return reports
+    return result.reports
 
 
 def _summarize_day(

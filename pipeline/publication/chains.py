@@ -29,10 +29,12 @@ def resolved_chains(links: pl.DataFrame, known: pl.Series) -> pl.DataFrame:
 
     `links` (from, next) must be free of cycles. A chain of n links takes log n rounds: each doubles its stride.
     """
-    held = links.filter(pl.col("next").is_in(known.implode())).select("from", "next", pl.col("next").alias("last"))
+    known_links = links.filter(pl.col("next").is_in(known.implode())).select(
+        "from", "next", pl.col("next").alias("last")
+    )
     while True:
-        further = held.select(pl.col("from").alias("last"), pl.col("last").alias("beyond"))
-        step = held.join(further, on="last", how="left", maintain_order="left")
+        further = known_links.select(pl.col("from").alias("last"), pl.col("last").alias("beyond"))
+        step = known_links.join(further, on="last", how="left", maintain_order="left")
         if step["beyond"].null_count() == step.height:
-            return held.select(pl.col(name).cast(kind) for name, kind in CHAIN_SCHEMA.items())
-        held = step.select("from", "next", pl.coalesce("beyond", "last").alias("last"))
+            return known_links.select(pl.col(name).cast(kind) for name, kind in CHAIN_SCHEMA.items())
+        known_links = step.select("from", "next", pl.coalesce("beyond", "last").alias("last"))

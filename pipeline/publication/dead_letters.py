@@ -1,11 +1,11 @@
 """Dead letters: what could not be loaded, why, and the line itself, so that it can be shown and replayed.
 
-Holds patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.load.replay`.
+Has patient data (the raw line); only the commands that a user runs show it. Replaying is in `pipeline.load.replay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,9 +19,11 @@ from pipeline.fhir.identity import parse_reference
 from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
 from pipeline.publication.context import LandedLine
+from pipeline.publication.sql import Database
+from pipeline.publication.tables import columns_set
+from pipeline.staging.outcomes import LineOutcome
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import OUTCOME, UNCHANGED
-from pipeline.warehouse.copying import read_frame
 
 __all__ = [
     "FILE_NUMBER",
@@ -93,7 +95,7 @@ class RawLine:
 
 
 #: Columns that a letter takes over when its line is rejected again; first_seen and raw stay.
-_SEEN_AGAIN = (
+_REJECTED_AGAIN = (
     *("export_id", "file", "line", "byte_offset", "byte_length", "stage", "code", "path", "reason"),
     *("caused_by", "caused_by_surrogate_id", "last_seen"),
 )
@@ -160,100 +162,72 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
         )
 
 
-def record(connection: psycopg.Connection, export: LandedExport, letters: pl.DataFrame, now: datetime) -> None:
-    """Write rejections (REJECTION_SCHEMA): a line that was rejected before is seen again, not written twice."""
+#: Columns of a new letter, in the order of `_letter_row`.
+_COLUMNS = (
+    *("site", "resource_type", "resource_id", "surrogate_id", "export_id", "file", "line", "byte_offset"),
+    *("byte_length", "stage", "code", "path", "reason", "caused_by", "caused_by_surrogate_id", "raw"),
+    *("raw_is_complete", "raw_hash_high", "raw_hash_low", "state", "first_seen", "last_seen"),
+)
+
+
+def record(db: Database, export: LandedExport, letters: pl.DataFrame, now: datetime) -> None:
+    """Write rejections (REJECTION_SCHEMA): a line that was rejected before keeps its letter, and is not written twice."""
     if letters.is_empty():
         return
-    connection.execute(
-        "CREATE TEMP TABLE new_letter (LIKE dead_letter INCLUDING DEFAULTS) ON COMMIT DROP;"
-        " ALTER TABLE pg_temp.new_letter ALTER id DROP NOT NULL"
-    )
+    db.execute("new_letters")
+    columns = ", ".join(_COLUMNS)
+    with db.connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
+        for row in _letter_rows(export, letters, now):
+            copy.write_row(row)
+    own = {"now": now, "export_id": export.export_id, "transaction_time": export.transaction_time}
+    db.execute("supersede_letters", own)
+    db.execute("save_letters", columns=columns, set_columns=columns_set(_REJECTED_AGAIN))
+
+
+def _letter_rows(export: LandedExport, letters: pl.DataFrame, now: datetime) -> Iterator[tuple[Any, ...]]:
+    """Each letter as the values of _COLUMNS, with its raw line."""
     files = {file.number: file for file in export.files}
-    columns = (
-        "site, resource_type, resource_id, surrogate_id, export_id, file, line, byte_offset, byte_length, stage, code,"
-        " path, reason, caused_by, caused_by_surrogate_id, raw, raw_is_complete, raw_hash_high, raw_hash_low, state,"
-        " first_seen, last_seen"
-    )
-    with connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
-        for letter in letters.iter_rows(named=True):
-            file = files[letter["file_number"]]
-            raw, complete = _raw(export, file, letter)
-            copy.write_row(
-                (
-                    export.site,
-                    letter["resource_type"],
-                    letter["resource_id"],
-                    letter["surrogate_id"],
-                    export.export_id,
-                    str(file.path.relative_to(export.folder) if file.path.is_absolute() else file.path),
-                    letter["line"],
-                    letter["byte_offset"],
-                    letter["byte_length"],
-                    letter["stage"],
-                    letter["code"],
-                    letter["path"],
-                    letter["reason"],
-                    _cause(raw, letter["code"]) if letter["cause"] is not None else None,
-                    letter["cause"],
-                    raw,
-                    complete,
-                    letter["raw_hash_high"],
-                    letter["raw_hash_low"],
-                    "open",
-                    now,
-                    now,
-                )
-            )
-    connection.execute(
-        "UPDATE dead_letter AS old SET state = 'superseded', closed_at = %s, closed_by_export_id = %s"
-        " FROM pg_temp.new_letter AS new WHERE old.state = 'open' AND old.site = new.site"
-        " AND old.surrogate_id = new.surrogate_id"
-        " AND (old.raw_hash_high, old.raw_hash_low) <> (new.raw_hash_high, new.raw_hash_low)"
-        " AND %s >= (SELECT transaction_time FROM export_job AS job WHERE job.export_id = old.export_id)",
-        (now, export.export_id, export.transaction_time),
-    )
-    updated = ", ".join(f"{name} = excluded.{name}" for name in _SEEN_AGAIN)
-    connection.execute(
-        f"INSERT INTO dead_letter ({columns}) SELECT DISTINCT ON (resource_type, raw_hash_high, raw_hash_low) {columns}"
-        " FROM pg_temp.new_letter ORDER BY resource_type, raw_hash_high, raw_hash_low, file, line"
-        " ON CONFLICT (site, resource_type, raw_hash_high, raw_hash_low) WHERE state = 'open'"
-        f" DO UPDATE SET {updated} WHERE dead_letter.export_id <= excluded.export_id"
-    )
+    for letter in letters.iter_rows(named=True):
+        file = files[letter["file_number"]]
+        raw, complete = _raw(export, file, letter)
+        letter |= {
+            "site": export.site,
+            "export_id": export.export_id,
+            "file": str(file.path.relative_to(export.folder) if file.path.is_absolute() else file.path),
+            "caused_by": _cause(raw, letter["code"]) if letter["cause"] is not None else None,
+            "caused_by_surrogate_id": letter["cause"],
+            "raw": raw,
+            "raw_is_complete": complete,
+            "state": "open",
+            "first_seen": now,
+            "last_seen": now,
+        }
+        yield tuple(letter[name] for name in _COLUMNS)
 
 
-def close(
-    connection: psycopg.Connection, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime
-) -> None:
-    """Close open letters of earlier exports whose resource or line came through this one.
+def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime) -> None:
+    """Close open letters of earlier exports whose resource or line was accepted in this one.
 
-    That is: the resource is loaded or excluded now, or came in its loaded form again, or the very line did. A letter
-    of a newer export stays: what came before it says nothing about it.
+    That is: the resource is loaded or excluded now, or has come in its loaded form again, or the very line has. A letter
+    of a newer export stays: an earlier export says nothing about it.
     """
     schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
-    waiting = read_frame(
-        connection,
-        "SELECT id, surrogate_id, raw_hash_high, raw_hash_low FROM dead_letter"
-        " JOIN export_job AS job USING (export_id) WHERE dead_letter.state = 'open' AND dead_letter.site = %s"
-        " AND export_id <> %s AND job.transaction_time <= %s",
-        schema,
-        (export.site, export.export_id, export.transaction_time),
-    )
+    own = {"site": export.site, "export_id": export.export_id, "transaction_time": export.transaction_time}
+    waiting = db.frame("earlier_open_letters", schema, own)
     if waiting.is_empty():
         return
-    through = staged.scan(OUTCOME).filter(pl.col("outcome") != "rejected")
-    through = through.join(not_loaded.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
-    resources = pl.concat([through.select("surrogate_id"), staged.scan(UNCHANGED).select("surrogate_id")])
+    accepted = staged.scan(OUTCOME).filter(pl.col("outcome") != LineOutcome.REJECTED)
+    accepted = accepted.join(not_loaded.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
+    resources = pl.concat([accepted.select("surrogate_id"), staged.scan(UNCHANGED).select("surrogate_id")])
     hashes = ["raw_hash_high", "raw_hash_low"]
     closed = pl.concat(
         [
             waiting.lazy().join(resources, on="surrogate_id", how="semi"),
-            waiting.lazy().join(through.select(hashes), on=hashes, how="semi"),
+            waiting.lazy().join(accepted.select(hashes), on=hashes, how="semi"),
         ]
     ).collect()
-    connection.execute(
-        "UPDATE dead_letter SET state = 'resolved', closed_at = %s, closed_by_export_id = %s WHERE id = ANY(%s)",
-        (now, export.export_id, closed["id"].unique().to_list()),
-    )
+    ids = closed["id"].unique().to_list()
+    db.execute("close_letters", {"now": now, "export_id": export.export_id, "ids": ids})
 
 
 def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:

@@ -11,14 +11,15 @@ import polars as pl
 import psycopg
 
 from omop_schema.cdm import primary_key, sequence_name
-from pipeline.warehouse.copying import copy_frame, read_frame, temporary_table
+from pipeline.publication.sql import Database
+from pipeline.warehouse.copying import copy_frame
 
 __all__ = ["ENTITY_TABLES", "LINKS", "EntityIds", "NewIds", "reserve"]
 
 #: Tables whose rows other rows refer to, in the order in which they can be filled.
 ENTITY_TABLES = ("location", "care_site", "provider", "person", "visit_occurrence")
 
-#: Columns that hold a surrogate id in staging, and the table that they refer to.
+#: Columns that are a surrogate id in staging, and the table that they refer to.
 LINKS = {
     "person_id": "person",
     "visit_occurrence_id": "visit_occurrence",
@@ -69,9 +70,8 @@ class NewIds:
 class EntityIds:
     """Surrogate id → row id of the entity tables, for the surrogate ids that one export needs."""
 
-    def __init__(self, connection: psycopg.Connection, cdm_schema: str) -> None:
-        self._connection = connection
-        self._cdm = cdm_schema
+    def __init__(self, db: Database) -> None:
+        self._db = db
         #: table → surrogate_id, row_id of rows that exist (or will, in this publication)
         self.existing: dict[str, pl.DataFrame] = {}
 
@@ -81,25 +81,19 @@ class EntityIds:
         Returns (surrogate_id, row_id of own rows; surrogate ids that have no row in the table). What was found for the
         table before stays in `existing`.
         """
+        db = self._db
         own = own.unique(maintain_order=True)
-        wanted = pl.concat([own, *referred]).drop_nulls().unique()
-        self._connection.execute(f"DROP TABLE IF EXISTS pg_temp.wanted_{table}")
-        temporary_table(self._connection, f"wanted_{table}", pl.DataFrame({"surrogate_id": wanted}))
-        known = read_frame(
-            self._connection,
-            f"""SELECT map.surrogate_id, map.row_id, row.{primary_key(table)} IS NOT NULL
-                FROM pg_temp.wanted_{table} JOIN id_map AS map USING (surrogate_id)
-                LEFT JOIN {self._cdm}.{table} AS row ON row.{primary_key(table)} = map.row_id
-                WHERE map.cdm_table = '{table}'""",
-            {**_SCHEMA, "in_table": pl.String},
-        )
+        named = pl.concat([own, *referred]).drop_nulls().unique()
+        db.put(f"named_{table}", pl.DataFrame({"surrogate_id": named}))
+        schema = {**_SCHEMA, "in_table": pl.String}
+        known = db.frame("known_ids", schema, table=table, own=primary_key(table) or "person_id")
         new = own.filter(~own.is_in(known["surrogate_id"].implode()))
         given = pl.DataFrame(schema=_SCHEMA)
         if new.len():
-            first = reserve(self._connection, self._cdm, table, new.len())
+            first = reserve(db.connection, db.cdm, table, new.len())
             ids = pl.int_range(first, first + new.len(), dtype=pl.Int64, eager=True)
             given = pl.DataFrame({"surrogate_id": new, "row_id": ids}, schema=_SCHEMA)
-            copy_frame(self._connection, "id_map", given.with_columns(pl.lit(table).alias("cdm_table")))
+            copy_frame(db.connection, "id_map", given.with_columns(pl.lit(table).alias("cdm_table")))
         mine = pl.DataFrame({"surrogate_id": own}).join(
             pl.concat([known.select(*_SCHEMA), given]), on="surrogate_id", how="left", maintain_order="left"
         )

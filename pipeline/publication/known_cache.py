@@ -1,6 +1,6 @@
 """The files of known lines and contents, kept from one run of a site to the next instead of read each night.
 
-The database says whether they still hold: `etl.known_mark` has a value for each site which a publication replaces when it
+The database says whether they are still right: `etl.known_mark` has a value for each site which a publication replaces when it
 changes states, and which any other change of `resource_state` removes (a trigger, so that nothing need be remembered
 by who changes states). Files with another mark, or written for other fingerprints, are written anew from the
 table. A restored backup brings its mark with it.
@@ -33,14 +33,14 @@ def known_folder(home: Path, site: str) -> Path:
 
 @contextmanager
 def keeping_mark(connection: psycopg.Connection) -> Iterator[None]:
-    """Changes of `resource_state` in the block are told to a `KnownCache`: they leave the marks as they are."""
+    """Changes of `resource_state` in the block are also given to a `KnownCache`: they leave the marks as they are."""
     connection.execute("SET LOCAL epic_omop.keep_known_marks = 'on'")
     yield
     connection.execute("SET LOCAL epic_omop.keep_known_marks = 'off'")
 
 
 class KnownCache:
-    """The files of one site, and what a publication changes. Whoever uses it holds the site's lock."""
+    """The files of one site, and what a publication changes. Whoever uses it has the site's lock."""
 
     def __init__(self, folder: Path, site: str, fingerprints: Mapping[str, int]) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class KnownCache:
         self._start_over()
 
     def _start_over(self) -> None:
-        """Nothing has changed yet, and nothing of a process that was killed lies beside the files."""
+        """Nothing has changed yet, and nothing of a process that was killed lies next to the files."""
         new = self.folder / "new"
         shutil.rmtree(new, ignore_errors=True)
         self._writer = KnownWriter(new)
@@ -65,7 +65,7 @@ class KnownCache:
         return bool(self._removed) or self._writer.is_spilled
 
     def refresh(self, connection: psycopg.Connection) -> None:
-        """Have files that hold for the database's states: the ones that are there, or new ones.
+        """Have files that are right for the database's states: the ones that are there, or new ones.
 
         Raises LandingError on a full disk. Commits.
         """
@@ -105,14 +105,14 @@ class KnownCache:
             self._removed.append(surrogate_ids)
 
     def prepare(self) -> None:
-        """Write the files for the states after the publication beside those that count. Raises LandingError."""
+        """Write the files for the states after the publication, next to those that count. Raises LandingError."""
         if self._mark is not None and self._has_changes:
             ids = self._removed or [pl.Series(dtype=pl.Int64)]
             self._prepared = merged_known(self.folder, self._writer, pl.concat(ids).unique().sort().to_numpy())
 
     def seal(self, connection: psycopg.Connection) -> None:
         """Give the database the mark of the files that `apply` will put into their place."""
-        if self._mark is None:  # the files were never asked for, and do not hold any more
+        if self._mark is None:  # the files were never asked for, and are not right any more
             connection.execute("DELETE FROM known_mark WHERE site = %s", (self._site,))
         elif self._has_changes:
             mark = str(uuid.uuid4())

@@ -137,7 +137,7 @@ def _rows(connection: psycopg.Connection, site: str, fingerprints: Mapping[str, 
     """Blocks of rows: surrogate id, raw hash (high, low), content hash or 0.
 
     The server packs the rows of some pages into one value: COPY and cursors cost a message and an object a row. Nothing
-    moves the site's rows between the queries, because whoever asks holds the site's lock.
+    moves the site's rows between the queries, because whoever asks has the site's lock.
     """
     named = [name for name in fingerprints if name]
     query = (

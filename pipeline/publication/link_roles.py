@@ -1,4 +1,4 @@
-"""Links from row to row: which column of which rows each role of `etl.reference` may fill, said in one place.
+"""Links from row to row: which column of which rows each role of `etl.reference` may fill, declared in one place.
 
 A link whose target is not there waits in `etl.reference` under the role of the place that it would have filled at once:
 `measurement.provider_id`. What it fills later is therefore what it would have filled at first. The roles of facts
@@ -34,7 +34,7 @@ class Rows(Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """A column that a link fills, in these rows of its resource. One to a visit fills `visit_detail_id` beside it."""
+    """A column that a link fills, in these rows of its resource. One to a visit fills `visit_detail_id` as well."""
 
     table: str
     column: str

@@ -1,39 +1,46 @@
 """Publication: the staged parts of one export → PostgreSQL, in one transaction. Readers see before or after.
 
 Changed resources replace exactly the rows that they made before, found by lineage. The steps are the modules of
-`pipeline.publication`; `_run` gives their order. The accounting is checked before the commit.
+`pipeline.publication.steps`; `_run` gives their order, and hands each what it takes (`values`). The accounting is checked
+before the commit.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from typing import Any
 
+import polars as pl
 import psycopg
 from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
 
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportState
 from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import LandedLine, Publication, PublicationReport
+from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
-from pipeline.publication.seen import write_seen
+from pipeline.publication.members import write_members
+from pipeline.publication.sql import Database
 from pipeline.publication.steps import (
     accounts,
     bulk,
     derived_rows,
+    entities,
+    events,
+    former_rows,
     links,
-    merges,
     panels,
     references,
-    rows,
     stand_ins,
     states,
     vanished,
@@ -41,9 +48,13 @@ from pipeline.publication.steps import (
 )
 from pipeline.publication.steps.care_sites import relate_care_sites
 from pipeline.publication.steps.decide import decide
+from pipeline.publication.steps.dependents import find_dependents
+from pipeline.publication.unlink import remove_unused_locations
+from pipeline.publication.values import Decisions, Entities, FormerRows, Incoming, RowCounts
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
 from pipeline.warehouse.configured_sites import note_configured_site
+from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import transaction
 
@@ -62,155 +73,234 @@ def publish_export(
     confirmed: bool = False,
     over_newer: bool = False,
 ) -> None:
-    """Publish a staged export and tell it in `report`. The caller holds the site's lock. `confirmed`: however much has
-    vanished, it goes. `over_newer`: its lines count also where newer exports said something else.
+    """Publish a staged export and report it in `report`. The caller has the site's lock. `confirmed`: however much has
+    vanished, it goes. `over_newer`: its lines count also where newer exports are different.
 
     Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
     """
     started = time.perf_counter()
+    settings = runtime.settings
     with transaction(runtime.url) as connection:
-        publication = Publication(runtime, connection, export, staged, report, fingerprints, known, confirmed=confirmed)
-        publication.over_newer = over_newer
-        note_configured_site(publication.connection, runtime.settings, export.site)
-        _run(publication, files)
+        db = _database(runtime, connection)
+        lock_warehouse(db.connection)
+        incoming = Incoming(
+            export,
+            staged,
+            settings,
+            settings.site_or_folder(export.site),
+            fingerprints,
+            runtime.clock.now(),
+            is_first=not db.has_rows("resource_state"),
+            confirmed=confirmed,
+            over_newer=over_newer,
+        )
+        note_configured_site(db.connection, settings, export.site)
+        _run(_Run(db, connection, incoming, files, known, report))
         report.publish_seconds = time.perf_counter() - started
-        _record(runtime, publication.connection, export, report, fingerprints)
+        _record(runtime, db, export, report, fingerprints)
 
 
-def _run(p: Publication, files: Sequence[FileLines]) -> None:
-    step = p.report.step
+def _database(runtime: Runtime, connection: Connection) -> Database:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    settings = runtime.settings
+    db = Database(driver, settings.cdm_schema, settings.etl_schema, settings.vocab_schema)
+    driver.execute(f"SET LOCAL search_path TO {db.etl}, {db.cdm}, {db.vocab}")
+    return db
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One publication. Only the functions of this module write into `report`."""
+
+    db: Database
+    #: the same transaction as SQLAlchemy has it
+    connection: Connection
+    incoming: Incoming
+    files: Sequence[FileLines]
+    #: is notified of every state that changes
+    known: KnownCache
+    report: PublicationReport
+
+
+def _run(run: _Run) -> None:
+    """All steps in their order."""
+    step, db, incoming = run.report.step, run.db, run.incoming
     with step("decide"):
-        decide(p)
-        p.is_bulk = bulk.is_bulk_load(p)
-        derived_rows.note_persons(p)
-    if p.is_bulk:
+        absences = vanished.judge(db, incoming)
+        run.report.vanished = absences.counts
+        run.report.warnings += absences.warnings
+        decisions = decide(db, incoming, absences)
+        is_bulk = bulk.is_bulk_load(db, incoming.staged)
+        derived_rows.make_affected_person(db)
+        if not is_bulk:  # when an empty warehouse is filled everybody is computed
+            derived_rows.note_persons(db)
+    bulk_load = None
+    if is_bulk:
         with step("indices"):
-            bulk.drop_indices(p)
-    # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
-    p.connection.execute("SET CONSTRAINTS ALL DEFERRED")
-    with step("former rows"):
-        rows.remove_former_rows(p)
-    # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
-    references.facts(p)
-    changes = p.count("SELECT count(*) FROM (SELECT FROM pg_temp.changed LIMIT 1) AS any_change") > 0
-    if changes:
-        _write_rows(p)
-    with step("references"):
-        references.references(p)
-        if changes:
-            links.fill(p)
-            stand_ins.follow(p)
-            visits.mark_emergency_stays(p)
-            panels.link_members(p)
-            relate_care_sites(p)
+            bulk_load = bulk.drop_indices(db, run.connection, is_first=incoming.is_first)
+            run = replace(run, db=replace(db, emptied=bulk_load.emptied))
+    standing = stand_ins.StandIns(run.db, decisions, is_first=incoming.is_first)
+    _replace_rows(run, decisions, standing, bulk_load)
     with step("state"):
-        states.state(p)
-        vanished.forget(p)
-    with ThreadPoolExecutor(1) as beside:
+        states.save_states(run.db, incoming, decisions, run.known)
+        vanished.forget(run.db, incoming, absences, run.known)
+    with ThreadPoolExecutor(1) as parallel:
         # Counts and a file of our own, that need no server: it is busy with indices and derived tables meanwhile.
-        outcomes = beside.submit(accounts.final_outcomes, p)
-        seen = beside.submit(_write_seen, p)
-        known = beside.submit(p.known.prepare)
-        _finish_tables(p)
+        outcomes = parallel.submit(accounts.final_outcomes, decisions)
+        members = parallel.submit(_write_members, incoming, decisions)
+        known = parallel.submit(run.known.prepare)
+        _finish_tables(run, bulk_load)
         with step("accounts"):
-            accounts.dead_letters(p)
-            accounts.forget_accounts(p)
-            accounts.issues(p)
-            accounts.account(p, files, outcomes.result())
+            _save_accounts(run, decisions, outcomes)
         with step("dependents"):
-            vanished.map_users_again(p)
-            references.find_dependents(p)
-        with step("seen"):
-            seen.result()
+            vanished.map_users_again(run.db, incoming, absences)
+            run.report.dependents = find_dependents(run.db, incoming.export.site, decisions, standing)
+        with step("members"):
+            members.result()
             known.result()
-            p.known.seal(p.connection)
+            run.known.seal(run.db.connection)
 
 
-def _finish_tables(p: Publication) -> None:
-    step = p.report.step
-    if p.is_bulk:
-        with step("indices of state"):
-            bulk.create_state_indices(p)
-    with step("derived"):
-        derived_rows.note_persons(p)
-        derived_rows.refresh(p)
-    if p.is_bulk:
-        with step("indices"):
-            bulk.create_indices(p)
+def _replace_rows(
+    run: _Run, decisions: Decisions, standing: stand_ins.StandIns, bulk_load: bulk.BulkLoad | None
+) -> None:
+    """Rows of former versions go, those of this export come, and links lead to where they are to lead now."""
+    step, db, incoming, report = run.report.step, run.db, run.incoming, run.report
+    # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
+    db.connection.execute("SET CONSTRAINTS ALL DEFERRED")
+    with step("former rows"):
+        former = former_rows.remove_former_rows(db, decisions)
+        report.add(former.counts)
+    # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
+    references.replace_facts(db, decisions)
+    if not incoming.is_first:
+        db.execute("moved_stand_in")
+    if not decisions.has_changes:
+        with step("references"):
+            references.replace_references(db, decisions, [])
+        return
+    written, found = _write_rows(run, decisions, former, standing, bulk_load)
+    with step("references"):
+        references.replace_references(db, decisions, found)
+        if not incoming.is_first:
+            links.fill(db)
+            stand_ins.follow(db, standing, written, former.removed_from)
+        visits.mark_emergency_stays(db)
+        panels.link_members(db, incoming.site)
+        report.add(relate_care_sites(db, standing))
 
 
-def _write_seen(p: Publication) -> None:
-    deletions = [file.number for file in p.export.deleted]
-    write_seen(p.settings.home, p.export.site, p.export.export_id, p.staged, p.refused, deletions)
-
-
-def _write_rows(p: Publication) -> None:
-    step = p.report.step
+def _write_rows(
+    run: _Run,
+    decisions: Decisions,
+    former: FormerRows,
+    standing: stand_ins.StandIns,
+    bulk_load: bulk.BulkLoad | None,
+) -> tuple[Entities, list[pl.DataFrame]]:
+    """The rows of this export: the entities, and the rows for `etl.reference` that were found."""
+    step, db, export_id = run.report.step, run.db, run.incoming.export.export_id
     with step("entities"):
-        for table in ENTITY_TABLES:
-            rows.entities(p, table)
-            if table == "person":
-                merges.move_events(p)
-        visits.place_children(p)
-    for table in p.staged.kinds():
+        made = entities.write_entities(db, run.incoming, decisions, standing)
+        made = visits.place_children(db, export_id, decisions, made)
+        run.report.add(made.written.counts)
+    found = [*made.written.references]
+    for table in decisions.staged.kinds():
         if table in LINEAGE_TABLES and table not in ENTITY_TABLES:
             with step(table):
-                rows.events(p, table)
+                own = events.EventTable(table, export_id, decisions, made, former, bulk_load)
+                written = events.write_events(db, own)
+                run.report.add(written.counts)
+                found += written.references
     with step("links"):
-        rows.remove_unused_locations(p)
-        references.link_events(p)
+        if former.left_locations:
+            run.report.rows_deleted["location"] += remove_unused_locations(db)
+        events.link_rows(db, decisions)
+    return made, found
+
+
+def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
+    step, db, report = run.report.step, run.db, run.report
+    if bulk_load:
+        with step("indices of state"):
+            bulk.create_state_indices(db, bulk_load)
+    with step("derived"):
+        if not bulk_load:
+            derived_rows.note_persons(db)
+        written = [table for table, rows in report.rows_inserted.items() if rows]
+        derived = derived_rows.refresh(db, run.incoming, written, everybody=bulk_load is not None)
+        for table, change in derived.changes.items():
+            report.add(
+                RowCounts(
+                    Counter({table: change.inserted}),
+                    Counter({table: change.deleted}),
+                    Counter({table: change.updated}),
+                )
+            )
+        report.warnings += derived.warnings
+        report.derived_seconds = derived.seconds
+    if bulk_load:
+        with step("indices"):
+            bulk.create_indices(db, bulk_load)
+
+
+def _save_accounts(run: _Run, decisions: Decisions, outcomes: Future[pl.DataFrame]) -> None:
+    export_id = run.incoming.export.export_id
+    accounts.save_dead_letters(run.db, run.incoming, decisions)
+    accounts.save_issues(run.db, export_id, decisions)
+    run.report.mapping_rates = accounts.mapping_rates(run.incoming.staged)
+    saved = accounts.save_accounts(run.db, export_id, run.files, outcomes.result())
+    run.report.outcomes.update(saved.outcomes)
+    run.report.unchanged_by_content += saved.unchanged_by_content
+
+
+def _write_members(incoming: Incoming, decisions: Decisions) -> None:
+    export = incoming.export
+    write_members(
+        incoming.settings.home,
+        export.site,
+        export.export_id,
+        incoming.staged,
+        decisions.rejected,
+        incoming.deletions,
+    )
 
 
 def _record(
     runtime: Runtime,
-    connection: psycopg.Connection,
+    db: Database,
     export: LandedExport,
     report: PublicationReport,
     fingerprints: Mapping[str, int],
 ) -> None:
     """Run metadata (f2o-040, 102), the job's state, and cdm_source where rows changed."""
     now = runtime.clock.now()
-    combined = format(sum(fingerprints.values()) & (2**64 - 1), "016x")
-    connection.execute(
-        "INSERT INTO publication (export_id, published_at, vocabulary_release, fingerprint, cdm_version, ig_version,"
-        " software_version, rows_inserted, rows_deleted, mapping_rates, transform_seconds, publish_seconds, vanished)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (export_id) DO UPDATE SET"
-        " (published_at, vocabulary_release, fingerprint, software_version, rows_inserted, rows_deleted, mapping_rates,"
-        " transform_seconds, publish_seconds, vanished) = ROW(excluded.published_at, excluded.vocabulary_release,"
-        " excluded.fingerprint, excluded.software_version, excluded.rows_inserted, excluded.rows_deleted,"
-        " excluded.mapping_rates, excluded.transform_seconds, excluded.publish_seconds, excluded.vanished)",
-        (
-            export.export_id,
-            now,
-            report.vocabulary_release,
-            combined,
-            CDM_VERSION,
-            IG_VERSION,
-            version("epic-omop"),
-            Jsonb(dict(report.rows_inserted)),
-            Jsonb(dict(report.rows_deleted)),
-            Jsonb(report.mapping_rates),
-            report.transform_seconds,
-            report.publish_seconds,
-            Jsonb(report.vanished),
-        ),
+    db.execute(
+        "save_publication",
+        {
+            "export_id": export.export_id,
+            "now": now,
+            "vocabulary_release": report.vocabulary_release,
+            "fingerprint": format(sum(fingerprints.values()) & (2**64 - 1), "016x"),
+            "cdm_version": CDM_VERSION,
+            "ig_version": IG_VERSION,
+            "software_version": version("epic-omop"),
+            "rows_inserted": Jsonb(dict(report.rows_inserted)),
+            "rows_deleted": Jsonb(dict(report.rows_deleted)),
+            "mapping_rates": Jsonb(report.mapping_rates),
+            "transform_seconds": report.transform_seconds,
+            "publish_seconds": report.publish_seconds,
+            "vanished": Jsonb(report.vanished),
+        },
     )
-    # What had kept it from being loaded is over; that its job is not deleted on the server is not.
-    updated = connection.execute(
-        f"UPDATE export_job SET state = '{ExportState.PUBLISHED}', published_at = %s,"
-        " error = CASE WHEN status_url IS NOT NULL AND deleted_at IS NULL THEN error END WHERE export_id = %s",
-        (now, export.export_id),
-    )
-    if updated.rowcount != 1:
+    if db.execute("publish_job", {"now": now, "export_id": export.export_id, "state": ExportState.PUBLISHED}) != 1:
         raise AccountingError(f"Export {export.export_id} has no row in export_job.", "Nothing was published.")
     if report.changed_rows:
-        _cdm_source(connection, runtime.settings.cdm_schema, export.transaction_time.date(), now.date(), report)
+        _save_cdm_source(db, export, report, now.date())
 
 
-def _cdm_source(
-    connection: psycopg.Connection, schema: str, release: date, today: date, report: PublicationReport
-) -> None:
+def _save_cdm_source(db: Database, export: LandedExport, report: PublicationReport, today: date) -> None:
     """One row for the instance; only a publication that changed rows changes it."""
     values: dict[str, Any] = {
         "cdm_source_name": "epic-omop",
@@ -218,14 +308,11 @@ def _cdm_source(
         "cdm_holder": "epic-omop",
         "source_description": "Epic FHIR R4 bulk exports",
         "cdm_etl_reference": f"epic-omop {version('epic-omop')}, HL7 FHIR to OMOP {IG_VERSION}",
-        "source_release_date": release,
+        "source_release_date": export.transaction_time.date(),
         "cdm_release_date": today,
         "cdm_version": CDM_VERSION,
         "cdm_version_concept_id": 756265,
         "vocabulary_version": report.vocabulary_release[:20],
     }
-    connection.execute(f"DELETE FROM {schema}.cdm_source")
-    connection.execute(
-        f"INSERT INTO {schema}.cdm_source ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))})",
-        tuple(values.values()),
-    )
+    placeholders = ", ".join(f"%({name})s" for name in values)
+    db.execute("replace_cdm_source", values, columns=", ".join(values), values=placeholders)

@@ -13,8 +13,8 @@ from typing import Any
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
 from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
-from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS
+from pipeline.transform.rules import RULES
 
 __all__ = ["USE_CASES", "manifest"]
 
@@ -154,16 +154,18 @@ def _table(table: str, mappings: Mappings) -> dict[str, Any]:
 def _filled(table: str, mapping: ResourceMapping, view: ViewMapping) -> set[str]:
     """Columns of a table that the rows of one view can fill."""
     columns = set(mapping.resource_view.column_types) | set(view.column_types)
-    rules = texts_of_rules(view.derive)
+    columns.update(*(RULES[name].writes for name in view.derive))
     if view.kind == "event" and table in EVENT_COLUMNS:
         roles = EVENT_COLUMNS[table]
         known = columns | _OF_EVERY_EVENT
-        return {name for name, role in roles.items() if role in known or rules.has(role)} | _LINKED
+        if table == "device_exposure" and "quantity" in columns:  # of a drug that is a device (`routing.to_table`)
+            known |= {"whole_quantity"}
+        return {name for name, role in roles.items() if role in known} | _LINKED
     if view.kind == "entity" and view.table == table:
         own = set(polars_schema(table))
-        return {name for name in own if name in columns or rules.has(name)} | _LINKED | {"person_id"}
+        return own & columns | _LINKED | {"person_id"}
     if table == "location" and table in _tables(view):
-        return {name for name in polars_schema(table) if texts_of_pipeline().has(name)} | _of_locations()
+        return {"location_id"} | _of_locations()
     return set()
 
 

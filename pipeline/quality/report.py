@@ -11,6 +11,7 @@ import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.extract.notes import ExportNotes, export_notes
+from pipeline.staging.outcomes import LineOutcome
 
 __all__ = [
     "LoadReport",
@@ -22,7 +23,7 @@ __all__ = [
     "vanished_sentences",
 ]
 
-OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
+OUTCOMES = tuple(outcome.value for outcome in LineOutcome)
 
 #: Tables with rows of patients, in the order in which people read them.
 SHOWN_TABLES = (*LINEAGE_TABLES, "observation_period", "condition_era", "drug_era", "dose_era")

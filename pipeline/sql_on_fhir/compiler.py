@@ -6,7 +6,7 @@ in the current block, so that common prefixes (`code.coding`, `valueQuantity`) a
 is. Generated code calls `functions` for everything but the common cases, which are written out.
 
 Whether an element is an array is seen in the data, at the price of one class check per step. Where FHIR R4's types are
-given for what a path starts at, an element that R4 has at most once is held to its shape: another one raises WrongType.
+given for what a path starts at, an element that R4 has at most once must have its shape: another one raises WrongType.
 Where a path can only be wrong (an unknown function, `value` without `ofType`), it is refused.
 """
 
@@ -74,7 +74,7 @@ class Context:
 
 
 class Source:
-    """Lines of Python in the making. `is_strict`: what R4 says is there at most once is held to its shape."""
+    """Lines of Python in the making. `is_strict`: what R4 says is there at most once must have its shape."""
 
     def __init__(self, *, is_strict: bool = False) -> None:
         self.is_strict = is_strict
@@ -271,7 +271,8 @@ class ExpressionCompiler:
     def _step(self, base: Value, name: str, node: Node) -> Value:
         """The elements `name` of `base`."""
         if base.kind:
-            raise self._error(f"a {base.kind} has no elements", node.end - 1)
+            start = node.end - (len(name) if isinstance(node, Member) else 1)
+            raise self._error(f"a {base.kind} has no elements", start)
         code = base.code
         expression = f"{code}.get({name!r})"
         if base.may_be_object:
@@ -299,7 +300,7 @@ class ExpressionCompiler:
         return found if self._source.is_strict else SingleElement(found.types)
 
     def _held_to_shape(self, value: Value, found: SingleElement, key: tuple[object, ...]) -> Value:
-        """What is there at most once is no array; a complex type is an object, a primitive is none."""
+        """What is there at most once is not an array; a complex type is an object, a primitive is not."""
         code = value.code
         if found.is_complex:
             self._source.line(
@@ -627,7 +628,7 @@ class ExpressionCompiler:
         return self._path.index(node.name, node.target.end if node.target else node.start)
 
     def _criterion(self, node: Node, context: Context) -> tuple[object, ...]:
-        """What tells a criterion from others: its text, and what its variables mean."""
+        """What distinguishes a criterion from others: its text, and what its variables mean."""
         return self._text(node), context.row_index, str(context.constants)
 
     def _text(self, node: Node) -> str:

@@ -124,7 +124,7 @@ def choice(loose: Json, name: str) -> Json:
 
 
 class _Unfit:
-    """Stands for an item that cannot have the element that is looked for: whoever compares with it is told."""
+    """Stands for an item that cannot have the element that is looked for: a comparison with it is an error."""
 
     def __init__(self, error: WrongType) -> None:
         self._error = error
@@ -216,8 +216,8 @@ def union(left: Json, right: Json) -> list[Json]:
 
 
 def contained_in(left: Json, right: Json) -> bool | None:
-    wanted = single(left)
-    return None if wanted is None else any(same(wanted, item) for item in items(right))
+    searched = single(left)
+    return None if searched is None else any(same(searched, item) for item in items(right))
 
 
 def of_resource_type(loose: Json, resource_type: str) -> list[Json]:
@@ -598,7 +598,7 @@ def as_object(loose: Json) -> dict[str, Json] | None:
     raise expected("an object", value)
 
 
-#: What JSON has that is no primitive.
+#: What JSON has that is not a primitive.
 COMPOUND: Final = frozenset({list, dict})
 
 

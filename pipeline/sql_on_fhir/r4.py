@@ -195,11 +195,11 @@ class _Walk:
 
     def _of_type(self, node: OfType, this: Types) -> Types:
         types = this if node.target is None else self.types(node.target, this)
-        wanted = frozenset({node.type_name})
+        narrowed = frozenset({node.type_name})
         if types is None or node.type_name in types or types <= {""}:
-            return wanted
+            return narrowed
         if node.type_name[:1].upper() + node.type_name[1:] in {name[:1].upper() + name[1:] for name in types}:
-            return wanted
+            return narrowed
         allowed = ", ".join(sorted(types))
         self.problems.append(
             ElementProblem(f"the element cannot be of type {node.type_name} in FHIR R4, only {allowed}", node.end - 1)

@@ -635,7 +635,7 @@ class _BufferRenderer(_Renderer):
     def _checked(self, column: Column, value: Value) -> str:
         """The value if it has the declared type; the rare rest (arrays, errors) is a function's."""
         code = value.code if value.is_variable else self._source.assign(value.code).code
-        # An array within an array is no FHIR: as the item of a list, it is not taken for a collection.
+        # An array within an array is not valid FHIR: as the item of a list, it is not taken for a collection.
         rest = f"[{code}]" if column.collection else code
         if column.type is None or (value.is_list_free and value.kind == column.type == "boolean"):
             return _one(value)

@@ -71,13 +71,13 @@ class Facts:
     def of(self, name: str, resources: pl.Series) -> pl.DataFrame:
         """Facts of one name about resources (surrogate ids): columns surrogate_id, value, at most one row each."""
         mapped = self._map(name)
-        wanted = resources.drop_nulls().unique().sort().to_numpy()
-        if mapped is None or not len(wanted):
+        keys = resources.drop_nulls().unique().sort().to_numpy()
+        if mapped is None or not len(keys):
             return pl.DataFrame(schema=_SCHEMA)
-        places = np.minimum(np.searchsorted(mapped.resources, wanted), len(mapped.resources) - 1)
-        found = mapped.resources[places] == wanted
+        places = np.minimum(np.searchsorted(mapped.resources, keys), len(mapped.resources) - 1)
+        found = mapped.resources[places] == keys
         values = mapped.values_at(places[found])
-        return pl.DataFrame({"surrogate_id": wanted[found], "value": values}, schema=_SCHEMA)
+        return pl.DataFrame({"surrogate_id": keys[found], "value": values}, schema=_SCHEMA)
 
     def _map(self, name: str) -> _Mapped | None:
         if name not in self._mapped:

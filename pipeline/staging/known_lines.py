@@ -67,26 +67,26 @@ class Pairs:
 
     def find(self, first: pl.Series, second: pl.Series) -> tuple[npt.NDArray[np.bool_], Integers]:
         """Whether each pair is there, and what stands beside it in its row."""
-        wanted, other = np.asarray(first, np.int64), np.asarray(second, np.int64)
-        known = np.zeros(len(wanted), np.bool_)
-        rest = np.zeros((len(wanted), self.others.shape[1] - 1), np.int64)
+        keys, other = np.asarray(first, np.int64), np.asarray(second, np.int64)
+        known = np.zeros(len(keys), np.bool_)
+        rest = np.zeros((len(keys), self.others.shape[1] - 1), np.int64)
         if not len(self):
             return known, rest
-        order = np.argsort(wanted)  # neighbours share the pages
+        order = np.argsort(keys)  # neighbours share the pages
         for part in np.array_split(order, self._bytes // _MAPPED_BYTES + 1):
-            known[part], rest[part] = self._found(wanted[part], other[part])
+            known[part], rest[part] = self._found(keys[part], other[part])
             if self._bytes > _MAPPED_BYTES:
                 self._give_back()
         return known, rest
 
-    def _found(self, wanted: Integers, other: Integers) -> tuple[npt.NDArray[np.bool_], Integers]:
-        positions = np.searchsorted(self.first, wanted)
-        known = np.zeros(len(wanted), np.bool_)
-        rest = np.zeros((len(wanted), self.others.shape[1] - 1), np.int64)
+    def _found(self, keys: Integers, other: Integers) -> tuple[npt.NDArray[np.bool_], Integers]:
+        positions = np.searchsorted(self.first, keys)
+        known = np.zeros(len(keys), np.bool_)
+        rest = np.zeros((len(keys), self.others.shape[1] - 1), np.int64)
         open_ = np.flatnonzero(positions < len(self))
         while len(open_):  # once, unless first integers repeat
             at = positions[open_]
-            equal = self.first[at] == wanted[open_]
+            equal = self.first[at] == keys[open_]
             open_, at = open_[equal], at[equal]
             rows = self.others[at]
             match = rows[:, 0] == other[open_]

@@ -35,10 +35,10 @@ class Contents:
     def unchanged(self, indexes: Sequence[int], raws: Sequence[bytes]) -> pl.DataFrame:
         """Those of the lines whose content is known of their resource. Columns index, surrogate_id."""
         schema = {"index": pl.Int32, "surrogate_id": pl.Int64}
-        if not indexes or not self._worker.known.has_contents:
+        if not indexes or not self._worker.ports.known.has_contents:
             return pl.DataFrame(schema=schema)
         long_numbers = exact_numbers.lines_with_long_numbers(
-            pl.Series(raws, dtype=pl.Binary).cast(pl.String, strict=False)  # what is not UTF-8 is no JSON either
+            pl.Series(raws, dtype=pl.Binary).cast(pl.String, strict=False)  # what is not UTF-8 is not valid JSON either
         )
         limit, key_of = self._worker.plan.site.max_line_bytes, self._worker.keys.of
         surrogate_ids: list[int | None] = []
@@ -54,7 +54,7 @@ class Contents:
             surrogate_ids.append(key_of(*named) if named else None)
             digests.append(digest)
         lines = pl.DataFrame({"index": indexes, "surrogate_id": surrogate_ids}, schema=schema)
-        return lines.filter(self._worker.known.are_known(lines["surrogate_id"], digests_as_integers(digests)))
+        return lines.filter(self._worker.ports.known.are_known(lines["surrogate_id"], digests_as_integers(digests)))
 
     def frame(self) -> pl.DataFrame:
         """Columns index, content_hash."""

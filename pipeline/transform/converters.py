@@ -152,7 +152,7 @@ def dosage_end(request: dict[str, Any]) -> str | None:
 
 
 def dosage_end_unusable(request: dict[str, Any]) -> str | None:
-    """The first end of the bounds of dosage instructions that is no date, for an issue; None where all are."""
+    """The first end of the bounds of dosage instructions that is not a valid date, for an issue; None where all are."""
     ends = _bounds_ends(request)
     return next((end for end in ends if not is_calendar_date(end)), None) if ends else None
 
@@ -185,7 +185,7 @@ def _events(events: Any) -> list[str]:
     return texts
 
 
-#: Bounds in these units are a number of days, or of months; a longer one is no length of a treatment.
+#: Bounds in these units are a number of days, or of months; a longer one is not a valid length of a treatment.
 _LENGTH_DAYS = {"min": 1 / 1440, "h": 1 / 24, "d": 1.0, "wk": 7.0}
 _LENGTH_MONTHS = {"mo": 1, "a": 12}
 _MOST_DAYS, _MOST_MONTHS = 3650, 120
@@ -298,14 +298,16 @@ def other_category(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
             url, coding = part.get("url"), part.get("valueCoding")
             if url == _ABSENT or (coding and url in _CATEGORIES and (coding.get("code") or coding.get("display"))):
                 return None
-        return said_otherwise([extension, *parts])
+        return other_statement([extension, *parts])
 
-    def said_otherwise(said: list[dict[str, Any]]) -> int:
-        concepts = [part["valueCodeableConcept"] for part in said if part.get("valueCodeableConcept").__class__ is dict]
-        codings = [part["valueCoding"] for part in said if part.get("valueCoding").__class__ is dict]
+    def other_statement(statements: list[dict[str, Any]]) -> int:
+        concepts = [
+            part["valueCodeableConcept"] for part in statements if part.get("valueCodeableConcept").__class__ is dict
+        ]
+        codings = [part["valueCoding"] for part in statements if part.get("valueCoding").__class__ is dict]
         codings += [coding for concept in concepts for coding in concept.get("coding") or ()]
-        codings += [{"code": part["valueCode"]} for part in said if part.get("valueCode").__class__ is str]
-        texts = [concept.get("text") for concept in concepts] + [part.get("valueString") for part in said]
+        codings += [{"code": part["valueCode"]} for part in statements if part.get("valueCode").__class__ is str]
+        texts = [concept.get("text") for concept in concepts] + [part.get("valueString") for part in statements]
         text = next((text for text in texts if text.__class__ is str and text), None)
         number = sets.add_concept({"coding": codings, "text": text})
         return sets.nothing() if number is None else number

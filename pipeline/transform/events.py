@@ -11,15 +11,25 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
+from pipeline.transform.column_names import (
+    IMPLAUSIBLE,
+    fact_of,
+    is_issue,
+    is_precision,
+    issue_parts,
+    lacks,
+    of_precision,
+    used_names,
+    uses,
+)
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
-from pipeline.transform.rules import DERIVATIONS
-from pipeline.transform.rules.dates import IMPLAUSIBLE
+from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 
-__all__ = ["EventRows", "derived", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
+__all__ = ["EventRows", "apply_rules", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -57,15 +67,15 @@ class EventRows:
         )
 
 
-def derived(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+def apply_rules(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     for name in view.derive:
-        rows = DERIVATIONS[name](rows, worker.derivation)
+        rows = RULES[name].apply(rows, worker.derivation)
     return rows
 
 
 def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
     """The rows of an event view (view and resource columns joined) as table rows."""
-    rows = derived(worker, view, rows).with_columns(
+    rows = apply_rules(worker, view, rows).with_columns(
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
@@ -180,7 +190,7 @@ _PERSON_REASONS = {
     ReferenceProblem.reference_by_identifier.name: "the person is named by an identifier, which is never compared",
     ReferenceProblem.reference_contained.name: "the person is contained in the resource alone",
     ReferenceProblem.reference_unreadable.name: "the reference to the person cannot be read",
-    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is no Patient",
+    ReferenceProblem.reference_type_unusable.name: "the reference is to a resource that is not a Patient",
 }
 
 
@@ -229,7 +239,7 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
         reason = (
             pl.when(present)
-            .then(pl.lit("the text is no FHIR date"))
+            .then(pl.lit("the text is not a valid FHIR date"))
             .otherwise(pl.lit(f"no date from which {name} could be taken"))
         )
     return [
@@ -254,11 +264,9 @@ def _date_path(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, 
 
 
 def _awaited(rows: pl.DataFrame) -> pl.Expr:
-    """The resource that would have given a date, had it come yet (`derive.base.used`)."""
-    names = [name.removeprefix("uses_") for name in rows.columns if name.startswith("uses_")]
-    return pl.coalesce(
-        pl.lit(None, dtype=pl.Int64), *(pl.when(f"lacks_{name}").then(pl.col(f"uses_{name}")) for name in names)
-    )
+    """The resource that would have given a date, had it come yet (`rules.base.used`)."""
+    facts = used_names(rows.columns)
+    return pl.coalesce(pl.lit(None, dtype=pl.Int64), *(pl.when(lacks(name)).then(pl.col(uses(name))) for name in facts))
 
 
 def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
@@ -354,19 +362,15 @@ def _mapping_rate(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFram
 
 
 def _references(rows: pl.DataFrame) -> pl.DataFrame:
-    """Dependence on what another resource says (`derive.base.used`): when that changes, these rows change too."""
+    """Dependence on what another resource says (`rules.base.used`): when that changes, these rows change too."""
     found = [
-        rows.filter(pl.col(name).is_not_null()).select(
+        rows.filter(pl.col(uses(name)).is_not_null()).select(
             pl.col("surrogate_id").alias("from_surrogate_id"),
-            pl.lit(name.removeprefix("uses_").partition("__")[0]).alias("role"),
-            pl.col(name).alias("to_surrogate_id"),
-            pl.when(f"lacks_{name.removeprefix('uses_')}")
-            .then(pl.lit("pending"))
-            .otherwise(pl.lit("resolved"))
-            .alias("state"),
+            pl.lit(fact_of(name)).alias("role"),
+            pl.col(uses(name)).alias("to_surrogate_id"),
+            pl.when(lacks(name)).then(pl.lit("pending")).otherwise(pl.lit("resolved")).alias("state"),
         )
-        for name in rows.columns
-        if name.startswith("uses_")
+        for name in used_names(rows.columns)
     ]
     return pl.concat(found).unique(maintain_order=True) if found else pl.DataFrame(schema=SCHEMAS[REFERENCE])
 
@@ -391,19 +395,19 @@ def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
 
 
 def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
-    """What was decided below the line: boolean columns `issue_<code>` or `issue_<code>__<column>`, and dates that were
+    """What was decided below the line, by its columns (`column_names.issue`), and dates that were
     imputed. Publication counts what is wrong with an element once a resource."""
     found = [pl.DataFrame(schema=SCHEMAS[ISSUE])]
     for name in rows.columns:
         path = pl.lit(None, dtype=pl.String)
-        if name.startswith("issue_"):
+        if is_issue(name):
             flagged = rows.filter(pl.col(name))
-            code, _, column = name.removeprefix("issue_").partition("__")
+            code, column = issue_parts(name)
             if column:
                 path = numbered_path(mapping, view, _path_of(mapping, view, column))
-        elif name.endswith("_precision"):
+        elif is_precision(name):
             flagged = rows.filter(pl.col(name).is_between(1, 9))
-            code, path = "date_imputed", pl.lit(name.removesuffix("_precision"))
+            code, path = "date_imputed", pl.lit(of_precision(name))
         else:
             continue
         if not flagged.is_empty():

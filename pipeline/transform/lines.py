@@ -1,6 +1,7 @@
-"""The transform stage: lines that are not unchanged (`pipeline.transform.chunks`) → staging parts, in worker processes.
+"""The transform stage: lines that are not unchanged → rows of staging (`pipeline.staging.schemas`).
 
-They are parsed and run through the compiled views. After the views everything is set-based: rules, concepts, routing.
+Whoever calls it has read and compared the lines (`pipeline.load.worker`). They are parsed and run through the compiled
+views. After the views everything is set-based: rules, concepts, routing.
 Every line gets exactly one outcome here (`loaded`, `excluded`, `rejected`); publication may still turn `loaded` into
 `superseded` or `rejected`.
 """
@@ -8,8 +9,7 @@ Every line gets exactly one outcome here (`loaded`, `excluded`, `rejected`); pub
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -21,7 +21,7 @@ from pipeline.transform.events import (
     LEFT_OUT_SCHEMA,
     REFUSED_SCHEMA,
     EventRows,
-    derived,
+    apply_rules,
     event_links,
     event_rows,
     numbered_path,
@@ -34,45 +34,34 @@ from pipeline.transform.references import is_reference, without_problems
 from pipeline.transform.routing import to_staged
 from pipeline.transform.unmapped import unmapped_of_fact
 
-__all__ = ["LinesTransform", "Origin"]
+__all__ = ["LineBatch", "LinesTransform"]
 
 
-class Origin(Protocol):
-    """Where lines come from: what `LinesTransform` asks of the task that brings them."""
+@dataclass(frozen=True)
+class LineBatch:
+    """Lines of one resource type that are transformed together, with their positions in landing."""
 
-    @property
-    def part(self) -> str:
-        """Name of the parts that are written."""
-
-    @property
-    def resource_type(self) -> str: ...
-
-    @property
-    def files(self) -> Mapping[int, Path]:
-        """By file number."""
+    resource_type: str
+    #: name of the parts that are written
+    part: str
+    #: the lines, by their index; what need not be transformed may be empty
+    raws: list[bytes]
+    #: columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low
+    positions: pl.DataFrame
+    #: indexes of the lines that are transformed
+    selected: list[int]
+    #: file number → what the file is called below the site's landing folder
+    file_names: Mapping[int, str]
 
 
 class LinesTransform:
-    """Lines that are not unchanged, on their way into staging parts.
+    """A batch of lines on its way into staging. `contents`: what the comparison has read of them already."""
 
-    `lines`: columns index, file_number, line, byte_offset, byte_length, raw_hash_high, raw_hash_low. `raws`: the lines by
-    their index; `wanted`: indexes of those that are transformed.
-    """
-
-    def __init__(
-        self,
-        worker: Worker,
-        task: Origin,
-        lines: pl.DataFrame,
-        raws: list[bytes],
-        wanted: list[int],
-        contents: Contents,
-    ) -> None:
+    def __init__(self, worker: Worker, batch: LineBatch, contents: Contents) -> None:
         self.worker = worker
-        self.task = task
-        self.lines = lines
+        self.batch = batch
         self.contents = contents
-        self.read = ChunkReader(worker, task.resource_type, raws, wanted, contents)
+        self.read = ChunkReader(worker, batch.resource_type, batch.raws, batch.selected, contents)
 
     def run(self) -> None:
         """Write the parts."""
@@ -88,7 +77,7 @@ class LinesTransform:
         ]
 
     def _write(self, kind: str, frame: pl.DataFrame) -> None:
-        self.worker.plan.staged.write(kind, self.task.part, frame)
+        self.worker.ports.parts.write(kind, self.batch.part, frame)
 
     # --- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -107,7 +96,7 @@ class LinesTransform:
             [
                 (
                     item.index,
-                    item.resource_type or self.task.resource_type,
+                    item.resource_type or self.batch.resource_type,
                     item.resource_id,
                     key_of(item.resource_type, item.resource_id) if item.resource_type and item.resource_id else None,
                     "rejected",
@@ -133,8 +122,8 @@ class LinesTransform:
             rejected,
             *(frame.filter(pl.col("outcome") == "rejected").select(rejected.columns) for frame in mapped),
         ]
-        rejections = self.lines.join(pl.concat(refused), on="index", maintain_order="left")
-        outcomes = self.lines.join(
+        rejections = self.batch.positions.join(pl.concat(refused), on="index", maintain_order="left")
+        outcomes = self.batch.positions.join(
             pl.concat([excluded, *decided, *(frame.select(*_DECISION_SCHEMA) for frame in refused)]),
             on="index",
             maintain_order="left",
@@ -171,7 +160,7 @@ class _TypeTransform:
         """Write the parts of this type; return its decisions (index … reason, stage, code, path)."""
         self._reference_issues: list[pl.DataFrame] = []
         self._unmapped_of_facts: list[pl.DataFrame] = []
-        resources = self._with_decision(self._followed(self._resource_frame(), self.mapping.resource_view))
+        resources = self._with_decision(self._follow_references(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
@@ -180,10 +169,10 @@ class _TypeTransform:
             rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
-            rows = self._followed(rows, view.mapping)
+            rows = self._follow_references(rows, view.mapping)
             if view.mapping.landed_line:
                 rows = self._with_landed_line(rows)
-            if view.mapping.kind == "reference_value":
+            if view.mapping.kind == "fact":
                 facts.append(self._facts(view.mapping, rows))
             elif view.mapping.kind == "event":
                 by_view[view.mapping.name] = event_rows(self.worker, self.mapping, view.mapping, rows)
@@ -198,10 +187,12 @@ class _TypeTransform:
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
-        alone = decisions.filter((pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.alone or "")))
-        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, alone.select("surrogate_id")]))
+        without_row = decisions.filter(
+            (pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.excluded_unless_row or ""))
+        )
+        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, without_row.select("surrogate_id")]))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
-        self.worker.plan.staged.write(schemas.IDENTIFIER_KEY, f"{self.chunk.task.part}-{self.resource_type}", keys)
+        self.worker.ports.parts.write(schemas.IDENTIFIER_KEY, f"{self.chunk.batch.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
         self._write_references(event_results, waiting)
         return decisions
@@ -211,9 +202,9 @@ class _TypeTransform:
         return frame.with_columns(
             self.worker.keys.of_all(self.resource_type, self.read.resource_ids).alias("surrogate_id"),
             pl.Series("resource_id", self.read.resource_ids, dtype=pl.String),
-        ).with_columns(self.chunk.lines.select("file_number", "line")[frame["index"]].get_columns())
+        ).with_columns(self.chunk.batch.positions.select("file_number", "line")[frame["index"]].get_columns())
 
-    def _followed(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
+    def _follow_references(self, rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
         """Rows of a view with NULL for references that cannot be followed; notes these as issues."""
         columns = [name for name, kind in view.column_types.items() if is_reference(kind)]
         rows, problems = without_problems(rows, columns)
@@ -234,10 +225,9 @@ class _TypeTransform:
 
     def _with_landed_line(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Adds value: 'path below the site's landing folder|offset|length' of each resource's line."""
-        root = self.worker.plan.landing
-        paths = {number: file.relative_to(root).as_posix() for number, file in self.chunk.task.files.items()}
-        path = pl.col("file_number").replace_strict(paths, return_dtype=pl.String)
-        lines = self.chunk.lines.select("index", "byte_offset", "byte_length")
+        names = self.chunk.batch.file_names
+        path = pl.col("file_number").replace_strict(names, return_dtype=pl.String)
+        lines = self.chunk.batch.positions.select("index", "byte_offset", "byte_length")
         return rows.join(lines, on="index", how="left", maintain_order="left").with_columns(
             pl.concat_str(path, "byte_offset", "byte_length", separator="|").alias("value")
         )
@@ -283,7 +273,7 @@ class _TypeTransform:
 
     def _facts(self, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
         """What other resources, or the derived tables, ask about: about the resource itself unless `about` says whom."""
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         self._unmapped_of_facts.append(unmapped_of_fact(self.worker, self.mapping, view, rows))
         about = pl.col("about") if "about" in rows.columns else pl.col("surrogate_id")
         return rows.select(
@@ -296,10 +286,10 @@ class _TypeTransform:
         ).drop_nulls(["surrogate_id", "value"])
 
     def _entity(self, view: ViewMapping, rows: pl.DataFrame) -> EventRows:
-        """Rows of a resource that *is* a row of its table, or several that `row_key` tells apart."""
+        """Rows of a resource that *is* a row of its table, or several that `row_key` distinguishes."""
         table = view.table
         assert table is not None, "an entity view has a table"
-        rows = derived(self.worker, view, rows)
+        rows = apply_rules(self.worker, view, rows)
         rows = rows.with_columns(_entity_key(view, rows).alias("row_key"))
         return refuse_incomplete(self.worker, self.mapping, view, rows, lambda kept: {table: to_staged(kept, table)})
 
@@ -309,10 +299,10 @@ class _TypeTransform:
         results: list[EventRows],
         facts: list[pl.DataFrame],
     ) -> pl.DataFrame:
-        """One row a resource: its outcome after all views."""
-        made = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-        made += [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
-        any_row = pl.concat(made)["surrogate_id"].unique() if made else pl.Series(dtype=pl.Int64)
+        """One row a resource: its outcome after all views. Whoever decides first decides."""
+        rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
+        made = rows + [frame.select(pl.col("owner_surrogate_id").alias("surrogate_id")) for frame in facts]
+        any_row = _ids_of(made)
         decided = resources.select(
             "index",
             pl.lit(self.resource_type).alias("resource_type"),
@@ -320,39 +310,12 @@ class _TypeTransform:
             "surrogate_id",
             *_DECISION_COLUMNS,
         ).rename({"code_": "code"})
-        refused = _refused(results, any_row)
-        if refused.is_empty():
-            decided = decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
-        else:
-            decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
-            is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
-            decided = decided.with_columns(
-                pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
-                *(
-                    pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
-                    for name in ("reason", "stage", "code", "path")
-                ),
-            )
-        reasons = _excluded(results, any_row)
-        if not reasons.is_empty():
-            decided = decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
-                pl.when(pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null())
-                .then(pl.lit("excluded"))
-                .otherwise("outcome")
-                .alias("outcome"),
-                pl.coalesce("reason", "exclude_reason").alias("reason"),
-            )
-        is_reference_data = all(view.kind in {"resource", "reference_value"} for view in self.mapping.views)
-        has_row = pl.lit(is_reference_data) | pl.col("surrogate_id").is_in(any_row.implode())
-        open_ = pl.col("outcome").is_null()
-        if self.mapping.alone is not None:
-            rows = [frame.select("surrogate_id") for result in results for frame in result.tables.values()]
-            with_row = pl.concat(rows)["surrogate_id"].unique() if rows else pl.Series(dtype=pl.Int64)
-            is_alone = open_ & ~pl.col("surrogate_id").is_in(with_row.implode())
-            decided = decided.with_columns(
-                pl.when(is_alone).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
-                pl.when(is_alone).then(pl.lit(self.mapping.alone)).otherwise("reason").alias("reason"),
-            )
+        decided = _with_refused(decided, _refused(results, any_row))
+        decided = _with_excluded(decided, _excluded(results, any_row))
+        if self.mapping.excluded_unless_row is not None:
+            decided = _with_rowless(decided, _ids_of(rows), self.mapping.excluded_unless_row)
+        is_reference_data = all(view.kind in {"resource", "fact"} for view in self.mapping.views)
+        open_, has_row = pl.col("outcome").is_null(), pl.lit(is_reference_data) | _is_among(any_row)
         return decided.with_columns(
             pl.when(open_ & has_row)
             .then(pl.lit("loaded"))
@@ -371,16 +334,16 @@ class _TypeTransform:
         kept: pl.DataFrame,
         with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only, and facts also of those that are `alone`: a resource that is rejected
-        leaves nothing behind."""
-        part = f"{self.chunk.task.part}-{self.resource_type}"
-        staged = self.worker.plan.staged
+        """Write rows of loaded resources only, and facts also of those that `excluded_unless_row` excludes: a resource that
+        is rejected leaves nothing behind."""
+        part = f"{self.chunk.batch.part}-{self.resource_type}"
+        parts = self.worker.ports.parts
 
         def write(kind: str, frames: list[pl.DataFrame], key: str = "surrogate_id", of: pl.DataFrame = loaded) -> None:
             if frames:
                 whole = pl.concat(frames)
                 kept = whole[key].is_in(of["surrogate_id"].implode())
-                staged.write(kind, part, whole if kept.all() else whole.filter(kept))
+                parts.write(kind, part, whole if kept.all() else whole.filter(kept))
 
         tables: dict[str, list[pl.DataFrame]] = {}
         for result in results:
@@ -399,21 +362,65 @@ class _TypeTransform:
         write(schemas.EVENT_LINK, self._event_links)
         write(schemas.UNMAPPED, [*(result.unmapped for result in results), *self._unmapped_of_facts])
         if results:
-            staged.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
+            parts.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
 
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""
         if results:
             found = pl.concat([result.references for result in results])
             found = found.join(waiting, left_on="from_surrogate_id", right_on="surrogate_id", how="semi")
-            part = f"{self.chunk.task.part}-{self.resource_type}"
-            self.worker.plan.staged.write(schemas.REFERENCE, part, found)
+            part = f"{self.chunk.batch.part}-{self.resource_type}"
+            self.worker.ports.parts.write(schemas.REFERENCE, part, found)
 
     def _location_rows(self, kept: pl.DataFrame) -> pl.DataFrame:
         """Location rows by content: the row's id stands for its content, so many resources share one."""
         rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
         rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
+
+
+def _ids_of(frames: list[pl.DataFrame]) -> pl.Series:
+    """Their surrogate ids, each once."""
+    return pl.concat(frames)["surrogate_id"].unique() if frames else pl.Series(dtype=pl.Int64)
+
+
+def _is_among(ids: pl.Series) -> pl.Expr:
+    return pl.col("surrogate_id").is_in(ids.implode())
+
+
+def _with_refused(decided: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `refused` (see `_refused`) is rejected; adds cause."""
+    if refused.is_empty():
+        return decided.with_columns(pl.lit(None, dtype=pl.Int64).alias("cause"))
+    decided = decided.join(refused, on="index", how="left", suffix="_view", maintain_order="left")
+    is_refused = pl.col("outcome").is_null() & pl.col("code_view").is_not_null()
+    return decided.with_columns(
+        pl.when(is_refused).then(pl.lit("rejected")).otherwise("outcome").alias("outcome"),
+        *(
+            pl.when(is_refused).then(f"{name}_view").otherwise(name).alias(name)
+            for name in ("reason", "stage", "code", "path")
+        ),
+    )
+
+
+def _with_excluded(decided: pl.DataFrame, reasons: pl.DataFrame) -> pl.DataFrame:
+    """What is open and in `reasons` (see `_excluded`) is excluded."""
+    if reasons.is_empty():
+        return decided
+    is_excluded = pl.col("outcome").is_null() & pl.col("exclude_reason").is_not_null()
+    return decided.join(reasons, on="index", how="left", maintain_order="left").with_columns(
+        pl.when(is_excluded).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.coalesce("reason", "exclude_reason").alias("reason"),
+    )
+
+
+def _with_rowless(decided: pl.DataFrame, with_row: pl.Series, reason: str) -> pl.DataFrame:
+    """What is open and has no row is excluded, although it may leave facts."""
+    is_rowless = pl.col("outcome").is_null() & ~_is_among(with_row)
+    return decided.with_columns(
+        pl.when(is_rowless).then(pl.lit("excluded")).otherwise("outcome").alias("outcome"),
+        pl.when(is_rowless).then(pl.lit(reason)).otherwise("reason").alias("reason"),
+    )
 
 
 def _refused(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
@@ -450,7 +457,7 @@ def _in_order_of_lines(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _entity_key(view: ViewMapping, rows: pl.DataFrame) -> pl.Series:
-    """row_key by the content of the view's `row_key` columns; a repeat of the same content is told by its number."""
+    """row_key by the content of the view's `row_key` columns; a repeat of the same content is distinguished by its number."""
     if not view.row_key:
         return pl.repeat(content_key(view.name), rows.height, dtype=pl.Int64, eager=True)
     columns = [pl.col(name).cast(pl.String).fill_null("") for name in view.row_key]

@@ -1,4 +1,4 @@
-"""Texts of documents: attachments and Binaries in plain text, HTML and RTF → text; what else there is, is said to be.
+"""Texts of documents: attachments and Binaries in plain text, HTML and RTF → text; other attachments are reported as unsupported.
 
 The text itself is nothing to be changed: only markup goes, and NUL, which PostgreSQL cannot hold.
 """
@@ -50,7 +50,7 @@ def attachment_in_binary(resource: dict[str, Any]) -> dict[str, str] | None:
 
 
 def is_unsupported(resource: dict[str, Any]) -> bool:
-    """Whether an attachment is of a type that is no text here: PDF, images, C-CDA."""
+    """Whether an attachment is of a type that is not text here: PDF, images, C-CDA."""
     return any(_kind(attachment.get("contentType")) == "unsupported" for attachment in _attachments(resource))
 
 

@@ -1,7 +1,8 @@
 """What a transform worker is given, and what it makes of it once: compiled views, converters, resolver.
 
-A `TransformPlan` is small and picklable (paths and settings); a `Worker` is built from it in each process and lives
-as long as the process, so that views are compiled and concepts resolved once.
+A `TransformPlan` is small and picklable (settings and mappings); a `Worker` is built from it in each process and lives
+as long as the process, so that views are compiled and concepts resolved once. What it reads and writes apart from the
+lines are its ports (`pipeline.transform.ports`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 import polars as pl
 
-from pipeline.core.errors import LandingError
 from pipeline.fhir.identity import SurrogateKeys, parse_reference
-from pipeline.landing.reading import read_line
 from pipeline.sql_on_fhir.view_definition import (
     EVALUATION_ERRORS,
     Append,
@@ -31,11 +29,9 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
-from pipeline.staging.facts import Facts
-from pipeline.staging.known_lines import KnownLines
-from pipeline.staging.parts import StagedExport
 from pipeline.transform import converters, note_texts, specialties, udi
 from pipeline.transform.addresses import Addresses, is_home
+from pipeline.transform.column_types import column_dtype
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
@@ -44,42 +40,13 @@ from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, ide
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.transform.mapping.systems import SystemNames
 from pipeline.transform.participants import visit_provider
-from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader, is_reference
+from pipeline.transform.ports import Ports
+from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
 from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
 
-_PRIMITIVES: Mapping[str, pl.DataType] = {
-    "decimal": pl.Float64(),
-    "integer": pl.Int64(),
-    "positiveInt": pl.Int64(),
-    "unsignedInt": pl.Int64(),
-    "boolean": pl.Boolean(),
-}
-#: Result types of the converters; everything else is text.
-_CONVERTED: Mapping[str, pl.DataType] = {
-    "CodeableConcept": pl.Int32(),
-    "Coding": pl.Int32(),
-    "Quantity": pl.Int32(),
-    "medication_code": pl.Int32(),
-    "merged_types": pl.Int32(),
-    "provider_taxonomy": pl.Int32(),
-    "other_category": pl.Int32(),
-    "attached_binary": pl.Int64(),
-    "is_unsupported": pl.Boolean(),
-    "is_home": pl.Boolean(),
-    "is_not_on_file": pl.Boolean(),
-    "contained_device_code": pl.Int32(),
-    "lacks_contained_medication": pl.Boolean(),
-    "lacks_contained_device": pl.Boolean(),
-    "patient_location": pl.Int64(),
-    "site_location": pl.Int64(),
-    "daily_dose": pl.Float64(),
-    "integer32": pl.Int64(),
-    "canonical_key": pl.Int64(),
-    **dict.fromkeys(REPORTERS, pl.Boolean()),
-}
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
     "code": pl.String,
@@ -90,10 +57,6 @@ _VALUE_MAP_SCHEMA = {
     #: the map says on purpose that there is no concept
     "by_rule": pl.Boolean,
 }
-#: Converters whose result is JSON text, for derive functions and facts.
-JSON_TYPES = frozenset(
-    {"json", "role_specialty", "item_code", "questionnaire_codes", "device_summary", "contained_device"}
-)
 #: Code sets kept before a worker forgets them between chunks: bounds its memory.
 _CODE_SET_LIMIT = 400_000
 
@@ -113,7 +76,7 @@ class SiteMapping:
 
 @dataclass(frozen=True)
 class TransformPlan:
-    """Everything a worker process needs, by path and value."""
+    """Everything that decides rows apart from lines and facts."""
 
     site: SiteMapping
     instance_zone: str
@@ -125,13 +88,6 @@ class TransformPlan:
     index: ConceptIndex
     #: concept id of the mappings → concept id of the loaded vocabulary (0: missing)
     fixed: Mapping[int, int]
-    #: folder that `pipeline.staging.known_lines` wrote: what counts as unchanged; None: nothing does
-    known: Path | None
-    #: folder of `pipeline.staging.facts`, written after the first stage
-    facts: Path
-    staged: StagedExport
-    #: the site's folder in the landing store
-    landing: Path
 
 
 @dataclass(frozen=True)
@@ -156,8 +112,9 @@ class ResourcePlan:
 class Worker:
     """One process's compiled mappings and caches. Not thread-safe."""
 
-    def __init__(self, plan: TransformPlan) -> None:
+    def __init__(self, plan: TransformPlan, ports: Ports) -> None:
         self.plan = plan
+        self.ports = ports
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
@@ -182,7 +139,7 @@ class Worker:
             fixed=self.fixed,
             constants=self.plan.mappings.constants,
             look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
-            facts=self.facts,
+            facts=self.ports.facts.of,
             strengths=self.plan.index.strengths,
             binary_texts=self.binary_texts,
         )
@@ -238,34 +195,13 @@ class Worker:
         rows = self.plan.index.concepts(sorted(named))
         return dict(rows.select("concept_id", "domain_id").iter_rows())
 
-    @cached_property
-    def known(self) -> KnownLines:
-        return KnownLines(self.plan.known)
-
-    def facts(self, name: str, keys: pl.Series) -> pl.DataFrame:
-        """Facts that other resources left: columns surrogate_id, value, at most one row a key (the least value)."""
-        return self._facts.of(name, keys)
-
-    @cached_property
-    def _facts(self) -> Facts:
-        return Facts(self.plan.facts)
-
-    def binary_texts(self, lines: pl.Series) -> dict[str, str]:
-        """Texts of Binaries, read where their lines landed ('path|offset|length').
-
-        A line that is not there any more gives none: it was looked for before, and is an issue
-        (`pipeline.load.landed_lines`).
-        """
+    def binary_texts(self, places: pl.Series) -> dict[str, str]:
+        """Texts of Binaries by the places of their lines; a Binary that is missing, or has none, is left out."""
         found: dict[str, str] = {}
-        for line in lines:
-            path, offset, length = line.rsplit("|", 2)
-            try:
-                raw = read_line(self.plan.landing / path, int(offset), int(length))
-            except LandingError:
-                continue
+        for place, raw in self.ports.binaries.read(places):
             with suppress(*EVALUATION_ERRORS):  # a document whose Binary cannot be read has no text, and says so
                 if text := note_texts.binary_text(orjson.loads(raw)):
-                    found[line] = text
+                    found[place] = text
         return found
 
     def resource_plan(self, resource_type: str) -> ResourcePlan | None:
@@ -279,13 +215,8 @@ class Worker:
 
     @property
     def column_types(self) -> frozenset[str]:
-        """The types of columns that are converted here, beside FHIR's own."""
+        """The types of columns that are converted here, beside FHIR's own: those of `column_types.CONVERTED_TYPES`."""
         return frozenset(self._converters())
-
-    @staticmethod
-    def column_dtype(fhir_type: str | None) -> pl.DataType:
-        """What a column of a type holds."""
-        return _dtype(fhir_type, collection=False)
 
     def _concept_as_json(self, value: Any) -> str:
         """A CodeableConcept as text for other resources; its shape is checked here, where its own line is rejected."""
@@ -380,17 +311,10 @@ def _planned(mapping: ResourceMapping, converters: Mapping[str, Converter]) -> R
         PlannedView(
             view,
             columns,
-            tuple(_dtype(column.type, column.collection) for column in columns),
+            tuple(column_dtype(column.type, collection=column.collection) for column in columns),
             explain,
             cache(partial(compile_columns, dict(view.definition), converters, is_strict=True)),
         )
         for view, columns, explain in zip(mapping.views, compiled.columns, compiled.explains, strict=True)
     )
     return ResourcePlan(mapping, views, compiled.bind)
-
-
-def _dtype(fhir_type: str | None, collection: bool) -> pl.DataType:
-    if is_reference(fhir_type) or (fhir_type or "").startswith("identifier"):
-        return pl.Int64()
-    single = _CONVERTED.get(fhir_type or "") or _PRIMITIVES.get(fhir_type or "") or pl.String()
-    return pl.List(single) if collection else single

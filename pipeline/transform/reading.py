@@ -1,4 +1,4 @@
-"""Reading: the wanted lines of a chunk → rows of the views, column by column, and what is wrong with the others.
+"""Reading: the chosen lines of a chunk → rows of the views, column by column, and what is wrong with the others.
 
 The only Python that runs for every line. Nearly all lines are as usual (JSON of the file's type, with an id, nothing to
 look at closely) and take the short way through `_read_usual`; `_read_closely` says what is wrong with the rest.
@@ -18,10 +18,10 @@ from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.white_space import lines_with_white_space, without_white_space
 from pipeline.sql_on_fhir import exact_numbers
 from pipeline.sql_on_fhir.view_definition import Append, Problem
+from pipeline.transform.column_names import exact
 from pipeline.transform.content import Contents
 from pipeline.transform.mapping.mappings import ResourceMapping
 from pipeline.transform.plan import ResourcePlan, Worker
-from pipeline.transform.routing import EXACT
 from pipeline.transform.salvage import CONVERSION_ERRORS, salvaged
 
 __all__ = ["ChunkReader", "ReadResources", "Rejected"]
@@ -33,7 +33,7 @@ _NUL = "\\u0000"
 
 @dataclass
 class Rejected:
-    """A line that is no resource, or one that the views cannot be run on."""
+    """A line that is not a resource, or one that the views cannot be run on."""
 
     index: int
     stage: str
@@ -77,7 +77,7 @@ class ReadResources:
             if column.name != "resource_id":  # views of rows without elements of their own select only the id
                 columns.append(_series(column.name, values, dtype))
             if self.has_long_numbers and dtype == pl.Float64:
-                texts = pl.Series(f"{column.name}{EXACT}", map(exact_numbers.text_of, values), dtype=pl.String)
+                texts = pl.Series(exact(column.name), map(exact_numbers.text_of, values), dtype=pl.String)
                 if texts.null_count() < len(texts):
                     columns.append(texts)
         return pl.DataFrame(columns)
@@ -103,7 +103,7 @@ def _series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
 
 
 class ChunkReader:
-    """Reads the wanted lines (indexes of `raws`) of one chunk when it is made.
+    """Reads the chosen lines (indexes of `raws`) of one chunk when it is made.
 
     `contents` notes the content of each line that can be read.
     """
@@ -113,7 +113,7 @@ class ChunkReader:
         worker: Worker,
         resource_type: str,
         raws: list[bytes],
-        wanted: list[int],
+        chosen: list[int],
         contents: Contents,
     ) -> None:
         self._worker = worker
@@ -126,33 +126,33 @@ class ChunkReader:
         self.rejected: list[Rejected] = []
         #: index → (resource type, id or None, reason)
         self.excluded: dict[int, tuple[str, str | None, str]] = {}
-        self._search(wanted)
-        self._read(resource_type, wanted)
+        self._search(chosen)
+        self._read(resource_type, chosen)
 
-    def _search(self, wanted: list[int]) -> None:
+    def _search(self, chosen: list[int]) -> None:
         """Find the few lines that need a closer look, by searches over all of them at once."""
-        raws = self._raws if len(wanted) == len(self._raws) else [self._raws[index] for index in wanted]
+        raws = self._raws if len(chosen) == len(self._raws) else [self._raws[index] for index in chosen]
         texts = texts_of(raws)
         # Each text by itself: one expression for both is ten times as slow.
         modified = texts.str.contains(_MODIFIERS[0], literal=True) | texts.str.contains(_MODIFIERS[1], literal=True)
         with_nul = texts.str.contains(_NUL, literal=True)
-        self._long_numbers = {wanted[place] for place in exact_numbers.lines_with_long_numbers(texts)}
-        self._modified = {wanted[place] for place in modified.arg_true()}
-        self._with_nul = {wanted[place] for place in with_nul.arg_true()}
-        self._spaced = {wanted[place] for place in lines_with_white_space(texts)}
+        self._long_numbers = {chosen[place] for place in exact_numbers.lines_with_long_numbers(texts)}
+        self._modified = {chosen[place] for place in modified.arg_true()}
+        self._with_nul = {chosen[place] for place in with_nul.arg_true()}
+        self._spaced = {chosen[place] for place in lines_with_white_space(texts)}
         self._odd = self._long_numbers | self._modified | self._with_nul
         if max(map(len, raws)) > self._limit:
-            self._odd.update(index for index in wanted if len(self._raws[index]) > self._limit)
+            self._odd.update(index for index in chosen if len(self._raws[index]) > self._limit)
 
-    def _read(self, resource_type: str, wanted: list[int]) -> None:
+    def _read(self, resource_type: str, chosen: list[int]) -> None:
         resources = self._resources_of(resource_type)
         if resources is None:
-            for index in wanted:
+            for index in chosen:
                 self._read_closely(index)
             return
         raws, odd, loads, append, ids = self._raws, self._odd, orjson.loads, resources.append, resources.resource_ids
         note, spaced = self._contents.note, self._spaced
-        for index in wanted:
+        for index in chosen:
             if index not in odd:
                 try:
                     raw = raws[index]
@@ -240,7 +240,7 @@ class ChunkReader:
         resources.resource_ids.append(resource["id"])
 
     def _resources_for(self, index: int, resource: Any) -> ReadResources | None:
-        """Where a resource's rows go; None (and an outcome) for what is no resource or has no mapping."""
+        """Where a resource's rows go; None (and an outcome) for what is not a resource or has no mapping."""
         resource_type = resource.get("resourceType") if isinstance(resource, dict) else None
         if not isinstance(resource_type, str) or not resource_type.isalpha() or len(resource_type) > 64:
             if resource == ERASED:
@@ -272,7 +272,7 @@ class ChunkReader:
 
 
 def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:
-    """(code, path, reason) of a line that is no JSON, without showing any of it."""
+    """(code, path, reason) of a line that is not valid JSON, without showing any of it."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as bad:
@@ -285,7 +285,7 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 
 
 def _type_and_id(raw: bytes) -> tuple[str | None, str | None]:
-    """resourceType and id of a line that is too deep to be read; None for what is no such text. One pass, no recursion."""
+    """resourceType and id of a line that is too deep to be read; None for another text. One pass, no recursion."""
     found: dict[bytes, bytes] = {}
     depth, key, is_value = 0, b"", False
     for match in _TOKEN.finditer(raw):

@@ -52,7 +52,7 @@ class Target:
     default: str
     #: other types of resources that are followed
     others: tuple[str, ...] = ()
-    #: any type is followed: what is not there is told by publication, with the resource that is missing
+    #: any type is followed: publication reports what is not there, with the resource that is missing
     is_open: bool = False
     #: types that are passed over without an issue: they say nothing about this column
     ignored: tuple[str, ...] = ()

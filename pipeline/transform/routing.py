@@ -10,11 +10,9 @@ import polars as pl
 
 from omop_schema.cdm_fields import column_length, polars_schema, required_columns
 from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
+from pipeline.transform.column_names import exact
 
-__all__ = ["DOMAIN_TABLES", "EXACT", "VALUE_DOMAINS", "exact_numbers", "route", "to_staged", "to_table"]
-
-#: `<column>_exact`: texts of the numbers in `<column>` that a double cannot hold. There only where there are any.
-EXACT = "_exact"
+__all__ = ["DOMAIN_TABLES", "VALUE_DOMAINS", "exact_numbers", "route", "to_staged", "to_table"]
 
 #: f2o-037: the domain of the resolved concept decides. A domain that is not named here stays in the home table if
 #: that takes any domain (observation), else goes to observation, the CDM's table for all that has no other.
@@ -148,9 +146,9 @@ def to_table(events: pl.DataFrame, table: str) -> pl.DataFrame:
 def exact_numbers(events: pl.DataFrame, table: str) -> pl.DataFrame | None:
     """surrogate_id, row_key and, as text, the numbers of an event table that a double cannot hold; None without any."""
     texts = [
-        pl.col(f"{source}{EXACT}").alias(name)
+        pl.col(exact(source)).alias(name)
         for name, source in EVENT_COLUMNS[table].items()
-        if f"{source}{EXACT}" in events.columns and polars_schema(table)[name] == pl.Float64
+        if exact(source) in events.columns and polars_schema(table)[name] == pl.Float64
     ]
     if not texts:
         return None

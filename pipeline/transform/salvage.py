@@ -91,7 +91,7 @@ def _without_broken_parts(view: PlannedView, resource: dict[str, Any]) -> tuple[
         whole, left_out = _pruned(resource, names, view, lambda pruned: pruned)
     except RecursionError:  # nested more deeply than can be taken apart
         return resource, []
-    if names & whole.keys() and _rows_of(view, whole, 0) is None:  # no part can be told from the others
+    if names & whole.keys() and _rows_of(view, whole, 0) is None:  # the parts cannot be distinguished
         without = {key: value for key, value in whole.items() if key not in names}
         if _rows_of(view, without, 0) is not None:
             left_out += [_problem_in_place(view, whole)]
@@ -104,7 +104,7 @@ def _repeated_parts(view: PlannedView, resource_type: str) -> set[str]:
     of_converters = {_REPEATED_OF_CONVERTERS[one.type] for one in view.columns if one.type in _REPEATED_OF_CONVERTERS}
     if view.mapping.kind == "resource":
         return of_converters
-    if view.mapping.kind != "reference_value" and not view.mapping.is_further:
+    if view.mapping.kind != "fact" and not view.mapping.is_further:
         return set()
     return {*view.mapping.repeated_elements, *_arrays_of_paths(view, resource_type), *of_converters}
 
@@ -198,7 +198,7 @@ def _problem_in_place(view: PlannedView, resource: dict[str, Any]) -> Problem:
     return replace(problem, path=_smallest(resource, fails, resource_type))
 
 
-#: Not more elements of an object are tried, and not deeper ones: what is more is no resource of FHIR's.
+#: Not more elements of an object are tried, and not deeper ones: what is more is not a valid FHIR resource.
 _MOST_ELEMENTS, _MOST_STEPS = 100, 8
 _ELEMENT = re.compile(r"[A-Za-z]{1,64}")
 

@@ -57,7 +57,7 @@ def device_lot(device: dict[str, Any]) -> str | None:
 def device_summary(device: dict[str, Any]) -> dict[str, Any]:
     """What an exposure takes from its device: code (CodeableConcept), identifier, lot, made (date of manufacture).
 
-    ValueError for a date that is no text: a contained device is read by no view of its own.
+    ValueError for a date that is not text: a contained device is read by no view of its own.
     """
     made = device.get("manufactureDate")
     if made is not None and not isinstance(made, str):

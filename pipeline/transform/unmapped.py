@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 from pipeline.staging import schemas
-from pipeline.transform.concepts.look_ups import UNMAPPED
+from pipeline.transform.column_names import unmapped, unmapped_element
 from pipeline.transform.mapping.mappings import ResourceMapping, ViewMapping
 from pipeline.transform.plan import Worker
 
@@ -45,20 +45,21 @@ def unmapped_elements(worker: Worker, mapping: ResourceMapping, rows: pl.DataFra
     """What is marked `unmapped_<element>`: units, values, routes, classes … Columns: schemas.SCHEMAS[UNMAPPED]."""
     found = [NO_CODES]
     for name in rows.columns:
-        if name.startswith(UNMAPPED):
+        element = unmapped_element(name)
+        if element is not None:
             marked = rows.select(*_LINE, pl.col(name).alias("code_set")).filter(pl.col("code_set").is_not_null())
             if isinstance(marked.schema["code_set"], pl.List):
                 marked = marked.explode("code_set").drop_nulls("code_set")
             first: dict[int | None, tuple[str | None, str | None]] = {
                 number: worker.sets.first_coding(number) for number in marked["code_set"].unique()
             }
-            found.append(_counted(worker, mapping, name.removeprefix(UNMAPPED), marked, first))
+            found.append(_counted(worker, mapping, element, marked, first))
     return pl.concat(found)
 
 
 def unmapped_of_fact(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
     """The same of a view that leaves a fact, of its own columns: the resource's others are counted with its rows."""
-    own = [f"{UNMAPPED}{name}" for name in view.column_types if f"{UNMAPPED}{name}" in rows.columns]
+    own = [name for name in map(unmapped, view.column_types) if name in rows.columns]
     return unmapped_elements(worker, mapping, rows.select(*_LINE, *own)) if own else NO_CODES
 
 

@@ -114,7 +114,7 @@ def read_frame(
     connection: psycopg.Connection,
     query: str,
     schema: Mapping[str, Any],
-    parameters: Sequence[Any] = (),
+    parameters: Sequence[Any] | Mapping[str, Any] = (),
 ) -> pl.DataFrame:
     """The result of a query as a frame of the given columns and types, through COPY: no Python object a row."""
     buffer = io.BytesIO()

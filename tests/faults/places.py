@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
 
 import psycopg
@@ -13,7 +14,7 @@ import pytest
 from pipeline.core.clock import SystemClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.extract.bulk import ingest_folder
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import load as load_export
 from pipeline.quality.verify import verify_landing, verify_warehouse
 from pipeline.sandbox.generator import generate
 from pipeline.warehouse.runtime import Runtime
@@ -21,6 +22,22 @@ from tests.command_line import CommandLine
 from tests.warehouse_content import Content, warehouse_content
 
 VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
+
+
+class KillPoint(StrEnum):
+    """Functions before or after whose calls a load is killed, as `tests.command_line.killed` names them."""
+
+    FILE_LANDED = "pipeline.landing.store:LandingDraft.keep"
+    LANDED_SAVED = "pipeline.warehouse.export_jobs:save_landed"
+    CHUNK_COMPARED = "pipeline.load.load:compare_chunk"
+    PUBLISHED = "pipeline.load.load:publish_export"
+    ROWS_COPIED = "psycopg:Copy.write"
+    MEMBERS_WRITTEN = "pipeline.publication.publish:write_members"
+    RECORDED = "pipeline.publication.publish:_record"
+    INDICES_DROPPED = "pipeline.publication.steps.bulk:drop_indices"
+    DEPENDENTS_READ = "pipeline.load.follow_ups:read_dependents"
+    LETTERS_FOUND = "pipeline.load.follow_ups:find_unblocked"
+    REPLAY_LANDED = "pipeline.load.follow_ups:land_replay"
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,12 @@ class Place:
     def load(self, folder: Path, site: str = "s") -> None:
         """What `epic-omop ingest --from` does, in this process."""
         export = ingest_folder(self.runtime, site, folder)
-        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder(site), export)
+        load_export(self.runtime, self.runtime.settings.site_or_folder(site), export)
 
     def load_landed(self, export_id: int) -> None:
         """What `epic-omop ingest --export` does."""
         export = self.runtime.landing.open("s", export_id)
-        ingest_with_follow_ups(self.runtime, self.runtime.settings.site_or_folder("s"), export)
+        load_export(self.runtime, self.runtime.settings.site_or_folder("s"), export)
 
     def assert_accounts(self) -> None:
         """Accounts hold, and files are as they came."""

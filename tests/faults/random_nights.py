@@ -25,7 +25,7 @@ from pipeline.core.settings import register_site
 from pipeline.sandbox.generator import generate
 from pipeline.warehouse.embedded.folder import find_server_folder
 from tests.command_line import Child, killed
-from tests.faults.places import Place
+from tests.faults.places import KillPoint, Place
 from tests.integration import linked_world, stand_in_world
 from tests.integration.support import Lines, write_folder
 
@@ -143,24 +143,24 @@ def _id(line: bytes) -> str | None:
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 #: Function → up to which of its calls a run of a night may be killed.
-_CALLS = {
+_CALLS: dict[str, int] = {
     "os:fsync": 60,
     "os:replace": 40,
     "psycopg:Connection.execute": 400,
     "psycopg:Connection.commit": 30,
-    "psycopg:Copy.write": 60,
-    "pipeline.landing.store:LandingDraft.keep": 15,
-    "pipeline.warehouse.export_jobs:save_landed": 1,
-    "pipeline.load.ingest:transform_chunk": 4,
-    "pipeline.load.ingest:publish_export": 3,
-    "pipeline.publication.publish:write_seen": 1,
-    "pipeline.publication.publish:_record": 2,
-    "pipeline.load.replay:_dependents": 1,
-    "pipeline.load.replay:_unblocked": 1,
-    "pipeline.load.replay:_land": 1,
+    KillPoint.ROWS_COPIED: 60,
+    KillPoint.FILE_LANDED: 15,
+    KillPoint.LANDED_SAVED: 1,
+    KillPoint.CHUNK_COMPARED: 4,
+    KillPoint.PUBLISHED: 3,
+    KillPoint.MEMBERS_WRITTEN: 1,
+    KillPoint.RECORDED: 2,
+    KillPoint.DEPENDENTS_READ: 1,
+    KillPoint.LETTERS_FOUND: 1,
+    KillPoint.REPLAY_LANDED: 1,
 }
 #: No run of a night calls it so often: a program that is not killed by a call.
-_NO_CALL = ("pipeline.load.ingest:publish_export", "before", 10**9)
+_NO_CALL = (KillPoint.PUBLISHED, "before", 10**9)
 #: As a load of many gigabytes is done: worker processes, several chunks, first loads without indices.
 _AS_IF_LARGE = """
 import pipeline.warehouse.runtime

@@ -21,12 +21,11 @@ import pytest
 
 from pipeline.core.errors import TransformError
 from pipeline.fhir.ndjson import Chunk
-from pipeline.load.worker import TransformRuns
+from pipeline.load.processes import TransformRuns
+from pipeline.load.tasks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, WorkerPlan
+from pipeline.load.worker import compare_chunk, the_worker, transform_lines
 from pipeline.staging import schemas
 from pipeline.staging.parts import StagedExport
-from pipeline.transform import chunks
-from pipeline.transform.chunks import ChunkPiece, ChunkReport, ChunkTask, LinesTask, transform_chunk, transform_lines
-from pipeline.transform.plan import TransformPlan
 from tests.transforming import index_of, plan_of, write_no_facts
 
 _LIMIT = 2 * 1024**3
@@ -45,19 +44,18 @@ def _break(raw: bytes) -> None:
 
 
 def breaking_chunk(task: ChunkTask) -> ChunkReport:
-    """`transform_chunk` of lines some of which break the process."""
-    assert chunks._worker is not None
-    lines, raws = chunks._Comparison(chunks._worker, task).only_lines()
-    chunks._worker.plan.staged.write(schemas.OUTCOME, f"{task.part}-Left", lines.head(1))  # what an attempt leaves
+    """`compare_chunk` of lines some of which break the process."""
+    worker = the_worker()
+    lines, raws = worker.lines(task)
+    worker.plan.staged.write(schemas.OUTCOME, f"{task.part}-Left", lines.head(1))  # what an attempt leaves
     for raw in raws:
         _break(raw)
-    chunks._worker.plan.staged.discard(f"{task.part}-Left")
-    return transform_chunk(task)
+    worker.plan.staged.discard(f"{task.part}-Left")
+    return compare_chunk(task)
 
 
 def breaking_lines(task: LinesTask) -> None:
-    assert chunks._worker is not None
-    for raw in chunks._waiting(chunks._worker, task)[1]:
+    for raw in the_worker().waiting(task)[1]:
         _break(raw)
     transform_lines(task)
 
@@ -67,7 +65,7 @@ def patient(name: str) -> bytes:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> TransformPlan:
+def plan(tmp_path: Path) -> WorkerPlan:
     write_no_facts(tmp_path / "facts")
     return plan_of(index_of(tmp_path / "index"), tmp_path / "facts", StagedExport(tmp_path / "staged"), tmp_path)
 
@@ -79,20 +77,20 @@ def tasks_of(folder: Path, *files: list[str]) -> Iterator[ChunkTask]:
         yield ChunkTask((ChunkPiece(file, number, Chunk(0, file.stat().st_size, 1)),), "Patient")
 
 
-def outcomes(plan: TransformPlan) -> dict[str, str]:
+def outcomes(plan: WorkerPlan) -> dict[str, str]:
     frame = pl.concat([plan.staged.scan(schemas.OUTCOME), plan.staged.scan(schemas.OUTCOME).head(0)]).collect()
     found = dict(frame.select("resource_id", "outcome").rows())
     assert len(found) == frame.height, "a line has one outcome"
     return found
 
 
-def letters(plan: TransformPlan) -> dict[str, tuple[str, str]]:
+def letters(plan: WorkerPlan) -> dict[str, tuple[str, str]]:
     frame = plan.staged.scan(schemas.REJECTION).collect()
     return {row[0]: row[1:] for row in frame.select("resource_id", "code", "reason").rows()}
 
 
 @pytest.mark.parametrize("total_bytes", [0, _LARGE], ids=["here", "in processes"])
-def test_lines_that_break_their_process_are_dead_letters(plan: TransformPlan, tmp_path: Path, total_bytes: int) -> None:
+def test_lines_that_break_their_process_are_dead_letters(plan: WorkerPlan, tmp_path: Path, total_bytes: int) -> None:
     breaking = ["raise-1", "recurse-2"] if total_bytes == 0 else ["be-killed-1", "take-memory-2"]
     names = [[f"p{number}" for number in range(5)], [*breaking, "q1"], ["r1"]]
     with TransformRuns(plan, 1, _LIMIT, total_bytes, tmp_path / "mark") as runs:
@@ -108,7 +106,7 @@ def test_lines_that_break_their_process_are_dead_letters(plan: TransformPlan, tm
     assert not (tmp_path / "mark").exists()
 
 
-def test_new_lines_of_several_chunks_that_break_their_process(plan: TransformPlan, tmp_path: Path) -> None:
+def test_new_lines_of_several_chunks_that_break_their_process(plan: WorkerPlan, tmp_path: Path) -> None:
     names = ["p0", "be-killed", "p1", "p2"]
     [chunk] = tasks_of(tmp_path, names)
     file = chunk.pieces[0].file
@@ -132,13 +130,13 @@ def test_new_lines_of_several_chunks_that_break_their_process(plan: TransformPla
     assert outcomes(plan) == {name: "rejected" if name == "be-killed" else "loaded" for name in names}
 
 
-def killed_here(plan: TransformPlan, folder: Path) -> None:
+def killed_here(plan: WorkerPlan, folder: Path) -> None:
     """A load of little input that is killed while it transforms."""
     with TransformRuns(plan, 1, _LIMIT, 0, folder / "mark") as runs:
         list(runs.run(breaking_chunk, tasks_of(folder, ["p1", "be-killed"])))
 
 
-def test_a_load_that_was_killed_is_not_killed_by_the_same_line_again(plan: TransformPlan, tmp_path: Path) -> None:
+def test_a_load_that_was_killed_is_not_killed_by_the_same_line_again(plan: WorkerPlan, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=killed_here, args=(plan, tmp_path))
     process.start()
     process.join(120)
@@ -152,9 +150,9 @@ def test_a_load_that_was_killed_is_not_killed_by_the_same_line_again(plan: Trans
 
 
 def test_many_lines_that_break_their_process_are_a_defect(
-    plan: TransformPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: WorkerPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.load.worker._MOST_FAILURES", 2)
+    monkeypatch.setattr("pipeline.load.processes._MOST_FAILURES", 2)
     with TransformRuns(plan, 1, _LIMIT, 0, tmp_path / "mark") as runs, pytest.raises(TransformError, match="defect"):
         list(runs.run(breaking_chunk, tasks_of(tmp_path, ["raise-1", "raise-2", "raise-3"])))
 
@@ -170,7 +168,7 @@ def _kill_the_first_child(killed: list[int], done: threading.Event) -> None:
                     break
 
 
-def test_a_worker_that_is_killed_while_it_starts(plan: TransformPlan, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_while_it_starts(plan: WorkerPlan, tmp_path: Path) -> None:
     """What it is handed at its start fits the pipe, so that nobody waits for it; others are started."""
     killed: list[int] = []
     done = threading.Event()
@@ -179,7 +177,7 @@ def test_a_worker_that_is_killed_while_it_starts(plan: TransformPlan, tmp_path: 
     try:
         with TransformRuns(plan, 1, _LIMIT, _LARGE, tmp_path / "mark") as runs:
             runs.start()
-            list(runs.run(transform_chunk, tasks_of(tmp_path, ["p1", "p2"])))
+            list(runs.run(compare_chunk, tasks_of(tmp_path, ["p1", "p2"])))
     finally:
         done.set()
         killing.join()

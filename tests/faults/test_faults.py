@@ -35,7 +35,7 @@ from pipeline.core.errors import (
 from pipeline.extract import bulk
 from pipeline.landing.origin import read_origin
 from pipeline.landing.store import LandedExport
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import load as load_export
 from pipeline.orchestration.run_metadata import landing_metadata
 from pipeline.quality.report import load_report
 from pipeline.quality.verify import verify_warehouse
@@ -368,7 +368,7 @@ def undisturbed(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Loa
 
 def loaded(runtime: Runtime, landed: LandedExport) -> Loaded:
     """Load a landed export, check what must always hold, and see what is there."""
-    ingest_with_follow_ups(runtime, site_of(runtime), landed)
+    load_export(runtime, site_of(runtime), landed)
     with runtime.connect() as connection:
         assert [check for check in verify_warehouse(connection, "cdm") if not check.ok] == []
         rows = connection.execute("SELECT cdm_table, resource_type, resource_id FROM row_source").fetchall()
@@ -426,7 +426,7 @@ def test_deleted_resources_lose_their_rows(epic: FaultyEpic, undisturbed: Loaded
         assert {(kind, one) for _, kind, one in missing} == set(gone)
         assert not second.rows - first.rows
         assert sorted(excluded) == [("Condition", 2), ("Observation", 1)]
-        again = ingest_with_follow_ups(runtime, site_of(runtime), landed)
+        again = load_export(runtime, site_of(runtime), landed).reports
         assert sum(report.changed_rows for report in again) == 0, "an export that is loaded again deletes nothing more"
     epic.clock.sleep(25 * 3600)
     with epic.serving() as runtime:

@@ -192,7 +192,7 @@ def test_the_disk_of_the_home_is_full(disk: SmallDisk, folder: Path) -> None:
     (home / "seen").mkdir(exist_ok=True)
     with (
         _mounted(home / "seen", 4096),
-        pytest.raises(LandingError, match=r"What an export held cannot be written .No space left"),
+        pytest.raises(LandingError, match=r"The members of an export cannot be written .No space left"),
     ):
         place.load(folder)
     with (

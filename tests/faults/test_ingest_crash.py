@@ -23,7 +23,7 @@ from pipeline.warehouse.embedded.folder import find_server_folder
 from pipeline.warehouse.embedded.server import EmbeddedServer
 from tests.command_line import CommandLine, Finished, killed, limited
 from tests.databases import Prepared
-from tests.faults.places import VOCABULARY, Place, wait, waits_for_lock, write_patients
+from tests.faults.places import VOCABULARY, KillPoint, Place, wait, waits_for_lock, write_patients
 from tests.integration.support import observation, patient, reference
 from tests.warehouse_content import Content
 
@@ -36,7 +36,7 @@ class Crash:
     """Where the program is killed: function, before or after its n-th call; whether the export is landed by then."""
 
     name: str
-    where: str
+    where: KillPoint
     when: str = "before"
     number: int = 1
     landed: bool = True
@@ -48,15 +48,15 @@ class Crash:
 
 
 CRASHES = (
-    Crash("half of the files landed", "pipeline.landing.store:LandingDraft.keep", "after", 9, landed=False),
-    Crash("all files landed, not yet known", "pipeline.warehouse.export_jobs:save_landed", landed=False),
-    Crash("landed, not committed", "pipeline.warehouse.export_jobs:save_landed", "after", landed=False),
-    Crash("in the middle of transform", "pipeline.load.ingest:transform_chunk", "after", 8),
-    Crash("start of publish", "pipeline.load.ingest:publish_export"),
-    Crash("in the middle of COPY", "psycopg:Copy.write", "after", 12),
-    Crash("right before the commit", "pipeline.publication.publish:_record", "after"),
-    Crash("indices dropped", "pipeline.publication.steps.bulk:drop_indices", "after", bulk_rows=1),
-    Crash("committed, not yet cleared", "pipeline.load.ingest:publish_export", "after"),
+    Crash("half of the files landed", KillPoint.FILE_LANDED, "after", 9, landed=False),
+    Crash("all files landed, not yet known", KillPoint.LANDED_SAVED, landed=False),
+    Crash("landed, not committed", KillPoint.LANDED_SAVED, "after", landed=False),
+    Crash("in the middle of transform", KillPoint.CHUNK_COMPARED, "after", 8),
+    Crash("start of publish", KillPoint.PUBLISHED),
+    Crash("in the middle of COPY", KillPoint.ROWS_COPIED, "after", 12),
+    Crash("right before the commit", KillPoint.RECORDED, "after"),
+    Crash("indices dropped", KillPoint.INDICES_DROPPED, "after", bulk_rows=1),
+    Crash("committed, not yet cleared", KillPoint.PUBLISHED, "after"),
 )
 LANDED = tuple(crash for crash in CRASHES if crash.landed)
 
@@ -187,9 +187,9 @@ def _medication(code: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("before the dependents are read", "pipeline.load.replay:_dependents"),
-        Crash("while they are landed", "pipeline.load.replay:_land", "after"),
-        Crash("before they are published", "pipeline.load.ingest:publish_export", "before", 2),
+        Crash("before the dependents are read", KillPoint.DEPENDENTS_READ),
+        Crash("while they are landed", KillPoint.REPLAY_LANDED, "after"),
+        Crash("before they are published", KillPoint.PUBLISHED, "before", 2),
     ],
     ids=lambda crash: crash.name,
 )
@@ -208,9 +208,9 @@ def test_killed_before_the_dependents_of_a_change(place: Place, tmp_path: Path, 
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("before the dead letters are read", "pipeline.load.replay:_unblocked"),
-        Crash("while they are landed", "pipeline.load.replay:_land", "after"),
-        Crash("before they are published", "pipeline.load.ingest:publish_export", "before", 2),
+        Crash("before the dead letters are read", KillPoint.LETTERS_FOUND),
+        Crash("while they are landed", KillPoint.REPLAY_LANDED, "after"),
+        Crash("before they are published", KillPoint.PUBLISHED, "before", 2),
     ],
     ids=lambda crash: crash.name,
 )
@@ -228,9 +228,9 @@ def test_killed_before_the_dead_letters_of_a_person_who_came(place: Place, tmp_p
 @pytest.mark.parametrize(
     "crash",
     [
-        Crash("what was held is written, nothing committed", "pipeline.publication.publish:write_seen", "after"),
-        Crash("right before the commit", "pipeline.publication.publish:_record", "after"),
-        Crash("before the users of what vanished are mapped again", "pipeline.load.replay:_dependents"),
+        Crash("members are written, nothing committed", KillPoint.MEMBERS_WRITTEN, "after"),
+        Crash("right before the commit", KillPoint.RECORDED, "after"),
+        Crash("before the users of what vanished are mapped again", KillPoint.DEPENDENTS_READ),
     ],
     ids=lambda crash: crash.name,
 )
@@ -255,7 +255,7 @@ def test_killed_while_vanished_resources_go(place: Place, tmp_path: Path, crash:
     place.terminal.run(*of_group, first)
     ended = place.terminal.start(*of_group, later, program=crash.program).finish()
     assert ended.code == -signal.SIGKILL
-    committed = crash.where.startswith("pipeline.load.replay")
+    committed = crash.where is KillPoint.DEPENDENTS_READ
     assert place.rows("SELECT count(*) FROM cdm.measurement") == [(1 if committed else 2,)]
     assert place.rows("SELECT count(*) FROM absent_resource") == [(2 if committed else 0,)]
     place.terminal.run("ingest", "--site", "s", "--export", "2")

@@ -43,7 +43,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import load as load_export
 from pipeline.publication.ids import LINKS
 from pipeline.quality.mapping_report import MappingReport, mapping_report
 from pipeline.transform.mapping.mappings import load_mappings, read_mappings
@@ -312,7 +312,7 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         for resource_type, lines in by_type.items():
             (source / f"{resource_type}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
         if by_type:
-            ingest_with_follow_ups(runtime, settings.site(site), ingest_folder(runtime, site, source))
+            load_export(runtime, settings.site(site), ingest_folder(runtime, site, source))
         clock.advance(1)
 
 

@@ -28,7 +28,7 @@ def whole(lines: Lines) -> Iterator[Lines]:
     yield lines
 
 
-def turned_round(lines: Lines) -> Iterator[Lines]:
+def reversed_lines(lines: Lines) -> Iterator[Lines]:
     yield lines[range(len(lines))[::-1]]
 
 
@@ -78,7 +78,7 @@ def test_no_row_depends_on_its_neighbours(index: ConceptIndex, tmp_path: Path, s
 
     together = rows(whole)
     assert len(together["outcome"]) == len(raws)
-    for cut in (turned_round, at_random):
+    for cut in (reversed_lines, at_random):
         found = rows(cut)
         assert found[MAPPING] == together[MAPPING]
         assert_same(together, found, cut.__name__)

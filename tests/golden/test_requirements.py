@@ -24,7 +24,7 @@ from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
-from pipeline.load.ingest import ingest
+from pipeline.load.load import load_alone
 from pipeline.sandbox.generator import generate
 from pipeline.transform.routing import DOMAIN_TABLES
 from pipeline.warehouse.runtime import Runtime
@@ -100,7 +100,7 @@ def _load(runtime: Runtime, site: str, source: Path, lines: dict[str, list[bytes
     source.mkdir()
     for kind, content in lines.items():
         (source / f"{kind}.ndjson").write_bytes(b"\n".join(content) + b"\n")
-    ingest(runtime, runtime.settings.site(site), ingest_folder(runtime, site, source))
+    load_alone(runtime, runtime.settings.site(site), ingest_folder(runtime, site, source))
     assert isinstance(runtime.clock, ManualClock)
     runtime.clock.advance(1)
 

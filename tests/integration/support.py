@@ -16,7 +16,8 @@ import psycopg
 from pipeline.core.clock import ManualClock
 from pipeline.extract.bulk import ingest_folder
 from pipeline.landing.store import LandedExport
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import LoadOptions
+from pipeline.load.load import load as load_export
 from pipeline.publication.publish import PublicationReport
 from pipeline.quality.verify import verify_warehouse
 from pipeline.staging.known_lines import KnownLines, Pairs
@@ -72,11 +73,10 @@ class Warehouse:
     def ingest(
         self, export: LandedExport, site: str = "one", *, force: bool = False, confirmed: bool = False
     ) -> list[PublicationReport]:
-        reports = ingest_with_follow_ups(
-            self.runtime, self.runtime.settings.site_or_folder(site), export, force=force, confirmed=confirmed
-        )
+        options = LoadOptions(force=force, confirmed=confirmed)
+        result = load_export(self.runtime, self.runtime.settings.site_or_folder(site), export, options)
         self.assert_whole()
-        return reports
+        return result.reports
 
     def assert_whole(self) -> None:
         """What must hold after every run."""

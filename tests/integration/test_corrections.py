@@ -270,10 +270,10 @@ def test_a_second_load_is_refused_before_anything_is_landed(warehouse: Warehouse
 #: Ends the process where the load of the landed folder begins.
 _KILLED = """
 import os, signal, sys
-import pipeline.load.replay
+import pipeline.load.load
 from pipeline.commands.cli import app
 number = getattr(signal, sys.argv.pop(1))
-pipeline.load.replay.ingest_with_follow_ups = lambda *_, **__: os.kill(os.getpid(), number)
+pipeline.load.load.load = lambda *_, **__: os.kill(os.getpid(), number)
 app(sys.argv[1:])
 """
 

@@ -18,11 +18,13 @@ from pipeline.core.errors import LandingError, RemoteRefused, RemoteUnavailable,
 from pipeline.extract.http.transport import RetryPolicy
 from pipeline.extract.rest.crawl import crawl, left_crawls, unfinished_crawls
 from pipeline.landing.reading import open_landed, stored_file
-from pipeline.load.hydration import ingest_hydrated
+from pipeline.load.load import LoadOptions, load
 from pipeline.warehouse import export_jobs
 from tests.command_line import CommandLine, killed
 from tests.databases import Prepared
 from tests.integration.rest_world import PATIENTS, SHARED, World, generated, world
+
+HYDRATED = LoadOptions(hydrate=True)
 
 #: Every place between the list and the landed export: a crawl is killed at all of them, one after the other.
 KILLS = (
@@ -56,12 +58,12 @@ def test_a_crawl_gives_the_rows_of_a_bulk_export(demo_warehouse: Prepared, tmp_p
     """Types without a patient are hydrated. Observation is asked for by category, pages are followed to the end."""
     # Nothing refers to a PractitionerRole, which says a provider's specialty: it cannot be fetched by reference.
     with world(demo_warehouse, tmp_path / "bulk", left_out_types=frozenset({"PractitionerRole"})) as bulk:
-        ingest_hydrated(bulk.runtime, bulk.site, bulk.export())
+        load(bulk.runtime, bulk.site, bulk.export(), HYDRATED)
         expected = bulk.content()
     with world(demo_warehouse, tmp_path / "crawl", site={"hydrate": True}, entries_per_page=7) as place:
         steps: list[tuple[int, int]] = []
         result = crawl(place.runtime, place.site, place.patients(), progress=lambda *step: steps.append(step))
-        ingest_hydrated(place.runtime, place.site, result.export)
+        load(place.runtime, place.site, result.export, HYDRATED)
         assert place.content() == expected
         assert (result.patients, result.missing_patients, result.refused) == (PATIENTS, 0, Counter())
         assert steps[-1] == (PATIENTS, PATIENTS)
@@ -213,7 +215,7 @@ def test_what_fails_for_ever_can_be_accepted_and_is_named(place: World) -> None:
     assert result.refused == {("Goal", "no answer"): PATIENTS}
     assert result.resources["Patient"] == PATIENTS
     assert len(place.jobs("crawl")) == 1
-    ingest_hydrated(place.runtime, place.site, result.export)
+    load(place.runtime, place.site, result.export, HYDRATED)
     place.content()
 
 
@@ -247,23 +249,23 @@ def test_only_what_changed_is_asked_for_where_the_site_can_tell(demo_warehouse: 
     with world(demo_warehouse, tmp_path / "home", site=site, knows_last_updated=True) as place:
         place.clock.sleep(3600)  # longer ago than what a search looks back beyond the last one
         first = crawl(place.runtime, place.site, place.patients())
-        ingest_hydrated(place.runtime, place.site, first.export)
+        load(place.runtime, place.site, first.export, HYDRATED)
         assert not [query for query in place.watched.queries if "_lastUpdated" in query]
         place.clock.sleep(timedelta(days=30).total_seconds())
         second = crawl(place.runtime, place.site, place.patients())
-        ingest_hydrated(place.runtime, place.site, second.export)
+        load(place.runtime, place.site, second.export, HYDRATED)
         assert all("_lastUpdated=ge2" in query for query in searches(place, "Encounter")[PATIENTS:])
         assert 0 < second.resources["Observation"] < first.resources["Observation"]
         incremental = place.content()
         before = place.rows("SELECT count(*) FROM resource_state")
         full = crawl(place.runtime, place.site, place.patients(), full=True)
-        ingest_hydrated(place.runtime, place.site, full.export)
+        load(place.runtime, place.site, full.export, HYDRATED)
         assert full.resources["Observation"] > first.resources["Observation"]
         assert place.rows("SELECT count(*) FROM resource_state") == before
         assert place.content() == incremental
         place.clock.sleep(86_400)
         nothing = crawl(place.runtime, place.site, place.patients()[:1])
-        ingest_hydrated(place.runtime, place.site, nothing.export)
+        load(place.runtime, place.site, nothing.export, HYDRATED)
         assert place.rows("SELECT state FROM export_job WHERE export_id = %s", nothing.export.export_id) == [
             ("published",)
         ]
@@ -282,7 +284,7 @@ def test_other_lists_are_other_crawls_and_one_is_done_by_one_process(place: Worl
         pytest.raises(SiteBusy),
     ):
         crawl(place.runtime, place.site, patients[2:3])
-    ingest_hydrated(place.runtime, place.site, first.export)
+    load(place.runtime, place.site, first.export, HYDRATED)
     assert crawl(place.runtime, place.site, patients[:2]).export.export_id > other.export.export_id, "loaded: anew"
 
 
@@ -299,7 +301,7 @@ def test_a_crawl_that_was_landed_and_not_loaded_is_found(place: World) -> None:
     )
     assert crawl(place.runtime, place.site, found[1], label=found[0]).export == left.export
     assert len(place.watched.paths) == requests, "nothing is asked for again"
-    ingest_hydrated(place.runtime, place.site, left.export)
+    load(place.runtime, place.site, left.export, HYDRATED)
     assert unfinished_crawls(place.runtime, place.site, landed=True) == {}
     broken = crawl(place.runtime, place.site, patients[1:2])
     stored_file(broken.export.files[0].path).unlink()

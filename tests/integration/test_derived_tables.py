@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from omop_schema.cdm import fields, primary_key
 from omop_schema.etl import lineage_table_name
 from pipeline.core.errors import WarehouseError
-from pipeline.publication.derived import DerivedOptions, DerivedReport, note_affected_persons, refresh_derived
+from pipeline.publication.derived import DerivedOptions, DerivedReport, refresh_derived
+from pipeline.publication.sql import Database
+from pipeline.publication.steps.derived_rows import make_affected_person, note_persons
 from pipeline.transform.rules import INPATIENT_VISITS
 from tests.integration.support import Warehouse, encounter, observation, patient
 
@@ -988,8 +990,10 @@ def test_affected_persons_are_found_by_lineage(cdm: Cdm) -> None:
     cdm.source("visit_occurrence", cdm.visit(three, day(0)), "one", "Encounter")
     cdm.connection.execute("CREATE TEMP TABLE changed (surrogate_id bigint) ON COMMIT DROP")
     cdm.connection.execute("INSERT INTO changed SELECT unnest(%s::bigint[])", (changed,))
+    db = Database(cdm.connection, "cdm", "etl", "vocab")
+    make_affected_person(db)
     for _ in range(2):
-        note_affected_persons(cdm.connection, cdm="cdm", etl="etl")
+        note_persons(db)
     found = cdm.connection.execute("SELECT person_id FROM affected_person ORDER BY 1").fetchall()
     assert found == [(one,), (two,)]
 
@@ -1010,6 +1014,42 @@ def test_derived_rows_of_an_export_that_came_through_the_pipeline(warehouse: War
     periods = "SELECT observation_period_start_date, observation_period_end_date FROM cdm.observation_period"
     assert warehouse.rows(periods) == [(date(2025, 1, 2), date(2025, 4, 30))]
     assert warehouse.value("SELECT count(preceding_visit_occurrence_id) FROM cdm.visit_occurrence") == 1
+
+
+def test_another_version_of_publication_derives_everybody_again(warehouse: Warehouse) -> None:
+    condition = {
+        "id": "c1",
+        "subject": {"reference": "Patient/p1"},
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "44054006"}]},
+        "onsetDateTime": "2025-01-02",
+        "clinicalStatus": {"coding": [{"code": "active"}]},
+        "verificationStatus": {"coding": [{"code": "confirmed"}]},
+    }
+    files = {"Patient": [patient("p1")], "Encounter": [encounter("e1")], "Condition": [condition]}
+
+    def derived() -> list[list[tuple[Any, ...]]]:
+        return [
+            warehouse.rows("SELECT * FROM cdm.observation_period"),
+            warehouse.rows("SELECT person_id, condition_concept_id, condition_era_start_date FROM cdm.condition_era"),
+        ]
+
+    warehouse.load(files)
+    loaded = derived()
+    assert all(loaded)
+    with warehouse.runtime.connect() as connection:
+        connection.execute("DELETE FROM cdm.condition_era")
+        connection.execute("UPDATE cdm.observation_period SET observation_period_end_date = '2025-01-03'")
+    changed = derived()
+    warehouse.load(files)
+    assert derived() == changed  # of unchanged lines nobody is derived again
+    with warehouse.runtime.connect() as connection:
+        connection.execute(
+            "UPDATE cdm.metadata SET value_as_string = regexp_replace(value_as_string, 'version [0-9a-f]+', 'version 2')"
+            " WHERE name = 'site/one/derived_rules'"
+        )
+    (report,) = warehouse.load(files)
+    assert +report.outcomes == {"unchanged": 3}
+    assert derived() == loaded
 
 
 # --- against a slow reference -----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import Settings, SiteSettings, register_site
 from pipeline.extract import bulk
+from pipeline.extract.asked_types import asked_types
 from pipeline.extract.bulk import ExportEvent
 from pipeline.extract.smart.session import open_session
 from pipeline.landing.reading import open_landed, stored_file
@@ -469,3 +470,33 @@ def test_the_site_list(program: typer.Typer) -> None:
     assert result.exit_code == 0, result.output
     assert "site_a" in result.output
     assert "group-a, group-b" in result.output
+
+
+def test_a_site_that_names_no_types_is_asked_for_all_that_it_has(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The simulated Epic refuses a type that it does not have (400), and one without a scope (403)."""
+    world = world.with_site(resource_types=None, groups=("group-a",))
+    assert "AllergyIntolerance" in asked_types(world.runtime.settings, world.site)
+    [landed] = bulk.export_site(world.runtime, world.site)
+    assert {file.resource_type for file in landed.files} == {"Patient", "Observation"}
+    with world.runtime.connect() as connection:
+        job = export_jobs.get_job(connection, landed.export_id)
+    assert set(job.resource_types) == {"Patient", "Observation"}, "what was not asked for is not missing"
+    [note] = job.notes
+    assert note.startswith("The site is not asked for AllergyIntolerance, Condition, ")
+    assert note.endswith(": its CapabilityStatement does not name them.")
+    assert f"Site site_a: {note} `epic-omop site check site_a` shows what it has" in caplog.text
+    assert "no file came" not in caplog.text
+
+
+def test_a_type_without_a_scope_is_left_out_of_what_a_site_does_not_name(
+    tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = RegisteredClient("client-1", (PUBLIC,), ("system/Patient.read",))
+    config = SandboxConfig(groups=GROUPS, clients=(client,), clock=world.clock, resources_per_file=4)
+    with RunningSandbox(config) as sandbox:
+        world = world.with_site(resource_types=None, groups=("group-a",), fhir_url=sandbox.fhir_url)
+        [landed] = bulk.export_site(world.runtime, world.site)
+    assert {file.resource_type for file in landed.files} == {"Patient"}
+    assert "is not asked for Observation: the app is not registered to read them" in caplog.text

@@ -66,11 +66,11 @@ def left(exports: Sequence[Taken]) -> Export:
 #: Where a load is interrupted: a step of publication, or what follows it.
 STEPS = (
     (publish, "decide"),
-    (publish.rows, "remove_former_rows"),
-    (publish.references, "references"),
+    (publish.former_rows, "remove_former_rows"),
+    (publish.references, "replace_references"),
     (publish.vanished, "forget"),
     (publish.derived_rows, "refresh"),
-    (publish, "write_seen"),
+    (publish, "write_members"),
     (publish, "_record"),
     (replay, "_replay"),
 )

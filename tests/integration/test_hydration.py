@@ -19,13 +19,15 @@ from pipeline.landing.reading import open_landed
 from pipeline.landing.store import LandedExport
 from pipeline.load import hydrated
 from pipeline.load import hydration as hydration_module
-from pipeline.load.hydration import Hydration, hydrate, ingest_hydrated, newest_exports
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.hydration import Hydration, hydrate, newest_exports
+from pipeline.load.load import LoadOptions
+from pipeline.load.load import load as load_export
 from pipeline.quality.verify import verify_landing
 from tests.databases import Prepared
 from tests.integration.rest_world import SHARED, World, generated, world
 from tests.integration.support import observation, patient
 
+HYDRATED = LoadOptions(hydrate=True)
 LEFT_OUT = frozenset(SHARED)
 OUTCOME = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "forbidden"}]}
 
@@ -38,7 +40,7 @@ def lacking(demo_warehouse: Prepared, tmp_path: Path) -> Iterator[World]:
 
 
 def load(place: World, export: LandedExport) -> list[Hydration]:
-    return ingest_hydrated(place.runtime, place.site, export)[1]
+    return load_export(place.runtime, place.site, export, HYDRATED).hydrations
 
 
 def references(place: World, resource_type: str) -> list[str]:
@@ -55,7 +57,7 @@ def test_a_hydrated_export_ends_as_a_whole_one(demo_warehouse: Prepared, tmp_pat
     # Nothing refers to a PractitionerRole, which says a provider's specialty: it cannot be fetched by reference.
     with world(demo_warehouse, tmp_path / "whole", left_out_types=frozenset({"PractitionerRole"})) as whole:
         started = whole.sandbox.state.desk.started
-        ingest_hydrated(whole.runtime, whole.site, whole.export())
+        load_export(whole.runtime, whole.site, whole.export(), HYDRATED)
         expected = whole.content()
     resources = list(generated(started.date()))
     results = [
@@ -124,7 +126,7 @@ def test_refusals_are_recorded_and_stop_nothing(lacking: World) -> None:
     result = hydrate(lacking.runtime, lacking.site, [], ["Practitioner"])
     assert result.found == {"Practitioner": 3}, "found by the rows that wait, without looking through an export"
     for landed in result.landed:
-        ingest_hydrated(lacking.runtime, lacking.site, landed)
+        load_export(lacking.runtime, lacking.site, landed, HYDRATED)
     lacking.content()
     assert lacking.rows("SELECT count(*) FROM reference WHERE state = 'pending' AND role LIKE '%.provider_id'") == [
         (0,)
@@ -225,7 +227,7 @@ def test_documents_only_where_the_setting_says_so(lacking: World) -> None:
     (landed,) = result.landed
     (file,) = landed.files
     assert orjson.loads(open_landed(file.path).read().splitlines()[0])["contentType"] == "text/html"
-    ingest_hydrated(place.runtime, place.site, landed)
+    load_export(place.runtime, place.site, landed, HYDRATED)
     place.content()
 
 
@@ -314,7 +316,7 @@ def test_roles_are_fetched_and_their_practitioners_with_them(lacking: World, tmp
     result = hydrate(both.runtime, both.site, [], ("Practitioner",))
     assert result.found == {"Practitioner": 1}
     for export in result.landed:
-        ingest_with_follow_ups(both.runtime, both.site, export)
+        load_export(both.runtime, both.site, export)
     assert lacking.rows(providers) == [(True,)]
     load(both, _observed_by(both, tmp_path / "second", "o2", role["id"]))
     assert lacking.rows(providers) == [(True,), (True,)]

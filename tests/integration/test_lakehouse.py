@@ -28,7 +28,7 @@ from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.lakehouse.check import check_snapshot, snapshot_to_check
 from pipeline.lakehouse.snapshot import SnapshotOptions, SnapshotReport, publish_snapshot
 from pipeline.lakehouse.store import lakehouse_folder
-from pipeline.load.replay import ingest_with_follow_ups
+from pipeline.load.load import load as load_export
 from pipeline.orchestration.definitions import build_definitions
 from pipeline.sandbox.generator import generate
 from pipeline.warehouse.runtime import Runtime
@@ -258,7 +258,7 @@ def test_a_publication_in_between_is_not_seen(world: Warehouse, lake: Path) -> N
     def between(table: str, done: int, total: int) -> None:
         if table == "cdm/measurement" and not committed:
             site = world.runtime.settings.site_or_folder("two")
-            committed.extend(ingest_with_follow_ups(world.runtime, site, export))
+            committed.extend(load_export(world.runtime, site, export).reports)
             # What replaces whole tables waits: TRUNCATE is seen by every transaction at once.
             with world.runtime.connect() as other, pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute("LOCK TABLE vocab.concept, vocab.concept_ancestor IN ACCESS EXCLUSIVE MODE NOWAIT")

@@ -376,7 +376,7 @@ def test_the_export_after_an_erasure_is_judged_at_once(warehouse: Warehouse, mon
     everything = of("p1", "o1", "o21", "o31", "p2", "o2", "o22")
     load(place, everything)
     with erasing(place.runtime, "one", ["p2"]) as work, monkeypatch.context() as patched:
-        patched.setattr("pipeline.publication.seen._write", _interrupted)
+        patched.setattr("pipeline.publication.members._write", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             work.run()
     with erasing(place.runtime, "one", ["p2"]) as work:

@@ -56,7 +56,7 @@ def test_what_is_written_by_a_transaction_is_a_line_and_other_methods_are_kept_a
     assert [line["entry"] for name, line in found if name == "Bundle"] == [[entries[2]], [entries[3]]]
 
 
-def test_a_history_is_turned_round_and_versions_before_a_deletion_are_kept_apart() -> None:
+def test_a_history_is_reversed_and_versions_before_a_deletion_are_kept_apart() -> None:
     newest = {"resource": patient("p1", active=False), "request": {"method": "PUT", "url": "Patient/p1"}}
     oldest = {"resource": patient("p1", active=True), "request": {"method": "POST", "url": "Patient"}}
     deletion = {"request": {"method": "DELETE", "url": "Patient/p2"}}

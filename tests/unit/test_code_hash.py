@@ -14,7 +14,7 @@ from pipeline.core.code_hash import code_hash, import_closure
 from pipeline.load.fingerprints import rows_code_hash
 
 ROOT = Path(__file__).resolve().parents[2]
-ENTRY = "pipeline.transform.chunks"
+ENTRY = "pipeline.load.worker"
 #: What stands in a hash's input, written so that versions of Python write it again in different ways.
 SOURCE = '''
 """About the module."""
@@ -86,9 +86,10 @@ def test_the_closure_holds_what_decides_rows_and_no_settings(tmp_path: Path) -> 
     } <= closure
     assert not closure & {
         "pipeline.core.settings",
-        "pipeline.transform.mapping_check",
+        "pipeline.transform.mapping_check.check",
         "pipeline.landing.store",
-        "pipeline.load.worker",
+        "pipeline.load.load",
+        "pipeline.load.processes",
         "omop_schema.cdm",
     }
     found = rows_code_hash(tmp_path)

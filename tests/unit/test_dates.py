@@ -543,7 +543,7 @@ def test_an_end_of_9999_leaves_a_stay_open(mixed):
     assert facts["open_stay"] == ["2024-03-10T09:00:00Z"]
     assert facts["open_stay_detail"] == ["2024-03-11 10:00:00.500000"]
     assert mixed.row("Encounter/open-place", "visit_occurrence")["visit_end_date"] == AS_OF
-    # The start that derived/open_stay_detail.sql compares is that of the detail, whatever the place says.
+    # The start that open_stay_detail.sql compares is that of the detail, whatever the place says.
     assert mixed.facts["Encounter/bad-place-start"]["open_stay_detail"] == ["2024-03-10 09:00:00.000000"]
     assert "open_stay" not in mixed.facts["Encounter/bad-place-end"]
 

@@ -14,6 +14,7 @@ import yaml
 from dagster._core.instance.config import dagster_instance_config
 
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, RemoteUnavailable, WarehouseError
 from pipeline.core.settings import Settings, SiteSettings
@@ -311,3 +312,11 @@ def test_no_secret_is_written_in_the_compose_file() -> None:
     ]
     assert not [value for value in values if "password" in value.lower()]
     assert "epic_omop:" not in text.replace("epic_omop@", "")
+
+
+def test_states_are_texts_in_metadata() -> None:
+    """Dagster cannot store members of enumerations that are not its own."""
+    table = table_value(("state", "kind", "files"), [(ExportState.LANDED, ExportKind.BULK, 3)])
+    (record,) = table.records
+    assert record.data == {"state": "landed", "kind": "bulk", "files": 3}
+    assert [type(value) for value in record.data.values()] == [str, str, int]

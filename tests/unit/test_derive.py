@@ -1,4 +1,4 @@
-"""Converters of view columns and the small rules behind derive functions. Whole rows: see the golden cases."""
+"""Converters of view columns and the small functions behind rules. Whole rows: see the golden cases."""
 
 from __future__ import annotations
 

@@ -13,9 +13,19 @@ from omop_schema.cdm import CDM_TABLES
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.manifest import manifest
-from pipeline.transform.mapping.mappings import load_mappings
-from pipeline.transform.mapping_check import check_mappings
+from pipeline.transform.column_types import CONVERTED_TYPES
+from pipeline.transform.mapping.mappings import (
+    ConceptRule,
+    ResourceMapping,
+    StatusFilter,
+    TableRule,
+    ViewMapping,
+    load_mappings,
+)
+from pipeline.transform.mapping_check.check import check_mappings
+from pipeline.transform.rules import RULES
 from pipeline.transform.specialties import NPI
+from tests.golden.test_golden import CASES
 from tests.requirement_results import marked_tests
 from tools import conformance
 from tools.conformance import load_requirements, merged, render
@@ -24,6 +34,7 @@ from tools.documents import documents
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "mapping.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAPPINGS = load_mappings(MAPPINGS_FOLDER)
 REQUIREMENTS = load_requirements()
 MARKED = marked_tests(ROOT / "tests")
@@ -43,6 +54,20 @@ def section(title):
 def test_pages_that_are_made_are_current():
     for name, content in documents().items():
         assert (DOCS / name).read_text(encoding="utf-8") == content, f"docs/{name} is old: run `make documents`"
+
+
+def test_the_page_on_writing_names_every_key_rule_and_type():
+    page = documents()["writing-a-mapping.md"]
+    for model in (ResourceMapping, ViewMapping, StatusFilter, TableRule, ConceptRule):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name} has no description"
+            assert name == "definition" or f"| `{name}` |" in page
+    for name in RULES:
+        assert f"\n#### {name}\n" in page
+    for name in CONVERTED_TYPES:
+        assert f"| `{name}` |" in page
+    for text in (README, PAGE):
+        assert "writing-a-mapping.md" in text
 
 
 @pytest.mark.requirement("f2o-092")
@@ -161,6 +186,18 @@ def test_the_manifest_says_of_every_table_how_far_it_is_filled():
     for resource in manifest(MAPPINGS)["input"]["resources"]:
         for table in resource["tables"]:
             assert resource["type"] in tables[table]["from"]
+
+
+def test_no_column_is_said_to_be_empty_that_a_golden_case_fills():
+    """Of the cases without settings of their own: the manifest is that of the mappings as they are."""
+    tables = manifest(MAPPINGS)["output"]["tables"]
+    wrong = set()
+    for case in CASES:
+        if not case.document.keys() & {"site", "instance", "values", "mappings"}:
+            for table, rows in (case.document.get("rows") or {}).items():
+                filled = {name for row in rows for name, value in row.items() if value not in (None, 0, "0")}
+                wrong |= {f"{table}.{name}" for name in filled & set(tables[table].get("columns_left_empty", ()))}
+    assert sorted(wrong) == []
 
 
 def test_a_sites_manifest_has_its_options_and_own_mappings(tmp_path):

@@ -15,9 +15,10 @@ from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.fhir.ndjson import texts_of
 from pipeline.landing.chunks import plan_chunks
 from pipeline.load.fingerprints import site_mapping
+from pipeline.load.tasks import ChunkPiece, ChunkTask, WorkerPlan
+from pipeline.load.worker import LineWorker
 from pipeline.sql_on_fhir import exact_numbers
 from pipeline.staging.parts import StagedExport
-from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -28,7 +29,7 @@ from pipeline.transform.concepts.index import (
     ConceptIndex,
 )
 from pipeline.transform.mapping.mappings import load_mappings
-from pipeline.transform.plan import TransformPlan, Worker
+from pipeline.transform.plan import TransformPlan
 
 
 def literals(least, most):
@@ -51,20 +52,22 @@ def transformed(tmp_path_factory):
     pl.DataFrame(schema=dict(CONCEPT_SCHEMA)).write_parquet(folder / CONCEPT_FILE)
     pl.DataFrame(schema=dict(ANCESTOR_SCHEMA)).write_parquet(folder / ANCESTOR_FILE)
     staged = StagedExport(folder / "staged")
-    worker = Worker(
-        TransformPlan(
-            site=site_mapping(SiteSettings(name="site")),
-            instance_zone="UTC",
-            surrogate_salt="",
-            identifier_secret=b"",
-            as_of=date(2025, 1, 31),
-            mappings=load_mappings(MAPPINGS_FOLDER),
-            index=ConceptIndex(folder, "test release", "hash"),
-            fixed={},
-            known=folder / "known",
-            facts=folder / "facts",
-            staged=staged,
-            landing=folder,
+    worker = LineWorker(
+        WorkerPlan(
+            TransformPlan(
+                site=site_mapping(SiteSettings(name="site")),
+                instance_zone="UTC",
+                surrogate_salt="",
+                identifier_secret=b"",
+                as_of=date(2025, 1, 31),
+                mappings=load_mappings(MAPPINGS_FOLDER),
+                index=ConceptIndex(folder, "test release", "hash"),
+                fixed={},
+            ),
+            folder / "known",
+            folder / "facts",
+            staged,
+            folder,
         )
     )
 
@@ -73,7 +76,7 @@ def transformed(tmp_path_factory):
         file = folder / "Observation.ndjson"
         file.write_bytes(b"".join(observation(index, text) for index, text in enumerate(numbers)))
         (chunk,) = plan_chunks(file)
-        _Comparison(worker, ChunkTask((ChunkPiece(file, 1, chunk),), "Observation")).run()
+        worker.compare(ChunkTask((ChunkPiece(file, 1, chunk),), "Observation"))
         (frame,) = staged.frames("measurement")
         assert frame.height == len(numbers)
         return frame.select("value_as_number").write_csv(include_header=False).split()

@@ -10,7 +10,7 @@ from omop_schema.cdm import TABLES
 from pipeline.core.errors import MappingError
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.mapping.mappings import fixed_concepts, load_mappings
-from pipeline.transform.rules import DERIVATIONS
+from pipeline.transform.rules import RULES
 
 PROJECT = load_mappings(MAPPINGS_FOLDER)
 VIEWS = [(resource, view) for resource in PROJECT.resources.values() for view in resource.views]
@@ -33,7 +33,7 @@ def edit(folder, name, old, new):
     ("resource", "view"), VIEWS, ids=[f"{resource.resource}/{view.name}" for resource, view in VIEWS]
 )
 def test_the_projects_mappings_name_only_what_exists(resource, view):
-    assert set(view.derive) <= set(DERIVATIONS)
+    assert set(view.derive) <= set(RULES)
     assert {rule.table for rule in view.home_table} | ({view.table} if view.table else set()) <= set(TABLES)
     columns = set(resource.resource_view.column_types) | set(view.column_types)
     conditions = [rule.when for rule in (*view.home_table, *view.type_concept_id, *view.concept_id) if rule.when]

@@ -10,8 +10,11 @@ import pytest
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.sql_on_fhir.fhirpath import parse
 from pipeline.sql_on_fhir.r4 import element_problems, elements_of
-from pipeline.transform.mapping.rule_reads import texts_of_rules
-from pipeline.transform.mapping_check import KnownConcepts, check_mappings, demo_concepts
+from pipeline.transform.column_types import CONVERTED_TYPES
+from pipeline.transform.mapping.mappings import read_mappings
+from pipeline.transform.mapping_check.check import check_mappings
+from pipeline.transform.mapping_check.concepts import KnownConcepts, demo_concepts
+from pipeline.transform.mapping_check.rehearsal import rehearsal
 
 DEMO = demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
 
@@ -120,14 +123,14 @@ def test_a_rule_that_misses_a_column_is_told(folder):
     )
     [(file, _, message)] = told(folder)
     assert file == "Procedure.yaml"
-    assert "lacks the column performed_end, which the rules procedure or the table need" in message
+    assert "the view procedure_occurrence lacks the column performed_end, which the rule procedure reads" in message
 
 
 def test_a_value_map_that_a_rule_misses_is_told(folder):
     (folder / "concept_maps" / "values" / "race.csv").unlink()
     messages = [message for *_, message in told(folder)]
     assert messages
-    assert all("value map or constant race" in message for message in messages)
+    assert all(message.startswith("there is no value map race, which the rule ") for message in messages)
 
 
 def test_paths_in_loops_are_judged_where_they_stand(folder):
@@ -228,9 +231,28 @@ def test_what_is_not_known_is_not_judged():
     assert element_problems(parse("anything.at.all"), "MedicinalProduct", None)[0] == []
 
 
-def test_texts_of_rules_are_those_that_they_can_ask_for():
-    texts = texts_of_rules(("condition",))
-    for name in ("onset_age", "abatement_age", "condition_status", "diagnosis_use", "recorded_date", "visit_start"):
-        assert texts.has(name), name
-    for name in ("onset_agee", "race", "valu_code", "encounter_class"):
-        assert not texts.has(name), name
+def test_a_column_that_only_rules_of_other_resources_read_is_reported(folder):
+    """Before rules declared what they read, every text of any rule's code passed for a column."""
+    edit(
+        folder,
+        "Procedure.yaml",
+        "name: body_site, path",
+        "name: rounding, path: text.status, type: code}\n          - {name: body_site, path",
+    )
+    assert any("there is no column rounding" in message for *_, message in told(folder))
+    edit(folder, "Procedure.yaml", "name: rounding", "name: link_id")
+    assert any("there is no column link_id" in message for *_, message in told(folder))
+
+
+def test_a_rule_may_read_what_a_rule_before_it_makes(folder):
+    edit(folder, "Procedure.yaml", "derive: [procedure]", "derive: [procedure, device_by_manufacture]")
+    messages = [message for *_, message in told(folder)]
+    assert messages == [
+        "the view procedure_occurrence lacks the column manufacture_date, which the rule device_by_manufacture reads"
+    ]
+
+
+def test_every_type_that_is_converted_is_described(tmp_path):
+    reading = read_mappings(MAPPINGS_FOLDER)
+    with rehearsal(reading, MAPPINGS_FOLDER) as worker:
+        assert worker.column_types == CONVERTED_TYPES.keys()

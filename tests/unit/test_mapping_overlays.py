@@ -133,7 +133,7 @@ def test_views_are_added_and_dropped(own):
 views:
   - {name: medical_history, remove: true}
   - name: stage
-    kind: reference_value
+    kind: fact
     fact: stage
     select: [{column: [{name: value, path: stage.summary.text.first(), type: string}]}]
 """
@@ -281,3 +281,17 @@ def test_all_problems_are_read_at_once(own):
         ("constants.csv", 2),
     ]
     assert "2 more" in refusal(own, {})
+
+
+def test_names_of_the_last_version_are_accepted_with_a_warning(own, caplog):
+    found = own(
+        {
+            "Device.yaml": "alone: device_alone\n",
+            "Observation.yaml": "views:\n- name: method\n  kind: reference_value\n  fact: method\n"
+            "  select: [{column: [{name: value, path: method.text, type: string}]}]\n",
+        }
+    )
+    assert found.resources["Device"].excluded_unless_row == "device_alone"
+    assert views(found, "Observation")["method"].kind == "fact"
+    assert "Device.yaml:1: alone is now called excluded_unless_row" in caplog.text
+    assert "Observation.yaml:3: reference_value is now called fact" in caplog.text

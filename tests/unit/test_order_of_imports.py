@@ -30,3 +30,12 @@ def test_a_fresh_process_with_every_module_loads_nothing_of(package: str, module
     assert int(count) >= modules
     assert "pipeline" in loaded
     assert not absent & set(loaded)
+
+
+def test_a_worker_process_imports_no_database() -> None:
+    """A pool's process, or another executor, starts with this module and what it imports."""
+    code = "import sys, pipeline.load.worker; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert {"pipeline", "polars"} <= loaded
+    assert not {"httpx", "psycopg", "dagster", "sqlalchemy", "alembic", "starlette"} & loaded

@@ -138,7 +138,7 @@ def test_a_type_that_fhir_does_not_have_is_refused(key: str, tmp_path: Path) -> 
         with pytest.raises(ConfigurationError) as refused:
             load_settings(of(typo))
         assert (
-            f"sites.yaml:3: {key}: {typo!r} is no resource type of FHIR R4. Did you mean {known!r}?"
+            f"sites.yaml:3: {key}: {typo!r} is not a resource type of FHIR R4. Did you mean {known!r}?"
             in refused.value.message
         )
     load_settings(of("CarePlan"))  # of FHIR R4, and not mapped: it is exported and kept
@@ -209,3 +209,10 @@ def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory
 def test_schemas_are_three_and_our_own(tmp_path: Path, variables: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         load_settings({"EPIC_OMOP_HOME": str(tmp_path), **variables})
+
+
+@pytest.mark.parametrize("written", ["https://h.example/api/FHIR/R4", "https://h.example/api/FHIR/R4/"])
+def test_a_base_url_ends_without_a_slash(written: str, tmp_path: Path) -> None:
+    """Everybody who adds a path to it adds a slash."""
+    site = SiteSettings(name="north", fhir_url=written, client_id="c", private_key_file=tmp_path, groups=("g",))
+    assert site.fhir_url == "https://h.example/api/FHIR/R4"

@@ -502,7 +502,7 @@ def statement(uri: Any) -> dict[str, Any]:
 def test_the_capability_statement_stands_in(server: TokenServer, client: Client, discovery: tuple[int, Any]) -> None:
     server.discovery = discovery
     server.metadata = (200, statement("https://h/token"))
-    assert discover(client.transport, f"{server.url}/fhir/").token_endpoint == "https://h/token"
+    assert discover(client.transport, f"{server.url}/fhir").token_endpoint == "https://h/token"
 
 
 @pytest.mark.parametrize("metadata", [(404, {}), (200, {}), (200, {"rest": 1}), (200, statement(5)), (200, b"x")])

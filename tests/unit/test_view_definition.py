@@ -382,6 +382,72 @@ def test_the_message_shows_the_position_in_the_path() -> None:
     assert "View test, column x" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "place", "reason"),
+    [
+        ("status.exists().code = 'x'", "code = 'x'", "a boolean has no elements"),
+        ("1 = Patient.id", "Patient.id", "'Patient' is neither an element nor the view's resource (Observation)"),
+        ("status.startsWith()", "startsWith()", "startsWith() takes 1 argument, not 0"),
+        ("status.startsWith('a', 'b')", "startsWith(", "startsWith() takes 1 argument, not 2"),
+        ("component.select()", "select()", "select() takes 1 argument, not 0"),
+        ("component.select(code, value)", "select(", "select() takes 1 argument, not 2"),
+        ("status.empty(1)", "empty(1)", "empty() takes 0 arguments, not 1"),
+        ("status.join('a', 'b')", "join(", "join() takes 0 to 1 argument, not 2"),
+    ],
+)
+def test_what_does_not_fit_is_shown_where_it_stands(path: str, place: str, reason: str) -> None:
+    with pytest.raises(MappingError) as caught:
+        compile_columns(view(column("x", path)), {})
+    *_, shown, caret = str(caught.value).splitlines()
+    assert shown[caret.index("^") :].startswith(place)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("condition", ["status.first()", "category.first()", "1 + 2", "'x'", "status.first() and true"])
+def test_a_condition_that_is_not_a_boolean_is_refused(condition: str) -> None:
+    compiled = compile_columns(view(VALUE, where=[{"path": condition}]), {})
+    with pytest.raises(WrongType, match="expected a boolean"):
+        compiled.append(OBSERVATION, compiled.new_buffers())
+
+
+#: Paths of every operator and function that is compiled in a way of its own, on DATED.
+DATED = OBSERVATION | {"effectiveDateTime": "2024", "extension": [{"url": "u", "valueString": "v"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("status = 'final'", True),
+        ("status != 'final'", False),
+        ("'final' = status", True),
+        ("value.ofType(Quantity).value = 4", True),
+        ("value.ofType(Quantity).value != 4", False),
+        ("4 = value.ofType(Quantity).value", True),
+        ("category.coding.code = 'laboratory'", True),
+        ("category.coding.code.first() != 'laboratory'", False),
+        ("id != status", True),
+        ("id = id", True),
+        ("effective.ofType(dateTime).lowBoundary()", "2024-01-01T00:00:00.000+14:00"),
+        ("effective.ofType(dateTime).highBoundary()", "2024-12-31T23:59:59.999-12:00"),
+        ("component.where(value.ofType(string) = 'x').exists()", True),
+        ("component.where(value.ofType(string) = 'y').exists()", False),
+        ("extension.where(url = 'u').value.ofType(string)", "v"),
+        ("component.where(value = 'x').exists()", True),
+        ("component.where(value = 'y').exists()", False),
+        ("extension.where(value = 'v').exists()", True),
+        ("category.coding.where(code = 'laboratory').exists()", True),
+        ("category.coding.where(code = 'exam').exists()", False),
+        ("component.empty()", False),
+        ("note.empty()", True),
+        ("status.startsWith('fi')", True),
+        ("status.startsWith('nal')", False),
+        ("component.select(value.ofType(string))", "x"),
+    ],
+)
+def test_what_compiled_paths_give(path: str, expected: Any) -> None:
+    assert append(view(column("x", path)), DATED) == [[expected]]
+
+
 def test_unions_that_multiply_beyond_reason_are_refused() -> None:
     selects = [{"unionAll": [{"column": [column(f"c{number}", "id")]} for _ in range(8)]} for number in range(4)]
     with pytest.raises(MappingError, match="too many combinations"):
@@ -394,6 +460,12 @@ def test_dates_that_yaml_has_read_are_taken_as_constants() -> None:
     constants = yaml.safe_load("[{name: day, valueDate: 2024-05-01}, {name: text, valueString: 'x''\"\\n'}]")
     function = compile_view(view(column("x", "%day"), column("y", "%text"), constant=constants))
     assert function(OBSERVATION) == [{"x": "2024-05-01", "y": "x'\"\\n"}]
+
+
+@pytest.mark.parametrize("path", ["category.select(coding.code)", "category.where(coding.exists()).coding.code"])
+def test_null_in_an_array_is_not_an_item(path: str) -> None:
+    category = [None, *OBSERVATION["category"]]
+    assert append(view(column("x", path)), OBSERVATION | {"category": category}) == [["laboratory"]]
 
 
 # --- generated code ----------------------------------------------------------------------------------------

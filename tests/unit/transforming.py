@@ -15,14 +15,15 @@ from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.landing.chunks import plan_chunks
 from pipeline.load.fingerprints import site_mapping
+from pipeline.load.tasks import ChunkPiece, ChunkTask, WorkerPlan
+from pipeline.load.worker import LineWorker
 from pipeline.staging import schemas
 from pipeline.staging.facts import write_facts
 from pipeline.staging.parts import StagedExport
-from pipeline.transform.chunks import ChunkPiece, ChunkTask, _Comparison
 from pipeline.transform.concepts import index as concept_index
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import load_mappings
-from pipeline.transform.plan import TransformPlan, Worker
+from pipeline.transform.plan import TransformPlan
 
 AS_OF = date(2025, 1, 31)
 PATIENT = {"reference": "Patient/p1"}
@@ -55,10 +56,11 @@ def transform(
     site_zone: str = "UTC",
     instance_zone: str = "UTC",
     lines: Mapping[str, Iterable[bytes]] | None = None,
+    index: Mapping[str, pl.DataFrame] | None = None,
 ) -> Transformed:
     """Resources of any types, in the order of their mappings; concepts are those that the mappings name.
 
-    `lines`: by type, what stands in the file as it is.
+    `lines`: by type, what stands in the file as it is. `index`: files of the concept index that are not empty.
     """
     by_type: dict[str, list[bytes]] = {}
     for resource in resources:
@@ -69,8 +71,8 @@ def transform(
     for name, value in vars(concept_index).items():
         if name.endswith("_FILE"):
             schema = getattr(concept_index, f"{name.removesuffix('_FILE')}_SCHEMA")
-            pl.DataFrame(schema=dict(schema)).write_parquet(folder / value)
-    plan = TransformPlan(
+            (index or {}).get(value, pl.DataFrame(schema=dict(schema))).write_parquet(folder / value)
+    transform_plan = TransformPlan(
         site=site_mapping(SiteSettings(name="site", time_zone=site_zone)),
         instance_zone=instance_zone,
         surrogate_salt="",
@@ -79,21 +81,18 @@ def transform(
         mappings=mappings,
         index=ConceptIndex(folder, "test release", "hash"),
         fixed={number: number for number in mappings.fixed_concepts},
-        known=None,
-        facts=folder / "facts",
-        staged=StagedExport(folder / "staged"),
-        landing=folder,
     )
+    plan = WorkerPlan(transform_plan, None, folder / "facts", StagedExport(folder / "staged"), folder)
     orders = {kind: mappings.resources[kind].order for kind in by_type}
     number = 0
     for order in sorted(set(orders.values())):
-        worker = Worker(plan)
+        worker = LineWorker(plan)
         for kind in sorted(kind for kind in by_type if orders[kind] == order):
             number += 1
             file = folder / f"{kind}.ndjson"
             file.write_bytes(b"\n".join(by_type[kind]) + b"\n")
             (chunk,) = plan_chunks(file)
-            _Comparison(worker, ChunkTask((ChunkPiece(file, number, chunk),), kind)).run()
+            worker.compare(ChunkTask((ChunkPiece(file, number, chunk),), kind))
         facts = plan.staged.scan(schemas.REFERENCE_VALUE).select("surrogate_id", "name", "value")
         write_facts(plan.facts, facts)
     return _read(plan.staged)

@@ -11,6 +11,7 @@ from omop_schema.exports import ExportKind, ExportState
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import names_export
+from pipeline.extract.asked_types import of_known_types
 from pipeline.extract.bulk import protocol
 from pipeline.extract.bulk.refusals import Attempt, raise_refusal
 from pipeline.extract.bulk.states import keep_cool_down, new_job, session_of
@@ -55,7 +56,8 @@ def open_or_adopt(
             connection.commit()
             raise cool_down.error(site.name, group)
         with session_of(runtime, site, session) as used:
-            return _get_token_and_kick_off(runtime, connection, used, group, since)
+            names_types = site.resource_types is not None
+            return _get_token_and_kick_off(runtime, connection, used, group, since, names_types=names_types)
 
 
 def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: ExportJob) -> None:
@@ -71,34 +73,46 @@ def _give_up_unknown(connection: psycopg.Connection, site: SiteSettings, job: Ex
 
 
 def _get_token_and_kick_off(
-    runtime: Runtime, connection: psycopg.Connection, session: EpicSession, group: str, since: datetime | None
+    runtime: Runtime,
+    connection: psycopg.Connection,
+    session: EpicSession,
+    group: str,
+    since: datetime | None,
+    *,
+    names_types: bool,
 ) -> ExportJob:
-    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for."""
-    site = session.site
+    """A token first, and only then the row: a process that ends before the kick-off leaves nothing to wait for.
 
-    def new_bulk_job() -> ExportJob:
+    `names_types`: whether the site says itself what to ask for; else it is asked for what it has.
+    """
+    notes: list[str] = []
+
+    def new_bulk_job(site: SiteSettings) -> ExportJob:
         return new_job(
             runtime,
             connection,
             site.name,
             ExportKind.BULK,
             group=group,
-            resource_types=site.resource_types,
+            resource_types=site.asked_types,
             since=since,
+            notes=notes,
         )
 
     try:
+        if not names_types:
+            session, notes = of_known_types(session)
         protocol.ask_for_token(session)
     except EpicOmopError as error:
-        raise_refusal(Attempt(connection, site, new_bulk_job(), runtime.clock.now()), error)
-    return _kick_off(runtime, connection, session, new_bulk_job())
+        raise_refusal(Attempt(connection, session.site, new_bulk_job(session.site), runtime.clock.now()), error)
+    return _kick_off(runtime, connection, session, new_bulk_job(session.site))
 
 
 @names_export
 def _kick_off(runtime: Runtime, connection: psycopg.Connection, session: EpicSession, job: ExportJob) -> ExportJob:
     site, group = session.site, job.group_id or ""
     try:
-        started = protocol.kick_off(session, group, site.resource_types, job.since)
+        started = protocol.kick_off(session, group, site.asked_types, job.since)
     except EpicOmopError as error:
         raise_refusal(Attempt(connection, site, job, runtime.clock.now()), error)
     # The server's answer to the kick-off is the moment to ask again where no floor holds (the simulated Epic).

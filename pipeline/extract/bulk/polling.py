@@ -93,8 +93,9 @@ def _poll(
     for note in ordered.notes:
         _log.warning("Export %d of site %s: %s", job.export_id, site.name, note)
     _log.info("Export %d of site %s is complete: %d files.", job.export_id, site.name, len(status.output))
+    notes = (*job.notes, *ordered.notes)
     return export_jobs.save_manifest(
-        connection, job.export_id, status.to_json(), ordered.instant, complete_since=now, notes=ordered.notes
+        connection, job.export_id, status.to_json(), ordered.instant, complete_since=now, notes=notes
     )
 
 

@@ -37,6 +37,7 @@ def new_job(
     resource_types: Sequence[str] = (),
     patients: Sequence[str] = (),
     since: datetime | None = None,
+    notes: Sequence[str] = (),
 ) -> ExportJob:
     """A committed `requested` row, under an id that the landing store does not know either; of a crawl, with its list.
 
@@ -54,6 +55,7 @@ def new_job(
         resource_types=resource_types,
         requested_at=runtime.clock.now(),
         since=since,
+        notes=notes,
     )
     if patients:
         crawls.add_patients(connection, export_id, patients)

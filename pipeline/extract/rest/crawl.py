@@ -34,6 +34,7 @@ from pipeline.core.errors import (
 )
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import about_export, carried
+from pipeline.extract.asked_types import with_asked_types
 from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient, SearchRefused
 from pipeline.extract.rest.session import rest_session
@@ -65,6 +66,7 @@ _WITHOUT_PATIENT = frozenset(
         "PractitionerRole",
         "Organization",
         "Group",
+        "Questionnaire",
         "Binary",
         OPERATION_OUTCOME,
     }
@@ -101,7 +103,7 @@ class Crawl:
 
 def crawl_types(site: SiteSettings) -> tuple[str, ...]:
     """The types that a crawl searches for: the patient first, who may turn out to be unknown."""
-    own = [name for name in site.resource_types if name not in _WITHOUT_PATIENT]
+    own = [name for name in site.asked_types if name not in _WITHOUT_PATIENT]
     return tuple(sorted(own, key=lambda name: name != "Patient"))
 
 
@@ -140,6 +142,7 @@ def crawl(
     changed since. Raises RemoteUnavailable when searches failed (call again), SiteBusy while
     another process does this crawl, AuthenticationRefused, UnsafeRemote, ConfigurationError, LandingError.
     """
+    site = with_asked_types(runtime.settings, site)
     label = label or _label(runtime, site, patients, full=full)
     full = label.startswith(_FULL)
     with (

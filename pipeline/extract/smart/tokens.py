@@ -204,6 +204,13 @@ class SmartClient:
         self._configuration: SmartConfiguration | None = None
         self._reported_missing: tuple[str, ...] = ()
 
+    def for_types(self, resource_types: Sequence[str]) -> SmartClient:
+        """A client for other types, which goes by the same keys, clock and discovery; it asks for a token of its own."""
+        site = self._site.model_copy(update={"resource_types": tuple(resource_types)})
+        other = SmartClient(site, self._keys, self._clock)
+        other._clock_shift, other._configuration = self._clock_shift, self._configuration
+        return other
+
     def current(self, transport: Transport) -> str:
         """A token that is good for a while yet; asks for a new one when need be.
 
@@ -225,7 +232,7 @@ class SmartClient:
     def missing_types(self, *, search: bool = False) -> tuple[str, ...]:
         """Types asked for that the last token does not allow to read (or to search)."""
         token = self._token
-        return missing_types(token.scope, self._site.resource_types, search=search) if token else ()
+        return missing_types(token.scope, self._site.asked_types, search=search) if token else ()
 
     @property
     def token(self) -> AccessToken | None:
@@ -287,7 +294,7 @@ class SmartClient:
                     "grant_type": "client_credentials",
                     "client_assertion_type": _ASSERTION_TYPE,
                     "client_assertion": self.assertion(self._audience, key),
-                    "scope": scopes_for(self._site.resource_types, version),
+                    "scope": scopes_for(self._site.asked_types, version),
                 },
                 event="token",
             )
@@ -323,7 +330,7 @@ class SmartClient:
         self._keys = (key, *(other for other in self._keys if other is not key))
 
     def _report_missing(self, token: AccessToken) -> None:
-        missing = missing_types(token.scope, self._site.resource_types)
+        missing = missing_types(token.scope, self._site.asked_types)
         if missing and missing != self._reported_missing:
             _log.warning(
                 "Site %s grants no read access to: %s. Register these APIs for the app, or take them out of "

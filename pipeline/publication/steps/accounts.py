@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
 from pipeline.core.errors import AccountingError
 from pipeline.publication import dead_letters as letters_table
-from pipeline.publication.context import LINE, Publication
+from pipeline.publication.accounting import wrong_accounts
+from pipeline.publication.sql import Database
+from pipeline.publication.values import LINE, Decisions, Incoming
 from pipeline.staging import schemas
+from pipeline.staging.outcomes import LineOutcome
+from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
-from pipeline.warehouse.copying import copy_frame, temporary_table
+from pipeline.warehouse.copying import copy_frame
 
-__all__ = ["account", "dead_letters", "final_outcomes", "forget_accounts", "issues"]
+__all__ = ["Accounts", "final_outcomes", "mapping_rates", "save_accounts", "save_dead_letters", "save_issues"]
 
-#: What the dead letter of a line says that publication refuses: code → reason.
+#: The reason in the dead letter of a line that publication rejects, by code.
 _REASONS = {
     "person_unknown": "the person is not loaded",
     "replaced_by_cycle": "the patients replace each other in a circle",
     "part_of_cycle": "the encounters are parts of each other in a circle",
 }
-
-#: Of a line; each is a column of `export_file`.
-_OUTCOMES = ("loaded", "unchanged", "superseded", "excluded", "rejected")
 
 _COUNTED = {
     "file_number": pl.Int32,
@@ -35,20 +37,29 @@ _COUNTED = {
 }
 
 
-def dead_letters(p: Publication) -> None:
-    """Rejected lines become dead letters; letters of resources that came through are closed."""
-    rejections = p.staged.scan(schemas.REJECTION).collect()
-    letters_table.record(p.connection, p.export, pl.concat([rejections, _refusals(p)]), p.now)
-    letters_table.close(p.connection, p.export, p.staged, p.not_loaded, p.now)
+@dataclass(frozen=True)
+class Accounts:
+    """Lines of an export by outcome."""
+
+    outcomes: Counter[str]
+    #: of the unchanged ones: other bytes, the same content
+    unchanged_by_content: int
 
 
-def _refusals(p: Publication) -> pl.DataFrame:
+def save_dead_letters(db: Database, incoming: Incoming, decisions: Decisions) -> None:
+    """Rejected lines become dead letters; letters of resources that were accepted are closed."""
+    rejections = incoming.staged.scan(schemas.REJECTION).collect()
+    letters_table.record(db, incoming.export, pl.concat([rejections, _rejections(decisions)]), incoming.now)
+    letters_table.close(db, incoming.export, incoming.staged, decisions.not_loaded, incoming.now)
+
+
+def _rejections(decisions: Decisions) -> pl.DataFrame:
     """The lines that publication itself rejects. Columns: REJECTION_SCHEMA."""
-    if p.refused.is_empty():
+    if decisions.rejected.is_empty():
         return pl.DataFrame(schema=schemas.REJECTION_SCHEMA)
-    lines = p.staged.scan(schemas.OUTCOME).drop("reason").collect()
-    refused = p.refused.select(*LINE, "code", pl.col("person").alias("cause"))
-    lines = lines.join(refused, on=LINE, how="inner").with_columns(
+    lines = decisions.staged.scan(schemas.OUTCOME).drop("reason").collect()
+    rejected = decisions.rejected.select(*LINE, "code", pl.col("person").alias("cause"))
+    lines = lines.join(rejected, on=LINE, how="inner").with_columns(
         pl.lit("publish").alias("stage"),
         pl.lit(None, dtype=pl.String).alias("path"),
         pl.col("code").replace_strict(_REASONS, return_dtype=pl.String).alias("reason"),
@@ -56,111 +67,104 @@ def _refusals(p: Publication) -> pl.DataFrame:
     return lines.select(list(schemas.REJECTION_SCHEMA))
 
 
-def issues(p: Publication) -> None:
-    """What was decided below the line, unmapped codes, and the share of mapped ones."""
-    p.connection.execute(
-        "DELETE FROM row_issue USING pg_temp.former AS former WHERE row_issue.surrogate_id = former.surrogate_id"
-    )
-    export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
-    for part in p.staged.frames(schemas.ISSUE):
-        frame = part.join(p.dropped, on="surrogate_id", how="anti").unique().with_columns(export_id)
-        copy_frame(p.connection, "row_issue", frame)
-    _unmapped_codes(p)
-    rates = p.staged.scan(schemas.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
-    rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
-    p.report.mapping_rates = {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
-
-
-def _unmapped_codes(p: Publication) -> None:
-    """Codes without a concept, by resource: those of its former version go."""
-    p.connection.execute(
-        "DELETE FROM unmapped_use USING pg_temp.former AS former WHERE unmapped_use.surrogate_id = former.surrogate_id"
-    )
+def save_issues(db: Database, export_id: int, decisions: Decisions) -> None:
+    """What was decided below the line, and unmapped codes, by resource: those of its former version go."""
+    db.execute("remove_issues")
+    export = pl.lit(export_id, dtype=pl.Int64).alias("export_id")
+    for part in decisions.staged.frames(schemas.ISSUE):
+        frame = part.join(decisions.dropped, on="surrogate_id", how="anti").unique().with_columns(export)
+        copy_frame(db.connection, "row_issue", frame)
+    db.execute("remove_unmapped")
     coding = ("coding_id", "resource_type", "element", "system", "code", "display")
-    met = p.staged.scan(schemas.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
+    met = decisions.staged.scan(schemas.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
     if met.is_empty():
         return
-    temporary_table(p.connection, "met_coding", met)
-    p.connection.execute(
-        f"INSERT INTO unmapped_coding ({', '.join(coding)}) SELECT {', '.join(coding)} FROM pg_temp.met_coding"
-        " ON CONFLICT DO NOTHING"
-    )
-    for part in p.staged.frames(schemas.UNMAPPED, ["surrogate_id", "file_number", "line", "coding_id", "count"]):
-        uses = part.join(p.not_loaded, on=LINE, how="anti").join(p.dropped, on="surrogate_id", how="anti")
+    db.put("met_coding", met)
+    db.execute("save_unmapped_codings")
+    columns = ["surrogate_id", "file_number", "line", "coding_id", "count"]
+    for part in decisions.staged.frames(schemas.UNMAPPED, columns):
+        uses = part.join(decisions.not_loaded, on=LINE, how="anti").join(
+            decisions.dropped, on="surrogate_id", how="anti"
+        )
         counted = uses.group_by("surrogate_id", "coding_id", maintain_order=True).agg(pl.col("count").sum())
-        export_id = pl.lit(p.export.export_id, dtype=pl.Int64).alias("export_id")
-        copy_frame(p.connection, "unmapped_use", counted.with_columns(export_id))
+        copy_frame(db.connection, "unmapped_use", counted.with_columns(export))
 
 
-def forget_accounts(p: Publication) -> None:
-    """An export that is published again (a backfill) is counted again, not twice: what belongs to it, not to resources."""
-    p.connection.execute("DELETE FROM exclusion_count WHERE export_id = %s", (p.export.export_id,))
+def mapping_rates(staged: StagedExport) -> dict[str, tuple[int, int]]:
+    """Resource type → (rows with a standard concept, rows with a code)."""
+    rates = staged.scan(schemas.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
+    rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
+    return {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
 
 
-def account(p: Publication, files: Sequence[FileLines], final: pl.DataFrame) -> None:
-    """lines = loaded + unchanged + superseded + excluded + rejected, for every file, or nothing is published.
+def save_accounts(db: Database, export_id: int, files: Sequence[FileLines], final: pl.DataFrame) -> Accounts:
+    """Write the account of every file; `pipeline.publication.accounting` says the rule.
 
-    `final`: see `final_outcomes`.
+    `final`: see `final_outcomes`. Raises AccountingError when lines and outcomes of a file do not add up: nothing is
+    published.
     """
-    counts: dict[int, Counter[str]] = {}
+    counts: dict[int, Counter[str]] = {
+        file.file_number: Counter({LineOutcome.UNCHANGED: file.unchanged}) for file in files
+    }
     for number, outcome, count in final.group_by("file_number", "outcome").agg(pl.col("count").sum()).iter_rows():
-        counts.setdefault(number, Counter())[outcome] = count
-    found: list[tuple[int, ...]] = []
-    for file in files:
-        count = counts.get(file.file_number, Counter())
-        count["unchanged"] = file.unchanged
-        if sum(count.values()) != file.lines:
+        if number not in counts:
             raise AccountingError(
-                f"File {file.file_number} of export {p.export.export_id} has {file.lines} lines"
-                f" but {sum(count.values())} outcomes ({dict(count)}).",
-                "Nothing was published. This is a defect of epic-omop: please report it with these numbers.",
+                f"Export {export_id} has outcomes of file {number}, which was not transformed.", _DEFECT
             )
-        p.report.outcomes.update(count)
-        p.report.unchanged_by_content += file.unchanged_by_content
-        found.append((file.file_number, file.lines, file.unchanged_by_content, *(count[name] for name in _OUTCOMES)))
-    _save_accounts(p, found)
+        counts[number][outcome] = count
+    # An export that is published again (a backfill) is counted again, not twice.
+    db.execute("forget_exclusions", {"export_id": export_id})
+    _write(db, export_id, files, counts)
+    for wrong in wrong_accounts(db.connection, export_id=export_id):
+        raise AccountingError(
+            f"File {wrong.file} of export {export_id} has {wrong.lines} lines but {wrong.outcomes} outcomes.", _DEFECT
+        )
     excluded = (
-        final.filter(pl.col("outcome") == "excluded")
+        final.filter(pl.col("outcome") == LineOutcome.EXCLUDED)
         .group_by("file_number", "resource_type", "reason")
         .agg(pl.col("count").sum())
-        .with_columns(pl.lit(p.export.export_id).alias("export_id"))
+        .with_columns(pl.lit(export_id).alias("export_id"))
     )
-    copy_frame(p.connection, "exclusion_count", excluded)
+    copy_frame(db.connection, "exclusion_count", excluded)
+    outcomes = Counter[str]()
+    for count in counts.values():
+        outcomes.update(count)
+    return Accounts(outcomes, sum(file.unchanged_by_content for file in files))
 
 
-def _save_accounts(p: Publication, found: Sequence[tuple[int, ...]]) -> None:
-    """One statement for all files, of which a large export has thousands. Rows: number, lines, by content, _OUTCOMES."""
-    if not found:
+_DEFECT = "Nothing was published. This is a defect of epic-omop: please report it with these numbers."
+
+
+def _write(db: Database, export_id: int, files: Sequence[FileLines], counts: dict[int, Counter[str]]) -> None:
+    """One statement for all files, of which a large export has thousands."""
+    if not files:
         return
-    updated = p.connection.execute(
-        "UPDATE export_file AS file SET unchanged_by_content = own.by_content,"
-        f" {', '.join(f'{name} = own.{name}' for name in _OUTCOMES)}"
-        f" FROM unnest({', '.join(['%s::bigint[]'] * (3 + len(_OUTCOMES)))})"
-        f" AS own (file_number, lines, by_content, {', '.join(_OUTCOMES)})"
-        " WHERE file.export_id = %s AND file.file_number = own.file_number AND file.lines = own.lines"
-        " RETURNING file.file_number",
-        (*map(list, zip(*found, strict=True)), p.export.export_id),
-    )
-    written = {number for (number,) in updated.fetchall()}
-    for number, lines, *_ in found:
-        if number not in written:
+    columns = {
+        "file_number": [file.file_number for file in files],
+        "lines": [file.lines for file in files],
+        "by_content": [file.unchanged_by_content for file in files],
+        **{name.value: [counts[file.file_number][name] for file in files] for name in LineOutcome},
+    }
+    written = {number for (number,) in db.rows("save_accounts", {"export_id": export_id, **columns})}
+    for file in files:
+        if file.file_number not in written:
             raise AccountingError(
-                f"File {number} of export {p.export.export_id} was landed with another number of"
-                f" lines than the {lines} that were transformed.",
+                f"File {file.file_number} of export {export_id} was landed with another number of"
+                f" lines than the {file.lines} that were transformed.",
                 "Nothing was published. Run `epic-omop verify` and land the export again.",
             )
 
 
-def final_outcomes(p: Publication) -> pl.DataFrame:
+def final_outcomes(decisions: Decisions) -> pl.DataFrame:
     """How many lines of each file and resource type have which outcome, and for which reason; part by part.
 
     Asks nothing of the server. Columns: file_number, resource_type, outcome, reason, count.
     """
-    superseded = p.superseded.with_columns(pl.lit("superseded").alias("final"))
-    refused = p.refused.select(*LINE, pl.lit("rejected").alias("refused"))
+    superseded = decisions.superseded.with_columns(pl.lit(LineOutcome.SUPERSEDED.value).alias("final"))
+    rejected = decisions.rejected.select(*LINE, pl.lit(LineOutcome.REJECTED.value).alias("rejected"))
     counted = []
-    for part in p.staged.frames(schemas.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
-        final = part.join(superseded, on=LINE, how="left", nulls_equal=True).join(refused, on=LINE, how="left")
-        final = final.with_columns(pl.coalesce("final", "refused", "outcome").alias("outcome"))
+    for part in decisions.staged.frames(schemas.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
+        final = part.join(superseded, on=LINE, how="left", nulls_equal=True).join(rejected, on=LINE, how="left")
+        final = final.with_columns(pl.coalesce("final", "rejected", "outcome").alias("outcome"))
         counted.append(final.group_by("file_number", "resource_type", "outcome", "reason").agg(pl.len().alias("count")))
     return pl.concat(counted) if counted else pl.DataFrame(schema=_COUNTED)

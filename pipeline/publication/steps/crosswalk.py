@@ -1,7 +1,7 @@
 """The optional person crosswalk: which patient of one site is which of another (specification, "Patient → person").
 
 A CSV file outside the project with the columns site, patient_id, same_as_site, same_as_patient_id. A patient in it is
-treated as one who was replaced by the other. The file holds FHIR ids: it belongs under the same protection as `etl`.
+treated as one who was replaced by the other. The file has FHIR ids: it belongs under the same protection as `etl`.
 """
 
 from __future__ import annotations

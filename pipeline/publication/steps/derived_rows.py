@@ -2,59 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.publication.context import Publication
-from pipeline.publication.derived import DerivedOptions, Fact, note_affected_persons, refresh_derived
+from pipeline.publication.derived import DerivedOptions, DerivedReport, Fact, refresh_derived
+from pipeline.publication.sql import Database
+from pipeline.publication.tables import OF_PERSONS, table_names
+from pipeline.publication.values import Incoming
+from pipeline.publication.version import publication_version
 
-__all__ = ["derived_options", "note_persons", "refresh"]
+__all__ = ["derived_options", "make_affected_person", "note_persons", "refresh"]
+
+#: Tables with rows of persons, in the order of lineage.
+_WITH_PERSON = [table for table in LINEAGE_TABLES if table == "person" or table in OF_PERSONS]
 
 
 def derived_options(site: SiteSettings, settings: Settings, **facts: Fact) -> DerivedOptions:
     """What the settings say of a site's derived rows. `facts`: of the site, for `metadata`."""
-    return DerivedOptions(site=site.name, go_live=site.go_live_date, instance_zone=settings.time_zone, facts=facts)
+    return DerivedOptions(
+        site=site.name,
+        go_live=site.go_live_date,
+        instance_zone=settings.time_zone,
+        version=publication_version(settings.home),
+        facts=facts,
+    )
 
 
-def note_persons(p: Publication) -> None:
-    """Note the persons of the changed resources' rows: once before these go, once when the new ones are there.
+def make_affected_person(db: Database) -> None:
+    """The temporary table `affected_person`: whose rows come from changed resources. Steps that move rows add to it."""
+    db.execute("affected_person")
 
-    When an empty warehouse is filled everybody is computed, and nobody noted.
+
+def note_persons(db: Database, tables: Collection[str] = _WITH_PERSON) -> None:
+    """Note the persons of the changed resources' rows: once before these go, once when the new ones are there. A row
+    may have gone, come, or changed its person."""
+    for table in tables:
+        db.execute("note_affected", **table_names(table))
+
+
+def refresh(db: Database, incoming: Incoming, written: Collection[str], *, everybody: bool) -> DerivedReport:
+    """Bring derived rows in line, as of the export's time in the site's zone.
+
+    `everybody`: an empty warehouse is filled: nobody was noted. `written`: tables into which rows were inserted.
     """
-    note_affected_persons(p.connection, cdm=p.cdm, etl=p.etl, tables=() if p.is_bulk else LINEAGE_TABLES)
-
-
-def refresh(p: Publication) -> None:
-    """Bring derived rows in line, as of the export's time in the site's zone."""
-    if p.is_bulk:
+    if everybody:
         for table in TABLES:
-            if p.report.rows_inserted[table]:
-                p.connection.execute(f"ANALYZE {p.cdm}.{table}")
-    site = p.site
-    as_of = p.export.transaction_time.astimezone(site.zone).date()
+            if table in written:
+                db.execute("count_tables", tables=f"{db.cdm}.{table}")
+    moment = incoming.export.transaction_time
     options = derived_options(
-        site,
-        p.settings,
-        last_export=p.export.transaction_time,
+        incoming.site,
+        incoming.settings,
+        last_export=moment,
         cdm_version=CDM_VERSION,
         ig_version=IG_VERSION,
         software_version=version("epic-omop"),
     )
-    derived = refresh_derived(
-        p.connection,
-        cdm=p.cdm,
-        vocab=p.vocab,
-        etl=p.etl,
-        as_of=as_of,
-        persons=None if p.is_bulk else "affected_person",
+    return refresh_derived(
+        db.connection,
+        cdm=db.cdm,
+        vocab=db.vocab,
+        etl=db.etl,
+        as_of=moment.astimezone(incoming.site.zone).date(),
+        persons=None if everybody else "affected_person",
         options=options,
     )
-    for table, change in derived.changes.items():
-        p.report.rows_inserted[table] += change.inserted
-        p.report.rows_deleted[table] += change.deleted
-        p.report.rows_updated[table] += change.updated
-    p.report.warnings += derived.warnings
-    p.report.derived_seconds = derived.seconds

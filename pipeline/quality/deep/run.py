@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import psycopg
 
 from pipeline.load.fingerprints import site_fingerprints
+from pipeline.load.load import LoadOptions, load
 from pipeline.load.old_settings import SiteFingerprints
-from pipeline.load.replay import ingest_with_follow_ups
 from pipeline.quality.deep.compare import compare
 from pipeline.quality.deep.content import Side, make_content
 from pipeline.quality.deep.lines import exports_of, sites_of
@@ -70,14 +70,9 @@ def _snapshot(runtime: Runtime) -> Iterator[psycopg.Connection]:
 
 def _load(scratch: Scratch, connection: psycopg.Connection, site: str, seed: int, progress: DeepProgress) -> None:
     settings = scratch.runtime.settings.site_or_folder(site)
+    options = LoadOptions(force=True, progress=lambda stage, done, total: progress(f"{stage} of {site}", done, total))
     for export in exports_of(scratch, connection, site, seed, progress):
-        ingest_with_follow_ups(
-            scratch.runtime,
-            settings,
-            export,
-            force=True,
-            progress=lambda stage, done, total: progress(f"{stage} of {site}", done, total),
-        )
+        load(scratch.runtime, settings, export, options)
         connection.commit()
 
 

@@ -98,7 +98,7 @@ def normalise_code(vocabulary_id: str, code: str) -> str:
     """The form in which OMOP's vocabulary writes a code that came in another customary form.
 
     ICD-10(-CM): upper case, with the dot after the third character. NDC: 11 digits without hyphens, each part
-    of a hyphenated code filled with zeros to 5-4-2; ten digits without hyphens stay, because nothing tells which
+    of a hyphenated code filled with zeros to 5-4-2; ten digits without hyphens stay, because nothing says which
     part is short. UCUM, which is case-sensitive: the notation of OMOP where it differs from what FHIR servers send
     (`U/L` is `[U]/L` there). Everything else is left as it is.
     """
@@ -119,7 +119,7 @@ _SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "⁶": "^6", "⁹": "^9",
 def unit_key(text: str) -> str:
     """What spellings of a unit have in common: no spaces, one case, one micro sign, exponents on the line.
 
-    UCUM itself tells M from m; the table of aliases holds only spellings that mean one thing in any case.
+    UCUM itself distinguishes M and m; the table of aliases holds only spellings that mean one thing in any case.
     """
     folded = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).replace("\N{GREEK SMALL LETTER MU}", "u")
     return "".join(folded.split()).casefold()
@@ -127,7 +127,7 @@ def unit_key(text: str) -> str:
 
 @dataclass(frozen=True)
 class FixedConcept:
-    """What became of a concept id that a mapping names."""
+    """A concept id that a mapping names, and its state in the vocabulary."""
 
     concept_id: int
     #: What the mapping calls it.
@@ -187,12 +187,12 @@ class ConceptIndex:
 
     def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
         """Which of these concepts (ids) is truly below which other of them: columns ancestor, descendant, sorted."""
-        wanted = concept_ids.cast(pl.Int64).unique().implode()
+        given = concept_ids.cast(pl.Int64).unique().implode()
         return (
             pl.scan_parquet(self.folder / ANCESTOR_FILE)
             .filter(
-                pl.col("descendant_concept_id").is_in(wanted),
-                pl.col("ancestor_concept_id").is_in(wanted),
+                pl.col("descendant_concept_id").is_in(given),
+                pl.col("ancestor_concept_id").is_in(given),
                 pl.col("descendant_concept_id") != pl.col("ancestor_concept_id"),
             )
             .select(ancestor="ancestor_concept_id", descendant="descendant_concept_id")

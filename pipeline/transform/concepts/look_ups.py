@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from pipeline.transform.column_names import unmapped
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.resolver import ConceptResolver
 
-__all__ = ["UNMAPPED", "LookUps"]
-
-#: `unmapped_<element>`: the code set, or list of code sets, of an element that is present and unknown.
-UNMAPPED = "unmapped_"
+__all__ = ["LookUps"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class LookUps:
         found = found.rename({"code_set": column} | {name: f"{prefix}_{name}" for name in found.columns[1:]})
         frame = frame.join(found, on=column, how="left", maintain_order="left")
         unknown = pl.when(f"{prefix}_is_unknown").then(pl.col(column))
-        return frame.with_columns(unknown.alias(f"{UNMAPPED}{element or column}")).drop(f"{prefix}_is_unknown")
+        return frame.with_columns(unknown.alias(unmapped(element or column))).drop(f"{prefix}_is_unknown")
 
     def _with_none(
         self, frame: pl.DataFrame, column: str, prefix: str, how: tuple[str | None, str | None], element: str
@@ -68,7 +66,7 @@ class LookUps:
             self._of_none[how] = self._found(frame[column].clear(), *how, None, None).clear()
         empty = self._of_none[how].drop("code_set", "is_unknown")
         nulls = [pl.lit(None, dtype=kind).alias(f"{prefix}_{name}") for name, kind in empty.schema.items()]
-        return frame.with_columns(*nulls, pl.lit(None, dtype=frame[column].dtype).alias(f"{UNMAPPED}{element}"))
+        return frame.with_columns(*nulls, pl.lit(None, dtype=frame[column].dtype).alias(unmapped(element)))
 
     def _found(
         self, code_sets: pl.Series, value_map: str | None, purpose: str | None, domain: str | None, last: str | None

@@ -2,7 +2,7 @@
 
 One YAML file a resource: a list of SQL on FHIR views whose columns carry OMOP names, and around them the rules that
 the specification gives: home table, type concept, status filter, required columns. Here is what they mean; how the
-files are read, and a site's laid over them, is in `mapping_sources`. Nothing is run here: `mapping_check` looks at
+files are read, and a site's laid over them, is in `sources`. Nothing is run here: `mapping_check` looks at
 what only running would show. Everything wrong is a MappingError with file and, where known, line.
 """
 
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.transform.concepts.index import unit_key
-from pipeline.transform.mapping.rule_reads import texts_of_pipeline, texts_of_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
     Row,
@@ -34,6 +33,7 @@ from pipeline.transform.mapping.sources import (
     stamp_problems,
 )
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.rules import RULES
 
 __all__ = [
     "ITEM_NUMBER",
@@ -53,7 +53,7 @@ __all__ = [
 
 #: Names of the value maps' special targets: the row is excluded instead of given a concept.
 EXCLUDE = "exclude"
-#: … or its code means something that a derive function knows.
+#: … or its code means something that a rule knows.
 MEANING = "meaning"
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
@@ -63,7 +63,7 @@ Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
 
 _Rule = TypeVar("_Rule", bound="_Optional")
 
-_KIND = Literal["resource", "event", "entity", "reference_value"]
+_KIND = Literal["resource", "event", "entity", "fact"]
 
 
 class _Model(BaseModel):
@@ -73,43 +73,50 @@ class _Model(BaseModel):
 class _Optional(_Model):
     """A rule that holds only where each named option (pipeline/core/mapping_options.py) has the value, or one of them."""
 
-    option: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    option: Mapping[str, str | tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Named options of the site, each with the value, or values, under which the entry holds.",
+    )
 
     @field_validator("option")
     @classmethod
     def _known(cls, value: Mapping[str, str | tuple[str, ...]]) -> Mapping[str, str | tuple[str, ...]]:
-        for name, wanted in value.items():
+        for name, required in value.items():
             field = MappingOptions.model_fields.get(name)
             if field is None:
                 raise ValueError(f"there is no option {name!r}")
-            for choice in _choices(wanted):
+            for choice in _choices(required):
                 if choice not in get_args(field.annotation):
                     raise ValueError(f"option {name!r} has no value {choice!r}")
         return value
 
     def holds(self, options: MappingOptions) -> bool:
-        return all(getattr(options, name) in _choices(wanted) for name, wanted in self.option.items())
+        return all(getattr(options, name) in _choices(required) for name, required in self.option.items())
 
 
-def _choices(wanted: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (wanted,) if isinstance(wanted, str) else wanted
+def _choices(required: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (required,) if isinstance(required, str) else required
 
 
 class TableRule(_Optional):
     """Home table of rows for which the boolean column `when` is true; without `when`, of all others."""
 
-    table: str
-    when: str | None = None
+    table: str = Field(description="An event table.")
+    when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
 
 
 class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
-    #: Ids, or `VOCABULARY:code` for the standard concept of a code.
-    concept_id: Target | tuple[Target, ...]
-    when: str | None = None
-    #: Only concepts whose table can hold a value count: the value says what they are about.
-    has_value: bool = False
+    concept_id: Target | tuple[Target, ...] = Field(
+        description="A concept id, or `VOCABULARY:code` for the standard concept of a code; of a list the first that the "
+        "vocabulary has."
+    )
+    when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
+    has_value: bool = Field(
+        False,
+        description="Only concepts whose table can hold a value count: the value says what they are about.",
+    )
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -123,18 +130,23 @@ class ConceptRule(_Optional):
 class StatusVariant(_Optional):
     """Values that an option keeps or excludes instead."""
 
-    keep: tuple[str, ...] = ()
-    exclude: Mapping[str, str] = Field(default_factory=dict)
+    keep: tuple[str, ...] = Field((), description="Values that are kept under the option.")
+    exclude: Mapping[str, str] = Field(
+        default_factory=dict, description="Values that are excluded under it: value → reason."
+    )
 
 
 class StatusFilter(_Model):
     """Outcome by the value of a column of the resource view: kept, excluded with a reason, else rejected."""
 
-    column: str
-    keep: tuple[str, ...]
-    exclude: Mapping[str, str] = Field(default_factory=dict)
-    missing: Literal["reject", "keep", "exclude"] = "reject"
-    variants: tuple[StatusVariant, ...] = ()
+    column: str = Field(description="Column of the first view.")
+    keep: tuple[str, ...] = Field(description="Values that are kept.")
+    exclude: Mapping[str, str] = Field(default_factory=dict, description="Value → reason by which it is excluded.")
+    missing: Literal["reject", "keep", "exclude"] = Field(
+        "reject",
+        description="What happens to a resource without the element; `exclude` has the reason `status_missing`.",
+    )
+    variants: tuple[StatusVariant, ...] = Field((), description="Changes of `keep` and `exclude` under options.")
 
     def under(self, options: MappingOptions) -> StatusFilter:
         """The filter with the variants that hold worked in."""
@@ -150,42 +162,54 @@ class StatusFilter(_Model):
 class Exclusion(_Optional):
     """Resources for which the boolean column `when` is true are excluded with `reason`."""
 
-    when: str
-    reason: str
+    when: str = Field(description="A boolean column of the first view.")
+    reason: str = Field(description="Counted in `etl.exclusion`.")
 
 
 class ViewMapping(_Optional):
     """One view of a mapping. `definition` is the ViewDefinition itself, without the keys of this project."""
 
-    name: str
-    kind: _KIND
-    definition: Mapping[str, Any]
-    #: entity: the CDM table whose rows the resource *is*. event: the table of all its rows, whatever their domain.
-    table: str | None = None
-    #: entity: columns that tell several rows of a resource apart.
-    row_key: tuple[str, ...] = ()
-    #: event: where unmapped rows go.
-    home_table: tuple[TableRule, ...] = ()
-    #: event: column of type CodeableConcept or Coding that carries the codes.
-    code: str | None = None
-    #: event: the view whose row of the same resource its rows belong to (observation_event_id).
-    event_of: str | None = None
-    #: event: fixed concepts instead of a code.
-    concept_id: tuple[ConceptRule, ...] = ()
-    #: event: key of vocabulary_priority.yaml.
-    priority: str | None = None
-    type_concept_id: tuple[ConceptRule, ...] = ()
-    #: Named functions of pipeline/transform/rules, applied in order.
-    derive: tuple[str, ...] = ()
-    #: event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource is rejected.
-    #: A `further` row that cannot be made is left out, with an issue; the resource is rejected only where no row is left.
-    row: Literal["own", "further"] | None = None
-    #: Columns without which a row cannot be made.
-    required: tuple[str, ...] = ()
-    #: reference_value: the name of the fact.
-    fact: str | None = None
-    #: reference_value: the value is where the resource's line landed; large content is read there.
-    landed_line: bool = False
+    name: str = Field(description="Of its own in the file, unless options choose between two forms of a view.")
+    kind: _KIND = Field(
+        description="`resource`: one row a resource, for the others to use; the first view. `event`: coded rows, whose table "
+        "the concept's domain decides. `entity`: rows of `table` itself. `fact`: a value for other resources' rows."
+    )
+    definition: Mapping[str, Any] = Field(
+        description="The ViewDefinition: all keys of the view that are not in this table."
+    )
+    table: str | None = Field(
+        None,
+        description="entity: the CDM table whose rows the resource is. event: the table of all its rows, whatever their "
+        "domain.",
+    )
+    row_key: tuple[str, ...] = Field((), description="entity: columns that distinguish several rows of a resource.")
+    home_table: tuple[TableRule, ...] = Field((), description="event: where unmapped rows go; the first that holds.")
+    code: str | None = Field(
+        None, description="event: column of type CodeableConcept or Coding that has the codes; or `concept_id`."
+    )
+    event_of: str | None = Field(
+        None, description="event: the view whose row of the same resource its rows belong to (`observation_event_id`)."
+    )
+    concept_id: tuple[ConceptRule, ...] = Field(
+        (), description="event: fixed concepts instead of a code; the first that holds."
+    )
+    priority: str | None = Field(
+        None, description="event: key of `vocabulary_priority.yaml`: which of several codings counts."
+    )
+    type_concept_id: tuple[ConceptRule, ...] = Field(
+        (), description="event: where the record comes from (domain Type Concept); the first that holds."
+    )
+    derive: tuple[str, ...] = Field((), description="[Rules](#rules), applied in this order.")
+    row: Literal["own", "further"] | None = Field(
+        None,
+        description="event, entity: `own` is the row that decides about the resource: where it cannot be made, the resource "
+        "is rejected. A `further` row that cannot be made is left out, with an issue.",
+    )
+    required: tuple[str, ...] = Field((), description="Columns without which a row cannot be made.")
+    fact: str | None = Field(None, description="fact: its name, by which rules ask for it.")
+    landed_line: bool = Field(
+        False, description="fact: the value is where the resource's line landed; large content is read there."
+    )
 
     @property
     def is_further(self) -> bool:
@@ -238,16 +262,23 @@ def _repeated_paths(node: Mapping[str, Any]) -> Iterator[str]:
 class ResourceMapping(_Model):
     """One file of `mappings/`: everything that happens to one resource type."""
 
-    resource: str
-    #: Resources of a lower order are transformed first: later ones may use the facts that they leave.
-    order: int = 10
-    status: StatusFilter | None = None
-    exclude: tuple[Exclusion, ...] = ()
-    #: Reason by which a resource without a row is excluded, although others use its facts; None: it is loaded by them.
-    alone: str | None = None
-    #: Modifier extensions that the mapping knows; any other rejects the resource (f2o-063).
-    known_modifiers: tuple[str, ...] = ()
-    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)]
+    resource: str = Field(description="The FHIR type; the file is named after it.")
+    order: int = Field(
+        10, description="Types of a lower order are transformed first: later ones may use the facts that they leave."
+    )
+    status: StatusFilter | None = Field(None, description="Which resources make rows, by a code.")
+    exclude: tuple[Exclusion, ...] = Field((), description="Which do not, by boolean columns.")
+    excluded_unless_row: str | None = Field(
+        None,
+        description="Reason by which a resource that makes no row is excluded, although others use its facts. Without it the "
+        "facts are enough.",
+    )
+    known_modifiers: tuple[str, ...] = Field(
+        (), description="Modifier extensions that the mapping knows; any other rejects the resource (f2o-063)."
+    )
+    views: Annotated[tuple[ViewMapping, ...], Field(min_length=1)] = Field(
+        description="What is taken from a resource, and what it becomes."
+    )
 
     @model_validator(mode="after")
     def _first_is_resource(self) -> ResourceMapping:
@@ -285,7 +316,7 @@ class ValueMapEntry:
     """One line of a value map: what a code stands for.
 
     A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
-    derive function makes of the code, which itself is 0 then.
+    rule makes of the code, which itself is 0 then.
     """
 
     system: str
@@ -385,23 +416,11 @@ class Mappings:
         return digest.hexdigest()
 
     def _is_used(self, name: str, mapping: ResourceMapping | None) -> bool:
-        """Whether a type's rows can depend on the value map, constant or priority `name`: when in doubt, yes."""
+        """Whether a type's rows can depend on the value map, constant or priority `name`: a view or a rule asks for it."""
         if mapping is None:
             return False
-        if name in self._used_everywhere or name in {view.priority for view in mapping.views}:
-            return True
-        return texts_of_rules(tuple(sorted({rule for view in mapping.views for rule in view.derive}))).has(name)
-
-    @cached_property
-    def _used_everywhere(self) -> frozenset[str]:
-        """Names that every type's rows go by, or that nobody is known to ask for."""
-        priorities = {view.priority for resource in self.resources.values() for view in resource.views}
-        names = {*self.value_maps, *self.vocabulary_priority, *self.constants}
-        return frozenset(
-            name
-            for name in names
-            if texts_of_pipeline().has(name) or not (name in priorities or texts_of_rules(None).has(name))
-        )
+        asked = (RULES[rule].settings for view in mapping.views for rule in view.derive if rule in RULES)
+        return name in {view.priority for view in mapping.views}.union(*asked)
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:
@@ -414,7 +433,7 @@ def load_mappings(
 ) -> Mappings:
     """Read and check a folder of mappings, with a site's own entries over them, under a site's options.
 
-    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md tells what
+    A site's own are in `<folder>/sites/<site>` and, over those, in `<site_mappings>/<site>`; docs/mapping.md lists what
     they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
     export. Raises MappingError with file and line of the first problem.
     """
@@ -426,7 +445,7 @@ def load_mappings(
 def _loaded(
     folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
 ) -> Mappings:
-    """`_content` tells apart what the same folders held at different times."""
+    """`_content` distinguishes what was in the same folders at different times."""
     reading = read_mappings(folder, site, options, site_mappings)
     if reading.mappings is None:
         first, *others = sorted(reading.problems)
@@ -452,7 +471,7 @@ class MappingReading:
 def read_mappings(
     folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
 ) -> MappingReading:
-    """As `load_mappings`, but everything that is wrong is told at once, and nothing is raised."""
+    """As `load_mappings`, but everything that is wrong is reported at once, and nothing is raised."""
     sources = read_sources(folder, _layers(folder, site, site_mappings))
     problems = list(sources.problems)
     resources = {}
@@ -537,7 +556,7 @@ def _resource(node: yaml.MappingNode, problems: list[MappingProblem]) -> Resourc
 
 
 def _split_view(view: Any, resource: Any) -> Any:
-    """A view in a mapping is a ViewDefinition and this project's keys side by side; tell them apart."""
+    """A view in a mapping is a ViewDefinition and this project's keys side by side; separate them."""
     if not isinstance(view, dict):
         return view
     own = {key: value for key, value in view.items() if key in _VIEW_KEYS}

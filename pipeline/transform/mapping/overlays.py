@@ -68,33 +68,39 @@ class _Overlay:
         return _sequence([*base.value, *own.value], own)
 
     def _status(self, base: yaml.Node, own: yaml.Node) -> yaml.Node:
+        """The filter with the site's values moved to where it says; what it does not name stays."""
         if not isinstance(own, yaml.MappingNode):
             self.problems.append((own, "status must be a mapping: column, keep, exclude, missing, variants"))
             return base
         merged, given = entries(base), entries(own)
-        keep = given["keep"][1].value if "keep" in given else []
-        exclude = entries(given["exclude"][1]) if "exclude" in given else {}
-        if not isinstance(keep, list) or ("exclude" in given and not isinstance(given["exclude"][1], yaml.MappingNode)):
-            self.problems.append((own, "status: keep is a list of values, exclude maps values to reasons"))
+        values = self._status_values(own, given)
+        if values is None:
             return base
+        keep, exclude = values
         kept = {str(node.value) for node in keep}
-        for name in sorted(kept & set(exclude)):
-            self.problems.append((exclude[name][0], f"status: {name} is both kept and excluded"))
         old_keep = [node for node in merged["keep"][1].value if node.value not in exclude and node.value not in kept]
         old_exclude = entries(merged["exclude"][1]) if "exclude" in merged else {}
         left = {name: pair for name, pair in old_exclude.items() if name not in kept}
-        for name in ("column", "missing"):
-            if name in given:
-                merged[name] = given[name]
+        keys = {name: (given.get(name) or merged.get(name) or (_text(name, own),))[0] for name in ("keep", "exclude")}
+        merged |= {name: given[name] for name in given if name not in {"keep", "exclude", "variants"}}
         if "variants" in given:
             key, value = given["variants"]
             merged["variants"] = (key, self._added(merged["variants"][1], value) if "variants" in merged else value)
-        keys = {name: (given.get(name) or merged.get(name) or (_text(name, own),))[0] for name in ("keep", "exclude")}
         merged["keep"] = (keys["keep"], _sequence([*old_keep, *keep], own))
         merged["exclude"] = (keys["exclude"], _mapping({**left, **exclude}, own))
-        unknown = sorted(set(given) - {"column", "keep", "exclude", "missing", "variants"})
-        merged.update({name: given[name] for name in unknown})  # refused with its line when the whole is read
         return _mapping(merged, own)
+
+    def _status_values(self, own: yaml.Node, given: _Entries) -> tuple[list[yaml.Node], _Entries] | None:
+        """What a site's filter keeps and excludes; None, and a problem, where it is not written as that."""
+        keep = given["keep"][1].value if "keep" in given else []
+        excluded = given["exclude"][1] if "exclude" in given else None
+        if not isinstance(keep, list) or not (excluded is None or isinstance(excluded, yaml.MappingNode)):
+            self.problems.append((own, "status: keep is a list of values, exclude maps values to reasons"))
+            return None
+        exclude = entries(excluded) if excluded is not None else {}
+        for name in sorted({str(node.value) for node in keep} & set(exclude)):
+            self.problems.append((exclude[name][0], f"status: {name} is both kept and excluded"))
+        return keep, exclude
 
     # --- views ---
 

@@ -1,7 +1,7 @@
 """The files of a mapping as they are written: YAML nodes and CSV rows that know their file and line.
 
 A site's own folders are laid over the shared one here, entry by entry, so that everything which is made of the result
-can still be told by file and line. What the entries mean is `pipeline.transform.mapping.mappings`'s business.
+can still be reported with file and line. What the entries mean is `pipeline.transform.mapping.mappings`'s business.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ __all__ = [
     "stamp_problems",
 ]
 
+_log = logging.getLogger(__name__)
+
 _PRIORITY = "vocabulary_priority.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
 _TABLES = {
@@ -52,7 +55,7 @@ _STAMP = re.compile(
     rf"\bmeta$|\bmeta\b.*\b(?:{'|'.join(sorted(EXCLUDED_META))})\b|^(?:{'|'.join(sorted(EXCLUDED_META))})\b"
 )
 _VALUE_COLUMNS = ("system", "code", "concept_id")
-#: What tells the rows of a value map apart; a map may do without the last.
+#: What distinguishes the rows of a value map; a map may do without the last.
 _VALUE_KEYS = ("system", "code", "within")
 
 
@@ -155,7 +158,7 @@ def node_at(node: yaml.Node, location: Iterable[Any]) -> yaml.Node:
             if pair is None:
                 return node
             key, value = pair
-            # A value of several lines is told by its key, an entry of a list by itself.
+            # A value of several lines is located by its key, an entry of a list by itself.
             node = value if isinstance(value, yaml.CollectionNode) and value.value else key
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
@@ -188,7 +191,7 @@ class _Text(io.StringIO):
 def _composed(file: Path) -> yaml.Node | None:
     """The nodes of a file, which know it by name. Raises OSError, UnicodeDecodeError, yaml.YAMLError."""
     text = file.read_text(encoding="utf-8")
-    if yaml.__with_libyaml__:  # eight times as fast; what is wrong is told better by the other
+    if yaml.__with_libyaml__:  # eight times as fast; the other reports better what is wrong
         with suppress(yaml.YAMLError):
             return yaml.CSafeLoader(_Text(text, str(file))).get_single_node()
     loader = yaml.SafeLoader(text)
@@ -222,8 +225,8 @@ def _document(file: Path, problems: list[MappingProblem]) -> yaml.MappingNode | 
         return None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None)
-        message = f"is not valid YAML ({said})" if said else "is not valid YAML"
+        reason = getattr(error, "problem", None)
+        message = f"is not valid YAML ({reason})" if reason else "is not valid YAML"
         problems.append(MappingProblem(str(file), mark.line + 1 if mark else 0, message))
         return None
     if not isinstance(node, yaml.MappingNode):
@@ -263,7 +266,30 @@ def _read_resource(found: Sources, file: Path) -> None:
     if pair and named != file.stem:
         found.problems.append(MappingProblem(*line_of(pair[0]), f"resource must be {file.stem}, as the file is named"))
         return
-    found.resources[file.stem] = node
+    found.resources[file.stem] = _with_new_names(node)
+
+
+#: Keys of a mapping, and kinds of view, by the names that they had until 0.2: accepted for one version.
+_RENAMED_KEYS = {"alone": "excluded_unless_row"}
+_RENAMED_KINDS = {"reference_value": "fact"}
+
+
+def _with_new_names(node: yaml.MappingNode) -> yaml.MappingNode:
+    """The document with today's names; an old one is a warning in the log."""
+    for key, value in node.value:
+        _rename(key, _RENAMED_KEYS)
+        for view in value.value if key.value == "views" and isinstance(value, yaml.SequenceNode) else ():
+            kind = entries(view).get("kind")
+            if kind:
+                _rename(kind[1], _RENAMED_KINDS)
+    return node
+
+
+def _rename(node: yaml.Node, names: Mapping[str, str]) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.value in names:
+        new = names[node.value]
+        _log.warning("%s:%d: %s is now called %s; the old name will go.", *line_of(node), node.value, new)
+        node.value = new
 
 
 def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProblem]) -> list[Row]:

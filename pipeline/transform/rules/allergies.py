@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.transform.rules.base import Derivation, as_value
+from pipeline.transform.column_names import issue
+from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value
 from pipeline.transform.rules.conditions import NOT_ACTIVE, at_age
 from pipeline.transform.rules.dates import first_usable, starting, used_visit_start, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
 _SUBSTANCE_DOMAINS = ("Drug", "Device")
 #: Concept classes of SNOMED's things, as opposed to its findings and situations.
 _SUBSTANCE_CLASSES = ("Substance", "Organism", "Physical Object", "Pharma/Biol Product")
 
 
+_ALLERGY_DATE_READS = (
+    "onset_age", "onset_datetime", "onset_period_start", "recorded_date", "last_occurrence", "person_id", "visit_occurrence_id",
+)  # fmt: skip
+_ALLERGY_DATES = (
+    "onset_datetime",
+    "onset_period_start",
+    "onset_by_age",
+    "recorded_date",
+    "visit_start",
+    "last_occurrence",
+)
+_ALLERGY_DATE_WRITES = (
+    *dated("start"),
+    *used_fact("encounter_period"),
+    *used_fact("birth_date__onset"),
+    *("birth_date", "onset_by_age", "visit_start", "visit_end"),
+    issue("date_invalid", "onset_age"),
+    issue("quantity_inexact", "onset_age"),
+)
+_REACTION_WRITES = (
+    *dated("reaction_onset", keeps_text=True),
+    *looked_up("value", "manifestation", by_vocabulary=True),
+    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
+)
+
+
+@rule(
+    reads=_ALLERGY_DATE_READS,
+    writes=_ALLERGY_DATE_WRITES,
+    dates=_ALLERGY_DATES,
+    facts=("birth_date", "encounter_period"),
+)
 def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Onset > recorded > encounter > last occurrence."""
     frame = with_visit_period(at_age(frame, derivation, "onset"), derivation)
@@ -20,17 +54,36 @@ def allergy_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return used_visit_start(starting(frame, derivation, *own, "visit_start", "last_occurrence"), own)
 
 
+@rule(
+    reads=("code",),
+    priorities=("value",),
+)
 def named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows whose code does not name a substance alone: pre-coordinated allergies, "no known allergy", unmapped ones."""
     return frame.filter(~_is_substance(frame, derivation))
 
 
+@rule(
+    reads=("code", "category"),
+    writes=(AS_VALUE, looked_up("category", "category", by_map=True)),
+    value_maps=("allergy_category",),
+    priorities=("value",),
+)
 def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows whose code names a substance alone: it becomes the value. The concept is that of the category, by the mapping."""
     frame = _with_category(frame.filter(_is_substance(frame, derivation)), derivation)
     return as_value(frame, derivation, "value")
 
 
+@rule(
+    reads=("clinical_status",),
+    writes=(
+        looked_up("qualifier", "clinical_status", by_map=True),
+        "qualifier_source_value",
+        issue(NOT_ACTIVE, "clinical_status"),
+    ),
+    value_maps=("allergy_status",),
+)
 def allergy_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """An allergy that is inactive or resolved: the qualifier says so where the row is an observation, an issue everywhere."""
     frame = derivation.look_ups.of_codes(
@@ -38,7 +91,7 @@ def allergy_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     )
     is_over = pl.col("clinical_status").is_in(("inactive", "resolved")).fill_null(False)
     return frame.with_columns(
-        is_over.alias(f"{NOT_ACTIVE}__clinical_status"),
+        is_over.alias(issue(NOT_ACTIVE, "clinical_status")),
         pl.when(is_over).then("clinical_status").alias("qualifier_source_value"),
     )
 
@@ -60,11 +113,25 @@ def _with_category(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.drop("category_set")
 
 
+@rule(
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
+    dates=(*_ALLERGY_DATES, "reaction_onset"),
+    facts=("birth_date", "encounter_period"),
+    priorities=("value",),
+)
 def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Manifestations of what `named_allergy` has a row of."""
     return _reaction(named_allergy(allergy_date(frame, derivation), derivation), derivation)
 
 
+@rule(
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
+    dates=(*_ALLERGY_DATES, "reaction_onset"),
+    facts=("birth_date", "encounter_period"),
+    priorities=("value",),
+)
 def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Manifestations of what `allergy_to_substance` has a row of."""
     frame = allergy_date(frame, derivation)

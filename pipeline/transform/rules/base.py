@@ -1,4 +1,4 @@
-"""What every derive function may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
+"""What every rule may ask for: concepts, value maps, and facts of other resources. Dates are in `dates`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import date
 import polars as pl
 
 from pipeline.core.mapping_options import MappingOptions
+from pipeline.transform.column_names import lacks, unmapped, uses
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
@@ -22,7 +23,7 @@ INPATIENT_VISITS = (9201, 262, 42898160, 8717)
 
 @dataclass(frozen=True)
 class Derivation:
-    """What derive functions may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
+    """What rules may ask for. `fixed` maps a concept id of the mappings to the loaded vocabulary's."""
 
     site_zone: str
     instance_zone: str
@@ -66,6 +67,13 @@ class Derivation:
         return frame.join(values, on=key, how="left", maintain_order="left")
 
 
+#: What `as_value` makes.
+AS_VALUE = (
+    *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped("code")),
+    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
+)
+
+
 def as_value(frame: pl.DataFrame, derivation: Derivation, purpose: str) -> pl.DataFrame:
     """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
     frame = derivation.look_ups.of(frame, "code", "value", purpose=purpose)
@@ -85,5 +93,5 @@ def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Ex
     twice, `name` is the fact's name, `__`, and what for.
     """
     return frame.with_columns(
-        pl.when(when).then(pl.col(key)).alias(f"uses_{name}"), missing.fill_null(False).alias(f"lacks_{name}")
+        pl.when(when).then(pl.col(key)).alias(uses(name)), missing.fill_null(False).alias(lacks(name))
     )

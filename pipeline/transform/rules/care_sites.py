@@ -5,13 +5,34 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
+from pipeline.transform.column_names import IMPLAUSIBLE, unmapped
 from pipeline.transform.rules.base import GENDERS, Derivation
-from pipeline.transform.rules.dates import IMPLAUSIBLE, ending, starting, with_birth_date
+from pipeline.transform.rules.dates import ending, starting, with_birth_date
+from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").
 _PLACE_DOMAIN = "Visit"
 
 
+@rule(
+    reads=("birth_date", "gender", "specialty", "surrogate_id"),
+    writes=(
+        dated("birth_date", keeps_text=True),
+        "year_of_birth",
+        looked_up("gender", "gender", by_map=True),
+        "gender_source_value",
+        "role_specialty",
+        "specialty",
+        looked_up("specialty", "specialty", by_vocabulary=True),
+        "specialty_source_value",
+        "role_care_site",
+        "care_site_id",
+    ),
+    dates=("birth_date",),
+    facts=("provider_care_site", "provider_specialty"),
+    value_maps=("gender",),
+    priorities=("specialty",),
+)
 def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """provider: NPI, sex, year of birth; specialty and care site of the role, whose facts are about this resource: when
     they change, publication has it mapped again."""
@@ -33,6 +54,20 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     )
 
 
+@rule(
+    reads=("place_of_service",),
+    writes=(
+        "place_of_service_concept_id",
+        "place_of_service_source_value",
+        "place_of_service_source_concept_id",
+        "place_of_service_source_system",
+        "place_of_service_meaning",
+        "place_of_service_excludes",
+        unmapped("place_of_service"),
+    ),
+    value_maps=("place_of_service",),
+    priorities=("place",),
+)
 def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """care_site: its kind by the value map, else by a standard concept of domain Visit; present but neither → 0."""
     return derivation.look_ups.of(
@@ -49,6 +84,7 @@ _ROLES = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
 _EMERGENCY = ("ER", "ETU")
 
 
+@rule(reads=("place_of_service",), writes=("value",))
 def emergency_location(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the code by which a location says that it is an emergency room."""
     codings = derivation.sets.codings_of(frame["place_of_service"].drop_nulls().unique(maintain_order=True))
@@ -58,6 +94,25 @@ def emergency_location(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     return frame.join(first, on="place_of_service", how="inner", maintain_order="left")
 
 
+@rule(
+    reads=("start", "end", "kind"),
+    writes=(
+        dated("start", keeps_text=True),
+        dated("end"),
+        "payer_plan_period_start_date",
+        "payer_plan_period_end_date",
+        looked_up("kind", "kind", by_vocabulary=True),
+        "payer_concept_id",
+        "payer_source_concept_id",
+        "payer_source_value",
+        "plan_concept_id",
+        "plan_source_concept_id",
+        "plan_source_value",
+    ),
+    dates=("start", "end"),
+    priorities=("payer",),
+    options=("implausible_dates",),
+)
 def coverage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """payer_plan_period: without an end it lasts until the as-of date of the export; an impossible end is the start.
 

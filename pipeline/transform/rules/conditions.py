@@ -7,8 +7,10 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.transform.rules.base import Derivation, as_value, used
+from pipeline.transform.column_names import issue
+from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, used
 from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
 _MAX_DAYS_OUTSIDE = 7
 
@@ -18,17 +20,30 @@ _TENTATIVE = ("provisional", "differential")
 _REFUTED = ("refuted",)
 
 #: Issue of a condition or allergy that is over, or not active now, where no column of the row says so.
-NOT_ACTIVE = "issue_clinical_status_not_active"
+NOT_ACTIVE = "clinical_status_not_active"
 
 #: What the value maps call the systems of the two statuses.
 _VERIFICATION, _CLINICAL = "verification", "clinical"
 
 
+_QUALIFIER = (*looked_up("qualifier", "verification_status", by_map=True), "qualifier_source_value")
+
+
+@rule(
+    reads=("verification_status",),
+    options=("condition_not_confirmed",),
+)
 def asserted(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows that are conditions of the patient; option condition_not_confirmed says whether tentative ones are."""
     return frame.filter(~_only_observed(derivation))
 
 
+@rule(
+    reads=("verification_status",),
+    writes=_QUALIFIER,
+    value_maps=("condition_qualifier",),
+    options=("condition_not_confirmed",),
+)
 def not_confirmed(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Rows of conditions that the patient does not have, or may not have: observations with a qualifier."""
     return qualified(frame.filter(_only_observed(derivation)), derivation)
@@ -40,6 +55,11 @@ def _only_observed(derivation: Derivation) -> pl.Expr:
     return pl.col("verification_status").is_in(statuses).fill_null(False)
 
 
+@rule(
+    reads=("verification_status",),
+    writes=_QUALIFIER,
+    value_maps=("condition_qualifier",),
+)
 def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds the qualifier of an observation on a condition that is not confirmed; of others NULL."""
     frame = derivation.look_ups.of_codes(
@@ -49,6 +69,60 @@ def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(known).then("verification_status").alias("qualifier_source_value"))
 
 
+@rule(
+    reads=(
+        "onset_age",
+        "onset_datetime",
+        "onset_period_start",
+        "abatement_age",
+        "abatement_datetime",
+        "abatement_period_end",
+        "recorded_date",
+        "clinical_status",
+        "verification_status",
+        "is_encounter_diagnosis",
+        "person_id",
+        "visit_occurrence_id",
+        "surrogate_id",
+    ),
+    writes=(
+        dated("start"),
+        dated("end"),
+        "onset_by_age",
+        "abatement_by_age",
+        "birth_date",
+        used_fact("birth_date__onset"),
+        used_fact("birth_date__abatement"),
+        issue("date_invalid", "onset_age"),
+        issue("date_invalid", "abatement_age"),
+        issue("quantity_inexact", "onset_age"),
+        issue("quantity_inexact", "abatement_age"),
+        issue(NOT_ACTIVE, "clinical_status"),
+        dated("visit_start", keeps_precision=False),
+        dated("visit_end", keeps_precision=False),
+        used_fact("encounter_period"),
+        "visit_occurrence_id",
+        "diagnosis_use",
+        "by_diagnosis",
+        looked_up("clinical", "clinical_status", by_map=True),
+        looked_up("verification", "verification_status", by_map=True),
+        "condition_status_concept_id",
+        "condition_status_source_value",
+    ),
+    dates=(
+        "onset_datetime",
+        "onset_period_start",
+        "onset_by_age",
+        "recorded_date",
+        "visit_start",
+        "abatement_datetime",
+        "abatement_period_end",
+        "abatement_by_age",
+    ),
+    facts=("birth_date", "condition_status", "encounter_period"),
+    value_maps=("condition_status", "diagnosis_use"),
+    options=("condition_resolved", "implausible_dates"),
+)
 def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Start by precedence, end from abatement, status from the encounter's diagnosis, visit only where it fits."""
     frame = (
@@ -91,10 +165,10 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
     unusable = frame.select((has_age & (pl.col("birth_date") != "") & pl.col(target).is_null()).fill_null(False))
     if unusable.to_series().any():
-        frame = frame.with_columns(unusable.to_series().alias(f"issue_date_invalid__{age}"))
+        frame = frame.with_columns(unusable.to_series().alias(issue("date_invalid", age)))
     inexact = frame[age].str.contains(f"^{_COMPARATOR}").fill_null(value=False)
     if inexact.any():
-        frame = frame.with_columns(inexact.alias(f"issue_quantity_inexact__{age}"))
+        frame = frame.with_columns(inexact.alias(issue("quantity_inexact", age)))
     return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 
@@ -142,7 +216,7 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     over = pl.col("clinical_status").is_in(("inactive", "remission", "resolved"))
     is_status = pl.col("by_diagnosis").is_null() & ~tentative & pl.col("clinical_concept_id").is_not_null()
     return frame.with_columns(
-        (over & ~is_status).fill_null(False).alias(f"{NOT_ACTIVE}__clinical_status"),
+        (over & ~is_status).fill_null(False).alias(issue(NOT_ACTIVE, "clinical_status")),
         pl.coalesce("by_diagnosis", by_tentative, "clinical_concept_id", "verification_concept_id").alias(
             "condition_status_concept_id"
         ),
@@ -155,11 +229,28 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     )
 
 
+@rule(
+    reads=("code",),
+    writes=(AS_VALUE,),
+    priorities=("condition",),
+)
 def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a medical history becomes the value of "History of event"."""
     return as_value(frame, derivation, "condition")
 
 
+@rule(
+    reads=("code", "relationship", "recorded_date"),
+    writes=(
+        AS_VALUE,
+        looked_up("qualifier", "relationship", by_map=True, by_vocabulary=True),
+        "qualifier_source_value",
+        dated("start"),
+    ),
+    dates=("recorded_date",),
+    value_maps=("family_relationship",),
+    priorities=("condition", "value"),
+)
 def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a relative becomes the value of "Family history of clinical finding"; the relative its qualifier."""
     frame = derivation.look_ups.of(frame, "relationship", "qualifier", value_map="family_relationship", purpose="value")

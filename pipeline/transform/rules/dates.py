@@ -18,12 +18,13 @@ from typing import Literal
 import polars as pl
 
 from pipeline.fhir.datetimes import is_open_end, parsed, ten_characters
+from pipeline.transform.column_names import IMPLAUSIBLE, is_issue, is_precision, issue, issue_parts, of_precision
 from pipeline.transform.rules.base import Derivation, used
+from pipeline.transform.rules.declaration import rule
 
 __all__ = [
     "DATE_OUT_OF_RANGE",
     "FIRST_YEAR",
-    "IMPLAUSIBLE",
     "ending",
     "first_usable",
     "given_by_none",
@@ -38,8 +39,6 @@ __all__ = [
 
 #: Years before this one are no dates of a patient who is in an electronic record; Epic's own zero is in 1840.
 FIRST_YEAR = 1850
-#: Boolean column, there only where a row has it: the date that counts is a sentinel, or out of range.
-IMPLAUSIBLE = "is_implausible"
 DATE_OUT_OF_RANGE = "date_out_of_range"
 
 #: The zero of Unix clocks, which systems write for "unknown"; of births it is the zero of others.
@@ -225,7 +224,7 @@ def _with_issues(
 ) -> pl.DataFrame:
     """Adds `issue_<code>__<column>` where a flag is set. `rows`: the positions that the flags are about, None: all."""
     for column, flag in flags.items():
-        frame = _flagged(frame, f"issue_{code}__{column}", flag.fill_null(False), rows)
+        frame = _flagged(frame, issue(code, column), flag.fill_null(False), rows)
     return frame
 
 
@@ -238,14 +237,14 @@ def _flagged(frame: pl.DataFrame, name: str, flag: pl.Series, rows: pl.Series | 
 
 
 def without_issues(frame: pl.DataFrame, columns: Iterable[str]) -> pl.DataFrame:
-    """Without the issues of these columns, which are told elsewhere, and without what says that they were imputed."""
+    """Without the issues of these columns, which are reported elsewhere, and without what says that they were imputed."""
     columns = set(columns)
     return frame.drop(
         name
         for name in frame.columns
         if name == IMPLAUSIBLE
-        or (name.startswith("issue_") and name.partition("__")[2] in columns)
-        or (name.endswith("_precision") and name.removesuffix("_precision") in columns)
+        or (is_issue(name) and issue_parts(name)[1] in columns)
+        or (is_precision(name) and of_precision(name) in columns)
     )
 
 
@@ -261,6 +260,10 @@ def with_birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     return first_usable(frame, derivation, "birth_date", "birth_date", kind="birth")
 
 
+@rule(
+    reads=("start", "end"),
+    writes=("value",),
+)
 def open_period(frame: pl.DataFrame, _derivation: Derivation) -> pl.DataFrame:
     """Fact: the start of what has no end, or one that says that there is none."""
     value = pl.when(is_open_end(pl.col("end")).fill_null(True)).then("start")
@@ -284,7 +287,7 @@ def with_visit_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
 def visit_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds visit_start_date, visit_end_date …; what is wrong with them is an issue of the encounter's own."""
     implausible = [IMPLAUSIBLE] if IMPLAUSIBLE in frame.columns else []
-    kept = [*implausible, *(name for name in frame.columns if name.startswith("issue_"))]
+    kept = [*implausible, *(name for name in frame.columns if is_issue(name))]
     before = frame.select(kept)
     frame = first_usable(frame, derivation, "visit_start", "visit_start")
     frame = ending(frame, derivation, "visit_end", name="visit_end", start="visit_start")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
+from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting
+from pipeline.transform.rules.declaration import dated, rule, used_fact
 
 _SCHEMA = {
     "summary": pl.String,
@@ -17,12 +19,27 @@ _SCHEMA = {
 }
 
 
+@rule(
+    reads=("code", "device_reference", "contained_device", "lacks_contained"),
+    writes=(
+        "code",
+        "summary",
+        "device_code",
+        "referenced_device",
+        "unique_device_id",
+        "lot_number",
+        "manufacture_date",
+        used_fact("device"),
+        issue("reference_contained", "device_reference"),
+    ),
+    facts=("device",),
+)
 def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device.
 
     A contained one that is not there is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__device_reference"))
+    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "device_reference")))
     frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
     by_reference = pl.col("device_reference").is_not_null()
     frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
@@ -37,6 +54,32 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.coalesce("code", "device_code").alias("code"))
 
 
+@rule(
+    reads=(
+        "timing_datetime",
+        "timing_period_start",
+        "timing_period_end",
+        "timing_bounds_start",
+        "timing_bounds_end",
+        "timing_event_unusable",
+        "timing_event",
+        "recorded_on",
+        "manufacture_date",
+    ),
+    writes=(dated("start"), dated("end"), issue("start_is_manufacture_date")),
+    dates=(
+        "timing_datetime",
+        "timing_period_start",
+        "timing_bounds_start",
+        "timing_event_unusable",
+        "timing_event",
+        "recorded_on",
+        "manufacture_date",
+        "timing_period_end",
+        "timing_bounds_end",
+    ),
+    options=("device_start", "implausible_dates"),
+)
 def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The use's own timing, else when it was recorded; by option the date of manufacture, which is flagged."""
     timing = ("timing_datetime", "timing_period_start", "timing_bounds_start", "timing_event_unusable", "timing_event")
@@ -44,11 +87,16 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()
-    frame = frame.with_columns(made.alias("issue_start_is_manufacture_date"))
+    frame = frame.with_columns(made.alias(issue("start_is_manufacture_date")))
     return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
 
 
+@rule(
+    reads=("manufacture_date",),
+    writes=(dated("start"), issue("start_is_manufacture_date")),
+    dates=("manufacture_date",),
+)
 def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A device by itself, under its option: from the date of manufacture, which is flagged."""
     frame = starting(frame, derivation, "manufacture_date")
-    return frame.with_columns(pl.lit(True).alias("issue_start_is_manufacture_date"))
+    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")))

@@ -7,16 +7,34 @@ from typing import Literal
 import orjson
 import polars as pl
 
+from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
+
+_STRENGTH = (
+    *("amount_value", "amount_unit_concept_id", "numerator_value", "numerator_unit_concept_id"),
+    *("denominator_value", "denominator_unit_concept_id"),
+)
 
 
+@rule(
+    reads=("code", "medication_reference", "medication_display", "lacks_contained"),
+    writes=(
+        "code",
+        "by_reference",
+        "referenced_code",
+        used_fact("medication_code"),
+        issue("reference_contained", "medication_reference"),
+    ),
+    facts=("medication_code",),
+)
 def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The code of the referenced Medication where the request has none; else the reference's display as text.
 
     A contained medication that is not there, or has no code, is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias("issue_reference_contained__medication_reference"))
+    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "medication_reference")))
     by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
     frame = frame.with_columns(by_reference.alias("by_reference"))
     found = derivation.facts("medication_code", frame.filter("by_reference")["medication_reference"].unique())
@@ -39,6 +57,39 @@ _MOST_SUPPLY_DAYS = 3650
 _LAST_YEAR = 9999
 
 
+@rule(
+    reads=(
+        "authored_on",
+        "bounds_end",
+        "bounds_end_unusable",
+        "bounds_length",
+        "validity_end",
+        "supply_value",
+        "supply_unit",
+        "quantity",
+        "daily_dose",
+        "is_inpatient",
+        "is_said_to_be_reported",
+        "is_reported_by_patient",
+        "inexact_supply",
+        "inexact_bounds",
+        "visit_occurrence_id",
+    ),
+    writes=(
+        dated("start"),
+        dated("end"),
+        "bounds_by_length",
+        "days_supply",
+        dated("visit_start", keeps_precision=False),
+        dated("visit_end", keeps_precision=False),
+        used_fact("encounter_period"),
+        issue("quantity_inexact", "inexact_supply"),
+        issue("quantity_inexact", "inexact_bounds"),
+    ),
+    dates=("authored_on", "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end"),
+    facts=("encounter_period",),
+    options=("implausible_dates",),
+)
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only.
 
@@ -64,7 +115,7 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     by_days = _days_after_start(days)
     return frame.with_columns(
         *(
-            pl.col(name).is_not_null().alias(f"issue_quantity_inexact__{name}")
+            pl.col(name).is_not_null().alias(issue("quantity_inexact", name))
             for name in ("inexact_supply", "inexact_bounds")
         ),
         supply.alias("days_supply"),
@@ -72,6 +123,12 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     )
 
 
+@rule(
+    reads=("effective_datetime", "effective_period_start", "effective_period_end"),
+    writes=(dated("start"), dated("end")),
+    dates=("effective_datetime", "effective_period_start", "effective_period_end"),
+    options=("implausible_dates",),
+)
 def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """From the instant or period in which the drug was given; without an end it ends when it starts."""
     frame = starting(frame, derivation, "effective_datetime", "effective_period_start")
@@ -82,12 +139,23 @@ def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl
     )
 
 
+@rule(
+    reads=("code", "dose_value", "dose_unit", "dose_unit_source_value", "dosage_text", "dose_text", "rate_text"),
+    writes=(
+        "quantity",
+        "sig",
+        "dose_unit_source_value",
+        looked_up("dose_unit", "dose_unit", by_vocabulary=True),
+        _STRENGTH,
+    ),
+    priorities=("drug", "unit"),
+)
 def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """quantity of what was given, where the dose's unit fits the drug's strength; else the dose is in sig.
 
     OHDSI's convention: a quantity counts pieces where the strength is an amount (5 mg of a 5 MG tablet is 1), and is in
     the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
-    is not the dose itself, sig holds that as well and there is no dose unit beside it to be misread.
+    is not the dose itself, sig holds that as well and no dose unit stands beside it to be misread.
     """
     frame = derivation.look_ups.of(frame, "dose_unit", "dose_unit", purpose="unit")
     strength = _single_strength(frame, derivation)
@@ -137,6 +205,11 @@ def _single_strength(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     return drugs.join(by_drug, on="drug_concept_id", how="inner").drop("drug_concept_id")
 
 
+@rule(
+    reads=("handed_over", "prepared", "supply_value", "supply_unit"),
+    writes=(dated("start"), "days_supply", "end_date"),
+    dates=("handed_over", "prepared"),
+)
 def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Handed over, else prepared; the end by the days of supply alone, none are invented. A bare number is of days."""
     frame = starting(frame, derivation, "handed_over", "prepared")
@@ -148,6 +221,12 @@ def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataF
     )
 
 
+@rule(
+    reads=("effective_datetime", "effective_period_start", "effective_period_end", "date_asserted"),
+    writes=(dated("start"), dated("end")),
+    dates=("effective_datetime", "effective_period_start", "effective_period_end", "date_asserted"),
+    options=("implausible_dates",),
+)
 def drug_statement_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The period stated, else when it was stated."""
     frame = starting(frame, derivation, "effective_datetime", "effective_period_start", "date_asserted")
@@ -170,11 +249,31 @@ def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"]) -> pl.Expr:
     return pl.when(whole.is_between(1, _MOST_SUPPLY_DAYS)).then(whole).cast(pl.Int64)
 
 
+@rule(
+    reads=("route",),
+    writes=(looked_up("route", "route", by_vocabulary=True), "route_source_value"),
+    priorities=("value",),
+)
 def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The route by the vocabulary."""
     frame = derivation.look_ups.of(frame, "route", "route", purpose="value")
     return frame.with_columns(pl.col("route_source_code").alias("route_source_value"))
 
 
+@rule(
+    reads=("occurrence", "recorded", "route", "is_subpotent"),
+    writes=(
+        dated("start"),
+        "end_date",
+        "end_datetime",
+        looked_up("route", "route", by_map=True, by_vocabulary=True),
+        "route_source_value",
+        issue("dose_subpotent", "is_subpotent"),
+    ),
+    dates=("occurrence", "recorded"),
+    value_maps=("immunization_route",),
+    priorities=("value",),
+)
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One day: of the dose, else when it was recorded (a text may say when it was given).
 
@@ -186,5 +285,5 @@ def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
         pl.col("route_source_code").alias("route_source_value"),
-        pl.col("is_subpotent").fill_null(False).alias("issue_dose_subpotent__is_subpotent"),
+        pl.col("is_subpotent").fill_null(False).alias(issue("dose_subpotent", "is_subpotent")),
     )

@@ -6,11 +6,28 @@ import re
 
 import polars as pl
 
+from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting, used_visit_start, with_visit_period
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 from pipeline.transform.rules.observations import NUMBER_TEXT
 
+_TEXT = (
+    *("note_text", "encoding_concept_id", "binary_reference", "binary_line"),
+    *used_fact("binary"),
+    *looked_up("language", "language", by_map=True),
+)
 
+
+@rule(
+    reads=("note_text", "is_unsupported", "language", "document_date", "context_period_start", "visit_occurrence_id"),
+    optional=("binary_reference",),
+    writes=(_TEXT, dated("start"), "visit_start", "visit_end", used_fact("encounter_period"), "exclude_reason"),
+    dates=("document_date", "context_period_start", "visit_start"),
+    facts=("binary", "encounter_period"),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+)
 def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A document: its date, else the beginning of what it documents, else of the visit. Without a text no row."""
     frame = _with_text(with_visit_period(frame, derivation), derivation)
@@ -20,17 +37,31 @@ def document_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(pl.col("note_text").is_null()).then(reason).alias("exclude_reason"))
 
 
+@rule(
+    reads=("note_text", "language"),
+    optional=("binary_reference",),
+    writes=_TEXT,
+    facts=("binary",),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+)
 def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """A text of a report; a form without a text is no row. The report's own row says so: `report_texts`."""
+    """A text of a report; a form without a text makes no row. The report's own row says so: `report_texts`."""
     return _with_text(frame, derivation).filter(pl.col("note_text").is_not_null())
 
 
+@rule(
+    reads=("is_unsupported",),
+    writes=(issue("note_text_unsupported"),),
+    options=("notes",),
+)
 def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Issue note_text_unsupported of a report with a form that is no text, where notes are loaded."""
+    """Issue note_text_unsupported of a report with a form that is not text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
-    return frame.with_columns(flagged.fill_null(False).alias("issue_note_text_unsupported"))
+    return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
 
 
+@rule(reads=("code",), writes=("exclude_reason",), priorities=("lab",), options=("notes",))
 def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Without rows whose code is one of documents (domain Note): a report's texts are its notes, and it has no value.
 
@@ -42,6 +73,12 @@ def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
 
 
+@rule(
+    reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
+    writes=("exclude_reason",),
+    priorities=("lab",),
+    options=("notes",),
+)
 def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note."""
     values = ("value_as_number", "value_as_concept_id", "value_boolean")
@@ -53,6 +90,13 @@ def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
 
 
+@rule(
+    reads=("code", "note_text", "language"),
+    writes=("encoding_concept_id", looked_up("language", "language", by_map=True)),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+    priorities=("lab",),
+)
 def observation_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The text of an observation whose code is one of documents, and no number."""
     is_number = frame["note_text"].str.contains(NUMBER_TEXT)

@@ -5,19 +5,11 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
+from pipeline.transform.column_names import exact
 from pipeline.transform.converters import COMPARATORS
-from pipeline.transform.routing import EXACT
 from pipeline.transform.rules.base import Derivation
 from pipeline.transform.rules.dates import starting
-
-
-def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
-
-    Of these, those that the resource has: a DiagnosticReport has no Timing.
-    """
-    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
-
+from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 _DATES = (
     "effective_datetime",
@@ -27,6 +19,37 @@ _DATES = (
     "effective_timing_event",
     "issued",
 )
+
+#: What `observation_value` reads of a value and its unit, what it makes, and the constants that it asks for.
+VALUE_COLUMNS = (
+    *("value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"),
+    *("value_comparator", "unit", "unit_text"),
+)
+VALUE_OPTIONAL = (exact("value_quantity"),)
+VALUE_WRITES = (
+    *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_concept_id", "value_source_value"),
+    *(name for name in looked_up("value", "value_code", by_vocabulary=True) if name != "value_source_code"),
+    "text_concept_id",
+    *("string_number", exact("string_number"), "string_comparator", "operator_concept_id"),
+    *looked_up("unit", "unit", by_vocabulary=True),
+    "unit_source_value",
+    *looked_up("interpretation", "interpretation", by_map=True),
+    *("qualifier_concept_id", "qualifier_source_value"),
+)
+VALUE_CONSTANTS = (*COMPARATORS.values(), "value_true", "value_false")
+
+
+@rule(
+    optional=_DATES,
+    writes=(dated("start"),),
+    dates=_DATES,
+)
+def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """effectiveDateTime > effectiveInstant > effectivePeriod.start > the first usable event of effectiveTiming > issued.
+
+    Of these, those that the resource has: a DiagnosticReport has no Timing.
+    """
+    return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
 
 
 #: A decimal with or without comparator: groups comparator and number.
@@ -39,6 +62,15 @@ _TITRE_TEXT = r"^\s*(<=|>=|<|>)?\s*1\s*:\s*([0-9]+)\s*$"
 _VALUE_TEXT = "text"
 
 
+@rule(
+    reads=(*VALUE_COLUMNS, "interpretation", "is_data_absent"),
+    optional=VALUE_OPTIONAL,
+    writes=VALUE_WRITES,
+    value_maps=("interpretation", "value_text"),
+    priorities=("unit", "value"),
+    constants=VALUE_CONSTANTS,
+    options=("data_absent",),
+)
 def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """value[x], unit, range and interpretation → OMOP value columns.
 
@@ -121,20 +153,20 @@ def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
     ]
     if long:
         is_long = pl.col("string_number_text").is_in(long)
-        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(f"string_number{EXACT}"))
+        frame = frame.with_columns(pl.when(is_long).then("string_number_text").alias(exact("string_number")))
     return frame.drop("string_number_text")
 
 
 def _with_exact_value(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds value_as_number_exact where a number has more digits than a double holds, in its own type or in a string."""
-    sources = [f"{name}{EXACT}" for name in ("value_quantity", "string_number") if f"{name}{EXACT}" in frame.columns]
-    return frame.with_columns(pl.coalesce(sources).alias(f"value_as_number{EXACT}")) if sources else frame
+    sources = [name for name in map(exact, ("value_quantity", "string_number")) if name in frame.columns]
+    return frame.with_columns(pl.coalesce(sources).alias(exact("value_as_number"))) if sources else frame
 
 
 def _number_text(frame: pl.DataFrame) -> pl.Expr:
     """The number as the source wrote it, with its comparator."""
     quantity = pl.col("value_quantity").cast(pl.String).str.strip_suffix(".0")
-    if f"value_quantity{EXACT}" in frame.columns:
-        quantity = pl.coalesce(f"value_quantity{EXACT}", quantity)
+    if exact("value_quantity") in frame.columns:
+        quantity = pl.coalesce(exact("value_quantity"), quantity)
     number = pl.coalesce(pl.col("value_integer").cast(pl.String), quantity)
     return pl.when(number.is_not_null()).then(pl.col("value_comparator").fill_null("") + number)

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.transform.concepts.look_ups import UNMAPPED
+from pipeline.transform.column_names import IMPLAUSIBLE, issue, unmapped
 from pipeline.transform.rules.base import GENDERS, Derivation
-from pipeline.transform.rules.dates import IMPLAUSIBLE, first_usable, with_birth_date, without_issues
+from pipeline.transform.rules.dates import first_usable, with_birth_date, without_issues
+from pipeline.transform.rules.declaration import dated, looked_up, rule
+
+_RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind in ("", "_detailed", "_other"))
 
 
+@rule(
+    reads=("birth_date", "birth_sex", "sex", "gender", "deceased_boolean", *_RACE_COLUMNS),
+    writes=(
+        dated("birth_date", keeps_text=True),
+        "year_of_birth",
+        "month_of_birth",
+        "day_of_birth",
+        "birth_datetime",
+        looked_up("birth_sex", "birth_sex", by_map=True),
+        looked_up("sex", "sex", by_map=True),
+        looked_up("by_gender", "gender", by_map=True),
+        "gender_concept_id",
+        "gender_source_value",
+        "race_concept_id",
+        "race_source_value",
+        unmapped("race"),
+        "ethnicity_concept_id",
+        "ethnicity_source_value",
+        unmapped("ethnicity"),
+        issue("death_without_date"),
+        "rank",
+        "rank_right",
+    ),
+    dates=("birth_date",),
+    value_maps=("gender", "race", "ethnicity"),
+    constants=("race_mixed",),
+)
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """person: birth as far as known, sex (at birth, else of US Core, else the administrative gender), race and
     ethnicity (OMB), no identifying value."""
@@ -30,14 +60,14 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .then(by_sex)
         .otherwise(pl.col("by_gender_concept_id").fill_null(0))
         .alias("gender_concept_id"),
-        pl.when(by_sex == 0).then(f"{UNMAPPED}gender").alias(f"{UNMAPPED}gender"),
+        pl.when(by_sex == 0).then(unmapped("gender")).alias(unmapped("gender")),
         pl.when(at_birth)
         .then("birth_sex")
         .when(by_sex != 0)
         .then("sex")
         .otherwise(pl.coalesce("gender", "birth_sex", "sex"))
         .alias("gender_source_value"),
-        pl.col("deceased_boolean").fill_null(False).alias("issue_death_without_date"),
+        pl.col("deceased_boolean").fill_null(False).alias(issue("death_without_date")),
     )
     frame = _omb_category(frame, derivation, "race", derivation.constant("race_mixed"))
     return _omb_category(frame, derivation, "ethnicity", 0)
@@ -76,7 +106,7 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
     return frame.with_columns(
         concept.alias(f"{name}_concept_id"),
         pl.col("code").alias(f"{name}_source_value"),
-        pl.when(pl.col("known").is_null()).then("unknown").alias(f"{UNMAPPED}{name}"),
+        pl.when(pl.col("known").is_null()).then("unknown").alias(unmapped(name)),
     ).drop(key, "known", "concept_id", "code", "unknown")
 
 
@@ -85,7 +115,7 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
 
     `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
 
-    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is no category.
+    A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is not a category.
     """
     given = pl.concat(
         frame.select(key, pl.col(column).alias("code_set"), pl.lit(rank, dtype=pl.Int8).alias("rank"))
@@ -105,7 +135,7 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
     )
     rolled = pl.when(pl.col("rank") == _DETAILED).then("by_group")
     given = given.with_columns(pl.coalesce("concept_id", rolled).alias("concept_id"))
-    is_own, is_omb = pl.col(f"{UNMAPPED}code_set").is_null(), pl.col("concept_id").is_not_null()
+    is_own, is_omb = pl.col(unmapped("code_set")).is_null(), pl.col("concept_id").is_not_null()
     return given.select(
         key,
         "rank",
@@ -138,6 +168,20 @@ def _known(codings: pl.DataFrame) -> pl.DataFrame:
     return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
 
 
+@rule(
+    reads=("surrogate_id", *_RACE_COLUMNS),
+    writes=(
+        "person_id",
+        "start_date",
+        "start_datetime",
+        "value_as_concept_id",
+        "value_source_value",
+        "concept_id",
+        "code",
+        "person_row",
+    ),
+    value_maps=("race", "ethnicity"),
+)
 def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each race, and each ethnicity, of a person who has more than one of it (Themis).
 
@@ -160,12 +204,22 @@ def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     )
 
 
+@rule(
+    reads=("surrogate_id", *_RACE_COLUMNS),
+    writes=("value", "person_row"),
+    value_maps=("race", "ethnicity"),
+)
 def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the resource has rows of `race_observations`; its value says how many."""
     rows = race_observations(frame, derivation).group_by("person_row").len("value")
     return frame.with_row_index("person_row").join(rows, on="person_row", how="inner", maintain_order="left")
 
 
+@rule(
+    reads=("birth_date",),
+    writes=("value", dated("birth_date", keeps_text=True)),
+    dates=("birth_date",),
+)
 def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the year of a birth of which no more is known; derived/birth_dates.sql looks for records in it."""
     return (
@@ -175,6 +229,11 @@ def birth_year_only(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     )
 
 
+@rule(
+    reads=("birth_date",),
+    writes=("value", dated("birth_date", keeps_text=True)),
+    dates=("birth_date",),
+)
 def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the birth date, as FHIR writes it, for ages; '' where it is none from which an age could be counted."""
     frame = with_birth_date(frame, derivation)
@@ -184,6 +243,18 @@ def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(known).then("birth_date").otherwise(pl.lit("")).alias("value"))
 
 
+@rule(
+    reads=("birth_date", "deceased_datetime", "surrogate_id"),
+    writes=(
+        dated("birth_date", keeps_text=True, keeps_precision=False),
+        dated("deceased_datetime", keeps_text=True),
+        "death_date",
+        "death_datetime",
+        "death_type_concept_id",
+        "person_id",
+    ),
+    dates=("deceased_datetime",),
+)
 def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """death: month known → its last day; year only → 31 December (Themis). None before birth: it would end what follows.
 
@@ -198,7 +269,7 @@ def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     early = early.fill_null(value=False)
     if early.any():
         alive = pl.when(~early).then("death_date").alias("death_date")
-        frame = frame.with_columns(alive, early.alias("issue_end_before_start__deceased_datetime"))
+        frame = frame.with_columns(alive, early.alias(issue("end_before_start", "deceased_datetime")))
     return frame.with_columns(
         pl.coalesce(last.cast(pl.Datetime("us")), "deceased_datetime_datetime").alias("death_datetime"),
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),

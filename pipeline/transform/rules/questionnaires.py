@@ -8,9 +8,18 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting
-from pipeline.transform.rules.observations import NUMBER_TEXT, observation_value
+from pipeline.transform.rules.declaration import dated, rule, used_fact
+from pipeline.transform.rules.observations import (
+    NUMBER_TEXT,
+    VALUE_COLUMNS,
+    VALUE_CONSTANTS,
+    VALUE_OPTIONAL,
+    VALUE_WRITES,
+    observation_value,
+)
 
 _LOINC = "http://loinc.org"
 _LOINC_CODE = re.compile(r"(?:.*/)?([0-9]{1,7})-([0-9])")
@@ -18,6 +27,12 @@ _LOINC_CODE = re.compile(r"(?:.*/)?([0-9]{1,7})-([0-9])")
 _QUESTION = ["questionnaire", "link_id", "item_code", "questionnaire_codes"]
 
 
+@rule(
+    reads=("code", "item_code", "link_id", "questionnaire", "questionnaire_key"),
+    writes=("code", "questionnaire_codes", used_fact("questionnaire_codes")),
+    facts=("questionnaire_codes",),
+    options=("questionnaire_codes",),
+)
 def question(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds code: the item's own codings, the Questionnaire's, a LOINC code in the linkId, the linkId itself."""
     key = "questionnaire_key"
@@ -60,12 +75,29 @@ def loinc_code(link_id: str) -> str | None:
     return f"{match[1]}-{match[2]}" if (10 - total % 10) % 10 == int(match[2]) else None
 
 
+@rule(
+    reads=("authored", *VALUE_COLUMNS),
+    optional=VALUE_OPTIONAL,
+    writes=(
+        dated("start"),
+        "value_string",
+        "interpretation",
+        "is_data_absent",
+        issue("answer_text_dropped"),
+        VALUE_WRITES,
+    ),
+    dates=("authored",),
+    value_maps=("interpretation", "value_text"),
+    priorities=("unit", "value"),
+    constants=VALUE_CONSTANTS,
+    options=("data_absent", "questionnaire_text"),
+)
 def answer(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Date and value. Free text is dropped unless it is a number, or the site keeps it (option questionnaire_text)."""
     if derivation.options.questionnaire_text == "drop":
         is_text = (~pl.col("value_string").str.contains(NUMBER_TEXT)).fill_null(False)
         frame = frame.with_columns(
-            is_text.alias("issue_answer_text_dropped"), pl.when(~is_text).then("value_string").alias("value_string")
+            is_text.alias(issue("answer_text_dropped")), pl.when(~is_text).then("value_string").alias("value_string")
         )
     frame = frame.with_columns(
         pl.lit(None, dtype=pl.Int32).alias("interpretation"), pl.lit(False).alias("is_data_absent")

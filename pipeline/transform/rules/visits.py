@@ -5,9 +5,10 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.fhir.datetimes import is_open_end
-from pipeline.transform.concepts.look_ups import UNMAPPED
+from pipeline.transform.column_names import unmapped
 from pipeline.transform.rules.base import INPATIENT_VISITS, Derivation
 from pipeline.transform.rules.dates import ending, first_usable, starting, without_issues
+from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 ACT_CODES = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 #: The codes of FHIR's own lists are asked after those of NUBC and of the site: they are what others were turned into.
@@ -15,6 +16,43 @@ _ADMIT_SOURCES = "http://terminology.hl7.org/CodeSystem/admit-source"
 _DISPOSITIONS = "http://terminology.hl7.org/CodeSystem/discharge-disposition"
 
 
+_VISIT_CONCEPT = (
+    *("visit_concept_id", "exclude_reason", "by_type", "type_excludes", "type_known"),
+    *("class_concept_id", "class_code", "class_system", "class_meaning", "class_excludes", unmapped("class")),
+)
+_DISPOSITION = looked_up("discharged_to", "discharge_disposition", by_map=True)
+_STAY = (
+    *(name for name in _VISIT_CONCEPT if name != unmapped("class")),
+    *dated("start", keeps_text=True, keeps_precision=False),
+    *dated("end", keeps_precision=False),
+    *dated("stay_start"),
+    *dated("stay_end"),
+    "is_open_stay",
+)
+
+
+@rule(
+    reads=("start", "end", "class", "former_classes", "types", "admit_source", "discharge_disposition"),
+    writes=(
+        _VISIT_CONCEPT,
+        dated("start", keeps_text=True),
+        dated("end"),
+        looked_up("admitted_from", "admit_source", by_map=True),
+        "admitted_from_source_value",
+        _DISPOSITION,
+        "discharged_to_source_value",
+        "visit_start_date",
+        "visit_start_datetime",
+        "visit_end_date",
+        "visit_end_datetime",
+        "visit_type_concept_id",
+        "visit_source_value",
+    ),
+    dates=("start", "end"),
+    value_maps=("encounter_class", "encounter_type", "admit_source", "discharge_disposition"),
+    constants=("visit_type_ehr_encounter", "visit_emergency_and_inpatient"),
+    options=("observation_encounter", "implausible_dates"),
+)
 def visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """visit_occurrence: kind by class and type, missing end by kind (outpatient: start; inpatient: as-of)."""
     frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
@@ -58,7 +96,7 @@ def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(
         pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
         pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
-        pl.when(~by_type).then(pl.coalesce(f"{UNMAPPED}class", missing)).alias(f"{UNMAPPED}class"),
+        pl.when(~by_type).then(pl.coalesce(unmapped("class"), missing)).alias(unmapped("class")),
     ).drop("visit_row")
 
 
@@ -100,6 +138,13 @@ def _by_type(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     )
 
 
+@rule(
+    reads=("class", "former_classes", "types"),
+    writes=(_VISIT_CONCEPT, "value"),
+    constants=("visit_emergency_and_inpatient",),
+    options=("observation_encounter",),
+    value_maps=("encounter_class", "encounter_type"),
+)
 def inpatient_visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the concept of a visit in which the patient stays."""
     frame = visit_concept(frame, derivation)
@@ -111,17 +156,30 @@ def inpatient_visit(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
 _DIAGNOSIS_ROLES = "http://terminology.hl7.org/CodeSystem/diagnosis-role"
 
 
+@rule(
+    reads=("diagnosis_use", "rank"),
+    writes=(
+        "value",
+        "use_concept_id",
+        "use_source_code",
+        "use_source_system",
+        "use_meaning",
+        "use_excludes",
+        unmapped("diagnosis_use"),
+    ),
+    value_maps=("diagnosis_use",),
+)
 def diagnosis_use(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact about the condition: the code of its use where that has a status in the value map, else by its rank."""
     own, look_ups = "use_as_role", derivation.look_ups
     frame = frame.with_columns(_as_roles(frame["diagnosis_use"], derivation).alias(own))
     frame = look_ups.of(frame, own, "use", value_map="diagnosis_use", element=own)
     by_rank = pl.when(pl.col("rank") == 1).then(pl.lit("1")).when(pl.col("rank").is_not_null()).then(pl.lit("other"))
-    unknown = pl.col(f"{UNMAPPED}{own}").is_not_null()
+    unknown = pl.col(unmapped(own)).is_not_null()
     return frame.with_columns(
         pl.when(pl.col("use_concept_id") != 0).then("use_source_code").otherwise(by_rank).alias("value"),
-        pl.when(unknown).then("diagnosis_use").alias(f"{UNMAPPED}diagnosis_use"),
-    ).drop(own, f"{UNMAPPED}{own}")
+        pl.when(unknown).then("diagnosis_use").alias(unmapped("diagnosis_use")),
+    ).drop(own, unmapped(own))
 
 
 def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
@@ -138,6 +196,25 @@ def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
     return uses.replace_strict(numbers, default=None, return_dtype=pl.Int32)
 
 
+@rule(
+    reads=("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types", "surrogate_id"),
+    writes=(
+        _STAY,
+        "care_site_id",
+        "visit_occurrence_id",
+        "visit_detail_concept_id",
+        "visit_detail_start_date",
+        "visit_detail_start_datetime",
+        "visit_detail_end_date",
+        "visit_detail_end_datetime",
+        "visit_detail_type_concept_id",
+        "visit_detail_source_value",
+    ),
+    dates=("place_start", "place_end"),
+    constants=("visit_type_ehr_encounter", "visit_emergency_and_inpatient"),
+    options=("observation_encounter", "implausible_dates"),
+    value_maps=("encounter_class", "encounter_type"),
+)
 def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """visit_detail: one row for each place of the visit. What a place does not say, the visit does.
 
@@ -163,9 +240,17 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("class_code").alias("visit_detail_source_value"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
         pl.col("place").alias("care_site_id"),
-    ).drop(f"{UNMAPPED}class")  # the visit counts it
+    ).drop(unmapped("class"))  # the visit counts it
 
 
+@rule(
+    reads=("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types", "surrogate_id"),
+    writes=(_STAY, unmapped("class"), "about", "value"),
+    dates=("place_start",),
+    constants=("visit_emergency_and_inpatient",),
+    options=("observation_encounter", "implausible_dates"),
+    value_maps=("encounter_class", "encounter_type"),
+)
 def open_stay_detail(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the start of an inpatient's place that has not ended, about the place: a visit may have several."""
     open_ends = (is_open_end(pl.col(name)).fill_null(True) for name in ("end", "place_end"))
@@ -183,11 +268,11 @@ _STAY_START = "%Y-%m-%d %H:%M:%S%.6f"
 def _stay_period(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Adds stay_start_…, stay_end_… (NULL where the place has none) and is_open_stay."""
     frame = ending(starting(visit_concept(frame, derivation), derivation, "start"), derivation, "end")
-    frame = without_issues(frame, ("start", "end"))  # the visit's own row tells them
+    frame = without_issues(frame, ("start", "end"))  # the visit's own row reports them
     frame = first_usable(frame, derivation, "stay_start", "place_start", "start")
     frame = without_issues(ending(frame, derivation, "place_end", name="stay_end", start="stay_start"), ("start",))
     inpatient = pl.col("visit_concept_id").is_in(INPATIENT_VISITS)
-    # An end that is no date, or lies before the start, is none that is missing.
+    # An end that is not a valid date, or lies before the start, is not a missing one.
     open_stay = inpatient & pl.col("end").is_null() & pl.col("stay_end").is_null()
     return frame.with_columns(open_stay.fill_null(False).alias("is_open_stay"))
 
@@ -198,6 +283,18 @@ def _disposition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     )
 
 
+@rule(
+    reads=("start", "end", "discharge_disposition", "surrogate_id"),
+    writes=(
+        _DISPOSITION,
+        dated("start", keeps_text=True, keeps_precision=False),
+        dated("end", keeps_precision=False),
+        "source_value",
+        "visit_occurrence_id",
+    ),
+    value_maps=("discharge_disposition",),
+    options=("implausible_dates",),
+)
 def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """An event at the end of the stay (or its start), linked to the visit itself."""
     frame = _disposition(frame, derivation)
@@ -212,6 +309,14 @@ def discharge_against_advice(frame: pl.DataFrame, derivation: Derivation) -> pl.
     )
 
 
+@rule(
+    reads=("start", "end", "discharge_disposition", "person_id"),
+    writes=(_DISPOSITION, dated("start", keeps_text=True), dated("end", keeps_text=True), "about", "value"),
+    dates=("start", "end"),
+    value_maps=("discharge_disposition",),
+    constants=("visit_type_ehr_encounter",),
+    options=("implausible_dates",),
+)
 def discharge_death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact about the patient: `date|datetime|type concept` of a death at the end of the stay."""
     frame = ending(starting(_disposition(frame, derivation), derivation, "start"), derivation, "end")

@@ -1,0 +1,341 @@
+"""Derived tables: what follows from published rows and the as-of date, recomputed by set-based SQL.
+
+Each rule is a script in `sql/` (`derived_…`, `fresh_…`). Here is only their order, their parameters, and how
+a result becomes rows: what stays the same keeps its id, what differs is updated, the rest is deleted or inserted, so
+that a second run changes nothing. The rules are in docs/derived-tables.md. Nothing here knows FHIR or files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import sql
+
+from omop_schema.etl import LINEAGE_COLUMNS
+from pipeline.core.errors import WarehouseError
+from pipeline.publication.sql import Database, fragment
+from pipeline.publication.tables import merge_names
+from pipeline.warehouse.server_failures import server_failure
+
+__all__ = [
+    "KEYS",
+    "DerivedOptions",
+    "DerivedReport",
+    "Fact",
+    "TableChange",
+    "refresh_derived",
+    "rules_are_old",
+]
+
+#: Type concept of derived rows: Standard algorithm from EHR.
+_TYPE_CONCEPT = 32882
+
+#: Table → the key of its rows. The others are updated in place, under the same id.
+KEYS = {
+    "observation_period": ("person_id", "observation_period_start_date"),
+    "condition_era": ("person_id", "condition_concept_id", "condition_era_start_date"),
+    "drug_era": ("person_id", "drug_concept_id", "drug_era_start_date"),
+    "dose_era": ("person_id", "drug_concept_id", "unit_concept_id", "dose_value", "dose_era_start_date"),
+}
+
+Fact = str | int | float | date | datetime
+
+
+@dataclass(frozen=True)
+class DerivedOptions:
+    """What the rules leave open. Days are whole days; concept ids are those of the loaded vocabulary."""
+
+    #: The site that is published; None: all sites, with one as-of and go-live date.
+    site: str | None = None
+    #: Periods do not begin before the site went live (setting, optional).
+    go_live: date | None = None
+    #: Further facts of the site for `metadata`: name → value (text of at most 250 characters, number, date, instant).
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    #: The version of the code (`pipeline.publication.version`): another one than that of the last publication computes all.
+    version: str = ""
+    #: IANA zone of every `*_datetime` column.
+    instance_zone: str = "UTC"
+    #: A gap of this many days or more between events starts a new observation period.
+    period_gap_days: int = 548
+    #: A period lasts for this many days after the last event, and after death.
+    period_tail_days: int = 60
+    #: Problem list, and what patients report: their onsets are at times outside the record.
+    period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
+    #: History of event, family history, race and ethnicity of persons with several.
+    period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
+    #: Eras continue over gaps of at most this many days.
+    persistence_days: int = 30
+    #: gap_days of drug_era as if patients kept what was left over when they were given more.
+    stockpiling: bool = False
+    #: Visits in which a patient stays: those that `open_stay` facts may extend.
+    inpatient_visits: tuple[int, ...] = (9201, 262, 42898160, 8717)
+    #: Types of exposures that last from start to end without days_supply (EHR administration record).
+    administration_types: tuple[int, ...] = (32818,)
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """Rows of one table that a refresh wrote."""
+
+    deleted: int = 0
+    updated: int = 0
+    inserted: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.deleted + self.updated + self.inserted
+
+
+@dataclass
+class DerivedReport:
+    """What a refresh did. `changes` names only tables with changes; updates of events are among them."""
+
+    #: the site's as-of date by which was computed: never earlier than that of a former publication
+    as_of: date
+    #: persons in the site (or the instance), and those of them who have no observation period
+    persons: int = 0
+    persons_without_period: int = 0
+    #: persons whose eras and visits, and persons whose observation periods were computed
+    affected_persons: int = 0
+    period_persons: int = 0
+    changes: dict[str, TableChange] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def changed_rows(self) -> int:
+        return sum(change.rows for change in self.changes.values())
+
+
+def refresh_derived(
+    connection: psycopg.Connection,
+    *,
+    cdm: str,
+    vocab: str,
+    etl: str,
+    as_of: date,
+    persons: str | None = None,
+    options: DerivedOptions | None = None,
+) -> DerivedReport:
+    """Bring derived rows and as-of values in line with the published rows, in the caller's transaction.
+
+    `as_of` is the date of the export's transactionTime in the site's zone. `persons` names a temporary table with the
+    person_id of every person with changed rows, also of persons that are gone; None computes everybody. Whose
+    observation period only moves with the as-of date is found here. Changed rules, a changed go-live date or a new
+    vocabulary compute everybody of the site. Raises WarehouseError when the server refuses a statement.
+    """
+    started = time.perf_counter()
+    try:
+        db = Database(connection, cdm, etl, vocab, client_binding=True)
+        refresh = _Refresh(db, options or DerivedOptions(), as_of)
+        refresh.run(persons)
+    except psycopg.Error as error:
+        failure = server_failure(error)
+        if failure is not None:
+            raise failure from error
+        reason = (error.diag.message_primary or type(error).__name__).strip()
+        raise WarehouseError(
+            f"The derived tables cannot be computed: {reason}",
+            "Nothing was published. Check the server's log, then run the export again.",
+        ) from error
+    refresh.report.seconds = time.perf_counter() - started
+    return refresh.report
+
+
+class _Refresh:
+    def __init__(self, db: Database, options: DerivedOptions, as_of: date) -> None:
+        self.db = db
+        self.options = options
+        self.report = DerivedReport(as_of)
+        self.type_concept = self._type_concept()
+        self.values: dict[str, Any] = {
+            **{name: _bindable(getattr(options, name)) for name in DerivedOptions.__dataclass_fields__},
+            "as_of": as_of,
+            "period_type": self.type_concept,
+        }
+
+    def run(self, persons: str | None) -> None:
+        everyone = self._scope(persons)
+        self._as_of_values()
+        self._update("visit_occurrence", "preceding_visit_occurrence")
+        self._update("visit_detail", "preceding_visit_detail")
+        self._update("observation", "race_dates")
+        self._update("person", "birth_dates")
+        self._discharge_deaths()
+        scope = self._period_scope(everyone=everyone)
+        self._derive("observation_period", "derived_period_person", **scope)
+        for table in ("condition_era", "drug_era", "dose_era"):
+            self._derive(table, "derived_affected")
+        ((self.report.persons, self.report.persons_without_period),) = self.db.rows("count_derived_persons")
+        # Like cdm_source, the facts of a site stand still as long as its rows do: an export without changes changes no
+        # table. An as-of date that is remembered too early only computes more periods than need be.
+        if self.options.site is not None and (everyone or self.report.affected_persons or self.report.changes):
+            self._metadata(self.options.site)
+
+    # --- who ----------------------------------------------------------------------------------------------------------
+
+    def _scope(self, persons: str | None) -> bool:
+        """Temporary tables derived_site, derived_named, derived_person, derived_affected. True: everybody's rows."""
+        if persons:
+            self.db.execute("derived_named", persons=persons)
+        else:
+            self.db.execute("derived_nobody")
+        self.db.execute("derived_site", self.values)
+        self.db.execute("derived_person", self.values)
+        if self.options.site is not None:
+            self.report.as_of = self.db.value("derived_as_of_date")
+        rules, _ = self._remembered("derived_rules")
+        everyone = persons is None or rules != self._rules()
+        self.db.execute("derived_affected", {"everyone": everyone})
+        self.report.affected_persons = self.db.value("count_affected", persons="derived_affected")
+        return everyone
+
+    def _period_scope(self, *, everyone: bool) -> dict[str, str]:
+        """Temporary table derived_period_person. Returns how events are limited to these persons."""
+        _, previous = self._remembered("as_of_date")
+        if everyone or previous is None or previous >= self.report.as_of:
+            self.db.execute("derived_all_periods")
+        else:
+            self.db.execute("derived_period_person", {"previous": previous})
+        self.report.period_persons = self.db.value("count_affected", persons="derived_period_person")
+        # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
+        if everyone:
+            return {"period_persons": "", "of_period_persons": ""}
+        joined = " JOIN pg_temp.derived_period_person USING (person_id)"
+        return {"period_persons": "derived_period_person", "of_period_persons": joined}
+
+    def _rules(self) -> str:
+        return _rules_text(self.options, self._vocabulary_release())
+
+    def _remembered(self, name: str) -> tuple[str | None, date | None]:
+        """A fact of the site as the last publication left it, as text and as date; None where there is none."""
+        if self.options.site is None:
+            return None, None
+        found = self.db.rows("derived_fact", {"name": f"site/{self.options.site}/{name}"})
+        return found[0] if found else (None, None)
+
+    # --- values of events ---------------------------------------------------------------------------------------------
+
+    def _as_of_values(self) -> None:
+        """Open stays and coverages: their end moves with the as-of date, whether or not a line changed."""
+        self.db.execute("derived_as_of_person")
+        self._update("visit_occurrence", "open_stay")
+        self._update("visit_detail", "open_stay_detail")
+        self._update("payer_plan_period", "open_coverage")
+
+    def _update(self, table: str, script: str) -> None:
+        self._changed(table, TableChange(updated=self.db.execute(script, self.values)))
+
+    def _discharge_deaths(self) -> None:
+        """Deaths that only a discharge reports. Their lineage is the Encounter's, so that they go when it changes."""
+        self.db.execute("fresh_death", self.values)
+        deleted = self.db.execute("remove_discharge_deaths")
+        inserted = self.db.execute("insert_discharge_deaths")
+        self.db.execute("insert_discharge_lineage", lineage_columns=", ".join(LINEAGE_COLUMNS))
+        self._changed("death", TableChange(deleted, 0, inserted))
+
+    # --- derived rows -------------------------------------------------------------------------------------------------
+
+    def _derive(self, table: str, scope: str, **names: str) -> None:
+        self.db.execute(f"fresh_{table}", self.values, **names)
+        self._merge(table, KEYS[table], fragment("is_in_scope", scope=scope), scope=scope)
+
+    def _merge(self, table: str, key: tuple[str, ...], in_scope: str, scope: str = "") -> None:
+        """Make the rows in scope equal to those of the temporary table `fresh_<table>`; equal ones are not touched."""
+        columns = [name for (name,) in self.db.rows("columns_of_fresh", {"table": f"fresh_{table}"})]
+        names = merge_names(table, columns, key)
+        deleted = self.db.execute("merge_removed", in_scope=in_scope, scope=scope, **names)
+        updated = self.db.execute("merge_updated", **names)
+        inserted = self.db.execute("merge_inserted", **names)
+        self._changed(table, TableChange(deleted, updated, inserted))
+
+    # --- facts of the site --------------------------------------------------------------------------------------------
+
+    def _metadata(self, site: str) -> None:
+        """Rows `site/<site>/<fact>`: cdm_source has one row for the instance, so that each site's facts stand here."""
+        facts: dict[str, Fact] = {
+            "site_name": site,
+            "as_of_date": self.report.as_of,
+            "derived_rules": self._rules(),
+            "vocabulary_release": self._vocabulary_release(),
+            "persons": self.report.persons,
+            "persons_without_observation_period": self.report.persons_without_period,
+            **self.options.facts,
+        }
+        if self.options.go_live is not None:
+            facts["go_live_date"] = self.options.go_live
+        self.db.execute("fresh_metadata")
+        zone = ZoneInfo(self.options.instance_zone)
+        for name, value in facts.items():
+            own = {"type_concept": self.type_concept, "name": f"site/{site}/{name}", **_typed(value, zone)}
+            self.db.execute("insert_fresh_metadata", own)
+        prefix = sql.Literal(f"site/{site}/").as_string(self.db.connection)
+        self._merge("metadata", ("name",), fragment("is_fact_of_site", prefix=prefix))
+
+    def _vocabulary_release(self) -> str:
+        rows = self.db.rows("current_vocabulary")
+        return str(rows[0][0]) if rows else "none"
+
+    def _type_concept(self) -> int:
+        """The type concept if the vocabulary has it as a valid Standard concept, else what it maps to, else 0."""
+        rows = self.db.rows("type_concept", {"concept": _TYPE_CONCEPT})
+        found = 0 if not rows else _TYPE_CONCEPT if rows[0][0] else rows[0][1] or 0
+        if found != _TYPE_CONCEPT:
+            self.report.warnings.append(
+                f"period_type_concept_id: concept {_TYPE_CONCEPT} is not a valid Standard concept of the loaded"
+                f" vocabulary; {found} is used instead."
+            )
+        return found
+
+    def _changed(self, table: str, change: TableChange) -> None:
+        if change.rows:
+            before = self.report.changes.get(table, TableChange())
+            self.report.changes[table] = TableChange(
+                before.deleted + change.deleted, before.updated + change.updated, before.inserted + change.inserted
+            )
+
+
+def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
+    """What every person's derived rows depend on besides their own events."""
+    return (
+        f"version {options.version}; vocabulary {vocabulary_release}; go-live {options.go_live};"
+        f" gap {options.period_gap_days}; tail {options.period_tail_days};"
+        f" without {_listed(options.period_excluded_condition_types)}"
+        f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
+        f" stockpiling {options.stockpiling}; administrations {_listed(options.administration_types)}"
+    )[:250]
+
+
+def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options: DerivedOptions) -> bool:
+    """Whether the derived rows of the options' site were computed by other rules: its next publication computes all."""
+    name = f"site/{options.site}/derived_rules"
+    remembered = connection.execute(fragment("derived_fact", cdm=cdm), {"name": name}).fetchone()
+    release = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone()
+    return remembered is not None and remembered[0] != _rules_text(options, str(release[0]) if release else "none")
+
+
+def _bindable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else None if isinstance(value, Mapping) else value
+
+
+def _listed(concept_ids: tuple[int, ...]) -> str:
+    return ",".join(map(str, concept_ids))
+
+
+def _typed(value: Fact, zone: ZoneInfo) -> dict[str, Any]:
+    """A fact as the values of its row: text, number, date, datetime."""
+    typed: dict[str, Any] = dict.fromkeys(("text", "number", "date", "datetime"))
+    if isinstance(value, datetime):
+        local = value.astimezone(zone).replace(tzinfo=None)
+        return {**typed, "date": local.date(), "datetime": local}
+    if isinstance(value, date):
+        return {**typed, "date": value}
+    if isinstance(value, str):
+        return {**typed, "text": value[:250]}
+    return {**typed, "number": value}

@@ -1,0 +1,2 @@
+-- Statistics of what was filled.
+ANALYZE {tables}

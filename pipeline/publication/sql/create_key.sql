@@ -1,0 +1,2 @@
+-- And back.
+ALTER TABLE {table} ADD{named} PRIMARY KEY ({columns})

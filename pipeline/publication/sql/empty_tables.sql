@@ -1,0 +1,2 @@
+-- Tables that are filled without the write-ahead log.
+TRUNCATE {tables}

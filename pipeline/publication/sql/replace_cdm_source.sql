@@ -1,0 +1,3 @@
+-- One row for the instance.
+DELETE FROM {cdm}.cdm_source;
+INSERT INTO {cdm}.cdm_source ({columns}) VALUES ({values});

@@ -1,0 +1,57 @@
+"""The version of publication: a hash of its code and SQL. When it changes, all persons are derived again at the next load.
+
+A line's fingerprint knows nothing of it: no line is mapped again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from pipeline.core.code_hash import code_hash
+from pipeline.core.errors import LandingError
+from pipeline.core.files import write_whole
+
+__all__ = ["hash_of", "publication_version"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+#: Below the home: the hash of all files of publication, and the version.
+_KEPT = "publication_version"
+
+
+@cache
+def publication_version(home: Path) -> str:
+    """16 hexadecimal digits. Comments, docstrings and the layout of code change nothing.
+
+    It takes half a second, and is kept in the home until a file of publication changes.
+    """
+    folder = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted([*folder.rglob("*.py"), *folder.rglob("*.sql")]):
+        digest.update(f"\0{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    key, kept = digest.hexdigest(), home / _KEPT
+    with suppress(OSError, ValueError):
+        known_key, found = kept.read_text(encoding="ascii").split()
+        if known_key == key:
+            return found
+    found = hash_of(folder, _ROOT)
+    with suppress(LandingError):  # a home that cannot be written is the load's to report
+        write_whole(kept, f"{key} {found}\n".encode())
+    return found
+
+
+def hash_of(folder: Path, root: Path) -> str:
+    """16 hexadecimal digits for the modules and the SQL files in a package's folder and below. `root`: the folder above
+    the project's packages."""
+    names = []
+    for file in folder.rglob("*.py"):
+        parts = file.relative_to(root).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    digest = hashlib.sha256(code_hash(root, [], alone=names).encode())
+    for file in sorted(folder.rglob("*.sql")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        statement = " ".join(" ".join(line for line in lines if not line.strip().startswith("--")).split())
+        digest.update(f"\0{file.relative_to(folder)}\0{statement}".encode())
+    return digest.hexdigest()[:16]
