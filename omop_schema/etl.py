@@ -68,7 +68,7 @@ RARE_FACTS = (
 )
 
 #: Columns of the lineage tables (`lineage_table_name`), all bigint and never NULL. `row_id`: the row's primary key
-#: (person_id for death); `row_key` tells the rows of one resource apart.
+#: (person_id for death); `row_key` distinguishes the rows of one resource.
 LINEAGE_COLUMNS = ("row_id", "surrogate_id", "row_key", "export_id")
 
 _NOW = text("now()")

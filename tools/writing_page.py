@@ -73,12 +73,13 @@ _TRY = """
 Try a mapping:
 
 ```sh
-epic-omop mappings check                # everything that is wrong, with file and line
-epic-omop mappings show Procedure       # what holds, with the concepts' names
-epic-omop view run Procedure --help     # the rows of a view, from your own NDJSON
+epic-omop mappings check                                      # everything that is wrong, with file and line
+epic-omop mappings show Procedure                             # what holds, with the concepts' names
+epic-omop view run mappings/Procedure.yaml Procedure.ndjson   # the rows of its views, from your own NDJSON
 ```
 
-Then add a golden case, `tests/golden/<Resource>/<topic>.yaml`: FHIR in, rows out.
+Then add a golden case, `tests/golden/<Resource>/<topic>.yaml`: FHIR in, rows out. Three tables of tests name every date, coded
+element and row of every mapping: [CONTRIBUTING.md](../CONTRIBUTING.md#a-new-resource) says which.
 """
 
 _VIEWS = """\

@@ -71,10 +71,7 @@ def ingest(
     from pipeline.load.load import LoadOptions
     from pipeline.warehouse.runtime import Runtime
 
-    if (source is None) == (export is None):
-        raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
-    if (group is not None and source is None) or (complete and group is None):
-        raise UsageError("--group goes with --from, and --complete with --group.", "See docs/vanished.md.")
+    _refuse_contradictions(source, export, group, is_complete=complete)
     runtime = Runtime.from_environment()
     runtime.settings.site_or_folder(site)  # a name that cannot be one is refused before a server is started
     if source is not None and not source.exists():
@@ -95,6 +92,13 @@ def ingest(
         with console.status("landing"):
             landed = ingest_folder(runtime, site, source, group=group, complete=complete)
         load_and_report(console, runtime, settings, [landed], options)
+
+
+def _refuse_contradictions(source: Path | None, export: int | None, group: str | None, *, is_complete: bool) -> None:
+    if (source is None) == (export is None):
+        raise UsageError("Say what to load.", "Give --from FOLDER, or --export NUMBER for an export that is landed.")
+    if (group is not None and source is None) or (is_complete and group is None):
+        raise UsageError("--group goes with --from, and --complete with --group.", "See docs/vanished.md.")
 
 
 def run(

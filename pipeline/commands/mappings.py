@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import Table, Terminal, echo
+from pipeline.commands.warehouse_state import is_installed
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,25 +114,34 @@ def _check_site(site: str) -> str | None:
 
 
 def _known_concepts(settings: Settings) -> KnownConcepts:
-    """The loaded vocabulary; the demonstration vocabulary where there is none. Starts no database for that."""
+    """The loaded vocabulary; the demonstration vocabulary where there is none. Makes no database for that."""
     from pipeline.core.errors import VocabularyError
     from pipeline.core.settings import MAPPINGS_FOLDER
     from pipeline.transform.mapping_check.concepts import demo_concepts, indexed_concepts
-    from pipeline.warehouse.connection import database_url
     from pipeline.warehouse.vocabulary import ensure_index
 
-    if settings.database_url or settings.home.exists():
+    url = _url_of_warehouse(settings)
+    if url:
         try:
             index = ensure_index(
-                database_url(settings.database_url, settings.home),
-                vocab_schema=settings.vocab_schema,
-                etl_schema=settings.etl_schema,
-                home=settings.home,
+                url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
             )
             return indexed_concepts(index)
         except VocabularyError:
             pass
     return demo_concepts(MAPPINGS_FOLDER / "demo_vocabulary")
+
+
+def _url_of_warehouse(settings: Settings) -> str | None:
+    """None where there is no database, or `db init` has not been run in it: mappings can be written before that."""
+    from pipeline.warehouse.connection import connect, database_url
+    from pipeline.warehouse.embedded.folder import find_server_folder
+
+    if settings.database_url is None and find_server_folder(settings.home) is None:
+        return None
+    url = database_url(settings.database_url, settings.home)
+    with connect(url) as connection:
+        return url if is_installed(connection, settings.etl_schema) else None
 
 
 def _short(file: str, settings: Settings) -> str:

@@ -131,7 +131,7 @@ def _load(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"The view {path} cannot be read: {reason}.") from error
+        raise UsageError(f"The view {path} cannot be read: {reason}.", _advice_on(path)) from error
     try:
         # JSON first: YAML would do, but reports a JSON file's errors in YAML's words.
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -175,6 +175,14 @@ def _lines(file: str, stack: ExitStack) -> Iterator[tuple[int, bytes]]:
                 yield number, line
     except (OSError, EOFError) as error:  # a damaged or cut-off .gz
         raise UsageError(f"{file} cannot be read to its end: {error}.") from error
+
+
+def _advice_on(path: Path) -> str:
+    """Whoever names the resource alone means its mapping."""
+    from pipeline.core.settings import MAPPINGS_FOLDER
+
+    mapping = MAPPINGS_FOLDER / f"{path}.yaml"
+    return f"Name the file of the mapping: {mapping}." if mapping.is_file() else "Name a YAML or JSON file of a view."
 
 
 def _open(file: str, stack: ExitStack) -> Iterable[bytes]:

@@ -128,12 +128,12 @@ def load(runtime: Runtime, site: SiteSettings, export: LandedExport, options: Lo
     because the FHIR server fails (`Hydration.error`).
     """
     result = LoadResult()
-    is_hydrated = options.hydrate and can_hydrate(site, export)
-    if is_hydrated:
+    with_hydration = options.hydrate and can_hydrate(site, export)
+    if with_hydration:
         hydrate(runtime, site, export, early_types(site), options, result)
     with site_work(runtime, site):
         result.own = load_in_turn(runtime, site, [export], options)
-    if is_hydrated:
+    if with_hydration:
         hydrate(runtime, site, export, late_types(site), options, result)
     return result
 

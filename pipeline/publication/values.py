@@ -9,7 +9,7 @@
 | `entities.write_entities` | Incoming, Decisions, StandIns | Entities |
 | `visits.place_children` | Incoming, Decisions, Entities | Entities with details |
 | `events.write_events` | Incoming, Decisions, Entities, FormerRows, BulkLoad | Written, a table |
-| `references.references` | Decisions, the frames of Written | rows of `etl.reference` |
+| `references.replace_references` | Decisions, the frames of Written | rows of `etl.reference` |
 | `states.save_states`, `vanished.forget` | Incoming, Decisions, Absences | rows of `etl.resource_state` |
 | `accounts.…` | Incoming, Decisions | Accounts |
 | `dependents.find_dependents` | Incoming, Decisions, StandIns | lines that are mapped again |

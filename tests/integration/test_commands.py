@@ -256,6 +256,20 @@ def test_a_view_is_run_on_a_file(loaded: CommandLine) -> None:
     assert "2 of 4 lines are broken" in ran.err
 
 
+@pytest.mark.parametrize("has_server", [False, True])
+def test_mappings_are_checked_before_there_is_a_warehouse(
+    database_url: str, tmp_path: Path, *, has_server: bool
+) -> None:
+    """A home that holds a site's own mapping and nothing else, without a database or with an empty one: none is made."""
+    own = tmp_path / "mappings" / "sites" / "north" / "Observation.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("status: {keep: [preliminary]}\n")
+    terminal = CommandLine(tmp_path, database_url if has_server else "")
+    checked = terminal.run("mappings", "check", "--site", "north").out
+    assert "The mappings of north are right; concepts looked up in the demonstration vocabulary." in checked
+    assert [file.name for file in tmp_path.iterdir()] == ["mappings"]
+
+
 def test_mappings_are_checked_and_shown_with_a_sites_own(loaded: CommandLine) -> None:
     assert (
         "The mappings are right; concepts looked up in vocabulary epic-omop demo 1"

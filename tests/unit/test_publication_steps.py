@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 import pipeline.publication
+import pipeline.publication.values
 from pipeline.publication.sql import SQL_FOLDER, read_script
 
 FOLDER = Path(pipeline.publication.__file__).resolve().parent
@@ -42,3 +44,12 @@ def test_every_script_says_what_it_is_for_and_is_used() -> None:
         head = (SQL_FOLDER / f"{name}.sql").read_text(encoding="utf-8").splitlines()[0]
         assert re.match(r"-- (?!reads:|makes:)", head), name
         assert read_script(name).statements, name
+
+
+def test_the_table_of_steps_names_functions_that_are_there() -> None:
+    """docstring of `pipeline.publication.values`: what each step takes and leaves."""
+    table = pipeline.publication.values.__doc__ or ""
+    names = re.findall(r"`(\w+)\.(\w+)`", table)
+    assert len(names) >= 9
+    modules = {module: importlib.import_module(f"pipeline.publication.steps.{module}") for module, _ in names}
+    assert [name for module, name in names if not hasattr(modules[module], name)] == []

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,12 @@ def test_a_bad_view_is_told_with_its_file(tmp_path: Path, name: str, content: st
     assert result.exception.exit_code == 2
     assert str(path) in str(result.exception)
     assert part in str(result.exception)
+
+
+def test_who_names_the_resource_is_shown_its_mapping() -> None:
+    result = run("Procedure", "-", text="")
+    assert isinstance(result.exception, UsageError)
+    assert re.search(r"Name the file of the mapping: .*mappings/Procedure\.yaml", result.exception.advice)
 
 
 def test_files_that_cannot_be_read(mapping: Path, tmp_path: Path) -> None:

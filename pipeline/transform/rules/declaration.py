@@ -7,7 +7,7 @@ declarations; `tests/unit/test_rule_declarations.py` runs every rule and compare
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
@@ -141,8 +141,3 @@ def looked_up(prefix: str, element: str, *, by_map: bool = False, by_vocabulary:
 def used_fact(name: str) -> tuple[str, ...]:
     """What `base.used` adds."""
     return uses(name), lacks(name)
-
-
-def rules_named(names: Iterable[str]) -> Mapping[str, Rule]:
-    """Those of these names that there are."""
-    return {name: RULES[name] for name in names if name in RULES}
