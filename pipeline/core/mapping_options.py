@@ -121,6 +121,15 @@ class MappingOptions(BaseModel):
             " although patients under observation are not admitted."
         ),
     )
+    stay_level: Literal["unit", "room", "bed"] = _option(
+        "unit",
+        "Encounter",
+        description=(
+            "How fine the places of a visit are that are details of it: places of one period (Epic lists unit, room and"
+            " bed beside one another) are one visit_detail at the finest care site that is not finer than this; what is"
+            " finer makes none where an entry of its unit covers its period."
+        ),
+    )
     death_from_discharge: Literal["ignore", "death"] = _option(
         "ignore",
         "Encounter",

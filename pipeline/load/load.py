@@ -20,7 +20,7 @@ from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.chunks import CHUNK_BYTES
 from pipeline.landing.store import LandedExport
 from pipeline.load.deletions import stage_deletions
-from pipeline.load.facts import gather_facts
+from pipeline.load.facts import gather_facts, gather_place_facts
 from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.follow_ups import FollowUps, site_work
 from pipeline.load.hydration import Hydration, HydrationProgress, can_hydrate, early_types, hydrate_export, late_types
@@ -157,10 +157,14 @@ def load_alone(
 ) -> PublicationReport:
     """Load one export and nothing that follows from it."""
     with register(runtime, site, export, options) as load:
-        first, others = stages_of(load.export, load.rules.mappings)
+        first, visits, others = stages_of(load.export, load.rules.mappings)
         with start_processes(load):
             compare(load, first)
             transform(load, first)
+            if visits.files:
+                place_facts(load)
+                compare(load, visits)
+                transform(load, visits)
             facts(load)
             compare(load, others)
             transform(load, others)
@@ -230,11 +234,20 @@ def transform(load: Load, stage: Stage) -> None:
             load.show_progress()
 
 
+def place_facts(load: Load) -> None:
+    """Give Encounters what these lines, and the warehouse, know of places."""
+    with load.report.step("facts"):
+        gather_place_facts(load.connection, load.plan, load.export.export_id, _as_of(load))
+
+
 def facts(load: Load) -> None:
     """Give the types that come next what these lines, and the warehouse, know of other resources."""
-    as_of = _LATEST if load.options.over_newer else load.export.transaction_time
     with load.report.step("facts"):
-        gather_facts(load.connection, load.plan, load.export.export_id, as_of)
+        gather_facts(load.connection, load.plan, load.export.export_id, _as_of(load))
+
+
+def _as_of(load: Load) -> datetime:
+    return _LATEST if load.options.over_newer else load.export.transaction_time
 
 
 def publish(load: Load) -> None:
