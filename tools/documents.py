@@ -4,7 +4,7 @@
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
 - docs/modules.md: what each folder and module holds.
 - docs/writing-a-mapping.md: every key, column type and rule.
-- docs/manifest.json: `epic-omop manifest` of the shared mappings.
+- docs/manifest.json: `epic-omop manifest` of the shared mappings, without the version.
 
 A test holds them against what they are made from, so that they cannot grow old.
 """
@@ -12,6 +12,7 @@ A test holds them against what they are made from, so that they cannot grow old.
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,14 @@ def documents() -> dict[str, str]:
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),
         "writing-a-mapping.md": writing_page(),
-        "manifest.json": orjson.dumps(manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
+        "manifest.json": orjson.dumps(_manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
     }
+
+
+def _manifest(mappings: Mappings) -> dict[str, object]:
+    """Without the software's version, which changes with every commit."""
+    found = manifest(mappings)
+    return {**found, "software": {"name": found["software"]["name"]}}
 
 
 def _joined(lines: Iterator[str]) -> str:
@@ -85,6 +92,7 @@ def _tables(mappings: Mappings) -> Iterator[str]:
     yield from [_row("resource", "kept", "excluded, with the reason", "by option"), _row(*["---"] * 4)]
     for name in sorted(resources):
         yield _row(name, *_filters(resources[name]))
+    yield from _modifiers()
     yield from ["", "## Types that are never mapped", "", _row("resource", "reason"), _row("---", "---")]
     yield from (_row(name, reason) for name, reason in sorted(mappings.unmapped_types.items()))
     yield from [
@@ -100,8 +108,19 @@ def _tables(mappings: Mappings) -> Iterator[str]:
             yield _row(name, system, count)
     yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
     yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
+    yield from ["", "## Other names of code systems", "", _row("alias", "system"), _row("---", "---")]
+    yield from (_row(alias, system) for alias, system in sorted(mappings.systems.given.items()))
     yield from ["", "## Choice among codings", "", _row("element", "vocabularies in order"), _row("---", "---")]
     yield from (_row(name, ", ".join(order)) for name, order in mappings.vocabulary_priority.items())
+
+
+def _modifiers() -> Iterator[str]:
+    yield from ["", "## Modifier elements", ""]
+    yield "What R4 calls a modifier, in the types that are mapped and in data types (f2o-063): what each value does, why, and"
+    yield "the golden case that shows it. `kept`: the rows are as without it; `issue:` is recorded in `etl.row_issue`."
+    yield from ["", _row("element", "value", "does", "why", "shown by"), _row(*["---"] * 5)]
+    with (MAPPINGS_FOLDER / "modifier_elements.csv").open(encoding="utf-8", newline="") as stream:
+        yield from (_row(*line.values()) for line in csv.DictReader(stream))
 
 
 def _filters(mapping: ResourceMapping) -> tuple[str, str, str]:

@@ -54,7 +54,7 @@ def mapping(
             connection,
             cdm_schema=settings.cdm_schema,
             vocab_schema=settings.vocab_schema,
-            code_systems=mappings.code_systems,
+            vocabulary_of=mappings.vocabulary_of,
             site=site,
         )
     if as_json:

@@ -118,15 +118,15 @@ def _index(settings: Settings) -> ConceptIndex:
 def _vocabulary_of(system: str, settings: Settings) -> str:
     from pipeline.transform.mapping.mappings import load_mappings
 
-    systems = load_mappings(settings.mappings).code_systems
     if "://" not in system and not system.startswith("urn:"):
         return system
-    if system not in systems:
+    vocabulary = load_mappings(settings.mappings).vocabulary_of(system)
+    if vocabulary is None:
         raise UsageError(
             f"No vocabulary is known for the system {system}.",
             "Give an OMOP vocabulary_id such as LOINC, or add the system to concept_maps/code_systems.csv.",
         )
-    return systems[system]
+    return vocabulary
 
 
 @contextmanager

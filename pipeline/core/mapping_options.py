@@ -73,9 +73,12 @@ class MappingOptions(BaseModel):
     panel_row: Literal["with_value", "always"] = _option(
         "with_value",
         "Observation",
+        "DiagnosticReport",
         description=(
-            "The own row of an Observation with components: `with_value` makes it only where the panel itself has a"
-            " value; `always` makes it in any case."
+            "The own row of an Observation with components or members, and of a DiagnosticReport with results:"
+            " `with_value` makes it only where the panel itself has a value (else `panel_without_value`); `always`"
+            " makes it in any case, and components, members and results carry its id in measurement_event_id or"
+            " observation_event_id."
         ),
     )
     questionnaire_codes: Literal["link_id", "explicit"] = _option(
@@ -184,6 +187,7 @@ class MappingOptions(BaseModel):
         "off",
         "DocumentReference",
         "DiagnosticReport",
+        "Observation",
         "Binary",
         description=(
             "Texts of documents and reports in `note`: `off` excludes documents (`note_text_off`) and leaves the texts"

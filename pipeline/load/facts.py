@@ -25,9 +25,7 @@ _COLUMNS = ["surrogate_id", "name", "value", "owner_surrogate_id"]
 _STORED = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64}
 
 
-def gather_place_facts(
-    connection: psycopg.Connection, plan: WorkerPlan, export_id: int, transaction_time: datetime
-) -> None:
+def gather_place_facts(connection: psycopg.Connection, plan: WorkerPlan, transaction_time: datetime) -> None:
     """Write the facts of places alone, before Encounters are transformed: few, and found by the places. Commits.
 
     `gather_facts` leaves their files as they are, because processes have them mapped by then.

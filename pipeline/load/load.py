@@ -237,7 +237,7 @@ def transform(load: Load, stage: Stage) -> None:
 def place_facts(load: Load) -> None:
     """Give Encounters what these lines, and the warehouse, know of places."""
     with load.report.step("facts"):
-        gather_place_facts(load.connection, load.plan, load.export.export_id, _as_of(load))
+        gather_place_facts(load.connection, load.plan, _as_of(load))
 
 
 def facts(load: Load) -> None:

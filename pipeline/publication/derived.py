@@ -65,8 +65,8 @@ class DerivedOptions:
     period_gap_days: int = 548
     #: A period lasts for this many days after the last event, and after death.
     period_tail_days: int = 60
-    #: Problem list: its onsets are at times outside the record.
-    period_excluded_condition_types: tuple[int, ...] = (32840,)
+    #: Problem list, and what patients report: their onsets are at times outside the record.
+    period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
     #: History of event, family history, race and ethnicity of persons with several.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
     #: Eras continue over gaps of at most this many days.

@@ -39,6 +39,7 @@ from pipeline.publication.steps import (
     events,
     former_rows,
     links,
+    panels,
     references,
     stand_ins,
     states,
@@ -187,6 +188,7 @@ def _replace_rows(
             links.fill(db)
             stand_ins.follow(db, standing, written, former.removed_from)
         visits.mark_emergency_stays(db)
+        panels.link_members(db, incoming.site)
         report.add(relate_care_sites(db, standing))
 
 

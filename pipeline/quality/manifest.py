@@ -69,6 +69,7 @@ _DERIVED_PARTLY = {"fact_relationship": "partOf of Organization and Location: ca
 _LINKED = {
     *("preceding_visit_occurrence_id", "preceding_visit_detail_id", "visit_detail_id", "parent_visit_detail_id"),
     *("observation_event_id", "obs_event_field_concept_id", "note_event_id", "note_event_field_concept_id"),
+    *("measurement_event_id", "meas_event_field_concept_id"),
 }
 _OF_EVERY_EVENT = {"concept_id", "source_concept_id", "source_value", "type_concept_id", "value_as_concept_id"}
 

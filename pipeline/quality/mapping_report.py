@@ -7,7 +7,7 @@ fault of the index is found here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def mapping_report(
     *,
     cdm_schema: str,
     vocab_schema: str,
-    code_systems: Mapping[str, str],
+    vocabulary_of: Callable[[str], str | None],
     site: str | None = None,
 ) -> MappingReport:
     """The report over all sites, or the codes of one. `connection` has the etl schema on its search_path.
@@ -133,7 +133,7 @@ def mapping_report(
     """
     tables = tuple(_table_share(connection, cdm_schema, *item) for item in CONCEPT_COLUMNS.items())
     return MappingReport(
-        tuple(share for share in tables if share.rows), _findings(connection, vocab_schema, code_systems, site)
+        tuple(share for share in tables if share.rows), _findings(connection, vocab_schema, vocabulary_of, site)
     )
 
 
@@ -189,10 +189,11 @@ FROM candidate JOIN {vocab}.concept USING (concept_id) GROUP BY candidate.number
 
 
 def _findings(
-    connection: psycopg.Connection, vocab_schema: str, code_systems: Mapping[str, str], site: str | None
+    connection: psycopg.Connection, vocab_schema: str, vocabulary_of: Callable[[str], str | None], site: str | None
 ) -> tuple[CodeFinding, ...]:
     rows = connection.execute(_UNMAPPED, {"site": site}).fetchall()
-    vocabularies = [code_systems.get(system or "", system) for _, _, system, _, _ in rows]
+    named = [vocabulary_of(system) if system else None for _, _, system, _, _ in rows]
+    vocabularies = [name or system for name, (_, _, system, _, _) in zip(named, rows, strict=True)]
     codes = [
         (number, vocabulary, code, _key(vocabulary, code))
         for number, ((_, _, _, code, _), vocabulary) in enumerate(zip(rows, vocabularies, strict=True))
@@ -205,12 +206,12 @@ def _findings(
     findings = [
         CodeFinding(
             system,
-            code_systems.get(system or ""),
+            named[number],
             resource_type,
             element,
             code,
             count,
-            _finding(code, element, by_number.get(number), system in code_systems),
+            _finding(code, element, by_number.get(number), named[number] is not None),
         )
         for number, (resource_type, element, system, code, count) in enumerate(rows)
     ]

@@ -1,6 +1,7 @@
 """Addresses → location rows by content: one row for each distinct normalised content, many resources to one row.
 
-A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data.
+A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data. Here
+is also which Location is no site at all but where somebody lives.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 import polars as pl
 
 from pipeline.fhir.identity import content_key
+from pipeline.transform.us_states import STATES
 
-__all__ = ["RESTRICTED_ZIP3", "Addresses"]
+__all__ = ["RESTRICTED_ZIP3", "Addresses", "is_home"]
 
 #: Three-digit zips with 20,000 people or fewer (HIPAA safe harbor, Census 2000): "000" stands for them.
 RESTRICTED_ZIP3 = frozenset(
@@ -40,7 +42,9 @@ RESTRICTED_ZIP3 = frozenset(
 _STATE = re.compile("[A-Za-z]{2}")
 #: ISO 3166, of two or three letters.
 _COUNTRY = re.compile("[A-Za-z]{2,3}")
-_ZIP3 = re.compile(r"\s*([0-9]{3})")
+_ZIP3 = re.compile(r"\s*([0-9]{3})[0-9]{0,2}(?:-?[0-9]{4})?\s*")
+_ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
+_UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 
@@ -56,7 +60,7 @@ class Addresses:
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _state(address), _zip3(address.get("postalCode")), _country_code(address))
+        return self._add(None, None, _state(address), _zip3(address), _country_code(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address."""
@@ -68,7 +72,7 @@ class Addresses:
             str(lines[0])[:50] if lines[0] else None,
             _text(address, "city", 50),
             _state(address),
-            _text(address, "postalCode", 9),
+            _zip(address),
             _country(address),
         )
 
@@ -84,6 +88,38 @@ class Addresses:
         rows = [(key, *content) for key, content in self._content.items()]
         self._content.clear()
         return pl.DataFrame(rows, schema={"location_id": pl.Int64, **dict.fromkeys(_COLUMNS, pl.String)}, orient="row")
+
+
+#: A house, and a patient's residence: by FHIR's location-physical-type, v3-RoleCode and SNOMED CT; whatever the system
+#: is called, because a home that is taken for a site shows who lives there.
+_HOMES = frozenset(("ho", "PTRES", "264362003"))
+#: The place of service of CMS, whose codes are numbers that other systems have, too.
+_CMS_HOME, _CMS = "12", "place_of_service"
+_HOME_TEXTS = frozenset(("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"))
+
+
+def is_home(location: dict[str, Any]) -> bool | None:
+    """Whether a Location is where a person lives, by its physical type, its types or the use of its address; else None.
+
+    What only has a text counts by that.
+    """
+    types = location.get("type") or []
+    if types.__class__ is not list:
+        raise ValueError("expected an array of CodeableConcept")
+    if location.get("address") and location["address"].get("use") == "home":
+        return True
+    physical = location.get("physicalType")
+    return True if any(_says_home(concept) for concept in ([*types, physical] if physical else types)) else None
+
+
+def _says_home(concept: dict[str, Any]) -> bool:
+    codings = [coding for coding in concept.get("coding") or () if coding.get("code")]
+    for coding in codings:
+        code, system = str(coding["code"]), str(coding.get("system")).casefold().replace("-", "_")
+        if code in _HOMES or (code == _CMS_HOME and _CMS in system):
+            return True
+    texts = [concept.get("text"), *(coding.get("display") for coding in concept.get("coding") or ())]
+    return not codings and any(str(text).casefold() in _HOME_TEXTS for text in texts if text)
 
 
 def _preferred(addresses: Any) -> dict[str, Any] | None:
@@ -103,9 +139,12 @@ def _text(address: dict[str, Any], name: str, length: int) -> str | None:
 
 
 def _state(address: dict[str, Any]) -> str | None:
-    """The two-letter code. The column holds no more, and a longer name cut to it would be another state's code."""
+    """The two-letter code, also of a state by its name. The column holds no more, and a longer name cut to it would be
+    another state's code."""
     state = _text(address, "state", 50)
-    return state.upper() if state and _STATE.fullmatch(state) else None
+    if not state:
+        return None
+    return state.upper() if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
 
 
 def _country(address: dict[str, Any]) -> str | None:
@@ -118,8 +157,24 @@ def _country_code(address: dict[str, Any]) -> str | None:
     return country.upper() if country and _COUNTRY.fullmatch(country) else None
 
 
-def _zip3(postal_code: Any) -> str | None:
-    match = _ZIP3.match(postal_code) if isinstance(postal_code, str) else None
+def _zip(address: dict[str, Any]) -> str | None:
+    """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
+    code = _text(address, "postalCode", 20)
+    match = _ZIP_PLUS_4.fullmatch(code) if code else None
+    return "".join(match.groups()) if match else _text(address, "postalCode", 9)
+
+
+def _is_elsewhere(address: dict[str, Any]) -> bool:
+    """Whether the country is one that is not the United States."""
+    country = _country(address)
+    return country is not None and country.casefold().replace(".", "") not in _UNITED_STATES
+
+
+def _zip3(address: dict[str, Any]) -> str | None:
+    """The first three digits of a patient's zip; of other countries' codes nothing: how many people share one is not
+    known."""
+    postal_code = address.get("postalCode")
+    match = _ZIP3.fullmatch(postal_code) if isinstance(postal_code, str) and not _is_elsewhere(address) else None
     if match is None:
         return None
     return "000" if match[1] in RESTRICTED_ZIP3 else match[1]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.transform.identifiers import IDENTIFIED_TYPES
-from pipeline.transform.references import PROVIDER, TARGETS
+from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER
+from pipeline.transform.reporters import REPORTERS
 
 __all__ = ["CONVERTED_TYPES", "PRIMITIVE_TYPES", "ColumnType", "column_dtype"]
 
@@ -52,6 +53,13 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
         for name, target in TARGETS.items()
     },
     PROVIDER: ColumnType("References", "surrogate id of the first that can be a provider", _KEY),
+    VISIT_PROVIDER: ColumnType("Encounter", "surrogate id of the participant who is the provider of the visit", _KEY),
+    **{
+        name: ColumnType(
+            "resource", f"true where the patient or a relative is the {' or the '.join(elements)}", pl.Boolean()
+        )
+        for name, elements in REPORTERS.items()
+    },
     **{
         f"identifier({name})": ColumnType("Identifier", f"key under which identifiers of {name} are compared", _KEY)
         for name in IDENTIFIED_TYPES
@@ -62,6 +70,16 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     },
     "patient_location": ColumnType("Patient", "key of the home (else first) address: state, zip 3, country", _KEY),
     "site_location": ColumnType("Organization, Location", "key of the address", _KEY),
+    "is_home": ColumnType("Location", "true where a person lives there", pl.Boolean()),
+    "is_not_on_file": ColumnType(
+        "AllergyIntolerance", "true where it only says that nothing is known, and has no date", pl.Boolean()
+    ),
+    "npi": ColumnType("Identifiers", "the first national provider number"),
+    "provider_taxonomy": ColumnType("CodeableConcepts", "code set of the first with a code of the taxonomy", _CODES),
+    "role_specialty": ColumnType("PractitionerRole", "JSON of its specialty, for a fact", is_json=True),
+    "verification_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
+    "clinical_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
+    "inexact_length": ColumnType("MedicationRequest", "the comparator of a boundsDuration"),
     "integer32": ColumnType("integer", "the integer; one of more than 32 bits is refused", pl.Int64()),
     "comparator": ColumnType("Quantity.comparator", "the comparator, NULL for `=`; an unknown one is refused"),
     "period_text": ColumnType("Period", "`start/end`, either may be empty"),

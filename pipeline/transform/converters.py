@@ -75,6 +75,42 @@ def comparator(value: str) -> str | None:
     return value
 
 
+#: FHIR's codes of the two statuses of conditions and allergies.
+VERIFICATION_STATUSES = frozenset(
+    ("unconfirmed", "presumed", "provisional", "differential", "confirmed", "refuted", "entered-in-error")
+)
+CLINICAL_STATUSES = frozenset(("active", "recurrence", "relapse", "inactive", "remission", "resolved"))
+
+
+def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]:
+    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code."""
+
+    def convert(concept: dict[str, Any]) -> str | None:
+        codes = [code for coding in concept.get("coding") or () if (code := coding.get("code")) is not None]
+        if any(code.__class__ is not str for code in codes):
+            raise ValueError("expected a string")
+        return next((code for code in codes if code in known), next(iter(codes), None))
+
+    return convert
+
+
+#: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
+_NOT_ASKED = "1631000175102"
+_NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))
+_DATES_OF_ALLERGY = ("recordedDate", "lastOccurrence", "onsetDateTime", "onsetPeriod", "onsetAge", "encounter")
+
+
+def is_not_on_file(allergy: dict[str, Any]) -> bool | None:
+    """True for an AllergyIntolerance that only says that nothing is known, and has no date; else None."""
+    code = allergy.get("code") or {}
+    codings = code.get("coding") or ()
+    texts = [code.get("text"), *(coding.get("display") for coding in codings)]
+    says_it = any(coding.get("code") == _NOT_ASKED for coding in codings) or any(
+        text.__class__ is str and text.casefold() in _NOT_ON_FILE for text in texts
+    )
+    return True if says_it and not any(allergy.get(name) for name in _DATES_OF_ALLERGY) else None
+
+
 def integer32(value: int) -> int:
     """FHIR's integers have 32 bits, and so have the columns: a larger one would make PostgreSQL refuse a whole load."""
     if value.__class__ is not int:
@@ -90,9 +126,10 @@ def period_text(period: dict[str, Any]) -> str:
 
 
 def age_text(age: dict[str, Any]) -> str | None:
-    """An Age as '45 a' (UCUM code, else the unit as it is written), None without value or unit."""
+    """An Age as '45 a' (UCUM code, else the unit as it is written), with its comparator; None without value or unit."""
     value, code = age.get("value"), age.get("code") or age.get("unit")
-    return None if value is None or code is None else f"{value} {code}"
+    inexact = comparator(age["comparator"]) if age.get("comparator") else None
+    return None if value is None or code is None else f"{inexact or ''}{value} {code}"
 
 
 def dosage_text(resource: dict[str, Any]) -> str | None:
@@ -171,11 +208,18 @@ def dosage_length(request: dict[str, Any]) -> str | None:
     return f"{number}{unit}" if number <= (_MOST_DAYS if unit == "d" else _MOST_MONTHS) else None
 
 
+def inexact_length(request: dict[str, Any]) -> str | None:
+    """The comparator of the first boundsDuration that has one: it is no length, and an issue."""
+    bounds = [_repeat(dosage).get("boundsDuration") or {} for dosage in _instructions(request)]
+    found = next((one["comparator"] for one in bounds if one.get("comparator")), None)
+    return comparator(found) if found else None
+
+
 def _length(duration: Any) -> tuple[int, str] | None:
     if not duration:
         return None
     value, unit = duration.get("value"), str(duration.get("code") or duration.get("unit"))
-    if not value or value <= 0 or value > _MOST_DAYS * 1440:
+    if not value or value <= 0 or value > _MOST_DAYS * 1440 or duration.get("comparator") not in {None, "="}:
         return None
     if unit in _LENGTH_DAYS:
         return ceil(value * _LENGTH_DAYS[unit]), "d"

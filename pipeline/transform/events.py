@@ -26,7 +26,7 @@ from pipeline.transform.column_names import (
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
-from pipeline.transform.routing import exact_numbers, route, to_table
+from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 
@@ -284,9 +284,17 @@ def _date_paths(mapping: ResourceMapping, view: ViewMapping) -> str:
 def _concept(worker: Worker, rules: tuple[ConceptRule, ...]) -> pl.Expr:
     expression = pl.lit(0, dtype=pl.Int64)
     for rule in reversed(rules):
-        value = pl.lit(worker.target(rule.targets), dtype=pl.Int64)
+        value = pl.lit(_target(worker, rule), dtype=pl.Int64)
         expression = value if rule.when is None else pl.when(pl.col(rule.when)).then(value).otherwise(expression)
     return expression
+
+
+def _target(worker: Worker, rule: ConceptRule) -> int:
+    """The first of a rule's concepts that the vocabulary has, with a value column in its table where one is needed."""
+    if not rule.has_value:
+        return worker.target(rule.targets)
+    found = (worker.target((target,)) for target in rule.targets)
+    return next((concept for concept in found if worker.fixed_domains.get(concept) in VALUE_DOMAINS), 0)
 
 
 def _home(rules: tuple[TableRule, ...]) -> pl.Expr:

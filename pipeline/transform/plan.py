@@ -29,8 +29,8 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
-from pipeline.transform import converters, note_texts, udi
-from pipeline.transform.addresses import Addresses
+from pipeline.transform import converters, note_texts, specialties, udi
+from pipeline.transform.addresses import Addresses, is_home
 from pipeline.transform.column_types import column_dtype
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
@@ -38,8 +38,11 @@ from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.participants import visit_provider
 from pipeline.transform.ports import Ports
-from pipeline.transform.references import PROVIDER, TARGETS, ReferenceReader
+from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
+from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
@@ -119,7 +122,7 @@ class Worker:
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
-        self.sets = CodeSets()
+        self.sets = CodeSets(self.systems.canonical)
         self.resolver = ConceptResolver(
             self.sets,
             self.plan.index,
@@ -149,6 +152,10 @@ class Worker:
     def fixed(self, concept_ids: tuple[int, ...]) -> int:
         """The first of the alternatives that the loaded vocabulary has, else 0."""
         return next((found for found in (self.plan.fixed.get(given, 0) for given in concept_ids) if found), 0)
+
+    @property
+    def systems(self) -> SystemNames:
+        return self.plan.mappings.systems
 
     @cached_property
     def value_maps(self) -> dict[str, pl.DataFrame]:
@@ -248,8 +255,12 @@ class Worker:
             "other_category": converters.other_category(self.sets),
             "patient_location": self.addresses.of_patient,
             "site_location": self.addresses.of_site,
+            "is_home": is_home,
             "other_value": converters.other_value,
             "comparator": converters.comparator,
+            "is_not_on_file": converters.is_not_on_file,
+            "verification_status": converters.status_code(converters.VERIFICATION_STATUSES),
+            "clinical_status": converters.status_code(converters.CLINICAL_STATUSES),
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,
@@ -260,9 +271,13 @@ class Worker:
             "usable_event": OfCollection(converters.usable_event),
             "unusable_event": OfCollection(converters.unusable_event),
             "dosage_length": converters.dosage_length,
+            "inexact_length": converters.inexact_length,
             "quantity_text": converters.quantity_text,
             "rate_text": converters.rate_text,
             "json": self._concept_as_json,
+            "role_specialty": specialties.of_role(self.systems.canonical, self._concept_as_json),
+            "provider_taxonomy": OfCollection(specialties.by_taxonomy(self.systems.canonical, self.sets.add_concept)),
+            "npi": OfCollection(specialties.npi(self.systems.canonical)),
             "attached_text": note_texts.attached_text,
             "attached_binary": self._attached_binary,
             "is_unsupported": note_texts.is_unsupported,
@@ -279,7 +294,11 @@ class Worker:
         }
         for name, target in TARGETS.items():
             by_type[f"Reference({name})"] = self.references.one(target)
-        by_type[PROVIDER] = OfCollection(self.references.first(TARGETS["Practitioner"]))
+        provider = self.references.first(TARGETS["Practitioner"])
+        by_type[PROVIDER] = OfCollection(provider)
+        by_type[VISIT_PROVIDER] = visit_provider(provider, self.plan.site.time_zone)
+        for name, elements in REPORTERS.items():
+            by_type[name] = is_reported_by_patient(*elements)
         for name in IDENTIFIED_TYPES:
             by_type[f"identifier({name})"] = identifier_keys(self.identifiers, name, any_system=False)
             by_type[f"identifier_value({name})"] = identifier_keys(self.identifiers, name, any_system=True)

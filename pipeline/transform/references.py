@@ -23,6 +23,7 @@ __all__ = [
     "PERSON_PROBLEM",
     "PROVIDER",
     "TARGETS",
+    "VISIT_PROVIDER",
     "ReferenceProblem",
     "ReferenceReader",
     "Target",
@@ -65,11 +66,15 @@ class Target:
 
 #: Type of columns that take the first of several references that can be a provider.
 PROVIDER = "provider"
+#: Type of the column that takes the provider of a visit (`pipeline.transform.participants`).
+VISIT_PROVIDER = "visit_provider"
 
 
 def is_reference(column_type: str | None) -> bool:
     """Whether a column's values are what `ReferenceReader` makes of references."""
-    return column_type is not None and (column_type.startswith("Reference(") or column_type == PROVIDER)
+    return column_type is not None and (
+        column_type.startswith("Reference(") or column_type in {PROVIDER, VISIT_PROVIDER}
+    )
 
 
 TARGETS = {
@@ -83,6 +88,7 @@ TARGETS = {
         Target("Medication", reads_contained=True),
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
+        Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),
         Target("Binary", is_open=True),
     )
 }

@@ -12,7 +12,7 @@ from omop_schema.cdm_fields import column_length, polars_schema, required_column
 from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
 from pipeline.transform.column_names import exact
 
-__all__ = ["DOMAIN_TABLES", "exact_numbers", "route", "to_staged", "to_table"]
+__all__ = ["DOMAIN_TABLES", "VALUE_DOMAINS", "exact_numbers", "route", "to_staged", "to_table"]
 
 #: f2o-037: the domain of the resolved concept decides. A domain that is not named here stays in the home table if
 #: that takes any domain (observation), else goes to observation, the CDM's table for all that has no other.
@@ -25,6 +25,9 @@ DOMAIN_TABLES = {
     "Device": "device_exposure",
     "Specimen": "specimen",
 }
+
+#: Domains of which the table holds a concept as value.
+VALUE_DOMAINS = frozenset(("Measurement", "Observation"))
 
 
 _SHARED = {

@@ -34,6 +34,8 @@ _REPEATED_OF_CONVERTERS = {
     "device_lot": "udiCarrier",
     "device_summary": "udiCarrier",
     "questionnaire_codes": "item",
+    "visit_provider": "participant",
+    "role_specialty": "specialty",
 }
 
 _Trail = tuple[tuple[str, int], ...]

@@ -78,7 +78,7 @@ _CHUNK_BYTES = 1 << 20
 _COPY_LINE = re.compile(r"line (\d+)")
 
 #: Counted up when the layout of the index changes, so that old files are not read by new code.
-_INDEX_FORMAT = 2
+_INDEX_FORMAT = 3
 
 #: Rows a row group: small enough that the statistics of sorted codes let a lookup skip most of the file.
 _ROW_GROUP = 100_000
@@ -101,8 +101,17 @@ _INDEX_QUERY = """
     FROM index_row ORDER BY vocabulary_id COLLATE "C", concept_code COLLATE "C", pair_number
 """
 _CONCEPT_QUERY = "SELECT * FROM index_concept ORDER BY concept_id"
-_TRUE_ANCESTORS = """
-    WHERE ancestor_concept_id <> descendant_concept_id ORDER BY descendant_concept_id, ancestor_concept_id
+# concept_ancestor knows standard concepts and classifications alone: of others their next broader ones in their vocabulary.
+_ANCESTOR_QUERY = """
+    SELECT ancestor_concept_id, descendant_concept_id FROM {vocab}.concept_ancestor
+    WHERE ancestor_concept_id <> descendant_concept_id
+    UNION
+    SELECT CASE relationship_id WHEN 'Is a' THEN concept_id_2 ELSE concept_id_1 END AS broader, concept_id
+    FROM {vocab}.concept_relationship AS relationship JOIN {vocab}.concept
+    ON concept_id = CASE relationship_id WHEN 'Is a' THEN concept_id_1 ELSE concept_id_2 END
+    WHERE relationship_id IN ('Is a', 'Subsumes') AND concept_id_1 <> concept_id_2
+    AND relationship.invalid_reason IS NULL AND standard_concept IS DISTINCT FROM 'S'
+    ORDER BY descendant_concept_id, ancestor_concept_id
 """
 _VALID_STRENGTHS = "WHERE invalid_reason IS NULL ORDER BY drug_concept_id, ingredient_concept_id"
 
@@ -383,7 +392,8 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
-    concept_ancestor except a concept with itself, `drug_strength.parquet` the valid strengths of drugs.
+    concept_ancestor except a concept with itself, and for concepts that are not standard the next broader ones
+    (`Is a`, `Subsumes`), `drug_strength.parquet` the valid strengths of drugs.
     PostgreSQL joins and sorts and polars streams the result into Parquet, so memory stays flat for a full vocabulary.
     Raises LandingError when the disk refuses.
     """
@@ -453,7 +463,7 @@ def _write_index(url: str, vocab_schema: str, folder: Path) -> None:
     schema = sql.Identifier(vocab_schema).as_string()
     # psycopg accepts only literal text, or bytes; this text is the project's own, and the schema's name is quoted.
     statements = _SQL_FILE.read_text(encoding="utf-8").replace("{vocab}", schema)
-    ancestors = f"SELECT ancestor_concept_id, descendant_concept_id FROM {schema}.concept_ancestor {_TRUE_ANCESTORS}"
+    ancestors = _ANCESTOR_QUERY.replace("{vocab}", schema)
     with connect(url) as connection:
         connection.execute(statements.encode())
         _write_parquet(connection, _INDEX_QUERY, INDEX_SCHEMA, folder / INDEX_FILE)

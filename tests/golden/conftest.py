@@ -15,7 +15,7 @@ from omop_schema import cdm
 
 _SOURCE = Path(__file__).parent / "vocabulary"
 _VALID = {"valid_start_date": "19700101", "valid_end_date": "20991231"}
-_RELATIONSHIPS = ("Maps to", "Maps to value", "Concept replaced by")
+_RELATIONSHIPS = ("Maps to", "Maps to value", "Concept replaced by", "Is a", "Subsumes")
 
 
 @pytest.fixture(scope="session")

@@ -1,38 +1,85 @@
 """Identifying values planted into FHIR resources, wherever R4 can hold them, each one unmistakable.
 
-Names, identifiers, contacts, addresses, photographs, notes, narratives, contained persons, displays of references and
-codes, texts of concepts, serial and policy numbers. What the mapping takes as text on purpose (instructions for use,
-values that are strings, units) is not planted: docs/mapping.md names it.
+Names, identifiers, contacts, addresses, photographs, notes, narratives, contained persons, and every element of type
+string or markdown that R4 has (`r4_strings.csv`, made from the definitions of R4, CC0), also in elements that a resource
+does not have of itself. `SHOWN` says which of them may be seen in the CDM, where, and why; nothing else may.
 """
 
 from __future__ import annotations
 
 import base64
 import copy
+import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pipeline.sql_on_fhir.r4 import Types, elements_of, is_array
 
-__all__ = ["Planter"]
+__all__ = ["SHOWN", "Planter", "may_be_seen", "strings_of"]
 
 _MARK = re.compile(r"qx\d{6}zz|88\d{8}|60699", re.IGNORECASE)
 
-#: Texts that identify by what they are, by the type that has them.
-_TEXTS = {
-    "Appointment": ("description", "comment", "patientInstruction"),
-    "CarePlan": ("title", "description"),
-    "Coverage": ("subscriberId", "dependent"),
-    "CoverageClass": ("value", "name"),
-    "Device": ("serialNumber",),
-    "DeviceDeviceName": ("name",),
-    "DiagnosticReport": ("conclusion",),
-    "DocumentReference": ("description",),
-    "Dosage": ("patientInstruction",),
-    "FamilyMemberHistory": ("name",),
-    "ServiceRequest": ("patientInstruction",),
+#: Strings that are no text: who reads them follows them, and a planted one would only break what it is in.
+_POINTERS = {("Reference", "reference"), ("QuestionnaireItem", "linkId"), ("QuestionnaireResponseItem", "linkId")}
+
+#: Elements that are added with all they can hold; deeper ones only where a resource has what they are in.
+_MOST_DEPTH = 3
+
+#: (table.column, path of the planted element; both may hold `*`) → why it may be seen there. docs/mapping.md, Privacy.
+SHOWN = {
+    ("care_site.care_site_name", "Location.name"): "the name of a site; that of a home is not loaded",
+    ("care_site.care_site_name", "Organization.name"): "the name of a site: of a single doctor's practice it is public",
+    ("location.address_1", "Location.address.line"): "where a site is",
+    ("location.address_1", "Organization.address.line"): "where a site is",
+    ("location.city", "Location.address.city"): "where a site is",
+    ("location.city", "Organization.address.city"): "where a site is",
+    ("location.country_source_value", "Location.address.country"): "where a site is",
+    ("location.country_source_value", "Organization.address.country"): "where a site is",
+    ("drug_exposure.sig", "*.dosageInstruction.text"): "instructions for use: the CDM has a column for them",
+    ("drug_exposure.sig", "*.dosage.text"): "instructions for use: the CDM has a column for them",
+    ("drug_exposure.sig", "*.dosage.*.unit"): "the unit of a dose",
+    ("drug_exposure.dose_unit_source_value", "*.unit"): "the unit of a dose",
+    ("drug_exposure.lot_number", "*.lotNumber"): "the lot of a vaccine or drug: many have it",
+    ("device_exposure.production_id", "*.lotNumber"): "the lot of a device: many have it",
+    ("measurement.unit_source_value", "*.unit"): "the unit of a result",
+    ("specimen.unit_source_value", "*.unit"): "the unit of a quantity",
+    ("measurement.value_source_value", "*.valueString"): "a result that is a text",
+    ("observation.value_source_value", "*.valueString"): "a result that is a text",
+    ("observation.value_as_string", "*.valueString"): "a result that is a text",
+    ("measurement.value_source_value", "*.value*.unit"): "the unit of a result of two numbers",
+    ("device_exposure.unique_device_id", "Device.udiCarrier.deviceIdentifier"): "a model of device, public",
+    ("measurement.value_source_value", "*.valueSampledData.data"): "the numbers of a curve",
+    ("condition_occurrence.stop_reason", "Condition.abatementString"): "why a condition ended",
+    ("drug_exposure.stop_reason", "Condition.abatementString"): "why a condition ended, whose code is a drug",
 }
+
+
+@cache
+def _strings() -> dict[str, tuple[str, ...]]:
+    """Type → its elements of type string or markdown; `*`: an array."""
+    with Path(__file__).with_name("r4_strings.csv").open(encoding="utf-8", newline="") as stream:
+        return {row["type"]: tuple(row["elements"].split()) for row in csv.DictReader(stream)}
+
+
+def strings_of(kind: str) -> list[str]:
+    """Paths below a type of its strings, and of those of the parts that only it has."""
+    own = [name.removesuffix("*") for name in _strings().get(kind, ()) if (kind, name) not in _POINTERS]
+    parts = [(name, types) for name, types in (elements_of(kind) or {}).items() for types in [*(types or ())]]
+    return own + [
+        f"{name}.{inner}"
+        for name, part in parts
+        if part.startswith(kind) and part != kind
+        for inner in strings_of(part)
+    ]
+
+
+def is_home(location: dict[str, Any]) -> bool:
+    """Whether the golden cases mean a Location to be where a person lives."""
+    return location["resourceType"] == "Location" and str(location.get("name")).startswith(("Home of", "Qx Place"))
 
 
 class Planter:
@@ -72,7 +119,7 @@ class Planter:
         planted = copy.deepcopy(resource)
         kind = planted["resourceType"]
         if elements_of(kind) is not None:
-            self._element(planted, kind, kind)
+            self._element(planted, kind, "Home" if is_home(resource) else kind)
             contained = planted.get("contained")
             if contained is None or isinstance(contained, list):
                 planted["contained"] = [*(contained or ()), *self._persons(f"{kind}.contained")]
@@ -80,32 +127,51 @@ class Planter:
             planted["extension"] = [*planted.get("extension", ()), *self._extensions()]
         return planted
 
-    def _element(self, element: Any, kind: str, path: str) -> None:
+    def _element(self, element: Any, kind: str, path: str, depth: int = 0) -> None:
         elements = elements_of(kind)
         if not isinstance(element, dict) or elements is None:
             return
         for name, value in list(element.items()):
             types = _types_of(elements, name)
             for item in value if isinstance(value, list) else [value]:
-                self._present(item, types, f"{path}.{name}")
+                self._present(item, types, f"{path}.{name}", depth)
         for name, types in elements.items():
             [*known] = types or ()
-            if len(known) == 1 and known[0] in self._make and not _is_allowed(kind, name):
+            if len(known) != 1 or _is_value(name):
+                continue
+            if known[0] in self._make:
                 self._absent(element, kind, name, known[0], f"{path}.{name}")
-        for name in _TEXTS.get(kind, ()):
-            element[name] = self.text(f"{path}.{name}")
+            elif name not in element and known[0].startswith(kind) and known[0] != kind and depth < _MOST_DEPTH:
+                part: dict[str, Any] = {}
+                self._element(part, known[0], f"{path}.{name}", depth + 1)
+                element[name] = [part] if is_array(kind, name) else part
+        for name, is_list in self._strings_of(element, kind, elements):
+            text = self.text(f"{path}.{name}")
+            element[name] = [text] if is_list else text
+
+    def _strings_of(self, element: dict[str, Any], kind: str, elements: Any) -> Iterator[tuple[str, bool]]:
+        """Names of the element's strings, whether they are there or not, and whether each is an array."""
+        for name in _strings().get(kind, ()):
+            if (kind, name) not in _POINTERS:
+                yield name.removesuffix("*"), name.endswith("*")
+        for name, types in elements.items():
+            if "string" in (types or ()):
+                is_given = any(key.startswith(name) and key[len(name) :][:1].isupper() for key in element)
+                if f"{name}String" in element or not (is_given or kind == "Extension"):
+                    yield f"{name}String", False
 
     def _absent(self, element: dict[str, Any], owner: str, name: str, kind: str, path: str) -> None:
         """Add an element that is not there; to a list of them, one more."""
         if not is_array(owner, name):
-            element.setdefault(name, self._make[kind](path))
+            if kind == "Address" or name not in element:
+                element[name] = self._make[kind](path)
         elif kind != "CodeableConcept":
             old = element.get(name, [])
             element[name] = [self._make[kind](path), *old] if isinstance(old, list) else old
         elif name not in element:
             element[name] = [self._make[kind](path)]
 
-    def _present(self, value: Any, types: Types, path: str) -> None:
+    def _present(self, value: Any, types: Types, path: str, depth: int) -> None:
         [*known] = types or ()
         if len(known) != 1 or not isinstance(value, dict):
             return
@@ -122,7 +188,7 @@ class Planter:
         elif kind == "Coding":
             value["display"] = self.text(path)
         elif kind not in self._make:
-            self._element(value, kind, path)
+            self._element(value, kind, path, depth)
 
     # --- what is planted ---
 
@@ -143,6 +209,9 @@ class Planter:
     def _address(self, path: str) -> dict[str, Any]:
         texts = {name: self.text(f"{path}.{name}") for name in ("text", "city", "district", "country")}
         line = [self.text(f"{path}.line")]
+        is_site = path.startswith(("Location.", "Organization."))
+        if is_site:  # whose use says that it is one
+            return {"use": "work", **texts, "line": line, "state": "TX", "postalCode": "77701-1234"}
         return {"use": "home", **texts, "line": line, "state": "IL", "postalCode": "60699-1234"}
 
     def _attachment(self, path: str) -> dict[str, Any]:
@@ -185,6 +254,11 @@ def _types_of(elements: Any, name: str) -> Types:
     return None
 
 
-def _is_allowed(kind: str, name: str) -> bool:
-    """Addresses of sites, and what would make the resource another one."""
-    return (kind in {"Organization", "Location"} and name == "address") or name in {"value", "valueCodeableConcept"}
+def _is_value(name: str) -> bool:
+    """What would make the resource another one."""
+    return name in {"value", "valueCodeableConcept"}
+
+
+def may_be_seen(column: str, path: str) -> bool:
+    """Whether `SHOWN` allows a planted value in a column (`table.column`)."""
+    return any(fnmatchcase(column, where) and fnmatchcase(path, what) for where, what in SHOWN)

@@ -488,8 +488,8 @@ def warehouse(part: str, parts: Parts) -> Iterator[psycopg.Connection]:
 
 
 def _report(connection: psycopg.Connection) -> MappingReport:
-    systems = load_mappings(MAPPINGS_FOLDER).code_systems
-    return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", code_systems=systems)
+    vocabulary_of = load_mappings(MAPPINGS_FOLDER).vocabulary_of
+    return mapping_report(connection, cdm_schema="cdm", vocab_schema="vocab", vocabulary_of=vocabulary_of)
 
 
 @pytest.mark.parametrize("part", sorted(set(PARTS.values())))

@@ -335,6 +335,21 @@ def test_problem_list_history_and_family_rows_are_not_observed_time(cdm: Cdm) ->
     assert (report.persons, report.persons_without_period) == (2, 1)
 
 
+def test_a_period_does_not_begin_before_the_birth(cdm: Cdm) -> None:
+    """Nor does what patients report of times outside the record make one."""
+    born_later, reported = cdm.person(), cdm.person()
+    birth = day(10)
+    cdm.connection.execute(
+        "UPDATE cdm.person SET year_of_birth = %s, month_of_birth = %s, day_of_birth = %s WHERE person_id = %s",
+        (birth.year, birth.month, birth.day, born_later),
+    )
+    cdm.visit(born_later, day(-9000))
+    cdm.visit(born_later, day(0), day(12))
+    cdm.condition(reported, day(20), kind=32865)
+    cdm.refresh()
+    assert cdm.periods() == [(born_later, day(10), day(72))]
+
+
 def test_a_type_concept_that_the_vocabulary_lacks_becomes_0_with_a_warning(cdm: Cdm) -> None:
     cdm.connection.execute("DELETE FROM vocab.concept WHERE concept_id = 32882")
     cdm.visit(cdm.person(), day(10))

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from pipeline.core.errors import ConfirmationNeeded
+from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings
 from pipeline.landing.store import LandedExport
 from pipeline.publication.context import PublicationReport
@@ -57,7 +58,7 @@ ALLERGY = {
 FRAGMENTS = {
     *("accounting_rule", "count_accounts", "detail_targets", "entity_targets", "is_mapped_again", "is_site_relation"),
     *("dose_exposure", "is_fact_of_site", "is_in_scope", "missing_discharge_deaths", "patients_in_table"),
-    *("state_says_something", "wrong_accounts"),
+    *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
 }
 
 _TABLE_NAME = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|ANALYZE|TRUNCATE)\s+(\w+)\b(?!\.)")
@@ -173,7 +174,13 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     warehouse: Warehouse, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     types = {*linked_world.TYPES.values(), *stand_in_world.TYPES.values()}
-    site = SiteSettings(name="one", vanished="delete", left_group="delete", empty_when_missing=tuple(sorted(types)))
+    site = SiteSettings(
+        name="one",
+        vanished="delete",
+        left_group="delete",
+        empty_when_missing=tuple(sorted(types)),
+        mapping=MappingOptions(panel_row="always"),
+    )
     settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
     monkeypatch.setattr(bulk, "_BULK_ROWS", 1)

@@ -406,7 +406,7 @@ def test_several_processes_may_ask_for_the_index_at_once(url, download, tmp_path
 
 def test_an_interrupted_compilation_is_begun_again(url, download, tmp_path):
     release = load(url, download)
-    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-2.partial"
+    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-3.partial"
     partial.mkdir(parents=True)
     (partial / INDEX_FILE).write_bytes(b"half a file")
     index = ensure_index(url, **SCHEMAS, home=tmp_path / "home")

@@ -105,7 +105,7 @@ TABLE = {
     "Encounter": Dates("visit_occurrence", "visit_start_date", ("start",), "visit_end_date", ("end",)),
     "FamilyMemberHistory": Dates("observation", "observation_date", ("recorded_date",)),
     "ImagingStudy": Dates("procedure_occurrence", "procedure_date", ("started",)),
-    "Immunization": Dates("drug_exposure", "drug_exposure_start_date", ("occurrence",)),
+    "Immunization": Dates("drug_exposure", "drug_exposure_start_date", ("occurrence", "recorded")),
     "MedicationAdministration": Dates(
         "drug_exposure",
         "drug_exposure_start_date",
@@ -141,7 +141,7 @@ TABLE = {
         ("performed_end",),
     ),
     "QuestionnaireResponse": Dates("observation", "observation_date", ("authored",)),
-    "Specimen": Dates("specimen", "specimen_date", ("collected_datetime", "collected_period_start")),
+    "Specimen": Dates("specimen", "specimen_date", ("collected_datetime", "collected_period_start", "received_time")),
 }
 
 #: Date columns that have cases of their own below: births, deaths, places, reactions.

@@ -24,6 +24,7 @@ from pipeline.transform.mapping.mappings import (
 )
 from pipeline.transform.mapping_check.check import check_mappings
 from pipeline.transform.rules import RULES
+from pipeline.transform.specialties import NPI
 from tests.golden.test_golden import CASES
 from tests.requirement_results import marked_tests
 from tools import conformance
@@ -215,6 +216,13 @@ def test_every_identifier_system_that_a_mapping_reads_has_its_strategy():
         system
         for file in MAPPINGS_FOLDER.glob("*.yaml")
         for system in re.findall(r"identifier\.where\(system = '([^']+)'", file.read_text(encoding="utf-8"))
+    }
+    read |= {
+        {"npi": NPI}[view.column_types[name] or ""]
+        for mapping in load_mappings(MAPPINGS_FOLDER).resources.values()
+        for view in mapping.views
+        for name, path in view.column_paths.items()
+        if path.startswith("identifier")
     }
     assert read == {"http://hl7.org/fhir/sid/us-npi"}, "another identifier is read: assess it in docs/mapping.md"
     assert all(system in told for system in read)

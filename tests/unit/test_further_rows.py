@@ -170,6 +170,7 @@ ALWAYS = {
     ("Patient", "race"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),
+    ("Observation", "note"),
 }
 
 

@@ -13,8 +13,13 @@ def threads():
     return {Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
 
 before = threads()
-import pipeline.commands.cli, pipeline.erasure.run, pipeline.load.ingest, pipeline.publication.publish
-import pipeline.quality.verify, pipeline.orchestration.definitions, pipeline.sandbox.generator
+import importlib, pkgutil, pipeline
+
+for stage in ("commands", "erasure", "load", "publication", "quality", "orchestration", "sandbox", "transform"):
+    package = importlib.import_module(f"pipeline.{stage}")
+    for module in pkgutil.walk_packages(package.__path__, f"pipeline.{stage}."):
+        if not module.name.endswith(("webserver", "ui_services")):  # programs of Dagster's
+            importlib.import_module(module.name)
 print(sorted(name for name in threads() - before if "polars" in name.lower()))
 """
 

@@ -1,6 +1,6 @@
 -- Visits count from start to end, other events on the day on which they begin: the end of a prescription or of an
 -- illness is no contact. Left out: what is of a time outside the record (problem-list onsets, history and family
--- rows), and whatever lies after the as-of date. Death is no event; it only ends a period.
+-- rows), and whatever lies after the as-of date, or before the birth. Death is no event; it only ends a period.
 -- reads: derived_person {period_persons}
 -- makes: fresh_observation_period
 DROP TABLE IF EXISTS pg_temp.fresh_observation_period;
@@ -31,9 +31,13 @@ WITH event AS (
 ), by_day AS (
     SELECT person_id, first_day, max(last_day) AS last_day FROM event GROUP BY person_id, first_day
 ), past AS (
-    SELECT person_id, first_day, least(greatest(last_day, first_day), as_of) AS last_day
+    SELECT person_id, greatest(first_day, born) AS first_day, least(greatest(last_day, first_day), as_of) AS last_day
     FROM by_day JOIN pg_temp.derived_person USING (person_id)
-    WHERE first_day <= as_of
+    JOIN (
+        SELECT person_id, make_date(year_of_birth, coalesce(month_of_birth, 1), coalesce(day_of_birth, 1)) AS born
+        FROM {cdm}.person
+    ) AS birth USING (person_id)
+    WHERE first_day <= as_of AND greatest(last_day, first_day) >= born AND born <= as_of
 ), marked AS (
     SELECT *, first_day - max(last_day) OVER (
         PARTITION BY person_id ORDER BY first_day ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING

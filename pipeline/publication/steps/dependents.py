@@ -12,7 +12,7 @@ from pipeline.publication.values import Decisions
 __all__ = ["find_dependents"]
 
 #: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death",)
+_DERIVED_FACTS = ("discharge_death", "panel_member")
 
 
 def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:

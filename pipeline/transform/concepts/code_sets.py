@@ -5,7 +5,7 @@ Rows carry the number; concepts are then resolved once per distinct code set ins
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import polars as pl
@@ -44,7 +44,9 @@ class CodeSets:
     an element counts once: the work after this grows with what differs, not with what a server repeats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, canonical: Callable[[str], str] = str) -> None:
+        """`canonical(system)` → the name by which maps know a code system: another spelling is the same coding."""
+        self._canonical = canonical
         self._numbers: dict[Any, int | None] = {}
         self._codings: list[list[_Coding]] = []
         self._texts: list[str | None] = []
@@ -127,7 +129,8 @@ class CodeSets:
             raise ValueError("expected text to be a string")
         if not text:  # a coding without a code says no more than a text does
             text = next((display for _, code, display, _ in codings if display and not code), None)
-        codings = _distinct(coding for coding in codings if coding[1])
+        named = ((of and self._canonical(of), code, display, selected) for of, code, display, selected in codings)
+        codings = _distinct(coding for coding in named if coding[1])
         number = len(self._codings) if codings or text else None
         if number is not None:
             self._codings.append(codings)

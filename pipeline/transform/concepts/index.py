@@ -79,6 +79,9 @@ STRENGTH_SCHEMA: Mapping[str, pl.DataType] = {
     "denominator_unit_concept_id": pl.Int64(),
 }
 
+#: Levels of a hierarchy that are followed.
+_MOST_STEPS_UP = 20
+
 _UNDOTTED_ICD10 = re.compile(r"[A-Z][0-9][0-9A-Z][0-9A-Z]{1,4}")
 _BARE_UNIT = re.compile(r"(?<![A-Za-z\[])U(?![A-Za-z\]])")
 _UCUM_IN_OMOP: Mapping[str, str] = {
@@ -198,6 +201,26 @@ class ConceptIndex:
             .sort("ancestor", "descendant")
         )
 
+    def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
+        """The same of concepts that are not standard, whose broader ones are looked up step by step."""
+        asked = set(concept_ids.cast(pl.Int64).drop_nulls())
+        broader: dict[int, set[int]] = {}
+        frontier = asked
+        for _ in range(_MOST_STEPS_UP):
+            found = (
+                pl.scan_parquet(self.folder / ANCESTOR_FILE)
+                .filter(pl.col("descendant_concept_id").is_in(sorted(frontier)))
+                .select("descendant_concept_id", "ancestor_concept_id")
+                .collect(engine="streaming")
+            )
+            for below, above in found.iter_rows():
+                broader.setdefault(below, set()).add(above)
+            frontier = set(found["ancestor_concept_id"]) - broader.keys()
+            if not frontier:
+                break
+        pairs = [(above, below) for below in asked for above in _all_above(below, broader) & asked if above != below]
+        return pl.DataFrame(sorted(pairs), schema={"ancestor": pl.Int64, "descendant": pl.Int64}, orient="row")
+
     def concepts(self, concept_ids: list[int]) -> pl.DataFrame:
         """concept_id, concept_name, domain_id, vocabulary_id, concept_class_id, standard_concept, invalid_reason and
         target_concept_id (its standard concept, if any) of these ids."""
@@ -223,6 +246,16 @@ class ConceptIndex:
         concept becomes 0. Id 0 means "no matching concept" and is always right.
         """
         return dict(_all_verified(self, tuple(concept_ids.items())))
+
+
+def _all_above(concept_id: int, broader: Mapping[int, set[int]]) -> set[int]:
+    found: set[int] = set()
+    waiting = [concept_id]
+    while waiting:
+        new = broader.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 def _candidates(codings: pl.DataFrame) -> pl.DataFrame:

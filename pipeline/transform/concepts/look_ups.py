@@ -73,7 +73,7 @@ class LookUps:
     ) -> pl.DataFrame:
         if value_map is None:
             return self._in_vocabulary(purpose or "", domain)
-        found = self._in_map(code_sets, value_map, last)
+        found = self.in_map(code_sets, value_map, last)
         return found if purpose is None else self._completed(found, purpose, domain)
 
     def of_codes(self, frame: pl.DataFrame, column: str, prefix: str, *, value_map: str, system: str) -> pl.DataFrame:
@@ -92,7 +92,7 @@ class LookUps:
         numbers = {code: self.sets.add_coding({"system": system, "code": code}) for code in codes.drop_nulls().unique()}
         return codes.replace_strict(numbers, default=None, return_dtype=pl.Int32)
 
-    def _in_map(self, code_sets: pl.Series, value_map: str, last: str | None) -> pl.DataFrame:
+    def in_map(self, code_sets: pl.Series, value_map: str, last: str | None = None) -> pl.DataFrame:
         """code_set, concept_id, source_system, source_code, meaning, excludes, is_unknown of these code sets.
 
         The first coding counts for which the map has a concept, or none by rule; without one, the first.

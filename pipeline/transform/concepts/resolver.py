@@ -44,6 +44,10 @@ class ConceptLookup(Protocol):
         """Columns ancestor, descendant: which of the concepts is truly below which other of them."""
         ...
 
+    def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
+        """The same among concepts that are not standard."""
+        ...
+
 
 class ConceptResolver:
     """Resolves the code sets of one worker, each once per purpose (a key of vocabulary_priority.yaml)."""
@@ -165,7 +169,8 @@ class ConceptResolver:
     def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """The rows of the best coding of each code set.
 
-        Order: has a standard mapping; vocabulary priority; the more specific concept (f2o-036); userSelected; order.
+        Order: has a standard mapping; vocabulary priority; the more specific concept, then the more specific source
+        code (f2o-036); userSelected; order.
         """
         priority = self._priorities.get(purpose, ())
         others = len(priority) + 1
@@ -182,11 +187,16 @@ class ConceptResolver:
             .alias("priority"),
         )
         ranked = ranked.with_columns(
-            self._less_specific(ranked).alias("less_specific"), (~pl.col("user_selected")).alias("not_selected")
+            self._less_specific(ranked).alias("less_specific"),
+            self._less_specific_source(ranked).alias("less_specific_source"),
+            (~pl.col("user_selected")).alias("not_selected"),
         )
-        order = ["code_set", "has_standard", "priority", "less_specific", "not_selected", "position"]
+        order = [
+            *("code_set", "has_standard", "priority"),
+            *("less_specific", "less_specific_source", "not_selected", "position"),
+        ]
         best = (
-            ranked.sort(order, descending=[False, True, False, False, False, False], maintain_order=True)
+            ranked.sort(order, descending=[name == "has_standard" for name in order], maintain_order=True)
             .group_by("code_set", maintain_order=True)
             .first()
             .select("code_set", "position")
@@ -220,3 +230,46 @@ class ConceptResolver:
             above = above.select(*key, pl.col("ancestor").alias("target_concept_id")).unique()
             flagged = set(rivals.join(above, on=[*key, "target_concept_id"], how="semi")["row"])
         return pl.Series("less_specific", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)
+
+    def _less_specific_source(self, ranked: pl.DataFrame) -> pl.Series:
+        """True for a coding that has a rival of the same rank and vocabulary whose source code is below its own: by the
+        code within ICD (E11 is above E11.9), else by the vocabulary's hierarchy."""
+        key = ["code_set", "has_standard", "priority", "vocabulary_id"]
+        rivals = ranked.with_row_index("row").filter(pl.col("position").n_unique().over(key) > 1)
+        flagged: set[int] = set()
+        if not rivals.is_empty():
+            flagged = {*_above_by_code(rivals, key), *self._above_by_hierarchy(rivals, key)}
+        return pl.Series("less_specific_source", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)
+
+    def _above_by_hierarchy(self, rivals: pl.DataFrame, key: list[str]) -> pl.Series:
+        """Rows of codings whose concept is above that of a rival; standard concepts were compared before."""
+        is_source = pl.col("source_concept_id").is_not_null() & (pl.col("source_standard_concept").fill_null("") != "S")
+        rows = rivals.filter(is_source & ~pl.col("vocabulary_id").str.starts_with(_BY_CODE))
+        if rows.is_empty():
+            return rows["row"]
+        descents = self._index.source_descents(rows["source_concept_id"].unique())
+        above = rows.join(descents, left_on="source_concept_id", right_on="descendant")
+        above = above.select(*key, pl.col("ancestor").alias("source_concept_id")).unique()
+        return rows.join(above, on=[*key, "source_concept_id"], how="semi")["row"]
+
+
+#: Vocabularies whose codes say their hierarchy: each longer one is below the one that it begins with.
+_BY_CODE = "ICD"
+
+
+def _above_by_code(rivals: pl.DataFrame, key: list[str]) -> pl.Series:
+    """Rows of codings whose code is the beginning of a rival's."""
+    code = pl.col("concept_code").str.replace_all(".", "", literal=True)
+    rows = rivals.filter(pl.col("vocabulary_id").str.starts_with(_BY_CODE)).with_columns(code.alias("plain_code"))
+    texts = rows["plain_code"].drop_nulls().unique()
+    beginnings = pl.DataFrame(
+        [(text, text[:length]) for text in texts for length in range(1, min(len(text), _MOST_CHARACTERS))],
+        schema={"plain_code": pl.String, "beginning": pl.String},
+        orient="row",
+    )
+    above = rows.join(beginnings, on="plain_code").select(*key, pl.col("beginning").alias("plain_code")).unique()
+    return rows.join(above, on=[*key, "plain_code"], how="semi")["row"]
+
+
+#: No code of ICD is longer: what is, is no code.
+_MOST_CHARACTERS = 12

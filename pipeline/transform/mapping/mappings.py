@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
@@ -32,6 +32,7 @@ from pipeline.transform.mapping.sources import (
     read_sources,
     stamp_problems,
 )
+from pipeline.transform.mapping.systems import SystemNames
 from pipeline.transform.rules import RULES
 
 __all__ = [
@@ -112,6 +113,10 @@ class ConceptRule(_Optional):
         "vocabulary has."
     )
     when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
+    has_value: bool = Field(
+        False,
+        description="Only concepts whose table can hold a value count: the value says what they are about.",
+    )
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -343,6 +348,12 @@ class Mappings:
     options: MappingOptions = field(default_factory=MappingOptions)
     #: `unit_key` of a customary spelling of a unit → UCUM code as OMOP writes it
     unit_aliases: Mapping[str, str] = field(default_factory=dict)
+    #: by which value maps and code systems are known whatever a source calls them
+    systems: SystemNames = field(default_factory=SystemNames)
+
+    def vocabulary_of(self, system: str) -> str | None:
+        """The vocabulary that a code system is, however it is spelt; None where no table says."""
+        return self.code_systems.get(self.systems.canonical(system))
 
     @cached_property
     def fixed_concepts(self) -> dict[int, str]:
@@ -398,7 +409,7 @@ class Mappings:
         for part in (self.value_maps, self.vocabulary_priority, self.constants):
             used = {name: value for name, value in part.items() if self._is_used(name, mapping)}
             digest.update(repr(sorted(used.items())).encode())
-        for table in (self.code_systems, self.unit_aliases):
+        for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
@@ -471,14 +482,18 @@ def read_mappings(
             resources[name] = mapping
     chosen = options or MappingOptions()
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
+    systems = _system_names(sources)
     mappings = Mappings(
         folder=folder,
         resources={name: mapping.under(chosen) for name, mapping in resources.items()},
         value_maps={
-            name: tuple(filter(None, (_entry(row, problems) for row in rows.values())))
+            name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
         },
-        code_systems={row.values["system"]: row.values["vocabulary_id"] for row in tables["code_systems.csv"]},
+        code_systems={
+            systems.canonical(row.values["system"]): row.values["vocabulary_id"] for row in tables["code_systems.csv"]
+        },
+        systems=systems,
         vocabulary_priority=_priority(sources.priority, problems),
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
@@ -486,6 +501,24 @@ def read_mappings(
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+
+
+def _system_names(sources: Sources) -> SystemNames:
+    aliases = {row.values["alias"]: row.values["system"] for row in sources.tables["system_aliases.csv"].values()}
+    rows = [*sources.tables["code_systems.csv"].values()]
+    rows += [row for of_map in sources.values.values() for row in of_map.values()]
+    return SystemNames.of(aliases, (row.values["system"] for row in rows))
+
+
+def _under_canonical_names(entries: list[ValueMapEntry | None], systems: SystemNames) -> tuple[ValueMapEntry, ...]:
+    """The entries with the name of their system by which codes are looked up; of two for one code the later, which is
+    the site's own."""
+    found: dict[tuple[str, str, str | None], ValueMapEntry] = {}
+    for entry in entries:
+        if entry is not None:
+            named = replace(entry, system=systems.canonical(entry.system))
+            found[named.system, named.code, named.within] = named
+    return tuple(found.values())
 
 
 def _layers(folder: Path, site: str | None, site_mappings: Path | None) -> list[Path]:
@@ -583,6 +616,13 @@ def _ids(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("|"))
 
 
+#: What columns are made of that take a whole element, by their type: for the paths of issues.
+_ELEMENTS_OF_TYPES = {
+    "visit_provider": "participant.individual",
+    "inexact_length": "dosageInstruction.timing.repeat.bounds.ofType(Duration)",
+}
+
+
 def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
     """Name and path of every column, with what its select iterates over before it, less the conditions on that."""
     for select in definition.get("select", ()):
@@ -592,6 +632,8 @@ def _element_paths(definition: Mapping[str, Any], outer: str = "") -> Iterator[t
         inner = ".".join(part for part in loops_before if part)
         for column in select.get("column", ()):
             path = column["path"]
+            if path == "$this":
+                path = _ELEMENTS_OF_TYPES.get(column.get("type"), path)
             yield column["name"], inner if inner and path == "$this" else f"{inner}.{path}" if inner else path
         yield from _element_paths(select, inner)
         yield from _element_paths({"select": select.get("unionAll", ())[:1]}, inner)

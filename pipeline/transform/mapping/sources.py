@@ -43,6 +43,7 @@ _PRIORITY = "vocabulary_priority.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
 _TABLES = {
     "code_systems.csv": ("system", "vocabulary_id"),
+    "system_aliases.csv": ("alias", "system"),
     "constants.csv": ("name", "concept_id"),
     "unmapped_types.csv": ("resource_type", "reason"),
     "unit_aliases.csv": ("unit", "ucum"),

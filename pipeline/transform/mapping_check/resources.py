@@ -77,7 +77,7 @@ class ResourceCheck:
     def _condition(self, location: list[Any], when: str, columns: Mapping[str, str | None]) -> Iterator[MappingProblem]:
         if when not in columns:
             yield self._problem(location, unknown("column", when, columns))
-        elif columns[when] != "boolean":
+        elif column_dtype(columns[when]) != pl.Boolean:
             yield self._problem(location, f"the column {when} is not of type boolean")
 
     # --- columns ---

@@ -6,7 +6,7 @@ import polars as pl
 
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value
-from pipeline.transform.rules.conditions import at_age
+from pipeline.transform.rules.conditions import NOT_ACTIVE, at_age
 from pipeline.transform.rules.dates import first_usable, starting, used_visit_start, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
@@ -32,6 +32,7 @@ _ALLERGY_DATE_WRITES = (
     *used_fact("birth_date__onset"),
     *("birth_date", "onset_by_age", "visit_start", "visit_end"),
     issue("date_invalid", "onset_age"),
+    issue("quantity_inexact", "onset_age"),
 )
 _REACTION_WRITES = (
     *dated("reaction_onset", keeps_text=True),
@@ -72,6 +73,27 @@ def allergy_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Data
     """Rows whose code names a substance alone: it becomes the value. The concept is that of the category, by the mapping."""
     frame = _with_category(frame.filter(_is_substance(frame, derivation)), derivation)
     return as_value(frame, derivation, "value")
+
+
+@rule(
+    reads=("clinical_status",),
+    writes=(
+        looked_up("qualifier", "clinical_status", by_map=True),
+        "qualifier_source_value",
+        issue(NOT_ACTIVE, "clinical_status"),
+    ),
+    value_maps=("allergy_status",),
+)
+def allergy_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """An allergy that is inactive or resolved: the qualifier says so where the row is an observation, an issue everywhere."""
+    frame = derivation.look_ups.of_codes(
+        frame, "clinical_status", "qualifier", value_map="allergy_status", system="clinical"
+    )
+    is_over = pl.col("clinical_status").is_in(("inactive", "resolved")).fill_null(False)
+    return frame.with_columns(
+        is_over.alias(issue(NOT_ACTIVE, "clinical_status")),
+        pl.when(is_over).then("clinical_status").alias("qualifier_source_value"),
+    )
 
 
 _CATEGORIES = "http://hl7.org/fhir/allergy-intolerance-category"

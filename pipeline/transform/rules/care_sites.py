@@ -80,6 +80,20 @@ def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     ).rename({"place_of_service_source_code": "place_of_service_source_value"})
 
 
+_ROLES = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
+_EMERGENCY = ("ER", "ETU")
+
+
+@rule(reads=("place_of_service",), writes=("value",))
+def emergency_location(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the code by which a location says that it is an emergency room."""
+    codings = derivation.sets.codings_of(frame["place_of_service"].drop_nulls().unique(maintain_order=True))
+    emergency = codings.filter((pl.col("system") == _ROLES) & pl.col("code").is_in(_EMERGENCY))
+    first = emergency.unique("code_set", keep="first", maintain_order=True)
+    first = first.select(pl.col("code_set").alias("place_of_service"), pl.col("code").alias("value"))
+    return frame.join(first, on="place_of_service", how="inner", maintain_order="left")
+
+
 @rule(
     reads=("start", "end", "kind"),
     writes=(

@@ -19,6 +19,9 @@ _MAX_DAYS_OUTSIDE = 7
 _TENTATIVE = ("provisional", "differential")
 _REFUTED = ("refuted",)
 
+#: Issue of a condition or allergy that is over, or not active now, where no column of the row says so.
+NOT_ACTIVE = "clinical_status_not_active"
+
 #: What the value maps call the systems of the two statuses.
 _VERIFICATION, _CLINICAL = "verification", "clinical"
 
@@ -92,6 +95,9 @@ def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         used_fact("birth_date__abatement"),
         issue("date_invalid", "onset_age"),
         issue("date_invalid", "abatement_age"),
+        issue("quantity_inexact", "onset_age"),
+        issue("quantity_inexact", "abatement_age"),
+        issue(NOT_ACTIVE, "clinical_status"),
         dated("visit_start", keeps_precision=False),
         dated("visit_end", keeps_precision=False),
         used_fact("encounter_period"),
@@ -146,7 +152,7 @@ def condition(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.DataFrame:
     """Adds `<element>_by_age` (FHIR date string) where `<element>_age` and the patient's birth date are known.
 
-    An age that cannot be added to the birth date is an issue.
+    An age that cannot be added to the birth date is an issue; so is one with a comparator, whose number stands in.
     """
     age, target = f"{element}_age", f"{element}_by_age"
     has_age = pl.col(age).is_not_null()
@@ -160,10 +166,14 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     unusable = frame.select((has_age & (pl.col("birth_date") != "") & pl.col(target).is_null()).fill_null(False))
     if unusable.to_series().any():
         frame = frame.with_columns(unusable.to_series().alias(issue("date_invalid", age)))
+    inexact = frame[age].str.contains(f"^{_COMPARATOR}").fill_null(value=False)
+    if inexact.any():
+        frame = frame.with_columns(inexact.alias(issue("quantity_inexact", age)))
     return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 
-_AGE = re.compile(r"(\d+(?:\.\d+)?) (a|mo|wk|d)")
+_COMPARATOR = "[<>]=?"
+_AGE = re.compile(rf"(?:{_COMPARATOR})?(\d+(?:\.\d+)?) (a|mo|wk|d)")
 _AGE_DAYS = {"a": 365.25, "mo": 30.4375, "wk": 7.0, "d": 1.0}
 
 
@@ -203,7 +213,10 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
         frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("clinical_concept_id"))
     tentative = pl.col("verification_status").is_in(_TENTATIVE).fill_null(False)
     by_tentative = pl.when(tentative).then("verification_concept_id")
+    over = pl.col("clinical_status").is_in(("inactive", "remission", "resolved"))
+    is_status = pl.col("by_diagnosis").is_null() & ~tentative & pl.col("clinical_concept_id").is_not_null()
     return frame.with_columns(
+        (over & ~is_status).fill_null(False).alias(issue(NOT_ACTIVE, "clinical_status")),
         pl.coalesce("by_diagnosis", by_tentative, "clinical_concept_id", "verification_concept_id").alias(
             "condition_status_concept_id"
         ),
@@ -230,16 +243,17 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     reads=("code", "relationship", "recorded_date"),
     writes=(
         AS_VALUE,
-        looked_up("qualifier", "relationship", by_vocabulary=True),
+        looked_up("qualifier", "relationship", by_map=True, by_vocabulary=True),
         "qualifier_source_value",
         dated("start"),
     ),
     dates=("recorded_date",),
+    value_maps=("family_relationship",),
     priorities=("condition", "value"),
 )
 def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a relative becomes the value of "Family history of clinical finding"; the relative its qualifier."""
-    frame = derivation.look_ups.of(frame, "relationship", "qualifier", purpose="value")
+    frame = derivation.look_ups.of(frame, "relationship", "qualifier", value_map="family_relationship", purpose="value")
     concept = pl.col("qualifier_concept_id")
     frame = frame.with_columns(
         pl.when(concept != 0).then(concept).alias("qualifier_concept_id"),

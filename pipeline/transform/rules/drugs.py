@@ -69,7 +69,10 @@ _LAST_YEAR = 9999
         "quantity",
         "daily_dose",
         "is_inpatient",
-        "is_reported",
+        "is_said_to_be_reported",
+        "is_reported_by_patient",
+        "inexact_supply",
+        "inexact_bounds",
         "visit_occurrence_id",
     ),
     writes=(
@@ -80,6 +83,8 @@ _LAST_YEAR = 9999
         dated("visit_start", keeps_precision=False),
         dated("visit_end", keeps_precision=False),
         used_fact("encounter_period"),
+        issue("quantity_inexact", "inexact_supply"),
+        issue("quantity_inexact", "inexact_bounds"),
     ),
     dates=("authored_on", "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end"),
     facts=("encounter_period",),
@@ -96,7 +101,10 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
     frame = ending(frame, derivation, "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end")
     frame = visit_dates(with_visit_period(frame, derivation), derivation)
-    inpatient, reported = (pl.col(name).fill_null(False) for name in ("is_inpatient", "is_reported"))
+    inpatient, *reports = (
+        pl.col(name).fill_null(False) for name in ("is_inpatient", "is_said_to_be_reported", "is_reported_by_patient")
+    )
+    reported = pl.any_horizontal(reports)
     by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
     frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit, pl.col("visit_start").is_null())
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
@@ -106,6 +114,10 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
     by_days = _days_after_start(days)
     return frame.with_columns(
+        *(
+            pl.col(name).is_not_null().alias(issue("quantity_inexact", name))
+            for name in ("inexact_supply", "inexact_bounds")
+        ),
         supply.alias("days_supply"),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
     )
@@ -249,24 +261,29 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 @rule(
-    reads=("occurrence", "route"),
+    reads=("occurrence", "recorded", "route", "is_subpotent"),
     writes=(
         dated("start"),
         "end_date",
         "end_datetime",
         looked_up("route", "route", by_map=True, by_vocabulary=True),
         "route_source_value",
+        issue("dose_subpotent", "is_subpotent"),
     ),
-    dates=("occurrence",),
+    dates=("occurrence", "recorded"),
     value_maps=("immunization_route",),
     priorities=("value",),
 )
 def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """One day; route by the value map of v3-RouteOfAdministration, else by the vocabulary."""
-    frame = starting(frame, derivation, "occurrence")
+    """One day: of the dose, else when it was recorded (a text may say when it was given).
+
+    Route by the value map of v3-RouteOfAdministration, else by the vocabulary.
+    """
+    frame = starting(frame, derivation, "occurrence", "recorded")
     frame = derivation.look_ups.of(frame, "route", "route", value_map="immunization_route", purpose="value")
     return frame.with_columns(
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
         pl.col("route_source_code").alias("route_source_value"),
+        pl.col("is_subpotent").fill_null(False).alias(issue("dose_subpotent", "is_subpotent")),
     )

@@ -10,6 +10,7 @@ from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting, used_visit_start, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
+from pipeline.transform.rules.observations import NUMBER_TEXT
 
 _TEXT = (
     *("note_text", "encoding_concept_id", "binary_reference", "binary_line"),
@@ -58,6 +59,55 @@ def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Issue note_text_unsupported of a report with a form that is not text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
     return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
+
+
+@rule(reads=("code",), writes=("exclude_reason",), priorities=("lab",), options=("notes",))
+def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Without rows whose code is one of documents (domain Note): a report's texts are its notes, and it has no value.
+
+    Where notes are off it is excluded as other documents are.
+    """
+    is_document = _is_document(frame, derivation)
+    if derivation.options.notes == "on":
+        return frame.filter(~is_document)
+    return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
+
+
+@rule(
+    reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
+    writes=("exclude_reason",),
+    priorities=("lab",),
+    options=("notes",),
+)
+def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note."""
+    values = ("value_as_number", "value_as_concept_id", "value_boolean")
+    is_document = (
+        _is_document(frame, derivation) & frame.select(pl.all_horizontal(pl.col(values).is_null())).to_series()
+    )
+    if derivation.options.notes == "on":
+        return frame.filter(~is_document)
+    return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
+
+
+@rule(
+    reads=("code", "note_text", "language"),
+    writes=("encoding_concept_id", looked_up("language", "language", by_map=True)),
+    value_maps=("note_language",),
+    constants=("note_encoding_utf8", "note_language_english"),
+    priorities=("lab",),
+)
+def observation_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The text of an observation whose code is one of documents, and no number."""
+    is_number = frame["note_text"].str.contains(NUMBER_TEXT)
+    return _with_text(frame.filter(_is_document(frame, derivation) & ~is_number), derivation)
+
+
+def _is_document(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
+    """True where the standard concept of the code is of domain Note."""
+    found = derivation.resolver.resolve_single("lab")
+    documents = found.filter(pl.col("target_domain_id") == "Note")["code_set"]
+    return frame["code"].is_in(documents.implode()).fill_null(False)
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:

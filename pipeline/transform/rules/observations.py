@@ -29,6 +29,7 @@ VALUE_OPTIONAL = (exact("value_quantity"),)
 VALUE_WRITES = (
     *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_concept_id", "value_source_value"),
     *(name for name in looked_up("value", "value_code", by_vocabulary=True) if name != "value_source_code"),
+    "text_concept_id",
     *("string_number", exact("string_number"), "string_comparator", "operator_concept_id"),
     *looked_up("unit", "unit", by_vocabulary=True),
     "unit_source_value",
@@ -52,14 +53,20 @@ def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 
 
 #: A decimal with or without comparator: groups comparator and number.
-NUMBER_TEXT = r"^\s*(<=|>=|<|>)?\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
+NUMBER_TEXT = (
+    r"^\s*(<=|>=|<|>)?\s*"
+    r"([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
+)
+#: A titre: `1:128` is 128. Group: the number.
+_TITRE_TEXT = r"^\s*(<=|>=|<|>)?\s*1\s*:\s*([0-9]+)\s*$"
+_VALUE_TEXT = "text"
 
 
 @rule(
     reads=(*VALUE_COLUMNS, "interpretation", "is_data_absent"),
     optional=VALUE_OPTIONAL,
     writes=VALUE_WRITES,
-    value_maps=("interpretation",),
+    value_maps=("interpretation", "value_text"),
     priorities=("unit", "value"),
     constants=VALUE_CONSTANTS,
     options=("data_absent",),
@@ -82,6 +89,7 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     frame = derivation.look_ups.of(frame, "value_code", "value", purpose="value")
     frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
     frame = derivation.look_ups.of(frame, "interpretation", "interpretation", value_map="interpretation")
+    frame = _with_text_concept(frame, derivation)
     operators = {text: derivation.constant(name) for text, name in COMPARATORS.items()}
     comparator = pl.coalesce("value_comparator", "string_comparator")
     boolean = pl.col("value_boolean")
@@ -100,7 +108,7 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
                 "value_as_number"
             ),
             comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
-            pl.coalesce("value_concept_id", truth, interpretation).alias("value_as_concept_id"),
+            pl.coalesce("value_concept_id", truth, "text_concept_id", interpretation).alias("value_as_concept_id"),
             pl.coalesce("value_string", "value_other").alias("value_as_string"),
             pl.coalesce(
                 "value_source_code",
@@ -116,14 +124,27 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     )
 
 
+def _with_text_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds text_concept_id: what a text stands for by the value map `value_text`, whatever its case; else NULL.
+
+    Texts that are not in the map are no codes that are missing: nothing is counted.
+    """
+    entries = derivation.look_ups.value_maps["value_text"].filter(pl.col("concept_id") != 0)
+    known = dict(entries.filter(pl.col("system") == _VALUE_TEXT).select("code", "concept_id").iter_rows())
+    text = pl.col("value_string").str.strip_chars().str.to_lowercase()
+    return frame.with_columns(text.replace_strict(known, default=None, return_dtype=pl.Int64).alias("text_concept_id"))
+
+
 def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds string_number, string_comparator, and string_number_exact where a double does not hold all the digits."""
-    parts = pl.col("value_string").str.extract_groups(NUMBER_TEXT)
-    number = parts.struct.field("2").cast(pl.Float64, strict=False)
+    forms = [pl.col("value_string").str.extract_groups(form) for form in (NUMBER_TEXT, _TITRE_TEXT)]
+    sign = pl.coalesce(parts.struct.field("1") for parts in forms)
+    text = pl.coalesce(parts.struct.field("2") for parts in forms).str.replace_all(",", "", literal=True)
+    number = text.cast(pl.Float64, strict=False)
     frame = frame.with_columns(
         pl.when(number.is_finite()).then(number).alias("string_number"),
-        pl.when(number.is_finite()).then(parts.struct.field("1")).alias("string_comparator"),
-        pl.when(number.is_finite()).then(parts.struct.field("2")).alias("string_number_text"),
+        pl.when(number.is_finite()).then(sign).alias("string_comparator"),
+        pl.when(number.is_finite()).then(text).alias("string_number_text"),
     )
     long = [
         text

@@ -13,7 +13,7 @@ _RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind
 
 
 @rule(
-    reads=("birth_date", "birth_sex", "gender", "deceased_boolean", *_RACE_COLUMNS),
+    reads=("birth_date", "birth_sex", "sex", "gender", "deceased_boolean", *_RACE_COLUMNS),
     writes=(
         dated("birth_date", keeps_text=True),
         "year_of_birth",
@@ -21,6 +21,7 @@ _RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind
         "day_of_birth",
         "birth_datetime",
         looked_up("birth_sex", "birth_sex", by_map=True),
+        looked_up("sex", "sex", by_map=True),
         looked_up("by_gender", "gender", by_map=True),
         "gender_concept_id",
         "gender_source_value",
@@ -39,14 +40,17 @@ _RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind
     constants=("race_mixed",),
 )
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """person: birth as far as known, sex (birthsex first), race and ethnicity (OMB), no identifying value."""
+    """person: birth as far as known, sex (at birth, else of US Core, else the administrative gender), race and
+    ethnicity (OMB), no identifying value."""
     frame = with_birth_date(frame, derivation)
     frame = derivation.look_ups.of_codes(frame, "birth_sex", "birth_sex", value_map="gender", system="birthsex")
+    frame = derivation.look_ups.of_codes(frame, "sex", "sex", value_map="gender", system="us-core-sex")
     frame = derivation.look_ups.of_codes(frame, "gender", "by_gender", value_map="gender", system=GENDERS)
     day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
     midyear = pl.date(day.dt.year(), 6, 15)  # Themis: year only, no earlier record known
     born = pl.when(precision == 4).then(midyear).otherwise(day)
-    by_sex = pl.col("birth_sex_concept_id").fill_null(0)
+    at_birth = pl.col("birth_sex_concept_id").is_not_null()
+    by_sex = pl.coalesce("birth_sex_concept_id", "sex_concept_id").fill_null(0)
     frame = frame.with_columns(
         day.dt.year().alias("year_of_birth"),
         pl.when(precision >= 7).then(day.dt.month()).alias("month_of_birth"),
@@ -57,9 +61,11 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .otherwise(pl.col("by_gender_concept_id").fill_null(0))
         .alias("gender_concept_id"),
         pl.when(by_sex == 0).then(unmapped("gender")).alias(unmapped("gender")),
-        pl.when(by_sex != 0)
+        pl.when(at_birth)
         .then("birth_sex")
-        .otherwise(pl.coalesce("gender", "birth_sex"))
+        .when(by_sex != 0)
+        .then("sex")
+        .otherwise(pl.coalesce("gender", "birth_sex", "sex"))
         .alias("gender_source_value"),
         pl.col("deceased_boolean").fill_null(False).alias(issue("death_without_date")),
     )
@@ -68,6 +74,17 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 _OMB = "urn:oid:2.16.840.1.113883.6.238"
+
+#: CDC's codes of race and ethnicity stand in the order of their hierarchy: the first number of each group of OMB, its
+#: code, and from which number on another begins. (Source: CDC Race and Ethnicity Code Set 1.0.)
+_GROUPS = {
+    "race": (
+        (1002, "1002-5"), (2028, "2028-9"), (2054, "2054-5"), (2076, "2076-8"), (2106, "2106-3"), (2131, "2131-1"),
+        (2132, None), (2500, "2076-8"), (2501, None),
+    ),
+    "ethnicity": ((2135, "2135-2"), (2186, "2186-5"), (2187, None)),
+}  # fmt: skip
+_CDC_CODE = r"^(\d{4})-\d$"
 
 
 def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
@@ -109,6 +126,15 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
     given = derivation.look_ups.of(given, "code_set", "own", value_map=name)
     omb = derivation.look_ups.value_maps[name].filter(pl.col("system") == _OMB).select("code", "concept_id", "meaning")
     given = given.join(omb, left_on="own_source_code", right_on="code", how="left", maintain_order="left")
+    group = _group_of(pl.col("own_source_code"), name)
+    given = given.with_columns(group.alias("group")).join(
+        omb.select(pl.col("code").alias("group"), pl.col("concept_id").alias("by_group")),
+        on="group",
+        how="left",
+        maintain_order="left",
+    )
+    rolled = pl.when(pl.col("rank") == _DETAILED).then("by_group")
+    given = given.with_columns(pl.coalesce("concept_id", rolled).alias("concept_id"))
     is_own, is_omb = pl.col(unmapped("code_set")).is_null(), pl.col("concept_id").is_not_null()
     return given.select(
         key,
@@ -119,6 +145,19 @@ def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -
         pl.when(is_own).then("own_meaning").otherwise("meaning").alias("meaning"),
         (~is_own & ~is_omb).alias("is_unknown"),
     ).sort(key, "rank", maintain_order=True)
+
+
+#: Rank of detailed codes.
+_DETAILED = 1
+
+
+def _group_of(code: pl.Expr, name: str) -> pl.Expr:
+    """The group of OMB to which a detailed code of CDC belongs; NULL for any other code."""
+    number = code.str.extract(_CDC_CODE).cast(pl.Int32, strict=False)
+    group = pl.lit(None, dtype=pl.String)
+    for first, of_group in _GROUPS[name]:
+        group = pl.when(number >= first).then(pl.lit(of_group, dtype=pl.String)).otherwise(group)
+    return group
 
 
 def _known(codings: pl.DataFrame) -> pl.DataFrame:

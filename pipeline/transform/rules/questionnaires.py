@@ -87,7 +87,7 @@ def loinc_code(link_id: str) -> str | None:
         VALUE_WRITES,
     ),
     dates=("authored",),
-    value_maps=("interpretation",),
+    value_maps=("interpretation", "value_text"),
     priorities=("unit", "value"),
     constants=VALUE_CONSTANTS,
     options=("data_absent", "questionnaire_text"),

@@ -10,7 +10,7 @@ from pipeline.transform.rules.declaration import dated, looked_up, rule
 
 
 @rule(
-    reads=("collected_datetime", "collected_period_start", "unit", "unit_text", "body_site"),
+    reads=("collected_datetime", "collected_period_start", "received_time", "unit", "unit_text", "body_site"),
     writes=(
         dated("start"),
         looked_up("unit", "unit", by_vocabulary=True),
@@ -18,12 +18,12 @@ from pipeline.transform.rules.declaration import dated, looked_up, rule
         looked_up("anatomic_site", "body_site", by_vocabulary=True),
         "anatomic_site_source_value",
     ),
-    dates=("collected_datetime", "collected_period_start"),
+    dates=("collected_datetime", "collected_period_start", "received_time"),
     priorities=("unit", "value"),
 )
 def specimen(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """When it was collected, how much, and where it was taken."""
-    frame = starting(frame, derivation, "collected_datetime", "collected_period_start")
+    """When it was collected, else received, how much, and where it was taken."""
+    frame = starting(frame, derivation, "collected_datetime", "collected_period_start", "received_time")
     frame = derivation.look_ups.of(frame, "unit", "unit", purpose="unit")
     frame = derivation.look_ups.of(frame, "body_site", "anatomic_site", purpose="value")
     return frame.with_columns(

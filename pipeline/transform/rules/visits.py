@@ -33,7 +33,7 @@ _STAY = (
 
 
 @rule(
-    reads=("start", "end", "class", "types", "admit_source", "discharge_disposition"),
+    reads=("start", "end", "class", "former_classes", "types", "admit_source", "discharge_disposition"),
     writes=(
         _VISIT_CONCEPT,
         dated("start", keeps_text=True),
@@ -92,12 +92,27 @@ def visit_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         under_observation = (pl.col("class_system") == ACT_CODES) & (pl.col("class_code") == "OBSENC")
         both = pl.lit(derivation.constant("visit_emergency_and_inpatient"), dtype=pl.Int64)
         by_class = pl.when(under_observation).then(both).otherwise(by_class)
+    by_class = _after_emergency(frame, derivation, by_class)
     missing = pl.when(pl.col("class").is_null()).then(pl.lit(derivation.sets.nothing(), dtype=pl.Int32))
     return frame.with_columns(
         pl.when(by_type).then("by_type").otherwise(by_class).alias("visit_concept_id"),
         pl.when(by_type).then("type_excludes").otherwise("class_excludes").alias("exclude_reason"),
         pl.when(~by_type).then(pl.coalesce(unmapped("class"), missing)).alias(unmapped("class")),
     ).drop("visit_row")
+
+
+_INPATIENT, _EMERGENCY = 9201, 9203
+
+
+def _after_emergency(frame: pl.DataFrame, derivation: Derivation, by_class: pl.Expr) -> pl.Expr:
+    """262 for an inpatient whose class was once that of an emergency (classHistory)."""
+    former = frame["former_classes"].explode().drop_nulls().unique(maintain_order=True)
+    if former.is_empty():
+        return by_class
+    found = derivation.look_ups.in_map(former, "encounter_class").filter(pl.col("concept_id") == _EMERGENCY)
+    was_emergency = pl.col("former_classes").list.eval(pl.element().is_in(found["code_set"].implode())).list.any()
+    both = pl.lit(derivation.constant("visit_emergency_and_inpatient"), dtype=pl.Int64)
+    return pl.when((by_class == _INPATIENT) & was_emergency).then(both).otherwise(by_class)
 
 
 def _by_type(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -125,7 +140,7 @@ def _by_type(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 @rule(
-    reads=("class", "types"),
+    reads=("class", "former_classes", "types"),
     writes=(_VISIT_CONCEPT, "value"),
     constants=("visit_emergency_and_inpatient",),
     options=("observation_encounter",),
@@ -184,7 +199,7 @@ def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
 
 @rule(
     reads=(
-        *("start", "end", "place_start", "place_end", "place", "class", "types"),
+        *("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types"),
         *("surrogate_id", "index", "care_site_id"),
     ),
     writes=(
@@ -237,7 +252,7 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 @rule(
-    reads=("start", "end", "place_start", "place_end", "place", "class", "types", "surrogate_id"),
+    reads=("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types", "surrogate_id"),
     writes=(_STAY, unmapped("class"), "about", "value"),
     dates=("place_start",),
     constants=("visit_emergency_and_inpatient",),
