@@ -155,6 +155,15 @@ class MappingOptions(BaseModel):
             " stopped, and of the intents only instance-order."
         ),
     )
+    request_start: Literal["bounds", "authored"] = _option(
+        "bounds",
+        "MedicationRequest",
+        description=(
+            "Start of an order: `bounds` is the first usable of the start of the dosage's bounds, authoredOn and the"
+            " encounter's start (the guide); `authored` the first usable of authoredOn, the bounds and the encounter"
+            " (Themis: the day on which it was ordered)."
+        ),
+    )
     on_hold_medication_requests: Literal["exclude", "keep"] = _option(
         "exclude", "MedicationRequest", description="MedicationRequests of status `on-hold`: no row, or rows."
     )
