@@ -15,7 +15,7 @@ __all__ = ["REPORTERS", "is_reported_by_patient"]
 #: Types of columns that say it, by the elements that name who reported: the first whose type can be told decides.
 #: A performer of a Procedure, MedicationAdministration or Immunization did it, and so reports nothing.
 REPORTERS = {
-    f"reported_by_patient({'|'.join(elements)})": elements
+    f"reported_by_patient({'/'.join(elements)})": elements
     for elements in (
         ("asserter", "recorder"),
         ("author",),

@@ -130,10 +130,10 @@ def test_killed_in_the_middle_of_a_file(tmp_path: Path, installed_url: str, nurs
         nursery.start(whole, durable=True)
         assert nursery.ended() == 0
     writes = (whole.home / "durable").read_text().split()
-    assert writes.count("replace") == 3, "a note for each MB"
-    noted = len(writes) - writes[::-1].index("replace")
+    assert writes.count("note") == 3, "a note for each MB"
+    noted = len(writes) - writes[::-1].index("note")
     following = writes[noted]
-    kills = [("replace", 1), ("replace", 2), ("replace", 3), (following, writes[:noted].count(following) + 1)]
+    kills = [("note", 1), ("note", 2), ("note", 3), (following, writes[:noted].count(following) + 1)]
     resumed = []
     for number, (of, kill_at) in enumerate(kills):
         epic = epic_at(tmp_path / f"home-{number}", installed_url)
