@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import psycopg
 
+from pipeline.core.instance_zone import keep_zone
 from pipeline.core.settings import SiteSettings
 from pipeline.erasure.later import without_erased
 from pipeline.fhir.identity import SurrogateKeys
@@ -188,6 +189,7 @@ def register(runtime: Runtime, site: SiteSettings, export: LandedExport, options
         report = PublicationReport(export.export_id, export.site, rules.index.release)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
+        keep_zone(settings.home, settings.time_zone)
         known = KnownCache(known_folder(settings.home, site.name), site.name, rules.fingerprints)
         with report.step("known lines"):
             if not options.force:

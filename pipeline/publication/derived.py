@@ -263,6 +263,7 @@ class _Refresh:
         """Rows `site/<site>/<fact>`: cdm_source has one row for the instance, so that each site's facts stand here."""
         facts: dict[str, Fact] = {
             "site_name": site,
+            "datetime_time_zone": self.options.instance_zone,
             "as_of_date": self.report.as_of,
             "derived_rules": self._rules(),
             "vocabulary_release": self._vocabulary_release(),

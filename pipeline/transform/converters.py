@@ -302,7 +302,9 @@ def pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
         performer = (request.get("dispenseRequest") or {}).get("performer") or {}
         identifier, reference = performer.get("identifier") or {}, performer.get("reference")
         parsed = parse_reference(reference) if isinstance(reference, str) else None
-        codings = [{"system": "Organization", "code": parsed[1]}] if parsed and parsed[0] == "Organization" else []
+        codings: list[dict[str, Any]] = []
+        if parsed and parsed[0] == "Organization":
+            codings.append({"system": "Organization", "code": parsed[1]})
         if identifier.get("value"):
             codings.append({"system": identifier.get("system"), "code": identifier["value"]})
         return sets.add_concept({"coding": codings}) if codings else None
