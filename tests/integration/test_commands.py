@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import psycopg
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -245,6 +246,30 @@ def test_sites_are_listed(terminal: CommandLine) -> None:
     assert "No sites yet" in terminal.run("site", "list").out
     (terminal.home / "sites.yaml").write_text("sites:\n  folders: {time_zone: America/Chicago}\n")
     assert "America/Chicago" in terminal.run("site", "list").out
+
+
+def test_date_and_datetime_of_a_row_are_one_day(terminal: CommandLine, database_url: str) -> None:
+    """The zone of datetimes is the first site's, also after the order of sites changed; metadata names it."""
+    north, south = "  north: {time_zone: America/Chicago}\n", "  south: {time_zone: Asia/Tokyo}\n"
+    folder = terminal.home / "folder"
+    folder.mkdir()
+    evening = observation(effectiveDateTime="2024-01-02T03:00:00Z")
+    for name, resource in (("Patient", patient()), ("Observation", evening)):
+        (folder / f"{name}.ndjson").write_text(json.dumps({"resourceType": name, **resource}))
+    (terminal.home / "sites.yaml").write_text("sites:\n" + north + south)
+    terminal.run("vocabulary", "load", VOCABULARY)
+    terminal.run("ingest", "--site", "north", "--from", folder)
+    (terminal.home / "sites.yaml").write_text("sites:\n" + south + north)
+    terminal.run("ingest", "--site", "south", "--from", folder)
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "SELECT measurement_date::text, measurement_datetime::text FROM cdm.measurement ORDER BY 1"
+        ).fetchall()
+        zones = connection.execute(
+            "SELECT value_as_string FROM cdm.metadata WHERE name LIKE '%/datetime_time_zone'"
+        ).fetchall()
+    assert rows == [("2024-01-01", "2024-01-01 21:00:00"), ("2024-01-02", "2024-01-01 21:00:00")]
+    assert zones == [("America/Chicago",)] * 2
 
 
 def test_a_view_is_run_on_a_file(loaded: CommandLine) -> None:
