@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.core.files import make_folder, write_whole
+
 __all__ = ["default_zone", "keep_zone"]
 
 _UTC = "UTC"
@@ -33,7 +35,7 @@ def default_zone(home: Path, site_zones: Iterable[str]) -> str:
 
 
 def keep_zone(home: Path, zone: str) -> None:
-    """Keep the zone under which a home is loaded for the first time; one that is kept already stays."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Keep the zone under which a home is loaded for the first time; one that is kept already stays. Raises LandingError."""
     if not _file(home).exists():
-        _file(home).write_text(f"{zone}\n", encoding="utf-8")
+        make_folder(home)
+        write_whole(_file(home), f"{zone}\n".encode())
