@@ -40,6 +40,7 @@ __all__ = ["Lines", "Rows", "Transforming", "index_of", "lines_of", "plan_of", "
 Rows = dict[str, list[tuple[Any, ...]]]
 
 _FACT_ORDER = 10
+_PLACE_ORDER = 2
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,12 @@ class Transforming:
         """What the resources leave for others, as the first stage of a load does."""
         nothing = pl.LazyFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
         write_facts(self.plan.facts, nothing)
-        self.run(chunk for chunk in chunks if self.order(chunk.resource_type) < _FACT_ORDER)
+        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < _PLACE_ORDER])
+        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < _FACT_ORDER])
+
+    def _write_facts_of(self, chunks: Sequence[Lines]) -> None:
+        self.run(chunks)
+        nothing = pl.LazyFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
         found = self._staged.written.get(schemas.REFERENCE_VALUE, [])
         facts = (
             pl.concat([frame.select("surrogate_id", "name", "value") for frame in found]).lazy() if found else nothing

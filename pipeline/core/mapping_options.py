@@ -124,6 +124,15 @@ class MappingOptions(BaseModel):
             " although patients under observation are not admitted."
         ),
     )
+    stay_level: Literal["unit", "room", "bed"] = _option(
+        "unit",
+        "Encounter",
+        description=(
+            "How fine the places of a visit are that are details of it: places of one period (Epic lists unit, room and"
+            " bed beside one another) are one visit_detail at the finest care site that is not finer than this; what is"
+            " finer makes none where an entry of its unit covers its period."
+        ),
+    )
     death_from_discharge: Literal["ignore", "death"] = _option(
         "ignore",
         "Encounter",
@@ -144,6 +153,15 @@ class MappingOptions(BaseModel):
             "Which orders are drug exposures. `usual`: also those that were stopped (a departure from f2o-060, because"
             " what was stopped had begun), of every intent but proposal, plan and option; `strict`: none that was"
             " stopped, and of the intents only instance-order."
+        ),
+    )
+    request_start: Literal["bounds", "authored"] = _option(
+        "bounds",
+        "MedicationRequest",
+        description=(
+            "Start of an order: `bounds` is the first usable of the start of the dosage's bounds, authoredOn and the"
+            " encounter's start (the guide); `authored` the first usable of authoredOn, the bounds and the encounter"
+            " (Themis: the day on which it was ordered)."
         ),
     )
     on_hold_medication_requests: Literal["exclude", "keep"] = _option(

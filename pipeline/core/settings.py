@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.core.settings_problems import control_characters, problem, setting_name
@@ -193,6 +194,8 @@ class SiteSettings(BaseModel):
     test_mode: bool = False
     #: Observation periods do not begin before the site went live on Epic (specification, "Derived tables").
     go_live_date: date | None = None
+    #: gap_days of drug_era: the days without an exposure (the CDM's field), or as OHDSI's script counts them
+    drug_era_gap_days: Literal["exposed_days", "ohdsi_script"] = "exposed_days"
     #: A line longer than this becomes a dead letter, in bytes.
     max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     #: Keep the text of text-only concepts in `*_source_value` for these resource types (free text can hold names).
@@ -413,7 +416,8 @@ class Settings(BaseModel):
     #: Added to the names of the database roles (`pipeline/warehouse/roles.py`): roles are of a whole server, and a second
     #: warehouse in it has readers of its own, such as omop_reader_trial by `_trial`.
     role_suffix: Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")] = ""
-    #: Zone of every `*_datetime` column (f2o-072).
+    #: Zone of every `*_datetime` column (f2o-072); without the variable that of the first site
+    #: (`pipeline.core.instance_zone`).
     time_zone: str = "UTC"
     #: Worker processes of the transform stage.
     workers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -563,7 +567,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
-    values["sites"] = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
+    values["sites"] = sites = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
+    values.setdefault("time_zone", default_zone(home, (site.time_zone for site in sites.values())))
     return _validated(Settings, values, "the environment")
 
 

@@ -12,30 +12,60 @@ from pipeline.load.landed_lines import with_binaries_found
 from pipeline.load.tasks import WorkerPlan
 from pipeline.publication.steps.stand_ins import about_owners
 from pipeline.staging import schemas
-from pipeline.staging.facts import write_facts
+from pipeline.staging.facts import has_facts, write_facts
+from pipeline.transform.rules.places import PLACE_FACTS
 from pipeline.warehouse.copying import read_frame
 
-__all__ = ["gather_facts"]
+__all__ = ["gather_facts", "gather_place_facts"]
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
 
-def gather_facts(connection: psycopg.Connection, plan: WorkerPlan, export_id: int, transaction_time: datetime) -> None:
-    """Write the facts of this export's lines that count, and those of the warehouse about all other resources. Commits."""
-    columns = ["surrogate_id", "name", "value", "owner_surrogate_id"]
+_COLUMNS = ["surrogate_id", "name", "value", "owner_surrogate_id"]
+_STORED = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64}
+
+
+def gather_place_facts(connection: psycopg.Connection, plan: WorkerPlan, transaction_time: datetime) -> None:
+    """Write the facts of places alone, before Encounters are transformed: few, and found by the places. Commits.
+
+    `gather_facts` leaves their files as they are, because processes have them mapped by then.
+    """
+    stored = read_frame(
+        connection,
+        "SELECT fact.surrogate_id, fact.name, fact.value, fact.owner_surrogate_id FROM lineage_care_site AS place"
+        " JOIN reference_value AS fact USING (surrogate_id) WHERE fact.name = ANY(%s)",
+        _STORED,
+        (list(PLACE_FACTS),),
+    )
     lines = _lines_that_count(connection, plan, transaction_time).lazy()
+    write_facts(plan.facts, _staged_and_others(plan, lines, stored.lazy()).filter(_of_places()))
+    connection.commit()
+
+
+def _of_places() -> pl.Expr:
+    return pl.col("name").is_in(list(PLACE_FACTS))
+
+
+def _staged_and_others(plan: WorkerPlan, lines: pl.LazyFrame, stored: pl.LazyFrame) -> pl.LazyFrame:
+    """Facts (_COLUMNS) of the lines that count, and the stored ones of all other resources."""
     staged = plan.staged.scan(schemas.REFERENCE_VALUE).join(
         lines, left_on=["owner_surrogate_id", "file_number", "line"], right_on=_LINE, how="semi"
     )
+    others = stored.join(lines, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
+    return pl.concat([staged.select(_COLUMNS), others.select(_COLUMNS)])
+
+
+def gather_facts(connection: psycopg.Connection, plan: WorkerPlan, export_id: int, transaction_time: datetime) -> None:
+    """Write the facts of this export's lines that count, and those of the warehouse about all other resources. Commits."""
+    lines = _lines_that_count(connection, plan, transaction_time).lazy()
     stored = read_frame(
-        connection,
-        "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value",
-        {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64},
+        connection, "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value", _STORED
     )
     landing = LandingStore(plan.landing.parent)
     stored = with_binaries_found(connection, landing, plan.transform.site.name, export_id, stored)
-    others = stored.lazy().join(lines, left_on="owner_surrogate_id", right_on="surrogate_id", how="anti")
-    write_facts(plan.facts, about_owners(pl.concat([staged.select(columns), others.select(columns)])).lazy())
+    facts = about_owners(_staged_and_others(plan, lines, stored.lazy())).lazy()
+    written = [name for name in PLACE_FACTS if has_facts(plan.facts, name)]
+    write_facts(plan.facts, facts.filter(~pl.col("name").is_in(written)))
     connection.commit()
 
 

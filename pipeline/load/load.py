@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 
 import psycopg
 
+from pipeline.core.instance_zone import keep_zone
 from pipeline.core.settings import SiteSettings
 from pipeline.erasure.later import without_erased
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.chunks import CHUNK_BYTES
 from pipeline.landing.store import LandedExport
 from pipeline.load.deletions import stage_deletions
-from pipeline.load.facts import gather_facts
+from pipeline.load.facts import gather_facts, gather_place_facts
 from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.follow_ups import FollowUps, site_work
 from pipeline.load.hydration import Hydration, HydrationProgress, can_hydrate, early_types, hydrate_export, late_types
@@ -157,10 +158,14 @@ def load_alone(
 ) -> PublicationReport:
     """Load one export and nothing that follows from it."""
     with register(runtime, site, export, options) as load:
-        first, others = stages_of(load.export, load.rules.mappings)
+        first, visits, others = stages_of(load.export, load.rules.mappings)
         with start_processes(load):
             compare(load, first)
             transform(load, first)
+            if visits.files:
+                place_facts(load)
+                compare(load, visits)
+                transform(load, visits)
             facts(load)
             compare(load, others)
             transform(load, others)
@@ -184,6 +189,7 @@ def register(runtime: Runtime, site: SiteSettings, export: LandedExport, options
         report = PublicationReport(export.export_id, export.site, rules.index.release)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
+        keep_zone(settings.home, settings.time_zone)
         known = KnownCache(known_folder(settings.home, site.name), site.name, rules.fingerprints)
         with report.step("known lines"):
             if not options.force:
@@ -230,11 +236,20 @@ def transform(load: Load, stage: Stage) -> None:
             load.show_progress()
 
 
+def place_facts(load: Load) -> None:
+    """Give Encounters what these lines, and the warehouse, know of places."""
+    with load.report.step("facts"):
+        gather_place_facts(load.connection, load.plan, _as_of(load))
+
+
 def facts(load: Load) -> None:
     """Give the types that come next what these lines, and the warehouse, know of other resources."""
-    as_of = _LATEST if load.options.over_newer else load.export.transaction_time
     with load.report.step("facts"):
-        gather_facts(load.connection, load.plan, load.export.export_id, as_of)
+        gather_facts(load.connection, load.plan, load.export.export_id, _as_of(load))
+
+
+def _as_of(load: Load) -> datetime:
+    return _LATEST if load.options.over_newer else load.export.transaction_time
 
 
 def publish(load: Load) -> None:

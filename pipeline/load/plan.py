@@ -21,10 +21,12 @@ from pipeline.transform.mapping.mappings import Mappings
 from pipeline.transform.plan import TransformPlan
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["FACT_ORDER", "Stage", "chunk_tasks", "lines_tasks", "stages_of", "worker_plan"]
+__all__ = ["FACT_ORDER", "PLACE_ORDER", "Stage", "chunk_tasks", "lines_tasks", "stages_of", "worker_plan"]
 
 #: Resources whose order is lower leave facts that the others use.
 FACT_ORDER = 10
+#: And of those, the ones below this leave facts of places, which the others of them (Encounter) use.
+PLACE_ORDER = 2
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ class Stage:
     files: tuple[LandedFile, ...]
 
 
-def stages_of(export: LandedExport, mappings: Mappings) -> tuple[Stage, Stage]:
-    """The types that leave facts in the order of their mappings; then, with their facts, all others."""
+def stages_of(export: LandedExport, mappings: Mappings) -> tuple[Stage, Stage, Stage]:
+    """The types that leave facts of places, people and things; Encounters, which use those of places; then, with the
+    facts of both, all others. Each in the order of their mappings."""
 
     def order(file: LandedFile) -> int:
         mapping = mappings.resources.get(file.resource_type)
         return mapping.order if mapping else FACT_ORDER
 
-    with_facts = [file for file in export.files if order(file) < FACT_ORDER]
-    with_facts.sort(key=lambda file: (order(file), file.number))
-    others = [file for file in export.files if order(file) >= FACT_ORDER]
-    return Stage("facts first", tuple(with_facts)), Stage("other types", tuple(others))
+    files = sorted(export.files, key=lambda file: (order(file), file.number))
+    places = tuple(file for file in files if order(file) < PLACE_ORDER)
+    visits = tuple(file for file in files if PLACE_ORDER <= order(file) < FACT_ORDER)
+    others = tuple(file for file in export.files if order(file) >= FACT_ORDER)
+    return Stage("facts first", places), Stage("visits", visits), Stage("other types", others)
 
 
 def worker_plan(

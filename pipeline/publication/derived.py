@@ -71,7 +71,9 @@ class DerivedOptions:
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
     #: Eras continue over gaps of at most this many days.
     persistence_days: int = 30
-    #: gap_days of drug_era as if patients kept what was left over when they were given more.
+    #: gap_days of drug_era by OHDSI's script, which leaves out the last day of each exposure, instead of by the CDM.
+    gap_by_script: bool = False
+    #: gap_days of drug_era by that script as if patients kept what was left over when they were given more.
     stockpiling: bool = False
     #: Visits in which a patient stays: those that `open_stay` facts may extend.
     inpatient_visits: tuple[int, ...] = (9201, 262, 42898160, 8717)
@@ -261,6 +263,7 @@ class _Refresh:
         """Rows `site/<site>/<fact>`: cdm_source has one row for the instance, so that each site's facts stand here."""
         facts: dict[str, Fact] = {
             "site_name": site,
+            "datetime_time_zone": self.options.instance_zone,
             "as_of_date": self.report.as_of,
             "derived_rules": self._rules(),
             "vocabulary_release": self._vocabulary_release(),
@@ -308,7 +311,8 @@ def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
         f" without {_listed(options.period_excluded_condition_types)}"
         f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
-        f" stockpiling {options.stockpiling}; administrations {_listed(options.administration_types)}"
+        f" gap days by script {options.gap_by_script}, stockpiling {options.stockpiling};"
+        f" administrations {_listed(options.administration_types)}"
     )[:250]
 
 

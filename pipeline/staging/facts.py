@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.staging.parts import staging_errors
 
-__all__ = ["Facts", "write_facts"]
+__all__ = ["Facts", "has_facts", "write_facts"]
 
 _SCHEMA = {"surrogate_id": pl.Int64, "value": pl.String}
 
@@ -36,6 +36,11 @@ def write_facts(folder: Path, facts: pl.LazyFrame) -> None:
         for (name,), of_name in by_name.items():
             ordered = of_name.sort("surrogate_id", "value")  # four times as fast as grouping
             _write(folder, str(name), ordered.unique("surrogate_id", keep="first", maintain_order=True))
+
+
+def has_facts(folder: Path, name: str) -> bool:
+    """Whether `write_facts` wrote facts of this name."""
+    return (folder / f"{name}.resources").exists()
 
 
 def _write(folder: Path, name: str, facts: pl.DataFrame) -> None:
@@ -82,7 +87,7 @@ class Facts:
     def _map(self, name: str) -> _Mapped | None:
         if name not in self._mapped:
             file = self._folder / f"{name}.resources"
-            if not file.exists():  # no such fact, or none yet
+            if not has_facts(self._folder, name):  # no such fact, or none yet
                 return None
             with file.with_suffix(".values").open("rb") as values:
                 mapped = mmap.mmap(values.fileno(), 0, access=mmap.ACCESS_READ)

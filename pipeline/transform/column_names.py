@@ -12,6 +12,7 @@ __all__ = [
     "EXACT",
     "EXPLAINED",
     "IMPLAUSIBLE",
+    "NOT_MADE",
     "exact",
     "fact_of",
     "is_issue",
@@ -35,6 +36,8 @@ _ABOUT = "__"
 EXACT = "_exact"
 #: Boolean column, there only where a row has it: the date that counts is a sentinel, or out of range.
 IMPLAUSIBLE = "is_implausible"
+#: Boolean column: the row is not made, and nothing is wrong. Its issues, and what it depends on, are kept.
+NOT_MADE = "not_made"
 
 #: Form of the name → type and meaning, for people.
 EXPLAINED: Mapping[str, str] = {
@@ -47,6 +50,7 @@ EXPLAINED: Mapping[str, str] = {
     f"<date>{_PRECISION}": "Int8: characters of the date that the source gives (4, 7, 10, more); below 10 an issue "
     "`date_imputed`; 0: unusable",
     f"<number>{EXACT}": "String: the number as written, where a double cannot hold its digits",
+    NOT_MADE: "Boolean: the row is not made, and that is no issue; it is made again when what it depends on changes",
     IMPLAUSIBLE: "Boolean: the date that counts cannot be meant (option `implausible_dates`)",
 }
 

@@ -88,7 +88,14 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "rate_text": ColumnType("MedicationAdministration.dosage", "`100 mL/h`, `50 mL/1 h`"),
     "other_value": ColumnType("element with value[x]", "text of the value types that OMOP has no column for"),
     "dosage_text": ColumnType("resource with dosages", "texts of all dosage instructions, in order"),
-    "daily_dose": ColumnType("MedicationRequest", "dose a day in the unit of the dispensed quantity", pl.Float64()),
+    "daily_dose": ColumnType("MedicationRequest …", "dose a day in the unit of the dispensed quantity", pl.Float64()),
+    "pharmacy": ColumnType("MedicationRequest", "code set of the identifier and id of its dispenser", _CODES),
+    "dosage_start": ColumnType(
+        "MedicationRequest", "first start of the bounds of all instructions, among those that are dates"
+    ),
+    "dosage_start_unusable": ColumnType(
+        "MedicationRequest", "first start of the bounds that is not a valid date, for an issue"
+    ),
     "dosage_end": ColumnType(
         "MedicationRequest", "last end of the bounds of all instructions, among those that are dates"
     ),

@@ -157,12 +157,28 @@ def dosage_end_unusable(request: dict[str, Any]) -> str | None:
     return next((end for end in ends if not is_calendar_date(end)), None) if ends else None
 
 
+def dosage_start(request: dict[str, Any]) -> str | None:
+    """The first start (FHIR date string) of the bounds of all dosage instructions, among those that are dates."""
+    starts = _bounds(request, "start")
+    return min(filter(is_calendar_date, starts), default=None) if starts else None
+
+
+def dosage_start_unusable(request: dict[str, Any]) -> str | None:
+    """The first start of the bounds of dosage instructions that is not a valid date, for an issue; None where all are."""
+    starts = _bounds(request, "start")
+    return next((start for start in starts if not is_calendar_date(start)), None) if starts else None
+
+
 def _bounds_ends(request: dict[str, Any]) -> list[str]:
+    return _bounds(request, "end")
+
+
+def _bounds(request: dict[str, Any], edge: str) -> list[str]:
     periods = [_repeat(dosage).get("boundsPeriod") for dosage in _instructions(request)]
-    ends = [end for period in periods if period and (end := period.get("end"))]
-    if any(end.__class__ is not str for end in ends):
-        raise ValueError("expected the end of a period to be a string")
-    return ends
+    dates = [date for period in periods if period and (date := period.get(edge))]
+    if any(date.__class__ is not str for date in dates):
+        raise ValueError(f"expected the {edge} of a period to be a string")
+    return dates
 
 
 def usable_event(events: Any) -> str | None:
@@ -239,31 +255,61 @@ _PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}
 
 
 def daily_dose(request: dict[str, Any]) -> float | None:
-    """Dose a day in the unit of the dispensed quantity, over all dosage instructions.
+    """Dose a day in the unit of the dispensed quantity (of a request or a dispense), over all dosage instructions.
 
-    Never invented: tablets are not divided by milligrams. None where anything is missing, where the drug is taken as
-    needed, and where instructions follow one another (`sequence`).
+    Never invented: tablets are not divided by milligrams. Of several entries of doseAndRate (Epic sends what was
+    calculated, what is taken and what was ordered) the one counts whose unit is the quantity's. None where anything is
+    missing, where the drug is taken as needed, and where instructions follow one another (`sequence`).
     """
-    quantity = (request.get("dispenseRequest") or {}).get("quantity") or {}
+    quantity = (request.get("dispenseRequest") or {}).get("quantity") or request.get("quantity") or {}
     instructions = _instructions(request)
-    unit = quantity.get("code") or quantity.get("unit")
-    if not unit or len({dosage.get("sequence") for dosage in instructions}) > 1:
+    units = _unit_names(quantity)
+    if not units or len({dosage.get("sequence") for dosage in instructions}) > 1:
         return None
-    doses = [_daily(dosage, unit) for dosage in instructions]
+    doses = [_daily(dosage, units) for dosage in instructions]
     known = [dose for dose in doses if dose is not None]
     return sum(known) if known and len(known) == len(doses) else None
 
 
-def _daily(dosage: dict[str, Any], unit: str) -> float | None:
-    dose = ((dosage.get("doseAndRate") or [{}])[0]).get("doseQuantity") or {}
+def _unit_names(quantity: dict[str, Any]) -> set[str]:
+    """By what a quantity's unit is recognised: its code, and its text in any case, as one or many."""
+    code, unit = quantity.get("code"), quantity.get("unit")
+    text = " ".join(unit.split()).casefold() if unit else ""
+    return {name for name in (code, text, text.removesuffix("s") if len(text) > _SHORTEST_PLURAL else "") if name}
+
+
+_SHORTEST_PLURAL = 3
+
+
+def _daily(dosage: dict[str, Any], units: set[str]) -> float | None:
+    entries = (entry.get("doseQuantity") or {} for entry in dosage.get("doseAndRate") or ())
+    dose = next((dose for dose in entries if dose.get("value") and not units.isdisjoint(_unit_names(dose))), {})
     repeat = _repeat(dosage)
     days = _PERIOD_DAYS.get(str(repeat.get("periodUnit")))
     as_needed = dosage.get("asNeededBoolean") or dosage.get("asNeededCodeableConcept")
-    if unit != (dose.get("code") or dose.get("unit")) or as_needed or not days:
+    if not dose or as_needed or not days:
         return None
-    if not repeat.get("period") or not dose.get("value"):
+    if not repeat.get("period"):
         return None
     return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days))
+
+
+def pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter MedicationRequest → code set by which a site may list a pharmacy: the identifier of
+    dispenseRequest.performer, and its id in the system `Organization`."""
+
+    def convert(request: dict[str, Any]) -> int | None:
+        performer = (request.get("dispenseRequest") or {}).get("performer") or {}
+        identifier, reference = performer.get("identifier") or {}, performer.get("reference")
+        parsed = parse_reference(reference) if isinstance(reference, str) else None
+        codings: list[dict[str, Any]] = []
+        if parsed and parsed[0] == "Organization":
+            codings.append({"system": "Organization", "code": parsed[1]})
+        if identifier.get("value"):
+            codings.append({"system": identifier.get("system"), "code": identifier["value"]})
+        return sets.add_concept({"coding": codings}) if codings else None
+
+    return convert
 
 
 def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:

@@ -13,6 +13,7 @@ from pipeline.fhir.identity import content_key
 from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
 from pipeline.transform.column_names import (
     IMPLAUSIBLE,
+    NOT_MADE,
     fact_of,
     is_issue,
     is_precision,
@@ -126,6 +127,8 @@ def refuse_incomplete(
         if not view.is_further:
             kept = kept.join(refused, on="index", how="anti", maintain_order="left")
     waits = kept  # also what is excluded until another resource comes: a note without its text
+    if NOT_MADE in kept.columns:
+        kept = kept.filter(~pl.col(NOT_MADE))
     if not excluded.is_empty():
         kept = kept.join(excluded, on="index", how="anti", maintain_order="left")
     made = {table: frame for table, frame in tables(kept).items() if not frame.is_empty()} if kept.height else {}

@@ -66,7 +66,16 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
     },
     "drug_exposure": {
         **_dated("drug", "drug_exposure", ends=True),
-        **_same("stop_reason", "refills", "quantity", "days_supply", "sig", "route_concept_id", "lot_number"),
+        **_same(
+            "stop_reason",
+            "refills",
+            "quantity",
+            "days_supply",
+            "sig",
+            "verbatim_end_date",
+            "route_concept_id",
+            "lot_number",
+        ),
         **_same("route_source_value", "dose_unit_source_value"),
     },
     "procedure_occurrence": {

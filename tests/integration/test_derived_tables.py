@@ -399,7 +399,7 @@ def test_condition_eras_are_apart_by_person_and_concept_and_leave_out_unmapped_c
 
 # --- drug_era ---------------------------------------------------------------------------------------------------------
 
-#: name → exposures (first, last), eras (first, last, count, gap_days, gap_days with stockpiling)
+#: name → exposures (first, last), eras (first, last, count, gap_days by OHDSI's script, the same with stockpiling)
 DRUG_CASES: dict[str, tuple[list[Span], list[tuple[int, int, int, int, int]]]] = {
     "one": ([(10, 39)], [(10, 39, 1, 0, 0)]),
     "one day": ([(10, 10)], [(10, 10, 1, 0, 0)]),
@@ -422,11 +422,37 @@ def test_drug_era_examples(
     person = cdm.person()
     for first, last in exposures:
         cdm.drug(person, day(first), day(last))
-    cdm.refresh(stockpiling=stockpiling)
+    cdm.refresh(stockpiling=stockpiling, gap_by_script=True)
     assert cdm.drug_eras() == [
         (person, ASPIRIN, day(first), day(last), count, stockpiled if stockpiling else gap)
         for first, last, count, gap, stockpiled in eras
     ]
+
+
+#: name → exposures (first, last), gap_days of their one era: the days on which there is no exposure (CDM)
+GAP_CASES: dict[str, tuple[list[Span], int]] = {
+    "one": ([(10, 39)], 0),
+    "overlapping, then a gap": ([(1, 10), (5, 14), (25, 30)], 10),
+    "touching: the next day": ([(1, 10), (11, 20)], 0),
+    "touching: the same day": ([(1, 10), (10, 20)], 0),
+    "one day without": ([(1, 10), (12, 20)], 1),
+    "twice the same": ([(0, 30), (0, 30)], 0),
+    "one within another, then a gap": ([(0, 50), (10, 20), (70, 80)], 19),
+    "days by themselves": ([(1, 1), (3, 3), (10, 10)], 7),
+    "the longest gap": ([(10, 20), (50, 60)], 29),
+}
+
+
+def test_gap_days_count_the_days_without_an_exposure(cdm: Cdm) -> None:
+    persons = {name: cdm.person() for name in GAP_CASES}
+    for name, (exposures, _) in GAP_CASES.items():
+        for first, last in exposures:
+            cdm.drug(persons[name], day(first), day(last))
+    cdm.refresh()
+    eras = {era[0]: (era[4], era[5]) for era in cdm.drug_eras()}
+    assert {name: eras[person] for name, person in persons.items()} == {
+        name: (len(exposures), gap) for name, (exposures, gap) in GAP_CASES.items()
+    }
 
 
 def test_drug_eras_are_of_ingredients(cdm: Cdm) -> None:
@@ -439,7 +465,7 @@ def test_drug_eras_are_of_ingredients(cdm: Cdm) -> None:
     cdm.drug(person, day(0), day(9), concept=ANALGESICS)
     cdm.refresh()
     assert cdm.drug_eras() == [
-        (person, ASPIRIN, day(0), day(29), 3, 2),
+        (person, ASPIRIN, day(0), day(29), 3, 0),
         (person, CODEINE, day(10), day(19), 1, 0),
     ]
 
@@ -1084,9 +1110,9 @@ def bounds(group: list[Span]) -> Span:
 
 
 def gap_days(group: list[Span]) -> int:
-    """Days of the era on which no exposure lasts into the next day."""
+    """Days of the era on which there is no exposure."""
     first, last = bounds(group)
-    return sum(1 for number in range(first, last) if not any(a <= number < b for a, b in group))
+    return sum(1 for number in range(first, last + 1) if not any(a <= number <= b for a, b in group))
 
 
 @_PROPERTY
@@ -1215,7 +1241,7 @@ def test_condition_eras_side_by_side_with_the_published_algorithm(cdm: Cdm) -> N
 def test_drug_eras_side_by_side_with_the_published_algorithm(cdm: Cdm, stockpiling: bool) -> None:
     """Both of OHDSI's scripts: with sub-exposures (each day counts once), and with stockpiling (every supply counts)."""
     _random_rows(cdm)
-    cdm.refresh(stockpiling=stockpiling)
+    cdm.refresh(stockpiling=stockpiling, gap_by_script=True)
     cdm.connection.execute(
         "CREATE TEMP TABLE exposure AS SELECT drug_exposure_id AS row_id, person_id, ancestor_concept_id AS ingredient,"
         " drug_exposure_start_date AS first_day, drug_exposure_end_date AS last_day FROM cdm.drug_exposure"

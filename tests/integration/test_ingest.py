@@ -294,7 +294,7 @@ def test_lines_of_other_types_and_files_without_lines_are_accounted_for(warehous
     )
     assert sum(report.lines for report in reports) == 4
     assert sorted(warehouse.rows("SELECT resource_type, reason, count FROM exclusion")) == [
-        ("Basic", "no_mapping", 1),
+        ("Basic", "meaning_of_its_own", 1),
         ("CarePlan", "plan_not_event", 1),
         ("OperationOutcome", "operation_outcome", 1),
     ]

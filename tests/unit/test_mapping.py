@@ -8,6 +8,7 @@ import pytest
 
 from omop_schema.cdm import TABLES
 from pipeline.core.errors import MappingError
+from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.mapping.mappings import fixed_concepts, load_mappings
 from pipeline.transform.rules import RULES
@@ -61,6 +62,17 @@ def test_filters_name_columns_of_the_resource_view(resource):
 
 def test_no_type_is_mapped_and_unmapped_at_once():
     assert not set(PROJECT.resources) & set(PROJECT.unmapped_types)
+
+
+def test_every_type_of_r4_is_mapped_or_left_out_for_a_reason():
+    """`no_mapping` is left for types that FHIR R4 does not have."""
+    assert set(PROJECT.resources) | set(PROJECT.unmapped_types) == RESOURCE_TYPES
+    assert "no_mapping" not in PROJECT.unmapped_types.values()
+
+
+def test_every_reason_to_leave_a_type_out_is_explained():
+    said = (MAPPINGS_FOLDER.parent / "docs" / "mapping.md").read_text()
+    assert [reason for reason in sorted(set(PROJECT.unmapped_types.values())) if f"| `{reason}` |" not in said] == []
 
 
 def test_type_concepts_that_are_no_longer_standard_are_not_used():

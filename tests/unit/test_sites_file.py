@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.instance_zone import keep_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings, load_settings, register_site
 
@@ -216,3 +217,24 @@ def test_a_base_url_ends_without_a_slash(written: str, tmp_path: Path) -> None:
     """Everybody who adds a path to it adds a slash."""
     site = SiteSettings(name="north", fhir_url=written, client_id="c", private_key_file=tmp_path, groups=("g",))
     assert site.fhir_url == "https://h.example/api/FHIR/R4"
+
+
+def test_the_zone_of_datetimes_is_that_of_the_first_site_and_is_kept(tmp_path: Path) -> None:
+    """A date in the site's zone beside a time in UTC would put two days into one row."""
+    own = {"EPIC_OMOP_HOME": str(tmp_path)}
+    assert load_settings(own).time_zone == "UTC", "no site yet"
+    sites = tmp_path / "sites.yaml"
+    sites.write_text("sites:\n  north: {time_zone: America/Chicago}\n  south: {time_zone: America/Denver}\n")
+    assert load_settings(own).time_zone == "America/Chicago"
+    keep_zone(tmp_path, load_settings(own).time_zone)
+    sites.write_text("sites:\n  south: {time_zone: America/Denver}\n  north: {time_zone: America/Chicago}\n")
+    assert load_settings(own).time_zone == "America/Chicago"
+    keep_zone(tmp_path, "America/Denver")
+    assert load_settings(own).time_zone == "America/Chicago"
+    assert load_settings({**own, "EPIC_OMOP_TIME_ZONE": "UTC"}).time_zone == "UTC"
+
+
+def test_a_home_that_was_loaded_before_zones_were_kept_stays_in_utc(tmp_path: Path) -> None:
+    (tmp_path / "sites.yaml").write_text("sites:\n  north: {time_zone: America/Chicago}\n")
+    (tmp_path / "known" / "north").mkdir(parents=True)
+    assert load_settings({"EPIC_OMOP_HOME": str(tmp_path)}).time_zone == "UTC"

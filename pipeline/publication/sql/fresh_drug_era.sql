@@ -1,6 +1,7 @@
 -- By ingredient. Exposures that overlap or touch are one exposed stretch; stretches follow each other within an era as
--- long as no more than the persistence window lies between them. gap_days: the days of the era outside its stretches
--- or, where stockpiling is assumed, outside the sum of all exposures, so that it may be negative.
+-- long as no more than the persistence window lies between them. gap_days: the days of the era on which
+-- there is no exposure, first and last days counted (CDM). OHDSI's script takes lengths without the last day, and where
+-- stockpiling is assumed the sum of all exposures, so that it may be negative.
 -- reads: derived_affected
 -- makes: fresh_drug_era
 DROP TABLE IF EXISTS pg_temp.fresh_drug_era;
@@ -38,7 +39,8 @@ WITH ingredient AS (
 )
 SELECT person_id, ingredient_concept_id AS drug_concept_id, min(first_day) AS drug_era_start_date,
        max(last_day) AS drug_era_end_date, sum(exposures)::integer AS drug_exposure_count,
-       (max(last_day) - min(first_day)
-        - sum(CASE WHEN %(stockpiling)s THEN supplied ELSE last_day - first_day END))::integer AS gap_days
+       (CASE WHEN %(stockpiling)s THEN max(last_day) - min(first_day) - sum(supplied)
+             WHEN %(gap_by_script)s THEN max(last_day) - min(first_day) - sum(last_day - first_day)
+             ELSE max(last_day) - min(first_day) + 1 - sum(last_day - first_day + 1) END)::integer AS gap_days
 FROM stretches GROUP BY person_id, ingredient_concept_id, era;
 ANALYZE pg_temp.fresh_drug_era;

@@ -26,6 +26,7 @@ def derived_options(site: SiteSettings, settings: Settings, **facts: Fact) -> De
     return DerivedOptions(
         site=site.name,
         go_live=site.go_live_date,
+        gap_by_script=site.drug_era_gap_days == "ohdsi_script",
         instance_zone=settings.time_zone,
         version=publication_version(settings.home),
         facts=facts,

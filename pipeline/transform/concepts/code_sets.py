@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 
-__all__ = ["CodeSets"]
+__all__ = ["TEXT_VOCABULARY", "CodeSets"]
 
 _CODING_SCHEMA = {
     "code_set": pl.Int32,
@@ -34,6 +34,10 @@ _NOTHING = ("nothing",)
 _OF_A_CODING = frozenset(("system", "code", "display"))
 
 _Coding = tuple[str | None, str | None, str | None, bool]
+
+#: `source_vocabulary_id` of texts without a code in `source_to_concept_map`; their source_code is the text, cut.
+TEXT_VOCABULARY = "text"
+_SOURCE_CODE_LENGTH = 50
 
 
 class CodeSets:
@@ -141,6 +145,17 @@ class CodeSets:
     def codings(self, first: int) -> pl.DataFrame:
         """Columns code_set, position, system, code, display, user_selected of the sets numbered from `first`."""
         return self.codings_of(range(first, len(self._codings)))
+
+    def texts_alone(self, first: int) -> pl.DataFrame:
+        """The sets numbered from `first` that have a text and no coding, as `codings` gives them: the text is the code,
+        in the vocabulary TEXT_VOCABULARY of `source_to_concept_map`, as it fits there. Adds vocabulary_id."""
+        rows = [
+            (number, 0, None, " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip(), None, False)
+            for number in range(first, len(self._codings))
+            if not self._codings[number] and (text := self._texts[number])
+        ]
+        found = pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
+        return found.with_columns(pl.lit(TEXT_VOCABULARY).alias("vocabulary_id"))
 
     def codings_of(self, numbers: Iterable[int]) -> pl.DataFrame:
         """The same of these sets alone, in their order."""

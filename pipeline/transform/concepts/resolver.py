@@ -11,7 +11,7 @@ from typing import Protocol
 
 import polars as pl
 
-from pipeline.transform.concepts.code_sets import CodeSets
+from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
 from pipeline.transform.concepts.index import normalise_code, unit_key
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
@@ -119,6 +119,7 @@ class ConceptResolver:
         """One row a coding and index row; target_concept_id is NULL where a coding has no standard concept."""
         codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
         codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("")).alias("vocabulary_id"))
+        codings = pl.concat([codings, self._sets.texts_alone(first).select(codings.columns)])
         distinct = codings.select("vocabulary_id", "code").unique(maintain_order=True)
         normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
         distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
@@ -205,6 +206,8 @@ class ConceptResolver:
             ranked.join(best, on=["code_set", "position"], how="semi", maintain_order="left")
             .sort("code_set", "pair_number", "target_concept_id", nulls_last=True, maintain_order=True)
             .rename({"system": "source_system", "code": "source_code"})
+            # A text is a source value only for the types that a site allows.
+            .with_columns(pl.when(pl.col("vocabulary_id") != TEXT_VOCABULARY).then("source_code").alias("source_code"))
             .select(
                 "code_set",
                 "target_concept_id",

@@ -17,6 +17,7 @@ from pipeline.transform.rules import (
     notes,
     observations,
     people,
+    places,
     procedures,
     questionnaires,
     specimens,
@@ -31,6 +32,7 @@ __all__ = ["INPATIENT_VISITS", "RULES", "RULE_MODULES", "Derivation", "Rule"]
 RULE_MODULES = (
     people,
     visits,
+    places,
     care_sites,
     conditions,
     allergies,

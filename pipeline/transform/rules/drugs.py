@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
-from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
+from pipeline.transform.rules.dates import ending, given_by_none, starting, visit_dates, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
 _STRENGTH = (
@@ -53,6 +53,7 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 _DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
 _DEFAULT_SUPPLY_DAYS = 29
+_MAIL_ORDER_DAYS = 89
 _MOST_SUPPLY_DAYS = 3650
 _LAST_YEAR = 9999
 
@@ -60,6 +61,8 @@ _LAST_YEAR = 9999
 @rule(
     reads=(
         "authored_on",
+        "bounds_start",
+        "bounds_start_unusable",
         "bounds_end",
         "bounds_end_unusable",
         "bounds_length",
@@ -68,6 +71,7 @@ _LAST_YEAR = 9999
         "supply_unit",
         "quantity",
         "daily_dose",
+        "pharmacy",
         "is_inpatient",
         "is_said_to_be_reported",
         "is_reported_by_patient",
@@ -79,6 +83,7 @@ _LAST_YEAR = 9999
         dated("start"),
         dated("end"),
         "bounds_by_length",
+        "verbatim_end_date",
         "days_supply",
         dated("visit_start", keeps_precision=False),
         dated("visit_end", keeps_precision=False),
@@ -86,31 +91,49 @@ _LAST_YEAR = 9999
         issue("quantity_inexact", "inexact_supply"),
         issue("quantity_inexact", "inexact_bounds"),
     ),
-    dates=("authored_on", "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end"),
+    dates=(
+        *("bounds_start_unusable", "bounds_start", "authored_on", "visit_start"),
+        *("bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end"),
+    ),
     facts=("encounter_period",),
-    options=("implausible_dates",),
+    value_maps=("mail_order_pharmacy",),
+    options=("implausible_dates", "request_start"),
 )
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """drug_exposure end: bounds > days supply > quantity by daily dose > start + 29 for prescriptions only.
+    """drug_exposure end: stated end > days supply > quantity by daily dose > start + 29, + 89 by mail order.
 
-    Bounds are a period's end or a length from the start. An inpatient order ends by its bounds, else with the visit,
-    else on its first day.
+    The start is by the option `request_start` that of the dosage's bounds, or authoredOn; the other and the encounter's
+    start come after it. Bounds are a period's end or a length from the start; an end that is stated is verbatim as well.
+    An inpatient order ends by its bounds, else with the visit, else on its first day; one that is only reported on its
+    first day. Which pharmacies send by mail a site says (value map `mail_order_pharmacy`).
     """
-    frame = starting(frame, derivation, "authored_on")
+    frame = with_visit_period(frame, derivation)
+    own = ["bounds_start_unusable", "bounds_start", "authored_on"]
+    if derivation.options.request_start == "authored":
+        own = ["authored_on", "bounds_start_unusable", "bounds_start"]
+    frame = starting(frame, derivation, *own, "visit_start")
+    undated = given_by_none("start", own) & pl.col("visit_occurrence_id").is_not_null()
     last_day = pl.col("start_date").dt.offset_by(pl.col("bounds_length")).dt.offset_by("-1d")
     frame = frame.with_columns(last_day.dt.to_string("%Y-%m-%d").alias("bounds_by_length"))
     frame = ending(frame, derivation, "bounds_end_unusable", "bounds_end", "bounds_by_length", "validity_end")
-    frame = visit_dates(with_visit_period(frame, derivation), derivation)
+    by_length = pl.col("bounds_end").is_null() & pl.col("bounds_by_length").is_not_null()
+    by_length = pl.coalesce(pl.col("end_from") == "bounds_by_length", by_length)
+    frame = frame.with_columns(pl.when(~by_length).then("end_date").alias("verbatim_end_date"))
+    has_visit_start = pl.col("visit_start").is_not_null()
+    frame = visit_dates(frame.with_columns(has_visit_start.alias("has_visit_start")), derivation)
     inpatient, *reports = (
         pl.col(name).fill_null(False) for name in ("is_inpatient", "is_said_to_be_reported", "is_reported_by_patient")
     )
     reported = pl.any_horizontal(reports)
     by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
-    frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit, pl.col("visit_start").is_null())
+    frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit | undated, ~pl.col("has_visit_start"))
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
     supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
     dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
-    usual = pl.when(~reported).then(pl.lit(_DEFAULT_SUPPLY_DAYS, dtype=pl.Int64))
+    by_mail = (
+        pl.when(_by_mail(frame, derivation)).then(pl.lit(_MAIL_ORDER_DAYS)).otherwise(pl.lit(_DEFAULT_SUPPLY_DAYS))
+    )
+    usual = pl.when(~reported).then(by_mail.cast(pl.Int64))
     days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
     by_days = _days_after_start(days)
     return frame.with_columns(
@@ -120,12 +143,19 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
         ),
         supply.alias("days_supply"),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
-    )
+    ).drop("has_visit_start")
+
+
+def _by_mail(frame: pl.DataFrame, derivation: Derivation) -> pl.Expr:
+    """Whether the pharmacy is one of those that a site lists."""
+    found = derivation.look_ups.in_map(frame["pharmacy"], "mail_order_pharmacy")
+    by_mail = found.filter(pl.col("meaning") == "mail_order")["code_set"]
+    return pl.col("pharmacy").is_in(by_mail.implode()).fill_null(False)
 
 
 @rule(
     reads=("effective_datetime", "effective_period_start", "effective_period_end"),
-    writes=(dated("start"), dated("end")),
+    writes=(dated("start"), dated("end"), "verbatim_end_date"),
     dates=("effective_datetime", "effective_period_start", "effective_period_end"),
     options=("implausible_dates",),
 )
@@ -134,6 +164,7 @@ def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl
     frame = starting(frame, derivation, "effective_datetime", "effective_period_start")
     frame = ending(frame, derivation, "effective_period_end")
     return frame.with_columns(
+        pl.col("end_date").alias("verbatim_end_date"),
         pl.coalesce("end_date", "start_date").alias("end_date"),
         pl.coalesce("end_datetime", "start_datetime").alias("end_datetime"),
     )
@@ -206,31 +237,36 @@ def _single_strength(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 
 
 @rule(
-    reads=("handed_over", "prepared", "supply_value", "supply_unit"),
+    reads=("handed_over", "prepared", "supply_value", "supply_unit", "quantity", "daily_dose"),
     writes=(dated("start"), "days_supply", "end_date"),
     dates=("handed_over", "prepared"),
 )
 def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Handed over, else prepared; the end by the days of supply alone, none are invented. A bare number is of days."""
+    """Handed over, else prepared; the end by the days of supply, else quantity by daily dose. A bare number is of days.
+
+    No days of supply are invented: without them days_supply is NULL, whatever the end is.
+    """
     frame = starting(frame, derivation, "handed_over", "prepared")
     unit = _days_of(pl.col("supply_unit").fill_null("d"))
     supply = _whole_days(pl.col("supply_value") * unit, "round")
+    dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
     return frame.with_columns(
         supply.alias("days_supply"),
-        _days_after_start((supply - 1).fill_null(0)).alias("end_date"),
+        _days_after_start((pl.coalesce(supply, dose_days) - 1).fill_null(0)).alias("end_date"),
     )
 
 
 @rule(
     reads=("effective_datetime", "effective_period_start", "effective_period_end", "date_asserted"),
-    writes=(dated("start"), dated("end")),
+    writes=(dated("start"), dated("end"), "verbatim_end_date"),
     dates=("effective_datetime", "effective_period_start", "effective_period_end", "date_asserted"),
     options=("implausible_dates",),
 )
 def drug_statement_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The period stated, else when it was stated."""
+    """The period stated, else when it was stated; its end is verbatim as well."""
     frame = starting(frame, derivation, "effective_datetime", "effective_period_start", "date_asserted")
-    return ending(frame, derivation, "effective_period_end")
+    frame = ending(frame, derivation, "effective_period_end")
+    return frame.with_columns(pl.col("end_date").alias("verbatim_end_date"))
 
 
 def _days_after_start(days: pl.Expr) -> pl.Expr:

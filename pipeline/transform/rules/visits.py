@@ -9,6 +9,7 @@ from pipeline.transform.column_names import unmapped
 from pipeline.transform.rules.base import INPATIENT_VISITS, Derivation
 from pipeline.transform.rules.dates import ending, first_usable, starting, without_issues
 from pipeline.transform.rules.declaration import dated, looked_up, rule
+from pipeline.transform.rules.places import CHOSEN, PLACE_FACTS, with_chosen_places
 
 ACT_CODES = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
 #: The codes of FHIR's own lists are asked after those of NUBC and of the site: they are what others were turned into.
@@ -197,7 +198,10 @@ def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
 
 
 @rule(
-    reads=("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types", "surrogate_id"),
+    reads=(
+        *("start", "end", "place_start", "place_end", "place", "class", "former_classes", "types"),
+        *("surrogate_id", "index", "care_site_id"),
+    ),
     writes=(
         _STAY,
         "care_site_id",
@@ -209,14 +213,17 @@ def _as_roles(uses: pl.Series, derivation: Derivation) -> pl.Series:
         "visit_detail_end_datetime",
         "visit_detail_type_concept_id",
         "visit_detail_source_value",
+        CHOSEN,
     ),
     dates=("place_start", "place_end"),
+    facts=PLACE_FACTS,
     constants=("visit_type_ehr_encounter", "visit_emergency_and_inpatient"),
-    options=("observation_encounter", "implausible_dates"),
+    options=("observation_encounter", "implausible_dates", "stay_level"),
     value_maps=("encounter_class", "encounter_type"),
 )
 def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """visit_detail: one row for each place of the visit. What a place does not say, the visit does.
+    """visit_detail: one row for each place of the visit that is a detail of its own (`with_chosen_places`). What a place
+    does not say, the visit does.
 
     The end of an inpatient's place that has none is the visit's, or the as-of date while that is open.
     """
@@ -226,7 +233,7 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     visit_end = pl.coalesce(by_clock, pl.col("end_date") >= pl.col("stay_start_date"))
     first_known = (pl.when(visit_end).then(f"end_{part}") for part in ("date", "datetime"))
     day, moment = first_known
-    return frame.with_columns(
+    frame = frame.with_columns(
         pl.col("visit_concept_id").alias("visit_detail_concept_id"),
         pl.col("stay_start_date").alias("visit_detail_start_date"),
         pl.col("stay_start_datetime").alias("visit_detail_start_datetime"),
@@ -239,8 +246,9 @@ def stay(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.lit(derivation.constant("visit_type_ehr_encounter"), dtype=pl.Int64).alias("visit_detail_type_concept_id"),
         pl.col("class_code").alias("visit_detail_source_value"),
         pl.col("surrogate_id").alias("visit_occurrence_id"),
-        pl.col("place").alias("care_site_id"),
-    ).drop(unmapped("class"))  # the visit counts it
+    )
+    frame = with_chosen_places(frame, derivation).with_columns(pl.col("place").alias("care_site_id"))
+    return frame.drop(unmapped("class"))  # the visit counts it
 
 
 @rule(
