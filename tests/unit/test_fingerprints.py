@@ -26,7 +26,7 @@ OF_ALL_TYPES: Mapping[str, Any] = {
     "text_source_value_types": ("Observation",),
 }
 #: Those that decide derived rows alone, which remember their own rules.
-OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01"}
+OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01", "drug_era_gap_days": "ohdsi_script"}
 #: Its name is a part of every identity: other surrogate ids, other resources.
 IDENTITY = {"name"}
 #: How the site is reached and asked. What comes is another export then; what has come is mapped as before.
