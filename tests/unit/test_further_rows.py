@@ -326,7 +326,9 @@ def test_two_broken_items_of_an_array_are_two_issues(tmp_path):
         ("reference_type_unusable", "Encounter.location[1].location"),
         ("reference_contained", "Encounter.location[3].location"),
     }
-    assert len(found.rows["Encounter/places"]["visit_detail"]) == 1, "of one period: one detail, the issues of all"
+    assert len(found.rows["Encounter/places"]["visit_detail"]) == 1, (
+        "two say nothing but the visit; all have their issues"
+    )
     assert set(found.issues["Encounter/uses"]) == {
         ("reference_type_unusable", "Encounter.diagnosis[0].condition"),
         ("reference_contained", "Encounter.diagnosis[1].condition"),
