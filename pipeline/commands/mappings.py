@@ -170,7 +170,7 @@ def _view(view: ViewMapping) -> Iterator[str]:
         "resource": "one row a resource; its columns are joined to every other view",
         "event": "events, in the table of their concept's domain",
         "entity": f"rows of {view.table}",
-        "reference_value": f"the fact {view.fact or view.name}, for other resources",
+        "fact": f"the fact {view.fact or view.name}, for other resources",
     }
     yield f"{view.name}: {kinds[view.kind]}"
     for condition in view.definition.get("where", ()):

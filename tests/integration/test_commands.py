@@ -295,6 +295,15 @@ def test_mappings_are_checked_before_there_is_a_warehouse(
     assert [file.name for file in tmp_path.iterdir()] == ["mappings"]
 
 
+def test_each_mapping_and_each_type_without_one_is_shown(tmp_path: Path) -> None:
+    mapped = sorted(file.stem for file in MAPPINGS_FOLDER.glob("*.yaml"))
+    for resource in [*mapped, "Goal"]:
+        words = ["mappings", "show", resource]
+        shown = CliRunner().invoke(app, words, prog_name="epic-omop", env={"EPIC_OMOP_HOME": str(tmp_path)})
+        assert (shown.exit_code, shown.exception) == (0, None), resource
+        assert resource in shown.output
+
+
 def test_mappings_are_checked_and_shown_with_a_sites_own(loaded: CommandLine) -> None:
     assert (
         "The mappings are right; concepts looked up in vocabulary epic-omop demo 1"

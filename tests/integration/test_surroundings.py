@@ -166,11 +166,7 @@ def test_a_database_that_takes_no_changes(name: str, standby: CommandLine, folde
     message = _message(finished)
     if _lacks_role(message):
         return
-    if finished.code == 74 and name not in (
-        "publish",
-        "lakehouse snapshot",
-        "lakehouse check",
-    ):  # which only reads, and says that there is nothing yet
+    if finished.code == 74 and name not in _LAKEHOUSE:
         assert "takes no changes" in message
         assert "default_transaction_read_only" in message
 
@@ -179,7 +175,7 @@ def test_a_database_that_takes_no_changes(name: str, standby: CommandLine, folde
 def test_a_database_user_without_rights(name: str, powerless: CommandLine, folder: Path) -> None:
     finished = powerless.run(*_line(name, folder, None), code=None)
     message = _message(finished)
-    if finished.code == 74:
+    if finished.code == 74 and name != "lakehouse check":  # which looks at files alone
         assert "db grant" in message or "db init" in message
 
 
