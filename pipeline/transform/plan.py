@@ -295,6 +295,10 @@ class Worker:
             "questionnaire_codes": converters.questionnaire_codes,
             "item_code": converters.item_code,
         }
+        return {**by_type, **self._reference_converters()}
+
+    def _reference_converters(self) -> dict[str, Converter]:
+        by_type: dict[str, Converter] = {}
         for name, target in TARGETS.items():
             by_type[f"Reference({name})"] = self.references.one(target)
         provider = self.references.first(TARGETS["Practitioner"])

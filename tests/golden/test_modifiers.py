@@ -17,8 +17,6 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.mapping.mappings import read_mappings
 from tests.golden.test_golden import CASES, Case
 
-pytestmark = pytest.mark.requirement("f2o-063")
-
 _CASES = {case.name: case for case in CASES}
 #: Lines without a case: nothing reads the element.
 _NOT_READ = "not_read"
@@ -33,11 +31,13 @@ def _rows(file: Path) -> list[dict[str, str]]:
 ROWS = _rows(MAPPINGS_FOLDER / "modifier_elements.csv")
 
 
+@pytest.mark.requirement("f2o-063")
 def test_every_modifier_of_r4_is_in_the_table() -> None:
     expected = {row["element"] for row in _rows(Path(__file__).with_name("r4_modifiers.csv"))}
     assert {row["element"] for row in ROWS} == expected
 
 
+@pytest.mark.requirement("f2o-063")
 def test_what_a_mapping_filters_by_is_in_the_table() -> None:
     """Of a new type above all: R4's modifiers are listed for the types that are mapped."""
     elements = {row["element"] for row in ROWS}
@@ -50,6 +50,7 @@ def test_what_a_mapping_filters_by_is_in_the_table() -> None:
     assert missing == []
 
 
+@pytest.mark.requirement("f2o-063")
 def test_every_status_of_a_mapping_is_in_the_table() -> None:
     """The filters and the table say the same."""
     said = {(row["element"], row["value"]): row["does"] for row in ROWS}
@@ -72,6 +73,7 @@ def test_every_status_of_a_mapping_is_in_the_table() -> None:
     assert wrong == []
 
 
+@pytest.mark.requirement("f2o-063")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['element']}-{row['value']}-{row['does']}")
 def test_a_line_is_true(row: dict[str, str]) -> None:
     does = row["does"]
