@@ -6,6 +6,8 @@ from functools import cached_property
 
 from xdist.scheduler import LoadFileScheduling
 
+from tests.golden.parts import USUAL
+
 __all__ = ["FilesAndParts"]
 
 _GOLDEN = "tests/golden/test_golden.py"
@@ -17,9 +19,13 @@ class FilesAndParts(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist h
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
+        if not nodeid.startswith(f"{_GOLDEN}::"):
+            return file
+        parameter = nodeid.partition("[")[2].removesuffix("]")
         if nodeid.startswith(_GOLDEN_TEST):
-            return f"{file}::{self._parts.get(nodeid.removeprefix(_GOLDEN_TEST).removesuffix(']'), '')}"
-        return file
+            return f"{file}::{self._parts.get(parameter, USUAL)}"
+        # Of tests that look at the warehouse of a whole part, those for each part name it.
+        return f"{file}::{parameter if parameter in self._parts.values() else USUAL}"
 
     @cached_property
     def _parts(self) -> dict[str, str]:
