@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.load.fingerprints import site_mapping
+from pipeline.load.plan import FACT_ORDER, PLACE_ORDER
 from pipeline.load.tasks import WorkerPlan
 from pipeline.load.worker import LineWorker
 from pipeline.staging import schemas
@@ -38,9 +39,6 @@ __all__ = ["Lines", "Rows", "Transforming", "index_of", "lines_of", "plan_of", "
 
 #: kind of staging → its rows
 Rows = dict[str, list[tuple[Any, ...]]]
-
-_FACT_ORDER = 10
-_PLACE_ORDER = 2
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ class Transforming:
         """What the resources leave for others, as the first stage of a load does."""
         nothing = pl.LazyFrame(schema={"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String})
         write_facts(self.plan.facts, nothing)
-        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < _PLACE_ORDER])
-        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < _FACT_ORDER])
+        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < PLACE_ORDER])
+        self._write_facts_of([chunk for chunk in chunks if self.order(chunk.resource_type) < FACT_ORDER])
 
     def _write_facts_of(self, chunks: Sequence[Lines]) -> None:
         self.run(chunks)
@@ -165,7 +163,7 @@ class Transforming:
 
     def order(self, resource_type: str) -> int:
         mapping = self._mappings.resources.get(resource_type)
-        return mapping.order if mapping else _FACT_ORDER
+        return mapping.order if mapping else FACT_ORDER
 
     def _transform(self, chunk: Lines) -> None:
         count = len(chunk)

@@ -295,3 +295,10 @@ def test_names_of_the_last_version_are_accepted_with_a_warning(own, caplog):
     assert views(found, "Observation")["method"].kind == "fact"
     assert "Device.yaml:1: alone is now called excluded_unless_row" in caplog.text
     assert "Observation.yaml:3: reference_value is now called fact" in caplog.text
+
+
+@pytest.mark.parametrize("keys", [("alone", "excluded_unless_row"), ("excluded_unless_row", "alone")])
+def test_an_old_name_beside_the_new_one_is_the_same_key_twice(own, keys):
+    message = refusal(own, {"Device.yaml": "".join(f"{key}: reason_{number}\n" for number, key in enumerate(keys))})
+    assert "Device.yaml:2" in message
+    assert "'excluded_unless_row' is there twice" in message

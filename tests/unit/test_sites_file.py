@@ -15,6 +15,7 @@ from pipeline.core.errors import ConfigurationError
 from pipeline.core.instance_zone import keep_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings, load_settings, register_site
+from pipeline.publication.known_cache import known_folder
 
 _URL = "https://epic.example.org/fhir"
 _KEY = "private_key_env: KEY"
@@ -236,5 +237,5 @@ def test_the_zone_of_datetimes_is_that_of_the_first_site_and_is_kept(tmp_path: P
 
 def test_a_home_that_was_loaded_before_zones_were_kept_stays_in_utc(tmp_path: Path) -> None:
     (tmp_path / "sites.yaml").write_text("sites:\n  north: {time_zone: America/Chicago}\n")
-    (tmp_path / "known" / "north").mkdir(parents=True)
+    known_folder(tmp_path, "north").mkdir(parents=True)
     assert load_settings({"EPIC_OMOP_HOME": str(tmp_path)}).time_zone == "UTC"

@@ -232,6 +232,7 @@ def _document(file: Path, problems: list[MappingProblem]) -> yaml.MappingNode | 
     if not isinstance(node, yaml.MappingNode):
         problems.append(MappingProblem(str(file), 1, "must hold a mapping of keys"))
         return None
+    _use_new_names(node)  # first: an old name beside the new one is the same key twice
     twice = [MappingProblem(*line_of(key), f"the key {key.value!r} is there twice") for key in _repeated(node, set())]
     problems += twice
     return None if twice else node
@@ -266,7 +267,7 @@ def _read_resource(found: Sources, file: Path) -> None:
     if pair and named != file.stem:
         found.problems.append(MappingProblem(*line_of(pair[0]), f"resource must be {file.stem}, as the file is named"))
         return
-    found.resources[file.stem] = _with_new_names(node)
+    found.resources[file.stem] = node
 
 
 #: Keys of a mapping, and kinds of view, by the names that they had until 0.2: accepted for one version.
@@ -274,15 +275,14 @@ _RENAMED_KEYS = {"alone": "excluded_unless_row"}
 _RENAMED_KINDS = {"reference_value": "fact"}
 
 
-def _with_new_names(node: yaml.MappingNode) -> yaml.MappingNode:
-    """The document with today's names; an old one is a warning in the log."""
+def _use_new_names(node: yaml.MappingNode) -> None:
+    """Give a document today's names; an old one is a warning in the log."""
     for key, value in node.value:
         _rename(key, _RENAMED_KEYS)
         for view in value.value if key.value == "views" and isinstance(value, yaml.SequenceNode) else ():
             kind = entries(view).get("kind")
             if kind:
                 _rename(kind[1], _RENAMED_KINDS)
-    return node
 
 
 def _rename(node: yaml.Node, names: Mapping[str, str]) -> None:
