@@ -347,14 +347,13 @@ def _examples(name: str) -> Iterator[str]:
 
 
 def _chosen(name: str) -> list[GoldenCase]:
-    """The first case of each topic that makes a row without settings, up to a few."""
+    """The first case of each topic that makes a row, up to a few: without settings, or where there is none, with."""
     found: dict[str, GoldenCase] = {}
+    with_settings: dict[str, GoldenCase] = {}
     for case in golden_cases().values():
-        if case.resource != name or not case.rows() or is_of_an_edge(case):
-            continue
-        if not has_settings(case) and len(case.resources()) == 1:
-            found.setdefault(case.topic, case)
-    return list(found.values())[:_EXAMPLES]
+        if case.resource == name and case.rows() and not is_of_an_edge(case) and len(case.resources()) == 1:
+            (with_settings if has_settings(case) else found).setdefault(case.topic, case)
+    return list((found or with_settings).values())[:_EXAMPLES]
 
 
 def _whole(case: GoldenCase) -> Iterator[str]:
@@ -371,8 +370,14 @@ def _whole(case: GoldenCase) -> Iterator[str]:
             for column, value in row.items():
                 yield _row(first, f"`{column}`", _value(column, value))
                 first = ""
-    for text in _accounts(case):
+    for text in (*_settings(case), *_accounts(case)):
         yield from ["", *wrap(text, _WIDTH, break_on_hyphens=False)]
+
+
+def _settings(case: GoldenCase) -> Iterator[str]:
+    for name in ("site", "instance", "values"):
+        if name in case.document:
+            yield f"With settings of the {'site' if name == 'values' else name}: `{_flow(case.document[name])}`."
 
 
 def _accounts(case: GoldenCase) -> Iterator[str]:

@@ -76,11 +76,6 @@ def _owner(row: Mapping[str, Any], resources: list[Mapping[str, Any]]) -> Mappin
     return resources[scores.index(best)] if scores.count(best) == 1 else None
 
 
-def is_of_an_edge(case: GoldenCase) -> bool:
-    """Whether it is about data that hardly occur."""
-    return case.topic in _EDGES
-
-
 def _strangeness(case: GoldenCase) -> int:
     """How far it is from a resource that is loaded as it is under the settings that all have."""
     has_accounts = bool(case.document.keys() & {"issues", "pending", "outcomes"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,8 @@ from pipeline.transform.specialties import NPI
 from tests.golden.test_golden import CASES
 from tests.requirement_results import marked_tests
 from tools import conformance
+from tools import documents as generated
 from tools.conformance import LISTS, Requirement, load_requirements, merged, render
-from tools.documents import documents
 from tools.golden_cases import golden_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,12 @@ REQUIREMENTS, THEMIS = (load_requirements(one.file) for one in LISTS)
 #: As the page has them.
 LISTED = list(zip(LISTS, (REQUIREMENTS, THEMIS), strict=True))
 MARKED = marked_tests(ROOT / "tests")
+
+
+@cache
+def documents():
+    """The pages that are made, once."""
+    return generated.documents()
 
 
 def section(title):
