@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from functools import cache
@@ -13,7 +14,7 @@ import yaml
 from omop_schema.cdm import CDM_TABLES
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
-from pipeline.quality.manifest import manifest
+from pipeline.quality.manifest import FIXED_MAPS, FIXED_MAPS_RELEASE, manifest
 from pipeline.transform.column_types import CONVERTED_TYPES
 from pipeline.transform.mapping.mappings import (
     ConceptRule,
@@ -196,8 +197,65 @@ def test_departures_are_told_with_their_reason():
     for requirement in REQUIREMENTS:
         if requirement.status == "departed" and requirement.id not in {"f2o-120", "f2o-121"}:  # of a suite, not of maps
             assert requirement.id in told
-    for departure in ("dataAbsentReason", "resolved", "OBSENC", "userSelected"):
-        assert departure in told
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("| ")
+    ]
+    assert all(len(line) == 3 and all(line) for line in lines), "what, what the guide has, and what is here and why"
+    for departure in (
+        *(
+            "dataAbsentReason",
+            "resolved",
+            "OBSENC",
+            "userSelected",
+            "intent",
+            "date of an allergy",
+            "verbatim_end_date",
+        ),
+        *("statusReason", "Still Patient", "person_source_value", "condition_source_value", "types of records"),
+    ):
+        assert any(departure in line[0] for line in lines), departure
+
+
+@pytest.mark.requirement("f2o-060", "f2o-092")
+def test_every_status_and_intent_that_the_guide_does_not_admit_and_that_is_kept_is_told():
+    """Of resources that are events: a kept value of what is not realised is a line, with the option that gives it up."""
+    not_realised = {
+        *("stopped", "on-hold", "cancelled", "not-done", "not-taken", "draft", "intended", "planned", "preparation"),
+        *("proposal", "plan", "option", "order", "original-order", "reflex-order", "filler-order", "entered-in-error"),
+        *("declined", "revoked", "registered", "refuted"),
+    }
+    with (MAPPINGS_FOLDER / "modifier_elements.csv").open(encoding="utf-8", newline="") as stream:
+        kept = [
+            (line["element"].partition(".")[0], line["value"])
+            for line in csv.DictReader(stream)
+            if line["element"].endswith((".status", ".intent"))
+            and line["value"] in not_realised
+            and line["does"] == "kept"
+        ]
+    events = [
+        (name, value) for name, value in kept if any(view.kind == "event" for view in MAPPINGS.resources[name].views)
+    ]
+    assert ("MedicationRequest", "order") in events
+    told = [line for line in section("Departures from the guide and its maps").splitlines() if "f2o-060" in line]
+    [why] = [requirement.why for requirement in REQUIREMENTS if requirement.id == "f2o-060"]
+    for name, value in events:
+        assert any(value in line for line in told), f"{name} of {value} makes rows"
+        assert value in why
+    options = {name for line in told for name in re.findall(r"`(\w+): \w+`", line)}
+    assert "medication_requests" in options
+    assert options <= set(MappingOptions.model_fields)
+
+
+@pytest.mark.requirement("f2o-038", "f2o-093")
+def test_every_fixed_map_is_identified_with_its_origin_and_release():
+    """And the constants and fixed concepts of mappings: docs/mapping.md, in the manifest for machines."""
+    assert set(FIXED_MAPS) == set(MAPPINGS.value_maps)
+    fixed = manifest(MAPPINGS)["output"]["fixed_maps"]
+    assert set(fixed["maps"]) == set(MAPPINGS.value_maps)
+    assert all(fixed["maps"].values())
+    assert fixed["written_for_vocabulary_release"] == FIXED_MAPS_RELEASE
+    for text in (section("Fixed maps"), documents()["mapping-tables.md"]):
+        assert FIXED_MAPS_RELEASE in " ".join(text.split())
 
 
 def test_results_of_several_runs_and_parameters_are_put_together():
