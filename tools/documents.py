@@ -24,7 +24,8 @@ import orjson
 
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
-from pipeline.quality.manifest import FIXED_MAPS, FIXED_MAPS_RELEASE, manifest
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
+from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
 from tools.mapping_pages import mapping_pages
 from tools.module_page import module_page
@@ -109,7 +110,7 @@ def _tables(mappings: Mappings) -> Iterator[str]:
     yield from [_row("map", "system", "entries", "written from"), _row(*["---"] * 4)]
     for name, entries in sorted(mappings.value_maps.items()):
         for system, count in sorted(Counter(entry.system for entry in entries).items()):
-            yield _row(name, system, count, FIXED_MAPS[name])
+            yield _row(name, system, count, origin_of(name))
     yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
     yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
     yield from ["", "## Other names of code systems", "", _row("alias", "system"), _row("---", "---")]

@@ -12,11 +12,12 @@ from typing import Any
 
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
 from omop_schema.versions import CDM_VERSION, IG_VERSION
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS
 from pipeline.transform.rules import RULES
 
-__all__ = ["FIXED_MAPS", "FIXED_MAPS_RELEASE", "USE_CASES", "manifest"]
+__all__ = ["USE_CASES", "manifest"]
 
 FHIR_VERSION = "4.0.1"
 USE_CASES = (
@@ -53,32 +54,6 @@ _PROFILES = {
     "Procedure": ("procedure",),
     "QuestionnaireResponse": ("questionnaireresponse",),
     "Specimen": ("specimen",),
-}
-#: The release of the OHDSI vocabularies as of which the fixed maps name concepts: the first that has the newest of them,
-#: 1546847. Each is looked up in the release that is loaded (f2o-038, f2o-093).
-FIXED_MAPS_RELEASE = "August 2025"
-_OWN = "written for this project"
-#: Fixed map → what it was written from: a ConceptMap of the guide, or nothing but the code system and the vocabulary.
-FIXED_MAPS = {
-    "admit_source": "guide: EncounterAdmitSource; NUBC codes: written for this project",
-    "allergy_category": "guide: AllergyType, IntoleranceType",
-    "allergy_status": _OWN,
-    "condition_qualifier": _OWN,
-    "condition_status": "guide: ConditionStatusConcepts",
-    "diagnosis_use": _OWN,
-    "discharge_disposition": "guide: EncounterDischargeDisposition; NUBC codes: written for this project",
-    "encounter_class": "guide: EncounterClass",
-    "encounter_type": _OWN,
-    "ethnicity": "guide: EthnicityClass",
-    "family_relationship": _OWN,
-    "gender": "guide: GenderClass; sex of US Core: written for this project",
-    "immunization_route": "guide: ImmunizationRoute",
-    "interpretation": _OWN,
-    "mail_order_pharmacy": "empty: a site's own",
-    "note_language": _OWN,
-    "place_of_service": _OWN,
-    "race": "guide: RaceClass",
-    "value_text": _OWN,
 }
 #: Filled by publication from rows of other tables (docs/derived-tables.md), and those of the instance itself.
 _DERIVED = {
@@ -124,7 +99,7 @@ def manifest(mappings: Mappings, site: str | None = None) -> dict[str, Any]:
             "vocabulary_release": "recorded for each run in etl.publication and cdm_source",
             "fixed_maps": {
                 "written_for_vocabulary_release": FIXED_MAPS_RELEASE,
-                "maps": {name: FIXED_MAPS.get(name, "a site's own") for name in sorted(mappings.value_maps)},
+                "maps": {name: origin_of(name) for name in sorted(mappings.value_maps)},
             },
             "tables": {table: _table(table, mappings) for table in sorted(CDM_TABLES)},
         },
