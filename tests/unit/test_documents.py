@@ -139,16 +139,13 @@ def test_all_statements_are_answered_and_tests_name_no_others():
     assert set(MARKED) <= {*guide, *themis}, "tests carry ids that no list has"
 
 
-#: Met, and their tests do not carry the id yet: none is to be added.
-TO_BE_MARKED = {one.id for one in THEMIS}
-
-
 @pytest.mark.parametrize(
     "requirement", [one for one in (*REQUIREMENTS, *THEMIS) if one.status == "met"], ids=lambda one: one.id
 )
 def test_what_is_met_is_shown_by_a_test(requirement):
-    if requirement.id not in TO_BE_MARKED:
-        assert MARKED.get(requirement.id), f"no test has the marker requirement({requirement.id!r})"
+    if requirement in THEMIS and any(one.status == "open" for one in THEMIS):
+        pytest.skip("while statements of Themis are open, their tests are not complete either")
+    assert MARKED.get(requirement.id), f"no test has the marker requirement({requirement.id!r})"
 
 
 def test_the_page_shows_the_evidence_of_both_lists():
@@ -172,7 +169,7 @@ def test_the_page_shows_the_evidence_of_both_lists():
     case = "Patient/death/deceased-year"
     assert case in golden_cases()
     results = {
-        "f2o-001": {"unit/test_a.py::test_x": "passed"},
+        "f2o-001": {"unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release": "passed"},
         "themis-a": {f"golden case {case}": "passed"},
         "themis-b": {"unit/test_a.py::test_x": "failed"},
     }
@@ -183,6 +180,10 @@ def test_the_page_shows_the_evidence_of_both_lists():
     assert f"- `golden case {case}`: passed\n  - {golden_cases()[case].title[:40]}" in found["themis-a"]
     assert re.search(r"given: `Patient \(.*deceasedDateTime \d{4}", found["themis-a"])
     assert re.search(r"rows: `death \(death_date \d{4}-12-31\)", found["themis-a"]), "the statement's own column"
+    assert (
+        "- `unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release`: passed\n  - And the"
+        in page
+    )
     assert "About `death.death_date`, page `death/a.md`, issue 7." in found["themis-a"]
     assert ["No evidence" in found[name] for name in ("f2o-001", "themis-a", "themis-b", "themis-c")] == [
         False,
