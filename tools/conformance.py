@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core.errors import ConfigurationError, EpicOmopError
 from tools.golden_cases import GoldenCase, case_name, golden_cases
-from tools.test_words import said_by
+from tools.words_of_tests import said_by
 
 __all__ = ["LISTS", "Requirement", "RequirementList", "Results", "load_requirements", "merged", "render", "test_name"]
 

@@ -167,9 +167,10 @@ def test_the_page_shows_the_evidence_of_both_lists():
         Requirement(id="themis-c", table="death", level="optional", asks="Or so.", status="open", why="Not yet."),
     ]
     case = "Patient/death/deceased-year"
+    of_maps = "unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release"
     assert case in golden_cases()
     results = {
-        "f2o-001": {"unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release": "passed"},
+        "f2o-001": {of_maps: "passed"},
         "themis-a": {f"golden case {case}": "passed"},
         "themis-b": {"unit/test_a.py::test_x": "failed"},
     }
