@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
+from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import EpicOmopError
 from pipeline.load.fingerprints import site_fingerprints
 from pipeline.load.old_settings import old_settings
@@ -26,6 +27,19 @@ def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator
             yield from _of_site(runtime, connection, site)
         except EpicOmopError as error:
             yield f"{error.message} {error.advice}".strip()
+    if sites:
+        yield from _of_instance(runtime.settings.cdm_source)
+
+
+def _of_instance(source: CdmSource) -> Iterator[str]:
+    """Two instances whose cdm_source says the same cannot be told apart in a study of several."""
+    if source.unnamed:
+        variables = ", ".join(f"EPIC_OMOP_{column.upper()}" for column in source.unnamed)
+        columns = ", ".join(source.unnamed)
+        yield (
+            f"The table cdm_source does not say whose data this is: {columns} are as the software has them. Set {variables};"
+            " the next load writes them."
+        )
 
 
 def _of_site(runtime: Runtime, connection: psycopg.Connection, name: str) -> Iterator[str]:
