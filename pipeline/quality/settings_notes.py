@@ -15,7 +15,7 @@ from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["settings_notes"]
+__all__ = ["instance_notes", "settings_notes"]
 
 
 def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator[str]:
@@ -27,13 +27,12 @@ def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator
             yield from _of_site(runtime, connection, site)
         except EpicOmopError as error:
             yield f"{error.message} {error.advice}".strip()
-    if sites:
-        yield from _of_instance(runtime.settings.cdm_source)
 
 
-def _of_instance(source: CdmSource) -> Iterator[str]:
-    """Two instances whose cdm_source says the same cannot be told apart in a study of several."""
-    if source.unnamed:
+def instance_notes(source: CdmSource, connection: psycopg.Connection) -> Iterator[str]:
+    """Of a warehouse that does not say whose it is: two of them cannot be told apart in a study of several instances.
+    `connection` has etl and cdm on its search_path; reads only."""
+    if source.unnamed and connection.execute("SELECT FROM cdm_source").fetchone() is not None:
         variables = ", ".join(f"EPIC_OMOP_{column.upper()}" for column in source.unnamed)
         columns = ", ".join(source.unnamed)
         yield (
