@@ -41,6 +41,10 @@ def coding(system: str, code: str) -> dict[str, Any]:
     return {"coding": [{"system": system, "code": code}]}
 
 
+#: A code of which the demonstration vocabulary has a concept that is not Standard, and what it maps to.
+CODED = coding("http://hl7.org/fhir/sid/icd-10-cm", "E11.9")
+
+
 def of_specimen(number: str, specimen: str, encounter_id: str | None = "e1", **more: Any) -> dict[str, Any]:
     visit = {"encounter": reference("Encounter", encounter_id)} if encounter_id else {}
     return observation(number, specimen=reference("Specimen", specimen), **visit, **more)
@@ -74,6 +78,14 @@ def nights() -> list[dict[str, Any]]:
     first = {
         "Patient": [patient(), patient("p2")],
         "Encounter": [encounter(), encounter("e2"), encounter("part", partOf=reference("Encounter", "e1"))],
+        "Condition": [
+            {
+                "id": "c1",
+                "subject": reference("Patient", "p1"),
+                "code": CODED,
+                "encounter": reference("Encounter", "late"),  # its only date: a replay follows when that comes
+            }
+        ],
         "Specimen": [specimen(name) for name in ("s1", "s2", "s3", "s4", "s5", "s6")],
         "Observation": [
             of_specimen("r1", "s1"),
@@ -105,10 +117,6 @@ def _without_none(files: dict[str, Any]) -> dict[str, Any]:
         name: [{key: value for key, value in item.items() if value is not None} for item in resources]
         for name, resources in files.items()
     }
-
-
-#: A code of which the demonstration vocabulary has a concept that is not Standard, and what it maps to.
-CODED = coding("http://hl7.org/fhir/sid/icd-10-cm", "E11.9")
 
 
 @dataclass(frozen=True)
