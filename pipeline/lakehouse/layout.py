@@ -148,5 +148,6 @@ def _order(name: str) -> tuple[str, ...]:
     """By person, so that a query for some persons skips most row groups; then by what makes the order the same again."""
     persons = [field.name for field in fields(name) if field.name in ("person_id", "subject_id")]
     key = primary_key(name)
-    rest = [key] if key else [field.name for field in fields(name) if field.required]
+    columns = fields(name)
+    rest = [key] if key else [field.name for field in columns if field.required] or [field.name for field in columns]
     return tuple(dict.fromkeys([*persons, *rest]))

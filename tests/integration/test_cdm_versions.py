@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 
@@ -19,6 +21,8 @@ from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings
 from pipeline.lakehouse.layout import lake_tables
+from pipeline.lakehouse.snapshot import SnapshotOptions, publish_snapshot
+from pipeline.lakehouse.store import lakehouse_folder
 from pipeline.load.landed_exports import landed_export
 from pipeline.load.load import load as load_export
 from pipeline.load.remap import remap
@@ -29,6 +33,7 @@ from pipeline.warehouse.cdm_version import database_version, version_concept
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import ensure_schemas, install_schemas, schema_names, upgrade_schemas
 from pipeline.warehouse.vocabulary import compile_index, ignored_files, load_vocabulary
+from tests.command_line import CommandLine
 from tests.databases import Prepared, fresh_database
 from tests.integration.support import START, Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, differences, warehouse_content
@@ -43,6 +48,17 @@ def coding(system: str, code: str) -> dict[str, Any]:
 
 #: A code of which the demonstration vocabulary has a concept that is not Standard, and what it maps to.
 CODED = coding("http://hl7.org/fhir/sid/icd-10-cm", "E11.9")
+(ICD,) = CODED["coding"]
+
+
+def answered(number: str, **answer: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "status": "completed",
+        "subject": reference("Patient", "p1"),
+        "authored": "2025-01-02T15:30:00Z",
+        "item": [{"linkId": "1", "answer": [answer]}],
+    }
 
 
 def of_specimen(number: str, specimen: str, encounter_id: str | None = "e1", **more: Any) -> dict[str, Any]:
@@ -84,7 +100,18 @@ def nights() -> list[dict[str, Any]]:
                 "subject": reference("Patient", "p1"),
                 "code": CODED,
                 "encounter": reference("Encounter", "late"),  # its only date: a replay follows when that comes
-            }
+            },
+            {
+                "id": "history",
+                "subject": reference("Patient", "p1"),
+                "code": CODED,
+                "recordedDate": "2025-01-02",
+                "category": [coding("http://terminology.hl7.org/CodeSystem/condition-category", "medical-history")],
+            },
+        ],
+        "QuestionnaireResponse": [
+            answered("answer-date", valueDate="2024-05-06"),
+            answered("answer-code", valueCoding=ICD),
         ],
         "Specimen": [specimen(name) for name in ("s1", "s2", "s3", "s4", "s5", "s6")],
         "Observation": [
@@ -103,6 +130,7 @@ def nights() -> list[dict[str, Any]]:
             social("time", valueDateTime="2024-03-01T03:00:00Z"),
             social("month", valueDateTime="2024-02"),
             social("text", valueString="words"),
+            social("part", component=[{"code": coding("urn:local", "p"), "valueDateTime": "2024-05-07"}]),
         ],
     }
     second = {
@@ -247,18 +275,24 @@ def test_values_and_their_source_concepts(world: World, which: str) -> None:
     columns = "value_as_date, value_as_string, value_as_concept_id, value_as_source_concept_id, unit_source_concept_id"
     found = values(warehouse, "observation", columns)
     source = concept(warehouse, "ICD10CM", "E11.9")
-    assert {name: found[name] for name in ("number", "odd", "day", "time", "month", "text")} == {
+    names = ("number", "odd", "day", "time", "month", "text", "part", "answer-date", "answer-code", "history")
+    target = warehouse.value(
+        "SELECT concept_id_2 FROM concept_relationship WHERE concept_id_1 = %s AND relationship_id = 'Maps to'", source
+    )
+    assert {name: found[name] for name in names} == {
         "number": (None, None, None, None, concept(warehouse, "UCUM", "mg/dL")),
         "odd": (None, None, 0, 0, None),
         "day": (date(2024, 2, 29), "2024-02-29", None, None, None),
         "time": (date(2024, 3, 1), "2024-03-01T03:00:00Z", None, None, None),
         "month": (None, "2024-02", None, None, None),
         "text": (None, "words", None, None, None),
+        "part": (date(2024, 5, 7), "2024-05-07", None, None, None),
+        "answer-date": (date(2024, 5, 6), "2024-05-06", None, None, None),
+        "answer-code": (None, None, target, source, None),
+        "history": (None, None, target, source, None),
     }
     measured = values(warehouse, "measurement", "value_as_concept_id, value_as_source_concept_id, value_source_value")
-    target, own, text = measured["coded"]
-    assert (own, text) == (source, "E11.9")
-    assert target not in (0, None, source)
+    assert measured["coded"] == (target, source, "E11.9")
     assert measured["r1"] == (None, None, "1.1")
 
 
@@ -429,6 +463,38 @@ def test_the_versions_concept_is_looked_up(empty_5_4: str) -> None:
         connection.rollback()
         assert database_version(connection, "cdm") == "5.4"
         assert database_version(connection, "nothing") is None
+
+
+def test_what_a_person_is_told(empty_5_4: str, tmp_path: Path) -> None:
+    """By the program itself: which command comes next, and what was left out."""
+    home, folder = tmp_path / "home", tmp_path / "download"
+    home.mkdir()
+    shutil.copytree(DEMO, folder)
+    (folder / "PACK_CONTENT.csv").write_text("pack_concept_id\tdrug_concept_id\tamount\tbox_size\n1\t2\t3\t4\n")
+    old = CommandLine(home, empty_5_4)
+    new = CommandLine(home, empty_5_4, {"EPIC_OMOP_CDM_VERSION": "5.5"})
+    loaded = old.run("vocabulary", "load", folder)
+    assert "Left out: PACK_CONTENT.csv. Their tables are not of the OMOP CDM 5.4." in loaded.out
+    refused = new.run("db", "init", code=2)
+    assert "`epic-omop db upgrade`" in " ".join(refused.err.split())
+    upgraded = new.run("db", "upgrade")
+    assert "holds the OMOP CDM 5.5 now: 7 columns and 3 tables are new since 5.4" in " ".join(upgraded.out.split())
+    assert "epic-omop remap --site" in upgraded.out
+    assert "Left out" not in new.run("vocabulary", "load", folder).out
+    assert "EPIC_OMOP_CDM_VERSION=5.5" in " ".join(old.run("status", code=2).err.split())
+    with psycopg.connect(empty_5_4) as connection:
+        assert connection.execute("SELECT * FROM vocab.pack_content").fetchall() == [(1, 2, 3, 4)]
+
+
+def test_a_snapshot_of_5_5(world: World, tmp_path: Path) -> None:
+    runtime = world.upgraded.runtime
+    report = publish_snapshot(runtime, lakehouse_folder(str(tmp_path / "lake")), SnapshotOptions(vocabulary=True))
+    said = orjson.loads((report.folder / "snapshot.json").read_bytes())
+    assert said["cdm_version"] == "v5.5"
+    columns = {path: [column["name"] for column in table["columns"]] for path, table in said["tables"].items()}
+    assert columns["cdm/observation"] == [field.name for field in fields("observation", CdmVersion.V5_5)]
+    assert {"vocab/pack_content", "vocab/concept_metadata", "vocab/concept_relationship_metadata"} < columns.keys()
+    assert "OMOP CDM v5.5" in (report.folder / "open.sql").read_text()
 
 
 def test_a_snapshot_has_the_tables_and_columns_of_the_version() -> None:
