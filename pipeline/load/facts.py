@@ -10,7 +10,7 @@ import psycopg
 from pipeline.landing.store import LandingStore
 from pipeline.load.landed_lines import with_binaries_found
 from pipeline.load.tasks import WorkerPlan
-from pipeline.publication.steps.specimens import SPECIMEN_RESULT
+from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.steps.stand_ins import about_owners
 from pipeline.staging import schemas
 from pipeline.staging.facts import has_facts, write_facts

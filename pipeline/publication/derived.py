@@ -19,8 +19,8 @@ from psycopg import sql
 
 from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
+from pipeline.publication.specimens import link_specimens
 from pipeline.publication.sql import Database, fragment
-from pipeline.publication.steps.specimens import link_specimens
 from pipeline.publication.tables import merge_names
 from pipeline.warehouse.server_failures import server_failure
 

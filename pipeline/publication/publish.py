@@ -28,6 +28,7 @@ from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
 from pipeline.publication.members import write_members
+from pipeline.publication.specimens import SPECIMEN_RESULT, has_specimen_visits
 from pipeline.publication.sql import Database
 from pipeline.publication.steps import (
     accounts,
@@ -48,7 +49,6 @@ from pipeline.publication.steps.care_sites import relate_care_sites
 from pipeline.publication.steps.cdm_source import InstanceSource, save_cdm_source
 from pipeline.publication.steps.decide import decide
 from pipeline.publication.steps.dependents import find_dependents
-from pipeline.publication.steps.specimens import SPECIMEN_RESULT, has_specimen_visits
 from pipeline.publication.unlink import remove_unused_locations
 from pipeline.publication.values import Decisions, Entities, FormerRows, Incoming, RowCounts
 from pipeline.staging.parts import StagedExport

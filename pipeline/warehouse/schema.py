@@ -28,6 +28,7 @@ from pipeline.core.errors import EpicOmopError, WarehouseError
 from pipeline.core.settings import Settings
 from pipeline.warehouse.cdm_version import database_version, refuse_other_version, version_concept
 from pipeline.warehouse.connection import connect, sqlalchemy_engine
+from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.roles import refresh_grants
 from pipeline.warehouse.server_failures import server_failure
 
@@ -118,6 +119,9 @@ def upgrade_schemas(url: str, *, cdm: str, vocab: str, etl: str, version: CdmVer
             raise WarehouseError("The database holds no warehouse yet.", "Make its schemas with `epic-omop db init`.")
         if version.is_before(before):
             refuse_other_version(server, cdm, version)
+        server.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(etl)))
+        lock_warehouse(server)
+        server.execute("SET LOCAL search_path TO DEFAULT")
         columns = cdm_tables.add_columns(connection, cdm, vocab, version)
         report = _install(connection, cdm, vocab, etl, version, include_vocabulary_constraints=False)
         if before is not version:

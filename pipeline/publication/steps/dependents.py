@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.removed_persons import PERSON_REMOVED
+from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.sql import Database
-from pipeline.publication.steps.specimens import SPECIMEN_RESULT
 from pipeline.publication.steps.stand_ins import StandIns, note_users
 from pipeline.publication.values import Decisions
 

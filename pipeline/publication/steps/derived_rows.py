@@ -10,8 +10,8 @@ from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.versions import IG_VERSION
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.publication.derived import DerivedOptions, DerivedReport, Fact, refresh_derived
+from pipeline.publication.specimens import has_specimen_visits
 from pipeline.publication.sql import Database
-from pipeline.publication.steps.specimens import has_specimen_visits
 from pipeline.publication.tables import OF_PERSONS, table_names
 from pipeline.publication.values import Incoming
 from pipeline.publication.version import publication_version
