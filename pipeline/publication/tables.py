@@ -10,7 +10,7 @@ from functools import cache
 
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key, sequence_name
 from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES, lineage_table_name
-from pipeline.publication.link_roles import Place, roles_to
+from pipeline.publication.link_roles import FOLLOWING, Place, roles_to
 from pipeline.publication.sql import fragment
 
 __all__ = [
@@ -63,7 +63,11 @@ SHARED_BY_DETAILS = [
 DETAIL_LINKS = {
     table: "parent_visit_detail_id" if table == "visit_detail" else "visit_detail_id"
     for table in LINEAGE_TABLES
-    if table == "visit_detail" or {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+    if table == "visit_detail"
+    or (
+        {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+        and (table, "visit_detail_id") not in FOLLOWING
+    )
 }
 
 #: Tables whose rows are on a visit and, where that is of a sub-encounter, on its detail.
