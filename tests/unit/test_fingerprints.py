@@ -26,7 +26,15 @@ OF_ALL_TYPES: Mapping[str, Any] = {
     "text_source_value_types": ("Observation",),
 }
 #: Those that decide derived rows alone, which remember their own rules.
-OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01", "drug_era_gap_days": "ohdsi_script"}
+OF_DERIVED_ROWS: Mapping[str, Any] = {
+    "go_live_date": "2020-01-01",
+    "go_live_dates": {"drug_exposure": "2021-01-01"},
+    "drug_era_gap_days": "ohdsi_script",
+    "observation_period_gap_days": 365,
+    "observation_period_tail_days": 30,
+    "observation_period_months_before_birth": 9,
+    "doubted_deaths": "drop",
+}
 #: Its name is a part of every identity: other surrogate ids, other resources.
 IDENTITY = {"name"}
 #: How the site is reached and asked. What comes is another export then; what has come is mapped as before.

@@ -60,6 +60,4 @@ def downgrade() -> None:
 
 def _index_rare_facts(names: str) -> None:
     op.drop_index("reference_value_rare", table_name="reference_value")
-    op.create_index(
-        "reference_value_rare", "reference_value", ["name"], postgresql_where=sa.text(f"name IN ({names})")
-    )
+    op.create_index("reference_value_rare", "reference_value", ["name"], postgresql_where=sa.text(f"name IN ({names})"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.metadata import version
 
+import polars as pl
+
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.versions import CDM_VERSION, IG_VERSION
@@ -27,6 +29,11 @@ def derived_options(site: SiteSettings, settings: Settings, **facts: Fact) -> De
         site=site.name,
         go_live=site.go_live_date,
         gap_by_script=site.drug_era_gap_days == "ohdsi_script",
+        period_gap_days=site.observation_period_gap_days,
+        period_tail_days=site.observation_period_tail_days,
+        period_months_before_birth=site.observation_period_months_before_birth,
+        drop_doubted_deaths=site.doubted_deaths == "drop",
+        table_go_live=site.go_live_dates,
         instance_zone=settings.time_zone,
         version=publication_version(settings.home),
         facts=facts,
@@ -45,8 +52,10 @@ def note_persons(db: Database, tables: Collection[str] = _WITH_PERSON) -> None:
         db.execute("note_affected", **table_names(table))
 
 
-def refresh(db: Database, incoming: Incoming, written: Collection[str], *, everybody: bool) -> DerivedReport:
-    """Bring derived rows in line, as of the export's time in the site's zone.
+def refresh(
+    db: Database, incoming: Incoming, merged: pl.DataFrame, written: Collection[str], *, everybody: bool
+) -> DerivedReport:
+    """Bring derived rows in line, as of the export's time in the site's zone. `merged`: CHAIN_SCHEMA of persons.
 
     `everybody`: an empty warehouse is filled: nobody was noted. `written`: tables into which rows were inserted.
     """
@@ -54,6 +63,7 @@ def refresh(db: Database, incoming: Incoming, written: Collection[str], *, every
         for table in TABLES:
             if table in written:
                 db.execute("count_tables", tables=f"{db.cdm}.{table}")
+    db.put("merged_patient", merged.select(pl.col("from").alias("patient"), "last"))
     moment = incoming.export.transaction_time
     options = derived_options(
         incoming.site,

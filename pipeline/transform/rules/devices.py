@@ -99,6 +99,4 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A device by itself, under its option: from the date of manufacture, which is flagged."""
     frame = starting(frame, derivation, "manufacture_date")
-    return frame.with_columns(
-        pl.lit(True).alias(issue("start_is_manufacture_date")), pl.lit(True).alias(MADE_UP)
-    )
+    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")), pl.lit(True).alias(MADE_UP))
