@@ -6,7 +6,7 @@ DROP TABLE IF EXISTS pg_temp.death_candidate;
 CREATE TEMP TABLE death_candidate ON COMMIT DROP AS
 SELECT scope.person_id, found.is_discharge, found.owner_surrogate_id,
        split_part(found.value, '|', 1)::date AS death_date,
-       split_part(found.value, '|', 2)::timestamp AS death_datetime,
+       nullif(split_part(found.value, '|', 2), '')::timestamp AS death_datetime,
        split_part(found.value, '|', 3)::integer AS death_type_concept_id
 FROM (
     SELECT visit.person_id, true AS is_discharge, fact.owner_surrogate_id, fact.value
