@@ -15,6 +15,7 @@ from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import polars as pl
 import psycopg
 from psycopg import sql
 
@@ -22,6 +23,7 @@ from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
 from pipeline.publication.sql import Database, fragment
 from pipeline.publication.tables import contact_names, merge_names
+from pipeline.warehouse.copying import copy_frame
 from pipeline.warehouse.server_failures import server_failure
 
 __all__ = [
@@ -144,22 +146,22 @@ def refresh_derived(
     etl: str,
     as_of: date,
     persons: str | None = None,
+    merged: pl.DataFrame | None = None,
     options: DerivedOptions | None = None,
 ) -> DerivedReport:
     """Bring derived rows and as-of values in line with the published rows, in the caller's transaction.
 
-    The temporary table `merged_patient` (patient, last: surrogate ids) may say which Patients others stand for.
-
     `as_of` is the date of the export's transactionTime in the site's zone. `persons` names a temporary table with the
-    person_id of every person with changed rows, also of persons that are gone; None computes everybody. Whose
-    observation period only moves with the as-of date is found here. Changed rules, a changed go-live date or a new
-    vocabulary compute everybody of the site. Raises WarehouseError when the server refuses a statement.
+    person_id of every person with changed rows, also of persons that are gone; None computes everybody. `merged` (patient,
+    last: Int64, surrogate ids) says which Patients others stand for. Whose observation period only moves with the as-of date
+    is found here. Changed rules, a changed go-live date or a new vocabulary compute everybody of the site. Raises
+    WarehouseError when the server refuses a statement.
     """
     started = time.perf_counter()
     try:
         db = Database(connection, cdm, etl, vocab, client_binding=True)
         refresh = _Refresh(db, options or DerivedOptions(), as_of)
-        refresh.run(persons)
+        refresh.run(persons, merged)
     except psycopg.Error as error:
         failure = server_failure(error)
         if failure is not None:
@@ -185,10 +187,11 @@ class _Refresh:
             "period_type": self.type_concept,
         }
 
-    def run(self, persons: str | None) -> None:
+    def run(self, persons: str | None, merged: pl.DataFrame | None) -> None:
         everyone = self._scope(persons)
-        if not self.db.value("has_merges"):
-            self.db.execute("derived_no_merges")
+        self.db.execute("derived_merge")
+        if merged is not None:
+            copy_frame(self.db.connection, "pg_temp.derived_merge", merged)
         self._as_of_values()
         self._update("visit_occurrence", "preceding_visit_occurrence")
         self._update("visit_detail", "preceding_visit_detail")

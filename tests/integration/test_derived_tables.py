@@ -908,7 +908,9 @@ def test_a_death_of_a_patient_that_left_no_fact_stays(cdm: Cdm) -> None:
     assert _deaths(cdm) == [(person, day(30), 32817)]
 
 
-@pytest.mark.parametrize(("contact", "drops", "issues", "rows"), [(60, True, 0, 1), (61, False, 1, 1), (61, True, 1, 0)])
+@pytest.mark.parametrize(
+    ("contact", "drops", "issues", "rows"), [(60, True, 0, 1), (61, False, 1, 1), (61, True, 1, 0)]
+)
 def test_a_death_is_doubted_where_the_person_was_met_later(
     cdm: Cdm, contact: int, drops: bool, issues: int, rows: int
 ) -> None:

@@ -1,6 +1,6 @@
 -- Everything that says of a person in scope that they died: a discharge (fact `discharge_death`, by option), the Patient or
 -- one whom it replaces (fact `patient_death`), and rows of Patients that were mapped before they left such a fact.
--- reads: derived_period_person merged_patient
+-- reads: derived_period_person derived_merge
 -- makes: death_candidate
 DROP TABLE IF EXISTS pg_temp.death_candidate;
 CREATE TEMP TABLE death_candidate ON COMMIT DROP AS
@@ -18,7 +18,7 @@ FROM (
     UNION ALL
     SELECT lineage.row_id, false, fact.owner_surrogate_id, fact.value
     FROM {etl}.reference_value AS fact
-    LEFT JOIN pg_temp.merged_patient AS merged ON merged.patient = fact.owner_surrogate_id
+    LEFT JOIN pg_temp.derived_merge AS merged ON merged.patient = fact.owner_surrogate_id
     JOIN {etl}.lineage_person AS lineage ON lineage.surrogate_id = coalesce(merged.last, fact.owner_surrogate_id)
     WHERE fact.name = 'patient_death'
 ) AS found

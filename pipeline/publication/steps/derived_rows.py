@@ -63,7 +63,6 @@ def refresh(
         for table in TABLES:
             if table in written:
                 db.execute("count_tables", tables=f"{db.cdm}.{table}")
-    db.put("merged_patient", merged.select(pl.col("from").alias("patient"), "last"))
     moment = incoming.export.transaction_time
     options = derived_options(
         incoming.site,
@@ -80,5 +79,6 @@ def refresh(
         etl=db.etl,
         as_of=moment.astimezone(incoming.site.zone).date(),
         persons=None if everybody else "affected_person",
+        merged=merged.select(pl.col("from").alias("patient"), "last"),
         options=options,
     )
