@@ -21,8 +21,9 @@ from psycopg import sql
 
 from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
+from pipeline.publication.contact_days import contact_days, contacts_after
 from pipeline.publication.sql import Database, fragment
-from pipeline.publication.tables import contact_names, merge_names
+from pipeline.publication.tables import merge_names
 from pipeline.warehouse.copying import copy_frame
 from pipeline.warehouse.server_failures import server_failure
 
@@ -49,15 +50,6 @@ KEYS = {
 
 Fact = str | int | float | date | datetime
 
-#: Rows that make no periods whatever their dates, of contact or their own.
-_COUNTS = {
-    "condition_occurrence": "event.condition_type_concept_id <> ALL(%(period_excluded_condition_types)s)",
-    "observation": "event.observation_concept_id <> ALL(%(period_excluded_observations)s)",
-}
-#: What is done to a patient counts on its own day also where it was recorded some days later; what is said of one does not.
-_LATE_DAYS = dict.fromkeys(
-    ("drug_exposure", "procedure_occurrence", "device_exposure", "measurement", "note", "specimen"), 60
-)
 #: In `metadata`, before the reason why persons were left out.
 _LEFT_OUT = "persons_left_out/"
 
@@ -147,21 +139,22 @@ def refresh_derived(
     as_of: date,
     persons: str | None = None,
     merged: pl.DataFrame | None = None,
+    has_changes: bool = True,
     options: DerivedOptions | None = None,
 ) -> DerivedReport:
     """Bring derived rows and as-of values in line with the published rows, in the caller's transaction.
 
     `as_of` is the date of the export's transactionTime in the site's zone. `persons` names a temporary table with the
     person_id of every person with changed rows, also of persons that are gone; None computes everybody. `merged` (patient,
-    last: Int64, surrogate ids) says which Patients others stand for. Whose observation period only moves with the as-of date
-    is found here. Changed rules, a changed go-live date or a new vocabulary compute everybody of the site. Raises
-    WarehouseError when the server refuses a statement.
+    last: Int64, surrogate ids) says which Patients others stand for. `has_changes`: a line came that is new. Whose
+    observation period only moves with the as-of date is found here. Changed rules, a changed go-live date or a new
+    vocabulary compute everybody of the site. Raises WarehouseError when the server refuses a statement.
     """
     started = time.perf_counter()
     try:
         db = Database(connection, cdm, etl, vocab, client_binding=True)
         refresh = _Refresh(db, options or DerivedOptions(), as_of)
-        refresh.run(persons, merged)
+        refresh.run(persons, merged, has_changes=has_changes)
     except psycopg.Error as error:
         failure = server_failure(error)
         if failure is not None:
@@ -187,7 +180,7 @@ class _Refresh:
             "period_type": self.type_concept,
         }
 
-    def run(self, persons: str | None, merged: pl.DataFrame | None) -> None:
+    def run(self, persons: str | None, merged: pl.DataFrame | None, *, has_changes: bool) -> None:
         everyone = self._scope(persons)
         self.db.execute("derived_merge")
         if merged is not None:
@@ -197,7 +190,8 @@ class _Refresh:
         self._update("visit_detail", "preceding_visit_detail")
         self._update("observation", "race_dates")
         self._update("person", "birth_dates")
-        self._update("care_site", "place_by_visits")
+        if has_changes:
+            self._update("care_site", "place_by_visits")
         self._events(self._period_scope(everyone=everyone))
         self._deaths()
         self._derive("observation_period", "derived_period_person")
@@ -206,11 +200,11 @@ class _Refresh:
         ((self.report.persons, self.report.persons_without_period),) = self.db.rows("count_derived_persons")
         # Like cdm_source, the facts of a site stand still as long as its rows do: an export without changes changes no
         # table. An as-of date that is remembered too early only computes more periods than need be.
-        if self.options.site is None:
-            return
-        left_out = dict(self.db.rows("persons_left_out", {"site": self.options.site}))
-        if everyone or self.report.affected_persons or self.report.changes or left_out != self._known_left_out():
-            self._metadata(self.options.site, left_out)
+        moved = everyone or self.report.affected_persons or self.report.changes
+        if self.options.site is not None and (moved or has_changes):
+            left_out = dict(self.db.rows("persons_left_out", {"site": self.options.site}))
+            if moved or left_out != self._known_left_out():
+                self._metadata(self.options.site, left_out)
 
     # --- who ----------------------------------------------------------------------------------------------------------
 
@@ -236,9 +230,7 @@ class _Refresh:
         if everyone or previous is None or previous >= self.report.as_of:
             self.db.execute("derived_all_periods")
         else:
-            later = " UNION ALL ".join(
-                fragment("contacts_after", **self._schemas(), **names) for names in contact_names()
-            )
+            later = contacts_after(**self._schemas())
             self.db.execute("derived_period_person", {"previous": previous}, contacts_after=later)
         self.report.period_persons = self.db.value("count_affected", persons="derived_period_person")
         # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
@@ -271,26 +263,8 @@ class _Refresh:
 
     def _events(self, scope: Mapping[str, str]) -> None:
         """Temporary table derived_event: the days on which the persons in scope were met."""
-        days = []
-        for names in contact_names():
-            table = names["table"]
-            counts = [_COUNTS.get(table, "")]
-            if table in self.options.table_go_live:
-                counts.append(f"event.{names['start']} >= DATE '{self.options.table_go_live[table].isoformat()}'")
-            where = " AND ".join(filter(None, counts)) or "true"
-            days.append(
-                fragment(
-                    "contact_days",
-                    **self._schemas(),
-                    **names,
-                    visits=fragment("contact_visits", **self._schemas(), **names) if names["contact_of_visit"] else "",
-                    contact=f"coalesce({names['contact_of_visit']}origin.contact_date)",
-                    late=str(_LATE_DAYS.get(table, 0)),
-                    counts=where,
-                    of_period_persons=scope["of_period_persons"],
-                )
-            )
-        self.db.execute("derived_event", self.values, contact_days=" UNION ALL ".join(days), **scope)
+        days = contact_days(self.options.table_go_live, scope["of_period_persons"], **self._schemas())
+        self.db.execute("derived_event", self.values, contact_days=days, **scope)
 
     def _schemas(self) -> dict[str, str]:
         return {"cdm": self.db.cdm, "etl": self.db.etl}

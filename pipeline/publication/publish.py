@@ -232,7 +232,7 @@ def _finish_tables(run: _Run, decisions: Decisions, bulk_load: bulk.BulkLoad | N
         if not bulk_load:
             derived_rows.note_persons(db)
         written = [table for table, rows in report.rows_inserted.items() if rows]
-        derived = derived_rows.refresh(db, run.incoming, decisions.merged, written, everybody=bulk_load is not None)
+        derived = derived_rows.refresh(db, run.incoming, decisions, written, everybody=bulk_load is not None)
         for table, change in derived.changes.items():
             report.add(
                 RowCounts(

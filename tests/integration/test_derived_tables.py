@@ -268,6 +268,7 @@ PERIOD_CASES = {
 }
 
 
+@pytest.mark.requirement("themis-op-not-before-go-live", "themis-op-gap-548", "themis-op-end-earliest-of-three")
 @pytest.mark.parametrize("case", PERIOD_CASES.values(), ids=PERIOD_CASES.keys())
 def test_observation_period_examples(cdm: Cdm, case: PeriodCase) -> None:
     person = cdm.person()

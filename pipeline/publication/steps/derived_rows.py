@@ -14,8 +14,9 @@ from pipeline.core.settings import Settings, SiteSettings
 from pipeline.publication.derived import DerivedOptions, DerivedReport, Fact, refresh_derived
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import OF_PERSONS, table_names
-from pipeline.publication.values import Incoming
+from pipeline.publication.values import Decisions, Incoming
 from pipeline.publication.version import publication_version
+from pipeline.staging import schemas
 
 __all__ = ["derived_options", "make_affected_person", "note_persons", "refresh"]
 
@@ -53,9 +54,9 @@ def note_persons(db: Database, tables: Collection[str] = _WITH_PERSON) -> None:
 
 
 def refresh(
-    db: Database, incoming: Incoming, merged: pl.DataFrame, written: Collection[str], *, everybody: bool
+    db: Database, incoming: Incoming, decisions: Decisions, written: Collection[str], *, everybody: bool
 ) -> DerivedReport:
-    """Bring derived rows in line, as of the export's time in the site's zone. `merged`: CHAIN_SCHEMA of persons.
+    """Bring derived rows in line, as of the export's time in the site's zone.
 
     `everybody`: an empty warehouse is filled: nobody was noted. `written`: tables into which rows were inserted.
     """
@@ -79,6 +80,7 @@ def refresh(
         etl=db.etl,
         as_of=moment.astimezone(incoming.site.zone).date(),
         persons=None if everybody else "affected_person",
-        merged=merged.select(pl.col("from").alias("patient"), "last"),
+        merged=decisions.merged.select(pl.col("from").alias("patient"), "last"),
+        has_changes=decisions.has_changes or bool(incoming.staged.parts(schemas.REJECTION)),
         options=options,
     )
