@@ -95,7 +95,6 @@ def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
             "place_of_service_source_concept_id",
         ),
         *("place_of_service_source_system", "place_of_service_meaning", "place_of_service_excludes"),
-        unmapped("place_of_service"),
     ),
     value_maps=("place_of_service",),
     priorities=("place",),

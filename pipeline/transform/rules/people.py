@@ -9,7 +9,13 @@ from pipeline.transform.rules.base import AS_VALUE, GENDERS, Derivation, as_valu
 from pipeline.transform.rules.dates import FIRST_YEAR, first_usable, with_birth_date, without_issues
 from pipeline.transform.rules.declaration import dated, looked_up, rule
 
-_RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind in ("", "_detailed", "_other"))
+
+def _of(name: str) -> tuple[str, ...]:
+    """Columns of the races, or of the ethnicities."""
+    return name, f"{name}_detailed", f"{name}_other"
+
+
+_RACE_COLUMNS = (*_of("race"), *_of("ethnicity"))
 
 
 @rule(
@@ -208,13 +214,13 @@ def _undated(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 _SEVERAL = (*_UNDATED, "value_as_concept_id", "value_source_value", "concept_id", "code", "person_row")
 
 
-@rule(reads=("surrogate_id", *_RACE_COLUMNS), writes=_SEVERAL, value_maps=("race",))
+@rule(reads=("surrogate_id", *_of("race")), writes=_SEVERAL, value_maps=("race",))
 def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each race of a person who has more than one (Themis)."""
     return _one_of_several(frame, derivation, "race")
 
 
-@rule(reads=("surrogate_id", *_RACE_COLUMNS), writes=_SEVERAL, value_maps=("ethnicity",))
+@rule(reads=("surrogate_id", *_of("ethnicity")), writes=_SEVERAL, value_maps=("ethnicity",))
 def ethnicity_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each ethnicity of a person who has more than one, as of races (Themis)."""
     return _one_of_several(frame, derivation, "ethnicity")
@@ -230,7 +236,13 @@ def _one_of_several(frame: pl.DataFrame, derivation: Derivation, name: str) -> p
     return _undated(rows, derivation)
 
 
-_IDENTITY = (*AS_VALUE, *looked_up("value", "code", by_map=True, by_vocabulary=True))
+_IDENTITY = tuple(
+    dict.fromkeys(
+        name
+        for name in (*AS_VALUE, *looked_up("value", "gender_identity", by_map=True, by_vocabulary=True))
+        if name != unmapped("code")
+    )
+)
 
 
 @rule(
@@ -245,6 +257,7 @@ def gender_identity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     rows = frame.with_columns(pl.col("gender_identity").list.unique(maintain_order=True).alias("code"))
     rows = rows.explode("code").filter(pl.col("code").is_not_null())
     rows = as_value(rows, derivation, "value", value_map="gender_identity")
+    rows = rows.rename({unmapped("code"): unmapped("gender_identity")})
     return _undated(rows.filter(pl.col("value_meaning").ne_missing("not_known")), derivation)
 
 
