@@ -99,7 +99,7 @@ def contact_names() -> Iterator[dict[str, str]]:
     """Names of each table whose rows have a day of contact: `table_names`, start (its own date), and contact_of_visit: the
     expression, with a comma, of the day that a row's visit gives; empty of a table without visits."""
     for table in CONTACT_TABLES:
-        has_visit = "visit_occurrence_id" in polars_schema(table)
+        has_visit = "visit_occurrence_id" in polars_schema(table) and (table, "visit_occurrence_id") not in FOLLOWING
         visit = "visit.visit_start_date, " if has_visit else ""
         yield {**table_names(table), "start": _OWN_DATES[table], "contact_of_visit": visit}
 
