@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from omop_schema.versions import NEWEST_CDM_VERSION
 from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings
@@ -19,6 +20,7 @@ from pipeline.publication.context import PublicationReport
 from pipeline.publication.sql import SQL_FOLDER, Database, Script, read_script
 from pipeline.publication.steps import bulk
 from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.schema import schema_names, upgrade_schemas
 from tests.integration import linked_world, stand_in_world
 from tests.integration.support import Warehouse, observation, patient, reference
 
@@ -60,6 +62,7 @@ FRAGMENTS = {
     *("dose_exposure", "is_fact_of_site", "is_in_scope", "contact_days", "contact_visits", "contacts_after"),
     "patients_in_table",
     *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
+    "visits_of_results",
 }
 
 _TABLE_NAME = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|ANALYZE|TRUNCATE)\s+(\w+)\b(?!\.)")
@@ -182,7 +185,10 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         empty_when_missing=tuple(sorted(types)),
         mapping=MappingOptions(panel_row="always"),
     )
-    settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
+    # The newest version of the CDM: what only it has a column for is filled as well.
+    update = {"sites": {"one": site}, "cdm_version": NEWEST_CDM_VERSION}
+    settings = warehouse.runtime.settings.model_copy(update=update)
+    upgrade_schemas(warehouse.runtime.url, **schema_names(settings))
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
     monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     place.load({"Patient": [patient("z1")]}, "two")

@@ -153,6 +153,8 @@ OTHERS = {
     ("Encounter", "place_end"),
     ("AllergyIntolerance", "reaction_onset"),
     ("DiagnosticReport", "effective_instant"),  # DiagnosticReport has none
+    ("Observation", "value_datetime"),  # a value: not when something was
+    ("QuestionnaireResponse", "value_datetime"),
 }
 #: Columns whose converter finds the dates: where they are.
 PATHS = {
