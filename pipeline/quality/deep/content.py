@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import psycopg
 
 from omop_schema.cdm import polars_schema, primary_key
+from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.publication.derived import KEYS
 from pipeline.publication.ids import ENTITY_TABLES, LINKS
@@ -61,10 +62,11 @@ class Side:
 
 
 def columns_of(table: str) -> list[str]:
-    """The columns of a table that are compared: all but its own id."""
+    """The columns of a table that are compared: all but its own id, and the day of contact in lineage."""
     if table == RELATIONS:
         return ["domain_concept_id_1", "domain_concept_id_2", "relationship_concept_id"]
-    return [name for name in polars_schema(table) if name != primary_key(table)]
+    contact = [CONTACT_DATE] if table in CONTACT_TABLES else []
+    return [*(name for name in polars_schema(table) if name != primary_key(table)), *contact]
 
 
 def is_link(column: str) -> bool:
@@ -168,6 +170,8 @@ def _rows(connection: psycopg.Connection, side: Side, table: str) -> None:
 
 def _shown(side: Side, table: str, column: str) -> tuple[str, list[str]]:
     """How a column is shown, and what is joined for it."""
+    if column == CONTACT_DATE:
+        return f"lineage.{column}", []
     if column not in _TARGETS:
         return f"row.{column}{'::bigint' if column.endswith('_event_id') else ''}", []
     target = _TARGETS[column]
