@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from omop_schema.contact import CONTACT_TABLES
+from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
+from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
@@ -429,6 +431,10 @@ class Settings(BaseModel):
     home: Path
     #: None: the embedded server.
     database_url: str | None = None
+    #: Version of the OMOP CDM that the database has; another one needs `epic-omop db upgrade`.
+    cdm_version: CdmVersion = DEFAULT_CDM_VERSION
+    #: What the table cdm_source says of the instance.
+    cdm_source: CdmSource = CdmSource()
     cdm_schema: str = "cdm"
     vocab_schema: str = "vocab"
     etl_schema: str = "etl"
@@ -542,6 +548,7 @@ class Settings(BaseModel):
 
 _VARIABLES = {
     "EPIC_OMOP_DATABASE_URL": "database_url",
+    "EPIC_OMOP_CDM_VERSION": "cdm_version",
     "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
     "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
@@ -558,6 +565,8 @@ _VARIABLES = {
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
     "EPIC_OMOP_UI_HOSTS": "ui_hosts",
 }
+#: Variable → column of cdm_source: EPIC_OMOP_CDM_HOLDER is `cdm_holder`.
+_CDM_SOURCE_VARIABLES = {f"EPIC_OMOP_{column.upper()}": column for column in CdmSource.model_fields}
 
 
 def home_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -586,6 +595,9 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
+    values["cdm_source"] = {
+        column: variables[name] for name, column in _CDM_SOURCE_VARIABLES.items() if variables.get(name)
+    }
     values["sites"] = sites = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
     values.setdefault("time_zone", default_zone(home, (site.time_zone for site in sites.values())))
     return _validated(Settings, values, "the environment")
@@ -675,7 +687,8 @@ def _described(item: ErrorDetails, entry: SiteEntry) -> str:
 
 def _variable(name: str) -> str:
     """The environment variable of a setting; the setting's own name where there is none."""
-    return next((variable for variable, field in _VARIABLES.items() if field == name), name)
+    fields = {**_VARIABLES, **{variable: f"cdm_source.{column}" for variable, column in _CDM_SOURCE_VARIABLES.items()}}
+    return next((variable for variable, field in fields.items() if field == name), name)
 
 
 def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:

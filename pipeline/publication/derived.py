@@ -22,6 +22,7 @@ from psycopg import sql
 from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
 from pipeline.publication.contact_days import contact_days, contacts_after
+from pipeline.publication.specimens import link_specimens
 from pipeline.publication.sql import Database, fragment
 from pipeline.publication.tables import merge_names
 from pipeline.warehouse.copying import copy_frame
@@ -84,6 +85,8 @@ class DerivedOptions:
     period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
     #: History of event, family history, race.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
+    #: Specimens have a column for their visit (CDM 5.5).
+    specimen_visits: bool = False
     #: Eras continue over gaps of at most this many days.
     persistence_days: int = 30
     #: gap_days of drug_era by OHDSI's script, which leaves out the last day of each exposure, instead of by the CDM.
@@ -190,6 +193,8 @@ class _Refresh:
         self._update("visit_detail", "preceding_visit_detail")
         self._update("observation", "race_dates")
         self._update("person", "birth_dates")
+        if self.options.specimen_visits:
+            self._changed("specimen", TableChange(updated=link_specimens(self.db)))
         if has_changes:
             self._update("care_site", "place_by_visits")
         self._events(self._period_scope(everyone=everyone))

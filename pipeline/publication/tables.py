@@ -11,7 +11,7 @@ from functools import cache
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key, sequence_name
 from omop_schema.contact import CONTACT_TABLES
 from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES, lineage_table_name
-from pipeline.publication.link_roles import Place, roles_to
+from pipeline.publication.link_roles import FOLLOWING, Place, roles_to
 from pipeline.publication.sql import fragment
 
 __all__ = [
@@ -68,7 +68,11 @@ SHARED_BY_DETAILS = [
 DETAIL_LINKS = {
     table: "parent_visit_detail_id" if table == "visit_detail" else "visit_detail_id"
     for table in LINEAGE_TABLES
-    if table == "visit_detail" or {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+    if table == "visit_detail"
+    or (
+        {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+        and (table, "visit_detail_id") not in FOLLOWING
+    )
 }
 
 #: Tables whose rows are on a visit and, where that is of a sub-encounter, on its detail.
@@ -95,7 +99,7 @@ def contact_names() -> Iterator[dict[str, str]]:
     """Names of each table whose rows have a day of contact: `table_names`, start (its own date), and contact_of_visit: the
     expression, with a comma, of the day that a row's visit gives; empty of a table without visits."""
     for table in CONTACT_TABLES:
-        has_visit = "visit_occurrence_id" in polars_schema(table)
+        has_visit = "visit_occurrence_id" in polars_schema(table) and (table, "visit_occurrence_id") not in FOLLOWING
         visit = "visit.visit_start_date, " if has_visit else ""
         yield {**table_names(table), "start": _OWN_DATES[table], "contact_of_visit": visit}
 

@@ -58,7 +58,10 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-_VALUES = _same("value_as_number", "value_as_concept_id", "unit_concept_id", "unit_source_value", "value_source_value")
+_VALUES = _same(
+    *("value_as_number", "value_as_concept_id", "value_source_value", "value_as_source_concept_id"),
+    *("unit_concept_id", "unit_source_value", "unit_source_concept_id"),
+)
 
 EVENT_COLUMNS: dict[str, dict[str, str]] = {
     "condition_occurrence": {
@@ -95,12 +98,12 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
     "measurement": {
         **_dated("measurement", "measurement", ends=False),
         **_VALUES,
-        **_same("operator_concept_id", "unit_source_concept_id", "range_low", "range_high"),
+        **_same("operator_concept_id", "range_low", "range_high"),
     },
     "observation": {
         **_dated("observation", "observation", ends=False),
         **_VALUES,
-        **_same("value_as_string", "qualifier_concept_id", "qualifier_source_value"),
+        **_same("value_as_string", "value_as_date", "qualifier_concept_id", "qualifier_source_value"),
     },
     "note": {
         **_SHARED,

@@ -9,9 +9,10 @@ import polars as pl
 
 from omop_schema.cdm import TABLES
 from omop_schema.etl import LINEAGE_TABLES
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import IG_VERSION
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.publication.derived import DerivedOptions, DerivedReport, Fact, refresh_derived
+from pipeline.publication.specimens import has_specimen_visits
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import OF_PERSONS, table_names
 from pipeline.publication.values import Decisions, Incoming
@@ -29,6 +30,7 @@ def derived_options(site: SiteSettings, settings: Settings, **facts: Fact) -> De
     return DerivedOptions(
         site=site.name,
         go_live=site.go_live_date,
+        specimen_visits=has_specimen_visits(settings.cdm_version),
         gap_by_script=site.drug_era_gap_days == "ohdsi_script",
         period_gap_days=site.observation_period_gap_days,
         period_tail_days=site.observation_period_tail_days,
@@ -69,7 +71,7 @@ def refresh(
         incoming.site,
         incoming.settings,
         last_export=moment,
-        cdm_version=CDM_VERSION,
+        cdm_version=incoming.settings.cdm_version.label,
         ig_version=IG_VERSION,
         software_version=version("epic-omop"),
     )
