@@ -38,7 +38,7 @@ _MODELS = (
     ("views", ViewMapping, "A list. Beside these keys a view has those of a ViewDefinition: see [Views](#views)."),
     ("home_table", TableRule, "A list; the first that holds counts, and the last must hold for all other rows."),
     (
-        "concept_id and type_concept_id",
+        "concept_id, type_concept_id and result_concept_id",
         ConceptRule,
         "A list; the first that holds counts, and the last must hold for all.",
     ),

@@ -177,7 +177,7 @@ def _view(view: ViewMapping) -> Iterator[str]:
         yield f"  where {condition['path']}"
     if view.code:
         yield f"  codes: {view.code}" + (f", vocabularies by {view.priority}" if view.priority else "")
-    for name in ("concept_id", "type_concept_id", "home_table"):
+    for name in ("concept_id", "type_concept_id", "home_table", "result_concept_id"):
         for rule in getattr(view, name):
             yield f"  {name.replace('_', ' ')}: {_rule(rule)}"
     if view.derive:
