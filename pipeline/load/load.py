@@ -30,6 +30,7 @@ from pipeline.load.plan import Stage, chunk_tasks, lines_tasks, stages_of, worke
 from pipeline.load.processes import TransformRuns, memory_limit
 from pipeline.load.tasks import ChunkTask, WorkerPlan
 from pipeline.load.worker import compare_chunk, transform_lines
+from pipeline.publication.dead_letters import RawLine
 from pipeline.publication.known_cache import KnownCache, known_folder
 from pipeline.publication.publish import PublicationReport, publish_export
 from pipeline.staging.parts import clear_site, staging_for
@@ -140,12 +141,17 @@ def load(runtime: Runtime, site: SiteSettings, export: LandedExport, options: Lo
 
 
 def load_in_turn(
-    runtime: Runtime, site: SiteSettings, exports: Iterable[LandedExport], options: LoadOptions
+    runtime: Runtime,
+    site: SiteSettings,
+    exports: Iterable[LandedExport],
+    options: LoadOptions,
+    *,
+    replayed: Iterable[RawLine] = (),
 ) -> list[PublicationReport]:
     """Load exports in their order, then what follows from them, and again what follows from that. The caller has begun
-    `site_work`. The first report is that of the first export."""
+    `site_work`. The first report is that of the first export. `replayed`: the dead letters whose lines these are."""
     reports = latest = [load_alone(runtime, site, export, options) for export in exports]
-    follow_ups = FollowUps(runtime, site)
+    follow_ups = FollowUps(runtime, site, {letter.id for letter in replayed})
     while latest:
         replays = follow_ups.land(latest, reports[0])
         latest = [load_alone(runtime, site, export, REPLAYED) for export in replays]

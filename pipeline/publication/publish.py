@@ -26,10 +26,11 @@ from omop_schema.exports import ExportState
 from omop_schema.versions import CDM_VERSION, IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
+from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.members import write_members
+from pipeline.publication.report import PublicationReport
 from pipeline.publication.sql import Database
 from pipeline.publication.steps import (
     accounts,

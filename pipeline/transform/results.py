@@ -38,10 +38,9 @@ def with_results(rows: pl.DataFrame, concept: pl.Expr) -> tuple[pl.DataFrame, pl
     lost = rows.filter(~is_held & pl.any_horizontal(value.is_not_null() for value in values))
     if lost.is_empty():
         return rows, NO_LINKS
-    same_value = [ENTRY, "value_as_concept_id"]
-    held = rows.filter(is_held).select(same_value)
-    lost = lost.join(held, on=same_value, how="anti", nulls_equal=True, maintain_order="left")
-    lost = lost.sort("table", maintain_order=True).unique(same_value, keep="first", maintain_order=True)
+    lost = lost.join(rows.filter(is_held), on=ENTRY, how="anti", maintain_order="left")
+    one_value = [ENTRY, "value_as_concept_id"]
+    lost = lost.sort("table", maintain_order=True).unique(one_value, keep="first", maintain_order=True)
     results = lost.with_columns(
         concept.alias("concept_id"),
         pl.lit(_TABLE).alias("table"),

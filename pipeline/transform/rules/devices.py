@@ -58,6 +58,7 @@ def _with_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         code = derivation.sets.add_concept(device["code"]) if device["code"] else None
         rows.append((text, code, device["identifier"], device["lot"], device["made"]))
     devices = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+    frame = frame.drop("device_code", strict=False)
     return frame.join(devices, on="summary", how="left", maintain_order="left")
 
 
