@@ -12,8 +12,8 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.sql_on_fhir.r4 import elements_of, is_array
 from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.transform.salvage import _REPEATED_OF_CONVERTERS
+from tests.transforming import transform
 from tests.unit.test_dates import RESOURCES
-from tests.unit.transforming import transform
 
 OPTIONS = MappingOptions(notes="on", device_alone="manufacture_date")
 MAPPINGS = load_mappings(MAPPINGS_FOLDER, None, OPTIONS)

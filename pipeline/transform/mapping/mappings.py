@@ -467,13 +467,7 @@ def _loaded(
     folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
 ) -> Mappings:
     """`_content` distinguishes what was in the same folders at different times."""
-    reading = read_mappings(folder, site, options, site_mappings)
-    if reading.mappings is None:
-        first, *others = sorted(reading.problems)
-        more = f"{len(others):,} more: " if others else "All about it: "
-        advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
-        raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
-    return reading.mappings
+    return read_mappings(folder, site, options, site_mappings).usable()
 
 
 @dataclass(frozen=True)
@@ -487,6 +481,17 @@ class MappingReading:
     problems: tuple[MappingProblem, ...]
     #: None where there are problems.
     mappings: Mappings | None
+    folder: Path
+    site: str | None
+
+    def usable(self) -> Mappings:
+        """The mappings. Raises MappingError with file and line of the first problem."""
+        if self.mappings is None:
+            first, *others = sorted(self.problems)
+            more = f"{len(others):,} more: " if others else "All about it: "
+            advice = f"{more}`epic-omop mappings check{f' --site {self.site}' if self.site else ''}`."
+            raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(self.folder) else advice)
+        return self.mappings
 
 
 def read_mappings(
@@ -521,7 +526,7 @@ def read_mappings(
         options=chosen,
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
-    return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+    return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder, site)
 
 
 def _system_names(sources: Sources) -> SystemNames:
