@@ -259,7 +259,9 @@ def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     priorities=("value",),
 )
 def condition_stage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """A stage of a condition, in the same way; by what it was staged (clinical, pathological) is the qualifier."""
+    """A stage of a condition, in the same way, where it has a summary; by what it was staged (clinical, pathological) is the
+    qualifier."""
+    frame = frame.filter(pl.col("stage").is_not_null())
     frame = derivation.look_ups.of(frame, "stage_type", "qualifier", purpose="value")
     frame = frame.with_columns(pl.col("qualifier_source_code").alias("qualifier_source_value"))
     return as_value(frame, derivation, "value", "stage")
