@@ -36,6 +36,7 @@ from pipeline.publication.steps import (
     accounts,
     bulk,
     derived_rows,
+    devices,
     entities,
     events,
     former_rows,
@@ -188,6 +189,7 @@ def _replace_rows(
         if not incoming.is_first:
             links.fill(db)
             stand_ins.follow(db, standing, written, former.removed_from)
+        report.add(devices.count_once(db, incoming.site, decisions.staged.kinds()))
         visits.mark_emergency_stays(db)
         panels.link_members(db, incoming.site)
         report.add(relate_care_sites(db, standing))
