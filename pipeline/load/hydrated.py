@@ -23,7 +23,7 @@ __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 _IDS = {"surrogate_id": pl.Int64}
 
 #: Roles of `etl.reference` whose targets are fetched by reference: rows of shared resources, and their facts.
-_ROLES = [*role_names("provider", "care_site"), "medication_code"]
+_ROLES = [*role_names("provider", "care_site"), "medication_code", "organization_name"]
 #: … and that of devices, where a site has them fetched.
 _DEVICE_ROLE = "device"
 
