@@ -391,26 +391,25 @@ def event_links(rows: EventRows, events: Iterable[EventRows]) -> pl.DataFrame:
     Where the events have several rows (1 → N), it is the first in the order of tables and rows. Results, which belong to a
     row of their own view, are neither.
     """
-    own = [_own_rows(rows, table, "cdm_table", "row_key") for table in sorted(rows.tables)]
-    others = [
-        (table, _own_rows(event, table, "event_table", "event_row_key")) for event in events for table in event.tables
-    ]
+    own = [_own_rows(rows, table) for table in sorted(rows.tables)]
+    others = [(table, _own_rows(event, table)) for event in events for table in event.tables]
     if not own or not others:
         return NO_LINKS
-    ordered = [frame for _, frame in sorted(others, key=itemgetter(0))]
-    first = pl.concat(ordered).unique(_LINE, keep="first", maintain_order=True)
+    ordered = pl.concat([frame for _, frame in sorted(others, key=itemgetter(0))])
+    named = pl.col("cdm_table").alias("event_table"), pl.col("row_key").alias("event_row_key")
+    first = ordered.select(*_LINE, *named).unique(_LINE, keep="first", maintain_order=True)
     return pl.concat(own).join(first, on=_LINE, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
 
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
 
-def _own_rows(rows: EventRows, table: str, named: str, key: str) -> pl.DataFrame:
-    """_LINE, the table and the row_key, by these names, of the rows of a table that are no results."""
+def _own_rows(rows: EventRows, table: str) -> pl.DataFrame:
+    """_LINE, cdm_table and row_key of the rows of a table that are no results."""
     found = rows.tables[table].select(*_LINE, pl.lit(table).alias("cdm_table"), "row_key")
-    if not rows.links.is_empty():
-        found = found.join(rows.links, on=found.columns, how="anti", maintain_order="left")
-    return found.rename({"cdm_table": named, "row_key": key} if named != "cdm_table" else {})
+    if rows.links.is_empty():
+        return found
+    return found.join(rows.links, on=found.columns, how="anti", maintain_order="left")
 
 
 def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:

@@ -94,13 +94,13 @@ FURTHER = {
         ("observation", 3),
         {"reaction[1].manifestation[0]", "reaction[2].manifestation[1]", "reaction[3].onset"},
     ),
-    ("Condition", "stage"): (
+    ("Condition", "condition_stage"): (
         {"stage": [{"summary": {"text": "x"}}, {"summary": "x"}, {"type": {"text": "x"}}, "x"]},
         ("observation", 1),
         {"stage[1].summary", "stage[3].summary"},
     ),
     ("Procedure", "focal_device"): (
-        {"focalDevice": [{"manipulated": {"reference": "Device/d"}}, {"manipulated": 5}, "x"]},
+        {"focalDevice": [{"manipulated": {"reference": "Device/own"}}, {"manipulated": 5}, "x"]},
         ("device_exposure", 1),
         {"focalDevice[1]", "focalDevice[2]"},
     ),
@@ -177,7 +177,7 @@ def arrays_beside_the_own_row(kind, mapping):
 #: Further rows that lack nothing as long as the resource's own row can be made: their parts are the resource's.
 ALWAYS = {
     ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
-    ("Condition", "severity"),
+    ("Condition", "condition_severity"),
     ("Patient", "race"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),

@@ -163,8 +163,8 @@ def _with_payor(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = derivation.with_fact(frame, "payor_organization", "organization_name", "organization_name")
     asked = pl.col("payor_organization").is_not_null() & pl.col("payor_display").is_null()
     frame = used(frame, "organization_name", "payor_organization", asked, pl.col("organization_name").is_null())
-    texts = ["payor_text"] if "Coverage" in derivation.text_types else []
-    frame = frame.with_columns(pl.coalesce("payor_display", "organization_name", *texts).alias("payor_name"))
+    text = pl.when(pl.lit("Coverage" in derivation.text_types)).then("payor_text")
+    frame = frame.with_columns(pl.coalesce("payor_display", "organization_name", text).alias("payor_name"))
     numbers = derivation.look_ups.code_sets(
         frame["payor_name"], _PAYORS, named=lambda name: " ".join(name.casefold().split())
     )
