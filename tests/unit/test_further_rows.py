@@ -102,7 +102,7 @@ FURTHER = {
     ("Procedure", "focal_device"): (
         {"focalDevice": [{"manipulated": {"reference": "Device/own"}}, {"manipulated": 5}, "x"]},
         ("device_exposure", 1),
-        {"focalDevice[1]", "focalDevice[2]"},
+        {"focalDevice[1]", "focalDevice[1].manipulated", "focalDevice[2]"},
     ),
     ("Encounter", "stay"): (
         {"location": [{"location": {"reference": "Location/l"}}, {"location": 5}, {"location": {"reference": 5}}]},
