@@ -67,6 +67,8 @@ class DerivedOptions:
     period_tail_days: int = 60
     #: Problem list, and what patients report: their onsets are at times outside the record.
     period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
+    #: Of the problem list, too: what was refuted, and severity and stages of what is on it.
+    period_excluded_observation_types: tuple[int, ...] = (32840,)
     #: History of event, family history, race and ethnicity of persons with several.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
     #: Eras continue over gaps of at most this many days.

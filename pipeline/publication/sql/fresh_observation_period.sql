@@ -24,6 +24,7 @@ WITH event AS (
     UNION ALL SELECT person_id, observation_date, observation_date
     FROM {cdm}.observation{of_period_persons}
     WHERE observation_concept_id <> ALL(%(period_excluded_observations)s)
+      AND observation_type_concept_id <> ALL(%(period_excluded_observation_types)s)
     UNION ALL SELECT person_id, note_date, note_date
     FROM {cdm}.note{of_period_persons}
     UNION ALL SELECT person_id, specimen_date, specimen_date
