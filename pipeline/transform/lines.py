@@ -181,10 +181,10 @@ class _TypeTransform:
             else:
                 event_results.append(self._entity(view.mapping, rows))
         self._event_links = [
-            event_links(rows, [by_view[name] for name in view.mapping.events if name in by_view])
+            event_links(by_view[view.mapping.name], [by_view[name] for name in view.mapping.events if name in by_view])
             for view in self.read.plan.views
-            if view.mapping.events and (rows := by_view.get(view.mapping.name))
-        ] + [rows.links for rows in event_results]
+            if view.mapping.events and view.mapping.name in by_view
+        ] + [result.links for result in event_results]
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
