@@ -66,16 +66,18 @@ def country_name(text: str) -> str:
 class Addresses:
     """Collects the distinct addresses that a chunk's resources have. `countries`: names of the value map `country`."""
 
-    def __init__(self, countries: Collection[str] = ()) -> None:
+    def __init__(self, countries: Collection[str] = (), *, keeps_foreign_codes: bool = False) -> None:
         self._countries = frozenset(countries)
         self._content: dict[int, tuple[str | float | None, ...]] = {}
+        self._keeps_foreign_codes = keeps_foreign_codes
 
     def of_patient(self, patient: dict[str, Any]) -> int | None:
-        """Key of the home (else first) address: state, three-digit zip, country code."""
+        """Key of the home (else first) address: state, three-digit zip, country code; by option codes of other countries."""
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _state(address), _zip3(address), self._known_country(address))
+        code = _zip(address) if self._keeps_foreign_codes and _is_elsewhere(address) else _zip3(address)
+        return self._add(None, None, _state(address), code, self._known_country(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address and position."""

@@ -118,8 +118,9 @@ class Worker:
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
-        countries = plan.mappings.value_maps.get(COUNTRIES, ())
-        self.addresses = Addresses({country.code for country in countries})
+        countries = {country.code for country in plan.mappings.value_maps.get(COUNTRIES, ())}
+        keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
+        self.addresses = Addresses(countries, keeps_foreign_codes=keeps_foreign)
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:

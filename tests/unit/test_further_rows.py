@@ -179,6 +179,8 @@ ALWAYS = {
     ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
     ("Condition", "condition_severity"),
     ("Patient", "race"),
+    ("Patient", "ethnicity"),
+    ("Patient", "gender_identity"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),
     ("Observation", "note"),

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.transform.column_names import issue
+from pipeline.transform.column_names import MADE_UP, issue
 from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, as_value_writes, used
 from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
@@ -241,12 +241,12 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 @rule(
     reads=("severity",),
-    writes=(as_value_writes("severity"),),
+    writes=(as_value_writes("severity"), MADE_UP),
     priorities=("value",),
 )
 def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """How severe a condition is: the value of an observation that belongs to its row."""
-    return as_value(frame, derivation, "value", "severity")
+    """How severe a condition is: the value of an observation that belongs to its row. By itself it tells of no contact."""
+    return as_value(frame, derivation, "value", "severity").with_columns(pl.lit(True).alias(MADE_UP))
 
 
 @rule(
@@ -255,6 +255,7 @@ def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
         as_value_writes("stage"),
         looked_up("qualifier", "stage_type", by_vocabulary=True),
         "qualifier_source_value",
+        MADE_UP,
     ),
     priorities=("value",),
 )
@@ -264,7 +265,7 @@ def condition_stage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     frame = frame.filter(pl.col("stage").is_not_null())
     frame = derivation.look_ups.of(frame, "stage_type", "qualifier", purpose="value")
     frame = frame.with_columns(pl.col("qualifier_source_code").alias("qualifier_source_value"))
-    return as_value(frame, derivation, "value", "stage")
+    return as_value(frame, derivation, "value", "stage").with_columns(pl.lit(True).alias(MADE_UP))
 
 
 @rule(
