@@ -233,7 +233,8 @@ class MappingOptions(BaseModel):
         description=(
             "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
             " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
-            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+            " `start_is_manufacture_date`), unless a DeviceUseStatement or a Procedure (`focalDevice`) names it: that"
+            " is the exposure then."
         ),
     )
     notes: Literal["off", "on"] = _option(

@@ -16,7 +16,7 @@ from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import PublicationReport
+from pipeline.publication.report import PublicationReport
 from pipeline.publication.sql import SQL_FOLDER, Database, Script, read_script
 from pipeline.publication.steps import bulk
 from pipeline.warehouse.runtime import Runtime

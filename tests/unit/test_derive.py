@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.fhir.identity import SurrogateKeys
 from pipeline.transform import converters
 from pipeline.transform.rules import conditions, observations, questionnaires
-from tests.unit.transforming import transform
+from tests.transforming import transform
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.removed_persons import PERSON_REMOVED
 from pipeline.publication.specimens import SPECIMEN_RESULT
