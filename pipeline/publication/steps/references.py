@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from pipeline.publication.double_counting import ORDER_FACT
 from pipeline.publication.sql import Database
 from pipeline.publication.values import Decisions
 from pipeline.staging import schemas
@@ -15,15 +16,18 @@ __all__ = ["replace_facts", "replace_references"]
 
 
 def replace_facts(db: Database, decisions: Decisions) -> None:
-    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before."""
+    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before. Which order a
+    record names is kept elsewhere (`medication_records`), because there are many, and nobody else asks."""
     db.execute("former_facts")
     lines = decisions.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
     for part in decisions.staged.frames(schemas.REFERENCE_VALUE):
         found = part
         if not lines.is_empty():
             found = part.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
-        found = found.drop("file_number", "line").unique(
-            ["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True
+        found = (
+            found.filter(pl.col("name") != ORDER_FACT)
+            .drop("file_number", "line")
+            .unique(["surrogate_id", "name", "owner_surrogate_id"], keep="last", maintain_order=True)
         )
         db.copy(f"{db.etl}.reference_value", encoded(found))
 
