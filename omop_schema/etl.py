@@ -240,13 +240,6 @@ def _publication_tables(metadata: MetaData) -> None:
         Column(
             "vanished", JSONB, nullable=False, server_default=text("'{}'"), comment="what came of it → type → count"
         ),
-        Column(
-            "overlaps",
-            JSONB,
-            nullable=False,
-            server_default=text("'{}'"),
-            comment="of persons whose exposures changed: type → exposures that overlap a more definite one",
-        ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
     )

@@ -1,4 +1,4 @@
-"""One exposure in several records: which of them has a more definite one in its place. Pure: frames in, ids out.
+"""One exposure in several records: which of them has a more definite one in its place. Frames in, frames out.
 
 An order, what was dispensed on it and what was given of it are one exposure. Records of one order belong together by
 what they name; with the option `double_counting: overlap` also those of one encounter, patient and ingredient that share a
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import polars as pl
 
-__all__ = ["COUNTED_ELSEWHERE", "ENCOUNTER", "ORDER", "ORDER_FACT", "PRECEDENCE", "RECORD_SCHEMA", "covered"]
+__all__ = ["COUNTED_ELSEWHERE", "ENCOUNTER", "ORDER", "ORDER_FACT", "PRECEDENCE", "RECORD", "RECORD_SCHEMA", "covered"]
 
 #: Why a record has no row.
 COUNTED_ELSEWHERE = "counted_elsewhere"
@@ -23,6 +23,9 @@ ORDER_FACT = "medication_order"
 
 #: By what records belong together.
 ORDER, ENCOUNTER = "order", "encounter"
+
+#: What counts, or is counted elsewhere: the rows of a resource in one table.
+RECORD = ["surrogate_id", "cdm_table"]
 
 #: A record, once for each table, order and encounter; what it is about is there for encounters alone.
 RECORD_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -42,14 +45,14 @@ _OF_ENCOUNTER = [*_OF_ORDER, "person_surrogate_id", "substance"]
 
 
 def covered(records: pl.DataFrame, better: pl.DataFrame, ingredients: pl.DataFrame) -> pl.DataFrame:
-    """Those of `records` that have one of `better` in their place (surrogate_id): of the same order, or of the same
-    encounter, patient and substance with a day in common, in the same table.
+    """Those of `records` that have one of `better` in their place (RECORD): of the same order, or of the same encounter,
+    patient and substance with a day in common, in the same table.
 
     Both RECORD_SCHEMA. `ingredients`: concept_id, substance (Int32), one row for each ingredient of a drug; what has none
     is its own substance.
     """
     of_order = _of(records, ORDER).join(_of(better, ORDER).select(_OF_ORDER).unique(), on=_OF_ORDER, how="semi")
-    found = [of_order.select("surrogate_id")]
+    found = [of_order.select(RECORD)]
     one, other = (_with_substances(_of(frame, ENCOUNTER), ingredients) for frame in (records, better))
     if not one.is_empty() and not other.is_empty():
         found.append(_sharing_a_day(one, other))
@@ -68,7 +71,7 @@ def _with_substances(records: pl.DataFrame, ingredients: pl.DataFrame) -> pl.Dat
 
 
 def _sharing_a_day(records: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
-    """surrogate_id of those during which one of `better` lasts: more of them have begun by its last day than ended before
+    """RECORD of those during which one of `better` lasts: more of them have begun by its last day than ended before
     its first. Sorted once, instead of each compared with each."""
     begun = _counted(better, "start_date", "begun")
     ended = _counted(better, "end_date", "ended")
@@ -85,7 +88,7 @@ def _sharing_a_day(records: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
         check_sortedness=False,
     )
     shares = pl.col("begun").fill_null(0) > pl.col("ended").fill_null(0)
-    return records.filter(shares).select("surrogate_id")
+    return records.filter(shares).select(RECORD)
 
 
 def _counted(records: pl.DataFrame, day: str, name: str) -> pl.DataFrame:

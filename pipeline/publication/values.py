@@ -111,18 +111,20 @@ class Absences:
 
 
 def _no_counts() -> pl.DataFrame:
-    return pl.DataFrame(schema={**ID_SCHEMA, "counts": pl.Boolean})
+    return pl.DataFrame(schema={**ID_SCHEMA, "cdm_table": pl.String, "counts": pl.Boolean})
 
 
 @dataclass(frozen=True)
 class Counted:
     """Of several records of one exposure, which count (`pipeline.publication.steps.medication_records`)."""
 
-    #: lines (LINE) whose rows are not made: a more definite record has one in their place
+    #: lines (LINE, cdm_table) whose rows in a table are not made: a more definite record has one in their place
+    rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={**LINE_SCHEMA, "cdm_table": pl.String}))
+    #: those of the lines (LINE) that have no row at all, and are excluded
     lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LINE_SCHEMA))
     #: rows for `etl.medication_record`
     records: pl.DataFrame = field(default_factory=_no_counts)
-    #: known resources that count otherwise than before, and did not come: surrogate_id, counts
+    #: known records that count otherwise than before, and did not come: surrogate_id, cdm_table, counts
     recounted: pl.DataFrame = field(default_factory=_no_counts)
 
 
@@ -147,12 +149,12 @@ class Decisions:
     counted: Counted = field(default_factory=Counted)
 
     def loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Those of a frame's rows (with LINE) whose lines are loaded; also those whose exposure is counted elsewhere."""
+        """Those of a frame's rows (with LINE) whose lines are loaded, also if their exposure is counted elsewhere."""
         return loaded(frame, self.not_loaded)
 
-    def with_rows(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Those of a frame's rows (with LINE) whose lines are loaded and have rows."""
-        return loaded(self.loaded(frame), self.counted.lines)
+    def of_table(self, frame: pl.DataFrame, table: str) -> pl.DataFrame:
+        """Those of a table's staged rows that it is to have."""
+        return loaded(self.loaded(frame), self.counted.rows.filter(pl.col("cdm_table") == table))
 
     def rows(self, table: str) -> pl.DataFrame:
         """All staged rows of an entity table whose lines are loaded, in the order of the input.

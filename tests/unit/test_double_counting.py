@@ -49,8 +49,10 @@ def _is_in_place(better: _Record, record: _Record) -> bool:
 
 @given(records=_records, better=_records)
 def test_covered_is_each_compared_with_each(records: list[_Record], better: list[_Record]) -> None:
-    found = covered(_frame(records, 3), _frame(better, 1), _INGREDIENTS)["surrogate_id"].to_list()
+    found = covered(_frame(records, 3), _frame(better, 1), _INGREDIENTS).rows()
     expected = {
-        number // 2 for number, record in enumerate(records) if any(_is_in_place(other, record) for other in better)
+        (number // 2, record[2])
+        for number, record in enumerate(records)
+        if any(_is_in_place(other, record) for other in better)
     }
     assert sorted(found) == sorted(expected)

@@ -1,10 +1,9 @@
-"""Of which order or visit records of medications are, so that one exposure counts once; exposures that overlap."""
+"""Of which order or visit records of medications are, so that one exposure counts once."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0018"
 down_revision = "0017"
@@ -35,18 +34,7 @@ def upgrade() -> None:
     )
     op.create_index("medication_record_by_resource", "medication_record", ["surrogate_id"])
     op.create_index("medication_record_by_link", "medication_record", ["linked_surrogate_id"])
-    op.add_column(
-        "publication",
-        sa.Column(
-            "overlaps",
-            JSONB,
-            nullable=False,
-            server_default=sa.text("'{}'"),
-            comment="of persons whose exposures changed: type → exposures that overlap a more definite one",
-        ),
-    )
 
 
 def downgrade() -> None:
-    op.drop_column("publication", "overlaps")
     op.drop_table("medication_record")

@@ -68,7 +68,7 @@ def _encoded_events(
     own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
     for part in own.decisions.staged.frames(table):
-        rows, moved = with_survivors(own.decisions.with_rows(part), table, own.decisions.merged)
+        rows, moved = with_survivors(own.decisions.of_table(part, table), table, own.decisions.merged)
         references += moved
         if rows.is_empty():
             continue
@@ -104,7 +104,7 @@ def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.D
 
 def link_rows(db: Database, decisions: Decisions) -> None:
     """Rows that belong to another row of their resource get its id. A table without such columns keeps them apart."""
-    links = decisions.with_rows(decisions.staged.scan(schemas.EVENT_LINK).collect())
+    links = decisions.loaded(decisions.staged.scan(schemas.EVENT_LINK).collect())
     if links.is_empty():
         return
     db.put("event_link", links)

@@ -19,6 +19,7 @@ from pipeline.publication.double_counting import (
     ORDER,
     ORDER_FACT,
     PRECEDENCE,
+    RECORD,
     RECORD_SCHEMA,
     covered,
 )
@@ -51,16 +52,14 @@ def count_once(db: Database, incoming: Incoming, lines: pl.DataFrame) -> Counted
         links = pl.concat([links, db.frame("links_of_changed", _LINK)])
     if links.is_empty():
         return Counted()
-    covers = _Recount(db, arriving, is_first=incoming.is_first)
-    covers.run(links)
-    elsewhere = covers.found
-    return Counted(
-        lines=arriving.join(elsewhere, on="surrogate_id", how="semi").select(LINE).unique(),
-        records=arriving.select(list(RECORD_SCHEMA)).with_columns(
-            (~pl.col("surrogate_id").is_in(elsewhere["surrogate_id"].implode())).alias("counts")
-        ),
-        recounted=covers.recounted,
-    )
+    recount = _Recount(db, arriving, is_first=incoming.is_first)
+    recount.run(links)
+    elsewhere = recount.found.with_columns(pl.lit(False).alias("counts"))
+    decided = arriving.join(elsewhere, on=RECORD, how="left").with_columns(pl.col("counts").fill_null(True))
+    rows = decided.filter(~pl.col("counts")).select(*LINE, "cdm_table").unique()
+    # Lines that have a row in no table.
+    lines = rows.select(LINE).unique().join(decided.filter("counts"), on=LINE, how="anti")
+    return Counted(rows, lines, decided.select(list(_STORED)), recount.recounted)
 
 
 def save_records(db: Database, incoming: Incoming, decisions: Decisions) -> None:
@@ -201,10 +200,10 @@ class _Recount:
         self._is_first = is_first
         #: those of the temporary table `changed` are not stored as they are now
         self._stored_but = "" if all_are_stored else "changed"
-        #: what another record counts for, of all that were looked at (surrogate_id)
-        self.found = pl.DataFrame(schema=ID_SCHEMA)
-        #: stored resources that count otherwise than before: surrogate_id, counts
-        self.recounted = pl.DataFrame(schema={**ID_SCHEMA, "counts": pl.Boolean})
+        #: what another record counts for, of all that were looked at (RECORD)
+        self.found = pl.DataFrame(schema={name: RECORD_SCHEMA[name] for name in RECORD})
+        #: stored ones that count otherwise than before (RECORD, counts)
+        self.recounted = pl.DataFrame(schema={name: _STORED[name] for name in (*RECORD, "counts")})
 
     def run(self, links: pl.DataFrame) -> None:
         """`links` (linked_surrogate_id): those of records that came, changed or went."""
@@ -221,9 +220,10 @@ class _Recount:
         better = self._counting(records.select("linked_surrogate_id"), above)
         found = covered(records.drop("counts"), better, self._ingredients(records, better))
         self.found = pl.concat([self.found, found])
-        now = ~pl.col("surrogate_id").is_in(found["surrogate_id"].implode())
-        changed = stored.filter(pl.col("counts") != now)
-        recounted = changed.select("surrogate_id", (~pl.col("counts")).alias("counts")).unique()
+        stopped = stored.filter("counts").join(found, on=RECORD, how="semi")
+        returned = stored.filter(~pl.col("counts")).join(found, on=RECORD, how="anti")
+        changed = pl.concat([stopped, returned])
+        recounted = changed.select(*RECORD, (~pl.col("counts")).alias("counts")).unique()
         self.recounted = pl.concat([self.recounted, recounted])
         return changed.select("linked_surrogate_id")
 
@@ -231,9 +231,9 @@ class _Recount:
         """Records of these links and precedences that count, as far as is decided (RECORD_SCHEMA)."""
         arriving = self._arriving.filter(pl.col("precedence").is_in(list(precedences)))
         arriving = arriving.join(links, on="linked_surrogate_id", how="semi")
-        arriving = arriving.join(self.found, on="surrogate_id", how="anti")
+        arriving = arriving.join(self.found, on=RECORD, how="anti")
         stored = self._of_links(links, precedences)
-        stored = stored.join(self.recounted.rename({"counts": "now"}), on="surrogate_id", how="left")
+        stored = stored.join(self.recounted.rename({"counts": "now"}), on=RECORD, how="left")
         stored = stored.filter(pl.coalesce("now", "counts"))
         return pl.concat([arriving.select(list(RECORD_SCHEMA)), stored.select(list(RECORD_SCHEMA))])
 
