@@ -4,7 +4,8 @@ another, or none.
 A night is a text such as `p1 m1 a1:B`: the resources that its export holds, each in a version (A unless it says so).
 
 A  names m1 (d2, a2: m2)    B  names the other order    C  d1, d2: names both    N  names none
-V  names as A, and is a device    X  is entered in error    O  was not done (d: was cancelled)    Z  cannot be loaded
+V  names as A, and is a procedure by its code    X  is entered in error    O  was not done (d: was cancelled)
+Z  cannot be loaded
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ RANDOM = {
     "a3": ("-", "A", "B", "N"),
 }
 
-_DRUG = ("http://www.nlm.nih.gov/research/umls/rxnorm", "314076")
-_OTHER_STRENGTH = ("http://www.nlm.nih.gov/research/umls/rxnorm", "314077")
-_DEVICE = ("http://snomed.info/sct", "706172005")
-#: Rows of a device are here, and all others in drug_exposure.
+_DRUG = ("http://www.nlm.nih.gov/research/umls/rxnorm", "313782")
+#: Has an ingredient in common with it.
+_OTHER_DRUG = ("http://www.nlm.nih.gov/research/umls/rxnorm", "1049221")
+_PROCEDURE = ("http://snomed.info/sct", "29303009")
 _STATUS = {"MedicationRequest": "active", "MedicationDispense": "completed", "MedicationAdministration": "completed"}
 _NOT_DONE = {
     "MedicationRequest": "cancelled",
@@ -70,12 +71,12 @@ def is_loaded(name: str, version: str) -> bool:
 
 
 def table_of(version: str) -> str:
-    return "device_exposure" if version == "V" else "drug_exposure"
+    return "procedure_occurrence" if version == "V" else "drug_exposure"
 
 
 def _record(world: str, name: str, version: str) -> dict[str, Any]:
     kind = TYPES[name]
-    system, code = _DEVICE if version == "V" else _OTHER_STRENGTH if version == "B" else _DRUG
+    system, code = _PROCEDURE if version == "V" else _OTHER_DRUG if version == "B" else _DRUG
     made: dict[str, Any] = {
         "status": {"X": "entered-in-error", "O": _NOT_DONE[kind]}.get(version, _STATUS[kind]),
         "subject": reference("Patient", f"{world}-{'p2' if name == 'a3' else 'p1'}"),

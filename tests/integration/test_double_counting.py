@@ -72,9 +72,9 @@ class Nights:
             return warehouse_content(connection, state=False)
 
     def rows(self) -> set[tuple[str, str]]:
-        """(table, resource) of drugs and devices."""
+        """(table, resource) of records of medications."""
         found = self.warehouse.rows(
-            "SELECT cdm_table, resource_id FROM row_source WHERE cdm_table IN ('drug_exposure', 'device_exposure')"
+            "SELECT cdm_table, resource_id FROM row_source WHERE cdm_table IN ('drug_exposure', 'procedure_occurrence')"
         )
         assert len(found) == len(set(found))
         return {(table, name.removeprefix("w-")) for table, name in found}
@@ -287,7 +287,7 @@ def test_overlaps_without_a_reference_are_counted(nights: Nights) -> None:
     nights.after([night("p1 p2 m1:B m2 d1:N a1:N a2 a3:N")])
     with nights.warehouse.runtime.connect() as connection:
         every = overlapping_exposures(connection, "cdm", "vocab")
-        # m2 is counted at a2; m1 (another strength), d1 share a day with a1 and a2; a3 is of another person.
+        # m2 is counted at a2; m1 (a drug with an ingredient in common), d1 share a day with a1 and a2; a3 is of another person.
         assert every == {"MedicationDispense": 1, "MedicationRequest": 1}
         last = nights.warehouse.value("SELECT max(export_id) FROM export_job")
         assert overlapping_exposures(connection, "cdm", "vocab", [last]) == every
