@@ -150,7 +150,8 @@ def _rows(staged: StagedExport, table: str, resource_type: str) -> pl.DataFrame:
         part.select(*columns, *(value.cast(RECORD_SCHEMA[name]).alias(name) for name, value in own.items()))
         for part in parts
     ]
-    schema = {**LINE_SCHEMA, "visit_occurrence_id": pl.Int64, **{name: RECORD_SCHEMA[name] for name in own}}
+    schema: dict[str, type[pl.DataType]] = {**LINE_SCHEMA, "visit_occurrence_id": pl.Int64}
+    schema |= {name: RECORD_SCHEMA[name] for name in own}
     return pl.concat(frames).collect() if frames else pl.DataFrame(schema=schema)
 
 
