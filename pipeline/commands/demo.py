@@ -173,7 +173,9 @@ def _report(console: Terminal, runtime: Runtime, outcome: RunOutcome) -> None:
                 (SITE, list(outcome.export_ids), min(outcome.export_ids, default=0)),
             ).fetchall()
         ]
-        print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
+        print_load_report(
+            console, load_report(connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, ids)
+        )
 
 
 def _what_next(console: Terminal, runtime: Runtime) -> None:

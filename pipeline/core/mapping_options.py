@@ -215,8 +215,22 @@ class MappingOptions(BaseModel):
         "keep",
         "MedicationRequest",
         description=(
-            "Inpatient orders: rows of type 32833, or no rows; `exclude` is for sites that export"
-            " MedicationAdministration, where an order and what was given would be counted twice."
+            "Inpatient orders: rows of type 32833, or no rows. `exclude` is for sites that export"
+            " MedicationAdministration and whose administrations do not name their orders: where they do,"
+            " `double_counting` lets each exposure count once."
+        ),
+    )
+    double_counting: Literal["linked", "keep", "overlap"] = _option(
+        "linked",
+        "MedicationRequest",
+        "MedicationDispense",
+        "MedicationAdministration",
+        description=(
+            "One exposure in several records. `linked`: of records of one order, which name each other"
+            " (`MedicationAdministration.request`, `MedicationDispense.authorizingPrescription`), the most definite ones"
+            " count: administrations before dispenses before the request; the others are excluded as"
+            " `counted_elsewhere`. `keep`: all have their rows. `overlap`: as `linked`, and of records of one encounter"
+            " also those that overlap a more definite one of the same patient and ingredient by a day, whatever they name."
         ),
     )
     device_start: Literal["use", "manufacture_date"] = _option(

@@ -40,6 +40,7 @@ from pipeline.publication.steps import (
     events,
     former_rows,
     links,
+    medication_records,
     panels,
     references,
     stand_ins,
@@ -178,6 +179,10 @@ def _replace_rows(
     step, db, incoming, report = run.report.step, run.db, run.incoming, run.report
     # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
     db.connection.execute("SET CONSTRAINTS ALL DEFERRED")
+    medication_records.note_left_links(db)
+    if decisions.has_changes:
+        with step("medication records"):
+            medication_records.save_records(db, incoming, decisions)
     with step("former rows"):
         former = former_rows.remove_former_rows(db, decisions)
         report.add(former.counts)
