@@ -38,6 +38,7 @@ from pipeline.publication.steps import (
     entities,
     events,
     former_rows,
+    infusions,
     links,
     panels,
     references,
@@ -189,6 +190,7 @@ def _replace_rows(
             stand_ins.follow(db, standing, written, former.removed_from)
         visits.mark_emergency_stays(db)
         panels.link_members(db, incoming.site)
+        infusions.end_infusions(db)
         report.add(relate_care_sites(db, standing))
 
 

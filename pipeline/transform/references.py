@@ -86,6 +86,7 @@ TARGETS = {
         Target("Organization", ("Location",)),
         Target("Location", ("Organization",)),
         Target("Medication", reads_contained=True),
+        Target("MedicationRequest"),
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
         Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),
