@@ -86,6 +86,7 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "age_text": ColumnType("Age", "`45 a`: value and UCUM code; NULL without value or unit"),
     "quantity_text": ColumnType("Quantity", "`500 mg`, with its comparator"),
     "rate_text": ColumnType("MedicationAdministration.dosage", "`100 mL/h`, `50 mL/1 h`"),
+    "is_rate": ColumnType("Quantity", "true where its unit is one by time: `mL/h`, `mcg/kg/min`", pl.Boolean()),
     "rate_an_hour": ColumnType("MedicationAdministration.dosage", "amount that is given in an hour", pl.Float64()),
     "rate_unit": ColumnType("MedicationAdministration.dosage", "code set of that amount's unit", _CODES),
     "rate_unit_text": ColumnType("MedicationAdministration.dosage", "that amount's unit as it is written"),

@@ -281,19 +281,30 @@ _HOURS = {
 }
 
 
+def is_rate(quantity: dict[str, Any]) -> bool | None:
+    """True for a Quantity by time, as Epic writes the dose of an infusion (`5 mcg/kg/min`): it is no amount; else None."""
+    return True if _of_rate(quantity)[1] else None
+
+
 def _rate(dosage: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """Amount an hour, and its unit as a Quantity."""
-    ratio, quantity = dosage.get("rateRatio"), dosage.get("rateQuantity")
+    """Amount an hour, and its unit as a Quantity; of the rate, else of a dose that is one."""
+    ratio = dosage.get("rateRatio")
     if ratio:
         amount, time = ratio.get("numerator") or {}, ratio.get("denominator") or {}
         unit = {name: amount[name] for name in ("system", "code", "unit") if amount.get(name)}
-        hours = _hours(time.get("code"), time.get("unit"))
-        length = time.get("value")
-    else:
-        amount = time = quantity or {}
-        unit, hours = _of_rate(amount)
-        length = 1
-    value = amount.get("value")
+        return _an_hour(amount, unit, _hours(time.get("code"), time.get("unit")), time)
+    found: tuple[float | None, dict[str, Any] | None] = (None, None)
+    for quantity in (dosage.get("rateQuantity"), dosage.get("dose")):
+        if quantity and found[0] is None:
+            found = _an_hour(quantity, *_of_rate(quantity), {"value": 1})
+    return found
+
+
+def _an_hour(
+    amount: dict[str, Any], unit: dict[str, Any], hours: float | None, time: dict[str, Any]
+) -> tuple[float | None, dict[str, Any] | None]:
+    """Amount an hour and its unit, of an amount in a time: so many times `hours`."""
+    value, length = amount.get("value"), time.get("value")
     is_exact = all(part.get("comparator") in {None, "="} for part in (amount, time))
     if value is None or value < 0 or not unit or not hours or not length or length < 0 or not is_exact:
         return None, None

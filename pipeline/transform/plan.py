@@ -280,6 +280,7 @@ class Worker:
             "inexact_length": dosages.inexact_length,
             "quantity_text": converters.quantity_text,
             "rate_text": dosages.rate_text,
+            "is_rate": dosages.is_rate,
             "rate_an_hour": dosages.rate_an_hour,
             "rate_unit": dosages.rate_unit(self.sets),
             "rate_unit_text": dosages.rate_unit_text,

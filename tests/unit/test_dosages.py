@@ -78,6 +78,10 @@ def rate(value: Any, unit: str, **more: Any) -> dict[str, Any]:
         (ratio({"value": 50, "unit": "mL"}, {"value": 30, "unit": "min"}), (100.0, "mL")),
         (ratio({"value": 1, "code": "L", "unit": "L"}, {"value": 8, "code": "h"}), (0.125, "L")),
         (rate(50, "mL/h", code="mL/min"), (3000.0, "mL")),  # the code counts, as everywhere in FHIR
+        # a dose by time is a rate; one that is an amount is none, and where the rate has no amount the dose may
+        ({"dose": {"value": 8, "unit": "mg/hr"}}, (8.0, "mg")),
+        ({"dose": {"value": 8, "unit": "mg"}}, None),
+        ({**rate(12, "mL/h"), "dose": {"value": 5, "unit": "mcg/kg/min"}}, (12.0, "mL")),
         # no amount and time, or not exact
         (rate(0.05, "mcg/kg/min"), None),
         (ratio({"value": 1, "unit": "mg/kg"}, {"value": 1, "unit": "h"}), None),

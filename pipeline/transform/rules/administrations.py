@@ -39,7 +39,18 @@ def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl
 
 
 #: How much was given, and at which rate.
-_AMOUNTS = ("code", "dose_value", "rate_an_hour", "rate_unit", "rate_unit_text", "rate_text", "is_rate_zero")
+_AMOUNTS = (
+    *("code", "dose_value", "is_dose_rate", "rate_an_hour", "rate_unit", "rate_unit_text", "rate_text"),
+    "is_rate_zero",
+)
+#: An amount was given; a dose by time is a rate.
+_HAS_DOSE = pl.col("dose_value").is_not_null() & pl.col("is_dose_rate").is_null()
+_HAS_RATE = pl.col("rate_text").is_not_null() | pl.col("is_dose_rate").is_not_null()
+#: Where the rate itself is 0, or a dose that is one and nothing else.
+_STOPS = (
+    ~_HAS_DOSE
+    & (pl.col("is_rate_zero") | (pl.col("rate_text").is_null() & pl.col("is_dose_rate") & (pl.col("dose_value") == 0)))
+).fill_null(False)
 _HOUR = 3600 * 1_000_000
 
 
@@ -64,24 +75,23 @@ def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
     OHDSI's convention: a quantity counts pieces where the strength is an amount (5 mg of a 5 MG tablet is 1), and is in
     the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
     is not the dose itself, sig holds that as well and no dose unit stands beside it to be misread. Of what was given at
-    a rate, without a dose, it is rate by time where both ends of that time are known (Themis #108); of a drug whose
-    strength the vocabulary does not have, in the rate's unit, which stands beside it. At the rate 0 nothing is given,
-    and there is no row.
+    a rate, without a dose (a dose by time is a rate), it is rate by time where both ends of that time are known (Themis
+    #108); of a drug whose strength the vocabulary does not have, in the rate's unit, which stands beside it. At the rate
+    0 nothing is given, and there is no row.
     """
     frame = derivation.look_ups.of(frame, "dose_unit", "dose_unit", purpose="unit")
     hours = (pl.col("end_moment") - pl.col("start_moment")).dt.total_microseconds() / _HOUR
     frame = _with_quantity(frame, derivation, pl.col("rate_an_hour") * hours)
-    has_dose, is_as_given = pl.col("dose_value").is_not_null(), pl.col("is_as_given")
-    of_dose = pl.when(~has_dose | is_as_given | pl.col("quantity").is_null()).then("dose_unit_source_value")
-    dose_text = pl.when(~(has_dose & is_as_given)).then("dose_text")
+    is_as_given = pl.col("is_as_given")
+    of_dose = pl.when(is_as_given | pl.col("quantity").is_null()).then("dose_unit_source_value")
+    dose_text = pl.when(~(_HAS_DOSE & is_as_given)).then("dose_text")
     frame = frame.with_columns(
         pl.concat_str("dosage_text", dose_text, "rate_text", separator="; ", ignore_nulls=True)
         .replace("", None)
         .alias("sig"),
-        pl.coalesce("quantity_unit", of_dose).alias("dose_unit_source_value"),
+        pl.when(_HAS_DOSE | ~_HAS_RATE).then(of_dose).otherwise("quantity_unit").alias("dose_unit_source_value"),
     )
-    nothing = ~has_dose & pl.col("is_rate_zero").fill_null(False)
-    return frame.with_columns(nothing.alias(NOT_MADE)) if frame.select(nothing.any()).item() else frame
+    return frame.with_columns(_STOPS.alias(NOT_MADE)) if frame.select(_STOPS.any()).item() else frame
 
 
 def _with_quantity(frame: pl.DataFrame, derivation: Derivation, by_rate: pl.Expr) -> pl.DataFrame:
@@ -90,15 +100,14 @@ def _with_quantity(frame: pl.DataFrame, derivation: Derivation, by_rate: pl.Expr
     `is_as_given`: the quantity is the number that was given, in its own unit. `quantity_unit`: that of a rate, where the
     strength is unknown.
     """
-    has_dose = pl.col("dose_value").is_not_null()
     rate_units = unit_concepts(frame["rate_unit"], derivation)
     frame = frame.with_columns(
-        pl.coalesce("dose_value", by_rate).alias("given"),
-        pl.when(has_dose).then("dose_unit_concept_id").otherwise(rate_units).alias("given_unit_concept_id"),
+        pl.when(_HAS_DOSE).then("dose_value").otherwise(by_rate).alias("given"),
+        pl.when(_HAS_DOSE).then("dose_unit_concept_id").otherwise(rate_units).alias("given_unit_concept_id"),
     )
     frame = with_strength(frame, derivation, pl.col("given") > 0)
     given = pl.when(pl.col("given") > 0).then("given")
-    is_unknown = ~has_dose & ~pl.col("is_strength_known") & given.is_not_null()
+    is_unknown = ~_HAS_DOSE & ~pl.col("is_strength_known") & given.is_not_null()
     return frame.with_columns(
         pl.coalesce(quantity_of(given, "given_unit"), pl.when(is_unknown).then(given)).alias("quantity"),
         (given.is_not_null() & (pl.col("given_unit_concept_id") == pl.col("denominator_unit_concept_id")))
@@ -106,6 +115,12 @@ def _with_quantity(frame: pl.DataFrame, derivation: Derivation, by_rate: pl.Expr
         .alias("is_as_given"),
         pl.when(is_unknown).then("rate_unit_text").alias("quantity_unit"),
     )
+
+
+@rule(reads=("dose_value", "is_dose_rate", "rate_text"))
+def on_infusion(frame: pl.DataFrame, _derivation: Derivation) -> pl.DataFrame:
+    """Fact: of actions at a rate, and of those that say neither rate nor dose, such as a stop. A dose alone is none."""
+    return frame.filter(_HAS_RATE | ~_HAS_DOSE)
 
 
 @rule(
@@ -121,8 +136,7 @@ def infusion_action(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     """
     frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("dose_unit_concept_id"))
     frame = _with_quantity(frame, derivation, pl.col("rate_an_hour"))
-    at_rate = pl.col("rate_text").is_not_null() & pl.col("dose_value").is_null()
-    is_open = at_rate & ~pl.col("is_rate_zero").fill_null(False) & pl.col("verbatim_end_date").is_null()
+    is_open = _HAS_RATE & ~_HAS_DOSE & ~_STOPS & pl.col("verbatim_end_date").is_null()
     action = pl.struct(
         pl.col("start_datetime").dt.strftime("%Y-%m-%d %H:%M:%S%.6f").alias("start"),
         pl.col("start_date").dt.strftime("%Y-%m-%d").alias("day"),
