@@ -112,31 +112,55 @@ def _repeat(dosage: dict[str, Any]) -> dict[str, Any]:
 _PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}
 
 
-def daily_dose(request: dict[str, Any]) -> float | None:
-    """Dose a day in the unit of the dispensed quantity (of a request or a dispense), over all dosage instructions.
+class DailyDoses:
+    """Converters MedicationRequest or MedicationDispense → its dose a day, over all dosage instructions.
 
     Never invented: tablets are not divided by milligrams. Of several entries of doseAndRate (Epic sends what was
-    calculated, what is taken and what was ordered) the one counts whose unit is the quantity's. None where anything is
-    missing, where the drug is taken as needed, and where instructions follow one another (`sequence`).
+    calculated, what is taken and what was ordered) the one counts whose unit is the dispensed quantity's; where none is,
+    the first that is an amount, not one by weight. None where anything is missing, where the drug is taken as needed, and
+    where instructions follow one another (`sequence`).
     """
-    units = _unit_names(_dispensed(request))
-    doses = _doses(request, lambda dose: not units.isdisjoint(_unit_names(dose))) if units else []
-    return sum(dose for dose, _ in doses) if doses else None
+
+    def __init__(self, sets: CodeSets) -> None:
+        self._sets = sets
+        #: the resource that was read last, whose columns are asked for one after the other, and what was found
+        self._last: dict[str, Any] | None = None
+        self._found: _DailyDose = (None, None, None)
+
+    def in_quantity_unit(self, request: dict[str, Any]) -> float | None:
+        return self._of(request)[0]
+
+    def in_other_unit(self, request: dict[str, Any]) -> float | None:
+        return self._of(request)[1]
+
+    def other_unit(self, request: dict[str, Any]) -> int | None:
+        """The code set of the unit of `in_other_unit`."""
+        unit = self._of(request)[2]
+        return self._sets.add_quantity(unit) if unit else None
+
+    def _of(self, request: dict[str, Any]) -> _DailyDose:
+        if request is not self._last:
+            self._found = _daily_dose(request)
+            self._last = request
+        return self._found
 
 
-def daily_dose_in_other_unit(request: dict[str, Any]) -> float | None:
-    """Dose a day in the unit of `other_dose_unit`, of a request or dispense whose doses are not in the quantity's."""
-    return _in_other_unit(request)[0]
+#: Dose a day in the unit of the quantity; else in another unit, and the Quantity that names it.
+_DailyDose = tuple[float | None, float | None, dict[str, Any] | None]
 
 
-def other_dose_unit(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
-    """Converter MedicationRequest or MedicationDispense → code set of the unit of `daily_dose_in_other_unit`."""
-
-    def convert(request: dict[str, Any]) -> int | None:
-        unit = _in_other_unit(request)[1]
-        return sets.add_quantity(unit) if unit else None
-
-    return convert
+def _daily_dose(request: dict[str, Any]) -> _DailyDose:
+    quantity = (request.get("dispenseRequest") or {}).get("quantity") or request.get("quantity") or {}
+    units = _unit_names(quantity)
+    if not units:
+        return None, None, None
+    doses = _doses(request, lambda dose: not units.isdisjoint(_unit_names(dose)))
+    if doses:
+        return sum(dose for dose, _ in doses), None, None
+    others = _doses(request, lambda dose: any("/" not in name for name in _unit_names(dose)))
+    if not others or any(_unit_names(others[0][1]).isdisjoint(_unit_names(unit)) for _, unit in others):
+        return None, None, None
+    return None, sum(dose for dose, _ in others), others[0][1]
 
 
 def counts_pieces(quantity: dict[str, Any]) -> bool | None:
@@ -165,10 +189,6 @@ _PIECES = frozenset(
 )
 
 
-def _dispensed(request: dict[str, Any]) -> dict[str, Any]:
-    return (request.get("dispenseRequest") or {}).get("quantity") or request.get("quantity") or {}
-
-
 def _unit_names(quantity: dict[str, Any]) -> set[str]:
     """By what a quantity's unit is recognised: its code, and its text in any case, as one or many."""
     code, unit = quantity.get("code"), quantity.get("unit")
@@ -177,16 +197,6 @@ def _unit_names(quantity: dict[str, Any]) -> set[str]:
 
 
 _SHORTEST_PLURAL = 3
-
-
-def _in_other_unit(request: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """Dose a day and its unit as a Quantity: of each instruction the first entry that is an amount (not one by weight)."""
-    if not _dispensed(request).get("value") or daily_dose(request) is not None:
-        return None, None
-    doses = _doses(request, lambda dose: any("/" not in name for name in _unit_names(dose)))
-    if not doses or any(_unit_names(doses[0][1]).isdisjoint(_unit_names(unit)) for _, unit in doses):
-        return None, None
-    return sum(dose for dose, _ in doses), doses[0][1]
 
 
 def _doses(request: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> list[tuple[float, dict[str, Any]]]:
@@ -252,26 +262,40 @@ def rate_text(dosage: dict[str, Any]) -> str | None:
     return (value_text("valueRatio", rate) if rate else quantity_text(dosage.get("rateQuantity"))) or None
 
 
-def rate_an_hour(dosage: dict[str, Any]) -> float | None:
-    """What of `rate_unit` is given in an hour. None for a rate by weight (`mcg/kg/min`), and for an inexact one."""
-    return _rate(dosage)[0]
+class Rates:
+    """Converters MedicationAdministration.dosage → what is given in an hour at its rate, else at a dose that is one.
+
+    None for a rate by weight (`mcg/kg/min`), and for an inexact one.
+    """
+
+    def __init__(self, sets: CodeSets) -> None:
+        self._sets = sets
+        #: the dosage that was read last, whose columns are asked for one after the other, and what was found
+        self._last: dict[str, Any] | None = None
+        self._found: _Rate = (None, None)
+
+    def an_hour(self, dosage: dict[str, Any]) -> float | None:
+        return self._of(dosage)[0]
+
+    def unit(self, dosage: dict[str, Any]) -> int | None:
+        """The code set of that amount's unit."""
+        unit = self._of(dosage)[1]
+        return self._sets.add_quantity(unit) if unit else None
+
+    def unit_text(self, dosage: dict[str, Any]) -> str | None:
+        """The same unit as it is written."""
+        unit = self._of(dosage)[1] or {}
+        return unit.get("unit") or unit.get("code")
+
+    def _of(self, dosage: dict[str, Any]) -> _Rate:
+        if dosage is not self._last:
+            self._found = _rate(dosage)
+            self._last = dosage
+        return self._found
 
 
-def rate_unit(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
-    """Converter MedicationAdministration.dosage → code set of the unit of an amount that is given at its rate."""
-
-    def convert(dosage: dict[str, Any]) -> int | None:
-        unit = _rate(dosage)[1]
-        return sets.add_quantity(unit) if unit else None
-
-    return convert
-
-
-def rate_unit_text(dosage: dict[str, Any]) -> str | None:
-    """The same unit as it is written."""
-    unit = _rate(dosage)[1] or {}
-    return unit.get("unit") or unit.get("code")
-
+#: Amount an hour, and the Quantity that names its unit.
+_Rate = tuple[float | None, dict[str, Any] | None]
 
 _HOURS = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), 1 / 3600),
@@ -286,23 +310,21 @@ def is_rate(quantity: dict[str, Any]) -> bool | None:
     return True if _of_rate(quantity)[1] else None
 
 
-def _rate(dosage: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """Amount an hour, and its unit as a Quantity; of the rate, else of a dose that is one."""
+def _rate(dosage: dict[str, Any]) -> _Rate:
     ratio = dosage.get("rateRatio")
     if ratio:
         amount, time = ratio.get("numerator") or {}, ratio.get("denominator") or {}
         unit = {name: amount[name] for name in ("system", "code", "unit") if amount.get(name)}
         return _an_hour(amount, unit, _hours(time.get("code"), time.get("unit")), time)
-    found: tuple[float | None, dict[str, Any] | None] = (None, None)
+    found: _Rate = (None, None)
     for quantity in (dosage.get("rateQuantity"), dosage.get("dose")):
-        if quantity and found[0] is None:
-            found = _an_hour(quantity, *_of_rate(quantity), {"value": 1})
+        unit, hours = _of_rate(quantity) if quantity else ({}, None)
+        if hours and found[0] is None:
+            found = _an_hour(quantity or {}, unit, hours, {"value": 1})
     return found
 
 
-def _an_hour(
-    amount: dict[str, Any], unit: dict[str, Any], hours: float | None, time: dict[str, Any]
-) -> tuple[float | None, dict[str, Any] | None]:
+def _an_hour(amount: dict[str, Any], unit: dict[str, Any], hours: float | None, time: dict[str, Any]) -> _Rate:
     """Amount an hour and its unit, of an amount in a time: so many times `hours`."""
     value, length = amount.get("value"), time.get("value")
     is_exact = all(part.get("comparator") in {None, "="} for part in (amount, time))
@@ -322,7 +344,10 @@ def _of_rate(rate: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     unit: dict[str, Any] = {}
     hours = None
     for name in ("code", "unit"):
-        amount, _, time = (rate.get(name) or "").rpartition("/")
+        text = rate.get(name)
+        if not text or "/" not in text:  # nearly all doses
+            continue
+        amount, _, time = text.rpartition("/")
         length = _hours(time.strip())
         if amount and length and hours in {None, length}:
             unit[name], hours = amount.strip(), length

@@ -244,6 +244,7 @@ class Worker:
         return self.keys.of(*parsed) if parsed else None
 
     def _converters(self) -> dict[str, Converter]:
+        daily, rates = dosages.DailyDoses(self.sets), dosages.Rates(self.sets)
         by_type: dict[str, Converter] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
@@ -265,9 +266,9 @@ class Worker:
             "period_text": converters.period_text,
             "age_text": converters.age_text,
             "dosage_text": dosages.dosage_text,
-            "daily_dose": dosages.daily_dose,
-            "daily_dose_in_other_unit": dosages.daily_dose_in_other_unit,
-            "other_dose_unit": dosages.other_dose_unit(self.sets),
+            "daily_dose": daily.in_quantity_unit,
+            "daily_dose_in_other_unit": daily.in_other_unit,
+            "other_dose_unit": daily.other_unit,
             "counts_pieces": dosages.counts_pieces,
             "pharmacy": dosages.pharmacy(self.sets),
             "dosage_start": dosages.dosage_start,
@@ -281,9 +282,9 @@ class Worker:
             "quantity_text": converters.quantity_text,
             "rate_text": dosages.rate_text,
             "is_rate": dosages.is_rate,
-            "rate_an_hour": dosages.rate_an_hour,
-            "rate_unit": dosages.rate_unit(self.sets),
-            "rate_unit_text": dosages.rate_unit_text,
+            "rate_an_hour": rates.an_hour,
+            "rate_unit": rates.unit,
+            "rate_unit_text": rates.unit_text,
             "json": self._concept_as_json,
             "role_specialty": specialties.of_role(self.systems.canonical, self._concept_as_json),
             "provider_taxonomy": OfCollection(specialties.by_taxonomy(self.systems.canonical, self.sets.add_concept)),

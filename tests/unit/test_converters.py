@@ -75,7 +75,7 @@ def dose(value: float | None, sequence: int | None = None) -> dict[str, Any]:
 )
 def test_doses_of_several_instructions(instructions, expected):
     request = {"dispenseRequest": {"quantity": {"value": 9, "unit": "tablet"}}, "dosageInstruction": instructions}
-    assert dosages.daily_dose(request) == expected
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit(request) == expected
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def dispense(unit: str, *instructions: dict[str, Any]) -> dict[str, Any]:
 )
 def test_a_daily_dose_in_another_unit_than_the_quantity(resource, expected):
     sets = CodeSets()
-    dose, unit = dosages.daily_dose_in_other_unit(resource), dosages.other_dose_unit(sets)(resource)
+    daily = dosages.DailyDoses(sets)
+    dose, unit = daily.in_other_unit(resource), daily.other_unit(resource)
     assert (None if dose is None else (dose, sets.text_of(unit))) == expected
     assert (dose is None) == (unit is None)
 
@@ -97,8 +98,9 @@ def rate(value: Any, unit: str, **more: Any) -> dict[str, Any]:
 )
 def test_rates_as_an_amount_an_hour(dosage, expected):
     sets = CodeSets()
-    amount, unit = dosages.rate_an_hour(dosage), dosages.rate_unit(sets)(dosage)
-    assert (None if amount is None else (pytest.approx(amount), dosages.rate_unit_text(dosage))) == expected
+    rates = dosages.Rates(sets)
+    amount, unit = rates.an_hour(dosage), rates.unit(dosage)
+    assert (None if amount is None else (pytest.approx(amount), rates.unit_text(dosage))) == expected
     assert (amount is None) == (unit is None)
 
 
