@@ -39,6 +39,7 @@ from pipeline.publication.steps import (
     entities,
     events,
     former_rows,
+    infusions,
     links,
     medication_records,
     panels,
@@ -204,6 +205,7 @@ def _replace_rows(
         report.add(devices.count_once(db, incoming.site, decisions.staged.kinds()))
         visits.mark_emergency_stays(db)
         panels.link_members(db, incoming.site)
+        infusions.end_infusions(db)
         report.add(relate_care_sites(db, standing))
 
 

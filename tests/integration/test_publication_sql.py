@@ -29,7 +29,7 @@ from tests.integration.support import Warehouse, observation, patient, reference
 #: away something of every kind.
 NIGHTS = (
     {
-        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 x1 x2 v1 u1 q1",
+        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 a1 a2 x1 x2 v1 u1 q1",
         ("b", linked_world): "p1 e1 f1 o1 o3 c1 m1 q1 u1",
         ("c", linked_world): "p1 p3 d1 r1 g1 l1:B l2 f1:B o1 o3",
         ("s", stand_in_world): "p1 d1 r1 r2 g1 l1 e1 f1 o1 c1 m1:K q1:R i1",

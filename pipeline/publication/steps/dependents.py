@@ -16,8 +16,8 @@ from pipeline.publication.values import Decisions
 
 __all__ = ["find_dependents"]
 
-#: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death", "panel_member", SPECIMEN_RESULT)
+#: Facts about another resource that only steps of publication, or the derived tables, ask for.
+_DERIVED_FACTS = ("discharge_death", "panel_member", "infusion_action", SPECIMEN_RESULT)
 
 
 def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:
