@@ -204,7 +204,8 @@ def _event_columns() -> Iterator[str]:
     yield from [
         "## Event columns",
         "",
-        "An event does not know its table yet, so its columns have names of their own:",
+        "An event does not know its table yet, so its columns have names of their own. What the database's version of the CDM",
+        "does not have is left out when rows are written ([versions](cdm-versions.md)).",
         "",
     ]
     yield from [_row("table", "event columns"), _row("---", "---")]

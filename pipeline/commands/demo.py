@@ -64,12 +64,12 @@ def demo(
 def _prepare(console: Terminal, runtime: Runtime) -> None:
     """Schemas, and the demonstration vocabulary where none is loaded."""
     from pipeline.core.settings import MAPPINGS_FOLDER
-    from pipeline.warehouse.schema import install_schemas
+    from pipeline.warehouse.schema import install_schemas, schema_names
     from pipeline.warehouse.vocabulary import compile_index, current_release, load_vocabulary
 
     settings = runtime.settings
     with console.status("starting PostgreSQL, making the schemas"):
-        install_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+        install_schemas(runtime.url, **schema_names(settings))
     if current_release(runtime.url, etl_schema=settings.etl_schema) is None:
         with console.status("loading the demonstration vocabulary"):
             release = load_vocabulary(

@@ -255,11 +255,11 @@ def _print_accounts(console: Terminal, connection: object) -> None:
 def _prepare(runtime: Runtime) -> None:
     """Schemas are made on first use; a vocabulary cannot be."""
     from pipeline.core.errors import VocabularyError
-    from pipeline.warehouse.schema import ensure_schemas
+    from pipeline.warehouse.schema import ensure_schemas, schema_names
     from pipeline.warehouse.vocabulary import current_release
 
     settings = runtime.settings
-    ensure_schemas(runtime.url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    ensure_schemas(runtime.url, **schema_names(settings))
     if current_release(runtime.url, etl_schema=settings.etl_schema) is None:
         raise VocabularyError(
             "No vocabulary is loaded, so no code could be mapped.",

@@ -10,6 +10,7 @@ import psycopg
 from pipeline.landing.store import LandingStore
 from pipeline.load.landed_lines import with_binaries_found
 from pipeline.load.tasks import WorkerPlan
+from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.steps.stand_ins import about_owners
 from pipeline.staging import schemas
 from pipeline.staging.facts import has_facts, write_facts
@@ -59,7 +60,10 @@ def gather_facts(connection: psycopg.Connection, plan: WorkerPlan, export_id: in
     """Write the facts of this export's lines that count, and those of the warehouse about all other resources. Commits."""
     lines = _lines_that_count(connection, plan, transaction_time).lazy()
     stored = read_frame(
-        connection, "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value", _STORED
+        connection,
+        "SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value WHERE name <> %s",
+        _STORED,
+        (SPECIMEN_RESULT,),  # one for nearly every result of a laboratory, and for publication alone
     )
     landing = LandingStore(plan.landing.parent)
     stored = with_binaries_found(connection, landing, plan.transform.site.name, export_id, stored)

@@ -89,6 +89,7 @@ TARGETS = {
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
         Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),
+        Target("Specimen", reads_contained=True),  # a contained one has no row that could be given a visit
         Target("Binary", is_open=True),
     )
 }

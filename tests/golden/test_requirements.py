@@ -21,6 +21,7 @@ import pytest
 
 from omop_schema.cdm import CDM_TABLES, fields, primary_key
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.versions import DEFAULT_CDM_VERSION
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
@@ -225,7 +226,11 @@ def test_the_tables_are_those_of_the_cdm(instance: Instance) -> None:
         "SELECT table_name, column_name, is_nullable = 'NO' FROM information_schema.columns"
         " WHERE table_schema = 'cdm' ORDER BY table_name, ordinal_position"
     )
-    expected = [(table, field.name, field.required) for table in sorted(CDM_TABLES) for field in fields(table)]
+    expected = [
+        (table, field.name, field.required)
+        for table in sorted(CDM_TABLES)
+        for field in fields(table, DEFAULT_CDM_VERSION)
+    ]
     assert columns == expected
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from omop_schema.cdm import polars_schema, primary_key
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.versions import DEFAULT_CDM_VERSION
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import SiteBusy
 from pipeline.core.mapping_options import MappingOptions
@@ -183,7 +184,9 @@ def _inject(connection: psycopg.Connection, table: str) -> Iterator[Injected]:
     ids = [row[0] for row in connection.execute(f"SELECT {own} FROM cdm.{table} ORDER BY 1").fetchall()]
     assert ids, f"{table} has no rows to try it with"
     keys = {*KEYS.get(table, ()), *({"person_id"} if table == "death" else ())}
-    columns = [name for name in columns_of(table) if name not in keys] if table != RELATIONS else []
+    columns = (
+        [name for name in columns_of(table, DEFAULT_CDM_VERSION) if name not in keys] if table != RELATIONS else []
+    )
     for number, column in enumerate(columns):
         row_id = ids[number % max(1, len(ids) - 1)]
         changed = connection.execute(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.removed_persons import PERSON_REMOVED
+from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.stand_ins import StandIns, note_users
 from pipeline.publication.values import Decisions
@@ -12,7 +13,7 @@ from pipeline.publication.values import Decisions
 __all__ = ["find_dependents"]
 
 #: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death", "panel_member")
+_DERIVED_FACTS = ("discharge_death", "panel_member", SPECIMEN_RESULT)
 
 
 def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:

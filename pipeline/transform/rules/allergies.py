@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.transform.column_names import issue
-from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value
+from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, source_of_value
 from pipeline.transform.rules.conditions import NOT_ACTIVE, at_age
 from pipeline.transform.rules.dates import first_usable, starting, used_visit_start, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
@@ -37,7 +37,7 @@ _ALLERGY_DATE_WRITES = (
 _REACTION_WRITES = (
     *dated("reaction_onset", keeps_text=True),
     *looked_up("value", "manifestation", by_vocabulary=True),
-    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
+    *("value_as_concept_id", "value_source_value", "value_as_source_concept_id", "source_concept_id", "source_value"),
 )
 
 
@@ -148,6 +148,7 @@ def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.when(own).then("reaction_onset_datetime").otherwise("start_datetime").alias("start_datetime"),
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        source_of_value().alias("value_as_source_concept_id"),
         pl.col("value_source_code").alias("value_source_value"),
         pl.col("value_source_code").alias("source_value"),
     )

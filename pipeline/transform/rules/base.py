@@ -70,19 +70,28 @@ class Derivation:
 #: What `as_value` makes.
 AS_VALUE = (
     *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped("code")),
-    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
+    *("value_as_concept_id", "value_source_value", "value_as_source_concept_id", "source_concept_id", "source_value"),
 )
 
 
-def as_value(frame: pl.DataFrame, derivation: Derivation, purpose: str) -> pl.DataFrame:
+def as_value(
+    frame: pl.DataFrame, derivation: Derivation, purpose: str, *, value_map: str | None = None
+) -> pl.DataFrame:
     """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
-    frame = derivation.look_ups.of(frame, "code", "value", purpose=purpose)
+    frame = derivation.look_ups.of(frame, "code", "value", value_map=value_map, purpose=purpose)
     return frame.with_columns(
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        source_of_value().alias("value_as_source_concept_id"),
         pl.col("value_source_code").alias("value_source_value"),
         pl.col("value_source_code").alias("source_value"),
     )
+
+
+def source_of_value() -> pl.Expr:
+    """value_as_source_concept_id of a value that was looked up under the prefix `value`: 0 where its code has no concept,
+    NULL where there is no code."""
+    return pl.when(pl.col("value_source_code").is_not_null()).then(pl.col("value_source_concept_id").fill_null(0))
 
 
 def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Expr) -> pl.DataFrame:
