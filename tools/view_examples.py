@@ -76,21 +76,6 @@ def _owner(row: Mapping[str, Any], resources: list[Mapping[str, Any]]) -> Mappin
     return resources[scores.index(best)] if scores.count(best) == 1 else None
 
 
-def _strangeness(case: GoldenCase) -> int:
-    """How far it is from a resource that is loaded as it is under the settings that all have."""
-    has_accounts = bool(case.document.keys() & {"issues", "pending", "outcomes"})
-    return 4 * has_settings(case) + 2 * has_accounts + is_of_an_edge(case)
-
-
-def _owner(row: Mapping[str, Any], resources: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The resource that the row is of: the only one, or the only one that has the row's date."""
-    if len(resources) < 2:
-        return resources[0] if resources else None
-    dates = [str(value) for name, value in row.items() if name.endswith("_date")]
-    found = [each for each in resources if any(date in str(each) for date in dates)]
-    return found[0] if len(found) == 1 else None
-
-
 def _applies(view: Any, resource: Mapping[str, Any]) -> bool:
     try:
         return bool(view(dict(resource)))

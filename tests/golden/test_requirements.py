@@ -376,7 +376,7 @@ def test_a_code_that_has_no_concept_is_counted(instance: Instance) -> None:
         names = {field.name for field in fields(table)}
         for name in sorted(name for name in names if name.endswith("_source_value")):
             concept = name.replace("_source_value", "_concept_id")
-            if concept not in names:
+            if concept not in names or name in _NOT_CODES:
                 continue
             for code, is_counted in instance.rows(
                 f"SELECT DISTINCT {name}, EXISTS (SELECT FROM unmapped_code WHERE left(code, 50) = {name})"
@@ -385,9 +385,13 @@ def test_a_code_that_has_no_concept_is_counted(instance: Instance) -> None:
                 without.add(name)
                 if not is_counted and code not in known:
                     silent.add(f"{table}.{name}: {code}")
-    assert silent == set()
+    assert "\n".join(sorted(silent)) == ""
     assert {"condition_source_value", "measurement_source_value", "unit_source_value", "visit_source_value"} <= without
     assert instance.rows("SELECT count(*) > 3 FROM unmapped_code") == [(True,)]
+
+
+#: Source values that are no codes: FHIR's country of an address is a text, here a planted one.
+_NOT_CODES = frozenset({"country_source_value"})
 
 
 @pytest.mark.requirement("f2o-040", "f2o-102")
