@@ -15,6 +15,8 @@ from pipeline.core.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import psycopg
+
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
     from pipeline.load.load import LoadOptions
@@ -188,7 +190,6 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
-    from pipeline.quality.overlaps import overlap_sentence, overlapping_exposures
     from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.warehouse.runtime import Runtime
 
@@ -208,11 +209,8 @@ def verify(
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
         print_settings_notes(console, runtime, connection)
-        settings = runtime.settings
-        overlaps = overlapping_exposures(connection, settings.cdm_schema, settings.vocab_schema)
+        _print_overlaps(console, runtime, connection)
         missing = missing_lines(connection)
-    if overlaps:
-        console.print(overlap_sentence(overlaps))
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = _print_checks(console, checks)
@@ -228,6 +226,16 @@ def verify(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+
+
+def _print_overlaps(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
+    """Exposures that may be counted twice, of all persons."""
+    from pipeline.quality.overlaps import overlap_sentence, overlapping_exposures
+
+    settings = runtime.settings
+    overlaps = overlapping_exposures(connection, settings.cdm_schema, settings.vocab_schema)
+    if overlaps:
+        console.print(overlap_sentence(overlaps))
 
 
 def _print_checks(console: Terminal, checks: Sequence[Check]) -> list[Check]:

@@ -19,7 +19,7 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.publication.removed_persons import remove_rows_of_persons
 from pipeline.publication.sql import Database
-from pipeline.publication.steps.medication_records import mark_stale, note_left_links, recount_left
+from pipeline.publication.steps.medication_records import mark_stale, note_erased, note_left_links, recount_left
 from pipeline.publication.tables import DERIVED_OF_PERSONS
 from pipeline.publication.unlink import remove_unused_locations, unlink
 from pipeline.warehouse.copying import read_frame, temporary_table
@@ -113,7 +113,7 @@ def remove(db: Database, found: OfPersons) -> tuple[Counter[str], list[int]]:
     ).rowcount
     erased = _erased(connection, found)
     removed["location"] += _remove_locations(db)
-    db.execute("links_of_erased")
+    note_erased(db)
     removed += _remove_from_etl(connection, found)
     # What was counted there counts again: the next load maps it.
     mark_stale(db, recount_left(db))

@@ -29,7 +29,7 @@ from pipeline.staging import schemas
 from pipeline.staging.parts import StagedExport
 from pipeline.warehouse.copying import encoded
 
-__all__ = ["count_once", "map_again", "mark_stale", "note_left_links", "recount_left", "save_records"]
+__all__ = ["count_once", "map_again", "mark_stale", "note_erased", "note_left_links", "recount_left", "save_records"]
 
 _STORED: dict[str, type[pl.DataType]] = {**RECORD_SCHEMA, "counts": pl.Boolean}
 _LINK: dict[str, type[pl.DataType]] = {"linked_surrogate_id": pl.Int64}
@@ -73,6 +73,11 @@ def save_records(db: Database, incoming: Incoming, decisions: Decisions) -> None
 def note_left_links(db: Database) -> None:
     """The temporary table `left_link`: links of records that go with their person (`removed_persons`)."""
     db.execute("left_link")
+
+
+def note_erased(db: Database) -> None:
+    """The links of the records of erased resources (temporary table `erased`) join `left_link`."""
+    db.execute("links_of_erased")
 
 
 def recount_left(db: Database) -> pl.DataFrame:
