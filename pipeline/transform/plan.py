@@ -272,6 +272,7 @@ class Worker:
             "other_dose_unit": daily.other_unit,
             "counts_pieces": dosages.counts_pieces,
             "pharmacy": dosages.pharmacy(self.sets),
+            "dispensing_pharmacy": dosages.dispensing_pharmacy(self.sets),
             "dosage_start": dosages.dosage_start,
             "dosage_start_unusable": dosages.dosage_start_unusable,
             "dosage_end": dosages.dosage_end,
