@@ -251,7 +251,7 @@ def _names_of(reference: dict[str, Any]) -> list[dict[str, Any]]:
     `Location`."""
     identifier, text = reference.get("identifier") or {}, reference.get("reference")
     parsed = parse_reference(text) if isinstance(text, str) else None
-    codings = []
+    codings: list[dict[str, Any]] = []
     if parsed and parsed[0] in {"Organization", "Location"}:
         codings.append({"system": parsed[0], "code": parsed[1]})
     if identifier.get("value"):

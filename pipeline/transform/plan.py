@@ -30,7 +30,7 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_together,
 )
 from pipeline.transform import converters, dosages, note_texts, specialties, udi
-from pipeline.transform.addresses import Addresses, is_home
+from pipeline.transform.addresses import COUNTRIES, Addresses, is_home
 from pipeline.transform.column_types import column_dtype
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
@@ -118,8 +118,9 @@ class Worker:
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
+        countries = {country.code for country in plan.mappings.value_maps.get(COUNTRIES, ())}
         keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
-        self.addresses = Addresses(keeps_foreign_codes=keeps_foreign)
+        self.addresses = Addresses(countries, keeps_foreign_codes=keeps_foreign)
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
@@ -142,6 +143,7 @@ class Worker:
             look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
             facts=self.ports.facts.of,
             strengths=self.plan.index.strengths,
+            text_types=self.plan.site.text_source_value_types,
             binary_texts=self.binary_texts,
         )
 

@@ -13,7 +13,7 @@ from pipeline.fhir.identity import SurrogateKeys
 from pipeline.transform import converters, dosages
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.rules import conditions, observations, questionnaires
-from tests.unit.transforming import transform
+from tests.transforming import transform
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 
