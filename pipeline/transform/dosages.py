@@ -16,6 +16,31 @@ from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.converters import comparator, quantity_text, value_text
 
 
+def column_converters(sets: CodeSets) -> dict[str, Callable[[Any], Any]]:
+    """Type of a column (`column_types`) → its converter, of all that are here."""
+    daily, rates = DailyDoses(sets), Rates(sets)
+    return {
+        "dosage_text": dosage_text,
+        "daily_dose": daily.in_quantity_unit,
+        "daily_dose_in_other_unit": daily.in_other_unit,
+        "other_dose_unit": daily.other_unit,
+        "counts_pieces": counts_pieces,
+        "pharmacy": pharmacy(sets),
+        "dispensing_pharmacy": dispensing_pharmacy(sets),
+        "dosage_start": dosage_start,
+        "dosage_start_unusable": dosage_start_unusable,
+        "dosage_end": dosage_end,
+        "dosage_end_unusable": dosage_end_unusable,
+        "dosage_length": dosage_length,
+        "inexact_length": inexact_length,
+        "rate_text": rate_text,
+        "is_rate": is_rate,
+        "rate_an_hour": rates.an_hour,
+        "rate_unit": rates.unit,
+        "rate_unit_text": rates.unit_text,
+    }
+
+
 def dosage_text(resource: dict[str, Any]) -> str | None:
     """sig: the texts of all dosage instructions (of a request or dispense) or dosages (of a statement), in order."""
     dosages = resource.get("dosageInstruction") or resource.get("dosage") or ()
