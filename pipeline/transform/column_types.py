@@ -98,7 +98,10 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     ),
     "other_dose_unit": ColumnType("MedicationRequest …", "code set of the unit of `daily_dose_in_other_unit`", _CODES),
     "counts_pieces": ColumnType("Quantity", "true where its unit is a solid piece, such as a tablet", pl.Boolean()),
-    "pharmacy": ColumnType("MedicationRequest …", "code set of identifiers and ids of its dispenser", _CODES),
+    "pharmacy": ColumnType("MedicationRequest", "code set of the identifier and id of its dispenser", _CODES),
+    "dispensing_pharmacy": ColumnType(
+        "MedicationDispense", "code set of identifiers and ids of performers and location, and of its type", _CODES
+    ),
     "dosage_start": ColumnType(
         "MedicationRequest", "first start of the bounds of all instructions, among those that are dates"
     ),

@@ -16,6 +16,31 @@ from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.converters import comparator, quantity_text, value_text
 
 
+def column_converters(sets: CodeSets) -> dict[str, Callable[[Any], Any]]:
+    """Type of a column (`column_types`) → its converter, of all that are here."""
+    daily, rates = DailyDoses(sets), Rates(sets)
+    return {
+        "dosage_text": dosage_text,
+        "daily_dose": daily.in_quantity_unit,
+        "daily_dose_in_other_unit": daily.in_other_unit,
+        "other_dose_unit": daily.other_unit,
+        "counts_pieces": counts_pieces,
+        "pharmacy": pharmacy(sets),
+        "dispensing_pharmacy": dispensing_pharmacy(sets),
+        "dosage_start": dosage_start,
+        "dosage_start_unusable": dosage_start_unusable,
+        "dosage_end": dosage_end,
+        "dosage_end_unusable": dosage_end_unusable,
+        "dosage_length": dosage_length,
+        "inexact_length": inexact_length,
+        "rate_text": rate_text,
+        "is_rate": is_rate,
+        "rate_an_hour": rates.an_hour,
+        "rate_unit": rates.unit,
+        "rate_unit_text": rates.unit_text,
+    }
+
+
 def dosage_text(resource: dict[str, Any]) -> str | None:
     """sig: the texts of all dosage instructions (of a request or dispense) or dosages (of a statement), in order."""
     dosages = resource.get("dosageInstruction") or resource.get("dosage") or ()
@@ -222,27 +247,33 @@ def _daily(dosage: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> tu
 
 
 def pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
-    """Converter MedicationRequest or MedicationDispense → code set by which a site may list its pharmacy.
+    """Converter MedicationRequest → code set by which a site may list the pharmacy that is to dispense (`_names_of`)."""
 
-    Of dispenseRequest.performer, and of a dispense's performers and location, the identifiers, and the ids in the systems
-    `Organization` and `Location`; of a dispense also the codings of its type.
-    """
+    def convert(request: dict[str, Any]) -> int | None:
+        performer = (request.get("dispenseRequest") or {}).get("performer")
+        codings = _names_of(performer) if performer else []
+        return sets.add_concept({"coding": codings}) if codings else None
 
-    def convert(resource: dict[str, Any]) -> int | None:
-        references = [(resource.get("dispenseRequest") or {}).get("performer")]
-        codings: list[dict[str, Any]] = []
-        if resource.get("resourceType") == "MedicationDispense":
-            references = [*(performer.get("actor") for performer in resource.get("performer") or ())]
-            references.append(resource.get("location"))
-            codings += (resource.get("type") or {}).get("coding") or ()
-        codings = [coding for reference in references if reference for coding in _names_of(reference)] + codings
+    return convert
+
+
+def dispensing_pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
+    """Converter MedicationDispense → the same of the pharmacy that dispensed: its performers, its location, and the
+    codings of its type, which may say that it was by mail."""
+
+    def convert(dispense: dict[str, Any]) -> int | None:
+        references = [*(performer.get("actor") for performer in dispense.get("performer") or ())]
+        references.append(dispense.get("location"))
+        codings = [coding for reference in references if reference for coding in _names_of(reference)]
+        codings += (dispense.get("type") or {}).get("coding") or ()
         return sets.add_concept({"coding": codings}) if codings else None
 
     return convert
 
 
 def _names_of(reference: dict[str, Any]) -> list[dict[str, Any]]:
-    """Codings for what a reference names a pharmacy by."""
+    """What a reference names a pharmacy by, as codings: its identifier, and its id in the system `Organization` or
+    `Location`."""
     identifier, text = reference.get("identifier") or {}, reference.get("reference")
     parsed = parse_reference(text) if isinstance(text, str) else None
     codings: list[dict[str, Any]] = []

@@ -247,7 +247,6 @@ class Worker:
         return self.keys.of(*parsed) if parsed else None
 
     def _converters(self) -> dict[str, Converter]:
-        daily, rates = dosages.DailyDoses(self.sets), dosages.Rates(self.sets)
         by_type: dict[str, Converter] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
@@ -268,26 +267,9 @@ class Worker:
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,
-            "dosage_text": dosages.dosage_text,
-            "daily_dose": daily.in_quantity_unit,
-            "daily_dose_in_other_unit": daily.in_other_unit,
-            "other_dose_unit": daily.other_unit,
-            "counts_pieces": dosages.counts_pieces,
-            "pharmacy": dosages.pharmacy(self.sets),
-            "dosage_start": dosages.dosage_start,
-            "dosage_start_unusable": dosages.dosage_start_unusable,
-            "dosage_end": dosages.dosage_end,
-            "dosage_end_unusable": dosages.dosage_end_unusable,
             "usable_event": OfCollection(converters.usable_event),
             "unusable_event": OfCollection(converters.unusable_event),
-            "dosage_length": dosages.dosage_length,
-            "inexact_length": dosages.inexact_length,
             "quantity_text": converters.quantity_text,
-            "rate_text": dosages.rate_text,
-            "is_rate": dosages.is_rate,
-            "rate_an_hour": rates.an_hour,
-            "rate_unit": rates.unit,
-            "rate_unit_text": rates.unit_text,
             "json": self._concept_as_json,
             "role_specialty": specialties.of_role(self.systems.canonical, self._concept_as_json),
             "provider_taxonomy": OfCollection(specialties.by_taxonomy(self.systems.canonical, self.sets.add_concept)),
@@ -306,7 +288,7 @@ class Worker:
             "questionnaire_codes": converters.questionnaire_codes,
             "item_code": converters.item_code,
         }
-        return {**by_type, **self._reference_converters()}
+        return {**by_type, **dosages.column_converters(self.sets), **self._reference_converters()}
 
     def _reference_converters(self) -> dict[str, Converter]:
         by_type: dict[str, Converter] = {}

@@ -128,6 +128,7 @@ IDENTIFIER = {"system": "urn:pharmacies", "value": "77"}
 )
 def test_what_a_site_may_list_a_pharmacy_by(resource, expected):
     sets = CodeSets()
-    number = dosages.pharmacy(sets)(resource)
+    is_dispense = resource.get("resourceType") == "MedicationDispense"
+    number = (dosages.dispensing_pharmacy if is_dispense else dosages.pharmacy)(sets)(resource)
     found = [] if number is None else sets.codings_of([number]).select("system", "code").rows()
     assert found == expected
