@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.publication.values import RowCounts
 
@@ -57,6 +57,8 @@ class PublicationReport:
     rows_updated: Counter[str] = field(default_factory=Counter)
     #: resource type → (rows with a standard concept, rows with a code)
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: what rules about numbers found: see `steps.accounts.value_checks`
+    value_checks: list[dict[str, Any]] = field(default_factory=list)
     #: what the transform stage waited for its processes to start, and all of it
     start_seconds: float = 0.0
     transform_seconds: float = 0.0

@@ -250,6 +250,7 @@ def _save_accounts(run: _Run, decisions: Decisions, outcomes: Future[pl.DataFram
     accounts.save_dead_letters(run.db, run.incoming, decisions)
     accounts.save_issues(run.db, export_id, decisions)
     run.report.mapping_rates = accounts.mapping_rates(run.incoming.staged)
+    run.report.value_checks = accounts.value_checks(run.db, decisions)
     saved = accounts.save_accounts(run.db, export_id, run.files, outcomes.result())
     run.report.outcomes.update(saved.outcomes)
     run.report.unchanged_by_content += saved.unchanged_by_content
@@ -292,6 +293,7 @@ def _record(
             "transform_seconds": report.transform_seconds,
             "publish_seconds": report.publish_seconds,
             "vanished": Jsonb(report.vanished),
+            "value_checks": Jsonb(report.value_checks),
         },
     )
     if db.execute("publish_job", {"now": now, "export_id": export.export_id, "state": ExportState.PUBLISHED}) != 1:

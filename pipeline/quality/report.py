@@ -16,6 +16,7 @@ from pipeline.staging.outcomes import LineOutcome
 __all__ = [
     "LoadReport",
     "UnmappedCode",
+    "ValueCheck",
     "load_report",
     "table_counts",
     "unmapped_by_site",
@@ -43,6 +44,18 @@ class UnmappedCode:
 
 
 @dataclass(frozen=True)
+class ValueCheck:
+    """Numbers of a concept in a unit that a rule about numbers found, and what became of them: `reported`, `keep` (they
+    stay), `null`, `exclude` or `converted`. `concept` is None for codes without one, `unit` for numbers without one."""
+
+    finding: str
+    action: str
+    concept: str | None
+    unit: str | None
+    count: int
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """Counts over some exports. `lines` is by resource type of the landed files."""
 
@@ -62,6 +75,8 @@ class LoadReport:
     unchanged_by_content: int = 0
     #: disposition of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
+    #: the most frequent first
+    value_checks: tuple[ValueCheck, ...] = ()
 
     @property
     def total(self) -> Counter[str]:
@@ -95,6 +110,7 @@ def load_report(
         export_notes(connection, ids),
         _unchanged_by_content(connection, ids),
         vanished_counts(connection, ids),
+        _value_checks(connection, ids),
     )
 
 
@@ -180,6 +196,16 @@ def _publications(
             mapped[resource_type] += with_concept
             coded[resource_type] += total
     return inserted, deleted, {name: (mapped[name], coded[name]) for name in sorted(coded)}
+
+
+def _value_checks(connection: psycopg.Connection, ids: list[int]) -> tuple[ValueCheck, ...]:
+    rows = connection.execute(
+        "SELECT item ->> 'finding', item ->> 'action', item ->> 'concept', item ->> 'unit',"
+        " sum((item ->> 'count')::bigint)::bigint FROM publication, jsonb_array_elements(value_checks) AS item"
+        " WHERE export_id = ANY(%s) GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4",
+        (ids,),
+    ).fetchall()
+    return tuple(ValueCheck(*row) for row in rows)
 
 
 def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tuple[UnmappedCode, ...]:

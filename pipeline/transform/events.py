@@ -10,7 +10,7 @@ from operator import or_
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
+from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import (
     IMPLAUSIBLE,
     NOT_MADE,
@@ -29,8 +29,17 @@ from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
+from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE
 
-__all__ = ["EventRows", "apply_rules", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
+__all__ = [
+    "LEFT_OUT_BY_RULE",
+    "EventRows",
+    "apply_rules",
+    "event_links",
+    "event_rows",
+    "numbered_path",
+    "refuse_incomplete",
+]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -53,6 +62,8 @@ class EventRows:
     rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.transform.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
+    #: numbers that a rule about numbers found
+    value_checks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[VALUE_CHECK]))
 
     @classmethod
     def of_left_out(cls, left_out: pl.DataFrame) -> EventRows:
@@ -80,11 +91,14 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
+    found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
     exact: dict[str, pl.DataFrame] = {}
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped
+        nonlocal rate, unmapped, found, counts
         coded = _with_concepts(worker, mapping, view, kept)
+        checked = worker.value_checks.check(coded)
+        coded, found, counts = checked.rows, checked.found, checked.counts
         rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
         made: dict[str, pl.DataFrame] = {}
@@ -97,7 +111,40 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         return made
 
     result = refuse_incomplete(worker, mapping, view, rows, tables)
-    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact)
+    result = replace(
+        result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact, value_checks=counts
+    )
+    return result if found.is_empty() else _with_value_findings(mapping, view, result, found)
+
+
+def _with_value_findings(
+    mapping: ResourceMapping, view: ViewMapping, result: EventRows, found: pl.DataFrame
+) -> EventRows:
+    """Adds issues of numbers that a rule does not allow, and the rows that are left out because of theirs.
+
+    `found`: as `value_checks.CheckedRows` has it.
+    """
+    path = _value_path(mapping, view).alias("path")
+    issues = found.select("surrogate_id", pl.col("finding").alias("code"), path)
+    left_out = found.filter(pl.col("action") == "exclude").select(
+        "index",
+        pl.lit("the number cannot be meant").alias("reason"),
+        pl.lit("transform").alias("stage"),
+        pl.col("finding").alias("code"),
+        path,
+        pl.lit(None, dtype=pl.Int64).alias("cause"),
+        "surrogate_id",
+    )
+    return replace(result, issues=pl.concat([result.issues, issues]), left_out=pl.concat([result.left_out, left_out]))
+
+
+def _value_path(mapping: ResourceMapping, view: ViewMapping) -> pl.Expr:
+    """The element that has a row's number; NULL where the view takes it from several."""
+    path = view.element_paths.get("value_quantity", "")
+    element = path.removesuffix(_QUANTITY)
+    if element == path:
+        return pl.lit(None, dtype=pl.String)
+    return numbered_path(mapping, view, f"{mapping.resource}.{element}")
 
 
 def refuse_incomplete(
@@ -176,6 +223,10 @@ REFUSED_SCHEMA = {
 LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
+#: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
+LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE)
+#: After the element whose quantity is a row's number.
+_QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
 
 #: Derived required columns: the FHIR string that they come from, and what its absence is called.

@@ -15,7 +15,8 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
 - `facts`: resource → name → value of what it left for others, where a case is about that. An id of a resource is
   written as its reference.
 - `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header);
-  `mappings`: its own parts of mappings, by resource.
+  `mappings`: its own parts of mappings, by resource; `rules`: its own rules about numbers, lines by folder
+  (`plausibility`, `units`).
 - `requirements`: statements of the FHIR-to-OMOP guide that the case shows (docs/conformance.md).
 
 Cases of the same settings are loaded in one export: ids are prefixed by the case. Only the selected cases are loaded
@@ -93,7 +94,7 @@ _REFERENCE = re.compile(r"((?:.*/)?[A-Z][A-Za-z]+/|urn:uuid:)([^/]+)(/_history/.
 
 _KEYS = {
     "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "facts", "site",
-    "instance", "values", "mappings", "requirements",
+    "instance", "values", "mappings", "rules", "requirements",
 }  # fmt: skip
 
 
@@ -114,7 +115,7 @@ class Case:
     @property
     def group(self) -> str:
         """Cases of equal settings are loaded together."""
-        keys = ("site", "instance", "values", "mappings")
+        keys = ("site", "instance", "values", "mappings", "rules")
         return orjson.dumps({key: self.document.get(key) for key in keys}, option=orjson.OPT_SORT_KEYS).decode()
 
     @property
@@ -289,6 +290,10 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         own.mkdir(parents=True, exist_ok=True)
         header = [] if lines[0].startswith("system,") else ["system,code,concept_id"]
         (own / f"{name}.csv").write_text("\n".join([*header, *lines, ""]), encoding="utf-8")
+    for name, lines in (document.get("rules") or {}).items():
+        own = folder / "mappings" / "sites" / site / name
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "own.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     for resource, part in (document.get("mappings") or {}).items():
         (folder / "mappings" / "sites" / site).mkdir(parents=True, exist_ok=True)
         (folder / "mappings" / "sites" / site / f"{resource}.yaml").write_text(yaml.safe_dump(part), encoding="utf-8")
