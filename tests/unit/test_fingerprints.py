@@ -114,7 +114,8 @@ def test_an_option_names_every_type_whose_rules_read_it() -> None:
         for name, types in read.items():
             if re.search(rf"option: .*\b{name}\b", text) or name in of_rules:
                 types.add(resource_type)
-    shared = (MAPPINGS_FOLDER.parent / "pipeline/transform/events.py").read_text(encoding="utf-8")
+    transform = MAPPINGS_FOLDER.parent / "pipeline/transform"
+    shared = "".join((transform / name).read_text(encoding="utf-8") for name in ("events.py", "value_checks.py"))
     assert [name for name, types in read.items() if not types and f"options.{name}" not in shared] == []
     read["data_absent"] -= {"QuestionnaireResponse"}  # shares the rule; an answer has no dataAbsentReason
     for name, types in read.items():
