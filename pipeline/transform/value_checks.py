@@ -89,7 +89,8 @@ class ValueChecks:
 
     def check(self, rows: pl.DataFrame) -> CheckedRows:
         """Takes rows with concept_id, table, and, where they have numbers, value_as_number and unit_concept_id."""
-        nothing = CheckedRows(rows, pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK]))
+        of_found = {**rows.schema, "finding": pl.String(), "action": pl.String()}
+        nothing = CheckedRows(rows, pl.DataFrame(schema=of_found), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK]))
         if "value_as_number" not in rows.columns:
             return nothing
         if "unit_concept_id" not in rows.columns:
