@@ -47,6 +47,7 @@ from pipeline.extract.bulk import ingest_folder
 from pipeline.load.load import load as load_export
 from pipeline.publication.ids import LINKS
 from pipeline.quality.mapping_report import MappingReport, mapping_report
+from pipeline.quality.report import load_report
 from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import load_vocabulary
@@ -500,6 +501,39 @@ def _report(connection: psycopg.Connection) -> MappingReport:
 @pytest.mark.parametrize("part", sorted(set(PARTS.values())))
 def test_no_code_is_unmapped_that_the_vocabulary_maps(part: str, warehouse: psycopg.Connection) -> None:
     assert _report(warehouse).defects == ()
+
+
+@pytest.mark.requirement("themis-events-outside-period-kept")
+def test_events_outside_every_period_stay(warehouse: psycopg.Connection) -> None:
+    """The case Condition/outside_periods/after-death has a period, and rows that lie in none."""
+    rows = warehouse.execute(
+        "SELECT condition_start_date, condition_start_date BETWEEN observation_period_start_date"
+        " AND observation_period_end_date FROM condition_occurrence JOIN observation_period USING (person_id)"
+        " JOIN row_source ON cdm_table = 'condition_occurrence' AND row_id = condition_occurrence_id"
+        " WHERE resource_id LIKE 'Condition.outside_periods.after-death.%' ORDER BY 1"
+    ).fetchall()
+    assert rows == [(date(1950, 3, 10), False), (date(2024, 11, 10), False)]
+
+
+@pytest.mark.requirement("themis-issue-208-unit-standardisation")
+def test_what_rules_about_numbers_found_is_in_the_report_of_the_load(warehouse: psycopg.Connection) -> None:
+    """By concept and unit, with what became of it; the same numbers as the rows with an issue."""
+    exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
+    found = {
+        (check.finding, check.action, check.concept, check.unit): check.count
+        for check in load_report(warehouse, "cdm", exports).value_checks
+    }
+    weight = "Body weight"
+    expected = {
+        ("value_negative", "null", weight, "kg"): 2,
+        ("value_negative", "null", weight, None): 2,
+        ("value_implausible", "reported", "Heart rate", "/min"): 1,
+        ("value_implausible", "reported", weight, "[lb_us]"): 1,
+        ("unit_converted", "reported", weight, "[lb_us]"): 2,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    (rows,) = warehouse.execute("SELECT count(*) FROM row_issue WHERE code = 'value_implausible'").fetchone() or (0,)
+    assert rows == sum(count for (finding, *_), count in found.items() if finding == "value_implausible")
 
 
 def test_the_report_has_shares_and_findings(warehouse: psycopg.Connection) -> None:
