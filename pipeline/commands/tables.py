@@ -41,6 +41,11 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
     _print_tables(console, report)
     _print_mapping(console, report)
     _print_value_checks(console, report)
+    for found in report.duplicates:
+        console.print(
+            f"{found.facts:,} facts of {found.table} are there from two resources or more ({found.rows:,} rows too many), of"
+            f" persons whose rows changed: rule {found.rule}."
+        )
     total = report.total
     if total["lines"] and total["unchanged"] >= 0.9 * total["lines"]:
         share = 100 * total["unchanged"] / total["lines"]

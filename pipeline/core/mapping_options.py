@@ -130,6 +130,13 @@ class MappingOptions(BaseModel):
             " unit_source_value stay what the source said; `off` looks at none."
         ),
     )
+    duplicates: Literal["off", "report"] = _option(
+        "report",
+        description=(
+            "One fact from two resources, by the rules of the files of `duplicates/` (a problem list entry and an encounter"
+            " diagnosis of one day): `report` counts them in the report of each load; `off` does not. No row changes."
+        ),
+    )
     questionnaire_codes: Literal["link_id", "explicit"] = _option(
         "link_id",
         "QuestionnaireResponse",
@@ -265,7 +272,7 @@ class MappingOptions(BaseModel):
         ),
     )
 
-    @field_validator("notes", "negative_values", "plausibility", "standard_units", mode="before")
+    @field_validator("notes", "negative_values", "plausibility", "standard_units", "duplicates", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         """YAML 1.1 reads `off` and `on` as booleans."""

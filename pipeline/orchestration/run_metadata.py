@@ -149,6 +149,10 @@ def _tables(report: LoadReport) -> Metadata:
                 for check in report.value_checks
             ],
         ),
+        "facts that two resources bring": table_value(
+            ("rule", "table", "facts", "rows too many"),
+            [(found.rule, found.table, found.facts, found.rows) for found in report.duplicates],
+        ),
         "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
         "resources that are no longer in their groups' exports": table_value(
             ("disposition", "resource type", "resources"),

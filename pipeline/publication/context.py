@@ -59,6 +59,8 @@ class PublicationReport:
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: what rules about numbers found: see `steps.accounts.value_checks`
     value_checks: list[dict[str, Any]] = field(default_factory=list)
+    #: facts that two resources bring: see `steps.duplicates.count_duplicates`
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
     #: what the transform stage waited for its processes to start, and all of it
     start_seconds: float = 0.0
     transform_seconds: float = 0.0

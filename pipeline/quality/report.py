@@ -14,6 +14,7 @@ from pipeline.extract.notes import ExportNotes, export_notes
 from pipeline.staging.outcomes import LineOutcome
 
 __all__ = [
+    "Duplicates",
     "LoadReport",
     "UnmappedCode",
     "ValueCheck",
@@ -56,6 +57,17 @@ class ValueCheck:
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """Facts of a table that rows of two or more resources say, by a rule, and the rows beyond the first of each. Of the
+    persons whose rows the load changed."""
+
+    rule: str
+    table: str
+    facts: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """Counts over some exports. `lines` is by resource type of the landed files."""
 
@@ -77,6 +89,8 @@ class LoadReport:
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
     #: the most frequent first
     value_checks: tuple[ValueCheck, ...] = ()
+    #: of the last of the exports that has any: the same persons are counted by each
+    duplicates: tuple[Duplicates, ...] = ()
 
     @property
     def total(self) -> Counter[str]:
@@ -111,6 +125,7 @@ def load_report(
         _unchanged_by_content(connection, ids),
         vanished_counts(connection, ids),
         _value_checks(connection, ids),
+        _duplicates(connection, ids),
     )
 
 
@@ -206,6 +221,15 @@ def _value_checks(connection: psycopg.Connection, ids: list[int]) -> tuple[Value
         (ids,),
     ).fetchall()
     return tuple(ValueCheck(*row) for row in rows)
+
+
+def _duplicates(connection: psycopg.Connection, ids: list[int]) -> tuple[Duplicates, ...]:
+    row = connection.execute(
+        "SELECT duplicates FROM publication WHERE export_id = ANY(%s) AND duplicates <> '[]'"
+        " ORDER BY published_at DESC, export_id DESC LIMIT 1",
+        (ids,),
+    ).fetchone()
+    return tuple(Duplicates(**item) for item in row[0]) if row else ()
 
 
 def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tuple[UnmappedCode, ...]:

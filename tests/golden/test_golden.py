@@ -46,8 +46,11 @@ from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
 from pipeline.load.load import load as load_export
 from pipeline.publication.ids import LINKS
+from pipeline.publication.sql import Database
+from pipeline.publication.steps.duplicates import count_duplicates
 from pipeline.quality.mapping_report import MappingReport, mapping_report
 from pipeline.quality.report import load_report
+from pipeline.transform.mapping.duplicate_rules import DuplicateRule
 from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import load_vocabulary
@@ -534,6 +537,49 @@ def test_what_rules_about_numbers_found_is_in_the_report_of_the_load(warehouse: 
     assert {key: found.get(key) for key in expected} == expected
     (rows,) = warehouse.execute("SELECT count(*) FROM row_issue WHERE code = 'value_implausible'").fetchone() or (0,)
     assert rows == sum(count for (finding, *_), count in found.items() if finding == "value_implausible")
+
+
+@pytest.mark.requirement("themis-issue-202-duplicates")
+def test_duplicates_are_counted_and_stay(warehouse: psycopg.Connection) -> None:
+    """By the shipped rules: of all persons as Python counts them, of affected ones, and in the report of the load."""
+    rules = load_mappings(MAPPINGS_FOLDER).duplicates
+    assert {rule.table for rule in rules} == {"condition_occurrence", "procedure_occurrence"}
+    expected = [found for rule in rules if (found := _duplicates(warehouse, rule))["facts"]]
+    assert {item["rule"] for item in expected} >= {"problem_list_and_encounter_diagnosis", "same_condition_twice"}
+    warehouse.execute("CREATE TEMP TABLE affected_person (person_id bigint PRIMARY KEY) ON COMMIT DROP")
+    db = Database(warehouse, "cdm", "etl", "vocab")
+    assert count_duplicates(db, rules, everybody=True) == expected
+    assert count_duplicates(db, rules, everybody=False) == []
+    warehouse.execute(
+        "INSERT INTO affected_person SELECT row_id FROM row_source WHERE cdm_table = 'person'"
+        " AND resource_id = 'Condition.duplicates.problem-list-and-encounter.p1'"
+    )
+    of_case = [(item["rule"], item["facts"], item["rows"]) for item in count_duplicates(db, rules, everybody=False)]
+    assert of_case == [("problem_list_and_encounter_diagnosis", 1, 1), ("same_condition_twice", 1, 1)]
+    exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
+    assert {item.rule for item in load_report(warehouse, "cdm", exports).duplicates} <= {rule.name for rule in rules}
+    (first,) = warehouse.execute("SELECT duplicates FROM publication ORDER BY export_id LIMIT 1").fetchone() or ([],)
+    assert {item["rule"] for item in first} == {item["rule"] for item in expected}
+
+
+def _duplicates(connection: psycopg.Connection, rule: DuplicateRule) -> dict[str, Any]:
+    stem = rule.table.partition("_")[0]
+    cursor = connection.execute(
+        f"SELECT DISTINCT row.*, source.resource_type, source.resource_id FROM cdm.{rule.table} AS row"
+        f" JOIN row_source AS source ON cdm_table = '{rule.table}' AND row_id = row.{primary_key(rule.table)}"
+    )
+    names = [column.name for column in cursor.description or ()]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for values in cursor:
+        row = dict(zip(names, values, strict=True))
+        if row[f"{stem}_concept_id"] and (not rule.types or row[f"{stem}_type_concept_id"] in rule.types):
+            groups.setdefault(tuple(row[name] for name in ("person_id", *rule.same)), []).append(row)
+    sizes = []
+    for rows in groups.values():
+        resources = {(row["resource_type"], row["resource_id"]) for row in rows}
+        if len(resources) > 1 and (not rule.types or len({row[f"{stem}_type_concept_id"] for row in rows}) > 1):
+            sizes.append(len(resources))
+    return {"rule": rule.name, "table": rule.table, "facts": len(sizes), "rows": sum(sizes) - len(sizes)}
 
 
 def test_the_report_has_shares_and_findings(warehouse: psycopg.Connection) -> None:

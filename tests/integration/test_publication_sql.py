@@ -187,6 +187,9 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     place.load({"Patient": [patient("z1")]}, "two")
     first, second, third = (_files(night) for night in NIGHTS)
     first["Observation"] += [observation(f"a-many{number}", "a-p1") for number in range(12)]
+    first["Observation"] += [
+        observation("a-negative", "a-p1", valueQuantity={"value": -1})
+    ]  # a rule about numbers finds it
     first["AllergyIntolerance"] = [ALLERGY]
     place.ingest(_land(place, first))
     late = _land(place, second)

@@ -78,6 +78,30 @@ def test_rows_of_rules(folder: Path, kind: str, row: str, words: str) -> None:
     assert not words or words in found[0][2]
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a,condition_occurrence,condition_concept_id|condition_start_date,32840|32827", ""),
+        ("a,measurement,measurement_concept_id|measurement_date|value_as_number,", ""),
+        ("a,person,person_id,", "there is no table of events 'person'"),
+        ("a,condition_occurrence,condition_concept_id|onset,", "condition_occurrence has no column 'onset'"),
+        ("a,condition_occurrence,condition_start_date,", "same must hold condition_concept_id"),
+        ("a,condition_occurrence,condition_concept_id|condition_concept_id,", "same names a column twice"),
+        ("a,condition_occurrence,condition_concept_id,problem list", "types must be concept ids joined by |"),
+        ("a,condition_occurrence,condition_concept_id,32840", "types must be two or more"),
+        ("a,condition_occurrence,condition_concept_id|condition_type_concept_id,32840|32827", "types must be two or more"),
+        ("a,condition_occurrence,condition_concept_id,32840|8507", "concept 8507 is of domain Gender, not Type Concept"),
+        (",condition_occurrence,condition_concept_id,", "name is empty"),
+    ],
+)  # fmt: skip
+def test_rows_of_rules_about_duplicates(folder: Path, row: str, words: str) -> None:
+    (folder / "duplicates").mkdir()
+    (folder / "duplicates" / "own.csv").write_text(f"name,table,same,types\n{row}\n")
+    found = [(Path(one.file).name, one.line, one.message) for one in check_mappings(folder, concepts=DEMO)]
+    assert [place for *place, _ in found] == ([["own.csv", 2]] if words else [])
+    assert not words or words in found[0][2]
+
+
 def test_a_rule_is_there_once_in_all_files(folder: Path) -> None:
     row = "LOINC:8867-4,,/min,0,350,,null,\n"
     (folder / "plausibility" / "a.csv").write_text(f"{LIMITS}\n{row}")

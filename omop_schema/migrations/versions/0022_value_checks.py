@@ -1,4 +1,4 @@
-"""What rules about numbers found in a load: counts by finding, concept and unit."""
+"""What rules about rows found in a load: numbers by finding, concept and unit, and facts that two resources bring."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ down_revision = "0017"
 branch_labels = None
 depends_on = None
 
+_COLUMNS = {
+    "value_checks": "what rules about numbers found: finding, action, concept, unit, count",
+    "duplicates": "facts that two resources bring: rule, table, facts, rows",
+}
+
 
 def upgrade() -> None:
-    op.add_column(
-        "publication",
-        sa.Column(
-            "value_checks",
-            postgresql.JSONB(astext_type=sa.Text()),
-            server_default=sa.text("'[]'"),
-            nullable=False,
-            comment="what rules about numbers found: finding, action, concept, unit, count",
-        ),
-    )
+    for name, comment in _COLUMNS.items():
+        op.add_column(
+            "publication",
+            sa.Column(
+                name,
+                postgresql.JSONB(astext_type=sa.Text()),
+                server_default=sa.text("'[]'"),
+                nullable=False,
+                comment=comment,
+            ),
+        )
 
 
 def downgrade() -> None:
-    op.drop_column("publication", "value_checks")
+    for name in _COLUMNS:
+        op.drop_column("publication", name)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.mapping.duplicate_rules import DuplicateRule, duplicate_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
     Row,
@@ -355,6 +356,8 @@ class Mappings:
     #: what numbers may be; of two rules about one concept and unit the later counts, which is the site's own
     limits: tuple[Limit, ...] = ()
     conversions: tuple[Conversion, ...] = ()
+    #: by which rows of two resources are one datum: counted, and so in no fingerprint
+    duplicates: tuple[DuplicateRule, ...] = ()
 
     def vocabulary_of(self, system: str) -> str | None:
         """The vocabulary that a code system is, however it is spelt; None where no table says."""
@@ -530,6 +533,7 @@ def read_mappings(
         unit_aliases=unit_aliases,
         limits=limits,
         conversions=conversions,
+        duplicates=duplicate_rules(rules["duplicates"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
 

@@ -48,13 +48,18 @@ _TABLES = {
     "unmapped_types.csv": ("resource_type", "reason"),
     "unit_aliases.csv": ("unit", "ucum"),
 }
-#: Folder of rules about numbers → the columns that a row must fill, and those that it may.
+#: Folder of rules about rows → the columns that a row of its files must fill, and those that it may.
 _RULES = {
     "plausibility": ((), ("concept", "domain", "unit", "low", "high", "negative_allowed", "action")),
     "units": (("concept", "from", "to", "factor"), ("offset",)),
+    "duplicates": (("name", "table", "same"), ("types",)),
 }
 #: What distinguishes the rows of each; the files of a folder are one table.
-_RULE_KEYS = {"plausibility": ("concept", "domain", "unit"), "units": ("concept", "from")}
+_RULE_KEYS = {
+    "plausibility": ("concept", "domain", "unit"),
+    "units": ("concept", "from"),
+    "duplicates": ("name",),
+}
 #: May be there for those who read the file.
 _RULE_NAME = "name"
 #: Keys of a view whose values are FHIRPaths.
@@ -103,7 +108,7 @@ class Sources:
     values: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=dict)
     #: file name of a table → key → row
     tables: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _TABLES})
-    #: folder of rules about numbers → key → row
+    #: folder of rules about rows → key → row
     rules: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _RULES})
     #: key → node of the list of vocabularies
     priority: dict[str, yaml.Node] = field(default_factory=dict)
@@ -370,7 +375,7 @@ def _read_table(found: Sources, file: Path) -> None:
 
 
 def _read_rules(found: Sources, folder: str, files: list[Path]) -> dict[tuple[str, ...], Row]:
-    """The rows of the files of a folder of rules about numbers, which are one table."""
+    """The rows of the files of a folder of rules about rows, which are one table."""
     filled, optional = _RULES[folder]
     rows = [row for file in files for row in _read_rows(file, filled, found.problems, optional=(*optional, _RULE_NAME))]
     return _keyed(rows, _RULE_KEYS[folder], found.problems)
@@ -417,7 +422,7 @@ def _read_layer(found: Sources, layer: Path) -> None:
 
 
 def _read_own_folder(found: Sources, folder: Path) -> None:
-    """A site's entries of value maps, or of rules about numbers."""
+    """A site's entries of value maps, or of rules about rows."""
     if folder.name in _RULES:
         found.rules[folder.name].update(_read_rules(found, folder.name, _csv_files(found, folder)))
         return

@@ -85,7 +85,7 @@ class _Named:
 
 
 def concept_problems(reading: MappingReading, known: KnownConcepts) -> Iterator[MappingProblem]:
-    named = [*_named_by_views(reading), *_named_by_tables(reading)]
+    named = [*_named_by_views(reading), *_named_by_tables(reading), *_named_by_duplicates(reading)]
     rows = known.concepts(sorted({concept_id for one in named for concept_id in one.concept_ids}))
     found = {row["concept_id"]: row for row in rows.to_dicts()}
     for one in named:
@@ -159,6 +159,13 @@ def _named_by_views(reading: MappingReading) -> Iterator[_Named]:
                 for position, rule in enumerate(rules):
                     node = node_at(reading.sources.resources[resource], ["views", number, key, position])
                     yield _Named(rule.concept_ids, *line_of(node), domain)
+
+
+def _named_by_duplicates(reading: MappingReading) -> Iterator[_Named]:
+    for row in reading.sources.rules["duplicates"].values():
+        for text in row.values.get("types", "").split("|"):
+            if text.strip().isdecimal():
+                yield _Named((int(text),), row.file, row.line, _TYPE_CONCEPT)
 
 
 def _named_by_tables(reading: MappingReading) -> Iterator[_Named]:
