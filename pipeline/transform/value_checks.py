@@ -96,17 +96,22 @@ class ValueChecks:
         if "unit_concept_id" not in rows.columns:
             rows = rows.with_columns(pl.lit(None, dtype=pl.Int64).alias("unit_concept_id"))
         rows = rows.with_row_index(_ROW)
-        numbers = rows.filter(
+        numbers = rows.select(_ROW, "value_as_number", *_KEY).filter(
             pl.col("value_as_number").is_not_null() & pl.col("table").is_in(list(DOMAINS.values()))
-        ).select(_ROW, "value_as_number", *_KEY)
+        )
         if numbers.is_empty():
             return nothing
         found = self._found(numbers)
-        converted = self._converted(numbers.join(_gone(found), on=_ROW, how="anti"))
+        converted = self._converted(numbers if found.is_empty() else numbers.join(_gone(found), on=_ROW, how="anti"))
+        if found.is_empty() and converted.is_empty():
+            return nothing
         counts = pl.concat([_counted(rows, found), _counted(rows, converted)])
-        marked = rows.join(found.select(_ROW, "finding", "action"), on=_ROW, how="inner", maintain_order="left")
+        marked = nothing.found
+        if not found.is_empty():
+            actions = found.select(_ROW, "finding", "action")
+            marked = rows.join(actions, on=_ROW, how="inner", maintain_order="left").drop(_ROW)
         rows = self._with_standard_units(_without(rows, found), converted)
-        return CheckedRows(rows.drop(_ROW), marked.drop(_ROW), counts)
+        return CheckedRows(rows.drop(_ROW), marked, counts)
 
     def _found(self, numbers: pl.DataFrame) -> pl.DataFrame:
         """_ROW, finding and action (keep, null, exclude, or reported) of numbers that a rule does not allow."""
