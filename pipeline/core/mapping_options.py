@@ -116,9 +116,9 @@ class MappingOptions(BaseModel):
         "report",
         *_MEASURED,
         description=(
-            "Numbers outside the limits of the files of `plausibility/`: `report` keeps them, with the issue"
-            " `value_implausible`, and counts them by concept in the report of each load; `apply` does what the files say"
-            " (`keep`, `null`, or `exclude` the row); `off` looks at none."
+            "Numbers outside the limits of the files of `plausibility/`: `report` keeps them, and counts them by concept in"
+            " the report of each load; `apply` does what the files say (`keep`, `null`, or `exclude` the row), with the issue"
+            " `value_implausible`; `off` looks at none."
         ),
     )
     standard_units: Literal["off", "report", "apply"] = _option(
@@ -128,13 +128,6 @@ class MappingOptions(BaseModel):
             "Numbers in units that the files of `units/` convert: `report` keeps number and unit, and counts them by"
             " concept and unit; `apply` converts number, range and unit_concept_id, while value_source_value and"
             " unit_source_value stay what the source said; `off` looks at none."
-        ),
-    )
-    duplicates: Literal["off", "report"] = _option(
-        "report",
-        description=(
-            "One fact from two resources, by the rules of the files of `duplicates/` (a problem list entry and an encounter"
-            " diagnosis of one day): `report` counts them in the report of each load; `off` does not. No row changes."
         ),
     )
     questionnaire_codes: Literal["link_id", "explicit"] = _option(
@@ -272,7 +265,7 @@ class MappingOptions(BaseModel):
         ),
     )
 
-    @field_validator("notes", "negative_values", "plausibility", "standard_units", "duplicates", mode="before")
+    @field_validator("notes", "negative_values", "plausibility", "standard_units", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         """YAML 1.1 reads `off` and `on` as booleans."""

@@ -29,7 +29,7 @@ from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
-from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE
+from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE, REPORTED
 
 __all__ = [
     "LEFT_OUT_BY_RULE",
@@ -120,12 +120,14 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
 def _with_value_findings(
     mapping: ResourceMapping, view: ViewMapping, result: EventRows, found: pl.DataFrame
 ) -> EventRows:
-    """Adds issues of numbers that a rule does not allow, and the rows that are left out because of theirs.
+    """Adds issues of numbers that a rule does not allow, and the rows that are left out because of theirs. What is
+    outside its limits is only counted where the option says `report`.
 
     `found`: as `value_checks.CheckedRows` has it.
     """
     path = _value_path(mapping, view).alias("path")
-    issues = found.select("surrogate_id", pl.col("finding").alias("code"), path)
+    only_counted = (pl.col("finding") == IMPLAUSIBLE_VALUE) & (pl.col("action") == REPORTED)
+    issues = found.filter(~only_counted).select("surrogate_id", pl.col("finding").alias("code"), path)
     left_out = found.filter(pl.col("action") == "exclude").select(
         "index",
         pl.lit("the number cannot be meant").alias("reason"),

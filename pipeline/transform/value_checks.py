@@ -17,10 +17,12 @@ from pipeline.staging.schemas import SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import exact
 from pipeline.transform.mapping.value_rules import DOMAINS, Conversion, Limit, unit_concept
 
-__all__ = ["CONVERTED", "IMPLAUSIBLE_VALUE", "NEGATIVE_VALUE", "CheckedRows", "ValueChecks"]
+__all__ = ["CONVERTED", "IMPLAUSIBLE_VALUE", "NEGATIVE_VALUE", "REPORTED", "CheckedRows", "ValueChecks"]
 
 #: Findings. The first two are codes of issues as well, and reasons of what is excluded.
 NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, CONVERTED = "value_negative", "value_implausible", "unit_converted"
+#: What became of a finding where the option says `report`: nothing.
+REPORTED = "reported"
 
 #: Doubles hold 15 digits; a product of two is cut where its own error begins: 98.6 °F is 37 °C.
 _DIGITS = 12
@@ -137,7 +139,7 @@ class ValueChecks:
             if option == "off" or not rules or looked_at.is_empty():
                 continue
             wrong = _narrowest(looked_at, rules).filter(is_wrong).join(found, on=_ROW, how="anti")
-            action = pl.lit("reported") if option == "report" else pl.col("action")
+            action = pl.lit(REPORTED) if option == "report" else pl.col("action")
             found = pl.concat([found, wrong.select(*schema, pl.lit(finding).alias("finding"), action.alias("action"))])
         return found
 
@@ -145,7 +147,7 @@ class ValueChecks:
         """_ROW, standard_unit, factor, offset, finding and action of numbers in a unit that is converted."""
         option = self.options.standard_units
         conversions = self.conversions if option != "off" else self.conversions.clear()
-        action = "converted" if option == "apply" else "reported"
+        action = "converted" if option == "apply" else REPORTED
         return numbers.join(conversions, on=["concept_id", "unit_concept_id"], how="inner").with_columns(
             pl.lit(CONVERTED).alias("finding"), pl.lit(action).alias("action")
         )
