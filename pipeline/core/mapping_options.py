@@ -50,6 +50,10 @@ _DATED = (
 _MEASURED = ("Observation", "QuestionnaireResponse")
 
 
+#: Resources of which one fact may come twice.
+_REPEATED = ("Condition", "Procedure")
+
+
 class MappingOptions(BaseModel):
     """The options of one site. The description of a field says what each value does."""
 
@@ -128,6 +132,16 @@ class MappingOptions(BaseModel):
             "Numbers in units that the files of `units/` convert: `report` keeps number and unit, and counts them by"
             " concept and unit; `apply` converts number, range and unit_concept_id, while value_source_value and"
             " unit_source_value stay what the source said; `off` looks at none."
+        ),
+    )
+    duplicates: Literal["report", "apply"] = _option(
+        "report",
+        *_REPEATED,
+        description=(
+            "One fact from two resources, by those rules of the files of `duplicates/` that name types (a problem list entry"
+            " and an encounter diagnosis of one day): `report` counts them in the report of each load, and all rows stay;"
+            " `apply` leaves out the rows of the later types (excluded as `counted_elsewhere`), which come back when the"
+            " row that counted goes."
         ),
     )
     questionnaire_codes: Literal["link_id", "explicit"] = _option(
@@ -270,6 +284,10 @@ class MappingOptions(BaseModel):
     def _switch(cls, value: object) -> object:
         """YAML 1.1 reads `off` and `on` as booleans."""
         return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+    def applies_duplicates(self, resource_type: str) -> bool:
+        """Whether rows of a resource type may be left out because another resource says the same."""
+        return self.duplicates == "apply" and resource_type in _REPEATED
 
     def of(self, resource_type: str) -> Mapping[str, str]:
         """The options that change rows of a resource type, and their values: a part of its fingerprint."""

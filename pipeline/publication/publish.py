@@ -161,7 +161,10 @@ def _run(run: _Run) -> None:
             _save_accounts(run, decisions, outcomes)
         with step("dependents"):
             vanished.map_users_again(run.db, incoming, absences)
-            run.report.dependents = find_dependents(run.db, incoming.export.site, decisions, standing)
+            applies = incoming.site.mapping.duplicates == "apply"
+            run.report.dependents = find_dependents(
+                run.db, incoming.export.site, decisions, standing, with_duplicates=applies
+            )
         with step("members"):
             members.result()
             known.result()

@@ -10,7 +10,7 @@ from operator import or_
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS, VALUE_CHECK
+from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, REFERENCE_VALUE, SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import (
     IMPLAUSIBLE,
     NOT_MADE,
@@ -23,6 +23,8 @@ from pipeline.transform.column_names import (
     used_names,
     uses,
 )
+from pipeline.transform.duplicates import CountedRows, without_duplicates
+from pipeline.transform.mapping.duplicate_rules import COUNTED_ELSEWHERE
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
@@ -64,6 +66,8 @@ class EventRows:
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
     #: numbers that a rule about numbers found
     value_checks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[VALUE_CHECK]))
+    #: facts that rows leave for those of other resources
+    facts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[REFERENCE_VALUE]))
 
     @classmethod
     def of_left_out(cls, left_out: pl.DataFrame) -> EventRows:
@@ -92,13 +96,16 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     )
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
+    counted: CountedRows | None = None
     exact: dict[str, pl.DataFrame] = {}
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, found, counts
+        nonlocal rate, unmapped, found, counts, counted
         coded = _with_concepts(worker, mapping, view, kept)
         checked = worker.value_checks.check(coded)
-        coded, found, counts = checked.rows, checked.found, checked.counts
+        found, counts = checked.found, checked.counts
+        counted = without_duplicates(worker, mapping.resource, checked.rows)
+        coded = counted.rows
         rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
         made: dict[str, pl.DataFrame] = {}
@@ -114,7 +121,37 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     result = replace(
         result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact, value_checks=counts
     )
+    if counted is not None:
+        result = _with_counted(mapping, view, result, counted)
     return result if found.is_empty() else _with_value_findings(mapping, view, result, found)
+
+
+def _with_counted(mapping: ResourceMapping, view: ViewMapping, result: EventRows, counted: CountedRows) -> EventRows:
+    """Adds what rows that another resource may have as well leave behind, and those that it has."""
+    if counted.references.is_empty() and counted.facts.is_empty():
+        return result
+    reason = "another resource says the same"
+    left_out = _left_out(counted.left_out, pl.lit(COUNTED_ELSEWHERE), reason, pl.lit(f"{mapping.resource}.{view.code}"))
+    return replace(
+        result,
+        left_out=pl.concat([result.left_out, left_out]),
+        issues=pl.concat([result.issues, left_out.select("surrogate_id", "code", "path")]),
+        references=pl.concat([result.references, counted.references]).unique(maintain_order=True),
+        facts=counted.facts,
+    )
+
+
+def _left_out(rows: pl.DataFrame, code: pl.Expr, reason: str, path: pl.Expr) -> pl.DataFrame:
+    """LEFT_OUT_SCHEMA of rows that a rule leaves out."""
+    return rows.select(
+        "index",
+        pl.lit(reason).alias("reason"),
+        pl.lit("transform").alias("stage"),
+        code.alias("code"),
+        path.alias("path"),
+        pl.lit(None, dtype=pl.Int64).alias("cause"),
+        "surrogate_id",
+    )
 
 
 def _with_value_findings(
@@ -128,15 +165,8 @@ def _with_value_findings(
     path = _value_path(mapping, view).alias("path")
     only_counted = (pl.col("finding") == IMPLAUSIBLE_VALUE) & (pl.col("action") == REPORTED)
     issues = found.filter(~only_counted).select("surrogate_id", pl.col("finding").alias("code"), path)
-    left_out = found.filter(pl.col("action") == "exclude").select(
-        "index",
-        pl.lit("the number cannot be meant").alias("reason"),
-        pl.lit("transform").alias("stage"),
-        pl.col("finding").alias("code"),
-        path,
-        pl.lit(None, dtype=pl.Int64).alias("cause"),
-        "surrogate_id",
-    )
+    excluded = found.filter(pl.col("action") == "exclude")
+    left_out = _left_out(excluded, pl.col("finding"), "the number cannot be meant", path)
     return replace(result, issues=pl.concat([result.issues, issues]), left_out=pl.concat([result.left_out, left_out]))
 
 
@@ -226,7 +256,7 @@ LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
 #: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
-LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE)
+LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE)
 #: After the element whose quantity is a row's number.
 _QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}

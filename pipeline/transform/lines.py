@@ -184,6 +184,7 @@ class _TypeTransform:
             for view in self.read.plan.views
             if view.mapping.event_of in by_view and view.mapping.name in by_view
         ]
+        facts += [result.facts for result in event_results if not result.facts.is_empty()]
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")

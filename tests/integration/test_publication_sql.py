@@ -179,7 +179,7 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         vanished="delete",
         left_group="delete",
         empty_when_missing=tuple(sorted(types)),
-        mapping=MappingOptions(panel_row="always"),
+        mapping=MappingOptions(panel_row="always", duplicates="apply"),
     )
     settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))

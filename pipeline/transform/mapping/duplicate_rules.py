@@ -1,7 +1,7 @@
 """Rules about duplicates as data: `duplicates/*.csv`. By which columns rows of two resources say the same thing.
 
 Rows of CSV files → typed rules, with a problem for everything that is wrong. They are counted by
-`pipeline.publication.steps.duplicates`; no row changes because of one.
+`pipeline.publication.steps.duplicates`, and applied by option in `pipeline.transform.duplicates`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from omop_schema.cdm_fields import polars_schema
 from pipeline.transform.mapping.sources import MappingProblem, Row
 from pipeline.transform.routing import EVENT_COLUMNS
 
-__all__ = ["DuplicateRule", "concept_column", "duplicate_rules", "type_column"]
+__all__ = ["COUNTED_ELSEWHERE", "FACT", "DuplicateRule", "concept_column", "duplicate_rules", "type_column"]
+
+#: Why a row is left out, and a resource of which no other row is left is excluded.
+COUNTED_ELSEWHERE = "counted_elsewhere"
+#: Before the place of a type, from 0: the name of a fact about a datum, and of references to it.
+FACT = "duplicate_"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class DuplicateRule:
     name: str
     table: str
     same: tuple[str, ...]
-    #: Type concepts of which rows of two or more must be among them; empty: the types do not matter
+    #: Type concepts of which rows of two or more must be among them, the one that counts first; empty: the types do not
+    #: matter, and nothing is ever left out
     types: tuple[int, ...]
 
 

@@ -356,7 +356,7 @@ class Mappings:
     #: what numbers may be; of two rules about one concept and unit the later counts, which is the site's own
     limits: tuple[Limit, ...] = ()
     conversions: tuple[Conversion, ...] = ()
-    #: by which rows of two resources are one datum: counted, and so in no fingerprint
+    #: by which rows of two resources are one datum
     duplicates: tuple[DuplicateRule, ...] = ()
 
     def vocabulary_of(self, system: str) -> str | None:
@@ -423,6 +423,8 @@ class Mappings:
             digest.update(repr(sorted(used.items())).encode())
         for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
+        if self.options.applies_duplicates(resource_type):
+            digest.update(repr(self.duplicates).encode())
         if mapping is not None and has_numbers(mapping):
             digest.update(repr((self.limits, self.conversions, self._value_options)).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
