@@ -42,7 +42,7 @@ def condition(resource_id: str, version: Version) -> dict[str, Any]:
     return made | ({"asserter": reference("Patient", person)} if kind == "reported" else {})
 
 
-def expected(newest: Newest) -> dict[str, str]:
+def outcomes_by_rule(newest: Newest) -> dict[str, str]:
     """Resource → its outcome."""
     best: dict[tuple[str, int], int] = defaultdict(lambda: len(RANKS))
     for person, kind, day, is_wrong in newest.values():
@@ -93,10 +93,10 @@ def test_after_any_nights_the_first_type_that_is_there_counts(warehouse: Warehou
             " JOIN etl.site_resource_type USING (site_resource_type_id) WHERE resource_type = 'Condition'"
         )
     )
-    wanted = expected(newest)
-    assert {name: (found, wanted[name]) for name, found in outcomes.items() if found != wanted[name]} == {}
-    assert len(set(wanted.values())) == 3
+    expected = outcomes_by_rule(newest)
+    assert {name: (found, expected[name]) for name, found in outcomes.items() if found != expected[name]} == {}
+    assert len(set(expected.values())) == 3
     rows = place.value("SELECT count(*) FROM cdm.condition_occurrence")
-    assert rows == sum(outcome == "loaded" for outcome in wanted.values())
+    assert rows == sum(outcome == "loaded" for outcome in expected.values())
     (found,) = place.rows("SELECT count(*) FROM etl.reference WHERE state = 'stale'")
     assert found == (0,)
