@@ -11,6 +11,7 @@ import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.extract.notes import ExportNotes, export_notes
+from pipeline.quality.overlaps import overlapping_exposures
 from pipeline.staging.outcomes import LineOutcome
 
 __all__ = [
@@ -91,6 +92,8 @@ class LoadReport:
     value_checks: tuple[ValueCheck, ...] = ()
     #: of the last of the exports that has any: the same persons are counted by each
     duplicates: tuple[Duplicates, ...] = ()
+    #: resource type → exposures that overlap a more definite one, of the persons whose exposures these exports made
+    overlaps: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> Counter[str]:
@@ -103,7 +106,12 @@ def table_counts(connection: psycopg.Connection, cdm_schema: str) -> dict[str, i
 
 
 def load_report(
-    connection: psycopg.Connection, cdm_schema: str, export_ids: Sequence[int], *, most_unmapped: int = 15
+    connection: psycopg.Connection,
+    cdm_schema: str,
+    vocab_schema: str,
+    export_ids: Sequence[int],
+    *,
+    most_unmapped: int = 15,
 ) -> LoadReport:
     """Everything that a person asks after a run. `connection` has the etl schema on its search_path."""
     ids = list(export_ids)
@@ -124,8 +132,9 @@ def load_report(
         export_notes(connection, ids),
         _unchanged_by_content(connection, ids),
         vanished_counts(connection, ids),
-        _value_checks(connection, ids),
-        _duplicates(connection, ids),
+        overlaps=overlapping_exposures(connection, cdm_schema, vocab_schema, ids) if inserted["drug_exposure"] else {},
+        value_checks=_value_checks(connection, ids),
+        duplicates=_duplicates(connection, ids),
     )
 
 

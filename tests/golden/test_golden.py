@@ -91,6 +91,8 @@ FIELD_CONCEPTS = {
     1147127: "condition_occurrence",
     1147082: "procedure_occurrence",
     1147138: "measurement",
+    1147094: "drug_exposure",
+    1147115: "device_exposure",
 }
 
 #: A reference up to the id, the id, a version.
@@ -524,7 +526,7 @@ def test_what_rules_about_numbers_found_is_in_the_report_of_the_load(warehouse: 
     exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
     found = {
         (check.finding, check.action, check.concept, check.unit): check.count
-        for check in load_report(warehouse, "cdm", exports).value_checks
+        for check in load_report(warehouse, "cdm", "vocab", exports).value_checks
     }
     weight = "Body weight"
     expected = {
@@ -562,7 +564,9 @@ def test_duplicates_are_counted_and_stay(warehouse: psycopg.Connection) -> None:
     of_case = [(item["rule"], item["facts"], item["rows"]) for item in count_duplicates(db, rules, everybody=False)]
     assert of_case == [("problem_list_and_encounter_diagnosis", 1, 1), ("same_condition_twice", 1, 1)]
     exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
-    assert {item.rule for item in load_report(warehouse, "cdm", exports).duplicates} <= {rule.name for rule in rules}
+    assert {item.rule for item in load_report(warehouse, "cdm", "vocab", exports).duplicates} <= {
+        rule.name for rule in rules
+    }
     (first,) = warehouse.execute("SELECT duplicates FROM publication ORDER BY export_id LIMIT 1").fetchone() or ([],)
     assert {item["rule"] for item in first} == {item["rule"] for item in expected}
 
