@@ -243,6 +243,20 @@ def _publication_tables(metadata: MetaData) -> None:
         Column(
             "vanished", JSONB, nullable=False, server_default=text("'{}'"), comment="what came of it → type → count"
         ),
+        Column(
+            "value_checks",
+            JSONB,
+            nullable=False,
+            server_default=text("'[]'"),
+            comment="what rules about numbers found: finding, action, concept, unit, count",
+        ),
+        Column(
+            "duplicates",
+            JSONB,
+            nullable=False,
+            server_default=text("'[]'"),
+            comment="facts that two resources bring: rule, table, facts, rows",
+        ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
     )

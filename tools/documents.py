@@ -117,6 +117,40 @@ def _tables(mappings: Mappings) -> Iterator[str]:
     yield from (_row(alias, system) for alias, system in sorted(mappings.systems.given.items()))
     yield from ["", "## Choice among codings", "", _row("element", "vocabularies in order"), _row("---", "---")]
     yield from (_row(name, ", ".join(order)) for name, order in mappings.vocabulary_priority.items())
+    yield from _rules_about_rows(mappings)
+
+
+def _rules_about_rows(mappings: Mappings) -> Iterator[str]:
+    yield from [
+        "",
+        "## Numbers",
+        "",
+        "`mappings/plausibility/*.csv`: what a number may be, and what becomes of another one.",
+    ]
+    yield from ["", _row("of", "unit", "low", "high", "negative", "another one"), _row(*["---"] * 6)]
+    for limit in mappings.limits:
+        allowed = {True: "allowed", False: "not allowed", None: ""}[limit.negative_allowed]
+        of = limit.concept or f"domain {limit.domain}"
+        ends = ["" if end is None else f"{end:g}" for end in (limit.low, limit.high)]
+        yield _row(
+            of, limit.unit or "any", *ends, allowed, "" if limit.negative_allowed and not any(ends) else limit.action
+        )
+    yield from ["", "## Standard units", "", "`mappings/units/*.csv`: number × factor + offset."]
+    yield from ["", _row("of", "from", "to", "factor", "offset"), _row(*["---"] * 5)]
+    for one in mappings.conversions:
+        yield _row(
+            one.concept, one.source, one.target, f"{one.factor:.10g}", f"{one.offset:.10g}" if one.offset else ""
+        )
+    yield from [
+        "",
+        "## Facts that come twice",
+        "",
+        "`mappings/duplicates/*.csv`: rows of two resources that are equal in these",
+    ]
+    yield from ["columns, and, where types are named, have two of them.", ""]
+    yield from [_row("rule", "table", "equal", "types"), _row(*["---"] * 4)]
+    for rule in mappings.duplicates:
+        yield _row(rule.name, rule.table, ", ".join(rule.same), ", ".join(map(str, rule.types)))
 
 
 def _modifiers() -> Iterator[str]:

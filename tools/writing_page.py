@@ -213,6 +213,27 @@ def _event_columns() -> Iterator[str]:
     yield from [_row("table", "event columns"), _row("---", "---")]
     for table, columns in EVENT_COLUMNS.items():
         yield _row(table, ", ".join(f"`{name}`" for name in dict.fromkeys(columns.values())))
+    yield from [
+        "",
+        "When the concept and the table of a row are known, `value_as_number` is held against the rules of",
+        "`plausibility/*.csv` and `units/*.csv` ([numbers](mapping.md#numbers-what-they-may-be-and-in-which-unit)), whatever",
+        "mapping the row comes from. Their columns:",
+        "",
+        _row("file", "columns"),
+        _row("---", "---"),
+        _row(
+            "`plausibility/*.csv`",
+            "`concept` or `domain`, `unit`, `low`, `high`, `negative_allowed` (yes, no), `action`",
+        ),
+        _row("`units/*.csv`", "`concept`, `from`, `to`, `factor`, `offset` (may be empty: 0)"),
+        _row(
+            "`duplicates/*.csv`",
+            "`name`, `table`, `same` (columns joined by |), `types` (ids joined by |, or empty)",
+        ),
+        "",
+        "A concept is an id or `VOCABULARY:code`, a unit a UCUM code or a spelling of `unit_aliases.csv`; a column `name` is for",
+        "those who read the file.",
+    ]
     yield ""
 
 

@@ -41,6 +41,12 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
     _print_outcomes(console, report)
     _print_tables(console, report)
     _print_mapping(console, report)
+    _print_value_checks(console, report)
+    for found in report.duplicates:
+        console.print(
+            f"{found.facts:,} facts of {found.table} are there from two resources or more ({found.rows:,} rows too many), of"
+            f" persons whose rows changed: rule {found.rule}."
+        )
     total = report.total
     if total["lines"] and total["unchanged"] >= 0.9 * total["lines"]:
         share = 100 * total["unchanged"] / total["lines"]
@@ -119,6 +125,39 @@ def _print_mapping(console: Terminal, report: LoadReport) -> None:
             element = f"{code.resource_type}.{code.element}"
             table.add_row(named, _number(code.count), element, code.system or "–")
         console.print(table)
+
+
+#: Rows of the table of numbers; the rest is summed up in a sentence.
+_MOST_VALUE_CHECKS = 12
+_FINDINGS = {
+    "value_negative": "below 0",
+    "value_implausible": "outside the limits",
+    "unit_converted": "in another unit than the standard one",
+}
+_ACTIONS = {
+    "reported": "reported",
+    "keep": "kept",
+    "null": "set to NULL",
+    "exclude": "row left out",
+    "converted": "converted",
+}
+
+
+def _print_value_checks(console: Terminal, report: LoadReport) -> None:
+    if not report.value_checks:
+        return
+    table = number_table("concept", "numbers", "unit", "found", "done", title="Numbers that rules about numbers found")
+    for column in table.columns[2:]:
+        column.justify = "left"
+    for column in (table.columns[0], table.columns[3]):
+        column.no_wrap, column.overflow = False, "fold"
+    for check in report.value_checks[:_MOST_VALUE_CHECKS]:
+        found, done = _FINDINGS.get(check.finding, check.finding), _ACTIONS.get(check.action, check.action)
+        table.add_row(check.concept or "–", _number(check.count), check.unit or "–", found, done)
+    console.print(table)
+    rest = report.value_checks[_MOST_VALUE_CHECKS:]
+    if rest:
+        console.print(f"And {sum(check.count for check in rest):,} numbers of {len(rest):,} more concepts and units.")
 
 
 def _number(value: int) -> str:

@@ -46,6 +46,14 @@ _DATED = (
 )
 
 
+#: Resources with numbers that have a code.
+_MEASURED = ("Observation", "QuestionnaireResponse")
+
+
+#: Resources of which one fact may come twice.
+_REPEATED = ("Condition", "Procedure")
+
+
 class MappingOptions(BaseModel):
     """The options of one site. The description of a field says what each value does."""
 
@@ -79,6 +87,61 @@ class MappingOptions(BaseModel):
             " `with_value` makes it only where the panel itself has a value (else `panel_without_value`); `always`"
             " makes it in any case, and components, members and results carry its id in measurement_event_id or"
             " observation_event_id."
+        ),
+    )
+    unmapped_results: Literal["measurement", "observation"] = _option(
+        "measurement",
+        "Observation",
+        "DiagnosticReport",
+        description=(
+            "Results of category laboratory, vital-signs or imaging whose code has no concept: `measurement` keeps them"
+            " there with concept 0, so that they are found beside the others; `observation` leaves measurement to rows"
+            " whose concept is of domain Measurement (Themis, by the letter)."
+        ),
+    )
+    interpretation_as_value: Literal["without_value", "beside_number"] = _option(
+        "without_value",
+        *_MEASURED,
+        description=(
+            "The interpretation of a result as value_as_concept_id: `without_value` only where there is no value;"
+            " `beside_number` also beside a number (60 and normal), which Themis calls a valid choice."
+        ),
+    )
+    negative_values: Literal["off", "report", "apply"] = _option(
+        "apply",
+        *_MEASURED,
+        description=(
+            "Numbers below 0 where the files of `plausibility/` do not allow them: `apply` does what they say (NULL, by"
+            " Themis; value_source_value stays), with the issue `value_negative`; `report` keeps the number, with the"
+            " issue; `off` looks at none."
+        ),
+    )
+    plausibility: Literal["off", "report", "apply"] = _option(
+        "report",
+        *_MEASURED,
+        description=(
+            "Numbers outside the limits of the files of `plausibility/`: `report` keeps them, and counts them by concept in"
+            " the report of each load; `apply` does what the files say (`keep`, `null`, or `exclude` the row), with the issue"
+            " `value_implausible`; `off` looks at none."
+        ),
+    )
+    standard_units: Literal["off", "report", "apply"] = _option(
+        "report",
+        *_MEASURED,
+        description=(
+            "Numbers in units that the files of `units/` convert: `report` keeps number and unit, and counts them by"
+            " concept and unit; `apply` converts number, range and unit_concept_id, while value_source_value and"
+            " unit_source_value stay what the source said; `off` looks at none."
+        ),
+    )
+    duplicates: Literal["report", "apply"] = _option(
+        "report",
+        *_REPEATED,
+        description=(
+            "One fact from two resources, by those rules of the files of `duplicates/` that name types (a problem list entry"
+            " and an encounter diagnosis of one day): `report` counts them in the report of each load, and all rows stay;"
+            " `apply` leaves out the rows of the later types (excluded as `counted_elsewhere`), which come back when the"
+            " row that counted goes."
         ),
     )
     questionnaire_codes: Literal["link_id", "explicit"] = _option(
@@ -294,11 +357,15 @@ class MappingOptions(BaseModel):
         ),
     )
 
-    @field_validator("notes", mode="before")
+    @field_validator("notes", "negative_values", "plausibility", "standard_units", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         """YAML 1.1 reads `off` and `on` as booleans."""
         return {False: "off", True: "on"}[value] if isinstance(value, bool) else value
+
+    def applies_duplicates(self, resource_type: str) -> bool:
+        """Whether rows of a resource type may be left out because another resource says the same."""
+        return self.duplicates == "apply" and resource_type in _REPEATED
 
     def of(self, resource_type: str) -> Mapping[str, str]:
         """The options that change rows of a resource type, and their values: a part of its fingerprint."""

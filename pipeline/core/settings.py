@@ -215,6 +215,8 @@ class SiteSettings(BaseModel):
     doubted_deaths: Literal["keep", "drop"] = "keep"
     #: gap_days of drug_era: the days without an exposure (the CDM's field), or as OHDSI's script counts them
     drug_era_gap_days: Literal["exposed_days", "ohdsi_script"] = "exposed_days"
+    #: whether each load counts facts that two resources bring (docs/mapping.md)
+    count_duplicates: bool = True
     #: A line longer than this becomes a dead letter, in bytes.
     max_line_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     #: Keep the text of text-only concepts in `*_source_value` for these resource types (free text can hold names).

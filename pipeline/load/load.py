@@ -273,6 +273,7 @@ def publish(load: Load) -> None:
         files=[*_sums_by_file(load), *deleted],
         fingerprints=load.rules.fingerprints,
         known=load.known,
+        duplicates=load.rules.mappings.duplicates if load.site.count_duplicates else (),
         confirmed=load.options.confirmed,
         over_newer=load.options.over_newer,
     )

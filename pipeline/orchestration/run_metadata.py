@@ -142,6 +142,17 @@ def _tables(report: LoadReport) -> Metadata:
         "outcome of every line": table_value(("resource type", "lines", *OUTCOMES), outcomes),
         "why lines were excluded": table_value(("resource type", "reason", "lines"), excluded),
         "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),
+        "numbers that rules about numbers found": table_value(
+            ("concept", "unit", "found", "done", "numbers"),
+            [
+                (check.concept or "–", check.unit or "–", check.finding, check.action, check.count)
+                for check in report.value_checks
+            ],
+        ),
+        "facts that two resources bring": table_value(
+            ("rule", "table", "facts", "rows too many"),
+            [(found.rule, found.table, found.facts, found.rows) for found in report.duplicates],
+        ),
         "mapping rates": table_value(("resource type", "mapped %", "mapped", "coded"), rates),
         "resources that are no longer in their groups' exports": table_value(
             ("disposition", "resource type", "resources"),

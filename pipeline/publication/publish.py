@@ -53,10 +53,12 @@ from pipeline.publication.steps.care_sites import relate_care_sites
 from pipeline.publication.steps.cdm_source import InstanceSource, save_cdm_source
 from pipeline.publication.steps.decide import decide
 from pipeline.publication.steps.dependents import find_dependents
+from pipeline.publication.steps.duplicates import count_duplicates
 from pipeline.publication.unlink import remove_unused_locations
 from pipeline.publication.values import Decisions, Entities, FormerRows, Incoming, RowCounts
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
+from pipeline.transform.mapping.duplicate_rules import DuplicateRule
 from pipeline.warehouse.cdm_version import refuse_other_version
 from pipeline.warehouse.configured_sites import note_configured_site
 from pipeline.warehouse.export_jobs import lock_warehouse
@@ -75,11 +77,13 @@ def publish_export(
     files: Sequence[FileLines],
     fingerprints: Mapping[str, int],
     known: KnownCache,
+    duplicates: Sequence[DuplicateRule] = (),
     confirmed: bool = False,
     over_newer: bool = False,
 ) -> None:
     """Publish a staged export and report it in `report`. The caller has the site's lock. `confirmed`: however much has
-    vanished, it goes. `over_newer`: its lines count also where newer exports are different.
+    vanished, it goes. `duplicates`: rules by which facts that two resources bring are counted.
+    `over_newer`: its lines count also where newer exports are different.
 
     Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
@@ -101,7 +105,7 @@ def publish_export(
             over_newer=over_newer,
         )
         note_configured_site(db.connection, settings, export.site)
-        _run(_Run(db, connection, incoming, files, known, report))
+        _run(_Run(db, connection, incoming, files, known, duplicates, report))
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, db, export, report, fingerprints)
 
@@ -128,6 +132,7 @@ class _Run:
     files: Sequence[FileLines]
     #: is notified of every state that changes
     known: KnownCache
+    duplicates: Sequence[DuplicateRule]
     report: PublicationReport
 
 
@@ -161,12 +166,16 @@ def _run(run: _Run) -> None:
         with step("letters"):  # before the derived tables, which add issues of their own and count who was left out
             accounts.save_dead_letters(db, incoming, decisions)
             accounts.save_issues(db, incoming.export.export_id, decisions)
+            run.report.value_checks = accounts.value_checks(db, decisions)
         _finish_tables(run, decisions, bulk_load)
         with step("accounts"):
             _save_accounts(run, outcomes)
         with step("dependents"):
             vanished.map_users_again(run.db, incoming, absences)
-            run.report.dependents = find_dependents(run.db, incoming.export.site, decisions, standing)
+            applies = incoming.site.mapping.duplicates == "apply"
+            run.report.dependents = find_dependents(
+                run.db, incoming.export.site, decisions, standing, with_duplicates=applies
+            )
         with step("members"):
             members.result()
             known.result()
@@ -257,6 +266,8 @@ def _finish_tables(run: _Run, decisions: Decisions, bulk_load: bulk.BulkLoad | N
             )
         report.warnings += derived.warnings
         report.derived_seconds = derived.seconds
+    with step("duplicates"):
+        report.duplicates = count_duplicates(db, run.duplicates, everybody=bulk_load is not None)
     if bulk_load:
         with step("indices"):
             bulk.create_indices(db, bulk_load)
@@ -307,6 +318,8 @@ def _record(
             "transform_seconds": report.transform_seconds,
             "publish_seconds": report.publish_seconds,
             "vanished": Jsonb(report.vanished),
+            "value_checks": Jsonb(report.value_checks),
+            "duplicates": Jsonb(report.duplicates),
         },
     )
     if db.execute("publish_job", {"now": now, "export_id": export.export_id, "state": ExportState.PUBLISHED}) != 1:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.values import RowCounts
@@ -30,6 +31,10 @@ class PublicationReport:
     rows_updated: Counter[str] = field(default_factory=Counter)
     #: resource type → (rows with a standard concept, rows with a code)
     mapping_rates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: what rules about numbers found: see `steps.accounts.value_checks`
+    value_checks: list[dict[str, Any]] = field(default_factory=list)
+    #: facts that two resources bring: see `steps.duplicates.count_duplicates`
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
     #: what the transform stage waited for its processes to start, and all of it
     start_seconds: float = 0.0
     transform_seconds: float = 0.0

@@ -15,8 +15,10 @@ from pipeline.quality.overlaps import overlapping_exposures
 from pipeline.staging.outcomes import LineOutcome
 
 __all__ = [
+    "Duplicates",
     "LoadReport",
     "UnmappedCode",
+    "ValueCheck",
     "load_report",
     "table_counts",
     "unmapped_by_site",
@@ -44,6 +46,29 @@ class UnmappedCode:
 
 
 @dataclass(frozen=True)
+class ValueCheck:
+    """Numbers of a concept in a unit that a rule about numbers found, and what became of them: `reported`, `keep` (they
+    stay), `null`, `exclude` or `converted`. `concept` is None for codes without one, `unit` for numbers without one."""
+
+    finding: str
+    action: str
+    concept: str | None
+    unit: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Facts of a table that rows of two or more resources say, by a rule, and the rows beyond the first of each. Of the
+    persons whose rows the load changed."""
+
+    rule: str
+    table: str
+    facts: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """Counts over some exports. `lines` is by resource type of the landed files."""
 
@@ -63,6 +88,10 @@ class LoadReport:
     unchanged_by_content: int = 0
     #: disposition of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
+    #: the most frequent first
+    value_checks: tuple[ValueCheck, ...] = ()
+    #: of the last of the exports that has any: the same persons are counted by each
+    duplicates: tuple[Duplicates, ...] = ()
     #: resource type → exposures that overlap a more definite one, of the persons whose exposures these exports made
     overlaps: dict[str, int] = field(default_factory=dict)
 
@@ -103,7 +132,9 @@ def load_report(
         export_notes(connection, ids),
         _unchanged_by_content(connection, ids),
         vanished_counts(connection, ids),
-        overlapping_exposures(connection, cdm_schema, vocab_schema, ids) if inserted["drug_exposure"] else {},
+        overlaps=overlapping_exposures(connection, cdm_schema, vocab_schema, ids) if inserted["drug_exposure"] else {},
+        value_checks=_value_checks(connection, ids),
+        duplicates=_duplicates(connection, ids),
     )
 
 
@@ -189,6 +220,25 @@ def _publications(
             mapped[resource_type] += with_concept
             coded[resource_type] += total
     return inserted, deleted, {name: (mapped[name], coded[name]) for name in sorted(coded)}
+
+
+def _value_checks(connection: psycopg.Connection, ids: list[int]) -> tuple[ValueCheck, ...]:
+    rows = connection.execute(
+        "SELECT item ->> 'finding', item ->> 'action', item ->> 'concept', item ->> 'unit',"
+        " sum((item ->> 'count')::bigint)::bigint FROM publication, jsonb_array_elements(value_checks) AS item"
+        " WHERE export_id = ANY(%s) GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4",
+        (ids,),
+    ).fetchall()
+    return tuple(ValueCheck(*row) for row in rows)
+
+
+def _duplicates(connection: psycopg.Connection, ids: list[int]) -> tuple[Duplicates, ...]:
+    row = connection.execute(
+        "SELECT duplicates FROM publication WHERE export_id = ANY(%s) AND duplicates <> '[]'"
+        " ORDER BY published_at DESC, export_id DESC LIMIT 1",
+        (ids,),
+    ).fetchone()
+    return tuple(Duplicates(**item) for item in row[0]) if row else ()
 
 
 def _unmapped(connection: psycopg.Connection, ids: list[int], most: int) -> tuple[UnmappedCode, ...]:

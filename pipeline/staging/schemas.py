@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMAS",
     "UNCHANGED",
     "UNMAPPED",
+    "VALUE_CHECK",
     "WAITING",
     "FileLines",
     "exact_kind",
@@ -40,6 +41,7 @@ KEY_COLUMNS: dict[str, pl.DataType] = {
 
 OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "reference", "reference_value"
 ISSUE, MAPPING, UNMAPPED, UNCHANGED = "issue", "mapping", "unmapped", "unchanged"
+VALUE_CHECK = "value_check"
 EVENT_LINK = "event_link"
 #: Keys by which references name their target, instead of its id.
 IDENTIFIER_KEY = "identifier_key"
@@ -97,6 +99,17 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "system": pl.String,
         "code": pl.String,
         "display": pl.String,
+        "count": pl.Int64,
+    },
+    #: numbers that a rule about numbers found (`pipeline.transform.value_checks`), and what became of them
+    VALUE_CHECK: {
+        "surrogate_id": pl.Int64,
+        "file_number": pl.Int32,
+        "line": pl.Int64,
+        "finding": pl.String,
+        "action": pl.String,
+        "concept_id": pl.Int64,
+        "unit_concept_id": pl.Int64,
         "count": pl.Int64,
     },
     #: a row (cdm_table, row_key) that belongs to another row (event_table, event_row_key) of the same resource

@@ -10,7 +10,7 @@ from operator import itemgetter, or_
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, SCHEMAS
+from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, REFERENCE_VALUE, SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import (
     IMPLAUSIBLE,
     NOT_MADE,
@@ -24,6 +24,8 @@ from pipeline.transform.column_names import (
     uses,
 )
 from pipeline.transform.contact import with_contact_date
+from pipeline.transform.duplicates import CountedRows, without_duplicates
+from pipeline.transform.mapping.duplicate_rules import COUNTED_ELSEWHERE
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
@@ -31,8 +33,17 @@ from pipeline.transform.results import ENTRY, NO_LINKS, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
+from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE, REPORTED
 
-__all__ = ["EventRows", "apply_rules", "event_links", "event_rows", "numbered_path", "refuse_incomplete"]
+__all__ = [
+    "LEFT_OUT_BY_RULE",
+    "EventRows",
+    "apply_rules",
+    "event_links",
+    "event_rows",
+    "numbered_path",
+    "refuse_incomplete",
+]
 
 #: Odd constants that spread keys over 64 bits; polars' own hash is not stable between versions.
 _MIX = (-7046029254386353131, -4417276706812531889, 1609587929392839161)
@@ -55,6 +66,10 @@ class EventRows:
     rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.transform.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
+    #: numbers that a rule about numbers found
+    value_checks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[VALUE_CHECK]))
+    #: facts that rows leave for those of other resources
+    facts: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[REFERENCE_VALUE]))
     #: rows that belong to another row of this view: their results (`pipeline.transform.results`)
     links: pl.DataFrame = field(default_factory=lambda: NO_LINKS)
 
@@ -85,13 +100,19 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     )
     rows = with_contact_date(rows, mapping.contact, worker.derivation)
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
+    found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
+    counted: CountedRows | None = None
     exact: dict[str, pl.DataFrame] = {}
     links = NO_LINKS
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, links
+        nonlocal rate, unmapped, found, counts, counted, links
         kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
+        checked = worker.value_checks.check(coded)
+        found, counts = checked.found, checked.counts
+        counted = without_duplicates(worker, mapping.resource, checked.rows)
+        coded = counted.rows
         rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
         if view.result_concept_id:
@@ -106,7 +127,70 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         return made
 
     result = refuse_incomplete(worker, mapping, view, rows, tables)
-    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact, links=links)
+    result = replace(
+        result,
+        rate=rate,
+        unmapped=pl.concat([unmapped, result.unmapped]),
+        exact=exact,
+        links=links,
+        value_checks=counts,
+    )
+    if counted is not None:
+        result = _with_counted(mapping, view, result, counted)
+    return result if found.is_empty() else _with_value_findings(mapping, view, result, found)
+
+
+def _with_counted(mapping: ResourceMapping, view: ViewMapping, result: EventRows, counted: CountedRows) -> EventRows:
+    """Adds what rows that another resource may have as well leave behind, and those that it has."""
+    if counted.references.is_empty() and counted.facts.is_empty():
+        return result
+    reason = "another resource says the same"
+    left_out = _left_out(counted.left_out, pl.lit(COUNTED_ELSEWHERE), reason, pl.lit(f"{mapping.resource}.{view.code}"))
+    return replace(
+        result,
+        left_out=pl.concat([result.left_out, left_out]),
+        issues=pl.concat([result.issues, left_out.select("surrogate_id", "code", "path")]),
+        references=pl.concat([result.references, counted.references]).unique(maintain_order=True),
+        facts=counted.facts,
+    )
+
+
+def _left_out(rows: pl.DataFrame, code: pl.Expr, reason: str, path: pl.Expr) -> pl.DataFrame:
+    """LEFT_OUT_SCHEMA of rows that a rule leaves out."""
+    return rows.select(
+        "index",
+        pl.lit(reason).alias("reason"),
+        pl.lit("transform").alias("stage"),
+        code.alias("code"),
+        path.alias("path"),
+        pl.lit(None, dtype=pl.Int64).alias("cause"),
+        "surrogate_id",
+    )
+
+
+def _with_value_findings(
+    mapping: ResourceMapping, view: ViewMapping, result: EventRows, found: pl.DataFrame
+) -> EventRows:
+    """Adds issues of numbers that a rule does not allow, and the rows that are left out because of theirs. What is
+    outside its limits is only counted where the option says `report`.
+
+    `found`: as `value_checks.CheckedRows` has it.
+    """
+    path = _value_path(mapping, view).alias("path")
+    only_counted = (pl.col("finding") == IMPLAUSIBLE_VALUE) & (pl.col("action") == REPORTED)
+    issues = found.filter(~only_counted).select("surrogate_id", pl.col("finding").alias("code"), path)
+    excluded = found.filter(pl.col("action") == "exclude")
+    left_out = _left_out(excluded, pl.col("finding"), "the number cannot be meant", path)
+    return replace(result, issues=pl.concat([result.issues, issues]), left_out=pl.concat([result.left_out, left_out]))
+
+
+def _value_path(mapping: ResourceMapping, view: ViewMapping) -> pl.Expr:
+    """The element that has a row's number; NULL where the view takes it from several."""
+    path = view.element_paths.get("value_quantity", "")
+    element = path.removesuffix(_QUANTITY)
+    if element == path:
+        return pl.lit(None, dtype=pl.String)
+    return numbered_path(mapping, view, f"{mapping.resource}.{element}")
 
 
 def refuse_incomplete(
@@ -185,6 +269,10 @@ REFUSED_SCHEMA = {
 LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
+#: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
+LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE)
+#: After the element whose quantity is a row's number.
+_QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
 
 #: Derived required columns: the FHIR string that they come from, and what its absence is called.

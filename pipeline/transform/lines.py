@@ -18,7 +18,7 @@ from pipeline.staging import schemas
 from pipeline.transform.addresses import COUNTRIES, country_name
 from pipeline.transform.content import Contents
 from pipeline.transform.events import (
-    DATE_IMPLAUSIBLE,
+    LEFT_OUT_BY_RULE,
     LEFT_OUT_SCHEMA,
     REFUSED_SCHEMA,
     EventRows,
@@ -185,6 +185,7 @@ class _TypeTransform:
             for view in self.read.plan.views
             if view.mapping.events and view.mapping.name in by_view
         ] + [result.links for result in event_results]
+        facts += [result.facts for result in event_results if not result.facts.is_empty()]
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
@@ -192,6 +193,8 @@ class _TypeTransform:
             (pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.excluded_unless_row or ""))
         )
         self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, without_row.select("surrogate_id")]))
+        by_rule = (pl.col("outcome") == "excluded") & pl.col("reason").is_in(LEFT_OUT_BY_RULE)
+        self._write_value_checks(event_results, decisions.filter((pl.col("outcome") == "loaded") | by_rule))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
         self.worker.ports.parts.write(schemas.IDENTIFIER_KEY, f"{self.chunk.batch.part}-{self.resource_type}", keys)
         waiting = decisions.filter(pl.col("outcome").is_in(["loaded", "excluded"])).select("surrogate_id")
@@ -365,6 +368,15 @@ class _TypeTransform:
         if results:
             parts.write(schemas.MAPPING, part, pl.concat([result.rate for result in results]))
 
+    def _write_value_checks(self, results: list[EventRows], counted: pl.DataFrame) -> None:
+        """What rules about numbers found, also in resources that they left without a row."""
+        found = [result.value_checks for result in results if not result.value_checks.is_empty()]
+        if found:
+            of_counted = pl.concat(found).join(counted, on="surrogate_id", how="semi", maintain_order="left")
+            self.worker.ports.parts.write(
+                schemas.VALUE_CHECK, f"{self.chunk.batch.part}-{self.resource_type}", of_counted
+            )
+
     def _write_references(self, results: list[EventRows], waiting: pl.DataFrame) -> None:
         """What rows depend on, also those that are excluded until it comes."""
         if results:
@@ -433,7 +445,7 @@ def _refused(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
     ids of those with one) although there should be some."""
     left_out = pl.concat([_refused_schema(), *(result.left_out for result in results)], how="vertical")
     alone = left_out.filter(
-        ~pl.col("surrogate_id").is_in(any_row.implode()) & (pl.col("code") != DATE_IMPLAUSIBLE)
+        ~pl.col("surrogate_id").is_in(any_row.implode()) & ~pl.col("code").is_in(LEFT_OUT_BY_RULE)
     ).join(_excluded(results, any_row), on="index", how="anti", maintain_order="left")
     refused = pl.concat([*(result.refused for result in results), alone.select(*REFUSED_SCHEMA)])
     return refused.unique("index", keep="first", maintain_order=True)
@@ -443,7 +455,7 @@ def _excluded(results: list[EventRows], any_row: pl.Series) -> pl.DataFrame:
     """index and exclude_reason, one row a line: what a rule excludes, or of which an option leaves no row."""
     left_out = pl.concat([_refused_schema(), *(result.left_out for result in results)], how="vertical")
     by_option = left_out.filter(
-        ~pl.col("surrogate_id").is_in(any_row.implode()) & (pl.col("code") == DATE_IMPLAUSIBLE)
+        ~pl.col("surrogate_id").is_in(any_row.implode()) & pl.col("code").is_in(LEFT_OUT_BY_RULE)
     ).select("index", pl.col("code").alias("exclude_reason"))
     return pl.concat([*(result.excluded for result in results), by_option]).unique(
         "index", keep="first", maintain_order=True

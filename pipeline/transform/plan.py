@@ -44,6 +44,7 @@ from pipeline.transform.ports import Ports
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
 from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
+from pipeline.transform.value_checks import ValueChecks
 
 __all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
 
@@ -197,6 +198,12 @@ class Worker:
         named = {*self.plan.fixed.values(), *self._coded.values()} - {0}
         rows = self.plan.index.concepts(sorted(named))
         return dict(rows.select("concept_id", "domain_id").iter_rows())
+
+    @cached_property
+    def value_checks(self) -> ValueChecks:
+        """The mappings' rules about numbers, by the concepts of the loaded vocabulary."""
+        mappings = self.plan.mappings
+        return ValueChecks.of(mappings.limits, mappings.conversions, mappings.options, self._coded)
 
     def binary_texts(self, places: pl.Series) -> dict[str, str]:
         """Texts of Binaries by the places of their lines; a Binary that is missing, or has none, is left out."""

@@ -15,7 +15,8 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
 - `facts`: resource → name → value of what it left for others, where a case is about that. An id of a resource is
   written as its reference.
 - `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header);
-  `mappings`: its own parts of mappings, by resource.
+  `mappings`: its own parts of mappings, by resource; `rules`: its own rules about numbers, lines by folder
+  (`plausibility`, `units`).
 - `requirements`: statements of the guide and of Themis that the case shows (docs/conformance.md).
 
 Cases of the same settings are loaded in one export: ids are prefixed by the case. Only the selected cases are loaded
@@ -45,7 +46,11 @@ from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
 from pipeline.load.load import load as load_export
 from pipeline.publication.ids import LINKS
+from pipeline.publication.sql import Database
+from pipeline.publication.steps.duplicates import count_duplicates
 from pipeline.quality.mapping_report import MappingReport, mapping_report
+from pipeline.quality.report import load_report
+from pipeline.transform.mapping.duplicate_rules import DuplicateRule
 from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import load_vocabulary
@@ -95,7 +100,7 @@ _REFERENCE = re.compile(r"((?:.*/)?[A-Z][A-Za-z]+/|urn:uuid:)([^/]+)(/_history/.
 
 _KEYS = {
     "case", "title", "patient", "given", "fhir", "then", "rows", "outcomes", "issues", "pending", "facts", "site",
-    "instance", "values", "mappings", "requirements",
+    "instance", "values", "mappings", "rules", "requirements",
 }  # fmt: skip
 
 
@@ -116,7 +121,7 @@ class Case:
     @property
     def group(self) -> str:
         """Cases of equal settings are loaded together."""
-        keys = ("site", "instance", "values", "mappings")
+        keys = ("site", "instance", "values", "mappings", "rules")
         return orjson.dumps({key: self.document.get(key) for key in keys}, option=orjson.OPT_SORT_KEYS).decode()
 
     @property
@@ -291,6 +296,10 @@ def _load_group(url: str, folder: Path, site: str, cases: list[Case]) -> None:
         own.mkdir(parents=True, exist_ok=True)
         header = [] if lines[0].startswith("system,") else ["system,code,concept_id"]
         (own / f"{name}.csv").write_text("\n".join([*header, *lines, ""]), encoding="utf-8")
+    for name, lines in (document.get("rules") or {}).items():
+        own = folder / "mappings" / "sites" / site / name
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "own.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     for resource, part in (document.get("mappings") or {}).items():
         (folder / "mappings" / "sites" / site).mkdir(parents=True, exist_ok=True)
         (folder / "mappings" / "sites" / site / f"{resource}.yaml").write_text(yaml.safe_dump(part), encoding="utf-8")
@@ -497,6 +506,89 @@ def _report(connection: psycopg.Connection) -> MappingReport:
 @pytest.mark.parametrize("part", sorted(set(PARTS.values())))
 def test_no_code_is_unmapped_that_the_vocabulary_maps(part: str, warehouse: psycopg.Connection) -> None:
     assert _report(warehouse).defects == ()
+
+
+@pytest.mark.requirement("themis-events-outside-period-kept")
+def test_events_outside_every_period_stay(warehouse: psycopg.Connection) -> None:
+    """The case Condition/outside_periods/after-death has a period, and rows that lie in none."""
+    rows = warehouse.execute(
+        "SELECT condition_start_date, condition_start_date BETWEEN observation_period_start_date"
+        " AND observation_period_end_date FROM condition_occurrence JOIN observation_period USING (person_id)"
+        " JOIN row_source ON cdm_table = 'condition_occurrence' AND row_id = condition_occurrence_id"
+        " WHERE resource_id LIKE 'Condition.outside_periods.after-death.%' ORDER BY 1"
+    ).fetchall()
+    assert rows == [(date(1950, 3, 10), False), (date(2024, 11, 10), False)]
+
+
+@pytest.mark.requirement("themis-issue-208-unit-standardisation")
+def test_what_rules_about_numbers_found_is_in_the_report_of_the_load(warehouse: psycopg.Connection) -> None:
+    """By concept and unit, with what became of it; as many negative numbers as there are issues."""
+    exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
+    found = {
+        (check.finding, check.action, check.concept, check.unit): check.count
+        for check in load_report(warehouse, "cdm", "vocab", exports).value_checks
+    }
+    weight = "Body weight"
+    expected = {
+        ("value_negative", "null", weight, "kg"): 2,
+        ("value_negative", "null", weight, None): 2,
+        ("value_implausible", "reported", "Heart rate", "/min"): 1,
+        ("value_implausible", "reported", weight, "[lb_us]"): 1,
+        ("unit_converted", "reported", weight, "[lb_us]"): 2,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    issues = dict(
+        warehouse.execute("SELECT code, count(*) FROM row_issue WHERE code LIKE 'value_%' GROUP BY code").fetchall()
+    )
+    assert issues["value_negative"] == sum(
+        count for (finding, *_), count in found.items() if finding == "value_negative"
+    )
+    assert "value_implausible" not in issues
+
+
+@pytest.mark.requirement("themis-issue-202-duplicates")
+def test_duplicates_are_counted_and_stay(warehouse: psycopg.Connection) -> None:
+    """By the shipped rules: of all persons as Python counts them, of affected ones, and in the report of the load."""
+    rules = load_mappings(MAPPINGS_FOLDER).duplicates
+    assert {rule.table for rule in rules} == {"condition_occurrence", "procedure_occurrence"}
+    expected = [found for rule in rules if (found := _duplicates(warehouse, rule))["facts"]]
+    assert {item["rule"] for item in expected} >= {"problem_list_and_encounter_diagnosis", "same_condition_twice"}
+    warehouse.execute("CREATE TEMP TABLE affected_person (person_id bigint PRIMARY KEY) ON COMMIT DROP")
+    db = Database(warehouse, "cdm", "etl", "vocab")
+    assert count_duplicates(db, rules, everybody=True) == expected
+    assert count_duplicates(db, rules, everybody=False) == []
+    warehouse.execute(
+        "INSERT INTO affected_person SELECT row_id FROM row_source WHERE cdm_table = 'person'"
+        " AND resource_id = 'Condition.duplicates.problem-list-and-encounter.p1'"
+    )
+    of_case = [(item["rule"], item["facts"], item["rows"]) for item in count_duplicates(db, rules, everybody=False)]
+    assert of_case == [("problem_list_and_encounter_diagnosis", 1, 1), ("same_condition_twice", 1, 1)]
+    exports = [export_id for (export_id,) in warehouse.execute("SELECT export_id FROM publication").fetchall()]
+    assert {item.rule for item in load_report(warehouse, "cdm", "vocab", exports).duplicates} <= {
+        rule.name for rule in rules
+    }
+    (first,) = warehouse.execute("SELECT duplicates FROM publication ORDER BY export_id LIMIT 1").fetchone() or ([],)
+    assert {item["rule"] for item in first} == {item["rule"] for item in expected}
+
+
+def _duplicates(connection: psycopg.Connection, rule: DuplicateRule) -> dict[str, Any]:
+    stem = rule.table.partition("_")[0]
+    cursor = connection.execute(
+        f"SELECT DISTINCT row.*, source.resource_type, source.resource_id FROM cdm.{rule.table} AS row"
+        f" JOIN row_source AS source ON cdm_table = '{rule.table}' AND row_id = row.{primary_key(rule.table)}"
+    )
+    names = [column.name for column in cursor.description or ()]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for values in cursor:
+        row = dict(zip(names, values, strict=True))
+        if row[f"{stem}_concept_id"] and (not rule.types or row[f"{stem}_type_concept_id"] in rule.types):
+            groups.setdefault(tuple(row[name] for name in ("person_id", *rule.same)), []).append(row)
+    sizes = []
+    for rows in groups.values():
+        resources = {(row["resource_type"], row["resource_id"]) for row in rows}
+        if len(resources) > 1 and (not rule.types or len({row[f"{stem}_type_concept_id"] for row in rows}) > 1):
+            sizes.append(len(resources))
+    return {"rule": rule.name, "table": rule.table, "facts": len(sizes), "rows": sum(sizes) - len(sizes)}
 
 
 def test_the_report_has_shares_and_findings(warehouse: psycopg.Connection) -> None:

@@ -187,7 +187,7 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         vanished="delete",
         left_group="delete",
         empty_when_missing=tuple(sorted(types)),
-        mapping=MappingOptions(panel_row="always", double_counting="overlap"),
+        mapping=MappingOptions(panel_row="always", double_counting="overlap", duplicates="apply"),
     )
     # The newest version of the CDM: what only it has a column for is filled as well.
     update = {"sites": {"one": site}, "cdm_version": NEWEST_CDM_VERSION}
@@ -198,6 +198,9 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     place.load({"Patient": [patient("z1")]}, "two")
     first, second, third = (_files(night) for night in NIGHTS)
     first["Observation"] += [observation(f"a-many{number}", "a-p1") for number in range(12)]
+    first["Observation"] += [
+        observation("a-negative", "a-p1", valueQuantity={"value": -1})
+    ]  # a rule about numbers finds it
     first["AllergyIntolerance"] = [ALLERGY]
     place.ingest(_land(place, first))
     late = _land(place, second)

@@ -52,6 +52,9 @@ EXTRACTION = {
 #: Judged anew by each publication, from what all exports held.
 VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages"}
 
+#: Counts rows that are there.
+COUNTS = {"count_duplicates"}
+
 #: The same of the instance: what decides rows, …
 INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
@@ -80,7 +83,7 @@ def changed(runtime: Runtime, site: SiteSettings, other: Runtime | None = None) 
 
 
 def test_every_setting_is_declared() -> None:
-    declared = [OF_ALL_TYPES.keys(), OF_DERIVED_ROWS.keys(), IDENTITY, EXTRACTION, VANISHING, {"mapping"}]
+    declared = [OF_ALL_TYPES.keys(), OF_DERIVED_ROWS.keys(), IDENTITY, EXTRACTION, VANISHING, COUNTS, {"mapping"}]
     assert sorted(name for group in declared for name in group) == sorted(SiteSettings.model_fields)
     assert sorted([*INSTANCE, *OTHERS_OF_INSTANCE]) == sorted(Settings.model_fields)
 
@@ -125,7 +128,9 @@ def test_an_option_names_every_type_whose_rules_read_it() -> None:
                 types.add(resource_type)
             if "type: patient_location" in text:  # its converter reads the option
                 read["foreign_postal_codes"].add(resource_type)
-    shared = (MAPPINGS_FOLDER.parent / "pipeline/transform/events.py").read_text(encoding="utf-8")
+    transform = MAPPINGS_FOLDER.parent / "pipeline/transform"
+    shared = "".join((transform / name).read_text(encoding="utf-8") for name in ("events.py", "value_checks.py"))
+    read.pop("duplicates")  # asked by `MappingOptions.applies_duplicates`
     assert [name for name, types in read.items() if not types and f"options.{name}" not in shared] == []
     read["data_absent"] -= {"QuestionnaireResponse"}  # shares the rule; an answer has no dataAbsentReason
     for name, types in read.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -20,7 +21,15 @@ from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
 from pipeline.warehouse.copying import copy_frame
 
-__all__ = ["Accounts", "final_outcomes", "mapping_rates", "save_accounts", "save_dead_letters", "save_issues"]
+__all__ = [
+    "Accounts",
+    "final_outcomes",
+    "mapping_rates",
+    "save_accounts",
+    "save_dead_letters",
+    "save_issues",
+    "value_checks",
+]
 
 #: The reason in the dead letter of a line that publication rejects, by code.
 _REASONS = {
@@ -95,6 +104,38 @@ def mapping_rates(staged: StagedExport) -> dict[str, tuple[int, int]]:
     rates = staged.scan(schemas.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
     rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
     return {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
+
+
+def value_checks(db: Database, decisions: Decisions) -> list[dict[str, Any]]:
+    """What rules about numbers found in the lines that count: finding, action, concept (id and name), unit, count.
+
+    No patient is in it. The most frequent first.
+    """
+    if not decisions.staged.parts(schemas.VALUE_CHECK):
+        return []
+    keys = ["finding", "action", "concept_id", "unit_concept_id"]
+    counted = (
+        decisions.staged.scan(schemas.VALUE_CHECK)
+        .join(decisions.not_loaded.lazy(), on=LINE, how="anti")
+        .join(decisions.dropped.lazy(), on="surrogate_id", how="anti")
+        .group_by(keys)
+        .agg(pl.col("count").sum())
+        .collect(engine="streaming")
+        .sort(["count", *keys], descending=[True, *[False] * 4])
+    )
+    ids = pl.concat([counted["concept_id"], counted["unit_concept_id"]]).drop_nulls().unique().sort().to_list()
+    names = {concept_id: (name, code) for concept_id, name, code in db.rows("names_of_concepts", {"ids": ids})}
+    return [
+        {
+            "finding": finding,
+            "action": action,
+            "concept_id": concept,
+            "concept": names.get(concept, (None, None))[0],
+            "unit": names.get(unit, (None, None))[1],
+            "count": count,
+        }
+        for finding, action, concept, unit, count in counted.iter_rows()
+    ]
 
 
 def save_accounts(db: Database, export_id: int, files: Sequence[FileLines], final: pl.DataFrame) -> Accounts:

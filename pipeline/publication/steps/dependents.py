@@ -13,6 +13,7 @@ from pipeline.publication.sql import Database
 from pipeline.publication.steps.medication_records import map_again, recount_left
 from pipeline.publication.steps.stand_ins import StandIns, note_users
 from pipeline.publication.values import Decisions
+from pipeline.transform.mapping.duplicate_rules import FACT
 
 __all__ = ["find_dependents"]
 
@@ -20,15 +21,20 @@ __all__ = ["find_dependents"]
 _DERIVED_FACTS = ("discharge_death", "panel_member", "infusion_action", SPECIMEN_RESULT)
 
 
-def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:
+def find_dependents(
+    db: Database, site: str, decisions: Decisions, stand_ins: StandIns, *, with_duplicates: bool = False
+) -> list[LandedLine]:
     """Where the lines of resources lie that did not come in this export and used a fact that changed: to be transformed
     again.
 
     Their references are stale until that is done: a process that ends before leaves them to the next run. What waits
-    for a fact stays pending until the fact is there.
+    for a fact stays pending until the fact is there. `with_duplicates`: also those that came with a resource that says
+    the same (`pipeline.transform.duplicates`).
     """
     db.execute("waiting")
     map_again(db, pl.concat([decisions.counted.recounted.select("surrogate_id"), recount_left(db)]))
+    if with_duplicates:
+        db.execute("duplicates_wait", {"duplicate": FACT})
     if stand_ins.is_first:
         note_users(db, stand_ins)
         return _waiting_lines(db, site)

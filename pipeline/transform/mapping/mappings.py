@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.mapping.duplicate_rules import DuplicateRule, duplicate_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
     Row,
@@ -33,6 +34,7 @@ from pipeline.transform.mapping.sources import (
     stamp_problems,
 )
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.value_rules import Conversion, Limit, unit_concept, value_rules
 from pipeline.transform.rules import RULES
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ValueMapEntry",
     "ViewMapping",
     "fixed_concepts",
+    "has_numbers",
     "load_mappings",
     "read_mappings",
 ]
@@ -369,6 +372,11 @@ class Mappings:
     unit_aliases: Mapping[str, str] = field(default_factory=dict)
     #: by which value maps and code systems are known whatever a source calls them
     systems: SystemNames = field(default_factory=SystemNames)
+    #: what numbers may be; of two rules about one concept and unit the later counts, which is the site's own
+    limits: tuple[Limit, ...] = ()
+    conversions: tuple[Conversion, ...] = ()
+    #: by which rows of two resources are one datum
+    duplicates: tuple[DuplicateRule, ...] = ()
 
     def vocabulary_of(self, system: str) -> str | None:
         """The vocabulary that a code system is, however it is spelt; None where no table says."""
@@ -405,7 +413,11 @@ class Mappings:
         for name, entries in self.value_maps.items():
             for entry in entries:
                 named |= {target: f"concept_maps/{name} {entry.code}" for target in entry.targets if _is_code(target)}
-        return named
+        named |= {unit_concept(limit.unit): "plausibility" for limit in self.limits if limit.unit}
+        for conversion in self.conversions:
+            named |= {unit_concept(unit): "units" for unit in (conversion.source, conversion.target)}
+        rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
+        return named | {rule.concept: "plausibility, units" for rule in rules if isinstance(rule.concept, str)}
 
     def fingerprint(self, resource_type: str) -> str:
         """SHA-256 over everything in the mappings that can change a row of this resource type.
@@ -430,9 +442,18 @@ class Mappings:
             digest.update(repr(sorted(used.items())).encode())
         for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
+        if self.options.applies_duplicates(resource_type):
+            digest.update(repr(self.duplicates).encode())
+        if mapping is not None and has_numbers(mapping):
+            digest.update(repr((self.limits, self.conversions, self._value_options)).encode())
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
         return digest.hexdigest()
+
+    @property
+    def _value_options(self) -> tuple[str, ...]:
+        """Also of types that only a site's own mapping gives numbers."""
+        return (self.options.negative_values, self.options.plausibility, self.options.standard_units)
 
     def _is_used(self, name: str, mapping: ResourceMapping | None) -> bool:
         """Whether a type's rows can depend on the value map, constant or priority `name`: a view or a rule asks for it."""
@@ -447,6 +468,16 @@ class Mappings:
 
 #: Types of columns that are looked up in value maps without a rule: the country of an address.
 MAPS_OF_TYPES = {"patient_location": frozenset(("country",)), "site_location": frozenset(("country",))}
+
+
+def has_numbers(mapping: ResourceMapping) -> bool:
+    """Whether rows of the type can have a value_as_number: a column, or a rule of a view makes it."""
+    views = [view for view in mapping.views if view.kind == "event"]
+    return any(
+        "value_as_number" in view.column_types
+        or any("value_as_number" in RULES[rule].writes for rule in view.derive if rule in RULES)
+        for view in views
+    )
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:
@@ -514,6 +545,9 @@ def read_mappings(
     chosen = options or MappingOptions()
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
     systems = _system_names(sources)
+    unit_aliases = _unit_aliases(tables["unit_aliases.csv"], problems)
+    rules = {name: list(rows.values()) for name, rows in sources.rules.items()}
+    limits, conversions = value_rules(rules["plausibility"], rules["units"], unit_aliases, problems)
     mappings = Mappings(
         folder=folder,
         resources={name: mapping.under(chosen) for name, mapping in resources.items()},
@@ -529,7 +563,10 @@ def read_mappings(
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
         options=chosen,
-        unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
+        unit_aliases=unit_aliases,
+        limits=limits,
+        conversions=conversions,
+        duplicates=duplicate_rules(rules["duplicates"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder, site)
 

@@ -49,6 +49,20 @@ _TABLES = {
     "unmapped_types.csv": ("resource_type", "reason"),
     "unit_aliases.csv": ("unit", "ucum"),
 }
+#: Folder of rules about rows → the columns that a row of its files must fill, and those that it may.
+_RULES = {
+    "plausibility": ((), ("concept", "domain", "unit", "low", "high", "negative_allowed", "action")),
+    "units": (("concept", "from", "to", "factor"), ("offset",)),
+    "duplicates": (("name", "table", "same"), ("types",)),
+}
+#: What distinguishes the rows of each; the files of a folder are one table.
+_RULE_KEYS = {
+    "plausibility": ("concept", "domain", "unit"),
+    "units": ("concept", "from"),
+    "duplicates": ("name",),
+}
+#: May be there for those who read the file.
+_RULE_NAME = "name"
 #: Keys of a view whose values are FHIRPaths.
 _PATHS = frozenset({"path", "forEach", "forEachOrNull", "repeat"})
 #: `meta` as a whole, or a member that servers stamp anew on every line.
@@ -95,6 +109,8 @@ class Sources:
     values: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=dict)
     #: file name of a table → key → row
     tables: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _TABLES})
+    #: folder of rules about rows → key → row
+    rules: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _RULES})
     #: key → node of the list of vocabularies
     priority: dict[str, yaml.Node] = field(default_factory=dict)
     problems: list[MappingProblem] = field(default_factory=list)
@@ -119,6 +135,8 @@ def read_sources(folder: Path, layers: Sequence[Path]) -> Sources:
     for name in _TABLES:
         _read_table(found, maps / name)
     _read_priority(found, maps / _PRIORITY)
+    for name in _RULES:
+        found.rules[name] = _read_rules(found, name, sorted((folder / name).glob("*.csv")))
     for layer in layers:
         if layer.is_dir():
             _read_layer(found, layer)
@@ -128,7 +146,7 @@ def read_sources(folder: Path, layers: Sequence[Path]) -> Sources:
 def content_digest(folder: Path, layers: Sequence[Path]) -> bytes:
     """SHA-256 over names and content of all that `read_sources` reads: of equal ones it gives the same."""
     digest = hashlib.sha256()
-    below = [folder / "concept_maps", *layers]
+    below = [folder / "concept_maps", *(folder / name for name in _RULES), *layers]
     for file in sorted([*folder.glob("*.yaml"), *(file for place in below for file in place.rglob("*"))]):
         try:
             content = b"a folder" if file.is_dir() else hashlib.sha256(file.read_bytes()).digest()
@@ -299,7 +317,10 @@ def _warn_of_old_name(file: str, line: int, old: str, new: str) -> None:
     _log.warning("%s:%d: %s is now called %s; the old name will go.", file, line, old, new)
 
 
-def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProblem]) -> list[Row]:
+def _read_rows(
+    file: Path, columns: tuple[str, ...], problems: list[MappingProblem], *, optional: tuple[str, ...] | None = None
+) -> list[Row]:
+    """The rows, each with a value in all of `columns`. `optional`: the other columns that there may be; None: any."""
     rows: list[Row] = []
     try:
         with file.open(encoding="utf-8", newline="") as stream:
@@ -307,6 +328,13 @@ def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProbl
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 problems.append(MappingProblem(str(file), 1, f"needs the columns {', '.join(columns)}"))
+                return []
+            unknown = [] if optional is None else sorted({*(reader.fieldnames or ())} - {*columns, *optional})
+            if unknown:
+                known = ", ".join((*columns, *(optional or ())))
+                problems.append(
+                    MappingProblem(str(file), 1, f"has no use for the column {unknown[0]!r}; there are {known}")
+                )
                 return []
             for values in reader:
                 is_whole = None not in values and None not in values.values()
@@ -335,9 +363,9 @@ def _keyed(rows: list[Row], keys: tuple[str, ...], problems: list[MappingProblem
     for row in rows:
         key = tuple(row.values.get(name, "") for name in keys)
         if key in found:
-            problems.append(
-                row.problem(f"{' '.join(filter(None, key))} is there twice, first in line {found[key].line}")
-            )
+            first = found[key]
+            place = f"line {first.line}" if first.file == row.file else f"{Path(first.file).name}, line {first.line}"
+            problems.append(row.problem(f"{' '.join(filter(None, key))} is there twice, first in {place}"))
         else:
             found[key] = row
     return found
@@ -351,6 +379,13 @@ def _read_values(found: Sources, file: Path) -> None:
 def _read_table(found: Sources, file: Path) -> None:
     columns = _TABLES[file.name]
     found.tables[file.name].update(_keyed(_read_rows(file, columns, found.problems), columns[:1], found.problems))
+
+
+def _read_rules(found: Sources, folder: str, files: list[Path]) -> dict[tuple[str, ...], Row]:
+    """The rows of the files of a folder of rules about rows, which are one table."""
+    filled, optional = _RULES[folder]
+    rows = [row for file in files for row in _read_rows(file, filled, found.problems, optional=(*optional, _RULE_NAME))]
+    return _keyed(rows, _RULE_KEYS[folder], found.problems)
 
 
 def _read_priority(found: Sources, file: Path) -> None:
@@ -368,9 +403,8 @@ def _read_layer(found: Sources, layer: Path) -> None:
     for file in sorted(layer.iterdir()):
         if file.name.startswith(".") or file.suffix == ".md":
             continue
-        if file.name == "values" and file.is_dir():
-            for values in sorted(file.iterdir()):
-                _read_own_values(found, values)
+        if file.name in {"values", *_RULES} and file.is_dir():
+            _read_own_folder(found, file)
         elif file.name in _TABLES:
             _read_table(own, file)
         elif file.name == _PRIORITY:
@@ -378,7 +412,9 @@ def _read_layer(found: Sources, layer: Path) -> None:
         elif file.suffix == ".yaml":
             _read_resource(own, file)
         else:
-            known = ", ".join(["<Resource>.yaml", "values/*.csv", _PRIORITY, *_TABLES])
+            known = ", ".join(
+                ["<Resource>.yaml", *(f"{name}/*.csv" for name in ("values", *_RULES)), _PRIORITY, *_TABLES]
+            )
             found.problems.append(MappingProblem(str(file), 0, f"is nothing that a site can have: {known}"))
     found.problems += own.problems
     for resource, node in own.resources.items():
@@ -390,6 +426,23 @@ def _read_layer(found: Sources, layer: Path) -> None:
         found.resources.pop(key[0], None)  # the site leaves it out
     for name, rows in own.tables.items():
         found.tables[name].update(rows)
+
+
+def _read_own_folder(found: Sources, folder: Path) -> None:
+    """A site's entries of value maps, or of rules about rows."""
+    if folder.name in _RULES:
+        found.rules[folder.name].update(_read_rules(found, folder.name, _csv_files(found, folder)))
+        return
+    for values in sorted(folder.iterdir()):
+        _read_own_values(found, values)
+
+
+def _csv_files(found: Sources, folder: Path) -> list[Path]:
+    """The CSV files of a site's folder of rules; another file is a problem."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.suffix != ".md")
+    others = [file for file in files if file.suffix != ".csv"]
+    found.problems += [MappingProblem(str(file), 0, "is not a file of rules (*.csv)") for file in others]
+    return [file for file in files if file.suffix == ".csv"]
 
 
 def _lay_over(found: Sources, resource: str, node: yaml.MappingNode) -> None:

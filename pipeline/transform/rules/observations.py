@@ -73,15 +73,16 @@ _DAY = 10
     value_maps=("interpretation", "value_text"),
     priorities=("unit", "value"),
     constants=VALUE_CONSTANTS,
-    options=("data_absent",),
+    options=("data_absent", "interpretation_as_value"),
 )
 def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """value[x], unit, range and interpretation → OMOP value columns.
 
     A string that is a number, with or without comparator, is parsed ("<0.01"); other types become text. The
-    interpretation is the value only where there is no other. A date or a time is the value as a date as well, in the
-    site's zone, unless it is of a month or a year. The source concept is that of the code in value_source_value. A row
-    without a value whose absence has a reason is dropped under the option `data_absent: exclude`.
+    interpretation is the value only where there is no other, by option also beside a number. A date or a time is
+    the value as a date as well, in the site's zone, unless it is of a month or a year. The source concept is that
+    of the code in value_source_value. A row without a value whose absence has a reason is dropped under the option
+    `data_absent: exclude`.
     """
     has_value = pl.any_horizontal(
         pl.col(
@@ -104,15 +105,17 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
         .when(~boolean)
         .then(pl.lit(derivation.constant("value_false"), dtype=pl.Int64))
     )
-    interpretation = pl.when(~has_value).then("interpretation_concept_id")
+    number = pl.coalesce("value_quantity", pl.col("value_integer").cast(pl.Float64), "string_number")
+    takes_interpretation = ~has_value
+    if derivation.options.interpretation_as_value == "beside_number":
+        takes_interpretation |= number.is_not_null()
+    interpretation = pl.when(takes_interpretation).then("interpretation_concept_id")
     is_coded = pl.coalesce("value_source_code", pl.when(~has_value).then("interpretation_source_code")).is_not_null()
     text = pl.coalesce("value_string", "value_other", boolean.cast(pl.String))
     return (
         _with_exact_value(frame)
         .with_columns(
-            pl.coalesce("value_quantity", pl.col("value_integer").cast(pl.Float64), "string_number").alias(
-                "value_as_number"
-            ),
+            number.alias("value_as_number"),
             comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
             pl.coalesce("value_concept_id", truth, "text_concept_id", interpretation).alias("value_as_concept_id"),
             pl.when(is_coded).then(pl.col("value_source_concept_id").fill_null(0)).alias("value_as_source_concept_id"),

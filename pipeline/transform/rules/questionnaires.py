@@ -90,7 +90,7 @@ def loinc_code(link_id: str) -> str | None:
     value_maps=("interpretation", "value_text"),
     priorities=("unit", "value"),
     constants=VALUE_CONSTANTS,
-    options=("data_absent", "questionnaire_text"),
+    options=("data_absent", "interpretation_as_value", "questionnaire_text"),
 )
 def answer(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Date and value. Free text is dropped unless it is a number, or the site keeps it (option questionnaire_text)."""
