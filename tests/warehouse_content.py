@@ -45,6 +45,8 @@ _STATE = {
     "reference_value": "SELECT CASE WHEN name = 'identifier' THEN NULL ELSE surrogate_id END, name, owner_surrogate_id,"
     " value FROM reference_value",
     "row_issue": "SELECT surrogate_id, code, path FROM row_issue",
+    "contact_date": "SELECT cdm_table, site, resource_type, resource_id, contact_date FROM row_source"
+    " WHERE contact_date IS NOT NULL",
     "dead_letter": "SELECT site, resource_type, resource_id, code, path, raw_hash_high, raw_hash_low, caused_by"
     " FROM dead_letter WHERE state = 'open'",
 }

@@ -138,8 +138,52 @@ class MappingOptions(BaseModel):
         "Encounter",
         description=(
             "A dischargeDisposition that says the patient died (`exp`, NUBC 20, 40, 41, 42, or what a site's"
-            " crosswalk calls `meaning:died`): `ignore`, or `death` for a death on the last day of the stay where"
-            " the Patient has no deceasedDateTime."
+            " crosswalk calls `meaning:died`): `ignore`, or `death` for a death on the last day of the stay, which counts"
+            " before other dates of death (Themis); of several the latest."
+        ),
+    )
+    persons_without_gender: Literal["keep", "exclude"] = _option(
+        "keep",
+        "Patient",
+        description=(
+            "Patients of whom neither the sex at birth nor the gender is known (absent, unknown, not asked): `keep` loads"
+            " them with gender_concept_id 0; `exclude` leaves them out with all their data (`gender_missing`), and"
+            " `metadata` counts them (Themis). A gender that is `other` is known."
+        ),
+    )
+    impossible_birth_years: Literal["keep", "exclude"] = _option(
+        "keep",
+        "Patient",
+        description=(
+            "Patients born before 1850 or in a year after the export's: `keep` loads them with an issue where the year is"
+            " out of range; `exclude` leaves them out with all their data (`birth_year_impossible`), and `metadata`"
+            " counts them (Themis)."
+        ),
+    )
+    unknown_birth_day: Literal["empty", "imputed"] = _option(
+        "empty",
+        "Patient",
+        description=(
+            "month_of_birth and day_of_birth that the source does not give: `empty`, or `imputed` (Themis, for uses that"
+            " need them): of a month its first day; of a year those of the earliest record in it, else 15 June."
+        ),
+    )
+    foreign_postal_codes: Literal["drop", "keep"] = _option(
+        "drop",
+        "Patient",
+        description=(
+            "Postal codes of patients outside the United States: `drop`, because nobody says how many people share one;"
+            " `keep` loads them whole, up to nine characters, where the address names a country that is not the United"
+            " States. Those of sites are always loaded."
+        ),
+    )
+    place_of_service: Literal["source", "visits"] = _option(
+        "source",
+        "Location",
+        "Organization",
+        description=(
+            "place_of_service_concept_id of a care site: `source` is what its types say, and where it has none the setting"
+            " of most of its visits; `visits` is that of most of its visits whatever its types say (Themis)."
         ),
     )
     procedure_in_progress: Literal["exclude", "keep"] = _option(

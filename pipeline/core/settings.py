@@ -20,6 +20,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from omop_schema.contact import CONTACT_TABLES
 from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
 from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import ConfigurationError
@@ -196,6 +197,16 @@ class SiteSettings(BaseModel):
     test_mode: bool = False
     #: Observation periods do not begin before the site went live on Epic (specification, "Derived tables").
     go_live_date: date | None = None
+    #: CDM table → a later day from which on its rows make periods: modules of the record come into use one after another.
+    go_live_dates: Mapping[str, date] = Field(default_factory=dict)
+    #: So many days or more without a contact part observation periods (Themis: 548), and so many days a period lasts after
+    #: the last one, and after the death (Themis: 60).
+    observation_period_gap_days: Annotated[int, Field(ge=1, le=36_500)] = 548
+    observation_period_tail_days: Annotated[int, Field(ge=0, le=36_500)] = 60
+    #: Periods begin at birth at the earliest; 9: also so many months before it (records split off the mother's).
+    observation_period_months_before_birth: Annotated[int, Field(ge=0, le=9)] = 0
+    #: A death more than 60 days before a contact is an issue (`activity_after_death`), and by option not loaded.
+    doubted_deaths: Literal["keep", "drop"] = "keep"
     #: gap_days of drug_era: the days without an exposure (the CDM's field), or as OHDSI's script counts them
     drug_era_gap_days: Literal["exposed_days", "ohdsi_script"] = "exposed_days"
     #: A line longer than this becomes a dead letter, in bytes.
@@ -257,6 +268,14 @@ class SiteSettings(BaseModel):
                 raise ValueError(
                     f"{text} is not a private network; loopback and link-local addresses are never allowed"
                 )
+        return value
+
+    @field_validator("go_live_dates")
+    @classmethod
+    def _tables_of_events(cls, value: Mapping[str, date]) -> Mapping[str, date]:
+        for name in value:
+            if name not in CONTACT_TABLES:
+                raise ValueError(f"{name!r} is none of the tables {', '.join(CONTACT_TABLES)}")
         return value
 
     @field_validator("schedule")

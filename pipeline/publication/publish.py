@@ -154,9 +154,12 @@ def _run(run: _Run) -> None:
         outcomes = parallel.submit(accounts.final_outcomes, decisions)
         members = parallel.submit(_write_members, incoming, decisions)
         known = parallel.submit(run.known.prepare)
-        _finish_tables(run, bulk_load)
+        with step("letters"):  # before the derived tables, which add issues of their own and count who was left out
+            accounts.save_dead_letters(db, incoming, decisions)
+            accounts.save_issues(db, incoming.export.export_id, decisions)
+        _finish_tables(run, decisions, bulk_load)
         with step("accounts"):
-            _save_accounts(run, decisions, outcomes)
+            _save_accounts(run, outcomes)
         with step("dependents"):
             vanished.map_users_again(run.db, incoming, absences)
             run.report.dependents = find_dependents(run.db, incoming.export.site, decisions, standing)
@@ -224,7 +227,7 @@ def _write_rows(
     return made, found
 
 
-def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
+def _finish_tables(run: _Run, decisions: Decisions, bulk_load: bulk.BulkLoad | None) -> None:
     step, db, report = run.report.step, run.db, run.report
     if bulk_load:
         with step("indices of state"):
@@ -233,7 +236,7 @@ def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
         if not bulk_load:
             derived_rows.note_persons(db)
         written = [table for table, rows in report.rows_inserted.items() if rows]
-        derived = derived_rows.refresh(db, run.incoming, written, everybody=bulk_load is not None)
+        derived = derived_rows.refresh(db, run.incoming, decisions, written, everybody=bulk_load is not None)
         for table, change in derived.changes.items():
             report.add(
                 RowCounts(
@@ -249,10 +252,8 @@ def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
             bulk.create_indices(db, bulk_load)
 
 
-def _save_accounts(run: _Run, decisions: Decisions, outcomes: Future[pl.DataFrame]) -> None:
+def _save_accounts(run: _Run, outcomes: Future[pl.DataFrame]) -> None:
     export_id = run.incoming.export.export_id
-    accounts.save_dead_letters(run.db, run.incoming, decisions)
-    accounts.save_issues(run.db, export_id, decisions)
     run.report.mapping_rates = accounts.mapping_rates(run.incoming.staged)
     saved = accounts.save_accounts(run.db, export_id, run.files, outcomes.result())
     run.report.outcomes.update(saved.outcomes)

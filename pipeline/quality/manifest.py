@@ -12,6 +12,7 @@ from typing import Any
 
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
 from omop_schema.versions import DEFAULT_CDM_VERSION, IG_VERSION, CdmVersion
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS
 from pipeline.transform.rules import RULES
@@ -98,6 +99,10 @@ def manifest(
         "output": {
             "cdm_version": cdm_version.label,
             "vocabulary_release": "recorded for each run in etl.publication and cdm_source",
+            "fixed_maps": {
+                "written_for_vocabulary_release": FIXED_MAPS_RELEASE,
+                "maps": {name: origin_of(name) for name in sorted(mappings.value_maps)},
+            },
             "tables": {table: _table(table, mappings, cdm_version) for table in sorted(CDM_TABLES)},
         },
     }

@@ -52,15 +52,17 @@ _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 class Addresses:
     """Collects the distinct addresses that a chunk's resources have."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_foreign_codes: bool = False) -> None:
         self._content: dict[int, tuple[str | None, ...]] = {}
+        self._keeps_foreign_codes = keeps_foreign_codes
 
     def of_patient(self, patient: dict[str, Any]) -> int | None:
-        """Key of the home (else first) address: state, three-digit zip, country code."""
+        """Key of the home (else first) address: state, three-digit zip, country code; by option codes of other countries."""
         address = _preferred(patient.get("address"))
         if address is None:
             return None
-        return self._add(None, None, _state(address), _zip3(address), _country_code(address))
+        code = _zip(address) if self._keeps_foreign_codes and _is_elsewhere(address) else _zip3(address)
+        return self._add(None, None, _state(address), code, _country_code(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
         """Key of an Organization's or Location's address."""

@@ -23,6 +23,7 @@ from pipeline.transform.column_names import (
     used_names,
     uses,
 )
+from pipeline.transform.contact import with_contact_date
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
@@ -79,6 +80,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     rows = apply_rules(worker, view, rows).with_columns(
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
+    rows = with_contact_date(rows, mapping.contact, worker.derivation)
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     exact: dict[str, pl.DataFrame] = {}
 

@@ -118,7 +118,8 @@ class Worker:
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
-        self.addresses = Addresses()
+        keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
+        self.addresses = Addresses(keeps_foreign_codes=keeps_foreign)
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:

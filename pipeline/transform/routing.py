@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from omop_schema.cdm_fields import column_length, polars_schema, required_columns
+from omop_schema.contact import CONTACT_DATE
 from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
 from pipeline.transform.column_names import exact
 
@@ -128,6 +129,9 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
 #: The CDM's integers have 32 bits.
 _MOST_PIECES = 2**31 - 1
 
+#: Columns of lineage, which have the same name in events and in staging.
+_OF_LINEAGE = frozenset((*KEY_COLUMNS, CONTACT_DATE))
+
 #: Required by the CDM, and what stands in where the source has nothing.
 _END_REQUIRED = ("drug_exposure_end_date",)
 
@@ -150,7 +154,7 @@ def to_table(events: pl.DataFrame, table: str) -> pl.DataFrame:
         whole = (pieces == pieces.round()) & pieces.is_between(0, _MOST_PIECES)
         events = events.with_columns(pl.when(whole).then(pieces.cast(pl.Int64, strict=False)).alias("whole_quantity"))
     return events.select(
-        _column(events, table, name, kind, names.get(name, name if name in KEY_COLUMNS else None), name in required)
+        _column(events, table, name, kind, names.get(name, name if name in _OF_LINEAGE else None), name in required)
         for name, kind in staged_columns(table).items()
     )
 

@@ -59,7 +59,8 @@ ALLERGY = {
 #: Parts of other scripts, and conditions.
 FRAGMENTS = {
     *("accounting_rule", "count_accounts", "detail_targets", "entity_targets", "is_mapped_again", "is_site_relation"),
-    *("dose_exposure", "is_fact_of_site", "is_in_scope", "missing_discharge_deaths", "patients_in_table"),
+    *("dose_exposure", "is_fact_of_site", "is_in_scope", "contact_days", "contact_visits", "contacts_after"),
+    "patients_in_table",
     *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
     "visits_of_results",
 }

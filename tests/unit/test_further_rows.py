@@ -168,6 +168,8 @@ def arrays_beside_the_own_row(kind, mapping):
 ALWAYS = {
     ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
     ("Patient", "race"),
+    ("Patient", "ethnicity"),
+    ("Patient", "gender_identity"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),
     ("Observation", "note"),

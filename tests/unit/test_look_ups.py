@@ -109,6 +109,8 @@ CASES: dict[str, dict[str, Any]] = {
         "extension": [{"url": f"{OMB}race", "valueCodeableConcept": UNKNOWN}]},
     "Patient.ethnicity_other": {"resourceType": "Patient", "birthDate": "1960",
         "extension": [category("ethnicity", "other", CODING)]},
+    "Patient.gender_identity": {"resourceType": "Patient", "birthDate": "1960",
+        "extension": [{"url": f"{OMB}genderIdentity", "valueCodeableConcept": UNKNOWN}]},
     "Patient.gender": {"resourceType": "Patient", "birthDate": "1960", "gender": CODE},
     "Patient.birth_sex": {"resourceType": "Patient", "birthDate": "1960",
         "extension": [{"url": f"{OMB}birthsex", "valueCode": CODE}]},

@@ -273,6 +273,11 @@ class ResourceMapping(_Model):
         description="Reason by which a resource that makes no row is excluded, although others use its facts. Without it the "
         "facts are enough.",
     )
+    contact: tuple[str, ...] = Field(
+        (),
+        description="Columns (dates) that say when the resource was recorded, in their order. Where that is after the date of "
+        "a row, the row tells of the past, and observation periods go by the day on which it was recorded.",
+    )
     known_modifiers: tuple[str, ...] = Field(
         (), description="Modifier extensions that the mapping knows; any other rejects the resource (f2o-063)."
     )

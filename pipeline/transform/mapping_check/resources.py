@@ -71,6 +71,10 @@ class ResourceCheck:
             yield self._problem(["status", "column"], unknown("column", status.column, self.resource_columns))
         for name in sorted(set(status.keep) & set(status.exclude)) if status else ():
             yield self._problem(["status", "exclude", name], f"status: {name} is both kept and excluded")
+        made = frozenset[str]().union(*(rule.all_writes for view in self.mapping.views for rule in _rules_of(view)))
+        for number, name in enumerate(self.mapping.contact):
+            if name not in self.resource_columns and name not in made:
+                yield self._problem(["contact", number], unknown("column", name, self.resource_columns))
         for number, rule in enumerate(self.mapping.exclude):
             yield from self._condition(["exclude", number, "when"], rule.when, self.resource_columns)
 
@@ -104,6 +108,7 @@ class ResourceCheck:
         if view.kind == "resource":
             known |= {rule.when for rule in self.mapping.exclude}
             known |= {self.mapping.status.column} if self.mapping.status else set()
+            known |= set(self.mapping.contact)
         return known
 
     # --- views ---

@@ -74,9 +74,11 @@ AS_VALUE = (
 )
 
 
-def as_value(frame: pl.DataFrame, derivation: Derivation, purpose: str) -> pl.DataFrame:
+def as_value(
+    frame: pl.DataFrame, derivation: Derivation, purpose: str, *, value_map: str | None = None
+) -> pl.DataFrame:
     """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
-    frame = derivation.look_ups.of(frame, "code", "value", purpose=purpose)
+    frame = derivation.look_ups.of(frame, "code", "value", value_map=value_map, purpose=purpose)
     return frame.with_columns(
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),

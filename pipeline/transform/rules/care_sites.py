@@ -67,10 +67,12 @@ def provider(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     ),
     value_maps=("place_of_service",),
     priorities=("place",),
+    options=("place_of_service",),
 )
 def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """care_site: its kind by the value map, else by a standard concept of domain Visit; present but neither → 0."""
-    return derivation.look_ups.of(
+    """care_site: its kind by the value map, else by a standard concept of domain Visit; present but neither → 0. Without a
+    type, or by option, place_by_visits.sql says it."""
+    frame = derivation.look_ups.of(
         frame,
         "place_of_service",
         "place_of_service",
@@ -78,6 +80,30 @@ def care_site(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         purpose="place",
         domain=_PLACE_DOMAIN,
     ).rename({"place_of_service_source_code": "place_of_service_source_value"})
+    if derivation.options.place_of_service == "source":
+        return frame
+    return frame.with_columns(pl.lit(None, dtype=pl.Int64).alias("place_of_service_concept_id"))
+
+
+@rule(
+    reads=("place_of_service",),
+    writes=(
+        *(
+            "value",
+            "place_of_service_concept_id",
+            "place_of_service_source_value",
+            "place_of_service_source_concept_id",
+        ),
+        *("place_of_service_source_system", "place_of_service_meaning", "place_of_service_excludes"),
+    ),
+    value_maps=("place_of_service",),
+    priorities=("place",),
+    options=("place_of_service",),
+)
+def place_by_visits(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: the source does not say what kind of place it is, or by option its visits do."""
+    frame = care_site(frame, derivation).drop(unmapped("place_of_service"))  # the row counts it
+    return frame.filter(pl.col("place_of_service_concept_id").is_null()).with_columns(pl.lit("1").alias("value"))
 
 
 _ROLES = "http://terminology.hl7.org/CodeSystem/v3-RoleCode"

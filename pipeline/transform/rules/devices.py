@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
-from pipeline.transform.column_names import issue
+from pipeline.transform.column_names import MADE_UP, issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting
 from pipeline.transform.rules.declaration import dated, rule, used_fact
@@ -66,7 +66,7 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         "recorded_on",
         "manufacture_date",
     ),
-    writes=(dated("start"), dated("end"), issue("start_is_manufacture_date")),
+    writes=(dated("start"), dated("end"), issue("start_is_manufacture_date"), MADE_UP),
     dates=(
         "timing_datetime",
         "timing_period_start",
@@ -87,16 +87,16 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()
-    frame = frame.with_columns(made.alias(issue("start_is_manufacture_date")))
+    frame = frame.with_columns(made.alias(issue("start_is_manufacture_date")), made.alias(MADE_UP))
     return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
 
 
 @rule(
     reads=("manufacture_date",),
-    writes=(dated("start"), issue("start_is_manufacture_date")),
+    writes=(dated("start"), issue("start_is_manufacture_date"), MADE_UP),
     dates=("manufacture_date",),
 )
 def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A device by itself, under its option: from the date of manufacture, which is flagged."""
     frame = starting(frame, derivation, "manufacture_date")
-    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")))
+    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")), pl.lit(True).alias(MADE_UP))
