@@ -437,22 +437,33 @@ def load_mappings(
     they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
     export. Raises MappingError with file and line of the first problem.
     """
-    content = content_digest(folder, _layers(folder, site, site_mappings))
-    return _loaded(folder, site, options or MappingOptions(), site_mappings, content)
+    layers = tuple(_layers(folder, site, site_mappings))
+    content = content_digest(folder, layers)
+    there = tuple(layer for layer in layers if layer.is_dir())  # sites without entries of their own share one object
+    try:
+        return _loaded(folder, there, options or MappingOptions(), content)
+    except _UnusableMappings as unusable:
+        first, *others = sorted(unusable.problems)
+    more = f"{len(others):,} more: " if others else "All about it: "
+    advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
+    raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
 
 
 @lru_cache(maxsize=16)
-def _loaded(
-    folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
-) -> Mappings:
-    """`_content` distinguishes what was in the same folders at different times."""
-    reading = read_mappings(folder, site, options, site_mappings)
+def _loaded(folder: Path, layers: tuple[Path, ...], options: MappingOptions, _content: bytes) -> Mappings:
+    """`_content` distinguishes what was in the same folders at different times. Raises _UnusableMappings."""
+    reading = _read(read_sources(folder, layers), folder, options)
     if reading.mappings is None:
-        first, *others = sorted(reading.problems)
-        more = f"{len(others):,} more: " if others else "All about it: "
-        advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
-        raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
+        raise _UnusableMappings(reading.problems)
     return reading.mappings
+
+
+class _UnusableMappings(Exception):
+    """Mappings with problems: `load_mappings` reports the first."""
+
+    def __init__(self, problems: tuple[MappingProblem, ...]) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -472,7 +483,10 @@ def read_mappings(
     folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
 ) -> MappingReading:
     """As `load_mappings`, but everything that is wrong is reported at once, and nothing is raised."""
-    sources = read_sources(folder, _layers(folder, site, site_mappings))
+    return _read(read_sources(folder, _layers(folder, site, site_mappings)), folder, options or MappingOptions())
+
+
+def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingReading:
     problems = list(sources.problems)
     resources = {}
     for name, node in sorted(sources.resources.items()):
@@ -480,12 +494,11 @@ def read_mappings(
         mapping = _resource(node, problems)
         if mapping is not None:
             resources[name] = mapping
-    chosen = options or MappingOptions()
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
     systems = _system_names(sources)
     mappings = Mappings(
         folder=folder,
-        resources={name: mapping.under(chosen) for name, mapping in resources.items()},
+        resources={name: mapping.under(options) for name, mapping in resources.items()},
         value_maps={
             name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
@@ -497,7 +510,7 @@ def read_mappings(
         vocabulary_priority=_priority(sources.priority, problems),
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
-        options=chosen,
+        options=options,
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
