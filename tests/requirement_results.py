@@ -1,4 +1,4 @@
-"""Which statements of the FHIR-to-OMOP guide which tests show: the marker `requirement`, and what came of the tests."""
+"""Which statements of the FHIR-to-OMOP guide and of Themis which tests show, and the results of these tests."""
 
 from __future__ import annotations
 

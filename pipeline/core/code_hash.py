@@ -23,9 +23,9 @@ def code_hash(root: Path, entries: Iterable[str], *, alone: Iterable[str] = (), 
     the layout of lines change nothing.
     """
     digest = hashlib.sha256()
-    modules = import_closure(root, entries) | {name: _module_file(root, name) for name in alone}
-    for name, file in sorted(modules.items()):
-        digest.update(f"\0{name}\0{_normal(file)}".encode())
+    modules = _closure(root, entries) | {name: _tree(_module_file(root, name)) for name in alone}
+    for name, tree in sorted(modules.items()):
+        digest.update(f"\0{name}\0{_normal(tree)}".encode())
     for file in sorted(data):
         digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()
@@ -33,16 +33,21 @@ def code_hash(root: Path, entries: Iterable[str], *, alone: Iterable[str] = (), 
 
 def import_closure(root: Path, entries: Iterable[str]) -> dict[str, Path]:
     """Module → file: the entries, what they import of the project, what that imports, and the packages above, by name."""
-    found: dict[str, Path] = {}
+    return {name: _module_file(root, name) for name in sorted(_closure(root, entries))}
+
+
+def _closure(root: Path, entries: Iterable[str]) -> dict[str, ast.Module]:
+    """Module → its tree: each file is parsed once, which is most of the work of a hash."""
+    found: dict[str, ast.Module] = {}
     waiting = list(entries)
     while waiting:
         name = waiting.pop()
         if name in found:
             continue
-        found[name] = file = _module_file(root, name)
-        waiting += _imported(root, _tree(file))
+        found[name] = _tree(_module_file(root, name))
+        waiting += _imported(root, found[name])
         waiting += [name[:end] for end, character in enumerate(name) if character == "."]
-    return dict(sorted(found.items()))
+    return found
 
 
 def raw_hash(root: Path, data: Iterable[Path] = ()) -> str:
@@ -83,9 +88,8 @@ def _imported(root: Path, tree: ast.Module) -> Iterator[str]:
                 yield name if _file(root, name) else node.module
 
 
-def _normal(file: Path) -> str:
-    """The module's code as the parser writes it again, without docstrings."""
-    tree = _tree(file)
+def _normal(tree: ast.Module) -> str:
+    """The module's code as the parser writes it again, without docstrings. The tree is changed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = _without_docstring(node.body)

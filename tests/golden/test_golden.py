@@ -16,7 +16,7 @@ A case is a YAML document in `<Resource>/<topic>.yaml`:
   written as its reference.
 - `site`, `instance`: settings; `values`: a site's own value maps, lines `system,code,concept_id` (or with a header);
   `mappings`: its own parts of mappings, by resource.
-- `requirements`: statements of the FHIR-to-OMOP guide that the case shows (docs/conformance.md).
+- `requirements`: statements of the guide and of Themis that the case shows (docs/conformance.md).
 
 Cases of the same settings are loaded in one export: ids are prefixed by the case. Only the selected cases are loaded
 (`pytest -k`), and under pytest-xdist the parts of `PARTS` go to different workers (tests/scheduling.py).
