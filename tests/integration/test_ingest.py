@@ -130,10 +130,18 @@ def test_known_lines_are_read_from_all_pages(warehouse: Warehouse, monkeypatch: 
 def test_a_rejected_line_is_rejected_again_and_seen_again(warehouse: Warehouse) -> None:
     files = {"Observation": [BROKEN["wrong_type"]], "Patient": [patient()]}
     warehouse.load(files)
-    (report,) = warehouse.load(files)
+    export = warehouse.land(files)
+
+    def seen() -> tuple[int, int]:
+        ((first, last, count),) = warehouse.rows("SELECT min(first_seen), max(last_seen), count(*) FROM dead_letter")
+        return count, (last - first).days
+
+    (report,) = warehouse.ingest(export)
     assert report.outcomes["rejected"] == 1
-    ((first, last, count),) = warehouse.rows("SELECT min(first_seen), max(last_seen), count(*) FROM dead_letter")
-    assert (count, (last - first).days) == (1, 1)
+    assert seen() == (1, 1)
+    warehouse.runtime.clock.sleep(86_400)
+    warehouse.ingest(export, force=True)
+    assert seen() == (1, 2), "also where the same export is loaded again"
 
 
 def test_a_changed_resource_replaces_its_rows_and_keeps_their_ids(warehouse: Warehouse) -> None:
