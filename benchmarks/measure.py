@@ -23,7 +23,7 @@ from pipeline.load.load import load as load_export
 from pipeline.publication.publish import PublicationReport
 from pipeline.warehouse.embedded.server import EmbeddedServer
 from pipeline.warehouse.runtime import Runtime
-from pipeline.warehouse.schema import install_schemas, transaction
+from pipeline.warehouse.schema import install_schemas, schema_names, transaction
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
 __all__ = ["PARTS", "Load", "Measurements", "Options", "measure"]
@@ -195,7 +195,7 @@ class _Warehouse:
                 connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
         for folder in (settings.landing, settings.staging):
             shutil.rmtree(folder, ignore_errors=True)
-        install_schemas(url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+        install_schemas(url, **schema_names(settings))
         release = load_vocabulary(
             url,
             MAPPINGS_FOLDER / "demo_vocabulary",

@@ -1,14 +1,17 @@
-"""OMOP CDM v5.4 as data: the schema is declared once, in CSV, and everything else is made from it.
+"""The OMOP CDM as data: the schema is declared once, in CSV, and everything else is made from it.
 
-`cdm_v5_4_fields.csv` holds the facts of OHDSI's field-level specification (tables, types, NOT NULL, keys),
-`cdm_v5_4_indices.csv` OHDSI's standard indices that a primary key does not cover already. From them come the
-SQLAlchemy metadata, the DDL, and the polars schemas of staging files. Nothing here knows FHIR or the `etl`
-schema.
+`cdm_v5_4_fields.csv` and `cdm_v5_5_fields.csv` hold the facts of OHDSI's field-level specification (tables, types, NOT
+NULL, keys), `cdm_v5_4_indices.csv` OHDSI's standard indices that a primary key does not cover already (5.5 has no
+others). From them come the SQLAlchemy metadata, the DDL, and the polars schemas of staging files. Nothing here knows FHIR
+or the `etl` schema.
+
+Only `create_tables` and `add_columns` ask for a version. Keys, foreign keys and indices follow the columns that are there.
 
 Departures from the specification, all of them wider than it: identifiers of rows are BIGINT, not INTEGER, and
 primary keys of CDM tables are filled from a sequence; foreign keys are DEFERRABLE, so that a publication may
 delete a row and insert it again under the same id; foreign keys inside the CDM that OHDSI does not index get a
-partial index, because a delete would scan whole tables without it.
+partial index, because a delete would scan whole tables without it. 5.5's foreign key from note_nlp to note is left out:
+others fill note_nlp, and a note that goes, or is mapped again, would stop the whole publication.
 """
 
 from __future__ import annotations
@@ -46,13 +49,16 @@ from omop_schema.cdm_fields import (
     primary_key,
     required_columns,
     sequence_name,
+    tables_of,
 )
+from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
 
 __all__ = [
     "CDM_TABLES",
     "TABLES",
     "VOCABULARY_TABLES",
     "Field",
+    "add_columns",
     "build_metadata",
     "column_length",
     "create_constraints",
@@ -67,7 +73,11 @@ __all__ = [
     "primary_key",
     "required_columns",
     "sequence_name",
+    "tables_of",
 ]
+
+#: Foreign keys of the specification that are not made: see above.
+_LEFT_OUT = frozenset((("note_nlp", "note_id"),))
 
 
 def _column_type(field: Field) -> TypeEngine[Any]:
@@ -86,22 +96,27 @@ def _column_type(field: Field) -> TypeEngine[Any]:
     return String(length) if length else Text()
 
 
+def _is_nullable(field: Field) -> bool:
+    """A primary key is NOT NULL whatever the specification says of it (vocabulary.vocabulary_id in 5.5)."""
+    return not (field.required or field.is_primary_key)
+
+
 def _column(field: Field, metadata: MetaData, schema: str) -> Column[Any]:
     default = None
     if field.is_primary_key and (name := sequence_name(field.table)):
         default = Sequence(name, data_type=BigInteger, schema=schema, metadata=metadata).next_value()
-    return Column(field.name, _column_type(field), nullable=not field.required, server_default=default)
+    return Column(field.name, _column_type(field), nullable=_is_nullable(field), server_default=default)
 
 
-def build_metadata(cdm_schema: str, vocab_schema: str) -> MetaData:
-    """All 39 tables with columns, NOT NULL and sequences; no keys, constraints or indices.
+def build_metadata(cdm_schema: str, vocab_schema: str, version: CdmVersion = DEFAULT_CDM_VERSION) -> MetaData:
+    """All tables of a version with columns, NOT NULL and sequences; no keys, constraints or indices.
 
     Tables are found as `metadata.tables["<schema>.<table>"]`.
     """
     metadata = MetaData()
-    for table in TABLES:
+    for table in tables_of(version):
         schema = vocab_schema if table in VOCABULARY_TABLES else cdm_schema
-        Table(table, metadata, *(_column(field, metadata, schema) for field in fields(table)), schema=schema)
+        Table(table, metadata, *(_column(field, metadata, schema) for field in fields(table, version)), schema=schema)
     return metadata
 
 
@@ -110,6 +125,7 @@ class _Addition:
     """A key, foreign key or index: what is added to a table after it has been filled."""
 
     table: str
+    column: str
     name: str
     #: `{schema}`, `{table}` and `{target}` are filled in, quoted.
     statement: str
@@ -118,7 +134,9 @@ class _Addition:
 
 def _primary_keys() -> list[_Addition]:
     return [
-        _Addition(table, f"xpk_{table}", f'ALTER TABLE {{table}} ADD CONSTRAINT "xpk_{table}" PRIMARY KEY ("{key}")')
+        _Addition(
+            table, key, f"xpk_{table}", f'ALTER TABLE {{table}} ADD CONSTRAINT "xpk_{table}" PRIMARY KEY ("{key}")'
+        )
         for table in TABLES
         if (key := primary_key(table))
     ]
@@ -129,33 +147,33 @@ def _foreign_keys(*, to_vocabulary: bool) -> list[_Addition]:
     for field in (field for table in TABLES for field in fields(table) if field.foreign_key):
         assert field.foreign_key is not None
         target, target_field = field.foreign_key
-        if (target in VOCABULARY_TABLES) is not to_vocabulary:
+        if (target in VOCABULARY_TABLES) is not to_vocabulary or (field.table, field.name) in _LEFT_OUT:
             continue
         name = f"fpk_{field.table}_{field.name}"
         statement = (
             f'ALTER TABLE {{table}} ADD CONSTRAINT "{name}" FOREIGN KEY ("{field.name}")'
             f' REFERENCES {{target}} ("{target_field}") DEFERRABLE INITIALLY IMMEDIATE'
         )
-        found.append(_Addition(field.table, name, statement, target))
+        found.append(_Addition(field.table, field.name, name, statement, target))
     return found
 
 
 def _indices() -> list[_Addition]:
     listed = [(line["table"], line["field"], line["index"]) for line in lines_of("cdm_v5_4_indices.csv")]
     found = [
-        _Addition(table, name, f'CREATE INDEX IF NOT EXISTS "{name}" ON {{table}} ("{column}")')
+        _Addition(table, column, name, f'CREATE INDEX IF NOT EXISTS "{name}" ON {{table}} ("{column}")')
         for table, column, name in listed
     ]
     covered = {(table, column) for table, column, _ in listed}
     for field in (field for table in CDM_TABLES for field in fields(table) if field.foreign_key):
         assert field.foreign_key is not None
-        if field.foreign_key[0] in VOCABULARY_TABLES or (field.table, field.name) in covered:
+        if field.foreign_key[0] in VOCABULARY_TABLES or (field.table, field.name) in covered | _LEFT_OUT:
             continue
         name = f"idx_fpk_{field.table}_{field.name}"
         statement = (
             f'CREATE INDEX IF NOT EXISTS "{name}" ON {{table}} ("{field.name}") WHERE "{field.name}" IS NOT NULL'
         )
-        found.append(_Addition(field.table, name, statement))
+        found.append(_Addition(field.table, field.name, name, statement))
     return found
 
 
@@ -175,6 +193,11 @@ class _Schemas:
         parameters = {"schemas": [self.cdm, self.vocab]}
         return {(row[0], row[1]) for row in connection.execute(text(query), parameters)}
 
+    def columns(self, connection: Connection) -> set[tuple[str, str]]:
+        """(table, column) of the CDM's tables as they are in the two schemas."""
+        rows = connection.execute(text(_COLUMNS), {"schemas": [self.cdm, self.vocab]})
+        return {(table, column) for schema, table, column in rows if table in TABLES and schema == self.of(table)}
+
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
@@ -189,9 +212,37 @@ _INDICES = """
 """
 
 
-def create_tables(connection: Connection, cdm_schema: str, vocab_schema: str) -> None:
+_COLUMNS = """
+    SELECT space.nspname, relation.relname, item.attname FROM pg_attribute AS item
+    JOIN pg_class AS relation ON relation.oid = item.attrelid JOIN pg_namespace AS space ON space.oid = relation.relnamespace
+    WHERE space.nspname = ANY(:schemas) AND relation.relkind IN ('r', 'p') AND item.attnum > 0 AND NOT item.attisdropped
+"""
+
+
+def create_tables(
+    connection: Connection, cdm_schema: str, vocab_schema: str, version: CdmVersion = DEFAULT_CDM_VERSION
+) -> None:
     """Create the tables and sequences that do not exist yet, without keys. The schemas must exist."""
-    build_metadata(cdm_schema, vocab_schema).create_all(connection)
+    build_metadata(cdm_schema, vocab_schema, version).create_all(connection)
+
+
+def add_columns(connection: Connection, cdm_schema: str, vocab_schema: str, version: CdmVersion) -> int:
+    """Add the columns of a version that tables of an older one lack, empty, at the tables' ends; returns how many.
+
+    The server only notes them: no row is written.
+    """
+    schemas = _Schemas(cdm_schema, vocab_schema)
+    metadata = build_metadata(cdm_schema, vocab_schema, version)
+    present = schemas.columns(connection)
+    tables = {table for table, _ in present}
+    added = 0
+    for field in (field for table in tables_of(version) if table in tables for field in fields(table, version)):
+        if (field.table, field.name) not in present:
+            column = metadata.tables[f"{schemas.of(field.table)}.{field.table}"].c[field.name]
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f'ALTER TABLE {schemas.qualified(field.table)} ADD COLUMN "{field.name}" {kind}')
+            added += 1
+    return added
 
 
 def create_primary_keys(
@@ -263,9 +314,13 @@ def _add(
     tables: Collection[str],
     catalogue: str,
 ) -> int:
-    present = schemas.existing(connection, catalogue)
+    present, columns = schemas.existing(connection, catalogue), schemas.columns(connection)
     missing = [
-        item for item in additions if item.table in tables and (schemas.of(item.table), item.name) not in present
+        item
+        for item in additions
+        if item.table in tables
+        and (item.table, item.column) in columns
+        and (schemas.of(item.table), item.name) not in present
     ]
     for item in missing:
         target = schemas.qualified(item.target) if item.target else ""

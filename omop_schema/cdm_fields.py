@@ -1,4 +1,7 @@
-"""The fields of OMOP CDM v5.4 as data, from `cdm_v5_4_fields.csv`, and what follows from them for frames.
+"""The fields of the OMOP CDM as data, from `cdm_v5_4_fields.csv` and `cdm_v5_5_fields.csv`, and what follows for frames.
+
+Without a version, names and functions here mean the newest one, which has all tables and columns of the older ones: staged
+frames are in its form, whatever the database's version. `tables_of` and `fields` give those of a version.
 
 Apart from `omop_schema.cdm`, which makes DDL of them, because every worker process of the transform needs them and
 none needs SQLAlchemy, whose import takes longer than all of theirs.
@@ -16,6 +19,8 @@ from types import MappingProxyType
 
 import polars as pl
 
+from omop_schema.versions import NEWEST_CDM_VERSION, CdmVersion
+
 __all__ = [
     "CDM_TABLES",
     "TABLES",
@@ -28,6 +33,7 @@ __all__ = [
     "primary_key",
     "required_columns",
     "sequence_name",
+    "tables_of",
 ]
 
 _FOLDER = Path(__file__).resolve().parent
@@ -36,7 +42,7 @@ _VARCHAR = re.compile(r"varchar\((\d+|max)\)")
 
 @dataclass(frozen=True)
 class Field:
-    """One line of `cdm_v5_4_fields.csv`."""
+    """One line of a version's file of fields."""
 
     table: str
     name: str
@@ -62,9 +68,10 @@ def lines_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _load_fields() -> Mapping[str, tuple[Field, ...]]:
+@cache
+def _fields_of(version: CdmVersion) -> Mapping[str, tuple[Field, ...]]:
     by_table: dict[str, list[Field]] = {}
-    for line in lines_of("cdm_v5_4_fields.csv"):
+    for line in lines_of(f"cdm_v{version.replace('.', '_')}_fields.csv"):
         field = Field(
             table=line["table"],
             name=line["field"],
@@ -78,12 +85,15 @@ def _load_fields() -> Mapping[str, tuple[Field, ...]]:
     return MappingProxyType({table: tuple(content) for table, content in by_table.items()})
 
 
-_FIELDS = _load_fields()
+def tables_of(version: CdmVersion) -> tuple[str, ...]:
+    """All tables of a version (5.4: 39, 5.5: 42), in the order of the specification."""
+    return tuple(_fields_of(version))
 
-#: All 39 tables, in the order of the specification.
-TABLES: tuple[str, ...] = tuple(_FIELDS)
 
-#: Tables of the standardised vocabularies; they live in a schema of their own.
+#: All tables of the newest version.
+TABLES: tuple[str, ...] = tables_of(NEWEST_CDM_VERSION)
+
+#: Tables of the standardised vocabularies; they live in a schema of their own. The last three are new in 5.5.
 VOCABULARY_TABLES: tuple[str, ...] = (
     "concept",
     "vocabulary",
@@ -95,15 +105,18 @@ VOCABULARY_TABLES: tuple[str, ...] = (
     "concept_ancestor",
     "source_to_concept_map",
     "drug_strength",
+    "pack_content",
+    "concept_metadata",
+    "concept_relationship_metadata",
 )
 
-#: The other tables. `cohort` and `cohort_definition`, OHDSI's results tables, are among them.
+#: The other tables, the same in all versions. `cohort` and `cohort_definition`, OHDSI's results tables, are among them.
 CDM_TABLES: tuple[str, ...] = tuple(table for table in TABLES if table not in VOCABULARY_TABLES)
 
 
-def fields(table: str) -> tuple[Field, ...]:
-    """The fields of a table in their order. KeyError for a name that is no CDM table."""
-    return _FIELDS[table]
+def fields(table: str, version: CdmVersion = NEWEST_CDM_VERSION) -> tuple[Field, ...]:
+    """The fields of a table in their order. KeyError for a name that is no table of that version."""
+    return _fields_of(version)[table]
 
 
 def primary_key(table: str) -> str | None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     Index,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES, NO_CONTACT
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 
 __all__ = ["LINEAGE_COLUMNS", "LINEAGE_TABLES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
@@ -64,6 +66,8 @@ RARE_FACTS = (
     "race_observation",
     "birth_year_only",
     "discharge_death",
+    "patient_death",
+    "place_by_visits",
     "site_part_of",
 )
 
@@ -88,6 +92,7 @@ def build_metadata(schema: str) -> MetaData:
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
+    _medication_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
     _issue_tables(metadata)
@@ -376,6 +381,29 @@ def _reference_tables(metadata: MetaData) -> None:
     )
 
 
+def _medication_tables(metadata: MetaData) -> None:
+    """Of which order or visit records of medications are: docs/decisions/0023-double-counting.md."""
+    Table(
+        "medication_record",
+        metadata,
+        Column("surrogate_id", BigInteger, nullable=False, comment="the resource: a record of a medication"),
+        Column("precedence", SmallInteger, nullable=False, comment="1 administration, 2 dispense, 3 request"),
+        Column("link", Text, nullable=False, comment="by what it belongs together with others"),
+        Column("linked_surrogate_id", BigInteger, nullable=False, comment="the MedicationRequest, or the Encounter"),
+        Column("cdm_table", Text, nullable=False, comment="where the record has a row, or would have one"),
+        Column("person_surrogate_id", BigInteger, nullable=False, comment="the Patient, by the record's own words"),
+        Column("concept_id", Integer, comment="of an encounter's: the drug"),
+        Column("start_date", Date, comment="of an encounter's: the first day"),
+        Column("end_date", Date, comment="of an encounter's: the last day"),
+        Column(
+            "counts", Boolean, nullable=False, comment="false: another record counts in its place, and it has no row"
+        ),
+        CheckConstraint("link IN ('order', 'encounter')", name="medication_record_link"),
+        Index("medication_record_by_resource", "surrogate_id"),
+        Index("medication_record_by_link", "linked_surrogate_id"),
+    )
+
+
 def _group_tables(metadata: MetaData) -> None:
     """Which groups held what: docs/decisions/0011-vanished-resources.md."""
     Table(
@@ -573,19 +601,28 @@ def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     next to nothing, while a B-tree costs half of a load.
     """
     name = lineage_table_name(cdm_table)
-    Table(
+    table = Table(
         name,
         metadata,
         *(Column(column, BigInteger, nullable=False) for column in LINEAGE_COLUMNS),
         Index(f"{name}_by_resource", "surrogate_id"),
         Index(f"{name}_by_row", "row_id", postgresql_using="brin"),
     )
+    if cdm_table in CONTACT_TABLES:
+        table.append_column(Column(CONTACT_DATE, Date, comment="of contact, where it is after the row's own date"))
+        Index(
+            f"{name}_by_contact",
+            table.c.row_id,
+            postgresql_include=[CONTACT_DATE],
+            postgresql_where=text(f"{CONTACT_DATE} IS NOT NULL"),
+        )
 
 
 def view_statements(schema: str) -> list[str]:
     """CREATE OR REPLACE VIEW for the stable interface, in the order in which they can run.
 
-    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release);
+    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date): the last is
+    that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known;
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
@@ -594,14 +631,14 @@ def view_statements(schema: str) -> list[str]:
     for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
     """
     lineage = "\nUNION ALL\n".join(
-        f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id"
+        f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id, {_contact_date(table)} AS contact_date"
         f" FROM {schema}.{lineage_table_name(table)}"
         for table in LINEAGE_TABLES
     )
     return [
         f"""CREATE OR REPLACE VIEW {schema}.row_source AS
         SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
-               lineage.export_id, publication.vocabulary_release
+               lineage.export_id, publication.vocabulary_release, lineage.contact_date
         FROM ({lineage}) AS lineage
         JOIN {schema}.resource_state AS state USING (surrogate_id)
         JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)
@@ -634,3 +671,7 @@ def view_statements(schema: str) -> list[str]:
         JOIN {schema}.unmapped_coding AS coding USING (coding_id)
         JOIN {schema}.export_job AS job USING (export_id)""",
     ]
+
+
+def _contact_date(table: str) -> str:
+    return f"nullif({CONTACT_DATE}, DATE '{NO_CONTACT}')" if table in CONTACT_TABLES else "NULL::date"

@@ -7,9 +7,11 @@ from typing import Any
 
 import psycopg
 
-from omop_schema.cdm import polars_schema, primary_key
+from omop_schema.cdm import fields, primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.versions import CdmVersion
 from pipeline.publication.ids import LINKS
+from pipeline.warehouse.cdm_version import database_version
 
 #: Columns that are shown as the resource of the row to which they lead.
 REFERENCES = {
@@ -43,6 +45,8 @@ _STATE = {
     "reference_value": "SELECT CASE WHEN name = 'identifier' THEN NULL ELSE surrogate_id END, name, owner_surrogate_id,"
     " value FROM reference_value",
     "row_issue": "SELECT surrogate_id, code, path FROM row_issue",
+    "contact_date": "SELECT cdm_table, site, resource_type, resource_id, contact_date FROM row_source"
+    " WHERE contact_date IS NOT NULL",
     "dead_letter": "SELECT site, resource_type, resource_id, code, path, raw_hash_high, raw_hash_low, caused_by"
     " FROM dead_letter WHERE state = 'open'",
 }
@@ -65,7 +69,9 @@ def warehouse_content(connection: psycopg.Connection, *, state: bool = True) -> 
 
     `connection` has the search path etl, cdm, vocab. `state` adds what the pipeline remembers beside the rows.
     """
-    found = {table: _rows(connection, _cdm_query(table)) for table in LINEAGE_TABLES}
+    version = database_version(connection, "cdm")
+    assert version is not None
+    found = {table: _rows(connection, _cdm_query(table, version)) for table in LINEAGE_TABLES}
     found |= {
         name: _rows(connection, query.format(person=_source("person", "row.person_id")))
         for name, query in _ERAS.items()
@@ -95,9 +101,9 @@ def _rows(connection: psycopg.Connection, query: str) -> Counter[tuple[Any, ...]
     return Counter(connection.execute(query).fetchall())
 
 
-def _cdm_query(table: str) -> str:
+def _cdm_query(table: str, version: CdmVersion) -> str:
     own = primary_key(table) or "person_id"
-    others = [column for column in polars_schema(table) if column != primary_key(table)]
+    others = [field.name for field in fields(table, version) if field.name != primary_key(table)]
     shown = [
         _source(table, f"row.{own}"),
         *(_shown(name) for name in others),

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core.errors import ConfigurationError, EpicOmopError
 from tools.golden_cases import GoldenCase, case_name, golden_cases
+from tools.words_of_tests import said_by
 
 __all__ = ["LISTS", "Requirement", "RequirementList", "Results", "load_requirements", "merged", "render", "test_name"]
 
@@ -133,7 +134,8 @@ def render(lists: Sequence[tuple[RequirementList, Sequence[Requirement]]], resul
         "`tools/themis.yaml` and the results of the tests that carry a statement's id.",
         "",
         "Evidence of a golden case is what was given and the rows that came out, both shortened: the case has all of it.",
-        "Each begins with its name, `Resource/topic/case`, which is in `tests/golden/Resource/topic.yaml`.",
+        "Each begins with its name, `Resource/topic/case`, which is in `tests/golden/Resource/topic.yaml`. Other tests",
+        "load, or ask, a whole warehouse; beneath them is what they say of themselves.",
         "",
         "| | statements | met | met without evidence | departed from, in whole or in part | open | not applicable |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -171,8 +173,11 @@ def _statement(requirement: Requirement, results: Results) -> Iterator[str]:
     for test, outcome in sorted(results.get(requirement.id, {}).items()):
         yield f"- `{test}`: {outcome}"
         case = golden_cases().get(case_name(test) or "")
+        said = said_by(test)
         if case:
             yield from _evidence(case, requirement)
+        elif said:
+            yield from wrap(said, _LINE, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _evidence(case: GoldenCase, requirement: Requirement) -> Iterator[str]:

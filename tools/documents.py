@@ -1,6 +1,7 @@
 """The pages of docs/ that are made from mappings and modules: `python -m tools.documents` (`make documents`).
 
 - docs/mapping-options.md: the named settings of the mapping.
+- docs/mapping/: a page for each resource, element by element, with examples.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
 - docs/modules.md: what each folder and module holds.
 - docs/writing-a-mapping.md: every key, column type and rule.
@@ -23,8 +24,10 @@ import orjson
 
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
+from tools.mapping_pages import mapping_pages
 from tools.module_page import module_page
 from tools.writing_page import writing_page
 
@@ -41,6 +44,7 @@ def documents() -> dict[str, str]:
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),
         "writing-a-mapping.md": writing_page(),
+        **mapping_pages(mappings),
         "manifest.json": orjson.dumps(_manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",
     }
 
@@ -99,13 +103,14 @@ def _tables(mappings: Mappings) -> Iterator[str]:
         "",
         "## Value maps",
         "",
-        "`mappings/concept_maps/values/*.csv`; a site's own entries come before them.",
+        "`mappings/concept_maps/values/*.csv`; a site's own entries come before them. They name concepts as of the release",
+        f"of {FIXED_MAPS_RELEASE}, and each is looked up in the release that is loaded.",
         "",
     ]
-    yield from [_row("map", "system", "entries"), _row(*["---"] * 3)]
+    yield from [_row("map", "system", "entries", "written from"), _row(*["---"] * 4)]
     for name, entries in sorted(mappings.value_maps.items()):
         for system, count in sorted(Counter(entry.system for entry in entries).items()):
-            yield _row(name, system, count)
+            yield _row(name, system, count, origin_of(name))
     yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
     yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
     yield from ["", "## Other names of code systems", "", _row("alias", "system"), _row("---", "---")]
@@ -154,7 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.documents", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder to write to (docs)")
     folder = parser.parse_args(arguments).out
-    for name, content in documents().items():
+    pages = documents()
+    for file in (folder / "mapping").glob("*.md"):
+        if f"mapping/{file.name}" not in pages:
+            file.unlink()
+    (folder / "mapping").mkdir(exist_ok=True)
+    for name, content in pages.items():
         (folder / name).write_text(content, encoding="utf-8")
         sys.stdout.write(f"{folder / name} is written.\n")
     return 0

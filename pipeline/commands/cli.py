@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
     crawl,
     database,
@@ -47,7 +47,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="epic-omop",
     help=(
-        "Epic FHIR bulk exports into an OMOP CDM v5.4 database, every night, losing nothing silently.\n\n"
+        "Epic FHIR bulk exports into an OMOP CDM database, every night, losing nothing silently.\n\n"
         "First steps: [bold]epic-omop demo[/bold] shows the whole way with a simulated Epic. For your own site write"
         " sites.yaml (README), then [bold]db init[/bold], [bold]vocabulary load DIR[/bold], [bold]run --site NAME[/bold]."
     ),
@@ -84,7 +84,7 @@ def _print_versions(asked: bool) -> None:
     """Its own first, alone in the first line; then what it follows."""
     if asked:
         echo(f"epic-omop {version('epic-omop')}")
-        echo(f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}")
+        echo(f"OMOP CDM {' and '.join(version.label for version in CdmVersion)}, HL7 FHIR to OMOP {IG_VERSION}")
         raise typer.Exit
 
 

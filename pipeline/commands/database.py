@@ -44,11 +44,11 @@ def init() -> None:
     not, their SQL is printed for someone who may.
     """
     from pipeline.warehouse.roles import Warehouse, install_roles, role_script
-    from pipeline.warehouse.schema import install_schemas
+    from pipeline.warehouse.schema import install_schemas, schema_names
 
     settings = _settings()
     url = _url(settings)
-    report = install_schemas(url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    report = install_schemas(url, **schema_names(settings))
     warehouse = Warehouse.of(settings)
     if not install_roles(url, warehouse):
         echo("This database user may not make roles. Someone who may runs this in the warehouse's database:", err=True)
@@ -57,6 +57,31 @@ def init() -> None:
         echo("The schemas are in place. Next: `epic-omop vocabulary load FOLDER`.")
     else:
         echo("The schemas were in place already; nothing was changed.")
+
+
+@app.command()
+def upgrade() -> None:
+    """Bring the database to the version of the OMOP CDM that EPIC_OMOP_CDM_VERSION says, in place.
+
+    New tables and columns come, empty: `epic-omop vocabulary load` fills the former, `epic-omop remap` the latter. There is
+    no way back but a fresh database; back the old one up if you may want it. Harmless to repeat.
+    """
+    from pipeline.warehouse.schema import schema_names, upgrade_schemas
+
+    settings = _settings()
+    report = upgrade_schemas(_url(settings), **schema_names(settings))
+    if report.before is report.after:
+        echo(f"The database holds the OMOP CDM {report.after} already.")
+        return
+    echo(
+        f"The database holds the OMOP CDM {report.after} now: {report.columns} columns and {report.installed.tables} tables"
+        f" are new since {report.before}. They are empty."
+    )
+    echo(
+        "Next: `epic-omop vocabulary load FOLDER` with a download that has the new tables' files, if you have one, then"
+    )
+    for site in settings.sites or ("NAME",):
+        echo(f"      `epic-omop remap --site {site}`")
 
 
 @app.command()
@@ -157,13 +182,13 @@ def serve(
     from pipeline.warehouse.embedded.folder import CLIENT_ROLE
     from pipeline.warehouse.roles import Warehouse, grant_role, install_roles
     from pipeline.warehouse.runtime import Runtime
-    from pipeline.warehouse.schema import ensure_schemas
+    from pipeline.warehouse.schema import ensure_schemas, schema_names
 
     settings = _settings()
     server, warehouse = _embedded(settings), Warehouse.of(settings)
     access = server.serve_tcp(host, port)
     own_url = server.ensure_running()
-    ensure_schemas(own_url, cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema)
+    ensure_schemas(own_url, **schema_names(settings))
     install_roles(own_url, warehouse)
     grant_role(own_url, warehouse, "omop_reader", CLIENT_ROLE)
     record_look(Runtime(settings), "serve", detail=f"port {port}")

@@ -29,4 +29,6 @@ def manifest(
     settings = load_settings()
     options = site_of_mappings(settings, site).mapping if site else None
     mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
-    document(orjson.dumps(made(mappings, site or None), option=orjson.OPT_INDENT_2).decode() + "\n")
+    document(
+        orjson.dumps(made(mappings, site or None, settings.cdm_version), option=orjson.OPT_INDENT_2).decode() + "\n"
+    )

@@ -40,17 +40,19 @@ def load(
     Nothing changes until everything has been read. What was already loaded from patients is mapped anew by the
     next run of each site.
     """
-    from pipeline.warehouse.schema import install_schemas
-    from pipeline.warehouse.vocabulary import compile_index, concept_counts, load_vocabulary
+    from pipeline.warehouse.schema import install_schemas, schema_names
+    from pipeline.warehouse.vocabulary import compile_index, concept_counts, ignored_files, load_vocabulary
 
     settings, url = _warehouse()
     vocab, etl = settings.vocab_schema, settings.etl_schema
-    install_schemas(url, cdm=settings.cdm_schema, vocab=vocab, etl=etl)
+    install_schemas(url, **schema_names(settings))
     with _progress_bar() as show:
         release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=show)
     echo("Compiling the concept index …", err=True)
     compile_index(url, release, vocab_schema=vocab, home=settings.home)
     _show_counts(concept_counts(url, vocab_schema=vocab))
+    if ignored := ignored_files(folder, settings.cdm_version):
+        echo(f"Left out: {', '.join(ignored)}. Their tables are not of the OMOP CDM {settings.cdm_version}.")
     echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
     _check_fixed_concepts(settings)
 

@@ -16,12 +16,14 @@ __all__ = ["is_installed", "print_settings_notes", "refuse_empty"]
 
 
 def print_settings_notes(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
-    """What is loaded under settings that have changed since."""
-    from pipeline.quality.settings_notes import settings_notes
+    """What is loaded under settings that have changed since, and that the instance has no name yet."""
+    from pipeline.quality.settings_notes import instance_notes, settings_notes
     from pipeline.warehouse.vocabulary import current_release
 
     if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
         for note in settings_notes(runtime, connection):
+            console.print(note)
+        for note in instance_notes(runtime.settings.cdm_source, connection):
             console.print(note)
 
 

@@ -138,8 +138,52 @@ class MappingOptions(BaseModel):
         "Encounter",
         description=(
             "A dischargeDisposition that says the patient died (`exp`, NUBC 20, 40, 41, 42, or what a site's"
-            " crosswalk calls `meaning:died`): `ignore`, or `death` for a death on the last day of the stay where"
-            " the Patient has no deceasedDateTime."
+            " crosswalk calls `meaning:died`): `ignore`, or `death` for a death on the last day of the stay, which counts"
+            " before other dates of death (Themis); of several the latest."
+        ),
+    )
+    persons_without_gender: Literal["keep", "exclude"] = _option(
+        "keep",
+        "Patient",
+        description=(
+            "Patients of whom neither the sex at birth nor the gender is known (absent, unknown, not asked): `keep` loads"
+            " them with gender_concept_id 0; `exclude` leaves them out with all their data (`gender_missing`), and"
+            " `metadata` counts them (Themis). A gender that is `other` is known."
+        ),
+    )
+    impossible_birth_years: Literal["keep", "exclude"] = _option(
+        "keep",
+        "Patient",
+        description=(
+            "Patients born before 1850 or in a year after the export's: `keep` loads them with an issue where the year is"
+            " out of range; `exclude` leaves them out with all their data (`birth_year_impossible`), and `metadata`"
+            " counts them (Themis)."
+        ),
+    )
+    unknown_birth_day: Literal["empty", "imputed"] = _option(
+        "empty",
+        "Patient",
+        description=(
+            "month_of_birth and day_of_birth that the source does not give: `empty`, or `imputed` (Themis, for uses that"
+            " need them): of a month its first day; of a year those of the earliest record in it, else 15 June."
+        ),
+    )
+    foreign_postal_codes: Literal["drop", "keep"] = _option(
+        "drop",
+        "Patient",
+        description=(
+            "Postal codes of patients outside the United States: `drop`, because nobody says how many people share one;"
+            " `keep` loads them whole, up to nine characters, where the address names a country that is not the United"
+            " States. Those of sites are always loaded."
+        ),
+    )
+    place_of_service: Literal["source", "visits"] = _option(
+        "source",
+        "Location",
+        "Organization",
+        description=(
+            "place_of_service_concept_id of a care site: `source` is what its types say, and where it has none the setting"
+            " of most of its visits; `visits` is that of most of its visits whatever its types say (Themis)."
         ),
     )
     procedure_in_progress: Literal["exclude", "keep"] = _option(
@@ -171,8 +215,41 @@ class MappingOptions(BaseModel):
         "keep",
         "MedicationRequest",
         description=(
-            "Inpatient orders: rows of type 32833, or no rows; `exclude` is for sites that export"
-            " MedicationAdministration, where an order and what was given would be counted twice."
+            "Inpatient orders: rows of type 32833, or no rows. `exclude` is for sites that export"
+            " MedicationAdministration and whose administrations do not name their orders: where they do,"
+            " `double_counting` lets each exposure count once."
+        ),
+    )
+    double_counting: Literal["linked", "keep", "overlap"] = _option(
+        "linked",
+        "MedicationRequest",
+        "MedicationDispense",
+        "MedicationAdministration",
+        description=(
+            "One exposure in several records. `linked`: of records of one order, which name each other"
+            " (`MedicationAdministration.request`, `MedicationDispense.authorizingPrescription`), the most definite ones"
+            " count: administrations before dispenses before the request; the others are excluded as"
+            " `counted_elsewhere`. `keep`: all have their rows. `overlap`: as `linked`, and of records of one encounter"
+            " also those that overlap a more definite one of the same patient and ingredient by a day, whatever they name."
+        ),
+    )
+    long_supply: Literal["leave_out", "keep"] = _option(
+        "leave_out",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "A supply, or a quantity by daily dose, of more than 365 days: `leave_out` takes it for an error, which would"
+            " make long eras (Themis #76): no days_supply, an end by what comes next in the order, an issue"
+            " (`days_supply_implausible`); `keep` takes it up to ten years."
+        ),
+    )
+    assumed_daily_dose: Literal["none", "one_piece"] = _option(
+        "none",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "Tablets, capsules and other solid pieces without a daily dose: `none` assumes none; `one_piece` takes one a"
+            " day, which Themis allows (#57), so that 30 tablets end after 30 days. days_supply stays NULL."
         ),
     )
     device_start: Literal["use", "manufacture_date"] = _option(
@@ -189,7 +266,8 @@ class MappingOptions(BaseModel):
         description=(
             "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
             " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
-            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+            " `start_is_manufacture_date`), unless a DeviceUseStatement or a Procedure (`focalDevice`) names it: that"
+            " is the exposure then."
         ),
     )
     notes: Literal["off", "on"] = _option(

@@ -20,6 +20,9 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from omop_schema.contact import CONTACT_TABLES
+from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
+from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
@@ -28,8 +31,10 @@ from pipeline.core.settings_problems import control_characters, problem, setting
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
+    "DEVICE_TYPE",
     "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
+    "PERSONAL_TYPES",
     "RESULT_TYPE",
     "LogSettings",
     "Settings",
@@ -45,10 +50,14 @@ MAPPINGS_FOLDER = Path(__file__).resolve().parents[2] / "mappings"
 
 #: Fetched by reference where an export lacks them (rule 11): what many patients share, and results of reports.
 DEFAULT_HYDRATE_TYPES = ("Medication", "Location", "Practitioner", "PractitionerRole", "Organization", "Observation")
-#: In `hydrate_types`: Observations that a DiagnosticReport.result refers to.
+#: In `hydrate_types`: Observations that a DiagnosticReport.result or an Observation.hasMember refers to.
 RESULT_TYPE = "Observation"
+#: In `hydrate_types`: devices that uses and procedures refer to.
+DEVICE_TYPE = "Device"
 #: In `hydrate_types`: attachments of DocumentReference and DiagnosticReport.
 DOCUMENT_TYPE = "Binary"
+#: Of those, the types of which each resource belongs to one person.
+PERSONAL_TYPES = (RESULT_TYPE, DOCUMENT_TYPE, DEVICE_TYPE)
 
 #: What a search for a type needs beside the patient: each text is one search, and their results are put together.
 #: Rule 6: categories that a site's API does not have (procedure, therapy, activity) are refused, so the list is a
@@ -194,6 +203,16 @@ class SiteSettings(BaseModel):
     test_mode: bool = False
     #: Observation periods do not begin before the site went live on Epic (specification, "Derived tables").
     go_live_date: date | None = None
+    #: CDM table → a later day from which on its rows make periods: modules of the record come into use one after another.
+    go_live_dates: Mapping[str, date] = Field(default_factory=dict)
+    #: So many days or more without a contact part observation periods (Themis: 548), and so many days a period lasts after
+    #: the last one, and after the death (Themis: 60).
+    observation_period_gap_days: Annotated[int, Field(ge=1, le=36_500)] = 548
+    observation_period_tail_days: Annotated[int, Field(ge=0, le=36_500)] = 60
+    #: Periods begin at birth at the earliest; 9: also so many months before it (records split off the mother's).
+    observation_period_months_before_birth: Annotated[int, Field(ge=0, le=9)] = 0
+    #: A death more than 60 days before a contact is an issue (`activity_after_death`), and by option not loaded.
+    doubted_deaths: Literal["keep", "drop"] = "keep"
     #: gap_days of drug_era: the days without an exposure (the CDM's field), or as OHDSI's script counts them
     drug_era_gap_days: Literal["exposed_days", "ohdsi_script"] = "exposed_days"
     #: A line longer than this becomes a dead letter, in bytes.
@@ -255,6 +274,14 @@ class SiteSettings(BaseModel):
                 raise ValueError(
                     f"{text} is not a private network; loopback and link-local addresses are never allowed"
                 )
+        return value
+
+    @field_validator("go_live_dates")
+    @classmethod
+    def _tables_of_events(cls, value: Mapping[str, date]) -> Mapping[str, date]:
+        for name in value:
+            if name not in CONTACT_TABLES:
+                raise ValueError(f"{name!r} is none of the tables {', '.join(CONTACT_TABLES)}")
         return value
 
     @field_validator("schedule")
@@ -326,7 +353,7 @@ class SiteSettings(BaseModel):
     @field_validator("hydrate_types")
     @classmethod
     def _hydrate_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = (*DEFAULT_HYDRATE_TYPES, DOCUMENT_TYPE)
+        known = (*DEFAULT_HYDRATE_TYPES, DEVICE_TYPE, DOCUMENT_TYPE)
         if unknown := [name for name in value if name not in known]:
             raise ValueError(f"{unknown[0]} cannot be fetched by reference; known are {', '.join(known)}")
         return value
@@ -410,6 +437,10 @@ class Settings(BaseModel):
     home: Path
     #: None: the embedded server.
     database_url: str | None = None
+    #: Version of the OMOP CDM that the database has; another one needs `epic-omop db upgrade`.
+    cdm_version: CdmVersion = DEFAULT_CDM_VERSION
+    #: What the table cdm_source says of the instance.
+    cdm_source: CdmSource = CdmSource()
     cdm_schema: str = "cdm"
     vocab_schema: str = "vocab"
     etl_schema: str = "etl"
@@ -523,6 +554,7 @@ class Settings(BaseModel):
 
 _VARIABLES = {
     "EPIC_OMOP_DATABASE_URL": "database_url",
+    "EPIC_OMOP_CDM_VERSION": "cdm_version",
     "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
     "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
     "EPIC_OMOP_ETL_SCHEMA": "etl_schema",
@@ -539,6 +571,8 @@ _VARIABLES = {
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
     "EPIC_OMOP_UI_HOSTS": "ui_hosts",
 }
+#: Variable → column of cdm_source: EPIC_OMOP_CDM_HOLDER is `cdm_holder`.
+_CDM_SOURCE_VARIABLES = {f"EPIC_OMOP_{column.upper()}": column for column in CdmSource.model_fields}
 
 
 def home_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -567,6 +601,9 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
+    values["cdm_source"] = {
+        column: variables[name] for name, column in _CDM_SOURCE_VARIABLES.items() if variables.get(name)
+    }
     values["sites"] = sites = _read_sites(sites_file or home / "sites.yaml", required=sites_file is not None)
     values.setdefault("time_zone", default_zone(home, (site.time_zone for site in sites.values())))
     return _validated(Settings, values, "the environment")
@@ -656,7 +693,8 @@ def _described(item: ErrorDetails, entry: SiteEntry) -> str:
 
 def _variable(name: str) -> str:
     """The environment variable of a setting; the setting's own name where there is none."""
-    return next((variable for variable, field in _VARIABLES.items() if field == name), name)
+    fields = {**_VARIABLES, **{variable: f"cdm_source.{column}" for variable, column in _CDM_SOURCE_VARIABLES.items()}}
+    return next((variable for variable, field in fields.items() if field == name), name)
 
 
 def _validated(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:

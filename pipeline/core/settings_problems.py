@@ -28,6 +28,7 @@ _SHAPES = {
     "float_": _NUMBER,
     "finite_number": _NUMBER,
     "date_": "must be a date such as 2024-03-31",
+    "enum": "must be one of {expected}",
     "literal_error": "must be one of {expected}",
     "greater_than_equal": "must be {ge:g} or more",
     "greater_than": "must be more than {gt:g}",

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from omop_schema.versions import CdmVersion
 from pipeline.lakehouse.layout import YEAR, LakeTable
 
 __all__ = ["open_sql"]
 
 
-def open_sql(lakehouse: Path, snapshot: str, tables: Iterable[LakeTable]) -> str:
+def open_sql(lakehouse: Path, snapshot: str, version: CdmVersion, tables: Iterable[LakeTable]) -> str:
     """Statements for DuckDB: a schema a folder, a view a table. All views read this one snapshot for ever."""
     listed = list(tables)
     schemas = dict.fromkeys(table.folder for table in listed)
     place = _place(lakehouse, snapshot, "snapshot.json")
     return "\n".join(
         [
-            f"-- OMOP CDM v5.4, snapshot {snapshot}, as DuckDB views.   duckdb -init latest/open.sql",
+            f"-- OMOP CDM {version.label}, snapshot {snapshot}, as DuckDB views.   duckdb -init latest/open.sql",
             "-- The views read this snapshot, also when there is a newer one: run the newer open.sql to move on.",
             "-- Where the folder has been moved or mounted elsewhere, first: SET VARIABLE lakehouse = '/its/new/place';",
             *(f"CREATE SCHEMA IF NOT EXISTS {schema};" for schema in schemas),

@@ -12,7 +12,8 @@ from functools import cache
 
 import polars as pl
 
-from omop_schema.cdm import CDM_TABLES, VOCABULARY_TABLES, Field, fields, primary_key
+from omop_schema.cdm import CDM_TABLES, VOCABULARY_TABLES, Field, fields, primary_key, tables_of
+from omop_schema.versions import CdmVersion
 from pipeline.core.settings import Settings
 
 __all__ = ["EXACT_NUMBER", "YEAR", "LakeTable", "lake_tables", "type_name"]
@@ -105,16 +106,18 @@ _ROW_SOURCE = LakeTable(
         "resource_id": pl.String(),
         "export_id": pl.Int64(),
         "vocabulary_release": pl.String(),
+        "contact_date": pl.Date(),
     },
     ("cdm_table", "row_id", "site", "resource_type", "resource_id"),
 )
 
 
-def lake_tables(*, vocabulary: bool, lineage: bool) -> list[LakeTable]:
-    """The tables that are read from PostgreSQL, those of the CDM first."""
-    tables = [_standard_table("cdm", name) for name in CDM_TABLES]
+def lake_tables(version: CdmVersion, *, vocabulary: bool, lineage: bool) -> list[LakeTable]:
+    """The tables of a version that are read from PostgreSQL, those of the CDM first."""
+    tables = [_standard_table("cdm", name, version) for name in CDM_TABLES]
     if vocabulary:
-        tables += [_standard_table("vocab", name) for name in VOCABULARY_TABLES]
+        installed = [name for name in VOCABULARY_TABLES if name in tables_of(version)]
+        tables += [_standard_table("vocab", name, version) for name in installed]
     return [*tables, _ROW_SOURCE] if lineage else tables
 
 
@@ -123,8 +126,8 @@ def type_name(kind: pl.DataType) -> str:
 
 
 @cache
-def _standard_table(folder: str, name: str) -> LakeTable:
-    columns = {field.name: _type(field) for field in fields(name)}
+def _standard_table(folder: str, name: str, version: CdmVersion) -> LakeTable:
+    columns = {field.name: _type(field) for field in fields(name, version)}
     return LakeTable(folder, name, columns, _order(name), _DATES.get(name))
 
 
@@ -146,5 +149,6 @@ def _order(name: str) -> tuple[str, ...]:
     """By person, so that a query for some persons skips most row groups; then by what makes the order the same again."""
     persons = [field.name for field in fields(name) if field.name in ("person_id", "subject_id")]
     key = primary_key(name)
-    rest = [key] if key else [field.name for field in fields(name) if field.required]
+    columns = fields(name)
+    rest = [key] if key else [field.name for field in columns if field.required] or [field.name for field in columns]
     return tuple(dict.fromkeys([*persons, *rest]))

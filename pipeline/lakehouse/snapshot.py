@@ -78,14 +78,15 @@ def publish_snapshot(
     when it cannot be written, WarehouseError when the database is empty or fails. The latest snapshot then stays.
     """
     options = options or SnapshotOptions()
-    tables = lake_tables(vocabulary=options.vocabulary, lineage=options.lineage)
+    version = runtime.settings.cdm_version
+    tables = lake_tables(version, vocabulary=options.vocabulary, lineage=options.lineage)
     with server_errors(), _one_state(runtime, tables) as connection, lakehouse.writing():
         metadata = run_metadata(connection, runtime.settings)
         created_at = runtime.clock.now()
         snapshot, draft = lakehouse.new_snapshot(created_at)
         writing = _Writing(runtime.settings, connection, options, draft, _former(lakehouse), progress)
         entries = writing.write(tables)
-        write_whole(draft / "open.sql", open_sql(lakehouse.folder, snapshot, [*tables, EXACT_NUMBER]).encode())
+        write_whole(draft / "open.sql", open_sql(lakehouse.folder, snapshot, version, [*tables, EXACT_NUMBER]).encode())
         write_whole(draft / SNAPSHOT_FILE, content_of(snapshot, created_at, metadata, entries))
         final = lakehouse.complete(snapshot, group_readable=options.group_readable)
         counts = {path: (entry["rows"], len(entry["files"]), entry["bytes"]) for path, entry in entries.items()}

@@ -16,7 +16,7 @@ import orjson
 import psycopg
 
 from omop_schema.exports import ExportKind, ExportState, sql_values
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import IG_VERSION
 from pipeline.core.errors import LakehouseError, WarehouseError
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.layout import YEAR, LakeTable, type_name
@@ -78,7 +78,7 @@ def run_metadata(connection: psycopg.Connection, settings: Settings) -> dict[str
         " ORDER BY job.site, job.published_at DESC, job.export_id DESC",
     )
     return {
-        "cdm_version": CDM_VERSION,
+        "cdm_version": settings.cdm_version.label,
         "ig_version": IG_VERSION,
         "software": f"epic-omop {version('epic-omop')}",
         "time_zone": settings.time_zone,

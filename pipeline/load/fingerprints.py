@@ -32,7 +32,7 @@ _ENTRY = "pipeline.load.worker"
 #: counts.
 _OF_LINES = ("pipeline.landing.bundles", "pipeline.landing.deletions", "pipeline.load.deletions", "pipeline.load.facts")
 #: Facts that this code reads.
-_DATA = ("omop_schema/cdm_v5_4_fields.csv", "pipeline/sql_on_fhir/r4_elements.csv")
+_DATA = ("omop_schema/cdm_v5_4_fields.csv", "omop_schema/cdm_v5_5_fields.csv", "pipeline/sql_on_fhir/r4_elements.csv")
 #: Below the home: the hash of all files of the project, and that of the code.
 _KEPT = "code_hash"
 
@@ -53,6 +53,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
             rows_code_hash(runtime.settings.home),
             site.time_zone,
             runtime.settings.time_zone,
+            runtime.settings.cdm_version,
             ",".join(sorted(site.text_source_value_types)),
             str(site.max_line_bytes),
             hashlib.sha256(b"identifiers" + identifier_secret(runtime.settings)).hexdigest(),

@@ -83,11 +83,14 @@ def _create(runtime: Runtime, connection: psycopg.Connection, landed: LandedExpo
         state=ExportState.FAILED,  # until it is loaded: it holds up no other export of its group
     )
     _save_landed(runtime, connection, landed)
-    # The sequence of a restored database would come to this number again.
+    # The sequence of a restored or new database would come to this number again, and to those of later exports in landing,
+    # while what follows from this one (a replay) is to be landed as well.
+    store = runtime.landing
+    highest = max((number for site in store.sites() for number in store.numbers(site)), default=landed.export_id)
     connection.execute(
         "SELECT setval(sequence, greatest(%s, nextval(sequence))) FROM"
         " (SELECT pg_get_serial_sequence('export_job', 'export_id')::regclass AS sequence) AS own",
-        [landed.export_id],
+        [highest],
     )
 
 

@@ -25,12 +25,12 @@ def warehouse_assets(settings: Settings, loads: Sequence[dg.AssetKey]) -> list[d
 def _table(settings: Settings, table: str, loads: Sequence[dg.AssetKey]) -> dg.AssetSpec:
     columns = [
         dg.TableColumn(field.name, field.datatype, constraints=dg.TableColumnConstraints(nullable=not field.required))
-        for field in fields(table)
+        for field in fields(table, settings.cdm_version)
     ]
     return dg.AssetSpec(
         [settings.cdm_schema, table],
         deps=loads,
-        description=f"Table `{table}` of the OMOP CDM v5.4, with the rows of all sites.",
+        description=f"Table `{table}` of the OMOP CDM {settings.cdm_version.label}, with the rows of all sites.",
         group_name="cdm",
         kinds={"postgres"},
         metadata={

@@ -7,6 +7,7 @@ that a second run changes nothing. The rules are in docs/derived-tables.md. Noth
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,13 +15,17 @@ from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import polars as pl
 import psycopg
 from psycopg import sql
 
 from omop_schema.etl import LINEAGE_COLUMNS
 from pipeline.core.errors import WarehouseError
+from pipeline.publication.contact_days import contact_days, contacts_after
+from pipeline.publication.specimens import link_specimens
 from pipeline.publication.sql import Database, fragment
 from pipeline.publication.tables import merge_names
+from pipeline.warehouse.copying import copy_frame
 from pipeline.warehouse.server_failures import server_failure
 
 __all__ = [
@@ -46,6 +51,9 @@ KEYS = {
 
 Fact = str | int | float | date | datetime
 
+#: In `metadata`, before the reason why persons were left out.
+_LEFT_OUT = "persons_left_out/"
+
 
 @dataclass(frozen=True)
 class DerivedOptions:
@@ -65,10 +73,20 @@ class DerivedOptions:
     period_gap_days: int = 548
     #: A period lasts for this many days after the last event, and after death.
     period_tail_days: int = 60
+    #: A period may begin so many months before the birth: of children whose record holds what was split off the mother's.
+    period_months_before_birth: int = 0
+    #: A death is doubted where a person was met more than this many days later.
+    doubted_after_days: int = 60
+    #: Doubted deaths have no row.
+    drop_doubted_deaths: bool = False
+    #: CDM table → from when on its rows make periods: where a module of the record was in use later than others.
+    table_go_live: Mapping[str, date] = field(default_factory=dict)
     #: Problem list, and what patients report: their onsets are at times outside the record.
     period_excluded_condition_types: tuple[int, ...] = (32840, 32865)
-    #: History of event, family history, race and ethnicity of persons with several.
+    #: History of event, family history, race.
     period_excluded_observations: tuple[int, ...] = (1340204, 4167217, 4013886)
+    #: Specimens have a column for their visit (CDM 5.5).
+    specimen_visits: bool = False
     #: Eras continue over gaps of at most this many days.
     persistence_days: int = 30
     #: gap_days of drug_era by OHDSI's script, which leaves out the last day of each exposure, instead of by the CDM.
@@ -123,12 +141,15 @@ def refresh_derived(
     etl: str,
     as_of: date,
     persons: str | None = None,
+    merged: pl.DataFrame | None = None,
+    has_changes: bool = True,
     options: DerivedOptions | None = None,
 ) -> DerivedReport:
     """Bring derived rows and as-of values in line with the published rows, in the caller's transaction.
 
     `as_of` is the date of the export's transactionTime in the site's zone. `persons` names a temporary table with the
-    person_id of every person with changed rows, also of persons that are gone; None computes everybody. Whose
+    person_id of every person with changed rows, also of persons that are gone; None computes everybody. `merged` (patient,
+    last: Int64, surrogate ids) says which Patients others stand for. `has_changes`: a line came that is new. Whose
     observation period only moves with the as-of date is found here. Changed rules, a changed go-live date or a new
     vocabulary compute everybody of the site. Raises WarehouseError when the server refuses a statement.
     """
@@ -136,7 +157,7 @@ def refresh_derived(
     try:
         db = Database(connection, cdm, etl, vocab, client_binding=True)
         refresh = _Refresh(db, options or DerivedOptions(), as_of)
-        refresh.run(persons)
+        refresh.run(persons, merged, has_changes=has_changes)
     except psycopg.Error as error:
         failure = server_failure(error)
         if failure is not None:
@@ -162,23 +183,33 @@ class _Refresh:
             "period_type": self.type_concept,
         }
 
-    def run(self, persons: str | None) -> None:
+    def run(self, persons: str | None, merged: pl.DataFrame | None, *, has_changes: bool) -> None:
         everyone = self._scope(persons)
+        self.db.execute("derived_merge")
+        if merged is not None:
+            copy_frame(self.db.connection, "pg_temp.derived_merge", merged)
         self._as_of_values()
         self._update("visit_occurrence", "preceding_visit_occurrence")
         self._update("visit_detail", "preceding_visit_detail")
         self._update("observation", "race_dates")
         self._update("person", "birth_dates")
-        self._discharge_deaths()
-        scope = self._period_scope(everyone=everyone)
-        self._derive("observation_period", "derived_period_person", **scope)
+        if self.options.specimen_visits:
+            self._changed("specimen", TableChange(updated=link_specimens(self.db)))
+        if has_changes:
+            self._update("care_site", "place_by_visits")
+        self._events(self._period_scope(everyone=everyone))
+        self._deaths()
+        self._derive("observation_period", "derived_period_person")
         for table in ("condition_era", "drug_era", "dose_era"):
             self._derive(table, "derived_affected")
         ((self.report.persons, self.report.persons_without_period),) = self.db.rows("count_derived_persons")
         # Like cdm_source, the facts of a site stand still as long as its rows do: an export without changes changes no
         # table. An as-of date that is remembered too early only computes more periods than need be.
-        if self.options.site is not None and (everyone or self.report.affected_persons or self.report.changes):
-            self._metadata(self.options.site)
+        moved = everyone or self.report.affected_persons or self.report.changes
+        if self.options.site is not None and (moved or has_changes):
+            left_out = dict(self.db.rows("persons_left_out", {"site": self.options.site}))
+            if moved or left_out != self._known_left_out():
+                self._metadata(self.options.site, left_out)
 
     # --- who ----------------------------------------------------------------------------------------------------------
 
@@ -204,7 +235,8 @@ class _Refresh:
         if everyone or previous is None or previous >= self.report.as_of:
             self.db.execute("derived_all_periods")
         else:
-            self.db.execute("derived_period_person", {"previous": previous})
+            later = contacts_after(**self._schemas())
+            self.db.execute("derived_period_person", {"previous": previous}, contacts_after=later)
         self.report.period_persons = self.db.value("count_affected", persons="derived_period_person")
         # Where everybody's events are read, without a join with a temporary table, the server reads them in parallel.
         if everyone:
@@ -234,12 +266,22 @@ class _Refresh:
     def _update(self, table: str, script: str) -> None:
         self._changed(table, TableChange(updated=self.db.execute(script, self.values)))
 
-    def _discharge_deaths(self) -> None:
-        """Deaths that only a discharge reports. Their lineage is the Encounter's, so that they go when it changes."""
-        self.db.execute("fresh_death", self.values)
-        deleted = self.db.execute("remove_discharge_deaths")
-        inserted = self.db.execute("insert_discharge_deaths")
-        self.db.execute("insert_discharge_lineage", lineage_columns=", ".join(LINEAGE_COLUMNS))
+    def _events(self, scope: Mapping[str, str]) -> None:
+        """Temporary table derived_event: the days on which the persons in scope were met."""
+        days = contact_days(self.options.table_go_live, scope["of_period_persons"], **self._schemas())
+        self.db.execute("derived_event", self.values, contact_days=days, **scope)
+
+    def _schemas(self) -> dict[str, str]:
+        return {"cdm": self.db.cdm, "etl": self.db.etl}
+
+    def _deaths(self) -> None:
+        """Of several deaths one; its lineage is that of the resource that says it, so that it goes when that changes."""
+        for script in ("death_candidate", "chosen_death", "fresh_death", "wrong_death"):
+            self.db.execute(script, self.values)
+        deleted = self.db.execute("remove_wrong_deaths")
+        inserted = self.db.execute("insert_fresh_deaths")
+        self.db.execute("insert_death_lineage", lineage_columns=", ".join(LINEAGE_COLUMNS))
+        self.db.execute("doubted_deaths")
         self._changed("death", TableChange(deleted, 0, inserted))
 
     # --- derived rows -------------------------------------------------------------------------------------------------
@@ -259,7 +301,15 @@ class _Refresh:
 
     # --- facts of the site --------------------------------------------------------------------------------------------
 
-    def _metadata(self, site: str) -> None:
+    def _known_left_out(self) -> dict[str, int]:
+        """Persons who were left out, by reason, as metadata has it."""
+        prefix = f"site/{self.options.site}/{_LEFT_OUT}"
+        return {
+            name.removeprefix(prefix): int(number)
+            for name, number in self.db.rows("facts_of_prefix", {"prefix": prefix})
+        }
+
+    def _metadata(self, site: str, left_out: Mapping[str, int]) -> None:
         """Rows `site/<site>/<fact>`: cdm_source has one row for the instance, so that each site's facts stand here."""
         facts: dict[str, Fact] = {
             "site_name": site,
@@ -269,8 +319,14 @@ class _Refresh:
             "vocabulary_release": self._vocabulary_release(),
             "persons": self.report.persons,
             "persons_without_observation_period": self.report.persons_without_period,
+            **{f"{_LEFT_OUT}{reason}": number for reason, number in left_out.items()},
             **self.options.facts,
         }
+        # What a person of several sites is computed by is remembered of each, where it is not the default.
+        usual = DerivedOptions()
+        for name in ("period_gap_days", "period_tail_days", "period_months_before_birth", "drop_doubted_deaths"):
+            if getattr(self.options, name) != getattr(usual, name):
+                facts[name] = int(getattr(self.options, name))
         if self.options.go_live is not None:
             facts["go_live_date"] = self.options.go_live
         self.db.execute("fresh_metadata")
@@ -305,14 +361,24 @@ class _Refresh:
 
 
 def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
-    """What every person's derived rows depend on besides their own events."""
+    """What every person's derived rows depend on besides their own events; of what is seldom set a hash, so that the text
+    fits into its column."""
+    others = (
+        options.period_excluded_condition_types,
+        options.period_excluded_observations,
+        options.persistence_days,
+        options.gap_by_script,
+        options.stockpiling,
+        options.administration_types,
+        options.period_months_before_birth,
+        options.doubted_after_days,
+        options.drop_doubted_deaths,
+        sorted(options.table_go_live.items()),
+    )
     return (
-        f"version {options.version}; vocabulary {vocabulary_release}; go-live {options.go_live};"
+        f"version {options.version}; vocabulary {vocabulary_release[:80]}; go-live {options.go_live};"
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
-        f" without {_listed(options.period_excluded_condition_types)}"
-        f" {_listed(options.period_excluded_observations)}; persistence {options.persistence_days};"
-        f" gap days by script {options.gap_by_script}, stockpiling {options.stockpiling};"
-        f" administrations {_listed(options.administration_types)}"
+        f" others {hashlib.sha256(repr(others).encode()).hexdigest()[:16]}"
     )[:250]
 
 
@@ -326,10 +392,6 @@ def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options
 
 def _bindable(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else None if isinstance(value, Mapping) else value
-
-
-def _listed(concept_ids: tuple[int, ...]) -> str:
-    return ",".join(map(str, concept_ids))
 
 
 def _typed(value: Fact, zone: ZoneInfo) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.publication.ids import LINKS
 
-__all__ = ["LINK_ROLES", "NO_FACTS", "LinkRole", "Place", "Rows", "link_role", "role_names", "roles_to"]
+__all__ = ["FOLLOWING", "LINK_ROLES", "NO_FACTS", "LinkRole", "Place", "Rows", "link_role", "role_names", "roles_to"]
 
 
 class Rows(Enum):
@@ -66,16 +66,22 @@ def _places(table: str, column: str) -> tuple[Place, ...]:
     return (Place(table, column, Rows.STAYS if table == "visit_detail" else Rows.ALL),)
 
 
+#: Of another resource's rows (a visit's detail, the visit of a specimen's results): no reference of the own one fills them.
+FOLLOWING = frozenset(
+    (("visit_detail", "visit_occurrence_id"), ("specimen", "visit_occurrence_id"), ("specimen", "visit_detail_id"))
+)
+
+
 def _declared() -> dict[str, LinkRole]:
     """Every column that may be filled later. Not those of persons and addresses: these are always there, or the line is
-    rejected; nor a detail's own visit, which is of the same resource."""
+    rejected; nor a detail's own visit, which is of the same resource, and what follows from other rows."""
     roles = [
         LinkRole(f"{table}.{column}", target, _places(table, column))
         for table in LINEAGE_TABLES
         for column, target in LINKS.items()
         if column in polars_schema(table)
         and target not in {table, "person", "location"}
-        and (table, column) != ("visit_detail", "visit_occurrence_id")
+        and (table, column) not in FOLLOWING
     ]
     return {role.name: role for role in roles}
 

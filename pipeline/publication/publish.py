@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import date
 from importlib.metadata import version
-from typing import Any
 
 import polars as pl
 import psycopg
@@ -23,22 +21,27 @@ from sqlalchemy import Connection
 
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportState
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
+from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.members import write_members
+from pipeline.publication.report import PublicationReport
+from pipeline.publication.specimens import SPECIMEN_RESULT, has_specimen_visits
 from pipeline.publication.sql import Database
 from pipeline.publication.steps import (
     accounts,
     bulk,
     derived_rows,
+    devices,
     entities,
     events,
     former_rows,
+    infusions,
     links,
+    medication_records,
     panels,
     references,
     stand_ins,
@@ -47,12 +50,14 @@ from pipeline.publication.steps import (
     visits,
 )
 from pipeline.publication.steps.care_sites import relate_care_sites
+from pipeline.publication.steps.cdm_source import InstanceSource, save_cdm_source
 from pipeline.publication.steps.decide import decide
 from pipeline.publication.steps.dependents import find_dependents
 from pipeline.publication.unlink import remove_unused_locations
 from pipeline.publication.values import Decisions, Entities, FormerRows, Incoming, RowCounts
 from pipeline.staging.parts import StagedExport
 from pipeline.staging.schemas import FileLines
+from pipeline.warehouse.cdm_version import refuse_other_version
 from pipeline.warehouse.configured_sites import note_configured_site
 from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.runtime import Runtime
@@ -107,6 +112,8 @@ def _database(runtime: Runtime, connection: Connection) -> Database:
     settings = runtime.settings
     db = Database(driver, settings.cdm_schema, settings.etl_schema, settings.vocab_schema)
     driver.execute(f"SET LOCAL search_path TO {db.etl}, {db.cdm}, {db.vocab}")
+    # A database that was upgraded while the export was read: nothing of it is lost, it is loaded again.
+    refuse_other_version(driver, db.cdm, settings.cdm_version)
     return db
 
 
@@ -151,9 +158,12 @@ def _run(run: _Run) -> None:
         outcomes = parallel.submit(accounts.final_outcomes, decisions)
         members = parallel.submit(_write_members, incoming, decisions)
         known = parallel.submit(run.known.prepare)
-        _finish_tables(run, bulk_load)
+        with step("letters"):  # before the derived tables, which add issues of their own and count who was left out
+            accounts.save_dead_letters(db, incoming, decisions)
+            accounts.save_issues(db, incoming.export.export_id, decisions)
+        _finish_tables(run, decisions, bulk_load)
         with step("accounts"):
-            _save_accounts(run, decisions, outcomes)
+            _save_accounts(run, outcomes)
         with step("dependents"):
             vanished.map_users_again(run.db, incoming, absences)
             run.report.dependents = find_dependents(run.db, incoming.export.site, decisions, standing)
@@ -170,11 +180,16 @@ def _replace_rows(
     step, db, incoming, report = run.report.step, run.db, run.incoming, run.report
     # A row may be removed before what refers to it has moved: links are looked at when all is in its place.
     db.connection.execute("SET CONSTRAINTS ALL DEFERRED")
+    medication_records.note_left_links(db)
+    if decisions.has_changes:
+        with step("medication records"):
+            medication_records.save_records(db, incoming, decisions)
     with step("former rows"):
         former = former_rows.remove_former_rows(db, decisions)
         report.add(former.counts)
     # A night in which nothing changed writes no rows, and asks for nothing that grows with the warehouse.
-    references.replace_facts(db, decisions)
+    unused = () if has_specimen_visits(incoming.settings.cdm_version) else (SPECIMEN_RESULT,)
+    references.replace_facts(db, decisions, unused)
     if not incoming.is_first:
         db.execute("moved_stand_in")
     if not decisions.has_changes:
@@ -187,8 +202,10 @@ def _replace_rows(
         if not incoming.is_first:
             links.fill(db)
             stand_ins.follow(db, standing, written, former.removed_from)
+        report.add(devices.count_once(db, incoming.site, decisions.staged.kinds()))
         visits.mark_emergency_stays(db)
         panels.link_members(db, incoming.site)
+        infusions.end_infusions(db)
         report.add(relate_care_sites(db, standing))
 
 
@@ -220,7 +237,7 @@ def _write_rows(
     return made, found
 
 
-def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
+def _finish_tables(run: _Run, decisions: Decisions, bulk_load: bulk.BulkLoad | None) -> None:
     step, db, report = run.report.step, run.db, run.report
     if bulk_load:
         with step("indices of state"):
@@ -229,7 +246,7 @@ def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
         if not bulk_load:
             derived_rows.note_persons(db)
         written = [table for table, rows in report.rows_inserted.items() if rows]
-        derived = derived_rows.refresh(db, run.incoming, written, everybody=bulk_load is not None)
+        derived = derived_rows.refresh(db, run.incoming, decisions, written, everybody=bulk_load is not None)
         for table, change in derived.changes.items():
             report.add(
                 RowCounts(
@@ -245,10 +262,8 @@ def _finish_tables(run: _Run, bulk_load: bulk.BulkLoad | None) -> None:
             bulk.create_indices(db, bulk_load)
 
 
-def _save_accounts(run: _Run, decisions: Decisions, outcomes: Future[pl.DataFrame]) -> None:
+def _save_accounts(run: _Run, outcomes: Future[pl.DataFrame]) -> None:
     export_id = run.incoming.export.export_id
-    accounts.save_dead_letters(run.db, run.incoming, decisions)
-    accounts.save_issues(run.db, export_id, decisions)
     run.report.mapping_rates = accounts.mapping_rates(run.incoming.staged)
     saved = accounts.save_accounts(run.db, export_id, run.files, outcomes.result())
     run.report.outcomes.update(saved.outcomes)
@@ -283,7 +298,7 @@ def _record(
             "now": now,
             "vocabulary_release": report.vocabulary_release,
             "fingerprint": format(sum(fingerprints.values()) & (2**64 - 1), "016x"),
-            "cdm_version": CDM_VERSION,
+            "cdm_version": runtime.settings.cdm_version.label,
             "ig_version": IG_VERSION,
             "software_version": version("epic-omop"),
             "rows_inserted": Jsonb(dict(report.rows_inserted)),
@@ -296,23 +311,5 @@ def _record(
     )
     if db.execute("publish_job", {"now": now, "export_id": export.export_id, "state": ExportState.PUBLISHED}) != 1:
         raise AccountingError(f"Export {export.export_id} has no row in export_job.", "Nothing was published.")
-    if report.changed_rows:
-        _save_cdm_source(db, export, report, now.date())
-
-
-def _save_cdm_source(db: Database, export: LandedExport, report: PublicationReport, today: date) -> None:
-    """One row for the instance; only a publication that changed rows changes it."""
-    values: dict[str, Any] = {
-        "cdm_source_name": "epic-omop",
-        "cdm_source_abbreviation": "epic-omop",
-        "cdm_holder": "epic-omop",
-        "source_description": "Epic FHIR R4 bulk exports",
-        "cdm_etl_reference": f"epic-omop {version('epic-omop')}, HL7 FHIR to OMOP {IG_VERSION}",
-        "source_release_date": export.transaction_time.date(),
-        "cdm_release_date": today,
-        "cdm_version": CDM_VERSION,
-        "cdm_version_concept_id": 756265,
-        "vocabulary_version": report.vocabulary_release[:20],
-    }
-    placeholders = ", ".join(f"%({name})s" for name in values)
-    db.execute("replace_cdm_source", values, columns=", ".join(values), values=placeholders)
+    source = InstanceSource(runtime.settings, export, report.vocabulary_release, now.date())
+    save_cdm_source(db, source, has_changed=bool(report.changed_rows))

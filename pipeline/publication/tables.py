@@ -5,12 +5,13 @@ The only place that makes SQL of the facts about tables; its texts are in `pipel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from omop_schema.cdm import CDM_TABLES, polars_schema, primary_key, sequence_name
+from omop_schema.contact import CONTACT_TABLES
 from omop_schema.etl import LINEAGE_COLUMNS, LINEAGE_TABLES, lineage_table_name
-from pipeline.publication.link_roles import Place, roles_to
+from pipeline.publication.link_roles import FOLLOWING, Place, roles_to
 from pipeline.publication.sql import fragment
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "OF_PERSONS",
     "SHARED_BY_DETAILS",
     "columns_set",
+    "contact_names",
     "event_names",
     "merge_names",
     "own_key",
@@ -46,6 +48,9 @@ EVENT_COLUMNS = {
     "note": ("note_event_id", "note_event_field_concept_id"),
 }
 
+#: Table of `CONTACT_TABLES` → the column of its own date.
+_OWN_DATES = {table: next(name for name in polars_schema(table) if name.endswith("_date")) for table in CONTACT_TABLES}
+
 #: visit_detail column → visit_occurrence column, where they differ.
 DETAIL_NAMES = {
     name: name.replace("visit_detail", "visit", 1)
@@ -63,7 +68,11 @@ SHARED_BY_DETAILS = [
 DETAIL_LINKS = {
     table: "parent_visit_detail_id" if table == "visit_detail" else "visit_detail_id"
     for table in LINEAGE_TABLES
-    if table == "visit_detail" or {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+    if table == "visit_detail"
+    or (
+        {"visit_occurrence_id", "visit_detail_id"} <= set(polars_schema(table))
+        and (table, "visit_detail_id") not in FOLLOWING
+    )
 }
 
 #: Tables whose rows are on a visit and, where that is of a sub-encounter, on its detail.
@@ -84,6 +93,15 @@ def own_key(table: str) -> str:
 def table_names(table: str) -> dict[str, str]:
     """table, own (its key) and lineage."""
     return {"table": table, "own": own_key(table), "lineage": lineage_table_name(table)}
+
+
+def contact_names() -> Iterator[dict[str, str]]:
+    """Names of each table whose rows have a day of contact: `table_names`, start (its own date), and contact_of_visit: the
+    expression, with a comma, of the day that a row's visit gives; empty of a table without visits."""
+    for table in CONTACT_TABLES:
+        has_visit = "visit_occurrence_id" in polars_schema(table) and (table, "visit_occurrence_id") not in FOLLOWING
+        visit = "visit.visit_start_date, " if has_visit else ""
+        yield {**table_names(table), "start": _OWN_DATES[table], "contact_of_visit": visit}
 
 
 def event_names(table: str, event_table: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from omop_schema.cdm import CDM_TABLES, fields, polars_schema, primary_key
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import DEFAULT_CDM_VERSION, IG_VERSION, CdmVersion
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.routing import DOMAIN_TABLES, EVENT_COLUMNS
 from pipeline.transform.rules import RULES
@@ -74,7 +75,9 @@ _LINKED = {
 _OF_EVERY_EVENT = {"concept_id", "source_concept_id", "source_value", "type_concept_id", "value_as_concept_id"}
 
 
-def manifest(mappings: Mappings, site: str | None = None) -> dict[str, Any]:
+def manifest(
+    mappings: Mappings, site: str | None = None, cdm_version: CdmVersion = DEFAULT_CDM_VERSION
+) -> dict[str, Any]:
     """The manifest as JSON's own types, in a stable order."""
     return {
         "manifest_version": 1,
@@ -94,9 +97,13 @@ def manifest(mappings: Mappings, site: str | None = None) -> dict[str, Any]:
         "use_cases": list(USE_CASES),
         "options": mappings.options.model_dump(),
         "output": {
-            "cdm_version": CDM_VERSION,
+            "cdm_version": cdm_version.label,
             "vocabulary_release": "recorded for each run in etl.publication and cdm_source",
-            "tables": {table: _table(table, mappings) for table in sorted(CDM_TABLES)},
+            "fixed_maps": {
+                "written_for_vocabulary_release": FIXED_MAPS_RELEASE,
+                "maps": {name: origin_of(name) for name in sorted(mappings.value_maps)},
+            },
+            "tables": {table: _table(table, mappings, cdm_version) for table in sorted(CDM_TABLES)},
         },
     }
 
@@ -128,7 +135,7 @@ def _tables(view: ViewMapping) -> Iterator[str]:
         yield "location"
 
 
-def _table(table: str, mappings: Mappings) -> dict[str, Any]:
+def _table(table: str, mappings: Mappings, cdm_version: CdmVersion) -> dict[str, Any]:
     if table in _DERIVED_PARTLY:
         return {"populated": "partial", "derived_from": _DERIVED_PARTLY[table]}
     if table in _DERIVED:
@@ -140,7 +147,9 @@ def _table(table: str, mappings: Mappings) -> dict[str, Any]:
             sources.add(name)
         for view in mapping.views:
             filled |= _filled(table, mapping, view)
-    columns = [field.name for field in fields(table) if field.name != primary_key(table) or table == "person"]
+    columns = [
+        field.name for field in fields(table, cdm_version) if field.name != primary_key(table) or table == "person"
+    ]
     missing = [name for name in columns if name not in filled]
     is_event_table = table in DOMAIN_TABLES.values()
     if not sources and not is_event_table:
@@ -165,7 +174,7 @@ def _filled(table: str, mapping: ResourceMapping, view: ViewMapping) -> set[str]
         own = set(polars_schema(table))
         return own & columns | _LINKED | {"person_id"}
     if table == "location" and table in _tables(view):
-        return {"location_id"} | _of_locations()
+        return {"location_id", "country_concept_id"} | _of_locations()
     return set()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import psycopg
 
+from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import EpicOmopError
 from pipeline.load.fingerprints import site_fingerprints
 from pipeline.load.old_settings import old_settings
@@ -14,7 +15,7 @@ from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["settings_notes"]
+__all__ = ["instance_notes", "settings_notes"]
 
 
 def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator[str]:
@@ -26,6 +27,18 @@ def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator
             yield from _of_site(runtime, connection, site)
         except EpicOmopError as error:
             yield f"{error.message} {error.advice}".strip()
+
+
+def instance_notes(source: CdmSource, connection: psycopg.Connection) -> Iterator[str]:
+    """Of a warehouse that does not say whose it is: two of them cannot be told apart in a study of several instances.
+    `connection` has etl and cdm on its search_path; reads only."""
+    if source.unnamed and connection.execute("SELECT FROM cdm_source").fetchone() is not None:
+        variables = ", ".join(f"EPIC_OMOP_{column.upper()}" for column in source.unnamed)
+        columns = ", ".join(source.unnamed)
+        yield (
+            f"The table cdm_source does not say whose data this is: {columns} are as the software has them. Set {variables};"
+            " the next load writes them."
+        )
 
 
 def _of_site(runtime: Runtime, connection: psycopg.Connection, name: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from omop_schema.cdm_fields import polars_schema, primary_key
+from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES
 
 __all__ = [
     "EVENT_LINK",
@@ -130,7 +131,9 @@ def exact_kind(table: str) -> str:
 
 
 def staged_columns(table: str) -> dict[str, pl.DataType]:
-    """Columns and types of a staged frame: KEY_COLUMNS, then the table's columns without its generated id."""
+    """Columns and types of a staged frame: KEY_COLUMNS, of tables that have it the day of contact, then the table's columns
+    without its generated id."""
     own_id = primary_key(table)
     columns = {name: kind for name, kind in polars_schema(table).items() if name != own_id or table == "death"}
-    return {**KEY_COLUMNS, **columns}
+    contact: dict[str, pl.DataType] = {CONTACT_DATE: pl.Date()} if table in CONTACT_TABLES else {}
+    return {**KEY_COLUMNS, **contact, **columns}

@@ -12,6 +12,7 @@ __all__ = [
     "EXACT",
     "EXPLAINED",
     "IMPLAUSIBLE",
+    "MADE_UP",
     "NOT_MADE",
     "exact",
     "fact_of",
@@ -39,6 +40,9 @@ IMPLAUSIBLE = "is_implausible"
 #: Boolean column: the row is not made, and nothing is wrong. Its issues, and what it depends on, are kept.
 NOT_MADE = "not_made"
 
+#: Boolean column: the row's date says nothing about when anything was; no observation period is made of it.
+MADE_UP = "is_made_up"
+
 #: Form of the name → type and meaning, for people.
 EXPLAINED: Mapping[str, str] = {
     f"{_USES}<fact>": "Int64: the resource whose fact the row depends on; when it changes, the row is made again",
@@ -51,6 +55,7 @@ EXPLAINED: Mapping[str, str] = {
     "`date_imputed`; 0: unusable",
     f"<number>{EXACT}": "String: the number as written, where a double cannot hold its digits",
     NOT_MADE: "Boolean: the row is not made, and that is no issue; it is made again when what it depends on changes",
+    MADE_UP: "Boolean: the date says nothing about when anything was, and the row makes no observation period",
     IMPLAUSIBLE: "Boolean: the date that counts cannot be meant (option `implausible_dates`)",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from omop_schema.cdm_fields import column_length, polars_schema, required_columns
+from omop_schema.contact import CONTACT_DATE
 from pipeline.staging.schemas import KEY_COLUMNS, staged_columns
 from pipeline.transform.column_names import exact
 
@@ -57,7 +58,10 @@ def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-_VALUES = _same("value_as_number", "value_as_concept_id", "unit_concept_id", "unit_source_value", "value_source_value")
+_VALUES = _same(
+    *("value_as_number", "value_as_concept_id", "value_source_value", "value_as_source_concept_id"),
+    *("unit_concept_id", "unit_source_value", "unit_source_concept_id"),
+)
 
 EVENT_COLUMNS: dict[str, dict[str, str]] = {
     "condition_occurrence": {
@@ -94,12 +98,12 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
     "measurement": {
         **_dated("measurement", "measurement", ends=False),
         **_VALUES,
-        **_same("operator_concept_id", "unit_source_concept_id", "range_low", "range_high"),
+        **_same("operator_concept_id", "range_low", "range_high"),
     },
     "observation": {
         **_dated("observation", "observation", ends=False),
         **_VALUES,
-        **_same("value_as_string", "qualifier_concept_id", "qualifier_source_value"),
+        **_same("value_as_string", "value_as_date", "qualifier_concept_id", "qualifier_source_value"),
     },
     "note": {
         **_SHARED,
@@ -125,6 +129,9 @@ EVENT_COLUMNS: dict[str, dict[str, str]] = {
 #: The CDM's integers have 32 bits.
 _MOST_PIECES = 2**31 - 1
 
+#: Columns of lineage, which have the same name in events and in staging.
+_OF_LINEAGE = frozenset((*KEY_COLUMNS, CONTACT_DATE))
+
 #: Required by the CDM, and what stands in where the source has nothing.
 _END_REQUIRED = ("drug_exposure_end_date",)
 
@@ -147,7 +154,7 @@ def to_table(events: pl.DataFrame, table: str) -> pl.DataFrame:
         whole = (pieces == pieces.round()) & pieces.is_between(0, _MOST_PIECES)
         events = events.with_columns(pl.when(whole).then(pieces.cast(pl.Int64, strict=False)).alias("whole_quantity"))
     return events.select(
-        _column(events, table, name, kind, names.get(name, name if name in KEY_COLUMNS else None), name in required)
+        _column(events, table, name, kind, names.get(name, name if name in _OF_LINEAGE else None), name in required)
         for name, kind in staged_columns(table).items()
     )
 

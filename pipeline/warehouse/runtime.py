@@ -12,6 +12,7 @@ import psycopg
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.settings import Settings, load_settings
 from pipeline.landing.store import LandingStore
+from pipeline.warehouse.cdm_version import refuse_other_version
 from pipeline.warehouse.connection import connect, database_url
 
 __all__ = ["LoadSizes", "Runtime"]
@@ -50,10 +51,12 @@ class Runtime:
     def connect(self) -> Iterator[psycopg.Connection]:
         """A connection whose search_path is etl, cdm, vocab: statements name tables without a schema.
 
-        Commits at the end of the block, rolls back on an exception, as psycopg does.
+        Commits at the end of the block, rolls back on an exception, as psycopg does. Raises ConfigurationError where the
+        database is of another version of the CDM than the settings.
         """
         settings = self.settings
         with connect(self.url) as connection:
+            refuse_other_version(connection, settings.cdm_schema, settings.cdm_version)
             path = f"{settings.etl_schema}, {settings.cdm_schema}, {settings.vocab_schema}"
             connection.execute(f"SET search_path TO {path}")
             connection.commit()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
 from psycopg import sql
@@ -23,12 +23,19 @@ from sqlalchemy.exc import SQLAlchemyError
 import omop_schema
 from omop_schema import cdm as cdm_tables
 from omop_schema import etl as etl_tables
-from pipeline.core.errors import WarehouseError
+from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
+from pipeline.core.errors import EpicOmopError, WarehouseError
+from pipeline.core.settings import Settings
+from pipeline.warehouse.cdm_version import database_version, refuse_other_version, version_concept
 from pipeline.warehouse.connection import connect, sqlalchemy_engine
+from pipeline.warehouse.export_jobs import lock_warehouse
 from pipeline.warehouse.roles import refresh_grants
 from pipeline.warehouse.server_failures import server_failure
 
-__all__ = ["InstallReport", "ensure_schemas", "install_schemas", "schema_differences", "transaction"]
+__all__ = [
+    "InstallReport", "SchemaNames", "UpgradeReport", "ensure_schemas", "install_schemas", "schema_differences",
+    "schema_names", "transaction", "upgrade_schemas",
+]  # fmt: skip
 
 _MIGRATIONS = Path(omop_schema.__file__).resolve().parent / "migrations"
 
@@ -53,18 +60,90 @@ class InstallReport:
         return bool(self.tables or self.primary_keys or self.indices or self.constraints or self.etl_upgraded)
 
 
+@dataclass(frozen=True)
+class UpgradeReport:
+    """What an upgrade to another version of the CDM did."""
+
+    before: CdmVersion
+    after: CdmVersion
+    columns: int
+    installed: InstallReport
+
+
+class SchemaNames(TypedDict):
+    """What an installation is told of an instance."""
+
+    cdm: str
+    vocab: str
+    etl: str
+    version: CdmVersion
+
+
+def schema_names(settings: Settings) -> SchemaNames:
+    """Of these settings."""
+    return SchemaNames(
+        cdm=settings.cdm_schema, vocab=settings.vocab_schema, etl=settings.etl_schema, version=settings.cdm_version
+    )
+
+
 def install_schemas(
-    url: str, *, cdm: str, vocab: str, etl: str, include_vocabulary_constraints: bool = False
+    url: str,
+    *,
+    cdm: str,
+    vocab: str,
+    etl: str,
+    version: CdmVersion = DEFAULT_CDM_VERSION,
+    include_vocabulary_constraints: bool = False,
 ) -> InstallReport:
     """Create or complete the schemas in the database at `url` (libpq URL); idempotent.
 
     Foreign keys to vocabulary tables are made only on request: a vocabulary is replaced in bulk.
-    Raises WarehouseError when the server refuses.
+    Raises WarehouseError when the server refuses, ConfigurationError for a database of another version of the CDM.
     """
+    with _installation(url, cdm, vocab, etl) as connection:
+        refuse_other_version(_server(connection), cdm, version)
+        return _install(connection, cdm, vocab, etl, version, include_vocabulary_constraints)
+
+
+def upgrade_schemas(url: str, *, cdm: str, vocab: str, etl: str, version: CdmVersion) -> UpgradeReport:
+    """Bring a database of an older version of the CDM to this one, in place: the columns and tables that are new come,
+    empty, and `cdm_source` says so. Rows get their values when they are mapped again. A publication that is under way is
+    waited for.
+
+    Raises WarehouseError where there is no warehouse or the server refuses, ConfigurationError for one of a newer version.
+    """
+    with _installation(url, cdm, vocab, etl) as connection:
+        server = _server(connection)
+        before = database_version(server, cdm)
+        if before is None:
+            raise WarehouseError("The database holds no warehouse yet.", "Make its schemas with `epic-omop db init`.")
+        if version.is_before(before):
+            refuse_other_version(server, cdm, version)
+        server.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(etl)))
+        lock_warehouse(server)
+        server.execute("SET LOCAL search_path TO DEFAULT")
+        columns = cdm_tables.add_columns(connection, cdm, vocab, version)
+        report = _install(connection, cdm, vocab, etl, version, include_vocabulary_constraints=False)
+        if before is not version:
+            concept = version_concept(server, vocab, version)
+            server.execute(
+                sql.SQL("UPDATE {} SET cdm_version = %s, cdm_version_concept_id = %s").format(
+                    sql.Identifier(cdm, "cdm_source")
+                ),
+                (version.label, concept),
+            )
+        return UpgradeReport(before, version, columns, report)
+
+
+@contextmanager
+def _installation(url: str, cdm: str, vocab: str, etl: str) -> Iterator[Connection]:
+    """The transaction in which schemas are changed, one at a time. Raises WarehouseError when the server refuses."""
     try:
         with transaction(url) as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            return _install(connection, cdm, vocab, etl, include_vocabulary_constraints)
+            yield connection
+    except EpicOmopError:
+        raise
     except (SQLAlchemyError, psycopg.Error) as error:
         failure = server_failure(error)
         if failure is not None:
@@ -76,20 +155,22 @@ def install_schemas(
         ) from error
 
 
-def ensure_schemas(url: str, *, cdm: str, vocab: str, etl: str) -> None:
+def ensure_schemas(url: str, *, cdm: str, vocab: str, etl: str, version: CdmVersion = DEFAULT_CDM_VERSION) -> None:
     """As `install_schemas`, for the beginning of every command: an installed database costs two queries.
 
     An installation leaves its mark: what it installed, and how many tables and indices there were then. Where either
-    is no longer so, everything is looked at again. Raises WarehouseError when the server refuses.
+    is no longer so, everything is looked at again. Raises WarehouseError when the server refuses, ConfigurationError for a
+    database of another version of the CDM.
     """
     with connect(url) as connection:
         found = connection.execute(
             "SELECT obj_description(to_regclass(%s), 'pg_class')",
             (sql.Identifier(etl, "alembic_version").as_string(connection),),
         ).fetchone()
-        complete = found is not None and found[0] == _mark(cdm, vocab, etl, _relations(connection, cdm, vocab, etl))
+        mark = _mark(cdm, vocab, etl, version, _relations(connection, cdm, vocab, etl))
+        complete = found is not None and found[0] == mark
     if not complete:
-        install_schemas(url, cdm=cdm, vocab=vocab, etl=etl)
+        install_schemas(url, cdm=cdm, vocab=vocab, etl=etl, version=version)
 
 
 def schema_differences(url: str, *, etl: str) -> list[Any]:
@@ -123,12 +204,12 @@ def transaction(url: str) -> Iterator[Connection]:
 
 
 def _install(
-    connection: Connection, cdm: str, vocab: str, etl: str, include_vocabulary_constraints: bool
+    connection: Connection, cdm: str, vocab: str, etl: str, version: CdmVersion, include_vocabulary_constraints: bool
 ) -> InstallReport:
     for schema in dict.fromkeys((cdm, vocab, etl)):
         _create_schema(connection, schema)
     before = _table_count(connection, cdm, vocab)
-    cdm_tables.create_tables(connection, cdm, vocab)
+    cdm_tables.create_tables(connection, cdm, vocab, version)
     tables = _table_count(connection, cdm, vocab) - before
     primary_keys = cdm_tables.create_primary_keys(connection, cdm, vocab)
     indices = cdm_tables.create_indices(connection, cdm, vocab)
@@ -142,7 +223,7 @@ def _install(
     revision = _revision(connection, etl)
     assert revision is not None
     refresh_grants(_server(connection), cdm=cdm, vocab=vocab, etl=etl)
-    _leave_mark(connection, cdm, vocab, etl)
+    _leave_mark(connection, cdm, vocab, etl, version)
     return InstallReport(tables, primary_keys, indices, constraints, revision != old_revision, revision)
 
 
@@ -162,10 +243,10 @@ def _table_count(connection: Connection, cdm: str, vocab: str) -> int:
     return len(found & own)
 
 
-def _leave_mark(connection: Connection, cdm: str, vocab: str, etl: str) -> None:
+def _leave_mark(connection: Connection, cdm: str, vocab: str, etl: str, version: CdmVersion) -> None:
     """The mark of a whole installation is the comment on Alembic's table, which is ours: it goes where the data goes."""
     server = _server(connection)
-    mark = _mark(cdm, vocab, etl, _relations(server, cdm, vocab, etl))
+    mark = _mark(cdm, vocab, etl, version, _relations(server, cdm, vocab, etl))
     table = sql.Identifier(etl, "alembic_version")
     server.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(mark)))
 
@@ -175,8 +256,8 @@ def _server(connection: Connection) -> psycopg.Connection:
     return driver
 
 
-def _mark(cdm: str, vocab: str, etl: str, relations: int) -> str:
-    return f"epic-omop {_definition()} in {cdm}, {vocab}, {etl}: {relations} relations"
+def _mark(cdm: str, vocab: str, etl: str, version: CdmVersion, relations: int) -> str:
+    return f"epic-omop {_definition()} CDM {version} in {cdm}, {vocab}, {etl}: {relations} relations"
 
 
 def _relations(connection: psycopg.Connection, cdm: str, vocab: str, etl: str) -> int:

@@ -24,6 +24,7 @@ from psycopg import sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
+from omop_schema.versions import CdmVersion
 from pipeline.core.errors import VocabularyError
 from pipeline.core.files import disk_errors, put_in_place, replace_file
 from pipeline.transform.concepts.index import (
@@ -52,6 +53,7 @@ __all__ = [
     "concept_counts",
     "current_release",
     "ensure_index",
+    "ignored_files",
     "load_vocabulary",
     "normalise_code",
     "open_index",
@@ -69,7 +71,7 @@ _REQUIRED_TABLES = (
     "concept_relationship",
     "concept_ancestor",
 )
-_OPTIONAL_TABLES = ("concept_synonym", "drug_strength", "source_to_concept_map")
+_OPTIONAL_TABLES = tuple(table for table in cdm.VOCABULARY_TABLES if table not in _REQUIRED_TABLES)
 
 #: A site's own map is not a part of an Athena download: it stays when the folder has none.
 _KEPT_TABLE = "source_to_concept_map"
@@ -146,28 +148,36 @@ def load_vocabulary(
 
     Files are tab-separated and unquoted: a quotation mark is data. Columns are found by their names.
     CONCEPT_CPT4.csv is left out (it has no names until Athena's own tool has merged it into CONCEPT.csv).
-    `source_to_concept_map` is replaced only when the folder has SOURCE_TO_CONCEPT_MAP.csv. Indices are dropped
-    first and made anew afterwards.
+    `source_to_concept_map` is replaced only when the folder has SOURCE_TO_CONCEPT_MAP.csv. A file whose table the
+    database's version of the CDM does not have is left out (`ignored_files`). Indices are dropped first and made anew
+    afterwards.
     Raises VocabularyError for a folder that is not a download and for a broken line, with its file and number;
     the tables are then as before.
     """
-    files = _source_files(folder)
-    tables = cdm.VOCABULARY_TABLES
+    present = _present_files(folder)
     with transaction(url) as connection:
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
         _check_installed(raw, vocab_schema, etl_schema)
+        tables = _installed_tables(raw, vocab_schema)
+        files = [_source_file(table, path) for table, path in present.items() if table in tables]
         raw.execute("SELECT pg_advisory_xact_lock(%s)", (_LOAD_LOCK,))
         foreign_keys = _drop_foreign_keys(raw, vocab_schema)
         cdm.drop_indices(connection, vocab_schema, vocab_schema, tables=tables)
         cdm.drop_primary_keys(connection, vocab_schema, vocab_schema, tables=tables)
-        content_hash = _replace_tables(raw, files, vocab_schema, progress or _no_progress)
+        content_hash = _replace_tables(raw, files, tables, vocab_schema, progress or _no_progress)
         with _as_vocabulary_error("The keys of the vocabulary tables cannot be made"):
             cdm.create_primary_keys(connection, vocab_schema, vocab_schema, tables=tables)
             cdm.create_indices(connection, vocab_schema, vocab_schema, tables=tables)
             for statement in foreign_keys:
                 raw.execute(statement)
         return _record_release(raw, folder, content_hash, vocab_schema, etl_schema)
+
+
+def ignored_files(folder: Path, version: CdmVersion) -> list[str]:
+    """Names of the folder's files whose tables came with a later version of the CDM than this one."""
+    tables = {f"{table.upper()}.CSV" for table in set(cdm.VOCABULARY_TABLES) - set(cdm.tables_of(version))}
+    return sorted(path.name for path in folder.iterdir() if path.name.upper() in tables)
 
 
 @contextmanager
@@ -188,16 +198,17 @@ def _no_progress(_file: str, _done: int, _size: int) -> None:
     pass
 
 
-def _source_files(folder: Path) -> list[_SourceFile]:
+def _present_files(folder: Path) -> dict[str, Path]:
+    """Table → its file, whatever the case of the name."""
     advice = "Give the folder into which the zip file from Athena was unpacked (with CONCEPT.csv in it)."
     if not folder.is_dir():
         raise VocabularyError(f"{folder} is not a folder.", advice)
     present = {path.name.upper(): path for path in folder.iterdir()}
-    missing = [name for table in _REQUIRED_TABLES if (name := f"{table.upper()}.csv".upper()) not in present]
+    names = {table: f"{table.upper()}.CSV" for table in (*_REQUIRED_TABLES, *_OPTIONAL_TABLES)}
+    missing = [names[table] for table in _REQUIRED_TABLES if names[table] not in present]
     if missing:
         raise VocabularyError(f"{folder} is not a vocabulary download: {', '.join(missing)} missing.", advice)
-    tables = [*_REQUIRED_TABLES, *_OPTIONAL_TABLES]
-    return [_source_file(table, present[name]) for table in tables if (name := f"{table}.csv".upper()) in present]
+    return {table: present[name] for table, name in names.items() if name in present}
 
 
 def _source_file(table: str, path: Path) -> _SourceFile:
@@ -213,7 +224,7 @@ def _source_file(table: str, path: Path) -> _SourceFile:
         problems += [f"column {name[:40]!r} is unknown" for name in unknown]
         reason = "; ".join(problems) or "a column is there twice"
         raise VocabularyError(
-            f"{path.name}:1: {reason}.", "Vocabulary files are tab-separated, with the CDM v5.4 column names."
+            f"{path.name}:1: {reason}.", "Vocabulary files are tab-separated, with the CDM's column names."
         )
     return _SourceFile(table, path, columns, len(header))
 
@@ -223,6 +234,13 @@ def _check_installed(connection: psycopg.Connection, vocab_schema: str, etl_sche
         query = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s"
         if connection.execute(query, (schema, table)).fetchone() is None:
             raise VocabularyError(f"The database has no table {schema}.{table}.", "Run `epic-omop db init` first.")
+
+
+def _installed_tables(connection: psycopg.Connection, vocab_schema: str) -> list[str]:
+    """The vocabulary tables of the database's version of the CDM, in their order."""
+    rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (vocab_schema,))
+    found = {name for (name,) in rows}
+    return [table for table in cdm.VOCABULARY_TABLES if table in found]
 
 
 def _drop_foreign_keys(connection: psycopg.Connection, vocab_schema: str) -> list[sql.Composed]:
@@ -248,11 +266,15 @@ def _drop_foreign_keys(connection: psycopg.Connection, vocab_schema: str) -> lis
 
 
 def _replace_tables(
-    connection: psycopg.Connection, files: list[_SourceFile], vocab_schema: str, progress: Progress
+    connection: psycopg.Connection,
+    files: list[_SourceFile],
+    tables: list[str],
+    vocab_schema: str,
+    progress: Progress,
 ) -> str:
     """Empty the tables, fill them from the files, and return the hash of the content."""
     given = {file.table for file in files}
-    emptied = [table for table in cdm.VOCABULARY_TABLES if table in given or table != _KEPT_TABLE]
+    emptied = [table for table in tables if table in given or table != _KEPT_TABLE]
     names = sql.SQL(", ").join(sql.Identifier(vocab_schema, table) for table in emptied)
     connection.execute(sql.SQL("TRUNCATE {}").format(names))
     digest = hashlib.sha256()
@@ -260,7 +282,7 @@ def _replace_tables(
         file_hash = _copy(connection, file, vocab_schema, progress)
         if file.table != _KEPT_TABLE:  # hashed as it stands in the database, whence it came
             digest.update(f"{file.table}\0{file_hash}\n".encode())
-    for table in cdm.VOCABULARY_TABLES:
+    for table in tables:
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(vocab_schema, table)))
     digest.update(_local_map_hash(connection, vocab_schema).encode())
     return digest.hexdigest()

@@ -21,11 +21,13 @@ import pytest
 
 from omop_schema.cdm import CDM_TABLES, fields, primary_key
 from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.versions import DEFAULT_CDM_VERSION
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
 from pipeline.load.load import load_alone
 from pipeline.sandbox.generator import generate
+from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.transform.routing import DOMAIN_TABLES
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import load_vocabulary
@@ -224,7 +226,11 @@ def test_the_tables_are_those_of_the_cdm(instance: Instance) -> None:
         "SELECT table_name, column_name, is_nullable = 'NO' FROM information_schema.columns"
         " WHERE table_schema = 'cdm' ORDER BY table_name, ordinal_position"
     )
-    expected = [(table, field.name, field.required) for table in sorted(CDM_TABLES) for field in fields(table)]
+    expected = [
+        (table, field.name, field.required)
+        for table in sorted(CDM_TABLES)
+        for field in fields(table, DEFAULT_CDM_VERSION)
+    ]
     assert columns == expected
 
 
@@ -277,18 +283,53 @@ def test_type_concepts_are_standard_and_of_their_domain(instance: Instance) -> N
     assert wrong == []
 
 
-@pytest.mark.requirement("f2o-037")
+@pytest.mark.requirement("f2o-037", "themis-measurement-domain-only")
 def test_rows_are_in_the_table_of_their_concepts_domain(instance: Instance) -> None:
-    wrong = []
+    """A domain without a table of its own is in observation, and nowhere else."""
+    wrong, seen = [], set()
     for table in sorted(set(DOMAIN_TABLES.values())):
         [concept] = [name for one, name in _concept_columns(types=False) if one == table and name == _concept_of(table)]
         for domain, count in instance.rows(
-            f"SELECT domain_id, count(*) FROM cdm.{table} AS row JOIN vocab.concept ON concept_id = {concept}"
+            f"SELECT domain_id, count(*) FROM cdm.{table} AS row LEFT JOIN vocab.concept ON concept_id = {concept}"
             f" WHERE {concept} <> 0{_KEPT_APART if table == 'observation' else ''} GROUP BY domain_id"
         ):
+            seen.add(domain)
             if DOMAIN_TABLES.get(domain, "observation") != table:
                 wrong.append(f"{count} rows of {domain} in {table}")
     assert wrong == []
+    assert set(DOMAIN_TABLES) <= seen
+    assert seen - set(DOMAIN_TABLES), "no case has a domain without a table"
+
+
+#: Columns of any domain: what an observation or a measurement is about decides what its value is; what follows from
+#: the choice of the table is tested above.
+_OF_ANY_DOMAIN = ("value_as_concept_id", "qualifier_concept_id", "modifier_concept_id", "event_field_concept_id")
+
+
+@pytest.mark.requirement("f2o-037", "themis-care-site-place-domain")
+def test_concepts_are_of_the_domain_that_the_cdm_asks_of_their_column(instance: Instance) -> None:
+    """By the CDM's field list: of every column that names one, such as visits, places, genders, units, routes."""
+    asked = [
+        (table, field.name, field.concept_domain)
+        for table in CDM_TABLES
+        for field in fields(table)
+        if field.concept_domain and field.name.endswith("_concept_id") and not field.name.endswith(_OF_ANY_DOMAIN)
+    ]
+    asked += [("care_site", "place_of_service_concept_id", "Visit")]  # by the CDM's text: no domain in the list
+    assert len(asked) > 30
+    wrong, filled = [], set()
+    for table, name, domain in asked:
+        if name.endswith("_source_concept_id") or (table in DOMAIN_TABLES.values() and name == _concept_of(table)):
+            continue  # what the table follows from: the test before
+        for found, count in instance.rows(
+            f"SELECT domain_id, count(*) FROM cdm.{table} LEFT JOIN vocab.concept ON concept_id = {name}"
+            f" WHERE {name} <> 0 GROUP BY domain_id"
+        ):
+            filled.add(name)
+            if found not in domain.split("/"):
+                wrong.append(f"{count} rows of {table} have a {name} of domain {found}, not {domain}")
+    assert wrong == []
+    assert {"place_of_service_concept_id", "gender_concept_id", "unit_concept_id", "visit_concept_id"} <= filled
 
 
 #: Conditions that the patient has not, and reactions of an allergy: observations by decision 6 (docs/decisions).
@@ -328,14 +369,24 @@ def test_what_is_filtered_out_is_counted_by_type_and_reason(instance: Instance) 
 
 @pytest.mark.requirement("f2o-063")
 def test_a_code_that_has_no_concept_is_counted(instance: Instance) -> None:
-    assert (
-        instance.rows(
-            "SELECT DISTINCT measurement_source_value FROM cdm.measurement WHERE measurement_concept_id = 0"
-            " AND measurement_source_value IS NOT NULL"
-            " EXCEPT SELECT left(code, 50) FROM unmapped_code"
-        )
-        == []
-    )
+    """In every table and of every element that has a source value beside its concept, unless a value map says 0."""
+    known = {entry.code for entries in load_mappings(MAPPINGS_FOLDER).value_maps.values() for entry in entries}
+    silent, without = set(), set()
+    for table in CDM_TABLES:
+        names = {field.name for field in fields(table)}
+        for name in sorted(name for name in names if name.endswith("_source_value")):
+            concept = name.replace("_source_value", "_concept_id")
+            if concept not in names:
+                continue
+            for code, is_counted in instance.rows(
+                f"SELECT DISTINCT {name}, EXISTS (SELECT FROM unmapped_code WHERE left(code, 50) = {name})"
+                f" FROM cdm.{table} WHERE coalesce({concept}, 0) = 0 AND {name} IS NOT NULL"
+            ):
+                without.add(name)
+                if not is_counted and code not in known:
+                    silent.add(f"{table}.{name}: {code}")
+    assert silent == set()
+    assert {"condition_source_value", "measurement_source_value", "unit_source_value", "visit_source_value"} <= without
     assert instance.rows("SELECT count(*) > 3 FROM unmapped_code") == [(True,)]
 
 

@@ -268,6 +268,7 @@ PERIOD_CASES = {
 }
 
 
+@pytest.mark.requirement("themis-op-not-before-go-live", "themis-op-gap-548", "themis-op-end-earliest-of-three")
 @pytest.mark.parametrize("case", PERIOD_CASES.values(), ids=PERIOD_CASES.keys())
 def test_observation_period_examples(cdm: Cdm, case: PeriodCase) -> None:
     person = cdm.person()
@@ -844,39 +845,103 @@ def _deaths(cdm: Cdm) -> list[tuple[Any, ...]]:
     return cdm.rows("death", "person_id, death_date, death_type_concept_id", "1, 2")
 
 
-def test_a_discharge_tells_of_a_death_once(cdm: Cdm) -> None:
+def _own_death(cdm: Cdm, person: int, owner: int, on_day: date) -> None:
+    """A death as the Patient's line leaves it: row, lineage and fact."""
+    cdm.insert("death", person_id=person, death_date=on_day, death_type_concept_id=32817)
+    own = "INSERT INTO etl.lineage_death (row_id, surrogate_id, row_key, export_id) VALUES (%s, %s, 0, 1)"
+    cdm.connection.execute(own, (person, owner))
+    cdm.fact("patient_death", owner, f"{on_day}||32817")
+
+
+def _says_no_death(cdm: Cdm, person: int, owner: int) -> None:
+    """As the publication leaves it when the resource says it no longer: row, lineage and fact are gone."""
+    cdm.connection.execute(
+        "DELETE FROM cdm.death USING etl.lineage_death WHERE row_id = person_id AND surrogate_id = %s", (owner,)
+    )
+    for table in ("lineage_death WHERE surrogate_id", "reference_value WHERE owner_surrogate_id"):
+        cdm.connection.execute(f"DELETE FROM etl.{table} = %s", (owner,))
+
+
+def _owners(cdm: Cdm) -> list[tuple[Any, ...]]:
+    return cdm.connection.execute("SELECT row_id, surrogate_id FROM etl.lineage_death").fetchall()
+
+
+def test_of_several_discharges_the_latest_tells_of_the_death(cdm: Cdm) -> None:
     person, _ = _patient(cdm)
     later, earlier = _discharged_dead(cdm, person, day(20)), _discharged_dead(cdm, person, day(12))
     report = cdm.refresh(persons=[person])
-    assert _deaths(cdm) == [(person, day(12), 32827)]
-    assert cdm.rows("death", "death_datetime", "1") == [(_midnight(day(12)) + timedelta(hours=8),)]
-    assert report.changes["death"].inserted == 1
-    assert cdm.periods() == [(person, day(0), day(72))]
-    again = cdm.refresh(persons=[person])
-    assert "death" not in again.changes
-    lineage = cdm.connection.execute("SELECT row_id, surrogate_id FROM etl.lineage_death").fetchall()
-    assert lineage == [(person, earlier)]
-    # As the publication leaves it when the Encounter says it no longer: row, lineage and fact are gone.
-    cdm.connection.execute("DELETE FROM cdm.death WHERE person_id = %s", (person,))
-    for table in ("lineage_death WHERE surrogate_id", "reference_value WHERE owner_surrogate_id"):
-        cdm.connection.execute(f"DELETE FROM etl.{table} = %s", (earlier,))
-    cdm.refresh(persons=[person])
     assert _deaths(cdm) == [(person, day(20), 32827)]
-    assert cdm.connection.execute("SELECT surrogate_id FROM etl.lineage_death").fetchall() == [(later,)]
-
-
-def test_a_death_of_the_patients_own_is_the_only_one(cdm: Cdm) -> None:
-    person, owner = _patient(cdm)
-    _discharged_dead(cdm, person, day(12))
-    cdm.refresh(persons=[person])
-    cdm.insert("death", person_id=person, death_date=day(12), death_type_concept_id=32817)
-    own = "INSERT INTO etl.lineage_death (row_id, surrogate_id, row_key, export_id) VALUES (%s, %s, 0, 1)"
-    cdm.connection.execute(own, (person, owner))
-    report = cdm.refresh(persons=[person])
-    assert _deaths(cdm) == [(person, day(12), 32817)]
-    assert report.changes["death"].deleted == 1
-    assert cdm.connection.execute("SELECT surrogate_id FROM etl.lineage_death").fetchall() == [(owner,)]
+    assert cdm.rows("death", "death_datetime", "1") == [(_midnight(day(20)) + timedelta(hours=8),)]
+    assert report.changes["death"].inserted == 1
     assert "death" not in cdm.refresh(persons=[person]).changes
+    assert _owners(cdm) == [(person, later)]
+    _says_no_death(cdm, person, later)
+    cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(12), 32827)]
+    assert _owners(cdm) == [(person, earlier)]
+
+
+def test_a_death_at_a_discharge_counts_before_the_patients_own(cdm: Cdm) -> None:
+    person, owner = _patient(cdm)
+    _own_death(cdm, person, owner, day(30))
+    assert "death" not in cdm.refresh(persons=[person]).changes
+    discharge = _discharged_dead(cdm, person, day(12))
+    report = cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(12), 32827)]
+    assert (report.changes["death"].deleted, report.changes["death"].inserted) == (1, 1)
+    assert _owners(cdm) == [(person, discharge)]
+    assert "death" not in cdm.refresh(persons=[person]).changes
+    # The Patient's line again: its row comes with it, and goes.
+    cdm.insert("death", person_id=person, death_date=day(30), death_type_concept_id=32817)
+    cdm.connection.execute("INSERT INTO etl.lineage_death VALUES (%s, %s, 0, 1)", (person, owner))
+    cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(12), 32827)]
+    _says_no_death(cdm, person, discharge)
+    cdm.refresh(persons=[person])
+    assert _deaths(cdm) == [(person, day(30), 32817)]
+    assert _owners(cdm) == [(person, owner)]
+
+
+def test_a_death_of_a_patient_that_left_no_fact_stays(cdm: Cdm) -> None:
+    """In a warehouse that was loaded before Patients left facts of their deaths."""
+    person, owner = _patient(cdm)
+    _own_death(cdm, person, owner, day(30))
+    cdm.connection.execute("DELETE FROM etl.reference_value WHERE name = 'patient_death'")
+    assert "death" not in cdm.refresh(persons=[person]).changes
+    assert _deaths(cdm) == [(person, day(30), 32817)]
+
+
+@pytest.mark.parametrize(
+    ("contact", "drops", "issues", "rows"), [(60, True, 0, 1), (61, False, 1, 1), (61, True, 1, 0)]
+)
+def test_a_death_is_doubted_where_the_person_was_met_later(
+    cdm: Cdm, contact: int, drops: bool, issues: int, rows: int
+) -> None:
+    person, owner = _patient(cdm)
+    _own_death(cdm, person, owner, day(0))
+    visit = cdm.visit(person, day(contact))
+    for _ in range(2):
+        cdm.refresh(persons=[person], drop_doubted_deaths=drops)
+        assert cdm.connection.execute("SELECT surrogate_id, code FROM etl.row_issue").fetchall() == (
+            [(owner, "activity_after_death")] * issues
+        )
+        assert len(_deaths(cdm)) == rows
+    assert [first for _, first, _ in cdm.periods()] == ([day(contact)] if drops or contact == 60 else [])
+    cdm.connection.execute("DELETE FROM cdm.visit_occurrence WHERE visit_occurrence_id = %s", (visit,))
+    cdm.refresh(persons=[person], drop_doubted_deaths=drops)
+    assert cdm.connection.execute("SELECT count(*) FROM etl.row_issue").fetchall() == [(0,)]
+    assert _deaths(cdm) == [(person, day(0), 32817)]
+
+
+def test_a_contact_that_lay_in_the_future_makes_a_death_doubted_when_it_is_past(cdm: Cdm) -> None:
+    person = cdm.person("one")
+    owner = cdm.connection.execute("SELECT surrogate_id FROM etl.lineage_person").fetchall()[0][0]
+    _own_death(cdm, person, owner, day(0))
+    cdm.visit(person, day(100))
+    cdm.refresh(day(90), site="one")
+    assert cdm.connection.execute("SELECT count(*) FROM etl.row_issue").fetchall() == [(0,)]
+    cdm.refresh(day(101), persons=[], site="one")
+    assert cdm.connection.execute("SELECT surrogate_id FROM etl.row_issue").fetchall() == [(owner,)]
 
 
 def test_a_death_of_a_type_that_the_vocabulary_lacks_is_not_made(cdm: Cdm) -> None:

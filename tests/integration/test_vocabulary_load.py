@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omop_schema import cdm
+from omop_schema.versions import CdmVersion
 from pipeline.core.errors import VocabularyError
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.concepts.index import ANCESTOR_FILE, INDEX_FILE
@@ -115,7 +116,7 @@ def url(installed_url):
     """The module's database without a vocabulary: emptying it is quicker than installing another."""
     with psycopg.connect(installed_url) as connection:
         connection.execute("TRUNCATE etl.vocabulary_release")
-        for table in cdm.VOCABULARY_TABLES:
+        for table in set(cdm.VOCABULARY_TABLES) & set(cdm.tables_of(CdmVersion.V5_4)):
             connection.execute(f"TRUNCATE vocab.{table}")
     return installed_url
 

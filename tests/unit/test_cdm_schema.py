@@ -1,4 +1,4 @@
-"""The CDM v5.4 as declared in omop_schema/cdm.py, checked without a database."""
+"""The CDM as declared in omop_schema/cdm.py, checked without a database."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from omop_schema import cdm, cdm_fields
+from omop_schema.versions import CdmVersion
 
 
 def column(table: str, name: str):
@@ -19,17 +20,58 @@ def column(table: str, name: str):
     return cdm.build_metadata("c", "v").tables[f"{schema}.{table}"].c[name]
 
 
-def test_all_39_tables_are_there_and_only_vocabulary_tables_are_in_the_vocabulary_schema():
-    metadata = cdm.build_metadata("c", "v")
-    assert len(metadata.tables) == len(cdm.TABLES) == 39
+@pytest.mark.parametrize(("version", "count", "of_vocabulary"), [("5.4", 39, 10), ("5.5", 42, 13)])
+def test_all_tables_are_there_and_only_vocabulary_tables_are_in_the_vocabulary_schema(version, count, of_vocabulary):
+    metadata = cdm.build_metadata("c", "v", CdmVersion(version))
+    assert len(metadata.tables) == len(cdm.tables_of(CdmVersion(version))) == count
     in_vocab = {table.name for table in metadata.tables.values() if table.schema == "v"}
-    assert in_vocab == set(cdm.VOCABULARY_TABLES)
+    assert in_vocab == set(cdm.VOCABULARY_TABLES) & set(cdm.tables_of(CdmVersion(version)))
+    assert len(in_vocab) == of_vocabulary
     assert {"cohort", "cohort_definition"} <= set(cdm.CDM_TABLES)
+    assert set(cdm.CDM_TABLES) <= set(cdm.tables_of(CdmVersion(version)))
+
+
+def test_without_a_version_a_database_has_5_4_and_frames_have_the_newest():
+    assert cdm.build_metadata("c", "v").tables.keys() == cdm.build_metadata("c", "v", CdmVersion.V5_4).tables.keys()
+    assert cdm.tables_of(CdmVersion.V5_5) == cdm.TABLES
+    assert "value_as_date" in cdm.polars_schema("observation")
 
 
 @pytest.mark.requirement("f2o-001")
 def test_the_fields_are_as_many_as_the_specification_has():
-    assert sum(len(cdm.fields(table)) for table in cdm.TABLES) == 432
+    counts = {
+        version.value: sum(len(cdm.fields(table, version)) for table in cdm.tables_of(version))
+        for version in CdmVersion
+    }
+    assert counts == {"5.4": 432, "5.5": 456}
+
+
+def test_what_is_new_in_5_5_is_what_its_release_says():
+    before, after = (
+        {(table, field.name): field for table in cdm.tables_of(version) for field in cdm.fields(table, version)}
+        for version in CdmVersion
+    )
+    assert before.keys() < after.keys()
+    new = {name: (after[name].datatype, after[name].foreign_key) for name in after.keys() - before.keys()}
+    concept = ("integer", ("concept", "concept_id"))
+    assert {name: new[name] for name in new if name[0] in cdm.CDM_TABLES} == {
+        ("measurement", "value_as_source_concept_id"): concept,
+        ("observation", "value_as_date"): ("date", None),
+        ("observation", "unit_source_concept_id"): concept,
+        ("observation", "value_as_source_concept_id"): concept,
+        ("specimen", "visit_occurrence_id"): ("integer", ("visit_occurrence", "visit_occurrence_id")),
+        ("specimen", "visit_detail_id"): ("integer", ("visit_detail", "visit_detail_id")),
+        ("cdm_source", "cdm_release_identifier"): ("varchar(255)", None),
+    }
+    assert {table for table, _ in new} - set(cdm.CDM_TABLES) == {
+        "pack_content", "concept_metadata", "concept_relationship_metadata",
+    }  # fmt: skip
+    assert not any(after[name].required for name in new if name[0] in cdm.CDM_TABLES)
+    # Frames are in the form of the newest version: a column that both have has one type, and is in one order.
+    assert {name for name in before if before[name].datatype != after[name].datatype} == set()
+    for table in cdm.tables_of(CdmVersion.V5_4):
+        names = [field.name for field in cdm.fields(table, CdmVersion.V5_4)]
+        assert [field.name for field in cdm.fields(table) if field.name in names] == names
 
 
 @pytest.mark.parametrize(
@@ -155,7 +197,8 @@ def test_every_foreign_key_inside_the_cdm_has_an_index_for_deletes():
     indexed = {(item.table, item.statement.split('("')[1].split('"')[0]) for item in cdm._indices()}
     for table in cdm.CDM_TABLES:
         for field in cdm.fields(table):
-            if field.foreign_key and field.foreign_key[0] in cdm.CDM_TABLES:
+            is_made = (table, field.name) not in cdm._LEFT_OUT
+            if is_made and field.foreign_key and field.foreign_key[0] in cdm.CDM_TABLES:
                 assert (table, field.name) in indexed, field
 
 

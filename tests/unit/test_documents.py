@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from omop_schema.cdm import CDM_TABLES
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, FROM_THE_GUIDE
 from pipeline.quality.manifest import manifest
 from pipeline.transform.column_types import CONVERTED_TYPES
 from pipeline.transform.mapping.mappings import (
@@ -28,8 +31,8 @@ from pipeline.transform.specialties import NPI
 from tests.golden.test_golden import CASES
 from tests.requirement_results import marked_tests
 from tools import conformance
+from tools import documents as generated
 from tools.conformance import LISTS, Requirement, load_requirements, merged, render
-from tools.documents import documents
 from tools.golden_cases import golden_cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +44,12 @@ REQUIREMENTS, THEMIS = (load_requirements(one.file) for one in LISTS)
 #: As the page has them.
 LISTED = list(zip(LISTS, (REQUIREMENTS, THEMIS), strict=True))
 MARKED = marked_tests(ROOT / "tests")
+
+
+@cache
+def documents():
+    """The pages that are made, once."""
+    return generated.documents()
 
 
 def section(title):
@@ -130,16 +139,13 @@ def test_all_statements_are_answered_and_tests_name_no_others():
     assert set(MARKED) <= {*guide, *themis}, "tests carry ids that no list has"
 
 
-#: Met, and their tests do not carry the id yet: none is to be added.
-TO_BE_MARKED = {one.id for one in THEMIS}
-
-
 @pytest.mark.parametrize(
     "requirement", [one for one in (*REQUIREMENTS, *THEMIS) if one.status == "met"], ids=lambda one: one.id
 )
 def test_what_is_met_is_shown_by_a_test(requirement):
-    if requirement.id not in TO_BE_MARKED:
-        assert MARKED.get(requirement.id), f"no test has the marker requirement({requirement.id!r})"
+    if requirement in THEMIS and any(one.status == "open" for one in THEMIS):
+        pytest.skip("while statements of Themis are open, their tests are not complete either")
+    assert MARKED.get(requirement.id), f"no test has the marker requirement({requirement.id!r})"
 
 
 def test_the_page_shows_the_evidence_of_both_lists():
@@ -161,9 +167,10 @@ def test_the_page_shows_the_evidence_of_both_lists():
         Requirement(id="themis-c", table="death", level="optional", asks="Or so.", status="open", why="Not yet."),
     ]
     case = "Patient/death/deceased-year"
+    of_maps = "unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release"
     assert case in golden_cases()
     results = {
-        "f2o-001": {"unit/test_a.py::test_x": "passed"},
+        "f2o-001": {of_maps: "passed"},
         "themis-a": {f"golden case {case}": "passed"},
         "themis-b": {"unit/test_a.py::test_x": "failed"},
     }
@@ -174,6 +181,10 @@ def test_the_page_shows_the_evidence_of_both_lists():
     assert f"- `golden case {case}`: passed\n  - {golden_cases()[case].title[:40]}" in found["themis-a"]
     assert re.search(r"given: `Patient \(.*deceasedDateTime \d{4}", found["themis-a"])
     assert re.search(r"rows: `death \(death_date \d{4}-12-31\)", found["themis-a"]), "the statement's own column"
+    assert (
+        "- `unit/test_documents.py::test_every_fixed_map_is_identified_with_its_origin_and_release`: passed\n  - And the"
+        in page
+    )
     assert "About `death.death_date`, page `death/a.md`, issue 7." in found["themis-a"]
     assert ["No evidence" in found[name] for name in ("f2o-001", "themis-a", "themis-b", "themis-c")] == [
         False,
@@ -189,8 +200,65 @@ def test_departures_are_told_with_their_reason():
     for requirement in REQUIREMENTS:
         if requirement.status == "departed" and requirement.id not in {"f2o-120", "f2o-121"}:  # of a suite, not of maps
             assert requirement.id in told
-    for departure in ("dataAbsentReason", "resolved", "OBSENC", "userSelected"):
-        assert departure in told
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("| ")
+    ]
+    assert all(len(line) == 3 and all(line) for line in lines), "what, what the guide has, and what is here and why"
+    for departure in (
+        *(
+            "dataAbsentReason",
+            "resolved",
+            "OBSENC",
+            "userSelected",
+            "intent",
+            "date of an allergy",
+            "verbatim_end_date",
+        ),
+        *("statusReason", "Still Patient", "person_source_value", "condition_source_value", "types of records"),
+    ):
+        assert any(departure in line[0] for line in lines), departure
+
+
+@pytest.mark.requirement("f2o-060", "f2o-092")
+def test_every_status_and_intent_that_the_guide_does_not_admit_and_that_is_kept_is_told():
+    """Of resources that are events: a kept value of what is not realised is a line, with the option that gives it up."""
+    not_realised = {
+        *("stopped", "on-hold", "cancelled", "not-done", "not-taken", "draft", "intended", "planned", "preparation"),
+        *("proposal", "plan", "option", "order", "original-order", "reflex-order", "filler-order", "entered-in-error"),
+        *("declined", "revoked", "registered", "refuted"),
+    }
+    with (MAPPINGS_FOLDER / "modifier_elements.csv").open(encoding="utf-8", newline="") as stream:
+        kept = [
+            (line["element"].partition(".")[0], line["value"])
+            for line in csv.DictReader(stream)
+            if line["element"].endswith((".status", ".intent"))
+            and line["value"] in not_realised
+            and line["does"] == "kept"
+        ]
+    events = [
+        (name, value) for name, value in kept if any(view.kind == "event" for view in MAPPINGS.resources[name].views)
+    ]
+    assert ("MedicationRequest", "order") in events
+    told = [line for line in section("Departures from the guide and its maps").splitlines() if "f2o-060" in line]
+    [why] = [requirement.why for requirement in REQUIREMENTS if requirement.id == "f2o-060"]
+    for name, value in events:
+        assert any(value in line for line in told), f"{name} of {value} makes rows"
+        assert value in why
+    options = {name for line in told for name in re.findall(r"`(\w+): \w+`", line)}
+    assert "medication_requests" in options
+    assert options <= set(MappingOptions.model_fields)
+
+
+@pytest.mark.requirement("f2o-038", "f2o-093")
+def test_every_fixed_map_is_identified_with_its_origin_and_release():
+    """And the constants and fixed concepts of mappings: docs/mapping.md, in the manifest for machines."""
+    assert set(FROM_THE_GUIDE) <= set(MAPPINGS.value_maps)
+    fixed = manifest(MAPPINGS)["output"]["fixed_maps"]
+    assert set(fixed["maps"]) == set(MAPPINGS.value_maps)
+    assert fixed["maps"]["encounter_class"].startswith("the guide's EncounterClass")
+    assert fixed["written_for_vocabulary_release"] == FIXED_MAPS_RELEASE
+    for text in (section("Fixed maps"), documents()["mapping-tables.md"]):
+        assert FIXED_MAPS_RELEASE in " ".join(text.split())
 
 
 def test_results_of_several_runs_and_parameters_are_put_together():

@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 import pytest
 
+from omop_schema.versions import CdmVersion
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.load.fingerprints import fingerprints
@@ -26,7 +27,15 @@ OF_ALL_TYPES: Mapping[str, Any] = {
     "text_source_value_types": ("Observation",),
 }
 #: Those that decide derived rows alone, which remember their own rules.
-OF_DERIVED_ROWS: Mapping[str, Any] = {"go_live_date": "2020-01-01", "drug_era_gap_days": "ohdsi_script"}
+OF_DERIVED_ROWS: Mapping[str, Any] = {
+    "go_live_date": "2020-01-01",
+    "go_live_dates": {"drug_exposure": "2021-01-01"},
+    "drug_era_gap_days": "ohdsi_script",
+    "observation_period_gap_days": 365,
+    "observation_period_tail_days": 30,
+    "observation_period_months_before_birth": 9,
+    "doubted_deaths": "drop",
+}
 #: Its name is a part of every identity: other surrogate ids, other resources.
 IDENTITY = {"name"}
 #: How the site is reached and asked. What comes is another export then; what has come is mapped as before.
@@ -44,12 +53,12 @@ EXTRACTION = {
 VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages"}
 
 #: The same of the instance: what decides rows, …
-INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata"}
+INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
 OTHERS_OF_INSTANCE = {
     "home", "database_url", "cdm_schema", "vocab_schema", "etl_schema", "workers", "surrogate_salt", "lakehouse",
     "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
-    "ui_hosts", "worker_memory_mb",
+    "ui_hosts", "worker_memory_mb", "cdm_source",
 }  # fmt: skip
 
 
@@ -114,6 +123,8 @@ def test_an_option_names_every_type_whose_rules_read_it() -> None:
         for name, types in read.items():
             if re.search(rf"option: .*\b{name}\b", text) or name in of_rules:
                 types.add(resource_type)
+            if "type: patient_location" in text:  # its converter reads the option
+                read["foreign_postal_codes"].add(resource_type)
     shared = (MAPPINGS_FOLDER.parent / "pipeline/transform/events.py").read_text(encoding="utf-8")
     assert [name for name, types in read.items() if not types and f"options.{name}" not in shared] == []
     read["data_absent"] -= {"QuestionnaireResponse"}  # shares the rule; an answer has no dataAbsentReason

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from omop_schema.versions import CDM_VERSION, IG_VERSION
+from omop_schema.versions import IG_VERSION
 from pipeline.commands import ui
 from pipeline.core.errors import UsageError
 from pipeline.orchestration.instance import LOCATION
@@ -58,7 +58,7 @@ def test_version(tmp_path: Path) -> None:
     assert code == 0
     assert out.splitlines() == [
         f"epic-omop {importlib.metadata.version('epic-omop')}",
-        f"OMOP CDM {CDM_VERSION}, HL7 FHIR to OMOP {IG_VERSION}",
+        f"OMOP CDM v5.4 and v5.5, HL7 FHIR to OMOP {IG_VERSION}",
     ]
 
 

@@ -32,7 +32,7 @@ from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.transform.rules import RULES, Derivation, Rule
 from pipeline.transform.rules.declaration import rule
 from tests.golden.test_golden import CASES, as_json
-from tests.unit.transforming import transform
+from tests.transforming import transform
 
 #: So many of each frame (up to twice) where columns are taken away one by one.
 _ROWS = 60
@@ -60,6 +60,7 @@ _RARE_VALUES = {
     "abatement_age": "99999 a",
     "note_text": "A text.",
     "value_string": "0.12345678901234567890",
+    "value_datetime": "2024-05-06",
 }
 
 
@@ -192,7 +193,9 @@ def _with_bad_dates(rule: Rule, call: Call) -> Call:
 
 
 def _with_rare_values(rule: Rule, call: Call) -> Call:
-    values = {name: value for name, value in _RARE_VALUES.items() if name in rule.reads and name in call.frame.columns}
+    values = {
+        name: value for name, value in _RARE_VALUES.items() if name in rule.columns and name in call.frame.columns
+    }
     half = pl.int_range(pl.len()) % 2 == 0
     return Call(
         call.frame.with_columns(
@@ -205,7 +208,7 @@ def _with_rare_values(rule: Rule, call: Call) -> Call:
 def _variants(rule: Rule, calls: Mapping[str, list[Call]]) -> Iterator[Call]:
     for call in calls[rule.name]:
         yield call
-        if not _RARE_VALUES.keys().isdisjoint(rule.reads):
+        if not _RARE_VALUES.keys().isdisjoint(rule.columns):
             yield _with_rare_values(rule, call)
         if rule.dates:
             yield _with_bad_dates(rule, call)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omop_schema import cdm
+from omop_schema.versions import CdmVersion
 from pipeline.core.errors import VocabularyError
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.concepts.index import (
@@ -204,7 +205,7 @@ def demo_rows(name):
 
 def test_the_demonstration_vocabulary_is_in_the_layout_of_a_download():
     for table in cdm.VOCABULARY_TABLES:
-        if table == "source_to_concept_map":
+        if table == "source_to_concept_map" or table not in cdm.tables_of(CdmVersion.V5_4):
             continue
         with (DEMO / f"{table.upper()}.csv").open(encoding="utf-8") as lines:
             assert lines.readline().rstrip("\n").split("\t") == [field.name for field in cdm.fields(table)]

@@ -1,5 +1,6 @@
 -- Births of which only the year is known: the day of the earliest record in that year, else 15 June (Themis). A person
--- who is loaded anew has 15 June from the transform.
+-- who is loaded anew has 15 June from the transform. Month and day are those of that date where the transform imputed them,
+-- which it does by option.
 -- reads: derived_affected
 WITH born AS (
     SELECT person.person_id, person.year_of_birth, fact.owner_surrogate_id,
@@ -44,6 +45,12 @@ WITH born AS (
            coalesce(min(event.event_date), make_date(born.year_of_birth, 6, 15))::timestamp AS birth_datetime
     FROM born LEFT JOIN event USING (person_id) GROUP BY born.person_id, born.year_of_birth
 )
-UPDATE {cdm}.person AS person SET birth_datetime = fresh.birth_datetime
+UPDATE {cdm}.person AS person
+SET birth_datetime = fresh.birth_datetime,
+    month_of_birth = CASE WHEN person.month_of_birth IS NOT NULL THEN extract(month FROM fresh.birth_datetime) END,
+    day_of_birth = CASE WHEN person.day_of_birth IS NOT NULL THEN extract(day FROM fresh.birth_datetime) END
 FROM fresh
-WHERE person.person_id = fresh.person_id AND person.birth_datetime IS DISTINCT FROM fresh.birth_datetime
+WHERE person.person_id = fresh.person_id AND (
+    person.birth_datetime IS DISTINCT FROM fresh.birth_datetime
+    OR person.month_of_birth <> extract(month FROM fresh.birth_datetime)
+    OR person.day_of_birth <> extract(day FROM fresh.birth_datetime))

@@ -1,5 +1,5 @@
 -- Whose observation periods may differ from those in the table: affected persons, and where the as-of date has
--- moved on from that of the last publication, those whose last period ended there or who had events in the future then.
+-- moved on from that of the last publication, those whose last period ended there or who had events, or contacts, in the future then.
 -- reads: derived_affected derived_as_of_person derived_person
 -- makes: derived_period_person
 DROP TABLE IF EXISTS pg_temp.derived_period_person;
@@ -22,5 +22,8 @@ UNION SELECT event.person_id
           UNION ALL SELECT person_id, note_date FROM {cdm}.note
           UNION ALL SELECT person_id, specimen_date FROM {cdm}.specimen
       ) AS event JOIN pg_temp.derived_person AS person USING (person_id)
-      WHERE event.event_date > %(previous)s AND person.as_of > %(previous)s;
+      WHERE event.event_date > %(previous)s AND person.as_of > %(previous)s
+UNION SELECT event.person_id
+      FROM ({contacts_after}) AS event JOIN pg_temp.derived_person AS person USING (person_id)
+      WHERE person.as_of > %(previous)s;
 ANALYZE pg_temp.derived_period_person;

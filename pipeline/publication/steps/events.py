@@ -68,7 +68,7 @@ def _encoded_events(
     own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
     for part in own.decisions.staged.frames(table):
-        rows, moved = with_survivors(own.decisions.loaded(part), table, own.decisions.merged)
+        rows, moved = with_survivors(own.decisions.of_table(part, table), table, own.decisions.merged)
         references += moved
         if rows.is_empty():
             continue
@@ -81,7 +81,9 @@ def _encoded_events(
         if own_id:
             rows = rows.with_columns(pl.col("row_id").alias(own_id))
         lineage = lineage_rows(rows, own.export_id)
-        yield encoded(rows.select(list(polars_schema(table))), types[0]), encoded(lineage, types[1])
+        # Only what the table has in the database's version of the CDM.
+        columns = [name for name in polars_schema(table) if name in types[0]]
+        yield encoded(rows.select(columns), types[0]), encoded(lineage, types[1])
 
 
 def _with_row_ids(rows: pl.DataFrame, own_id: str | None, ids: NewIds, old: pl.DataFrame | None) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from pipeline.publication.sql import Database
 from pipeline.publication.steps.lineage import lineage_rows
 from pipeline.publication.steps.links import waiting_links
 from pipeline.publication.steps.merges import with_survivors
-from pipeline.publication.tables import DETAIL_LINKS, DETAIL_NAMES, SHARED_BY_DETAILS, sides, visit_columns
+from pipeline.publication.tables import DETAIL_LINKS, DETAIL_NAMES, SHARED_BY_DETAILS, sides, table_names, visit_columns
 from pipeline.publication.values import DETAIL_SCHEMA, LINE, Decisions, Entities, RowCounts, Written
 from pipeline.transform.routing import fitted
 from pipeline.warehouse.copying import copy_frame
@@ -143,6 +143,8 @@ def _promote(db: Database, entities: Entities, counts: RowCounts) -> None:
 def _move(db: Database, moved: str, source: str, target: str, counts: RowCounts) -> None:
     """Lineage of encounters (temporary table `moved`) from one table to the other; their former rows go."""
     rows = db.execute("move_encounters", **sides(moved, source, target))
+    # Their person is not always that of the parent, whose change moves them: a newborn in the mother's stay.
+    db.execute("note_moved", moved=moved, **table_names(target))
     counts.deleted[source] += rows
     counts.inserted[target] += rows
 

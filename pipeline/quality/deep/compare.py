@@ -61,7 +61,7 @@ class _Comparison:
 
     def differences(self) -> Iterator[Difference]:
         """First one pass that counts; the few rows to name are asked for where there are any."""
-        columns = columns_of(self.table)
+        columns = columns_of(self.table, self.scratch.real.settings.cdm_version)
         conditions: list[tuple[Kind, str | None, str]] = [
             ("missing", None, "actual.repeat IS NULL"),
             ("extra", None, "expected.repeat IS NULL"),

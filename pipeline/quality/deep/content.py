@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import psycopg
 
-from omop_schema.cdm import polars_schema, primary_key
+from omop_schema.cdm import fields, polars_schema, primary_key
+from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
+from omop_schema.versions import CdmVersion
 from pipeline.publication.derived import KEYS
 from pipeline.publication.ids import ENTITY_TABLES, LINKS
 
@@ -55,16 +57,18 @@ class Side:
     deep: str
     #: Not only the rows of chosen persons and resources.
     everything: bool
+    version: CdmVersion
 
     def table(self, name: str) -> str:
         return f"{self.deep}.{self.name}_{name}"
 
 
-def columns_of(table: str) -> list[str]:
-    """The columns of a table that are compared: all but its own id."""
+def columns_of(table: str, version: CdmVersion) -> list[str]:
+    """The columns of a table that are compared: all of the version but its own id, and the day of contact in lineage."""
     if table == RELATIONS:
         return ["domain_concept_id_1", "domain_concept_id_2", "relationship_concept_id"]
-    return [name for name in polars_schema(table) if name != primary_key(table)]
+    contact = [CONTACT_DATE] if table in CONTACT_TABLES else []
+    return [*(field.name for field in fields(table, version) if field.name != primary_key(table)), *contact]
 
 
 def is_link(column: str) -> bool:
@@ -153,7 +157,7 @@ def _rows(connection: psycopg.Connection, side: Side, table: str) -> None:
         shown.append("coalesce(owner.identity, 0) AS person")
     else:
         shown.append("NULL::bigint AS person")
-    for column in columns_of(table):
+    for column in columns_of(table, side.version):
         value, join = _shown(side, table, column)
         shown.append(f"{value} AS {column}")
         joins += join
@@ -168,6 +172,8 @@ def _rows(connection: psycopg.Connection, side: Side, table: str) -> None:
 
 def _shown(side: Side, table: str, column: str) -> tuple[str, list[str]]:
     """How a column is shown, and what is joined for it."""
+    if column == CONTACT_DATE:
+        return f"lineage.{column}", []
     if column not in _TARGETS:
         return f"row.{column}{'::bigint' if column.endswith('_event_id') else ''}", []
     target = _TARGETS[column]
@@ -219,7 +225,7 @@ def _event_links(connection: psycopg.Connection, side: Side, table: str, vocab: 
 
 
 def _derived_rows(connection: psycopg.Connection, side: Side, table: str) -> None:
-    columns = [name for name in columns_of(table) if name != "person_id"]
+    columns = [name for name in columns_of(table, side.version) if name != "person_id"]
     keys = [name for name in KEYS[table] if name != "person_id"]
     key = f"hashtextextended(concat_ws('|', {', '.join(_text(name) for name in keys)}), 0)"
     own = primary_key(table)
@@ -251,7 +257,7 @@ def _relations(connection: psycopg.Connection, side: Side) -> None:
         side.table(RELATIONS),
         f"SELECT coalesce(site_1.identity, 0) AS surrogate_id, {key} AS row_key, row_number() OVER (PARTITION BY"
         f" site_1.identity, {key}) AS repeat, row.fact_id_1 AS row_id, NULL::bigint AS person,"
-        f" {', '.join(f'row.{name}' for name in columns_of(RELATIONS))}"
+        f" {', '.join(f'row.{name}' for name in columns_of(RELATIONS, side.version))}"
         f" FROM {side.cdm}.{RELATIONS} AS row{targets} WHERE row.domain_concept_id_1 IN {_CARE_SITE_DOMAINS}"
         f" AND row.domain_concept_id_2 IN {_CARE_SITE_DOMAINS}",
     )

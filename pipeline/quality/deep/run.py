@@ -79,4 +79,4 @@ def _load(scratch: Scratch, connection: psycopg.Connection, site: str, seed: int
 def _side(scratch: Scratch, request: DeepRequest, name: str) -> Side:
     settings = scratch.real.settings if name == "actual" else scratch.runtime.settings
     everything = request.persons is None and request.site is None
-    return Side(name, settings.cdm_schema, settings.etl_schema, scratch.etl, everything)
+    return Side(name, settings.cdm_schema, settings.etl_schema, scratch.etl, everything, settings.cdm_version)

@@ -20,7 +20,7 @@ from pipeline.core.errors import SiteBusy
 from pipeline.core.files import make_folder
 from pipeline.core.identifier_secret import identifier_secret
 from pipeline.warehouse.runtime import LoadSizes, Runtime
-from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.schema import install_schemas, schema_names
 from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["Scratch", "scratch_warehouse"]
@@ -102,7 +102,7 @@ def _make(runtime: Runtime, folder: Path) -> Scratch:
             "workers": settings.workers + 1,
         }
     )
-    install_schemas(runtime.url, cdm=scratch.cdm_schema, vocab=scratch.vocab_schema, etl=scratch.etl_schema)
+    install_schemas(runtime.url, **schema_names(scratch))
     made = Scratch(runtime, Runtime(scratch, runtime.clock, _SIZES))
     with runtime.connect() as connection:
         connection.execute(

@@ -36,6 +36,8 @@ class Derivation:
     facts: Callable[[str, pl.Series], pl.DataFrame]
     #: strengths(drug concept ids) → rows of drug_strength, one for each ingredient
     strengths: Callable[[list[int]], pl.DataFrame]
+    #: resource types of which a text may stand as source value (setting text_source_value_types)
+    text_types: tuple[str, ...]
     #: binary_texts(values of the fact `binary`) → the text at each of those lines, where there is one
     binary_texts: Callable[[pl.Series], Mapping[str, str]]
 
@@ -67,22 +69,42 @@ class Derivation:
         return frame.join(values, on=key, how="left", maintain_order="left")
 
 
-#: What `as_value` makes.
-AS_VALUE = (
-    *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped("code")),
-    *("value_as_concept_id", "value_source_value", "source_concept_id", "source_value"),
-)
+def as_value_writes(column: str = "code") -> tuple[str, ...]:
+    """What `as_value` makes."""
+    return (
+        *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped(column)),
+        *(
+            "value_as_concept_id",
+            "value_source_value",
+            "value_as_source_concept_id",
+            "source_concept_id",
+            "source_value",
+        ),
+    )
 
 
-def as_value(frame: pl.DataFrame, derivation: Derivation, purpose: str) -> pl.DataFrame:
+#: What `as_value` makes of a code.
+AS_VALUE = as_value_writes()
+
+
+def as_value(
+    frame: pl.DataFrame, derivation: Derivation, purpose: str, column: str = "code", *, value_map: str | None = None
+) -> pl.DataFrame:
     """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
-    frame = derivation.look_ups.of(frame, "code", "value", purpose=purpose)
+    frame = derivation.look_ups.of(frame, column, "value", value_map=value_map, purpose=purpose)
     return frame.with_columns(
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),
+        source_of_value().alias("value_as_source_concept_id"),
         pl.col("value_source_code").alias("value_source_value"),
         pl.col("value_source_code").alias("source_value"),
     )
+
+
+def source_of_value() -> pl.Expr:
+    """value_as_source_concept_id of a value that was looked up under the prefix `value`: 0 where its code has no concept,
+    NULL where there is no code."""
+    return pl.when(pl.col("value_source_code").is_not_null()).then(pl.col("value_source_concept_id").fill_null(0))
 
 
 def used(frame: pl.DataFrame, name: str, key: str, when: pl.Expr, missing: pl.Expr) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.fhir.datetimes import parsed
 from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
 from pipeline.transform.column_names import exact
 from pipeline.transform.converters import COMPARATORS
@@ -25,9 +26,10 @@ VALUE_COLUMNS = (
     *("value_quantity", "value_integer", "value_string", "value_code", "value_boolean", "value_other"),
     *("value_comparator", "unit", "unit_text"),
 )
-VALUE_OPTIONAL = (exact("value_quantity"),)
+VALUE_OPTIONAL = (exact("value_quantity"), "value_datetime")
 VALUE_WRITES = (
-    *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_concept_id", "value_source_value"),
+    *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_date"),
+    *("value_as_concept_id", "value_source_value", "value_as_source_concept_id"),
     *(name for name in looked_up("value", "value_code", by_vocabulary=True) if name != "value_source_code"),
     "text_concept_id",
     *("string_number", exact("string_number"), "string_comparator", "operator_concept_id"),
@@ -60,6 +62,8 @@ NUMBER_TEXT = (
 #: A titre: `1:128` is 128. Group: the number.
 _TITRE_TEXT = r"^\s*(<=|>=|<|>)?\s*1\s*:\s*([0-9]+)\s*$"
 _VALUE_TEXT = "text"
+#: Characters of a date that names its day.
+_DAY = 10
 
 
 @rule(
@@ -75,8 +79,9 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
     """value[x], unit, range and interpretation → OMOP value columns.
 
     A string that is a number, with or without comparator, is parsed ("<0.01"); other types become text. The
-    interpretation is the value only where there is no other. A row without a value whose absence has a reason is
-    dropped under the option `data_absent: exclude`.
+    interpretation is the value only where there is no other. A date or a time is the value as a date as well, in the
+    site's zone, unless it is of a month or a year. The source concept is that of the code in value_source_value. A row
+    without a value whose absence has a reason is dropped under the option `data_absent: exclude`.
     """
     has_value = pl.any_horizontal(
         pl.col(
@@ -100,6 +105,7 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
         .then(pl.lit(derivation.constant("value_false"), dtype=pl.Int64))
     )
     interpretation = pl.when(~has_value).then("interpretation_concept_id")
+    is_coded = pl.coalesce("value_source_code", pl.when(~has_value).then("interpretation_source_code")).is_not_null()
     text = pl.coalesce("value_string", "value_other", boolean.cast(pl.String))
     return (
         _with_exact_value(frame)
@@ -109,6 +115,8 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
             ),
             comparator.replace_strict(operators, default=None, return_dtype=pl.Int64).alias("operator_concept_id"),
             pl.coalesce("value_concept_id", truth, "text_concept_id", interpretation).alias("value_as_concept_id"),
+            pl.when(is_coded).then(pl.col("value_source_concept_id").fill_null(0)).alias("value_as_source_concept_id"),
+            _value_day(frame, derivation).alias("value_as_date"),
             pl.coalesce("value_string", "value_other").alias("value_as_string"),
             pl.coalesce(
                 "value_source_code",
@@ -161,6 +169,15 @@ def _with_exact_value(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds value_as_number_exact where a number has more digits than a double holds, in its own type or in a string."""
     sources = [name for name in map(exact, ("value_quantity", "string_number")) if name in frame.columns]
     return frame.with_columns(pl.coalesce(sources).alias(exact("value_as_number"))) if sources else frame
+
+
+def _value_day(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
+    """The day of a value that is a date or a time (Date); NULL for one of a month or a year, which stays a text alone."""
+    if "value_datetime" not in frame.columns:
+        return pl.repeat(None, frame.height, dtype=pl.Date, eager=True)
+    read = parsed(frame["value_datetime"], derivation.site_zone, derivation.instance_zone)
+    is_day = pl.col("value_datetime_precision") >= _DAY
+    return read.select(pl.when(is_day).then("value_datetime_date").alias("value_as_date"))["value_as_date"]
 
 
 def _number_text(frame: pl.DataFrame) -> pl.Expr:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.transform.column_names import IMPLAUSIBLE, issue, unmapped
-from pipeline.transform.rules.base import GENDERS, Derivation
-from pipeline.transform.rules.dates import first_usable, with_birth_date, without_issues
+from pipeline.transform.column_names import IMPLAUSIBLE, MADE_UP, issue, unmapped
+from pipeline.transform.rules.base import AS_VALUE, GENDERS, Derivation, as_value
+from pipeline.transform.rules.dates import FIRST_YEAR, first_usable, with_birth_date, without_issues
 from pipeline.transform.rules.declaration import dated, looked_up, rule
 
-_RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind in ("", "_detailed", "_other"))
+
+def _of(name: str) -> tuple[str, ...]:
+    """Columns of the races, or of the ethnicities."""
+    return name, f"{name}_detailed", f"{name}_other"
+
+
+_RACE_COLUMNS = (*_of("race"), *_of("ethnicity"))
 
 
 @rule(
@@ -34,10 +40,12 @@ _RACE_COLUMNS = tuple(f"{name}{kind}" for name in ("race", "ethnicity") for kind
         issue("death_without_date"),
         "rank",
         "rank_right",
+        "exclude_reason",
     ),
     dates=("birth_date",),
     value_maps=("gender", "race", "ethnicity"),
     constants=("race_mixed",),
+    options=("unknown_birth_day", "persons_without_gender", "impossible_birth_years"),
 )
 def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """person: birth as far as known, sex (at birth, else of US Core, else the administrative gender), race and
@@ -49,12 +57,13 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     day, precision = pl.col("birth_date_date"), pl.col("birth_date_precision")
     midyear = pl.date(day.dt.year(), 6, 15)  # Themis: year only, no earlier record known
     born = pl.when(precision == 4).then(midyear).otherwise(day)
+    least = {"month": 7, "day": 10} if derivation.options.unknown_birth_day == "empty" else {"month": 4, "day": 4}
     at_birth = pl.col("birth_sex_concept_id").is_not_null()
     by_sex = pl.coalesce("birth_sex_concept_id", "sex_concept_id").fill_null(0)
     frame = frame.with_columns(
         day.dt.year().alias("year_of_birth"),
-        pl.when(precision >= 7).then(day.dt.month()).alias("month_of_birth"),
-        pl.when(precision >= 10).then(day.dt.day()).alias("day_of_birth"),
+        pl.when(precision >= least["month"]).then(born.dt.month()).alias("month_of_birth"),
+        pl.when(precision >= least["day"]).then(born.dt.day()).alias("day_of_birth"),
         born.cast(pl.Datetime("us")).alias("birth_datetime"),
         pl.when(by_sex != 0)
         .then(by_sex)
@@ -70,7 +79,26 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("deceased_boolean").fill_null(False).alias(issue("death_without_date")),
     )
     frame = _omb_category(frame, derivation, "race", derivation.constant("race_mixed"))
-    return _omb_category(frame, derivation, "ethnicity", 0)
+    return _left_out(_omb_category(frame, derivation, "ethnicity", 0), derivation)
+
+
+#: Genders that are known although no concept stands for them.
+_OTHER = ("other", "OTH")
+
+
+def _left_out(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds exclude_reason of persons whom options leave out; without such an option nothing."""
+    reasons = []
+    if derivation.options.impossible_birth_years == "exclude":
+        year = pl.col("year_of_birth")
+        reasons.append(
+            pl.when((year < FIRST_YEAR) | (year > derivation.as_of.year)).then(pl.lit("birth_year_impossible"))
+        )
+    if derivation.options.persons_without_gender == "exclude":
+        is_other = pl.any_horizontal(pl.col(name).is_in(_OTHER) for name in ("birth_sex", "sex", "gender"))
+        unknown = (pl.col("gender_concept_id") == 0) & ~is_other.fill_null(False)
+        reasons.append(pl.when(unknown).then(pl.lit("gender_missing")))
+    return frame.with_columns(pl.coalesce(*reasons).alias("exclude_reason")) if reasons else frame
 
 
 _OMB = "urn:oid:2.16.840.1.113883.6.238"
@@ -168,51 +196,83 @@ def _known(codings: pl.DataFrame) -> pl.DataFrame:
     return known.unique([by_row, "concept_id"], keep="first", maintain_order=True)
 
 
-@rule(
-    reads=("surrogate_id", *_RACE_COLUMNS),
-    writes=(
-        "person_id",
-        "start_date",
-        "start_datetime",
-        "value_as_concept_id",
-        "value_source_value",
-        "concept_id",
-        "code",
-        "person_row",
-    ),
-    value_maps=("race", "ethnicity"),
-)
-def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """One row for each race, and each ethnicity, of a person who has more than one of it (Themis).
+#: What the rows that a Patient has in observation have in common.
+_UNDATED = ("person_id", "start_date", "start_datetime", MADE_UP)
 
-    Their date is that of the person's latest visit, which derived/race_dates.sql sets; the as-of date stands in.
-    """
-    frame = frame.with_row_index("person_row")
-    known = pl.concat(
-        _known(_codings(frame, derivation, name, "person_row")).with_columns(
-            (pl.len().over("person_row") > 1).alias("is_one_of_several")
-        )
-        for name in ("race", "ethnicity")
-    )
-    of_several = known.filter("is_one_of_several").select("person_row", "code", "concept_id")
-    return frame.join(of_several, on="person_row", how="inner", maintain_order="left").with_columns(
+
+def _undated(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Rows that a Patient makes do not say when: their date is that of the person's latest visit, which race_dates.sql sets;
+    the as-of date stands in. No observation period is made of it."""
+    return frame.with_columns(
         pl.col("surrogate_id").alias("person_id"),
         pl.lit(derivation.as_of).alias("start_date"),
         pl.lit(derivation.as_of).cast(pl.Datetime("us")).alias("start_datetime"),
-        pl.col("concept_id").alias("value_as_concept_id"),
-        pl.col("code").alias("value_source_value"),
+        pl.lit(True).alias(MADE_UP),
     )
 
 
+_SEVERAL = (*_UNDATED, "value_as_concept_id", "value_source_value", "concept_id", "code", "person_row")
+
+
+@rule(reads=("surrogate_id", *_of("race")), writes=_SEVERAL, value_maps=("race",))
+def race_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """One row for each race of a person who has more than one (Themis)."""
+    return _one_of_several(frame, derivation, "race")
+
+
+@rule(reads=("surrogate_id", *_of("ethnicity")), writes=_SEVERAL, value_maps=("ethnicity",))
+def ethnicity_observations(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """One row for each ethnicity of a person who has more than one, as of races (Themis)."""
+    return _one_of_several(frame, derivation, "ethnicity")
+
+
+def _one_of_several(frame: pl.DataFrame, derivation: Derivation, name: str) -> pl.DataFrame:
+    frame = frame.with_row_index("person_row")
+    known = _known(_codings(frame, derivation, name, "person_row"))
+    of_several = known.filter(pl.len().over("person_row") > 1).select("person_row", "code", "concept_id")
+    rows = frame.join(of_several, on="person_row", how="inner", maintain_order="left").with_columns(
+        pl.col("concept_id").alias("value_as_concept_id"), pl.col("code").alias("value_source_value")
+    )
+    return _undated(rows, derivation)
+
+
+_IDENTITY = tuple(
+    dict.fromkeys(
+        name
+        for name in (*AS_VALUE, *looked_up("value", "gender_identity", by_map=True, by_vocabulary=True))
+        if name != unmapped("code")
+    )
+)
+
+
 @rule(
-    reads=("surrogate_id", *_RACE_COLUMNS),
-    writes=("value", "person_row"),
-    value_maps=("race", "ethnicity"),
+    reads=("surrogate_id", "gender_identity"),
+    writes=(*_UNDATED, "code", _IDENTITY),
+    value_maps=("gender_identity",),
+    priorities=("value",),
+)
+def gender_identity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """One row for each gender identity of a person: it may change, and so is no part of person (Themis). What says that it is
+    not known, or was not told, makes none."""
+    rows = frame.with_columns(pl.col("gender_identity").list.unique(maintain_order=True).alias("code"))
+    rows = rows.explode("code").filter(pl.col("code").is_not_null())
+    rows = as_value(rows, derivation, "value", value_map="gender_identity")
+    rows = rows.rename({unmapped("code"): unmapped("gender_identity")})
+    return _undated(rows.filter(pl.col("value_meaning").ne_missing("not_known")), derivation)
+
+
+@rule(
+    reads=("surrogate_id", "gender_identity", *_RACE_COLUMNS),
+    writes=("value",),
+    value_maps=("race", "ethnicity", "gender_identity"),
+    priorities=("value",),
 )
 def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Fact: the resource has rows of `race_observations`; its value says how many."""
-    rows = race_observations(frame, derivation).group_by("person_row").len("value")
-    return frame.with_row_index("person_row").join(rows, on="person_row", how="inner", maintain_order="left")
+    """Fact: the resource has rows of `race_observations` and the like; its value says how many."""
+    rules = (race_observations, ethnicity_observations, gender_identity)
+    made = pl.concat(rule(frame, derivation).select("surrogate_id") for rule in rules)
+    rows = made.group_by("surrogate_id").len("value")
+    return frame.join(rows, on="surrogate_id", how="inner", maintain_order="left")
 
 
 @rule(
@@ -243,18 +303,14 @@ def birth_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     return frame.with_columns(pl.when(known).then("birth_date").otherwise(pl.lit("")).alias("value"))
 
 
-@rule(
-    reads=("birth_date", "deceased_datetime", "surrogate_id"),
-    writes=(
-        dated("birth_date", keeps_text=True, keeps_precision=False),
-        dated("deceased_datetime", keeps_text=True),
-        "death_date",
-        "death_datetime",
-        "death_type_concept_id",
-        "person_id",
-    ),
-    dates=("deceased_datetime",),
+_DEATH = (
+    *dated("birth_date", keeps_text=True, keeps_precision=False),
+    *dated("deceased_datetime", keeps_text=True),
+    *("death_date", "death_datetime", "death_type_concept_id", "person_id"),
 )
+
+
+@rule(reads=("birth_date", "deceased_datetime", "surrogate_id"), writes=_DEATH, dates=("deceased_datetime",))
 def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """death: month known → its last day; year only → 31 December (Themis). None before birth: it would end what follows.
 
@@ -275,3 +331,16 @@ def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),
         pl.col("surrogate_id").alias("person_id"),
     )
+
+
+@rule(
+    reads=("birth_date", "deceased_datetime", "surrogate_id"),
+    writes=("value", *_DEATH),
+    dates=("deceased_datetime",),
+)
+def patient_death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Fact: `date|datetime|type concept` of the death that the Patient says, as `discharge_death` of an Encounter."""
+    frame = death(frame, derivation).filter(pl.col("death_date").is_not_null())
+    moment = pl.col("death_datetime").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f")
+    parts = (pl.col("death_date").cast(pl.String), moment, pl.col("death_type_concept_id").cast(pl.String))
+    return frame.with_columns(pl.concat_str(*parts, separator="|").alias("value"))

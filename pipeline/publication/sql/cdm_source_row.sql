@@ -1,0 +1,2 @@
+-- What the row for the instance says.
+SELECT {columns} FROM {cdm}.cdm_source
