@@ -16,6 +16,8 @@ from filelock import FileLock
 from psycopg import sql
 
 from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.load.fingerprints import rows_code_hash
+from pipeline.publication.version import publication_version
 from pipeline.warehouse.embedded.binaries import server_account
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
@@ -130,7 +132,9 @@ def install(url: str, home: Path) -> None:
 
 
 def install_with_demo_vocabulary(url: str, home: Path) -> None:
-    """The three schemas with the demonstration vocabulary, whose concept index is in `home`."""
+    """The three schemas with the demonstration vocabulary; in `home` its concept index, and the hashes of the code."""
     install(url, home)
     release = load_vocabulary(url, MAPPINGS_FOLDER / "demo_vocabulary", vocab_schema="vocab", etl_schema="etl")
     compile_index(url, release, vocab_schema="vocab", home=home)
+    rows_code_hash(home)  # these two are kept in the home: no process that works in a copy computes them again
+    publication_version(home)

@@ -44,5 +44,8 @@ for _name in [*_LIBRARIES, *(name for name in _names() if not name.startswith(_D
 # What the first load of a process computes, from the project's files alone.
 with tempfile.TemporaryDirectory() as _folder:
     importlib.import_module("pipeline.load.fingerprints").rows_code_hash(Path(_folder))
+    importlib.import_module("pipeline.publication.version").publication_version(Path(_folder))
+_mappings = importlib.import_module("pipeline.core.settings").MAPPINGS_FOLDER
+importlib.import_module("pipeline.transform.mapping.mappings").load_mappings(_mappings)
 gc.collect()
 gc.freeze()  # or each child would copy the pages of what it never changes

@@ -36,10 +36,16 @@ def publication_version(home: Path) -> str:
         known_key, found = kept.read_text(encoding="ascii").split()
         if known_key == key:
             return found
-    found = hash_of(folder, _ROOT)
+    found = _compute(key)
     with suppress(LandingError):  # a home that cannot be written is the load's to report
         write_whole(kept, f"{key} {found}\n".encode())
     return found
+
+
+@cache
+def _compute(_key: str) -> str:
+    """Once a process for all homes. `_key` distinguishes what was in the same files at different times."""
+    return hash_of(Path(__file__).resolve().parent, _ROOT)
 
 
 def hash_of(folder: Path, root: Path) -> str:

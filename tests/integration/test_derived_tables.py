@@ -674,6 +674,8 @@ def test_open_coverage_lasts_until_the_as_of_date(cdm: Cdm) -> None:
         (day(100),),
         (day(1),),
     ]
+    again = cdm.refresh(day(100), persons=[], site="one")
+    assert "payer_plan_period" not in again.changes, "what ends there already is not written again"
 
 
 def test_period_tails_and_events_of_the_future_move_with_the_as_of_date(cdm: Cdm) -> None:

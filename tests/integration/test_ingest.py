@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.core.errors import ConfigurationError, SiteBusy
 from pipeline.core.settings import MAPPINGS_FOLDER
+from pipeline.load.load import load_alone
 from pipeline.load.replay import replay_dead_letters
 from pipeline.publication import known_lines
 from pipeline.warehouse.export_jobs import SiteWork, site_lock
@@ -129,10 +130,18 @@ def test_known_lines_are_read_from_all_pages(warehouse: Warehouse, monkeypatch: 
 def test_a_rejected_line_is_rejected_again_and_seen_again(warehouse: Warehouse) -> None:
     files = {"Observation": [BROKEN["wrong_type"]], "Patient": [patient()]}
     warehouse.load(files)
-    (report,) = warehouse.load(files)
+    export = warehouse.land(files)
+
+    def seen() -> tuple[int, int]:
+        ((first, last, count),) = warehouse.rows("SELECT min(first_seen), max(last_seen), count(*) FROM dead_letter")
+        return count, (last - first).days
+
+    (report,) = warehouse.ingest(export)
     assert report.outcomes["rejected"] == 1
-    ((first, last, count),) = warehouse.rows("SELECT min(first_seen), max(last_seen), count(*) FROM dead_letter")
-    assert (count, (last - first).days) == (1, 1)
+    assert seen() == (1, 1)
+    warehouse.runtime.clock.sleep(86_400)
+    warehouse.ingest(export, force=True)
+    assert seen() == (1, 2), "also where the same export is loaded again"
 
 
 def test_a_changed_resource_replaces_its_rows_and_keeps_their_ids(warehouse: Warehouse) -> None:
@@ -193,6 +202,41 @@ def test_what_refers_to_a_later_resource_is_linked_when_it_arrives(warehouse: Wa
     assert provider is not None
     assert len(reports) == 1
     assert warehouse.value("SELECT count(*) FROM reference WHERE state = 'pending'") == 0
+
+
+def test_a_condition_from_outside_a_late_visit_is_at_no_time_linked_to_it(warehouse: Warehouse) -> None:
+    """It is mapped again when the visit's period is known; the load of the visit alone must not fill the link."""
+    condition = {
+        "id": "c1",
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "44054006"}]},
+        "subject": reference("Patient", "p1"),
+        "encounter": reference("Encounter", "e1"),
+        "onsetDateTime": "2024-10-02",
+        "verificationStatus": {"coding": [{"code": "confirmed"}]},
+    }
+    warehouse.load({"Patient": [patient()], "Condition": [condition]})
+    export = warehouse.land({"Encounter": [encounter()]})
+    report = load_alone(warehouse.runtime, warehouse.runtime.settings.site_or_folder("one"), export)
+    assert len(report.dependents) == 1
+    assert warehouse.rows("SELECT visit_occurrence_id FROM cdm.condition_occurrence") == [(None,)]
+
+
+def test_an_address_that_nobody_has_any_more_goes(warehouse: Warehouse) -> None:
+    def living(resource_id: str, postal_code: str) -> dict[str, Any]:
+        return patient(resource_id, address=[{"state": "WI", "postalCode": postal_code}])
+
+    def addresses() -> list[tuple[Any, ...]]:
+        return warehouse.rows("SELECT location_id FROM cdm.location ORDER BY 1")
+
+    warehouse.load({"Patient": [living("p1", "53703"), living("p2", "53703")]})
+    shared = addresses()
+    assert len(shared) == 1
+    warehouse.load({"Patient": [living("p1", "54601")]})
+    assert len(addresses()) == 2
+    assert set(shared) < set(addresses()), "the other still lives there"
+    warehouse.load({"Patient": [living("p2", "54601")]})
+    assert len(addresses()) == 1
+    assert addresses() != shared
 
 
 def test_a_person_who_arrives_later_brings_the_dead_letters_back(warehouse: Warehouse) -> None:

@@ -494,16 +494,31 @@ def load_mappings(
     they may hold. While the files are the same, so is the object: they are interpreted once a process, not once an
     export. Raises MappingError with file and line of the first problem.
     """
-    content = content_digest(folder, _layers(folder, site, site_mappings))
-    return _loaded(folder, site, options or MappingOptions(), site_mappings, content)
+    layers = tuple(_layers(folder, site, site_mappings))
+    content = content_digest(folder, layers)
+    there = tuple(layer for layer in layers if layer.is_dir())  # sites without entries of their own share one object
+    try:
+        return _loaded(folder, there, options or MappingOptions(), content)
+    except _UnusableMappings as unusable:
+        reading = unusable.reading
+    return replace(reading, site=site).usable()
 
 
 @lru_cache(maxsize=16)
-def _loaded(
-    folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
-) -> Mappings:
-    """`_content` distinguishes what was in the same folders at different times."""
-    return read_mappings(folder, site, options, site_mappings).usable()
+def _loaded(folder: Path, layers: tuple[Path, ...], options: MappingOptions, _content: bytes) -> Mappings:
+    """`_content` distinguishes what was in the same folders at different times. Raises _UnusableMappings."""
+    reading = _read(read_sources(folder, layers), folder, options)
+    if reading.mappings is None:
+        raise _UnusableMappings(reading)
+    return reading.mappings
+
+
+class _UnusableMappings(Exception):
+    """Mappings with problems."""
+
+    def __init__(self, reading: MappingReading) -> None:
+        super().__init__(f"{len(reading.problems)} problems")
+        self.reading = reading
 
 
 @dataclass(frozen=True)
@@ -518,7 +533,8 @@ class MappingReading:
     #: None where there are problems.
     mappings: Mappings | None
     folder: Path
-    site: str | None
+    #: whose own entries are laid over the shared ones
+    site: str | None = None
 
     def usable(self) -> Mappings:
         """The mappings. Raises MappingError with file and line of the first problem."""
@@ -534,7 +550,11 @@ def read_mappings(
     folder: Path, site: str | None = None, options: MappingOptions | None = None, site_mappings: Path | None = None
 ) -> MappingReading:
     """As `load_mappings`, but everything that is wrong is reported at once, and nothing is raised."""
-    sources = read_sources(folder, _layers(folder, site, site_mappings))
+    reading = _read(read_sources(folder, _layers(folder, site, site_mappings)), folder, options or MappingOptions())
+    return replace(reading, site=site)
+
+
+def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingReading:
     problems = list(sources.problems)
     resources = {}
     for name, node in sorted(sources.resources.items()):
@@ -542,7 +562,6 @@ def read_mappings(
         mapping = _resource(node, problems)
         if mapping is not None:
             resources[name] = mapping
-    chosen = options or MappingOptions()
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
     systems = _system_names(sources)
     unit_aliases = _unit_aliases(tables["unit_aliases.csv"], problems)
@@ -550,7 +569,7 @@ def read_mappings(
     limits, conversions = value_rules(rules["plausibility"], rules["units"], unit_aliases, problems)
     mappings = Mappings(
         folder=folder,
-        resources={name: mapping.under(chosen) for name, mapping in resources.items()},
+        resources={name: mapping.under(options) for name, mapping in resources.items()},
         value_maps={
             name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
@@ -562,13 +581,18 @@ def read_mappings(
         vocabulary_priority=_priority(sources.priority, problems),
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
+<<<<<<< HEAD
         options=chosen,
         unit_aliases=unit_aliases,
         limits=limits,
         conversions=conversions,
         duplicates=duplicate_rules(rules["duplicates"], problems),
+=======
+        options=options,
+        unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
+>>>>>>> e8f633fdd459e787cd59a73876d7de37b052fbd7
     )
-    return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder, site)
+    return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder)
 
 
 def _system_names(sources: Sources) -> SystemNames:
