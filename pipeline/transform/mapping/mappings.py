@@ -581,16 +581,11 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
         vocabulary_priority=_priority(sources.priority, problems),
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
-<<<<<<< HEAD
-        options=chosen,
+        options=options,
         unit_aliases=unit_aliases,
         limits=limits,
         conversions=conversions,
         duplicates=duplicate_rules(rules["duplicates"], problems),
-=======
-        options=options,
-        unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
->>>>>>> e8f633fdd459e787cd59a73876d7de37b052fbd7
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder)
 
