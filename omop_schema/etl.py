@@ -92,6 +92,7 @@ def build_metadata(schema: str) -> MetaData:
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
+    _medication_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
     _issue_tables(metadata)
@@ -377,6 +378,29 @@ def _reference_tables(metadata: MetaData) -> None:
         Index("reference_value_by_owner", "owner_surrogate_id"),
         Index("reference_value_role", "value", postgresql_where=text("name = 'role_practitioner'")),
         Index("reference_value_rare", "name", postgresql_where=text(f"name IN ({rare})")),
+    )
+
+
+def _medication_tables(metadata: MetaData) -> None:
+    """Of which order or visit records of medications are: docs/decisions/0023-double-counting.md."""
+    Table(
+        "medication_record",
+        metadata,
+        Column("surrogate_id", BigInteger, nullable=False, comment="the resource: a record of a medication"),
+        Column("precedence", SmallInteger, nullable=False, comment="1 administration, 2 dispense, 3 request"),
+        Column("link", Text, nullable=False, comment="by what it belongs together with others"),
+        Column("linked_surrogate_id", BigInteger, nullable=False, comment="the MedicationRequest, or the Encounter"),
+        Column("cdm_table", Text, nullable=False, comment="where the record has a row, or would have one"),
+        Column("person_surrogate_id", BigInteger, nullable=False, comment="the Patient, by the record's own words"),
+        Column("concept_id", Integer, comment="of an encounter's: the drug"),
+        Column("start_date", Date, comment="of an encounter's: the first day"),
+        Column("end_date", Date, comment="of an encounter's: the last day"),
+        Column(
+            "counts", Boolean, nullable=False, comment="false: another record counts in its place, and it has no row"
+        ),
+        CheckConstraint("link IN ('order', 'encounter')", name="medication_record_link"),
+        Index("medication_record_by_resource", "surrogate_id"),
+        Index("medication_record_by_link", "linked_surrogate_id"),
     )
 
 

@@ -132,5 +132,7 @@ def replay(
         console.print("No open dead letter matches.")
         return
     with runtime.connect() as connection:
-        report = load_report(connection, runtime.settings.cdm_schema, [item.export_id for item in reports])
+        report = load_report(
+            connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, [item.export_id for item in reports]
+        )
     print_load_report(console, report)

@@ -162,7 +162,9 @@ def load_and_report(
         if replayed:
             console.print(f"{replayed:,} lines that had waited for these resources went through again.")
     with runtime.connect() as connection:
-        print_load_report(console, load_report(connection, runtime.settings.cdm_schema, ids))
+        print_load_report(
+            console, load_report(connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, ids)
+        )
 
 
 def verify(
@@ -186,6 +188,7 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
+    from pipeline.quality.overlaps import overlap_sentence, overlapping_exposures
     from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.warehouse.runtime import Runtime
 
@@ -205,7 +208,11 @@ def verify(
             checks += verify_landing(connection, runtime.landing)
         _print_accounts(console, connection)
         print_settings_notes(console, runtime, connection)
+        settings = runtime.settings
+        overlaps = overlapping_exposures(connection, settings.cdm_schema, settings.vocab_schema)
         missing = missing_lines(connection)
+    if overlaps:
+        console.print(overlap_sentence(overlaps))
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = _print_checks(console, checks)

@@ -35,6 +35,7 @@ def load_progress(console: Terminal, options: LoadOptions) -> tuple[Progress, Lo
 
 def print_load_report(console: Terminal, report: LoadReport) -> None:
     """Result of a run: lines by outcome, rows by table, share of codes mapped, the most frequent unmapped codes."""
+    from pipeline.quality.overlaps import overlap_sentence
     from pipeline.quality.report import vanished_sentences
 
     _print_outcomes(console, report)
@@ -52,6 +53,8 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
         )
     for note in (*report.notes.sentences(), *vanished_sentences(report.vanished)):
         console.print(note)
+    if report.overlaps:
+        console.print(overlap_sentence(report.overlaps))
     if report.open_dead_letters:
         console.print(
             words(

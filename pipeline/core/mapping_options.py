@@ -215,8 +215,41 @@ class MappingOptions(BaseModel):
         "keep",
         "MedicationRequest",
         description=(
-            "Inpatient orders: rows of type 32833, or no rows; `exclude` is for sites that export"
-            " MedicationAdministration, where an order and what was given would be counted twice."
+            "Inpatient orders: rows of type 32833, or no rows. `exclude` is for sites that export"
+            " MedicationAdministration and whose administrations do not name their orders: where they do,"
+            " `double_counting` lets each exposure count once."
+        ),
+    )
+    double_counting: Literal["linked", "keep", "overlap"] = _option(
+        "linked",
+        "MedicationRequest",
+        "MedicationDispense",
+        "MedicationAdministration",
+        description=(
+            "One exposure in several records. `linked`: of records of one order, which name each other"
+            " (`MedicationAdministration.request`, `MedicationDispense.authorizingPrescription`), the most definite ones"
+            " count: administrations before dispenses before the request; the others are excluded as"
+            " `counted_elsewhere`. `keep`: all have their rows. `overlap`: as `linked`, and of records of one encounter"
+            " also those that overlap a more definite one of the same patient and ingredient by a day, whatever they name."
+        ),
+    )
+    long_supply: Literal["leave_out", "keep"] = _option(
+        "leave_out",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "A supply, or a quantity by daily dose, of more than 365 days: `leave_out` takes it for an error, which would"
+            " make long eras (Themis #76): no days_supply, an end by what comes next in the order, an issue"
+            " (`days_supply_implausible`); `keep` takes it up to ten years."
+        ),
+    )
+    assumed_daily_dose: Literal["none", "one_piece"] = _option(
+        "none",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "Tablets, capsules and other solid pieces without a daily dose: `none` assumes none; `one_piece` takes one a"
+            " day, which Themis allows (#57), so that 30 tablets end after 30 days. days_supply stays NULL."
         ),
     )
     device_start: Literal["use", "manufacture_date"] = _option(
@@ -233,7 +266,8 @@ class MappingOptions(BaseModel):
         description=(
             "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
             " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
-            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+            " `start_is_manufacture_date`), unless a DeviceUseStatement or a Procedure (`focalDevice`) names it: that"
+            " is the exposure then."
         ),
     )
     notes: Literal["off", "on"] = _option(

@@ -19,6 +19,7 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.fhir.lines import PERSON_ERASED
 from pipeline.publication.removed_persons import remove_rows_of_persons
 from pipeline.publication.sql import Database
+from pipeline.publication.steps.medication_records import mark_stale, note_left_links, recount_left
 from pipeline.publication.tables import DERIVED_OF_PERSONS
 from pipeline.publication.unlink import remove_unused_locations, unlink
 from pipeline.warehouse.copying import read_frame, temporary_table
@@ -49,6 +50,7 @@ _SURROGATES = {
     "unmapped_use": "surrogate_id",
     "hydrated_reference": "surrogate_id",
     "absent_resource": "surrogate_id",
+    "medication_record": "surrogate_id",
 }
 
 
@@ -94,6 +96,7 @@ def remove(db: Database, found: OfPersons) -> tuple[Counter[str], list[int]]:
         " JOIN pg_temp.erased_patient USING (surrogate_id) WHERE cdm_table = 'person'"
     )
     removed = Counter[str]()
+    note_left_links(db)
     _unlink(db)
     removed["visit_detail"] += _remove_left_details(connection, cdm)
     for table, column, of in _HANGING:
@@ -110,10 +113,15 @@ def remove(db: Database, found: OfPersons) -> tuple[Counter[str], list[int]]:
     ).rowcount
     erased = _erased(connection, found)
     removed["location"] += _remove_locations(db)
+    db.execute("links_of_erased")
     removed += _remove_from_etl(connection, found)
+    # What was counted there counts again: the next load maps it.
+    mark_stale(db, recount_left(db))
     _shorten_shared(connection, found)
     for site in found.sites:
         _count_persons_again(connection, cdm, site)
+        _count_left_out_again(db, site)
+    db.execute("place_by_visits")
     return +removed, erased
 
 
@@ -285,6 +293,18 @@ def _count_persons_again(connection: psycopg.Connection, cdm: str, site: str) ->
             f" WHERE kind.site = %s{condition}) WHERE name = %s",
             (site, f"site/{site}/{name}"),
         )
+
+
+def _count_left_out_again(db: Database, site: str) -> None:
+    """The same of Patients who are not loaded, by the reason."""
+    prefix = f"site/{site}/persons_left_out/"
+    left_out = dict(db.rows("persons_left_out", {"site": site}))
+    for name, _ in db.rows("facts_of_prefix", {"prefix": prefix}):
+        count = left_out.get(name.removeprefix(prefix))
+        if count:
+            db.connection.execute(f"UPDATE {db.cdm}.metadata SET value_as_number = %s WHERE name = %s", (count, name))
+        else:
+            db.connection.execute(f"DELETE FROM {db.cdm}.metadata WHERE name = %s", (name,))
 
 
 def dead_letters_of(

@@ -92,7 +92,7 @@ def _load(context: dg.OpExecutionContext, runtime: Runtime, site: SiteSettings, 
         day = day_of(site, export_jobs.get_job(connection, export.export_id).requested_at)
         ids = {job.export_id for job in landed_jobs_of_day(connection, site, day)}
         ids |= {report.export_id for report in result.reports}
-        report = load_report(connection, runtime.settings.cdm_schema, sorted(ids))
+        report = load_report(connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, sorted(ids))
         metadata = load_metadata(connection, report)
     for event in table_events(report, result.reports, runtime.settings.cdm_schema):
         context.log_event(event)

@@ -151,6 +151,9 @@ def _tables(report: LoadReport) -> Metadata:
                 for kind, count in counts.items()
             ],
         ),
+        "exposures that overlap a more definite record": table_value(
+            ("resource type", "exposures"), list(report.overlaps.items())
+        ),
         "most frequent unmapped codes": table_value(("element", "system", "code", "count"), codes),
     }
 

@@ -183,8 +183,10 @@ def _summarize_day(
     with runtime.connect() as connection:
         ids = {job.export_id for job in landed_jobs_of_day(connection, site, scope.day)}
         ids |= {report.export_id for report in published}
-        schema = runtime.settings.cdm_schema
-        report = load_report(connection, schema, sorted(ids), most_unmapped=_MOST_UNMAPPED)
+        settings = runtime.settings
+        report = load_report(
+            connection, settings.cdm_schema, settings.vocab_schema, sorted(ids), most_unmapped=_MOST_UNMAPPED
+        )
         return report, load_metadata(connection, report)
 
 

@@ -26,7 +26,8 @@ def remove_rows_of_persons(db: Database) -> Counter[str]:
         deleted[table] = db.execute("remove_rows_of_persons", **table_names(table))
     for table in DERIVED_OF_PERSONS:
         db.execute("remove_derived_of_persons", **table_names(table))
-    db.execute("forget_resources_of_removed", {"person_removed": PERSON_REMOVED})
+    db.execute("rowless_of_removed", patients="removed_person")
+    _forget_resources(db)
     return +deleted
 
 
@@ -38,5 +39,13 @@ def remove_moved_events(db: Database) -> Counter[str]:
     for table in reversed(OF_PERSONS):
         deleted[table] = db.execute("remove_moved_rows", **table_names(table))
         db.execute("remove_moved_lineage", **table_names(table))
-    db.execute("forget_resources_of_removed", {"person_removed": PERSON_REMOVED})
+    db.execute("rowless_of_removed", patients="removed_patient")
+    _forget_resources(db)
     return +deleted
+
+
+def _forget_resources(db: Database) -> None:
+    """Nothing is kept of the resources in `pg_temp.of_removed_person` but whose they are. The links of their records of
+    medications join `pg_temp.left_link`: others may count in their place."""
+    db.execute("forget_resources_of_removed", {"person_removed": PERSON_REMOVED})
+    db.execute("forget_records_of_removed")

@@ -3,7 +3,8 @@
 | step | takes | leaves |
 |---|---|---|
 | `vanished.judge` | Incoming | Absences |
-| `decide.decide` | Incoming, Absences | Decisions; temporary table `changed` |
+| `decide.decide` | Incoming, Absences | Decisions, with Counted; temporary table `changed` |
+| `medication_records.save_records` | Decisions | rows of `etl.medication_record` |
 | `former_rows.remove_former_rows` | Decisions | FormerRows; temporary tables `former`, `removed_<table>` |
 | `references.replace_facts` | Decisions | temporary table `former_fact` |
 | `entities.write_entities` | Incoming, Decisions, StandIns | Entities |
@@ -36,6 +37,7 @@ __all__ = [
     "LINE",
     "LINE_SCHEMA",
     "Absences",
+    "Counted",
     "Decisions",
     "Entities",
     "FormerRows",
@@ -108,6 +110,24 @@ class Absences:
     warnings: Sequence[str] = ()
 
 
+def _no_counts() -> pl.DataFrame:
+    return pl.DataFrame(schema={**ID_SCHEMA, "cdm_table": pl.String, "counts": pl.Boolean})
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of several records of one exposure, which count (`pipeline.publication.steps.medication_records`)."""
+
+    #: lines (LINE, cdm_table) whose rows in a table are not made: a more definite record has one in their place
+    rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={**LINE_SCHEMA, "cdm_table": pl.String}))
+    #: those of the lines (LINE) that have no row at all, and are excluded
+    lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LINE_SCHEMA))
+    #: rows for `etl.medication_record`
+    records: pl.DataFrame = field(default_factory=_no_counts)
+    #: known records that count otherwise than before, and did not come: surrogate_id, cdm_table, counts
+    recounted: pl.DataFrame = field(default_factory=_no_counts)
+
+
 @dataclass(frozen=True)
 class Decisions:
     """Which lines of the export count, and where its persons and encounters belong."""
@@ -126,10 +146,15 @@ class Decisions:
     children: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CHAIN_SCHEMA))
     #: whether anything changes: the temporary table `changed` has rows
     has_changes: bool = False
+    counted: Counted = field(default_factory=Counted)
 
     def loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Those of a frame's rows (with LINE) whose lines are loaded."""
+        """Those of a frame's rows (with LINE) whose lines are loaded, also if their exposure is counted elsewhere."""
         return loaded(frame, self.not_loaded)
+
+    def of_table(self, frame: pl.DataFrame, table: str) -> pl.DataFrame:
+        """Those of a table's staged rows that it is to have."""
+        return loaded(self.loaded(frame), self.counted.rows.filter(pl.col("cdm_table") == table))
 
     def rows(self, table: str) -> pl.DataFrame:
         """All staged rows of an entity table whose lines are loaded, in the order of the input.

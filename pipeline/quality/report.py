@@ -11,6 +11,7 @@ import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.extract.notes import ExportNotes, export_notes
+from pipeline.quality.overlaps import overlapping_exposures
 from pipeline.staging.outcomes import LineOutcome
 
 __all__ = [
@@ -62,6 +63,8 @@ class LoadReport:
     unchanged_by_content: int = 0
     #: disposition of resources that are absent from their groups' exports (docs/vanished.md) → resource type → count
     vanished: dict[str, Counter[str]] = field(default_factory=dict)
+    #: resource type → exposures that overlap a more definite one, of the persons whose exposures these exports made
+    overlaps: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> Counter[str]:
@@ -74,7 +77,12 @@ def table_counts(connection: psycopg.Connection, cdm_schema: str) -> dict[str, i
 
 
 def load_report(
-    connection: psycopg.Connection, cdm_schema: str, export_ids: Sequence[int], *, most_unmapped: int = 15
+    connection: psycopg.Connection,
+    cdm_schema: str,
+    vocab_schema: str,
+    export_ids: Sequence[int],
+    *,
+    most_unmapped: int = 15,
 ) -> LoadReport:
     """Everything that a person asks after a run. `connection` has the etl schema on its search_path."""
     ids = list(export_ids)
@@ -95,6 +103,7 @@ def load_report(
         export_notes(connection, ids),
         _unchanged_by_content(connection, ids),
         vanished_counts(connection, ids),
+        overlapping_exposures(connection, cdm_schema, vocab_schema, ids) if inserted["drug_exposure"] else {},
     )
 
 

@@ -14,6 +14,7 @@ from omop_schema.exports import STATES_WITH_FILES, ExportState, sql_values
 from pipeline.core.errors import LandingError
 from pipeline.landing.store import LandingStore
 from pipeline.publication.accounting import ACCOUNTING_RULE, wrong_accounts
+from pipeline.publication.double_counting import COUNTED_ELSEWHERE
 from pipeline.warehouse.access_chain import check_chain
 
 __all__ = ["Check", "verify_access_log", "verify_landing", "verify_warehouse"]
@@ -61,8 +62,32 @@ def verify_warehouse(connection: psycopg.Connection, cdm_schema: str) -> Iterato
             " AS letter WHERE letter.export_id >= file.export_id)",
         ),
     )
+    yield from _double_counting(connection)
     for table in LINEAGE_TABLES:
         yield from _table_checks(connection, cdm_schema, table)
+
+
+def _double_counting(connection: psycopg.Connection) -> Iterator[Check]:
+    yield Check(
+        "records of one order count once",
+        _count(
+            connection,
+            "SELECT count(*) FROM medication_record AS one JOIN medication_record AS other"
+            " USING (link, linked_surrogate_id, cdm_table) WHERE link = 'order' AND one.precedence < other.precedence"
+            " AND one.counts AND other.counts",
+        ),
+    )
+    row = "SELECT FROM {} AS lineage WHERE lineage.surrogate_id = record.surrogate_id"
+    rows = " ".join(f"WHEN '{table}' THEN EXISTS ({row.format(lineage_table_name(table))})" for table in LINEAGE_TABLES)
+    yield Check(
+        "records of medications: what counts has its row, and what is counted elsewhere has none",
+        _count(
+            connection,
+            f"SELECT count(*) FROM medication_record AS record WHERE counts IS DISTINCT FROM CASE cdm_table {rows} END"
+            " AND NOT EXISTS (SELECT FROM reference WHERE from_surrogate_id = record.surrogate_id"  # is to be mapped again
+            f" AND role = '{COUNTED_ELSEWHERE}' AND state = 'stale')",
+        ),
+    )
 
 
 def _table_checks(connection: psycopg.Connection, cdm_schema: str, table: str) -> Iterator[Check]:

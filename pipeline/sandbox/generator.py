@@ -41,6 +41,8 @@ RESOURCE_TYPES = (
     "DiagnosticReport",
     "Specimen",
     "MedicationRequest",
+    "MedicationDispense",
+    "MedicationAdministration",
     "Immunization",
     "Procedure",
     "DocumentReference",

@@ -1,4 +1,5 @@
-"""One synthetic visit: Encounter, and what is written during it except results (`results.py`)."""
+"""One synthetic visit: Encounter, and what is written during it except results (`results.py`) and what became of its orders
+(`medications.py`)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import cache
 from random import Random
 
 from pipeline.sandbox.codes import code_book
+from pipeline.sandbox.medications import carried_out
 from pipeline.sandbox.results import LAB_PANELS, lab_panel, single_results, vital_signs
 from pipeline.sandbox.shapes import (
     DAY,
@@ -79,7 +81,9 @@ def visit_resources(visit: Visit) -> Iterator[tuple[str, Resource]]:
     for panel in LAB_PANELS:
         if visit.rng.random() < panel.chance:
             yield from lab_panel(visit, panel)
-    yield from (("MedicationRequest", request) for request in _medication_requests(visit))
+    for request in _medication_requests(visit):
+        yield "MedicationRequest", request
+        yield from carried_out(visit, request)
     yield from _deeds(visit)
 
 

@@ -67,6 +67,10 @@ class StagedExport:
     def parts(self, kind: str) -> list[Path]:
         return sorted((self.folder / kind).glob("*.parquet"))
 
+    def parts_of(self, kind: str, resource_type: str) -> list[Path]:
+        """Those of one resource type, of a kind that is written type by type (rows and facts)."""
+        return sorted((self.folder / kind).glob(f"*-{resource_type}.parquet"))
+
     def kinds(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir() if path.is_dir()) if self.folder.exists() else []
 

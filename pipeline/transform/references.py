@@ -86,6 +86,7 @@ TARGETS = {
         Target("Organization", ("Location",)),
         Target("Location", ("Organization",)),
         Target("Medication", reads_contained=True),
+        Target("MedicationRequest", reads_contained=True),  # a contained order makes no row, so that nothing is twice
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
         Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),

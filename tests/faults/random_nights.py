@@ -26,7 +26,7 @@ from pipeline.sandbox.generator import generate
 from pipeline.warehouse.embedded.folder import find_server_folder
 from tests.command_line import Child, killed
 from tests.faults.places import KillPoint, Place
-from tests.integration import linked_world, stand_in_world
+from tests.integration import linked_world, medication_world, stand_in_world
 from tests.integration.support import Lines, write_folder
 
 __all__ = ["SITE", "Kill", "RandomNights", "World", "random_kill"]
@@ -78,11 +78,14 @@ class _Part:
 class World:
     """What the site holds on each night. `vanished_stay`: the site's policy for what an export does not hold any more."""
 
-    def __init__(self, random: Random, *, vanished_stay: bool, linked: int, stand_ins: int, patients: int) -> None:
+    def __init__(
+        self, random: Random, *, vanished_stay: bool, linked: int, stand_ins: int, medications: int, patients: int
+    ) -> None:
         self._random = random
         self._vanished_stay = vanished_stay
         self._parts = [_Part(linked_world, f"w{number}") for number in range(linked)]
         self._parts += [_Part(stand_in_world, f"v{number}") for number in range(stand_ins)]
+        self._parts += [_Part(medication_world, f"u{number}") for number in range(medications)]
         self._patients = patients
         self._day = 0
         self._generated: dict[tuple[str, str], bytes] = {}
@@ -129,7 +132,9 @@ class World:
 
 
 #: Types of which every export has a file.
-TYPES = tuple(dict.fromkeys([*linked_world.TYPES.values(), *stand_in_world.TYPES.values()]))
+TYPES = tuple(
+    dict.fromkeys(kind for world in (linked_world, stand_in_world, medication_world) for kind in world.TYPES.values())
+)
 
 
 def _id(line: bytes) -> str | None:

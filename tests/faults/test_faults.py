@@ -488,7 +488,7 @@ def test_fewer_types_than_asked(epic: FaultyEpic, told: Callable[[], str]) -> No
     assert sentence in told()
     assert in_dagster(runtime)["asked for, no file came"] == "Encounter, Observation"
     with runtime.connect() as connection:
-        assert load_report(connection, "cdm", [landed.export_id]).notes.sentences() == [sentence]
+        assert load_report(connection, "cdm", "vocab", [landed.export_id]).notes.sentences() == [sentence]
 
 
 def test_empty_output(epic: FaultyEpic, told: Callable[[], str]) -> None:

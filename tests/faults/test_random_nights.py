@@ -80,9 +80,9 @@ def test_random_nights_and_kills_end_as_a_fresh_load(
 ) -> None:
     random = Random(f"{history.seed} {vanished}")
     scale = (
-        {"linked": 6, "stand_ins": 4, "patients": 4}
+        {"linked": 6, "stand_ins": 4, "medications": 4, "patients": 4}
         if history.is_long
-        else {"linked": 2, "stand_ins": 1, "patients": 0}
+        else {"linked": 2, "stand_ins": 1, "medications": 1, "patients": 0}
     )
     world = World(random, vanished_stay=vanished == "keep", **scale)
     with _place(history, demo_warehouse, tmp_path) as place:

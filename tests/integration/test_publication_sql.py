@@ -11,37 +11,43 @@ from typing import Any
 import psycopg
 import pytest
 
+from omop_schema.versions import NEWEST_CDM_VERSION
 from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings
+from pipeline.erasure.run import erasing
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import PublicationReport
+from pipeline.publication.report import PublicationReport
 from pipeline.publication.sql import SQL_FOLDER, Database, Script, read_script
 from pipeline.publication.steps import bulk
 from pipeline.warehouse.runtime import Runtime
-from tests.integration import linked_world, stand_in_world
+from pipeline.warehouse.schema import schema_names, upgrade_schemas
+from tests.integration import linked_world, medication_world, stand_in_world
 from tests.integration.support import Warehouse, observation, patient, reference
 
 #: Each a group's complete export: (world, its module) → resources in versions. The second night brings, changes and takes
 #: away something of every kind.
 NIGHTS = (
     {
-        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 x1 x2 v1 u1 q1",
+        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 a1 a2 x1 x2 v1 u1 q1",
         ("b", linked_world): "p1 e1 f1 o1 o3 c1 m1 q1 u1",
         ("c", linked_world): "p1 p3 d1 r1 g1 l1:B l2 f1:B o1 o3",
         ("s", stand_in_world): "p1 d1 r1 r2 g1 l1 e1 f1 o1 c1 m1:K q1:R i1",
+        ("m", medication_world): "p1 p2 e1 m1 m2 d1:C d2:N a1 a3:B",
     },
     {
         ("a", linked_world): "p1:B p3:N d1 r1:B g1:B g2 l1:B l2 e1 f1:N o1:X o3 c1:B m1:B x1 x2:B v1:B u1:X q1:N",
         ("b", linked_world): "p1 p3 d1 d2 r1 g1 g2 l1 l2 e1 f1 o1 c1 m1 x1 x2 v1 u1 q1",
         ("c", linked_world): "d1 e1",
         ("s", stand_in_world): "p1 d1:B d2 r1:B r2:K g1:B g2 l1 l2 e1 f1 o1 c1 m1:K q1:R i1:B",
+        ("m", medication_world): "p1 p2:B e1 m1 m2 d1:C d2:N a1:X a3",
     },
     {
         ("a", linked_world): "p3 d1 e1 f1",
         ("b", linked_world): "p1 p3:N d2 g1 l1 e1:X f1 o1 o3 c1 m1 x1 v1 u1 q1",
         ("c", linked_world): "p1 p3 d1 r1 g1 l1 l2 f1:B o1 o3",
         ("s", stand_in_world): "p1 d2 r1 r2 g2 l2 e1 f1 o1 c1 m1:K q1:R i1",
+        ("m", medication_world): "p1 e1 m1 m2 d1 d2:N a1",
     },
 )
 
@@ -60,6 +66,7 @@ FRAGMENTS = {
     *("dose_exposure", "is_fact_of_site", "is_in_scope", "contact_days", "contact_visits", "contacts_after"),
     "patients_in_table",
     *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
+    "visits_of_results",
 }
 
 _TABLE_NAME = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|ANALYZE|TRUNCATE)\s+(\w+)\b(?!\.)")
@@ -174,15 +181,18 @@ def _land(place: Warehouse, files: dict[str, list[Any]]) -> LandedExport:
 def test_heads_say_which_temporary_tables_scripts_read_and_make(
     warehouse: Warehouse, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    types = {*linked_world.TYPES.values(), *stand_in_world.TYPES.values()}
+    types = {kind for world in (linked_world, stand_in_world, medication_world) for kind in world.TYPES.values()}
     site = SiteSettings(
         name="one",
         vanished="delete",
         left_group="delete",
         empty_when_missing=tuple(sorted(types)),
-        mapping=MappingOptions(panel_row="always"),
+        mapping=MappingOptions(panel_row="always", double_counting="overlap"),
     )
-    settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
+    # The newest version of the CDM: what only it has a column for is filled as well.
+    update = {"sites": {"one": site}, "cdm_version": NEWEST_CDM_VERSION}
+    settings = warehouse.runtime.settings.model_copy(update=update)
+    upgrade_schemas(warehouse.runtime.url, **schema_names(settings))
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
     monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     place.load({"Patient": [patient("z1")]}, "two")
@@ -198,6 +208,8 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     for files in (second, first):
         place.ingest(_land(place, files), confirmed=True)
     place.ingest(late, confirmed=True)  # older than what is known
+    with erasing(place.runtime, "one", ["m-p2"]) as work:
+        work.run()
     assert recorder.found == []
     every = {file.stem for file in SQL_FOLDER.glob("*.sql")} - FRAGMENTS
     assert ", ".join(sorted(every - recorder.scripts)) == ""

@@ -152,6 +152,13 @@ SHAPES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "admission and discharge": lambda r: len(r.get("hospitalization", {})) == 2,
     "medicationReference": lambda r: r.get("medicationReference", {}).get("reference", "").startswith("Medication/"),
     "contained medication": lambda r: "contained" in r,
+    "what was given names its order": lambda r: r["resourceType"] == "MedicationAdministration" and "request" in r,
+    "given, naming nothing": lambda r: r["resourceType"] == "MedicationAdministration" and "request" not in r,
+    "not given": lambda r: r["resourceType"] == "MedicationAdministration" and r["status"] == "not-done",
+    "what was dispensed names its prescription": lambda r: "authorizingPrescription" in r,
+    "dispensed, naming nothing": lambda r: (
+        r["resourceType"] == "MedicationDispense" and "authorizingPrescription" not in r
+    ),
     "medicationCodeableConcept": lambda r: "medicationCodeableConcept" in r,
     "partial onset": lambda r: len(r.get("onsetDateTime", "")) in (4, 7),
     "two races": lambda r: any(

@@ -28,7 +28,7 @@ __all__ = ["BulkLoad", "create_indices", "create_state_indices", "drop_indices",
 _BULK_ROWS = 50_000
 
 #: Tables of the etl schema that a load fills, besides lineage. `id_map` keeps its key: ids are found by it meanwhile.
-_STATE_TABLES = ("resource_state", "reference", "reference_value")
+_STATE_TABLES = ("resource_state", "reference", "reference_value", "medication_record")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def drop_indices(db: Database, connection: Connection, *, is_first: bool) -> Bul
         connection.execute(DropIndex(index, if_exists=True))
     if is_first:
         for table in _state_tables(db):
-            key = db.value("primary_key_name", {"table": f"{db.etl}.{table.name}"})
-            db.execute("drop_key", table=table.name, key=key)
+            if table.primary_key.columns:
+                key = db.value("primary_key_name", {"table": f"{db.etl}.{table.name}"})
+                db.execute("drop_key", table=table.name, key=key)
             for index in table.indexes:
                 connection.execute(DropIndex(index, if_exists=True))
     names = [f"{db.cdm}.{table}" for table in CDM_TABLES]
@@ -103,7 +104,8 @@ def create_state_indices(db: Database, bulk: BulkLoad) -> None:
         for table in _state_tables(db):
             columns = ", ".join(column.name for column in table.primary_key.columns)
             named = f" CONSTRAINT {table.primary_key.name}" if table.primary_key.name else ""
-            db.execute("create_key", table=table.name, named=named, columns=columns)
+            if columns:
+                db.execute("create_key", table=table.name, named=named, columns=columns)
             for index in table.indexes:
                 bulk.connection.execute(CreateIndex(index, if_not_exists=True))
     tables = [*_STATE_TABLES, "id_map", *map(lineage_table_name, LINEAGE_TABLES)]

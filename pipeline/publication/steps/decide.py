@@ -1,4 +1,5 @@
-"""Which lines of an export count: the last of a resource, none older than what is known, none without its person."""
+"""Which lines of an export count: the last of a resource, none older than what is known, none without its person, of the
+records of one exposure the most definite ones."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.members import read_accepted
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.crosswalk import read_crosswalk
-from pipeline.publication.values import LINE, LINE_SCHEMA, Absences, Decisions, Incoming, loaded
+from pipeline.publication.steps.medication_records import count_once
+from pipeline.publication.values import LINE, LINE_SCHEMA, Absences, Counted, Decisions, Incoming, loaded
 from pipeline.staging import schemas
 from pipeline.staging.outcomes import LineOutcome
 
@@ -66,8 +68,9 @@ def decide(db: Database, incoming: Incoming, absences: Absences) -> Decisions:
     dropped = pl.concat([dropped, absences.outlived]).unique()
     db.put("changed", changed)
     has_changes = not changed.is_empty()
+    counted = count_once(db, incoming, lines.loaded()) if has_changes else Counted()
     return Decisions(
-        incoming.staged, superseded, lines.rejected, lines.not_loaded, dropped, merged, children, has_changes
+        incoming.staged, superseded, lines.rejected, lines.not_loaded, dropped, merged, children, has_changes, counted
     )
 
 

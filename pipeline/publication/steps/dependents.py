@@ -1,19 +1,23 @@
-"""Who is to be mapped again: users of facts that changed, and resources whose rows were removed for a reason that is over."""
+"""Who is to be mapped again: users of facts that changed, records that count now or no more, and resources whose rows were
+removed for a reason that is over."""
 
 from __future__ import annotations
 
-from pipeline.publication.context import LANDED_LINE, LandedLine
+import polars as pl
+
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.removed_persons import PERSON_REMOVED
 from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.sql import Database
+from pipeline.publication.steps.medication_records import map_again, recount_left
 from pipeline.publication.steps.stand_ins import StandIns, note_users
 from pipeline.publication.values import Decisions
 
 __all__ = ["find_dependents"]
 
-#: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death", "panel_member", SPECIMEN_RESULT)
+#: Facts about another resource that only steps of publication, or the derived tables, ask for.
+_DERIVED_FACTS = ("discharge_death", "panel_member", "infusion_action", SPECIMEN_RESULT)
 
 
 def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:
@@ -24,6 +28,7 @@ def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: St
     for a fact stays pending until the fact is there.
     """
     db.execute("waiting")
+    map_again(db, pl.concat([decisions.counted.recounted.select("surrogate_id"), recount_left(db)]))
     if stand_ins.is_first:
         note_users(db, stand_ins)
         return _waiting_lines(db, site)

@@ -68,7 +68,7 @@ def _encoded_events(
     own_id = primary_key(table)
     links = [column for column in polars_schema(table) if column in LINKS]
     for part in own.decisions.staged.frames(table):
-        rows, moved = with_survivors(own.decisions.loaded(part), table, own.decisions.merged)
+        rows, moved = with_survivors(own.decisions.of_table(part, table), table, own.decisions.merged)
         references += moved
         if rows.is_empty():
             continue

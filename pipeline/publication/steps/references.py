@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 import polars as pl
 
+from pipeline.publication.double_counting import ORDER_FACT
 from pipeline.publication.sql import Database
 from pipeline.publication.values import Decisions
 from pipeline.staging import schemas
@@ -15,12 +16,15 @@ __all__ = ["replace_facts", "replace_references"]
 
 
 def replace_facts(db: Database, decisions: Decisions, unused: Collection[str] = ()) -> None:
-    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before. Facts of the
-    names in `unused` are not kept: nothing asks for them in this version of the CDM."""
+    """Replace the facts that the changed resources leave; `former_fact` keeps those that they left before.
+
+    Facts of the names in `unused` are not kept: nothing asks for them in this version of the CDM. Nor is the order that a
+    record names, which is in `etl.medication_record`: there are many, and nobody else asks.
+    """
     db.execute("former_facts")
     lines = decisions.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
     for part in decisions.staged.frames(schemas.REFERENCE_VALUE):
-        found = part.filter(~pl.col("name").is_in(list(unused))) if unused else part
+        found = part.filter(~pl.col("name").is_in([ORDER_FACT, *unused]))
         if not lines.is_empty():
             found = found.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti")
         found = found.drop("file_number", "line").unique(

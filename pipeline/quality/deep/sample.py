@@ -168,7 +168,9 @@ class _Choice:
         self._take(
             "SELECT from_surrogate_id AS surrogate_id FROM {etl}.reference"
             " JOIN {deep}.deep_person ON patient = to_surrogate_id UNION"
-            " SELECT owner_surrogate_id FROM {etl}.reference_value JOIN {deep}.deep_person ON patient = surrogate_id",
+            " SELECT owner_surrogate_id FROM {etl}.reference_value JOIN {deep}.deep_person ON patient = surrogate_id"
+            " UNION SELECT surrogate_id FROM {etl}.medication_record"
+            " JOIN {deep}.deep_person ON patient = person_surrogate_id",
             is_own=True,
         )
 
@@ -268,7 +270,10 @@ class _Choice:
             f" WHERE fact.surrogate_id IN ({of_round}) UNION"
             f" SELECT to_surrogate_id FROM {{etl}}.reference WHERE from_surrogate_id IN ({of_round}) UNION"
             " SELECT fact.owner_surrogate_id FROM {etl}.reference_value AS fact JOIN {etl}.reference AS used"
-            f" ON used.to_surrogate_id = fact.surrogate_id WHERE used.from_surrogate_id IN ({of_round})",
+            f" ON used.to_surrogate_id = fact.surrogate_id WHERE used.from_surrogate_id IN ({of_round}) UNION"
+            " SELECT other.surrogate_id FROM {etl}.medication_record AS own JOIN {etl}.medication_record AS other"
+            f" USING (linked_surrogate_id) WHERE own.surrogate_id IN ({of_round})",
+            number,
             number,
             number,
             number,
