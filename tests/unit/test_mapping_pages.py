@@ -21,7 +21,7 @@ from tools.view_examples import examples_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MAPPINGS = load_mappings(MAPPINGS_FOLDER)
-#: Columns that publication fills from other rows.
+#: Columns that publication fills from other rows, and that of the value which the vocabulary maps a code to.
 LINKED = re.compile(
     r"(preceding_|parent_)?visit_(detail|occurrence)_id|\w*event(_field_concept)?_id|country_concept_id"
 )
