@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAPPINGS = load_mappings(MAPPINGS_FOLDER)
 #: Columns that publication fills from other rows, and that of the value which the vocabulary maps a code to.
 LINKED = re.compile(
-    r"(preceding_|parent_)?visit_(detail|occurrence)_id|\w*event(_field_concept)?_id|country_concept_id"
+    r"(preceding_|parent_)?visit_(detail|occurrence)_id|\w*event(_field_concept)?_id|value_as_concept_id|country_concept_id"
 )
 
 
