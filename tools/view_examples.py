@@ -46,7 +46,7 @@ def examples_of(mapping: ResourceMapping, view: ViewMapping) -> Iterator[ViewExa
                 owner = _owner(row, given)
                 there = [each for each in views if owner and _applies(applies[each.name], owner)]
                 makers = [each for each in there if table in tables_of(each) and _can_be_of(each, table, row, there)]
-                if owner and view in makers and (len(makers) == 1 or view.concept_id):
+                if owner and view in makers and (len(makers) == 1 or (view.concept_id and _concept(table, row))):
                     yield ViewExample(case, owner, row)
 
 
@@ -87,11 +87,15 @@ def _can_be_of(view: ViewMapping, table: str, row: Mapping[str, Any], views: lis
     """A view of fixed concepts makes rows of these, one of codes those of all others."""
     if view.kind != "event":
         return True
-    column = next(name for name, role in EVENT_COLUMNS[table].items() if role == "concept_id")
-    concept = int(row.get(column) or 0)
+    concept = _concept(table, row)
     if view.concept_id:
-        return concept in _fixed(view)
+        return not concept or concept in _fixed(view)
     return not any(concept in _fixed(each) for each in views)
+
+
+def _concept(table: str, row: Mapping[str, Any]) -> int:
+    column = next((name for name, role in EVENT_COLUMNS.get(table, {}).items() if role == "concept_id"), "")
+    return int(row.get(column) or 0)
 
 
 def _fixed(view: ViewMapping) -> set[int]:
