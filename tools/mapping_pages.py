@@ -7,6 +7,7 @@ What becomes of which element, by which rule, with examples of the golden cases:
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ _EXAMPLES, _ENTRIES = 5, 60
 _SHOWN = 90
 _MADE = "Made by `make documents` from the mapping, its rules and the golden cases; do not edit."
 _CASES = "../../tests/golden"
+#: What means something in YAML's flow.
+_NEEDS_QUOTES = re.compile(r"[\[\]{},#\"'&*!|>%@`\\\n]|: |:$|^[-?:] |^\s|\s$")
 
 
 def mapping_pages(mappings: Mappings) -> dict[str, str]:
@@ -66,6 +69,12 @@ def _index(parts: Iterable[tuple[ResourceMapping, ResourceMapping]]) -> Iterator
         "A page for each resource: which of them make rows, which element becomes which column and by which rule, with"
         " an example, and some whole examples. How decisions are made that hold for all is described in"
         " [mapping.md](../mapping.md); settings of a site are in [mapping-options.md](../mapping-options.md).",
+        _WIDTH,
+    )
+    yield ""
+    yield from wrap(
+        "Concepts are those of the golden cases' own small vocabulary: the ids are OHDSI's, but for those from"
+        " 2,000,000,000 on, which are made up where OHDSI's is not at hand, and what says so itself.",
         _WIDTH,
     )
     yield from ["", "## By resource", "", *_head("resource", "fills", "golden cases")]
@@ -401,7 +410,7 @@ def _element(start: str, value: Any) -> Iterator[str]:
         yield line
         return
     yield start
-    indent = " " * (len(start) - len(start.lstrip()) + 2)
+    indent = " " * (len(start) - len(start.lstrip(" -")) + 2)
     if isinstance(value, Mapping):
         for name, each in value.items():
             yield from _element(f"{indent}{name}:", each)
@@ -425,4 +434,5 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {_flow(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    return str(value)
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if _NEEDS_QUOTES.search(text) or not text else text

@@ -38,7 +38,7 @@ _MODELS = (
     ("views", ViewMapping, "A list. Beside these keys a view has those of a ViewDefinition: see [Views](#views)."),
     ("home_table", TableRule, "A list; the first that holds counts, and the last must hold for all other rows."),
     (
-        "concept_id and type_concept_id",
+        "concept_id, type_concept_id and result_concept_id",
         ConceptRule,
         "A list; the first that holds counts, and the last must hold for all.",
     ),
@@ -91,6 +91,8 @@ from what the `forEach` gives) and a `type`. A view of parts that may be there r
 (`path: "%rowIndex"`), so that an issue can say which item it is about.
 
 A path may give several values only where the column says `collection: true`. Paths are checked against FHIR R4's elements.
+`exists()` is true, and `empty()` false, also for a primitive of which only an extension is there (`_birthDate`), as FHIRPath has
+it: SQL on FHIR's own tests leave that open. Such an element has no value.
 """
 
 _RULES = """\

@@ -56,7 +56,9 @@ def demo(
         runtime = Runtime.from_environment()  # the site is in sites.yaml now
         console.print(f"Simulated Epic at {sandbox.fhir_url}, {patients:,} patients, {len(site.groups)} groups.")
         outcome = _night(console, runtime)
-    _report(console, runtime, outcome)
+    if outcome.export_ids:
+        _report(console, runtime, outcome)
+    _refuse_failed(outcome)
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
     _what_next(console, runtime)
 
@@ -142,6 +144,20 @@ def _night(console: Terminal, runtime: Runtime) -> RunOutcome:
     os.environ["DAGSTER_HOME"] = str(folder)
     with DagsterInstance.get() as instance, console.status("Dagster: kick-off") as status:
         return run_nightly(runtime, SITE, instance, lambda text: status.update(f"Dagster: {text}"))
+
+
+def _refuse_failed(outcome: RunOutcome) -> None:
+    """Raises NightFailed with the first line of each problem: the rest is in the runs, and may be a traceback."""
+    from pipeline.core.errors import NightFailed
+
+    if outcome.success:
+        return
+    problems = list(dict.fromkeys(problem.strip().partition("\n")[0] for problem in outcome.problems))
+    named = " ".join(problems) or "A run failed without saying why."
+    raise NightFailed(
+        f"The night of the demonstration failed: {named}",
+        "`epic-omop ui` shows its runs. When the cause is gone, run `epic-omop demo` again.",
+    )
 
 
 def _report(console: Terminal, runtime: Runtime, outcome: RunOutcome) -> None:

@@ -76,11 +76,12 @@ def show(
     """
     from pipeline.commands.site_names import site_of_mappings
     from pipeline.core.settings import load_settings
-    from pipeline.transform.mapping.mappings import load_mappings, read_mappings
+    from pipeline.transform.mapping.mappings import read_mappings
 
     settings = load_settings()
     options = site_of_mappings(settings, site).mapping if site else None
-    mappings = load_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
+    reading = read_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
+    mappings = reading.usable()
     mapping = mappings.resources.get(resource)
     if mapping is None:
         reason = mappings.unmapped_types.get(resource)
@@ -88,7 +89,6 @@ def show(
             echo(f"{resource} is not mapped: its resources are excluded, with the reason {reason}.")
             return
         raise UsageError(f"There is no mapping of {resource}.", f"There are: {', '.join(sorted(mappings.resources))}.")
-    reading = read_mappings(settings.mappings, site or None, options, settings.site_mappings_folder)
     console = _console()
     for line in _filters(mapping):
         console.print(line)
@@ -177,7 +177,7 @@ def _view(view: ViewMapping) -> Iterator[str]:
         yield f"  where {condition['path']}"
     if view.code:
         yield f"  codes: {view.code}" + (f", vocabularies by {view.priority}" if view.priority else "")
-    for name in ("concept_id", "type_concept_id", "home_table"):
+    for name in ("concept_id", "type_concept_id", "home_table", "result_concept_id"):
         for rule in getattr(view, name):
             yield f"  {name.replace('_', ' ')}: {_rule(rule)}"
     if view.derive:

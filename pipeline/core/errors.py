@@ -56,6 +56,7 @@ __all__ = [
     "LakehouseError",
     "LandingError",
     "MappingError",
+    "NightFailed",
     "PermanentError",
     "ProtocolError",
     "RemoteRefused",
@@ -231,3 +232,7 @@ class Defect(EpicOmopError):
 
 class AccountingError(EpicOmopError):
     exit_code = 70
+
+
+class NightFailed(EpicOmopError):
+    """A night in this process whose kick-off or loads failed; what went wrong is the message."""

@@ -233,6 +233,25 @@ class MappingOptions(BaseModel):
             " also those that overlap a more definite one of the same patient and ingredient by a day, whatever they name."
         ),
     )
+    long_supply: Literal["leave_out", "keep"] = _option(
+        "leave_out",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "A supply, or a quantity by daily dose, of more than 365 days: `leave_out` takes it for an error, which would"
+            " make long eras (Themis #76): no days_supply, an end by what comes next in the order, an issue"
+            " (`days_supply_implausible`); `keep` takes it up to ten years."
+        ),
+    )
+    assumed_daily_dose: Literal["none", "one_piece"] = _option(
+        "none",
+        "MedicationRequest",
+        "MedicationDispense",
+        description=(
+            "Tablets, capsules and other solid pieces without a daily dose: `none` assumes none; `one_piece` takes one a"
+            " day, which Themis allows (#57), so that 30 tablets end after 30 days. days_supply stays NULL."
+        ),
+    )
     device_start: Literal["use", "manufacture_date"] = _option(
         "use",
         "DeviceUseStatement",
@@ -247,7 +266,8 @@ class MappingOptions(BaseModel):
         description=(
             "A Device that names its patient: `exclude` makes no row of it (`device_not_use`), because nothing says"
             " when it was used; `manufacture_date` makes it an exposure from that date and flags the row (issue"
-            " `start_is_manufacture_date`). For sites without DeviceUseStatement: a use would be a second row."
+            " `start_is_manufacture_date`), unless a DeviceUseStatement or a Procedure (`focalDevice`) names it: that"
+            " is the exposure then."
         ),
     )
     notes: Literal["off", "on"] = _option(

@@ -31,8 +31,10 @@ from pipeline.core.settings_problems import control_characters, problem, setting
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
 
 __all__ = [
+    "DEVICE_TYPE",
     "DOCUMENT_TYPE",
     "MAPPINGS_FOLDER",
+    "PERSONAL_TYPES",
     "RESULT_TYPE",
     "LogSettings",
     "Settings",
@@ -48,10 +50,14 @@ MAPPINGS_FOLDER = Path(__file__).resolve().parents[2] / "mappings"
 
 #: Fetched by reference where an export lacks them (rule 11): what many patients share, and results of reports.
 DEFAULT_HYDRATE_TYPES = ("Medication", "Location", "Practitioner", "PractitionerRole", "Organization", "Observation")
-#: In `hydrate_types`: Observations that a DiagnosticReport.result refers to.
+#: In `hydrate_types`: Observations that a DiagnosticReport.result or an Observation.hasMember refers to.
 RESULT_TYPE = "Observation"
+#: In `hydrate_types`: devices that uses and procedures refer to.
+DEVICE_TYPE = "Device"
 #: In `hydrate_types`: attachments of DocumentReference and DiagnosticReport.
 DOCUMENT_TYPE = "Binary"
+#: Of those, the types of which each resource belongs to one person.
+PERSONAL_TYPES = (RESULT_TYPE, DOCUMENT_TYPE, DEVICE_TYPE)
 
 #: What a search for a type needs beside the patient: each text is one search, and their results are put together.
 #: Rule 6: categories that a site's API does not have (procedure, therapy, activity) are refused, so the list is a
@@ -347,7 +353,7 @@ class SiteSettings(BaseModel):
     @field_validator("hydrate_types")
     @classmethod
     def _hydrate_types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = (*DEFAULT_HYDRATE_TYPES, DOCUMENT_TYPE)
+        known = (*DEFAULT_HYDRATE_TYPES, DEVICE_TYPE, DOCUMENT_TYPE)
         if unknown := [name for name in value if name not in known]:
             raise ValueError(f"{unknown[0]} cannot be fetched by reference; known are {', '.join(known)}")
         return value

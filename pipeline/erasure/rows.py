@@ -120,6 +120,8 @@ def remove(db: Database, found: OfPersons) -> tuple[Counter[str], list[int]]:
     _shorten_shared(connection, found)
     for site in found.sites:
         _count_persons_again(connection, cdm, site)
+        _count_left_out_again(db, site)
+    db.execute("place_by_visits")
     return +removed, erased
 
 
@@ -291,6 +293,18 @@ def _count_persons_again(connection: psycopg.Connection, cdm: str, site: str) ->
             f" WHERE kind.site = %s{condition}) WHERE name = %s",
             (site, f"site/{site}/{name}"),
         )
+
+
+def _count_left_out_again(db: Database, site: str) -> None:
+    """The same of Patients who are not loaded, by the reason."""
+    prefix = f"site/{site}/persons_left_out/"
+    left_out = dict(db.rows("persons_left_out", {"site": site}))
+    for name, _ in db.rows("facts_of_prefix", {"prefix": prefix}):
+        count = left_out.get(name.removeprefix(prefix))
+        if count:
+            db.connection.execute(f"UPDATE {db.cdm}.metadata SET value_as_number = %s WHERE name = %s", (count, name))
+        else:
+            db.connection.execute(f"DELETE FROM {db.cdm}.metadata WHERE name = %s", (name,))
 
 
 def dead_letters_of(

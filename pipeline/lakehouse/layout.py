@@ -106,6 +106,7 @@ _ROW_SOURCE = LakeTable(
         "resource_id": pl.String(),
         "export_id": pl.Int64(),
         "vocabulary_release": pl.String(),
+        "contact_date": pl.Date(),
     },
     ("cdm_table", "row_id", "site", "resource_type", "resource_id"),
 )

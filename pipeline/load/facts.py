@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import polars as pl
@@ -17,7 +18,7 @@ from pipeline.staging.facts import has_facts, write_facts
 from pipeline.transform.rules.places import PLACE_FACTS
 from pipeline.warehouse.copying import read_frame
 
-__all__ = ["gather_facts", "gather_place_facts"]
+__all__ = ["gather_facts", "gather_first_facts"]
 
 _LINE = ["surrogate_id", "file_number", "line"]
 
@@ -26,25 +27,33 @@ _COLUMNS = ["surrogate_id", "name", "value", "owner_surrogate_id"]
 _STORED = {"surrogate_id": pl.Int64, "name": pl.String, "value": pl.String, "owner_surrogate_id": pl.Int64}
 
 
-def gather_place_facts(connection: psycopg.Connection, plan: WorkerPlan, transaction_time: datetime) -> None:
-    """Write the facts of places alone, before Encounters are transformed: few, and found by the places. Commits.
+#: Facts that the types of the second stage (`plan.stages_of`) use: Encounter those of places, DeviceUseStatement its device.
+_DEVICE_FACT, _DEVICE_USER = "device", "DeviceUseStatement"
+_FIRST_FACTS = (*PLACE_FACTS, _DEVICE_FACT)
 
+
+def gather_first_facts(
+    connection: psycopg.Connection, plan: WorkerPlan, resource_types: Collection[str], transaction_time: datetime
+) -> None:
+    """Write the facts that the second stage uses, before its types (`resource_types`) are transformed. Commits.
+
+    Those of places are few, and found by the places; those of devices are asked for only where somebody uses them.
     `gather_facts` leaves their files as they are, because processes have them mapped by then.
     """
-    stored = read_frame(
-        connection,
+    names = _FIRST_FACTS if _DEVICE_USER in resource_types else PLACE_FACTS
+    query = (
         "SELECT fact.surrogate_id, fact.name, fact.value, fact.owner_surrogate_id FROM lineage_care_site AS place"
-        " JOIN reference_value AS fact USING (surrogate_id) WHERE fact.name = ANY(%s)",
-        _STORED,
-        (list(PLACE_FACTS),),
+        " JOIN reference_value AS fact USING (surrogate_id) WHERE fact.name = ANY(%s)"
     )
+    parameters: list[object] = [list(PLACE_FACTS)]
+    if _DEVICE_FACT in names:
+        query += " UNION ALL SELECT surrogate_id, name, value, owner_surrogate_id FROM reference_value WHERE name = %s"
+        parameters.append(_DEVICE_FACT)
+    stored = read_frame(connection, query, _STORED, tuple(parameters))
     lines = _lines_that_count(connection, plan, transaction_time).lazy()
-    write_facts(plan.facts, _staged_and_others(plan, lines, stored.lazy()).filter(_of_places()))
+    facts = _staged_and_others(plan, lines, stored.lazy())
+    write_facts(plan.facts, facts.filter(pl.col("name").is_in(list(names))))
     connection.commit()
-
-
-def _of_places() -> pl.Expr:
-    return pl.col("name").is_in(list(PLACE_FACTS))
 
 
 def _staged_and_others(plan: WorkerPlan, lines: pl.LazyFrame, stored: pl.LazyFrame) -> pl.LazyFrame:
@@ -68,7 +77,7 @@ def gather_facts(connection: psycopg.Connection, plan: WorkerPlan, export_id: in
     landing = LandingStore(plan.landing.parent)
     stored = with_binaries_found(connection, landing, plan.transform.site.name, export_id, stored)
     facts = about_owners(_staged_and_others(plan, lines, stored.lazy())).lazy()
-    written = [name for name in PLACE_FACTS if has_facts(plan.facts, name)]
+    written = [name for name in _FIRST_FACTS if has_facts(plan.facts, name)]
     write_facts(plan.facts, facts.filter(~pl.col("name").is_in(written)))
     connection.commit()
 

@@ -57,7 +57,10 @@ def site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
 
 @dataclass
 class FollowUps:
-    """What is to be loaded after the exports of one load: each dead letter and each dependent line once."""
+    """What is to be loaded after the exports of one load: each dead letter and each dependent line once.
+
+    `_letters`: those that were sent through already.
+    """
 
     runtime: Runtime
     site: SiteSettings

@@ -12,7 +12,8 @@ from datetime import datetime
 import polars as pl
 import psycopg
 
-from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.core.settings import DEVICE_TYPE
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import role_names
 from pipeline.publication.steps.stand_ins import ROLE
 from pipeline.warehouse.copying import read_frame, temporary_table
@@ -22,7 +23,9 @@ __all__ = ["forget", "known_ids", "pending_lines", "pending_targets", "record"]
 _IDS = {"surrogate_id": pl.Int64}
 
 #: Roles of `etl.reference` whose targets are fetched by reference: rows of shared resources, and their facts.
-_ROLES = [*role_names("provider", "care_site"), "medication_code"]
+_ROLES = [*role_names("provider", "care_site"), "medication_code", "organization_name"]
+#: … and that of devices, where a site has them fetched.
+_DEVICE_ROLE = "device"
 
 _PENDING = (
     " FROM reference JOIN resource_state AS state ON state.surrogate_id = reference.from_surrogate_id"
@@ -60,18 +63,24 @@ def known_ids(
     return read_frame(connection, query, _IDS, (site, list(resource_types), asked_before, site, asked_before, site))
 
 
-def pending_targets(connection: psycopg.Connection, site: str) -> pl.DataFrame:
-    """Column surrogate_id: what loaded rows refer to and the warehouse has never seen."""
+def _roles(resource_types: Collection[str]) -> list[str]:
+    return [*_ROLES, _DEVICE_ROLE] if DEVICE_TYPE in resource_types else _ROLES
+
+
+def pending_targets(connection: psycopg.Connection, site: str, resource_types: Collection[str]) -> pl.DataFrame:
+    """Column surrogate_id: what loaded rows refer to and the warehouse has never seen, for a hydration of these types."""
+    roles = _roles(resource_types)
     query = (
         f"SELECT reference.to_surrogate_id{_PENDING} UNION SELECT fact.value::bigint{_PENDING_ROLES}"  # without repeats
     )
-    return read_frame(connection, query, _IDS, (_ROLES, site, _ROLES, site))
+    return read_frame(connection, query, _IDS, (roles, site, roles, site))
 
 
-def pending_lines(connection: psycopg.Connection, site: str) -> list[LandedLine]:
+def pending_lines(connection: psycopg.Connection, site: str, resource_types: Collection[str]) -> list[LandedLine]:
     """The landed lines that refer to `pending_targets`: they hold the literal references."""
+    roles = _roles(resource_types)
     line = f"SELECT {LANDED_LINE}"
-    rows = connection.execute(f"{line}{_PENDING} UNION {line}{_PENDING_ROLES}", (_ROLES, site, _ROLES, site)).fetchall()
+    rows = connection.execute(f"{line}{_PENDING} UNION {line}{_PENDING_ROLES}", (roles, site, roles, site)).fetchall()
     return sorted(LandedLine(*row) for row in rows)
 
 

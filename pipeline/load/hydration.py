@@ -22,7 +22,7 @@ import psycopg
 
 from omop_schema.exports import STATES_WITH_FILES, ExportKind, ExportState, sql_values
 from pipeline.core.errors import ConfigurationError, EpicOmopError, LandingError, PermanentError, TransientError
-from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE, SiteSettings
+from pipeline.core.settings import PERSONAL_TYPES, RESULT_TYPE, SiteSettings
 from pipeline.core.workflow import about_export
 from pipeline.extract.bulk import new_job
 from pipeline.extract.rest.client import RestClient
@@ -30,7 +30,7 @@ from pipeline.extract.rest.reads import ReferenceFetcher
 from pipeline.extract.rest.references import MissingReferences
 from pipeline.extract.rest.session import rest_session
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.landing.references import references_in
+from pipeline.landing.references import member_references, references_in
 from pipeline.landing.store import LandedExport, LandedFile, LandingDraft
 from pipeline.load import hydrated
 from pipeline.load.landed_lines import read_landed
@@ -57,9 +57,6 @@ HydrationProgress = Callable[[int, int], None]
 
 #: References between two commits, and files: at most one file a type and batch.
 _BATCH = 500
-
-#: Types of which each resource belongs to one person.
-_LATE_TYPES = (RESULT_TYPE, DOCUMENT_TYPE)
 
 #: Fetched resources refer to others: a role to its practitioner, a clinic to its hospital.
 _MOST_ROUNDS = 10
@@ -106,12 +103,12 @@ def can_hydrate(site: SiteSettings, export: LandedExport) -> bool:
 
 def early_types(site: SiteSettings) -> tuple[str, ...]:
     """Types that patients share: they are fetched before what refers to them is loaded."""
-    return tuple(name for name in site.hydrate_types if name not in _LATE_TYPES)
+    return tuple(name for name in site.hydrate_types if name not in PERSONAL_TYPES)
 
 
 def late_types(site: SiteSettings) -> tuple[str, ...]:
     """Types that belong to a person, who is to be loaded first."""
-    return tuple(name for name in site.hydrate_types if name in _LATE_TYPES)
+    return tuple(name for name in site.hydrate_types if name in PERSONAL_TYPES)
 
 
 def hydrate_export(
@@ -243,14 +240,14 @@ def _add_pending(
     runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, missing: MissingReferences
 ) -> None:
     """What rows of other exports wait for: their lines are read again for the literal references."""
-    targets = hydrated.pending_targets(connection, site.name)
+    targets = hydrated.pending_targets(connection, site.name, missing.types)
     targets = targets.join(missing.known, on="surrogate_id", how="anti")
     targets = targets.join(missing.missing, on="surrogate_id", how="anti")
     if targets.is_empty():
         return
     pending = MissingReferences(site, missing.keys, missing.types, missing.known)
     # A line that no export holds any more refers to nothing that could be asked for.
-    read = read_landed(runtime.landing, site.name, hydrated.pending_lines(connection, site.name))
+    read = read_landed(runtime.landing, site.name, hydrated.pending_lines(connection, site.name, missing.types))
     pending.scan_lines([found.raw for found in read.found.values()])
     found = pending.missing.join(targets, on="surrogate_id", how="semi")
     missing.missing = pl.concat([missing.missing, found]).unique("surrogate_id", maintain_order=True)
@@ -278,7 +275,7 @@ class _HydrationRun:
         self._files = 0
         self._last_failure: EpicOmopError | None = None
         every = (*site.hydrate_types, *missing.types)
-        self._shared = tuple(name for name in dict.fromkeys(every) if name not in _LATE_TYPES)
+        self._shared = tuple(name for name in dict.fromkeys(every) if name not in PERSONAL_TYPES)
 
     def run(self) -> None:
         try:
@@ -316,7 +313,9 @@ class _HydrationRun:
         loaded = hydrated.known_ids(self._connection, self._site.name, self._shared, asked_before)
         self._connection.commit()
         known = pl.concat([self._missing.known, asked.select("surrogate_id"), loaded]).unique()
-        following = replace(self._missing, types=self._shared, known=known, missing=asked.clear())
+        # Panels have panels as members; what else belongs to a person is not asked for by what was fetched.
+        results = [name for name in self._missing.types if name == RESULT_TYPE]
+        following = replace(self._missing, types=(*self._shared, *results), known=known, missing=asked.clear())
         following.add(references)
         return following
 
@@ -343,7 +342,8 @@ class _HydrationRun:
             _write(draft, self._files, kind, lines)
         self._record(draft.export_id, rows)
         self._progress(self._result.asked, self._total)
-        return {one for lines in found.values() for one in references_in(b"\n".join(lines), self._shared)}
+        shared = {one for lines in found.values() for one in references_in(b"\n".join(lines), self._shared)}
+        return shared | set(member_references(found.get(RESULT_TYPE, ())))
 
     def _record(self, export_id: int, rows: Sequence[tuple[int, str, str, int | None]]) -> None:
         schema = {"surrogate_id": pl.Int64, "reference": pl.String, "state": pl.String, "status": pl.Int64}

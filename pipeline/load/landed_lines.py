@@ -23,7 +23,7 @@ from pipeline.landing.bundles import UNKNOWN
 from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.reading import is_landed, read_line, stored_file
 from pipeline.landing.store import LandedFile, LandingStore
-from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 
 __all__ = [
     "MISSING_LINE",

@@ -1,6 +1,6 @@
 """A landed export on its way into the warehouse, step by step: the one entry of commands and of Dagster.
 
-register → compare → transform → facts → publish → follow-ups → hydrate → again. A step is a function of a `Load`; what it
+register → compare → transform → gather → publish → follow-ups → hydrate → again. A step is a function of a `Load`; what it
 does in detail is a module of its own. Who waits, asks or prints is not here.
 """
 
@@ -21,7 +21,7 @@ from pipeline.fhir.identity import SurrogateKeys
 from pipeline.landing.chunks import CHUNK_BYTES
 from pipeline.landing.store import LandedExport
 from pipeline.load.deletions import stage_deletions
-from pipeline.load.facts import gather_facts, gather_place_facts
+from pipeline.load.facts import gather_facts, gather_first_facts
 from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.follow_ups import FollowUps, site_work
 from pipeline.load.hydration import Hydration, HydrationProgress, can_hydrate, early_types, hydrate_export, late_types
@@ -30,6 +30,7 @@ from pipeline.load.plan import Stage, chunk_tasks, lines_tasks, stages_of, worke
 from pipeline.load.processes import TransformRuns, memory_limit
 from pipeline.load.tasks import ChunkTask, WorkerPlan
 from pipeline.load.worker import compare_chunk, transform_lines
+from pipeline.publication.dead_letters import RawLine
 from pipeline.publication.known_cache import KnownCache, known_folder
 from pipeline.publication.publish import PublicationReport, publish_export
 from pipeline.staging.parts import clear_site, staging_for
@@ -140,12 +141,17 @@ def load(runtime: Runtime, site: SiteSettings, export: LandedExport, options: Lo
 
 
 def load_in_turn(
-    runtime: Runtime, site: SiteSettings, exports: Iterable[LandedExport], options: LoadOptions
+    runtime: Runtime,
+    site: SiteSettings,
+    exports: Iterable[LandedExport],
+    options: LoadOptions,
+    *,
+    replayed: Iterable[RawLine] = (),
 ) -> list[PublicationReport]:
     """Load exports in their order, then what follows from them, and again what follows from that. The caller has begun
-    `site_work`. The first report is that of the first export."""
+    `site_work`. The first report is that of the first export. `replayed`: the dead letters whose lines these are."""
     reports = latest = [load_alone(runtime, site, export, options) for export in exports]
-    follow_ups = FollowUps(runtime, site)
+    follow_ups = FollowUps(runtime, site, {letter.id for letter in replayed})
     while latest:
         replays = follow_ups.land(latest, reports[0])
         latest = [load_alone(runtime, site, export, REPLAYED) for export in replays]
@@ -163,10 +169,10 @@ def load_alone(
             compare(load, first)
             transform(load, first)
             if visits.files:
-                place_facts(load)
+                gather_first(load, visits)
                 compare(load, visits)
                 transform(load, visits)
-            facts(load)
+            gather(load)
             compare(load, others)
             transform(load, others)
         publish(load)
@@ -236,15 +242,16 @@ def transform(load: Load, stage: Stage) -> None:
             load.show_progress()
 
 
-def place_facts(load: Load) -> None:
-    """Give Encounters what these lines, and the warehouse, know of places."""
-    with load.report.step("facts"):
-        gather_place_facts(load.connection, load.plan, _as_of(load))
+def gather_first(load: Load, stage: Stage) -> None:
+    """Give the types of the second stage what these lines, and the warehouse, know of places and devices."""
+    types = {file.resource_type for file in stage.files}
+    with load.report.step("gather facts"):
+        gather_first_facts(load.connection, load.plan, types, _as_of(load))
 
 
-def facts(load: Load) -> None:
+def gather(load: Load) -> None:
     """Give the types that come next what these lines, and the warehouse, know of other resources."""
-    with load.report.step("facts"):
+    with load.report.step("gather facts"):
         gather_facts(load.connection, load.plan, load.export.export_id, _as_of(load))
 
 

@@ -25,7 +25,8 @@ __all__ = ["FACT_ORDER", "PLACE_ORDER", "Stage", "chunk_tasks", "lines_tasks", "
 
 #: Resources whose order is lower leave facts that the others use.
 FACT_ORDER = 10
-#: And of those, the ones below this leave facts of places, which the others of them (Encounter) use.
+#: And of those, the ones below this leave facts of places and devices, which the others of them (Encounter,
+#: DeviceUseStatement) use.
 PLACE_ORDER = 2
 
 
@@ -38,8 +39,8 @@ class Stage:
 
 
 def stages_of(export: LandedExport, mappings: Mappings) -> tuple[Stage, Stage, Stage]:
-    """The types that leave facts of places, people and things; Encounters, which use those of places; then, with the
-    facts of both, all others. Each in the order of their mappings."""
+    """The types that leave facts of places, people and things; Encounters and uses of devices, which use some of those;
+    then, with the facts of both, all others. Each in the order of their mappings."""
 
     def order(file: LandedFile) -> int:
         mapping = mappings.resources.get(file.resource_type)

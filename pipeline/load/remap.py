@@ -23,8 +23,8 @@ from pipeline.load.landed_lines import FoundLine, is_line, search_landed
 from pipeline.load.old_settings import SiteFingerprints, is_old
 from pipeline.load.plan import FACT_ORDER
 from pipeline.load.replay import publish_nothing, replay_lines
-from pipeline.publication.context import LANDED_LINE, LandedLine
 from pipeline.publication.derived import rules_are_old
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.export_jobs import SiteWork, next_export_id, site_lock

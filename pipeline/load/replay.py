@@ -27,13 +27,14 @@ def replay_lines(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLin
 def replay_dead_letters(
     runtime: Runtime, site: SiteSettings, *, ids: Sequence[int] | None = None, code: str | None = None
 ) -> list[PublicationReport]:
-    """Send open dead letters of a site through the pipeline again: all, those of a code, or by id."""
+    """Send open dead letters of a site through the pipeline again: all, those of a code, or by id; then what waited for
+    them, or depends on what they say."""
     with site_work(runtime, site):
         with runtime.connect() as connection:
             refuse_missing_site(connection, runtime.settings, site.name)
             letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
         replays = land_replays(runtime, site, lines_of_letters(runtime, letters))
-        return [load_alone(runtime, site, export, REPLAYED) for export in replays]
+        return load_in_turn(runtime, site, replays, REPLAYED, replayed=letters)
 
 
 def publish_nothing(runtime: Runtime, site: SiteSettings) -> list[PublicationReport]:

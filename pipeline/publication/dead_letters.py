@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 from pipeline.fhir.identity import parse_reference
 from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
-from pipeline.publication.context import LandedLine
+from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import columns_set
 from pipeline.staging.outcomes import LineOutcome

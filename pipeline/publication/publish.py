@@ -24,19 +24,22 @@ from omop_schema.exports import ExportState
 from omop_schema.versions import IG_VERSION
 from pipeline.core.errors import AccountingError
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import LandedLine, PublicationReport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
+from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.members import write_members
+from pipeline.publication.report import PublicationReport
 from pipeline.publication.specimens import SPECIMEN_RESULT, has_specimen_visits
 from pipeline.publication.sql import Database
 from pipeline.publication.steps import (
     accounts,
     bulk,
     derived_rows,
+    devices,
     entities,
     events,
     former_rows,
+    infusions,
     links,
     medication_records,
     panels,
@@ -199,8 +202,10 @@ def _replace_rows(
         if not incoming.is_first:
             links.fill(db)
             stand_ins.follow(db, standing, written, former.removed_from)
+        report.add(devices.count_once(db, incoming.site, decisions.staged.kinds()))
         visits.mark_emergency_stays(db)
         panels.link_members(db, incoming.site)
+        infusions.end_infusions(db)
         report.add(relate_care_sites(db, standing))
 
 

@@ -174,7 +174,7 @@ def _filled(table: str, mapping: ResourceMapping, view: ViewMapping) -> set[str]
         own = set(polars_schema(table))
         return own & columns | _LINKED | {"person_id"}
     if table == "location" and table in _tables(view):
-        return {"location_id"} | _of_locations()
+        return {"location_id", "country_concept_id"} | _of_locations()
     return set()
 
 

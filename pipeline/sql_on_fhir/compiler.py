@@ -175,6 +175,7 @@ _DATE_ELEMENTS: Final = frozenset(
 )
 # Elements that hold any resource; there ofType() compares resourceType.
 _RESOURCE_ELEMENTS: Final = frozenset({"contained", "resource"})
+_NO_PRIMITIVES: Final = _RESOURCE_ELEMENTS | {"extension", "modifierExtension"}
 # The usual type of a choice element: whether there is any is asked of it first.
 _USUAL_TYPES: Final[Mapping[str, str]] = {"value": "Quantity"}
 
@@ -399,27 +400,53 @@ class ExpressionCompiler:
         return found
 
     def _exists(self, node: Call, context: Context) -> Value:
-        """exists(), exists(criteria); the loop of a where() before it stops at the first hit."""
+        """exists(), exists(criteria); the loop of a where() before it stops at the first hit.
+
+        A primitive of which only an extension is there (`_birthDate`) exists: FHIRPath, "Using FHIR types in expressions".
+        """
         self._check_arguments(node, 0, 1)
         target = node.target
         if node.arguments:
             return self._any(self._target(node, context), node.arguments[0], context)
         if isinstance(target, Call) and target.name == "where" and len(target.arguments) == 1:
             return self._any(self._target(target, context), target.arguments[0], context)
-        if isinstance(target, Member) and target.name in _USUAL_TYPES and (found := self._any_choice(target, context)):
+        if isinstance(target, Member) and (found := self._any_choice(target, context)):
+            return found
+        if isinstance(target, Member | OfType) and (found := self._any_primitive(target, context)):
             return found
         return self._assign_one(_is_there(self._target(node, context)), "boolean")
 
     def _any_choice(self, node: Member, context: Context) -> Value | None:
-        """exists() of a choice element of the resource; None where `node` is none."""
-        base = self._target(node, context)
-        if not _is_choice(base, node.name) or not base.is_object:
+        """exists() of a choice element; None where `node` is none."""
+        if node.target is None and node.name[0].isupper():
             return None
+        base = self._target(node, context)
+        if not _is_choice(base, node.name):
+            return None
+        any_type = f"choice_exists({base.code}, {node.name!r})"
+        if node.name not in _USUAL_TYPES or not base.is_object:
+            return self._assign_one(any_type, "boolean")
         usual = self._step(base, node.name + _USUAL_TYPES[node.name], node).code
-        return self._assign_one(
-            f"{usual} is not None and {usual}.__class__ is not list or bool(choice({base.code}, {node.name!r}))",
-            "boolean",
-        )
+        return self._assign_one(f"{usual} is not None and {usual}.__class__ is not list or {any_type}", "boolean")
+
+    def _any_primitive(self, node: Member | OfType, context: Context) -> Value | None:
+        """exists() of an element that is, or may be, a primitive: its extensions stand in `_name`. None of any other."""
+        member = node.target if isinstance(node, OfType) else node
+        if not isinstance(member, Member) or (member.target is None and member.name[0].isupper()):
+            return None
+        if member.name in _NO_PRIMITIVES:
+            return None
+        name = member.name + (node.type_name[0].upper() + node.type_name[1:] if isinstance(node, OfType) else "")
+        value = self.compile(node, context)
+        if value.types is not None and all(kind[:1].isupper() for kind in value.types):
+            return None
+        base = self._target(member, context)
+        beside = f"{base.code}.get({'_' + name!r}) is not None"
+        if base.may_be_object:
+            beside = f"{base.code} is not None and {beside}"
+        elif not base.is_object:
+            beside = f"exists(children({base.code}, {'_' + name!r}))"
+        return self._assign_one(f"({_is_there(value)}) or {beside}", "boolean")
 
     def _any(self, base: Value, criterion: Node, context: Context) -> Value:
         key = ("any", base.code, *self._criterion(criterion, context))

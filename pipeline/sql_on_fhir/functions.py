@@ -123,6 +123,20 @@ def choice(loose: Json, name: str) -> Json:
     return found
 
 
+def choice_exists(loose: Json, name: str) -> bool:
+    """Whether a choice element `name[x]` is there, be it a primitive of which only an extension is (`_valueString`)."""
+    if loose.__class__ is dict and name not in "\n".join(loose):
+        return False  # one search for all its elements
+    for item in items(loose):
+        if item.__class__ is not dict:
+            raise expected(f"an object with the element '{name}[x]'", item)
+        for key, value in item.items():
+            stem = key.removeprefix("_")
+            if stem.startswith(name) and stem[len(name) : len(name) + 1].isupper() and exists(value):
+                return True
+    return False
+
+
 class _Unfit:
     """Stands for an item that cannot have the element that is looked for: a comparison with it is an error."""
 
@@ -627,7 +641,7 @@ def other_resource(resource: Json, resource_type: str) -> None:
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     function.__name__: function
     for function in (
-        add, as_boolean, as_integer, as_number, as_object, as_string, children, choice, compared, concatenate,
+        add, as_boolean, as_integer, as_number, as_object, as_string, children, choice, choice_exists, compared, concatenate,
         contained_in, contains_text, count, divide, ends_with, equal, equal_time, exists, extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,

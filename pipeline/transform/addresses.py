@@ -1,12 +1,14 @@
 """Addresses → location rows by content: one row for each distinct normalised content, many resources to one row.
 
-A patient's address keeps state and three-digit zip only, never the street; an organisation's is not patient data. Here
+A patient's address keeps state, three-digit zip and country only, never the street, the town or a position; an
+organisation's is not patient data. Here
 is also which Location is no site at all but where somebody lives.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import polars as pl
@@ -14,7 +16,7 @@ import polars as pl
 from pipeline.fhir.identity import content_key
 from pipeline.transform.us_states import STATES
 
-__all__ = ["RESTRICTED_ZIP3", "Addresses", "is_home"]
+__all__ = ["COUNTRIES", "RESTRICTED_ZIP3", "Addresses", "country_name", "is_home"]
 
 #: Three-digit zips with 20,000 people or fewer (HIPAA safe harbor, Census 2000): "000" stands for them.
 RESTRICTED_ZIP3 = frozenset(
@@ -47,13 +49,26 @@ _ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
 _UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
+_POSITION = ("latitude", "longitude")
+#: FHIR's extension of an address by its position, and the most degrees that each of its two parts can have.
+_GEOLOCATION = "http://hl7.org/fhir/StructureDefinition/geolocation"
+_MOST_DEGREES = {"latitude": 90.0, "longitude": 180.0}
+
+#: The value map in which countries are looked up, and what it calls the system of their names and codes.
+COUNTRIES = "country"
+
+
+def country_name(text: str) -> str:
+    """A country's name or code as the value map `country` has it: in lower case, without dots."""
+    return " ".join(text.casefold().replace(".", "").split())
 
 
 class Addresses:
-    """Collects the distinct addresses that a chunk's resources have."""
+    """Collects the distinct addresses that a chunk's resources have. `countries`: names of the value map `country`."""
 
-    def __init__(self, *, keeps_foreign_codes: bool = False) -> None:
-        self._content: dict[int, tuple[str | None, ...]] = {}
+    def __init__(self, countries: Collection[str] = (), *, keeps_foreign_codes: bool = False) -> None:
+        self._countries = frozenset(countries)
+        self._content: dict[int, tuple[str | float | None, ...]] = {}
         self._keeps_foreign_codes = keeps_foreign_codes
 
     def of_patient(self, patient: dict[str, Any]) -> int | None:
@@ -62,13 +77,11 @@ class Addresses:
         if address is None:
             return None
         code = _zip(address) if self._keeps_foreign_codes and _is_elsewhere(address) else _zip3(address)
-        return self._add(None, None, _state(address), code, _country_code(address))
+        return self._add(None, None, _state(address), code, self._known_country(address))
 
     def of_site(self, resource: dict[str, Any]) -> int | None:
-        """Key of an Organization's or Location's address."""
-        address = _preferred(resource.get("address"))
-        if address is None:
-            return None
+        """Key of an Organization's or Location's address and position."""
+        address = _preferred(resource.get("address")) or {}
         lines = address.get("line") or [None]
         return self._add(
             str(lines[0])[:50] if lines[0] else None,
@@ -76,20 +89,37 @@ class Addresses:
             _state(address),
             _zip(address),
             _country(address),
+            position=_position(resource, address),
         )
 
-    def _add(self, *content: str | None) -> int | None:
-        if not any(content):
+    def _add(self, *texts: str | None, position: tuple[float | None, ...] = (None, None)) -> int | None:
+        if not any(texts) and position == (None, None):
             return None
-        key = content_key("location", *content)
-        self._content[key] = content
+        parts = [] if position == (None, None) else [str(degrees) for degrees in position]
+        key = content_key("location", *texts, *parts)
+        self._content[key] = (*texts, *position)
         return key
+
+    def _known_country(self, address: dict[str, Any]) -> str | None:
+        """A patient's country where it is a code, or one that the value map knows. FHIR takes any text there, and a text
+        can hold the rest of an address."""
+        country = _country(address)
+        if country is None:
+            return None
+        if _COUNTRY.fullmatch(country):
+            return country.upper()
+        return country if country_name(country) in self._countries else None
 
     def frame(self) -> pl.DataFrame:
         """Columns location_id (content key) and the location's columns; forgets them."""
         rows = [(key, *content) for key, content in self._content.items()]
         self._content.clear()
-        return pl.DataFrame(rows, schema={"location_id": pl.Int64, **dict.fromkeys(_COLUMNS, pl.String)}, orient="row")
+        schema = {
+            "location_id": pl.Int64,
+            **dict.fromkeys(_COLUMNS, pl.String),
+            **dict.fromkeys(_POSITION, pl.Float64),
+        }
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 #: A house, and a patient's residence: by FHIR's location-physical-type, v3-RoleCode and SNOMED CT; whatever the system
@@ -153,10 +183,25 @@ def _country(address: dict[str, Any]) -> str | None:
     return _text(address, "country", 80)
 
 
-def _country_code(address: dict[str, Any]) -> str | None:
-    """A patient's country where it is a code. FHIR takes any text there, and a text can hold the rest of an address."""
-    country = _country(address)
-    return country.upper() if country and _COUNTRY.fullmatch(country) else None
+def _position(site: dict[str, Any], address: dict[str, Any]) -> tuple[float | None, ...]:
+    """Latitude and longitude: Location.position, else the extension of the address; NULL for what is no such degree."""
+    found = site.get("position") or next(
+        (
+            {part.get("url"): part.get("valueDecimal") for part in extension.get("extension") or ()}
+            for extension in address.get("extension") or ()
+            if extension.get("url") == _GEOLOCATION
+        ),
+        {},
+    )
+    return tuple(_degrees(found.get(name), most) for name, most in _MOST_DEGREES.items())
+
+
+def _degrees(value: Any, most: float) -> float | None:
+    if value is None:
+        return None
+    if value.__class__ in (bool, str, dict, list):
+        raise ValueError("expected a position to be numbers")
+    return float(value) if abs(value) <= most else None
 
 
 def _zip(address: dict[str, Any]) -> str | None:

@@ -86,10 +86,19 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "age_text": ColumnType("Age", "`45 a`: value and UCUM code; NULL without value or unit"),
     "quantity_text": ColumnType("Quantity", "`500 mg`, with its comparator"),
     "rate_text": ColumnType("MedicationAdministration.dosage", "`100 mL/h`, `50 mL/1 h`"),
+    "is_rate": ColumnType("Quantity", "true where its unit is one by time: `mL/h`, `mcg/kg/min`", pl.Boolean()),
+    "rate_an_hour": ColumnType("MedicationAdministration.dosage", "amount that is given in an hour", pl.Float64()),
+    "rate_unit": ColumnType("MedicationAdministration.dosage", "code set of that amount's unit", _CODES),
+    "rate_unit_text": ColumnType("MedicationAdministration.dosage", "that amount's unit as it is written"),
     "other_value": ColumnType("element with value[x]", "text of the value types that OMOP has no column for"),
     "dosage_text": ColumnType("resource with dosages", "texts of all dosage instructions, in order"),
     "daily_dose": ColumnType("MedicationRequest …", "dose a day in the unit of the dispensed quantity", pl.Float64()),
-    "pharmacy": ColumnType("MedicationRequest", "code set of the identifier and id of its dispenser", _CODES),
+    "daily_dose_in_other_unit": ColumnType(
+        "MedicationRequest …", "dose a day where it is in another unit than the quantity", pl.Float64()
+    ),
+    "other_dose_unit": ColumnType("MedicationRequest …", "code set of the unit of `daily_dose_in_other_unit`", _CODES),
+    "counts_pieces": ColumnType("Quantity", "true where its unit is a solid piece, such as a tablet", pl.Boolean()),
+    "pharmacy": ColumnType("MedicationRequest …", "code set of identifiers and ids of its dispenser", _CODES),
     "dosage_start": ColumnType(
         "MedicationRequest", "first start of the bounds of all instructions, among those that are dates"
     ),

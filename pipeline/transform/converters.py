@@ -7,7 +7,6 @@ does not allow: the line is then a dead letter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
 from typing import Any
 
 import orjson
@@ -43,11 +42,11 @@ def other_value(element: dict[str, Any]) -> str | None:
         return None
     for name in _OTHER_VALUES:
         if name in element:
-            return _value_text(name, element[name]) or None
+            return value_text(name, element[name]) or None
     return None
 
 
-def _value_text(name: str, value: Any) -> str:
+def value_text(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if name == "valueRange":
@@ -132,55 +131,6 @@ def age_text(age: dict[str, Any]) -> str | None:
     return None if value is None or code is None else f"{inexact or ''}{value} {code}"
 
 
-def dosage_text(resource: dict[str, Any]) -> str | None:
-    """sig: the texts of all dosage instructions (of a request or dispense) or dosages (of a statement), in order."""
-    dosages = resource.get("dosageInstruction") or resource.get("dosage") or ()
-    texts = [dosage["text"] for dosage in dosages if dosage.get("text")]
-    return "; ".join(texts) or None
-
-
-def rate_text(dosage: dict[str, Any]) -> str | None:
-    """The rate of an administration: '100 mL/h', '50 mL/1 h'."""
-    rate = dosage.get("rateRatio")
-    return (_value_text("valueRatio", rate) if rate else quantity_text(dosage.get("rateQuantity"))) or None
-
-
-def dosage_end(request: dict[str, Any]) -> str | None:
-    """The last end (FHIR date string) of the bounds of all dosage instructions, among those that are dates."""
-    ends = _bounds_ends(request)
-    return max(filter(is_calendar_date, ends), default=None) if ends else None
-
-
-def dosage_end_unusable(request: dict[str, Any]) -> str | None:
-    """The first end of the bounds of dosage instructions that is not a valid date, for an issue; None where all are."""
-    ends = _bounds_ends(request)
-    return next((end for end in ends if not is_calendar_date(end)), None) if ends else None
-
-
-def dosage_start(request: dict[str, Any]) -> str | None:
-    """The first start (FHIR date string) of the bounds of all dosage instructions, among those that are dates."""
-    starts = _bounds(request, "start")
-    return min(filter(is_calendar_date, starts), default=None) if starts else None
-
-
-def dosage_start_unusable(request: dict[str, Any]) -> str | None:
-    """The first start of the bounds of dosage instructions that is not a valid date, for an issue; None where all are."""
-    starts = _bounds(request, "start")
-    return next((start for start in starts if not is_calendar_date(start)), None) if starts else None
-
-
-def _bounds_ends(request: dict[str, Any]) -> list[str]:
-    return _bounds(request, "end")
-
-
-def _bounds(request: dict[str, Any], edge: str) -> list[str]:
-    periods = [_repeat(dosage).get("boundsPeriod") for dosage in _instructions(request)]
-    dates = [date for period in periods if period and (date := period.get(edge))]
-    if any(date.__class__ is not str for date in dates):
-        raise ValueError(f"expected the {edge} of a period to be a string")
-    return dates
-
-
 def usable_event(events: Any) -> str | None:
     """Of the events of a Timing (FHIR date strings) the first that is a date and no sentinel, else what comes nearest."""
     texts = _events(events)
@@ -199,117 +149,6 @@ def _events(events: Any) -> list[str]:
     if any(text.__class__ is not str for text in texts):
         raise ValueError("expected the events of a Timing to be strings")
     return texts
-
-
-#: Bounds in these units are a number of days, or of months; a longer one is not a valid length of a treatment.
-_LENGTH_DAYS = {"min": 1 / 1440, "h": 1 / 24, "d": 1.0, "wk": 7.0}
-_LENGTH_MONTHS = {"mo": 1, "a": 12}
-_MOST_DAYS, _MOST_MONTHS = 3650, 120
-
-
-def dosage_length(request: dict[str, Any]) -> str | None:
-    """How long the dosage instructions are followed, by boundsDuration: '10d' or '3mo' (begun days count).
-
-    Instructions with a `sequence` each follow one another, others run side by side. None where a length cannot be
-    added to the others, and for a range of lengths: nothing is invented.
-    """
-    instructions = _instructions(request)
-    found = [length for dosage in instructions if (length := _length(_repeat(dosage).get("boundsDuration")))]
-    if not found or len({unit for _, unit in found}) > 1:
-        return None
-    sequences = {dosage.get("sequence") for dosage in instructions}
-    one_after_another = None not in sequences and len(sequences) == len(found) == len(instructions)
-    numbers = [number for number, _ in found]
-    number, unit = sum(numbers) if one_after_another else max(numbers), found[0][1]
-    return f"{number}{unit}" if number <= (_MOST_DAYS if unit == "d" else _MOST_MONTHS) else None
-
-
-def inexact_length(request: dict[str, Any]) -> str | None:
-    """The comparator of the first boundsDuration that has one: it is no length, and an issue."""
-    bounds = [_repeat(dosage).get("boundsDuration") or {} for dosage in _instructions(request)]
-    found = next((one["comparator"] for one in bounds if one.get("comparator")), None)
-    return comparator(found) if found else None
-
-
-def _length(duration: Any) -> tuple[int, str] | None:
-    if not duration:
-        return None
-    value, unit = duration.get("value"), str(duration.get("code") or duration.get("unit"))
-    if not value or value <= 0 or value > _MOST_DAYS * 1440 or duration.get("comparator") not in {None, "="}:
-        return None
-    if unit in _LENGTH_DAYS:
-        return ceil(value * _LENGTH_DAYS[unit]), "d"
-    months = value * _LENGTH_MONTHS.get(unit, 0)
-    return (int(months), "mo") if months and months == int(months) else None
-
-
-def _instructions(request: dict[str, Any]) -> list[dict[str, Any]]:
-    return request.get("dosageInstruction") or []
-
-
-def _repeat(dosage: dict[str, Any]) -> dict[str, Any]:
-    return (dosage.get("timing") or {}).get("repeat") or {}
-
-
-_PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}
-
-
-def daily_dose(request: dict[str, Any]) -> float | None:
-    """Dose a day in the unit of the dispensed quantity (of a request or a dispense), over all dosage instructions.
-
-    Never invented: tablets are not divided by milligrams. Of several entries of doseAndRate (Epic sends what was
-    calculated, what is taken and what was ordered) the one counts whose unit is the quantity's. None where anything is
-    missing, where the drug is taken as needed, and where instructions follow one another (`sequence`).
-    """
-    quantity = (request.get("dispenseRequest") or {}).get("quantity") or request.get("quantity") or {}
-    instructions = _instructions(request)
-    units = _unit_names(quantity)
-    if not units or len({dosage.get("sequence") for dosage in instructions}) > 1:
-        return None
-    doses = [_daily(dosage, units) for dosage in instructions]
-    known = [dose for dose in doses if dose is not None]
-    return sum(known) if known and len(known) == len(doses) else None
-
-
-def _unit_names(quantity: dict[str, Any]) -> set[str]:
-    """By what a quantity's unit is recognised: its code, and its text in any case, as one or many."""
-    code, unit = quantity.get("code"), quantity.get("unit")
-    text = " ".join(unit.split()).casefold() if unit else ""
-    return {name for name in (code, text, text.removesuffix("s") if len(text) > _SHORTEST_PLURAL else "") if name}
-
-
-_SHORTEST_PLURAL = 3
-
-
-def _daily(dosage: dict[str, Any], units: set[str]) -> float | None:
-    entries = (entry.get("doseQuantity") or {} for entry in dosage.get("doseAndRate") or ())
-    dose = next((dose for dose in entries if dose.get("value") and not units.isdisjoint(_unit_names(dose))), {})
-    repeat = _repeat(dosage)
-    days = _PERIOD_DAYS.get(str(repeat.get("periodUnit")))
-    as_needed = dosage.get("asNeededBoolean") or dosage.get("asNeededCodeableConcept")
-    if not dose or as_needed or not days:
-        return None
-    if not repeat.get("period"):
-        return None
-    return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days))
-
-
-def pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:
-    """Converter MedicationRequest → code set by which a site may list a pharmacy: the identifier of
-    dispenseRequest.performer, and its id in the system `Organization`."""
-
-    def convert(request: dict[str, Any]) -> int | None:
-        performer = (request.get("dispenseRequest") or {}).get("performer") or {}
-        identifier, reference = performer.get("identifier") or {}, performer.get("reference")
-        parsed = parse_reference(reference) if isinstance(reference, str) else None
-        codings: list[dict[str, Any]] = []
-        if parsed and parsed[0] == "Organization":
-            codings.append({"system": "Organization", "code": parsed[1]})
-        if identifier.get("value"):
-            codings.append({"system": identifier.get("system"), "code": identifier["value"]})
-        return sets.add_concept({"coding": codings}) if codings else None
-
-    return convert
 
 
 def merged_types(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:

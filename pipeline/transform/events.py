@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import or_
+from operator import itemgetter, or_
 
 import polars as pl
 
@@ -27,6 +27,7 @@ from pipeline.transform.contact import with_contact_date
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
+from pipeline.transform.results import ENTRY, NO_LINKS, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
@@ -54,6 +55,8 @@ class EventRows:
     rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.transform.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
+    #: rows that belong to another row of this view: their results (`pipeline.transform.results`)
+    links: pl.DataFrame = field(default_factory=lambda: NO_LINKS)
 
     @classmethod
     def of_left_out(cls, left_out: pl.DataFrame) -> EventRows:
@@ -83,12 +86,16 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     rows = with_contact_date(rows, mapping.contact, worker.derivation)
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     exact: dict[str, pl.DataFrame] = {}
+    links = NO_LINKS
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped
+        nonlocal rate, unmapped, links
+        kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
         rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
+        if view.result_concept_id:
+            coded, links = with_results(coded, _concept(worker, view.result_concept_id))
         made: dict[str, pl.DataFrame] = {}
         for table in coded["table"].unique().sort():
             events = coded.filter(pl.col("table") == table)
@@ -99,7 +106,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         return made
 
     result = refuse_incomplete(worker, mapping, view, rows, tables)
-    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact)
+    return replace(result, rate=rate, unmapped=pl.concat([unmapped, result.unmapped]), exact=exact, links=links)
 
 
 def refuse_incomplete(
@@ -380,23 +387,31 @@ def _references(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(found).unique(maintain_order=True) if found else pl.DataFrame(schema=SCHEMAS[REFERENCE])
 
 
-def event_links(rows: EventRows, events: EventRows) -> pl.DataFrame:
-    """Which rows of one view belong to which row of another, within a resource. Columns: SCHEMAS[EVENT_LINK].
+def event_links(rows: EventRows, events: Iterable[EventRows]) -> pl.DataFrame:
+    """Which rows of one view belong to which row of others, within a resource. Columns: SCHEMAS[EVENT_LINK].
 
-    Where the event has several rows (1 → N), it is the first in the order of tables and rows.
+    Where the events have several rows (1 → N), it is the first in the order of tables and rows. Results, which belong to a
+    row of their own view, are neither.
     """
-    line = ["surrogate_id", "file_number", "line"]
-    own = [
-        frame.select(*line, pl.lit(table).alias("cdm_table"), "row_key") for table, frame in sorted(rows.tables.items())
-    ]
-    others = [
-        frame.select(*line, pl.lit(table).alias("event_table"), pl.col("row_key").alias("event_row_key"))
-        for table, frame in sorted(events.tables.items())
-    ]
+    own = [_own_rows(rows, table) for table in sorted(rows.tables)]
+    others = [(table, _own_rows(event, table)) for event in events for table in event.tables]
     if not own or not others:
-        return pl.DataFrame(schema=SCHEMAS[EVENT_LINK])
-    first = pl.concat(others).unique(line, keep="first", maintain_order=True)
-    return pl.concat(own).join(first, on=line, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
+        return NO_LINKS
+    ordered = pl.concat([frame for _, frame in sorted(others, key=itemgetter(0))])
+    named = pl.col("cdm_table").alias("event_table"), pl.col("row_key").alias("event_row_key")
+    first = ordered.select(*_LINE, *named).unique(_LINE, keep="first", maintain_order=True)
+    return pl.concat(own).join(first, on=_LINE, how="inner", maintain_order="left").select(*SCHEMAS[EVENT_LINK])
+
+
+_LINE = ["surrogate_id", "file_number", "line"]
+
+
+def _own_rows(rows: EventRows, table: str) -> pl.DataFrame:
+    """_LINE, cdm_table and row_key of the rows of a table that are no results."""
+    found = rows.tables[table].select(*_LINE, pl.lit(table).alias("cdm_table"), "row_key")
+    if rows.links.is_empty():
+        return found
+    return found.join(rows.links, on=found.columns, how="anti", maintain_order="left")
 
 
 def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:

@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 from pipeline.staging import schemas
+from pipeline.transform.addresses import COUNTRIES, country_name
 from pipeline.transform.content import Contents
 from pipeline.transform.events import (
     DATE_IMPLAUSIBLE,
@@ -32,7 +33,7 @@ from pipeline.transform.plan import Worker
 from pipeline.transform.reading import ChunkReader, ReadResources
 from pipeline.transform.references import is_reference, without_problems
 from pipeline.transform.routing import to_staged
-from pipeline.transform.unmapped import unmapped_of_fact
+from pipeline.transform.unmapped import unmapped_elements, unmapped_of_fact
 
 __all__ = ["LineBatch", "LinesTransform"]
 
@@ -180,10 +181,10 @@ class _TypeTransform:
             else:
                 event_results.append(self._entity(view.mapping, rows))
         self._event_links = [
-            event_links(by_view[view.mapping.name], by_view[view.mapping.event_of])
+            event_links(by_view[view.mapping.name], [by_view[name] for name in view.mapping.events if name in by_view])
             for view in self.read.plan.views
-            if view.mapping.event_of in by_view and view.mapping.name in by_view
-        ]
+            if view.mapping.events and view.mapping.name in by_view
+        ] + [result.links for result in event_results]
         event_results.append(self._parts_left_out(kept))
         decisions = self._decisions(resources, event_results, facts)
         loaded = decisions.filter(pl.col("outcome") == "loaded").select("surrogate_id")
@@ -376,6 +377,10 @@ class _TypeTransform:
         """Location rows by content: the row's id stands for its content, so many resources share one."""
         rows = kept.select("surrogate_id", "file_number", "line", "location_id").drop_nulls("location_id")
         rows = rows.join(self.locations, on="location_id", how="inner", maintain_order="left")
+        look_ups = self.worker.derivation.look_ups
+        countries = look_ups.code_sets(rows["country_source_value"], COUNTRIES, named=country_name)
+        rows = look_ups.of(rows.with_columns(countries.alias("country")), "country", "country", value_map=COUNTRIES)
+        self._unmapped_of_facts.append(unmapped_elements(self.worker, self.mapping, rows))
         return to_staged(rows.with_columns(pl.col("location_id").alias("row_key")), "location")
 
 

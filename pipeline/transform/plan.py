@@ -29,8 +29,8 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
-from pipeline.transform import converters, note_texts, specialties, udi
-from pipeline.transform.addresses import Addresses, is_home
+from pipeline.transform import converters, dosages, note_texts, specialties, udi
+from pipeline.transform.addresses import COUNTRIES, Addresses, is_home
 from pipeline.transform.column_types import column_dtype
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
@@ -118,8 +118,9 @@ class Worker:
         self.keys = SurrogateKeys(plan.site.name, plan.surrogate_salt)
         self.identifiers = IdentifierKeys(plan.site.name, plan.identifier_secret)
         self.references = ReferenceReader(self.keys, self.identifiers)
+        countries = {country.code for country in plan.mappings.value_maps.get(COUNTRIES, ())}
         keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
-        self.addresses = Addresses(keeps_foreign_codes=keeps_foreign)
+        self.addresses = Addresses(countries, keeps_foreign_codes=keeps_foreign)
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
@@ -142,6 +143,7 @@ class Worker:
             look_ups=LookUps(self.value_maps, self.sets, self.resolver, self.plan.index.concepts),
             facts=self.ports.facts.of,
             strengths=self.plan.index.strengths,
+            text_types=self.plan.site.text_source_value_types,
             binary_texts=self.binary_texts,
         )
 
@@ -245,6 +247,7 @@ class Worker:
         return self.keys.of(*parsed) if parsed else None
 
     def _converters(self) -> dict[str, Converter]:
+        daily, rates = dosages.DailyDoses(self.sets), dosages.Rates(self.sets)
         by_type: dict[str, Converter] = {
             "CodeableConcept": self.sets.add_concept,
             "Coding": self.sets.add_coding,
@@ -265,19 +268,26 @@ class Worker:
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,
-            "dosage_text": converters.dosage_text,
-            "daily_dose": converters.daily_dose,
-            "pharmacy": converters.pharmacy(self.sets),
-            "dosage_start": converters.dosage_start,
-            "dosage_start_unusable": converters.dosage_start_unusable,
-            "dosage_end": converters.dosage_end,
-            "dosage_end_unusable": converters.dosage_end_unusable,
+            "dosage_text": dosages.dosage_text,
+            "daily_dose": daily.in_quantity_unit,
+            "daily_dose_in_other_unit": daily.in_other_unit,
+            "other_dose_unit": daily.other_unit,
+            "counts_pieces": dosages.counts_pieces,
+            "pharmacy": dosages.pharmacy(self.sets),
+            "dosage_start": dosages.dosage_start,
+            "dosage_start_unusable": dosages.dosage_start_unusable,
+            "dosage_end": dosages.dosage_end,
+            "dosage_end_unusable": dosages.dosage_end_unusable,
             "usable_event": OfCollection(converters.usable_event),
             "unusable_event": OfCollection(converters.unusable_event),
-            "dosage_length": converters.dosage_length,
-            "inexact_length": converters.inexact_length,
+            "dosage_length": dosages.dosage_length,
+            "inexact_length": dosages.inexact_length,
             "quantity_text": converters.quantity_text,
-            "rate_text": converters.rate_text,
+            "rate_text": dosages.rate_text,
+            "is_rate": dosages.is_rate,
+            "rate_an_hour": rates.an_hour,
+            "rate_unit": rates.unit,
+            "rate_unit_text": rates.unit_text,
             "json": self._concept_as_json,
             "role_specialty": specialties.of_role(self.systems.canonical, self._concept_as_json),
             "provider_taxonomy": OfCollection(specialties.by_taxonomy(self.systems.canonical, self.sets.add_concept)),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -154,12 +154,13 @@ def load_vocabulary(
     Raises VocabularyError for a folder that is not a download and for a broken line, with its file and number;
     the tables are then as before.
     """
+    present = _present_files(folder)
     with transaction(url) as connection:
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
         _check_installed(raw, vocab_schema, etl_schema)
         tables = _installed_tables(raw, vocab_schema)
-        files = _source_files(folder, tables)
+        files = [_source_file(table, path) for table, path in present.items() if table in tables]
         raw.execute("SELECT pg_advisory_xact_lock(%s)", (_LOAD_LOCK,))
         foreign_keys = _drop_foreign_keys(raw, vocab_schema)
         cdm.drop_indices(connection, vocab_schema, vocab_schema, tables=tables)
@@ -197,16 +198,17 @@ def _no_progress(_file: str, _done: int, _size: int) -> None:
     pass
 
 
-def _source_files(folder: Path, installed: Collection[str]) -> list[_SourceFile]:
+def _present_files(folder: Path) -> dict[str, Path]:
+    """Table → its file, whatever the case of the name."""
     advice = "Give the folder into which the zip file from Athena was unpacked (with CONCEPT.csv in it)."
     if not folder.is_dir():
         raise VocabularyError(f"{folder} is not a folder.", advice)
     present = {path.name.upper(): path for path in folder.iterdir()}
-    missing = [name for table in _REQUIRED_TABLES if (name := f"{table.upper()}.csv".upper()) not in present]
+    names = {table: f"{table.upper()}.CSV" for table in (*_REQUIRED_TABLES, *_OPTIONAL_TABLES)}
+    missing = [names[table] for table in _REQUIRED_TABLES if names[table] not in present]
     if missing:
         raise VocabularyError(f"{folder} is not a vocabulary download: {', '.join(missing)} missing.", advice)
-    tables = [table for table in (*_REQUIRED_TABLES, *_OPTIONAL_TABLES) if table in installed]
-    return [_source_file(table, present[name]) for table in tables if (name := f"{table}.csv".upper()) in present]
+    return {table: present[name] for table, name in names.items() if name in present}
 
 
 def _source_file(table: str, path: Path) -> _SourceFile:

@@ -86,6 +86,8 @@ FIELD_CONCEPTS = {
     1147127: "condition_occurrence",
     1147082: "procedure_occurrence",
     1147138: "measurement",
+    1147094: "drug_exposure",
+    1147115: "device_exposure",
 }
 
 #: A reference up to the id, the id, a version.

@@ -144,6 +144,24 @@ def _request(make: _Maker, name: str, version: str) -> _Made:
     }
 
 
+#: Hours at which actions on the infusion of m1 begin, and of another version: they overtake each other.
+_ACTIONS = {"a1": (8, 20), "a2": (12, 10), "a3": (16, 6)}
+
+
+def _administration(make: _Maker, name: str, version: str) -> _Made:
+    """An action on an infusion: a rate (A, and another one at another hour in B), or its stop, which is no row (N)."""
+    hour = _ACTIONS[name][version == "B"]
+    rate = 0 if version == "N" else hour
+    return {
+        "subject": make.to("p1"),
+        "request": make.to("m1"),
+        "status": "entered-in-error" if version == "X" else "completed",
+        "medicationCodeableConcept": _coded("314076", "http://www.nlm.nih.gov/research/umls/rxnorm"),
+        "effectiveDateTime": f"2025-01-{3 + int(name[1]):02}T{hour:02}:00:00Z",
+        "dosage": {"rateQuantity": {"value": rate, "unit": "mL/h"}},
+    }
+
+
 def _medication(make: _Maker, name: str, version: str) -> _Made:
     code = {"x1A": "314076", "x1B": "314077", "x2A": "197361", "x2B": "312961"}[name + version]
     return {"code": _coded(code, "http://www.nlm.nih.gov/research/umls/rxnorm")}
@@ -180,6 +198,7 @@ _MAKERS: dict[str, Callable[[_Maker, str, str], _Made]] = {
     "Observation": _observation,
     "Condition": _condition,
     "MedicationRequest": _request,
+    "MedicationAdministration": _administration,
     "Medication": _medication,
     "Device": _device,
     "DeviceUseStatement": _device_use,
@@ -203,6 +222,9 @@ TYPES = {
     "o3": "Observation",
     "c1": "Condition",
     "m1": "MedicationRequest",
+    "a1": "MedicationAdministration",
+    "a2": "MedicationAdministration",
+    "a3": "MedicationAdministration",
     "x1": "Medication",
     "x2": "Medication",
     "v1": "Device",
@@ -258,4 +280,4 @@ def last_state(nights: Sequence[Night], *, vanished_stay: bool) -> dict[str, str
     return {name: version for name, version in there.items() if name not in lost}
 
 
-_OF_PERSONS = {"e1", "f1", "o1", "o3", "c1", "m1", "u1", "q1"}
+_OF_PERSONS = {"e1", "f1", "o1", "o3", "c1", "m1", "a1", "a2", "a3", "u1", "q1"}

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipeline.commands.cli import app
 from pipeline.core.settings import MAPPINGS_FOLDER
 from tests.command_line import CommandLine
+from tests.databases import Prepared
 from tests.integration.support import encounter, observation, patient
 
 VOCABULARY = MAPPINGS_FOLDER / "demo_vocabulary"
@@ -119,6 +120,17 @@ def test_every_command_has_help(path: tuple[str, ...]) -> None:
 
 def test_the_installed_program_has_help(terminal: CommandLine) -> None:
     assert "Usage: epic-omop ingest" in terminal.run("ingest", "--help").out
+
+
+def test_a_demonstration_whose_loads_fail_ends_with_an_error(demo_warehouse: Prepared, tmp_path: Path) -> None:
+    """Not with "Done" under an empty table: the loads find a file where their folder should be."""
+    home = tmp_path / "home"
+    with demo_warehouse.copy(home) as url:
+        (home / "staging").write_text("not a folder", encoding="utf-8")
+        finished = CommandLine(home, url).run("demo", "--patients", "2", code=1)
+    assert "The night of the demonstration failed: " in finished.err
+    assert "epic-omop ui" in finished.err
+    assert "Done in" not in finished.out
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from omop_schema.cdm import polars_schema, primary_key
-from omop_schema.etl import LINEAGE_TABLES
+from omop_schema.contact import CONTACT_DATE
+from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from omop_schema.versions import DEFAULT_CDM_VERSION
 from pipeline.core.clock import SystemClock
 from pipeline.core.errors import SiteBusy
@@ -189,8 +190,11 @@ def _inject(connection: psycopg.Connection, table: str) -> Iterator[Injected]:
     )
     for number, column in enumerate(columns):
         row_id = ids[number % max(1, len(ids) - 1)]
+        place, by = f"cdm.{table}", own
+        if column == CONTACT_DATE:
+            place, by = f"etl.{lineage_table_name(table)}", "row_id"
         changed = connection.execute(
-            f"UPDATE cdm.{table} SET {column} = {_another(table, column)} WHERE {own} = %s", (row_id,)
+            f"UPDATE {place} SET {column} = {_another(table, column)} WHERE {by} = %s", (row_id,)
         ).rowcount
         assert changed, (table, column)
         yield Injected(table, column, row_id)
@@ -199,7 +203,7 @@ def _inject(connection: psycopg.Connection, table: str) -> Iterator[Injected]:
         connection.execute(f"DELETE FROM cdm.{table} WHERE {condition}", (ids[-1],))
         yield Injected(table, "missing", ids[-1])
     if table not in ("death", RELATIONS):
-        others = ", ".join(name for name in polars_schema(table) if name != own)
+        others = ", ".join(name for name in columns_of(table, DEFAULT_CDM_VERSION) if name != own)
         connection.execute(
             f"INSERT INTO cdm.{table} ({own}, {others}) SELECT 900000, {others} FROM cdm.{table} WHERE {own} = %s",
             (ids[0],),
@@ -213,7 +217,7 @@ def _another(table: str, column: str) -> str:
         return f"(SELECT min(person_id) FROM cdm.person WHERE person_id <> {table}.person_id)"
     if is_link(column):
         return f"CASE WHEN {column} IS NULL THEN 1 ELSE {column} + 500000 END"
-    kind = str(polars_schema(table)[column])
+    kind = "Date" if column == CONTACT_DATE else str(polars_schema(table)[column])
     if kind.startswith("String"):
         return f"CASE WHEN {column} = 'x' THEN 'y' ELSE 'x' END"
     if kind.startswith("Date"):

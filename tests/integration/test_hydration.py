@@ -323,6 +323,45 @@ def test_roles_are_fetched_and_their_practitioners_with_them(lacking: World, tmp
     assert len(lacking.watched.asked("PractitionerRole")) == len(lacking.watched.asked("Practitioner")) == 1
 
 
+def test_members_of_panels_are_fetched_and_their_members_with_them(lacking: World, tmp_path: Path) -> None:
+    """A panel names results that the export lacks, and one of these is a panel; nothing is asked for twice."""
+    panel = observation("panel", hasMember=[{"reference": f"Observation/{name}"} for name in ("a", "inner", "gone")])
+    inner = observation("inner", hasMember=[{"reference": "Observation/b"}, {"reference": "Observation/panel"}])
+    for fetched in (observation("a"), inner, observation("b")):
+        line = orjson.dumps({"resourceType": "Observation", **fetched})
+        lacking.watched.answers[f"Observation/{fetched['id']}"] = (200, line, -1)
+    _, late = load(lacking, _folder(lacking, tmp_path / "panel", Patient=patient(), Observation=panel))
+    assert (late.found, late.missing) == ({"Observation": 3}, {"Observation": 1})
+    rows = "SELECT resource_id FROM row_source WHERE cdm_table = 'measurement' ORDER BY 1"
+    assert lacking.rows(rows) == [("a",), ("b",), ("inner",), ("panel",)]
+    assert sorted(lacking.watched.asked("Observation")) == [
+        f"Observation/{name}" for name in ("a", "b", "gone", "inner")
+    ]
+    assert hydrate(lacking.runtime, lacking.site, newest_exports(lacking.runtime, lacking.site)).asked == 0
+
+
+def test_devices_only_where_the_setting_says_so(lacking: World, tmp_path: Path) -> None:
+    """The device of a procedure, which had no code until then, also where the procedure came in an earlier run."""
+    code = {"coding": [{"system": "http://snomed.info/sct", "code": "14106009"}]}
+    device = {"resourceType": "Device", "id": "v1", "type": code, "patient": {"reference": "Patient/p1"}}
+    lacking.watched.answers["Device/v1"] = (200, orjson.dumps(device), -1)
+    procedure = {
+        "id": "x1",
+        "status": "completed",
+        "subject": {"reference": "Patient/p1"},
+        "code": {"text": "an implantation"},
+        "performedDateTime": "2024-03-10",
+        "focalDevice": [{"manipulated": {"reference": "Device/v1"}}],
+    }
+    load(lacking, _folder(lacking, tmp_path / "procedure", Patient=patient(), Procedure=procedure))
+    assert lacking.watched.asked("Device") == []
+    assert lacking.rows("SELECT device_source_value FROM cdm.device_exposure") == [(None,)]
+    with_devices = lacking.with_site(hydrate_types=(*lacking.site.hydrate_types, "Device"))
+    load(with_devices, _folder(with_devices, tmp_path / "later", Patient=patient("p2")))
+    assert lacking.watched.asked("Device") == ["Device/v1"]
+    assert lacking.rows("SELECT device_source_value FROM cdm.device_exposure") == [("14106009",)]
+
+
 def test_keys_of_identifiers_are_not_asked_for(lacking: World, tmp_path: Path) -> None:
     """No server can be asked for a hash: lines that wait for one are not read again each night."""
     reference = "Practitioner?identifier=urn:example:epic|nobody"
@@ -331,16 +370,20 @@ def test_keys_of_identifiers_are_not_asked_for(lacking: World, tmp_path: Path) -
         ("pending", True)
     ]
     with lacking.runtime.connect() as connection:
-        assert hydrated.pending_lines(connection, lacking.site.name) == []
-        assert hydrated.pending_targets(connection, lacking.site.name).is_empty()
+        assert hydrated.pending_lines(connection, lacking.site.name, lacking.site.hydrate_types) == []
+        assert hydrated.pending_targets(connection, lacking.site.name, lacking.site.hydrate_types).is_empty()
 
 
 def _observed_by(place: World, folder: Path, name: str, role: str) -> LandedExport:
     """An export of one patient, with one result by a PractitionerRole, or by a conditional reference."""
-    folder.mkdir()
     performer = {"reference": role if "?" in role else f"PractitionerRole/{role}"}
-    lines = {"Patient": patient(), "Observation": observation(name, performer=[performer])}
-    for resource_type, resource in lines.items():
+    return _folder(place, folder, Patient=patient(), Observation=observation(name, performer=[performer]))
+
+
+def _folder(place: World, folder: Path, **resources: dict[str, Any]) -> LandedExport:
+    """An export with one resource of each of these types."""
+    folder.mkdir()
+    for resource_type, resource in resources.items():
         text = orjson.dumps({"resourceType": resource_type, **resource}) + b"\n"
         (folder / f"{resource_type}.ndjson").write_bytes(text)
     return ingest_folder(place.runtime, place.site.name, folder)

@@ -148,6 +148,14 @@ HISTORIES = {
     "emergency-late": ("p1 e1 f1 l1", "p1 e1 f1 l1", "p1 e1 f1 l1 l2:B"),
     "diagnosis-no-more": (_ALL, f"{_ALL} e1:B", f"{_ALL} e1:N f1:N"),
     "diagnosis-before-its-condition": ("p1 e1", "p1 e1", "p1 e1 c1"),
+    # Another action of the same order ends an infusion: it comes, changes, is a stop without a row, and goes.
+    "next-action-late": ("p1 a1", "p1 a1 a3", "p1 a1 a2 a3"),
+    "next-action-moved": ("p1 a1 a2 a3", "p1 a1 a2:B a3", "p1 a1:B a2:B a3:B"),
+    "next-action-is-a-stop": ("p1 a1", "p1 a1 a2:N", "p1 a1 a2:N"),
+    "next-action-is-a-stop-no-more": ("p1 a1 a2:N", "p1 a1 a2:X", "p1 a1 a2:X"),
+    "next-action-gone": ("p1 a1 a2", "p1 a1", "p1 a1"),
+    "first-action-gone-and-back": ("p1 a1 a2 a3", "p1 a2 a3", "p1 a1 a2 a3"),
+    "infusion-before-its-person": ("a1", "a1 a2:N", "p1 a1 a2:N"),
 }
 
 

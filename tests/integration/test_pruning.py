@@ -25,7 +25,7 @@ from pipeline.load.landed_exports import landed_export
 from pipeline.load.landed_lines import missing_lines
 from pipeline.load.pruning import PrunedExport, prune
 from pipeline.load.replay import replay_dead_letters
-from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.quality.verify import verify_landing
 from pipeline.warehouse import export_jobs
 from tests.databases import empty

@@ -11,15 +11,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from omop_schema.versions import NEWEST_CDM_VERSION
 from pipeline.core.errors import ConfirmationNeeded
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import SiteSettings
 from pipeline.erasure.run import erasing
 from pipeline.landing.store import LandedExport
-from pipeline.publication.context import PublicationReport
+from pipeline.publication.report import PublicationReport
 from pipeline.publication.sql import SQL_FOLDER, Database, Script, read_script
 from pipeline.publication.steps import bulk
 from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.schema import schema_names, upgrade_schemas
 from tests.integration import linked_world, medication_world, stand_in_world
 from tests.integration.support import Warehouse, observation, patient, reference
 
@@ -27,7 +29,7 @@ from tests.integration.support import Warehouse, observation, patient, reference
 #: away something of every kind.
 NIGHTS = (
     {
-        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 x1 x2 v1 u1 q1",
+        ("a", linked_world): "p1 p3 d1 d2 r1 g1 g2:B l1 l2 e1 f1 o1 o3 c1 m1 a1 a2 x1 x2 v1 u1 q1",
         ("b", linked_world): "p1 e1 f1 o1 o3 c1 m1 q1 u1",
         ("c", linked_world): "p1 p3 d1 r1 g1 l1:B l2 f1:B o1 o3",
         ("s", stand_in_world): "p1 d1 r1 r2 g1 l1 e1 f1 o1 c1 m1:K q1:R i1",
@@ -64,6 +66,7 @@ FRAGMENTS = {
     *("dose_exposure", "is_fact_of_site", "is_in_scope", "contact_days", "contact_visits", "contacts_after"),
     "patients_in_table",
     *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
+    "visits_of_results",
 }
 
 _TABLE_NAME = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|ANALYZE|TRUNCATE)\s+(\w+)\b(?!\.)")
@@ -186,7 +189,10 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         empty_when_missing=tuple(sorted(types)),
         mapping=MappingOptions(panel_row="always", double_counting="overlap"),
     )
-    settings = warehouse.runtime.settings.model_copy(update={"sites": {"one": site}})
+    # The newest version of the CDM: what only it has a column for is filled as well.
+    update = {"sites": {"one": site}, "cdm_version": NEWEST_CDM_VERSION}
+    settings = warehouse.runtime.settings.model_copy(update=update)
+    upgrade_schemas(warehouse.runtime.url, **schema_names(settings))
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
     monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     place.load({"Patient": [patient("z1")]}, "two")

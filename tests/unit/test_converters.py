@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.transform import converters
+from pipeline.transform import converters, dosages
 from pipeline.transform.concepts.code_sets import CodeSets
 
 
-def dosages(*lengths: tuple[Any, str] | None, sequences: tuple[int | None, ...] | None = None) -> dict[str, Any]:
+def request_of(*lengths: tuple[Any, str] | None, sequences: tuple[int | None, ...] | None = None) -> dict[str, Any]:
     """A request whose dosage instructions have these lengths (value, unit), and these sequences."""
     found = []
     for number, length in enumerate(lengths):
@@ -24,37 +24,37 @@ def dosages(*lengths: tuple[Any, str] | None, sequences: tuple[int | None, ...] 
     ("request_", "expected"),
     [
         ({}, None),
-        (dosages(None), None),
-        (dosages((10, "d")), "10d"),
-        (dosages((25, "h")), "2d"),
-        (dosages((24, "h")), "1d"),
-        (dosages((1441, "min")), "2d"),
-        (dosages((2, "wk")), "14d"),
-        (dosages((2, "mo")), "2mo"),
-        (dosages((1, "a")), "12mo"),
-        (dosages((0.5, "a")), "6mo"),
-        (dosages((0.5, "mo")), None),
-        (dosages((3, "fortnight")), None),
-        (dosages((0, "d")), None),
-        (dosages((-1, "d")), None),
-        (dosages((3650, "d")), "3650d"),
-        (dosages((3651, "d")), None),
-        (dosages((3650 * 1440, "min")), "3650d"),
-        (dosages((3650 * 1440 + 1, "min")), None),
-        (dosages((120, "mo")), "120mo"),
-        (dosages((121, "mo")), None),
-        (dosages((3, "d"), (4, "d")), "4d"),
-        (dosages((3, "d"), (4, "d"), sequences=(1, 2)), "7d"),
-        (dosages((3, "d"), (4, "d"), sequences=(1, 1)), "4d"),
-        (dosages((3, "d"), (4, "d"), sequences=(1, None)), "4d"),
-        (dosages((3, "d"), None, sequences=(1, 2)), "3d"),
-        (dosages((3, "d"), None, (4, "d"), sequences=(1, 2, 2)), "4d"),
-        (dosages((3, "mo"), (4, "mo"), sequences=(1, 2)), "7mo"),
-        (dosages((3, "d"), (4, "mo"), sequences=(1, 2)), None),
+        (request_of(None), None),
+        (request_of((10, "d")), "10d"),
+        (request_of((25, "h")), "2d"),
+        (request_of((24, "h")), "1d"),
+        (request_of((1441, "min")), "2d"),
+        (request_of((2, "wk")), "14d"),
+        (request_of((2, "mo")), "2mo"),
+        (request_of((1, "a")), "12mo"),
+        (request_of((0.5, "a")), "6mo"),
+        (request_of((0.5, "mo")), None),
+        (request_of((3, "fortnight")), None),
+        (request_of((0, "d")), None),
+        (request_of((-1, "d")), None),
+        (request_of((3650, "d")), "3650d"),
+        (request_of((3651, "d")), None),
+        (request_of((3650 * 1440, "min")), "3650d"),
+        (request_of((3650 * 1440 + 1, "min")), None),
+        (request_of((120, "mo")), "120mo"),
+        (request_of((121, "mo")), None),
+        (request_of((3, "d"), (4, "d")), "4d"),
+        (request_of((3, "d"), (4, "d"), sequences=(1, 2)), "7d"),
+        (request_of((3, "d"), (4, "d"), sequences=(1, 1)), "4d"),
+        (request_of((3, "d"), (4, "d"), sequences=(1, None)), "4d"),
+        (request_of((3, "d"), None, sequences=(1, 2)), "3d"),
+        (request_of((3, "d"), None, (4, "d"), sequences=(1, 2, 2)), "4d"),
+        (request_of((3, "mo"), (4, "mo"), sequences=(1, 2)), "7mo"),
+        (request_of((3, "d"), (4, "mo"), sequences=(1, 2)), None),
     ],
 )
 def test_how_long_dosage_instructions_are_followed(request_, expected):
-    assert converters.dosage_length(request_) == expected
+    assert dosages.dosage_length(request_) == expected
 
 
 def dose(value: float | None, sequence: int | None = None) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def dose(value: float | None, sequence: int | None = None) -> dict[str, Any]:
 )
 def test_doses_of_several_instructions(instructions, expected):
     request = {"dispenseRequest": {"quantity": {"value": 9, "unit": "tablet"}}, "dosageInstruction": instructions}
-    assert converters.daily_dose(request) == expected
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit(request) == expected
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_doses_of_several_instructions(instructions, expected):
     ],
 )
 def test_rates(dosage, expected):
-    assert converters.rate_text(dosage) == expected
+    assert dosages.rate_text(dosage) == expected
 
 
 @pytest.mark.parametrize("end", [1, ["2024-01-01"], True])
 def test_an_end_of_another_type_is_refused(end):
     request = {"dosageInstruction": [{"timing": {"repeat": {"boundsPeriod": {"end": end}}}}]}
-    for convert in (converters.dosage_end, converters.dosage_end_unusable):
+    for convert in (dosages.dosage_end, dosages.dosage_end_unusable):
         with pytest.raises(ValueError, match="to be a string"):
             convert(request)
 

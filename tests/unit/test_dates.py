@@ -14,7 +14,7 @@ import pytest
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.mapping.mappings import load_mappings
-from tests.unit.transforming import AS_OF, PATIENT, transform
+from tests.transforming import AS_OF, PATIENT, transform
 
 BAD = ["garbage", "infinity", "2020-02-31", "2020-13", "00.00.0000", "2020-02-31T10:00:00Z", "last week"]
 START, OTHER, END = "2024-03-10", "2024-05-06", "2024-04-01"
@@ -153,6 +153,8 @@ OTHERS = {
     ("Encounter", "place_end"),
     ("AllergyIntolerance", "reaction_onset"),
     ("DiagnosticReport", "effective_instant"),  # DiagnosticReport has none
+    ("Observation", "value_datetime"),  # a value: not when something was
+    ("QuestionnaireResponse", "value_datetime"),
 }
 #: Columns whose converter finds the dates: where they are.
 PATHS = {

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.fhir.identity import SurrogateKeys
-from pipeline.transform import converters
+from pipeline.transform import converters, dosages
+from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.rules import conditions, observations, questionnaires
-from tests.unit.transforming import transform
+from tests.transforming import transform
 
 QUANTITY = {"value": 21, "unit": "tablet"}
 
@@ -37,13 +38,13 @@ def request(dose, timing, quantity=QUANTITY):
     ],
 )
 def test_daily_dose_is_never_invented(dose, timing, expected):
-    found = converters.daily_dose(request(dose, timing))
+    found = dosages.DailyDoses(CodeSets()).in_quantity_unit(request(dose, timing))
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 def test_daily_dose_of_a_bare_request():
-    assert converters.daily_dose({}) is None
-    assert converters.daily_dose({"dosageInstruction": []}) is None
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit({}) is None
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit({"dosageInstruction": []}) is None
 
 
 @pytest.mark.parametrize(

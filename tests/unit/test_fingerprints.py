@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 import pytest
 
+from omop_schema.versions import CdmVersion
 from pipeline.core.mapping_options import MappingOptions, resources_of
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.load.fingerprints import fingerprints
@@ -52,12 +53,12 @@ EXTRACTION = {
 VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages"}
 
 #: The same of the instance: what decides rows, …
-INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata"}
+INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
 OTHERS_OF_INSTANCE = {
     "home", "database_url", "cdm_schema", "vocab_schema", "etl_schema", "workers", "surrogate_salt", "lakehouse",
     "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
-    "ui_hosts", "worker_memory_mb",
+    "ui_hosts", "worker_memory_mb", "cdm_source",
 }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.sql_on_fhir.r4 import elements_of, is_array
 from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.transform.salvage import _REPEATED_OF_CONVERTERS
+from tests.transforming import transform
 from tests.unit.test_dates import RESOURCES
-from tests.unit.transforming import transform
 
 OPTIONS = MappingOptions(notes="on", device_alone="manufacture_date")
 MAPPINGS = load_mappings(MAPPINGS_FOLDER, None, OPTIONS)
@@ -94,6 +94,16 @@ FURTHER = {
         ("observation", 3),
         {"reaction[1].manifestation[0]", "reaction[2].manifestation[1]", "reaction[3].onset"},
     ),
+    ("Condition", "condition_stage"): (
+        {"stage": [{"summary": {"text": "x"}}, {"summary": "x"}, {"type": {"text": "x"}}, "x"]},
+        ("observation", 1),
+        {"stage[1].summary", "stage[3].summary"},
+    ),
+    ("Procedure", "focal_device"): (
+        {"focalDevice": [{"manipulated": {"reference": "Device/own"}}, {"manipulated": 5}, "x"]},
+        ("device_exposure", 1),
+        {"focalDevice[1]", "focalDevice[1].manipulated", "focalDevice[2]"},
+    ),
     ("Encounter", "stay"): (
         {"location": [{"location": {"reference": "Location/l"}}, {"location": 5}, {"location": {"reference": 5}}]},
         ("visit_detail", 1),
@@ -167,6 +177,7 @@ def arrays_beside_the_own_row(kind, mapping):
 #: Further rows that lack nothing as long as the resource's own row can be made: their parts are the resource's.
 ALWAYS = {
     ("AllergyIntolerance", "reaction_to_substance"),  # like reaction
+    ("Condition", "condition_severity"),
     ("Patient", "race"),
     ("Patient", "ethnicity"),
     ("Patient", "gender_identity"),

@@ -41,8 +41,9 @@ def test_the_projects_mappings_name_only_what_exists(resource, view):
     assert set(conditions) <= columns
     assert view.code is None or view.code in columns
     assert view.priority is None or view.priority in PROJECT.vocabulary_priority
-    events = {other.name for other in resource.views if other.kind == "event" and other.event_of is None}
-    assert view.event_of is None or (view.kind == "event" and view.event_of in events)
+    events = {other.name for other in resource.views if other.kind == "event" and not other.events}
+    assert set(view.events) <= events
+    assert not view.events or view.kind == "event"
     assert not view.row_key or view.kind == "entity"
     if view.kind == "event":
         assert bool(view.code) != bool(view.concept_id)

@@ -295,6 +295,8 @@ def test_names_of_the_last_version_are_accepted_with_a_warning(own, caplog):
     assert views(found, "Observation")["method"].kind == "fact"
     assert "Device.yaml:1: alone is now called excluded_unless_row" in caplog.text
     assert "Observation.yaml:3: reference_value is now called fact" in caplog.text
+    own({}, load=read_mappings)
+    assert caplog.text.count("is now called") == 2, "each once a process, however often the files are read"
 
 
 @pytest.mark.parametrize("keys", [("alone", "excluded_unless_row"), ("excluded_unless_row", "alone")])

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from omop_schema.cdm_fields import polars_schema
 from pipeline.core.settings import MAPPINGS_FOLDER
@@ -177,6 +178,29 @@ def test_a_page_has_fhir_in_and_rows_out_with_names_of_concepts():
     assert "| `visit_occurrence` | `visit_concept_id` | 9201 Inpatient Visit |" in page
     assert "| `EMER` | v3-ActCode | 9203 Emergency Room Visit |" in page
     assert "| `status` | `planned` | excluded: `planned` |" in page
+
+
+def test_a_resource_in_an_example_is_yaml_that_says_the_same():
+    """Also where elements are too long for a line, and lists and their parts go over several."""
+    blocks = [block for text in pages().values() for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) > 40
+    seen = 0
+    for block in blocks:
+        for part in re.split(r"^(?=[A-Z]\w+:$)", block, flags=re.MULTILINE):
+            for kind, resource in (yaml.load(part, yaml.BaseLoader) or {}).items():
+                found = {"resourceType": kind, **resource}
+                assert any(found == given for given in given_resources()), part
+                seen += 1
+    assert seen > 60
+
+
+@cache
+def given_resources():
+    return [
+        resource
+        for case in golden_cases().values()
+        for resource in (*(case.document.get("given") or ()), *case.resources())
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(MAPPINGS.resources))

@@ -32,7 +32,7 @@ from pipeline.transform.mapping.mappings import load_mappings, read_mappings
 from pipeline.transform.rules import RULES, Derivation, Rule
 from pipeline.transform.rules.declaration import rule
 from tests.golden.test_golden import CASES, as_json
-from tests.unit.transforming import transform
+from tests.transforming import transform
 
 #: So many of each frame (up to twice) where columns are taken away one by one.
 _ROWS = 60

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE, SiteSettings
+from pipeline.core.settings import DEVICE_TYPE, DOCUMENT_TYPE, PERSONAL_TYPES, RESULT_TYPE, SiteSettings
 from pipeline.extract.rest.client import is_readable_id
 from pipeline.fhir.identity import SurrogateKeys, parse_reference
 from pipeline.landing.references import (
@@ -19,6 +19,7 @@ from pipeline.landing.references import (
     attachments,
     chunk_bytes,
     landed_ids,
+    members_of,
     references_in,
     resources_of,
     result_references,
@@ -45,7 +46,7 @@ class MissingReferences:
     @property
     def shared(self) -> tuple[str, ...]:
         """The types that are collected wherever they are referred to."""
-        return tuple(name for name in self.types if name not in (RESULT_TYPE, DOCUMENT_TYPE))
+        return tuple(name for name in self.types if name not in PERSONAL_TYPES or name == DEVICE_TYPE)
 
     def add_landed(self, files: Iterable[LandedFile]) -> None:
         """What the export itself holds is known."""
@@ -62,6 +63,9 @@ class MissingReferences:
             if self.shared and file.resource_type in mapped:
                 for data in chunk_bytes(file):
                     self.add(references_in(data, self.shared))
+            if file.resource_type == RESULT_TYPE and RESULT_TYPE in self.types:
+                for references in members_of(file):
+                    self.add(references)
             if file.resource_type in REPORT_TYPES:
                 for references in self._of_reports(file):
                     self.add(references)

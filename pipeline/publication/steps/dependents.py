@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.publication.context import LANDED_LINE, LandedLine
+from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.removed_persons import PERSON_REMOVED
 from pipeline.publication.specimens import SPECIMEN_RESULT
@@ -16,8 +16,8 @@ from pipeline.publication.values import Decisions
 
 __all__ = ["find_dependents"]
 
-#: Facts about another resource that only the derived tables ask for.
-_DERIVED_FACTS = ("discharge_death", "panel_member", SPECIMEN_RESULT)
+#: Facts about another resource that only steps of publication, or the derived tables, ask for.
+_DERIVED_FACTS = ("discharge_death", "panel_member", "infusion_action", SPECIMEN_RESULT)
 
 
 def find_dependents(db: Database, site: str, decisions: Decisions, stand_ins: StandIns) -> list[LandedLine]:

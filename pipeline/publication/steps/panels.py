@@ -15,6 +15,12 @@ __all__ = ["link_members"]
 #: Tables that panels and members have rows in; of a panel with rows in several the first counts.
 _TABLES = ("measurement", "observation")
 
+#: Tables with rows to which other rows of the same resource belong: components, and results of what has no value itself.
+_EVENTS = (
+    *_TABLES,
+    *("condition_occurrence", "drug_exposure", "procedure_occurrence", "device_exposure", "specimen"),
+)
+
 
 def link_members(db: Database, site: SiteSettings) -> None:
     """Set, move and take away the link of members to their panel. Runs after rows and facts of the export are there."""
@@ -47,9 +53,9 @@ def _field(db: Database, table: str) -> str:
 
 
 def _is_own_row(db: Database, table: str) -> str:
-    """Not that of a component, which belongs to another row of its own resource (in `table` or another)."""
+    """Not that of a component or a result, which belongs to another row of its own resource (in `table` or another)."""
     of_resource = (
-        fragment("is_of_own_resource", **{**event_names(table, other), "field": _field(db, other)}) for other in _TABLES
+        fragment("is_of_own_resource", **{**event_names(table, other), "field": _field(db, other)}) for other in _EVENTS
     )
     names = event_names(table, table)
     return f"(row.{names['event_id']} IS NULL OR NOT ({' OR '.join(f'({one})' for one in of_resource)}))"

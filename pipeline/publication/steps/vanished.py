@@ -15,7 +15,7 @@ import polars as pl
 
 from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfirmationNeeded
-from pipeline.core.settings import DOCUMENT_TYPE, RESULT_TYPE
+from pipeline.core.settings import PERSONAL_TYPES
 from pipeline.publication.known_cache import KnownCache, keeping_mark
 from pipeline.publication.link_roles import NO_FACTS
 from pipeline.publication.members import read_members
@@ -116,7 +116,7 @@ def _candidates(db: Database, incoming: Incoming, came_back: pl.DataFrame, *, of
     site = incoming.site
     exempt: list[str] = []
     if site.hydrate:
-        exempt = [name for name in site.hydrate_types if name not in (RESULT_TYPE, DOCUMENT_TYPE)]
+        exempt = [name for name in site.hydrate_types if name not in PERSONAL_TYPES]
     present = pl.DataFrame(schema=_CANDIDATE)
     if of_a_group:
         present = db.frame("absent_states", _CANDIDATE, {"site": incoming.export.site, "exempt": exempt})

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import psycopg
 
 from omop_schema.cdm import fields, polars_schema, primary_key
+from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from omop_schema.versions import CdmVersion
 from pipeline.publication.derived import KEYS
@@ -63,10 +64,11 @@ class Side:
 
 
 def columns_of(table: str, version: CdmVersion) -> list[str]:
-    """The columns of a table that are compared: all of the version but its own id."""
+    """The columns of a table that are compared: all of the version but its own id, and the day of contact in lineage."""
     if table == RELATIONS:
         return ["domain_concept_id_1", "domain_concept_id_2", "relationship_concept_id"]
-    return [field.name for field in fields(table, version) if field.name != primary_key(table)]
+    contact = [CONTACT_DATE] if table in CONTACT_TABLES else []
+    return [*(field.name for field in fields(table, version) if field.name != primary_key(table)), *contact]
 
 
 def is_link(column: str) -> bool:
@@ -170,6 +172,8 @@ def _rows(connection: psycopg.Connection, side: Side, table: str) -> None:
 
 def _shown(side: Side, table: str, column: str) -> tuple[str, list[str]]:
     """How a column is shown, and what is joined for it."""
+    if column == CONTACT_DATE:
+        return f"lineage.{column}", []
     if column not in _TARGETS:
         return f"row.{column}{'::bigint' if column.endswith('_event_id') else ''}", []
     target = _TARGETS[column]

@@ -87,9 +87,10 @@ class LookUps:
         concept = pl.col(f"{prefix}_concept_id")
         return frame.with_columns(pl.when(concept != 0).then(concept).alias(f"{prefix}_concept_id"))
 
-    def code_sets(self, codes: pl.Series, system: str) -> pl.Series:
-        """The numbers of codes as code sets."""
-        numbers = {code: self.sets.add_coding({"system": system, "code": code}) for code in codes.drop_nulls().unique()}
+    def code_sets(self, codes: pl.Series, system: str, named: Callable[[str], str] = str) -> pl.Series:
+        """The numbers of codes as code sets. `named`: what the map calls a code."""
+        distinct = codes.drop_nulls().unique()
+        numbers = {code: self.sets.add_coding({"system": system, "code": named(code)}) for code in distinct}
         return codes.replace_strict(numbers, default=None, return_dtype=pl.Int32)
 
     def in_map(self, code_sets: pl.Series, value_map: str, last: str | None = None) -> pl.DataFrame:

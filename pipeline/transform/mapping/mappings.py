@@ -37,6 +37,7 @@ from pipeline.transform.rules import RULES
 
 __all__ = [
     "ITEM_NUMBER",
+    "MAPS_OF_TYPES",
     "ConceptRule",
     "Exclusion",
     "MappingReading",
@@ -187,8 +188,15 @@ class ViewMapping(_Optional):
     code: str | None = Field(
         None, description="event: column of type CodeableConcept or Coding that has the codes; or `concept_id`."
     )
-    event_of: str | None = Field(
-        None, description="event: the view whose row of the same resource its rows belong to (`observation_event_id`)."
+    event_of: str | tuple[str, ...] = Field(
+        (),
+        description="event: the view whose row of the same resource its rows belong to (`observation_event_id`); of several "
+        "views that exclude each other, the one that has a row.",
+    )
+    result_concept_id: tuple[ConceptRule, ...] = Field(
+        (),
+        description="event: concept of one more row, in observation, for the value of a row whose table holds none; it "
+        "belongs to that row.",
     )
     concept_id: tuple[ConceptRule, ...] = Field(
         (), description="event: fixed concepts instead of a code; the first that holds."
@@ -210,6 +218,11 @@ class ViewMapping(_Optional):
     landed_line: bool = Field(
         False, description="fact: the value is where the resource's line landed; large content is read there."
     )
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """`event_of` as several."""
+        return (self.event_of,) if isinstance(self.event_of, str) else self.event_of
 
     @property
     def is_further(self) -> bool:
@@ -309,7 +322,8 @@ class ResourceMapping(_Model):
         )
 
 
-_RULES_OF_A_VIEW = ("home_table", "concept_id", "type_concept_id")
+_CONCEPT_RULES = ("type_concept_id", "concept_id", "result_concept_id")
+_RULES_OF_A_VIEW = ("home_table", *_CONCEPT_RULES)
 
 
 def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, ...]:
@@ -366,7 +380,7 @@ class Mappings:
         named: dict[int, str] = {}
         for resource in self.resources.values():
             for view in resource.views:
-                for rules in ("type_concept_id", "concept_id"):
+                for rules in _CONCEPT_RULES:
                     for rule in getattr(view, rules):
                         for concept_id in rule.concept_ids:
                             named.setdefault(concept_id, f"{resource.resource} {view.name} {rules}")
@@ -386,7 +400,7 @@ class Mappings:
         named: dict[str, str] = {}
         for resource in self.resources.values():
             for view in resource.views:
-                for rule in (*view.type_concept_id, *view.concept_id):
+                for rule in (*view.type_concept_id, *view.concept_id, *view.result_concept_id):
                     named |= {target: f"{resource.resource} {view.name}" for target in rule.targets if _is_code(target)}
         for name, entries in self.value_maps.items():
             for entry in entries:
@@ -424,8 +438,15 @@ class Mappings:
         """Whether a type's rows can depend on the value map, constant or priority `name`: a view or a rule asks for it."""
         if mapping is None:
             return False
-        asked = (RULES[rule].settings for view in mapping.views for rule in view.derive if rule in RULES)
+        asked = [RULES[rule].settings for view in mapping.views for rule in view.derive if rule in RULES]
+        asked += [
+            maps for view in mapping.views for kind, maps in MAPS_OF_TYPES.items() if kind in view.column_types.values()
+        ]
         return name in {view.priority for view in mapping.views}.union(*asked)
+
+
+#: Types of columns that are looked up in value maps without a rule: the country of an address.
+MAPS_OF_TYPES = {"patient_location": frozenset(("country",)), "site_location": frozenset(("country",))}
 
 
 def fixed_concepts(folder: Path) -> dict[int, str]:
@@ -451,13 +472,7 @@ def _loaded(
     folder: Path, site: str | None, options: MappingOptions, site_mappings: Path | None, _content: bytes
 ) -> Mappings:
     """`_content` distinguishes what was in the same folders at different times."""
-    reading = read_mappings(folder, site, options, site_mappings)
-    if reading.mappings is None:
-        first, *others = sorted(reading.problems)
-        more = f"{len(others):,} more: " if others else "All about it: "
-        advice = f"{more}`epic-omop mappings check{f' --site {site}' if site else ''}`."
-        raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(folder) else advice)
-    return reading.mappings
+    return read_mappings(folder, site, options, site_mappings).usable()
 
 
 @dataclass(frozen=True)
@@ -471,6 +486,17 @@ class MappingReading:
     problems: tuple[MappingProblem, ...]
     #: None where there are problems.
     mappings: Mappings | None
+    folder: Path
+    site: str | None
+
+    def usable(self) -> Mappings:
+        """The mappings. Raises MappingError with file and line of the first problem."""
+        if self.mappings is None:
+            first, *others = sorted(self.problems)
+            more = f"{len(others):,} more: " if others else "All about it: "
+            advice = f"{more}`epic-omop mappings check{f' --site {self.site}' if self.site else ''}`."
+            raise first.error("Check EPIC_OMOP_MAPPINGS." if first.file == str(self.folder) else advice)
+        return self.mappings
 
 
 def read_mappings(
@@ -505,7 +531,7 @@ def read_mappings(
         options=chosen,
         unit_aliases=_unit_aliases(tables["unit_aliases.csv"], problems),
     )
-    return MappingReading(sources, resources, tuple(problems), None if problems else mappings)
+    return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder, site)
 
 
 def _system_names(sources: Sources) -> SystemNames:

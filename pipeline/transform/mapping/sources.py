@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +289,14 @@ def _use_new_names(node: yaml.MappingNode) -> None:
 def _rename(node: yaml.Node, names: Mapping[str, str]) -> None:
     if isinstance(node, yaml.ScalarNode) and node.value in names:
         new = names[node.value]
-        _log.warning("%s:%d: %s is now called %s; the old name will go.", *line_of(node), node.value, new)
+        _warn_of_old_name(*line_of(node), node.value, new)
         node.value = new
+
+
+@cache
+def _warn_of_old_name(file: str, line: int, old: str, new: str) -> None:
+    """Once a process, however often the file is read."""
+    _log.warning("%s:%d: %s is now called %s; the old name will go.", file, line, old, new)
 
 
 def _read_rows(file: Path, columns: tuple[str, ...], problems: list[MappingProblem]) -> list[Row]:

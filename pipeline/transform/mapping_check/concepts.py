@@ -94,7 +94,7 @@ def _judged(concept_id: int, row: Mapping[str, Any] | None, domain: str | None, 
 def _named_by_views(reading: MappingReading) -> Iterator[_Named]:
     for resource, mapping in reading.resources.items():
         for number, view in enumerate(mapping.views):
-            for key, domain in (("type_concept_id", _TYPE_CONCEPT), ("concept_id", None)):
+            for key, domain in (("type_concept_id", _TYPE_CONCEPT), ("concept_id", None), ("result_concept_id", None)):
                 rules: tuple[ConceptRule, ...] = getattr(view, key)
                 for position, rule in enumerate(rules):
                     node = node_at(reading.sources.resources[resource], ["views", number, key, position])

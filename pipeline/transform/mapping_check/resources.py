@@ -13,6 +13,7 @@ from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.transform.column_types import column_dtype
 from pipeline.transform.mapping.mappings import (
     ITEM_NUMBER,
+    MAPS_OF_TYPES,
     ConceptRule,
     MappingReading,
     ResourceMapping,
@@ -91,7 +92,9 @@ class ResourceCheck:
         node = node_at(self.node, ["views", number])
         nodes = dict(column_nodes(entries(node).get("select", (None, None))[1]))
         known = self._known_columns(view)
-        for name in view.column_types:
+        for name, kind in view.column_types.items():
+            for value_map in sorted(MAPS_OF_TYPES.get(kind or "", frozenset()) - set(self.sources.values)):
+                yield MappingProblem(*line_of(nodes[name]), f"there is no value map {value_map}, which {kind} needs")
             if name in nodes and name not in known:
                 tables = sorted({view.table} if view.table else {rule.table for rule in view.home_table})
                 where = f"the table {tables[0]}" if len(tables) == 1 else "any table"
@@ -158,7 +161,7 @@ class ResourceCheck:
         self, at: list[Any], view: ViewMapping, columns: Mapping[str, str | None], made: frozenset[str]
     ) -> Iterator[MappingProblem]:
         """Lists of which the first entry counts whose condition holds."""
-        for key in ("home_table", "type_concept_id", "concept_id"):
+        for key in ("home_table", "type_concept_id", "concept_id", "result_concept_id"):
             rules = getattr(view, key)
             for position, rule in enumerate(rules):
                 if rule.when and not (rule.when not in columns and rule.when in made):
@@ -204,7 +207,8 @@ def _read_by(view: ViewMapping) -> set[str]:
     )
     known |= {"value", "about"} if view.kind == "fact" else set()
     known |= {view.code} if view.code else set()
-    choices: tuple[TableRule | ConceptRule, ...] = (*view.home_table, *view.type_concept_id, *view.concept_id)
+    concepts = (*view.type_concept_id, *view.concept_id, *view.result_concept_id)
+    choices: tuple[TableRule | ConceptRule, ...] = (*view.home_table, *concepts)
     known |= {rule.when for rule in choices if rule.when}
     known |= {*view.required, *view.row_key}
     return known.union(*(rule.columns for rule in _rules_of(view)))

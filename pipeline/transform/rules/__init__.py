@@ -8,6 +8,7 @@ each reads and makes is declared with it (`declaration.rule`); docs/writing-a-ma
 from __future__ import annotations
 
 from pipeline.transform.rules import (
+    administrations,
     allergies,
     care_sites,
     conditions,
@@ -38,6 +39,7 @@ RULE_MODULES = (
     allergies,
     observations,
     drugs,
+    administrations,
     procedures,
     specimens,
     devices,

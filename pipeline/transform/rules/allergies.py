@@ -38,6 +38,8 @@ _REACTION_WRITES = (
     *dated("reaction_onset", keeps_text=True),
     *looked_up("value", "manifestation", by_vocabulary=True),
     *("value_as_concept_id", "value_source_value", "value_as_source_concept_id", "source_concept_id", "source_value"),
+    *looked_up("qualifier", "reaction_severity", by_map=True),
+    "qualifier_source_value",
 )
 
 
@@ -114,10 +116,11 @@ def _with_category(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 
 @rule(
-    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset", "reaction_severity"),
     writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
     dates=(*_ALLERGY_DATES, "reaction_onset"),
     facts=("birth_date", "encounter_period"),
+    value_maps=("reaction_severity",),
     priorities=("value",),
 )
 def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -126,10 +129,11 @@ def reaction_of_named_allergy(frame: pl.DataFrame, derivation: Derivation) -> pl
 
 
 @rule(
-    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset"),
+    reads=(*_ALLERGY_DATE_READS, "code", "manifestation", "reaction_onset", "reaction_severity"),
     writes=(*_ALLERGY_DATE_WRITES, *_REACTION_WRITES),
     dates=(*_ALLERGY_DATES, "reaction_onset"),
     facts=("birth_date", "encounter_period"),
+    value_maps=("reaction_severity",),
     priorities=("value",),
 )
 def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
@@ -139,7 +143,10 @@ def reaction_to_substance(frame: pl.DataFrame, derivation: Derivation) -> pl.Dat
 
 
 def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The manifestation is the value. A reaction without a day of its own has that of the allergy."""
+    """The manifestation is the value, the severity its qualifier. A reaction without a day of its own has the allergy's."""
+    frame = derivation.look_ups.of_codes(
+        frame, "reaction_severity", "qualifier", value_map="reaction_severity", system="severity"
+    )
     frame = derivation.look_ups.of(frame, "manifestation", "value", purpose="value")
     frame = first_usable(frame, derivation, "reaction_onset", "reaction_onset", kind="further")
     own = pl.col("reaction_onset_date").is_not_null()
@@ -151,6 +158,7 @@ def _reaction(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         source_of_value().alias("value_as_source_concept_id"),
         pl.col("value_source_code").alias("value_source_value"),
         pl.col("value_source_code").alias("source_value"),
+        pl.col("reaction_severity").alias("qualifier_source_value"),
     )
 
 

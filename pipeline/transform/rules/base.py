@@ -36,6 +36,8 @@ class Derivation:
     facts: Callable[[str, pl.Series], pl.DataFrame]
     #: strengths(drug concept ids) → rows of drug_strength, one for each ingredient
     strengths: Callable[[list[int]], pl.DataFrame]
+    #: resource types of which a text may stand as source value (setting text_source_value_types)
+    text_types: tuple[str, ...]
     #: binary_texts(values of the fact `binary`) → the text at each of those lines, where there is one
     binary_texts: Callable[[pl.Series], Mapping[str, str]]
 
@@ -67,18 +69,29 @@ class Derivation:
         return frame.join(values, on=key, how="left", maintain_order="left")
 
 
-#: What `as_value` makes.
-AS_VALUE = (
-    *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped("code")),
-    *("value_as_concept_id", "value_source_value", "value_as_source_concept_id", "source_concept_id", "source_value"),
-)
+def as_value_writes(column: str = "code") -> tuple[str, ...]:
+    """What `as_value` makes."""
+    return (
+        *("value_concept_id", "value_source_code", "value_source_concept_id", unmapped(column)),
+        *(
+            "value_as_concept_id",
+            "value_source_value",
+            "value_as_source_concept_id",
+            "source_concept_id",
+            "source_value",
+        ),
+    )
+
+
+#: What `as_value` makes of a code.
+AS_VALUE = as_value_writes()
 
 
 def as_value(
-    frame: pl.DataFrame, derivation: Derivation, purpose: str, *, value_map: str | None = None
+    frame: pl.DataFrame, derivation: Derivation, purpose: str, column: str = "code", *, value_map: str | None = None
 ) -> pl.DataFrame:
     """The code becomes the value of a row whose concept the mapping fixes, and stays its source."""
-    frame = derivation.look_ups.of(frame, "code", "value", value_map=value_map, purpose=purpose)
+    frame = derivation.look_ups.of(frame, column, "value", value_map=value_map, purpose=purpose)
     return frame.with_columns(
         pl.col("value_concept_id").alias("value_as_concept_id"),
         pl.col("value_source_concept_id").fill_null(0).alias("source_concept_id"),

@@ -6,9 +6,9 @@ import orjson
 import polars as pl
 
 from pipeline.transform.column_names import IMPLAUSIBLE, unmapped
-from pipeline.transform.rules.base import GENDERS, Derivation
+from pipeline.transform.rules.base import GENDERS, Derivation, used
 from pipeline.transform.rules.dates import ending, starting, with_birth_date
-from pipeline.transform.rules.declaration import dated, looked_up, rule
+from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
 #: Domain of the concepts that say what kind of place a care site is (CDM: "choose the concept in the visit domain").
 _PLACE_DOMAIN = "Visit"
@@ -120,8 +120,12 @@ def emergency_location(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     return frame.join(first, on="place_of_service", how="inner", maintain_order="left")
 
 
+#: What the value map `payer` calls the system of names of those who pay.
+_PAYORS = "payor"
+
+
 @rule(
-    reads=("start", "end", "kind"),
+    reads=("start", "end", "kind", "payor_display", "payor_text", "payor_organization"),
     writes=(
         dated("start", keeps_text=True),
         dated("end"),
@@ -134,35 +138,60 @@ def emergency_location(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
         "plan_concept_id",
         "plan_source_concept_id",
         "plan_source_value",
+        "kind_text",
+        *("organization_name", "payor_name", "payor"),
+        looked_up("payor", "payor", by_map=True),
+        used_fact("organization_name"),
     ),
     dates=("start", "end"),
+    facts=("organization_name",),
+    value_maps=("payer",),
     priorities=("payer",),
     options=("implausible_dates",),
 )
 def coverage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """payer_plan_period: without an end it lasts until the as-of date of the export; an impossible end is the start.
 
-    A type of domain Payer is the payer, any other the plan.
+    A type of domain Payer is the payer, any other the plan; then the payer is the organization that pays, by the value map
+    `payer`.
     """
     frame = ending(starting(frame, derivation, "start"), derivation, "end")
-    frame = derivation.look_ups.of(frame, "kind", "kind", purpose="payer")
+    frame = _with_payor(derivation.look_ups.of(frame, "kind", "kind", purpose="payer"), derivation)
     domains = derivation.concepts(frame["kind_concept_id"].drop_nulls().unique().to_list())
     payers = domains.filter(pl.col("domain_id") == "Payer")["concept_id"].implode()
     is_payer = pl.col("kind_concept_id").is_in(payers).fill_null(False)
     as_of = pl.max_horizontal(pl.lit(derivation.as_of), pl.col("start_date"))
+    texts = {number: derivation.sets.text_of(number) for number in frame["kind"].drop_nulls().unique()}
+    frame = frame.with_columns(
+        pl.col("kind").replace_strict(texts, default=None, return_dtype=pl.String).alias("kind_text")
+    )
+    kind_value = pl.coalesce("kind_source_code", "kind_text")
     return frame.with_columns(
         pl.col("start_date").alias("payer_plan_period_start_date"),
         pl.when(pl.col("end").is_null())
         .then(as_of)
         .otherwise(pl.coalesce("end_date", "start_date"))
         .alias("payer_plan_period_end_date"),
-        *(
-            pl.when(is_payer if owner == "payer" else ~is_payer).then(f"kind_{source}").alias(f"{owner}_{target}")
-            for owner in ("payer", "plan")
-            for source, target in (
-                ("concept_id", "concept_id"),
-                ("source_concept_id", "source_concept_id"),
-                ("source_code", "source_value"),
-            )
-        ),
+        pl.when(is_payer).then("kind_concept_id").otherwise("payor_concept_id").alias("payer_concept_id"),
+        pl.when(is_payer).then("kind_source_concept_id").alias("payer_source_concept_id"),
+        pl.when(is_payer).then(kind_value).otherwise("payor_name").alias("payer_source_value"),
+        pl.when(~is_payer).then("kind_concept_id").alias("plan_concept_id"),
+        pl.when(~is_payer).then("kind_source_concept_id").alias("plan_source_concept_id"),
+        pl.when(~is_payer).then(kind_value).alias("plan_source_value"),
     )
+
+
+def _with_payor(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds payor_name, and its concept by the value map: of an organization, by the reference's display or its own name.
+
+    A payor of which only a text is known may be a person: it counts where the site lets texts stand (f2o-022).
+    """
+    frame = derivation.with_fact(frame, "payor_organization", "organization_name", "organization_name")
+    asked = pl.col("payor_organization").is_not_null() & pl.col("payor_display").is_null()
+    frame = used(frame, "organization_name", "payor_organization", asked, pl.col("organization_name").is_null())
+    text = pl.when(pl.lit("Coverage" in derivation.text_types)).then("payor_text")
+    frame = frame.with_columns(pl.coalesce("payor_display", "organization_name", text).alias("payor_name"))
+    numbers = derivation.look_ups.code_sets(
+        frame["payor_name"], _PAYORS, named=lambda name: " ".join(name.casefold().split())
+    )
+    return derivation.look_ups.of(frame.with_columns(numbers.alias("payor")), "payor", "payor", value_map="payer")

@@ -7,8 +7,8 @@ from datetime import date, timedelta
 
 import polars as pl
 
-from pipeline.transform.column_names import issue
-from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, used
+from pipeline.transform.column_names import MADE_UP, issue
+from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, as_value_writes, used
 from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 
@@ -237,6 +237,35 @@ def _condition_status(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
 def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a medical history becomes the value of "History of event"."""
     return as_value(frame, derivation, "condition")
+
+
+@rule(
+    reads=("severity",),
+    writes=(as_value_writes("severity"), MADE_UP),
+    priorities=("value",),
+)
+def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """How severe a condition is: the value of an observation that belongs to its row. By itself it tells of no contact."""
+    return as_value(frame, derivation, "value", "severity").with_columns(pl.lit(True).alias(MADE_UP))
+
+
+@rule(
+    reads=("stage", "stage_type"),
+    writes=(
+        as_value_writes("stage"),
+        looked_up("qualifier", "stage_type", by_vocabulary=True),
+        "qualifier_source_value",
+        MADE_UP,
+    ),
+    priorities=("value",),
+)
+def condition_stage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """A stage of a condition, in the same way, where it has a summary; by what it was staged (clinical, pathological) is the
+    qualifier."""
+    frame = frame.filter(pl.col("stage").is_not_null())
+    frame = derivation.look_ups.of(frame, "stage_type", "qualifier", purpose="value")
+    frame = frame.with_columns(pl.col("qualifier_source_code").alias("qualifier_source_value"))
+    return as_value(frame, derivation, "value", "stage").with_columns(pl.lit(True).alias(MADE_UP))
 
 
 @rule(

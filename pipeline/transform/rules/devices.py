@@ -1,11 +1,14 @@
-"""Devices: which, and from when to when they were used."""
+"""Devices: which, and from when to when they were used.
+
+A device that a procedure put in and a DeviceUseStatement tells of is one exposure: the statement's, which knows its end.
+"""
 
 from __future__ import annotations
 
 import orjson
 import polars as pl
 
-from pipeline.transform.column_names import MADE_UP, issue
+from pipeline.transform.column_names import MADE_UP, NOT_MADE, issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting
 from pipeline.transform.rules.declaration import dated, rule, used_fact
@@ -40,6 +43,11 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     A contained one that is not there is an issue.
     """
     frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "device_reference")))
+    return _with_device(frame, derivation).with_columns(pl.coalesce("code", "device_code").alias("code"))
+
+
+def _with_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """Adds device_code, unique_device_id, lot_number and manufacture_date of the contained or the referenced Device."""
     frame = derivation.with_fact(frame, "device_reference", "device", "referenced_device")
     by_reference = pl.col("device_reference").is_not_null()
     frame = used(frame, "device", "device_reference", by_reference, pl.col("referenced_device").is_null())
@@ -50,8 +58,42 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         code = derivation.sets.add_concept(device["code"]) if device["code"] else None
         rows.append((text, code, device["identifier"], device["lot"], device["made"]))
     devices = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
-    frame = frame.join(devices, on="summary", how="left", maintain_order="left")
-    return frame.with_columns(pl.coalesce("code", "device_code").alias("code"))
+    frame = frame.drop("device_code", strict=False)
+    return frame.join(devices, on="summary", how="left", maintain_order="left")
+
+
+#: An odd constant: a device and a person together are one number, which no other resource has.
+_MIX = -4417276706812531889
+_KEY = (pl.col("device_reference") ^ (pl.col("person_id") * _MIX)).alias("device_of_person")
+
+
+@rule(reads=("device_reference", "person_id"), writes=("about", "value"))
+def device_use(frame: pl.DataFrame, _derivation: Derivation) -> pl.DataFrame:
+    """Fact about a device and a person together: the person has used the device, and that is an exposure."""
+    return frame.with_columns(_KEY.alias("about"), pl.lit("1").alias("value"))
+
+
+@rule(
+    reads=("device_reference", "contained_device", "person_id", "performed_datetime", "performed_start"),
+    writes=(
+        *("summary", "device_code", "referenced_device", "unique_device_id", "lot_number", "manufacture_date"),
+        *("device_of_person", "used_by_statement", NOT_MADE),
+        used_fact("device"),
+        used_fact("device_use"),
+        dated("start"),
+    ),
+    dates=("performed_datetime", "performed_start"),
+    facts=("device", "device_use"),
+)
+def focal_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """A procedure's device, from its start on: the end of the procedure is not that of the exposure.
+
+    Where a DeviceUseStatement of the same person names the device, that is the exposure and this none.
+    """
+    frame = _with_device(starting(frame, derivation, "performed_datetime", "performed_start"), derivation)
+    frame = derivation.with_fact(frame.with_columns(_KEY), "device_of_person", "device_use", "used_by_statement")
+    frame = used(frame, "device_use", "device_of_person", pl.col("device_of_person").is_not_null(), pl.lit(False))
+    return frame.with_columns(pl.col("used_by_statement").is_not_null().alias(NOT_MADE))
 
 
 @rule(

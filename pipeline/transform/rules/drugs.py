@@ -1,4 +1,4 @@
-"""Drugs: which, from when to when, by which route."""
+"""Drugs: which, from when to when, by which route. Doses and rates of what was given are in `administrations`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting, visit_dates, with_visit_period
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
-
-_STRENGTH = (
-    *("amount_value", "amount_unit_concept_id", "numerator_value", "numerator_unit_concept_id"),
-    *("denominator_value", "denominator_unit_concept_id"),
-)
+from pipeline.transform.rules.strengths import days_of_quantity
 
 
 @rule(
@@ -54,8 +50,16 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 _DAYS = {"d": 1, "day": 1, "days": 1, "wk": 7, "week": 7, "weeks": 7}
 _DEFAULT_SUPPLY_DAYS = 29
 _MAIL_ORDER_DAYS = 89
+_A_YEAR = 365
 _MOST_SUPPLY_DAYS = 3650
 _LAST_YEAR = 9999
+
+#: What `_lengths` reads.
+_LENGTH_COLUMNS = (
+    *("code", "supply_value", "supply_unit", "quantity", "quantity_unit", "counts_pieces", "daily_dose"),
+    *("daily_dose_in_other_unit", "other_dose_unit"),
+)
+_LENGTH_ISSUES = (issue("days_supply_implausible", "supply_value"), issue("days_supply_implausible", "quantity"))
 
 
 @rule(
@@ -67,10 +71,7 @@ _LAST_YEAR = 9999
         "bounds_end_unusable",
         "bounds_length",
         "validity_end",
-        "supply_value",
-        "supply_unit",
-        "quantity",
-        "daily_dose",
+        *_LENGTH_COLUMNS,
         "pharmacy",
         "is_inpatient",
         "is_said_to_be_reported",
@@ -90,6 +91,7 @@ _LAST_YEAR = 9999
         used_fact("encounter_period"),
         issue("quantity_inexact", "inexact_supply"),
         issue("quantity_inexact", "inexact_bounds"),
+        *_LENGTH_ISSUES,
     ),
     dates=(
         *("bounds_start_unusable", "bounds_start", "authored_on", "visit_start"),
@@ -97,10 +99,11 @@ _LAST_YEAR = 9999
     ),
     facts=("encounter_period",),
     value_maps=("mail_order_pharmacy",),
-    options=("implausible_dates", "request_start"),
+    priorities=("drug", "unit"),
+    options=("implausible_dates", "request_start", "long_supply", "assumed_daily_dose"),
 )
 def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """drug_exposure end: stated end > days supply > quantity by daily dose > start + 29, + 89 by mail order.
+    """drug_exposure end: stated end > days supply > quantity by daily dose > start + 29, + 89 by mail order (Themis #57).
 
     The start is by the option `request_start` that of the dosage's bounds, or authoredOn; the other and the encounter's
     start come after it. Bounds are a period's end or a length from the start; an end that is stated is verbatim as well.
@@ -128,22 +131,53 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     by_visit = inpatient & pl.col("end_date").is_null() & pl.col("visit_occurrence_id").is_not_null()
     frame = used(frame, "encounter_period", "visit_occurrence_id", by_visit | undated, ~pl.col("has_visit_start"))
     discharge = pl.when(pl.col("visit_end_date") >= pl.col("start_date")).then("visit_end_date")
-    supply = _whole_days(pl.col("supply_value") * _days_of(pl.col("supply_unit")), "round")
-    dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
-    by_mail = (
-        pl.when(_by_mail(frame, derivation)).then(pl.lit(_MAIL_ORDER_DAYS)).otherwise(pl.lit(_DEFAULT_SUPPLY_DAYS))
-    )
-    usual = pl.when(~reported).then(by_mail.cast(pl.Int64))
-    days = pl.when(~inpatient).then(pl.coalesce(supply - 1, dose_days - 1, usual)).fill_null(0)
+    frame = _lengths(frame, derivation, asked=pl.col("end_date").is_null() & ~inpatient)
+    usual = pl.when(~reported).then(_default_days(frame, derivation, _DEFAULT_SUPPLY_DAYS))
+    days = pl.when(~inpatient).then(pl.coalesce(pl.col("days_supply", "days_of_quantity") - 1, usual)).fill_null(0)
     by_days = _days_after_start(days)
     return frame.with_columns(
         *(
             pl.col(name).is_not_null().alias(issue("quantity_inexact", name))
             for name in ("inexact_supply", "inexact_bounds")
         ),
-        supply.alias("days_supply"),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
-    ).drop("has_visit_start")
+    ).drop("has_visit_start", "days_of_quantity")
+
+
+def _default_days(frame: pl.DataFrame, derivation: Derivation, others: int) -> pl.Expr:
+    """Days after the start on which a drug of unknown length ends: by mail order, and of `others`."""
+    by_mail = _by_mail(frame, derivation)
+    return pl.when(by_mail).then(pl.lit(_MAIL_ORDER_DAYS)).otherwise(pl.lit(others)).cast(pl.Int64)
+
+
+def _lengths(frame: pl.DataFrame, derivation: Derivation, asked: pl.Expr, bare: str | None = None) -> pl.DataFrame:
+    """Adds days_supply, days_of_quantity (of rows without a supply for which `asked` holds), and _LENGTH_ISSUES.
+
+    days_supply is what the source says (Themis #125). Quantity by daily dose: in one unit, else by the drug's strength,
+    else by option one piece a day. `bare`: the unit of a supply without one. A length of more than a year makes long
+    eras and is left out, by option kept (Themis #76); one that is not positive is left out.
+    """
+    longest = _MOST_SUPPLY_DAYS if derivation.options.long_supply == "keep" else _A_YEAR
+    supply = pl.col("supply_value") * _days_of(pl.coalesce(pl.col("supply_unit"), pl.lit(bare, dtype=pl.String)))
+    frame = frame.with_columns(
+        _whole_days(supply, "round", longest).alias("days_supply"), supply.is_not_null().alias("has_supply")
+    )
+    frame = frame.with_columns((asked & pl.col("days_supply").is_null()).fill_null(False).alias("asks_quantity"))
+    others = frame.with_columns(
+        pl.when("asks_quantity").then("daily_dose_in_other_unit").alias("daily_dose_in_other_unit")
+    )
+    by_strength = days_of_quantity(others, derivation)
+    days = pl.coalesce(pl.col("quantity") / pl.col("daily_dose"), by_strength)
+    if derivation.options.assumed_daily_dose == "one_piece":
+        has_dose = pl.coalesce("daily_dose", "daily_dose_in_other_unit").is_not_null()
+        days = pl.coalesce(days, pl.when(pl.col("counts_pieces") & ~has_dose).then("quantity"))
+    frame = frame.with_columns(pl.when("asks_quantity").then(days).alias("quantity_days"))
+    frame = frame.with_columns(_whole_days(pl.col("quantity_days"), "ceil", longest).alias("days_of_quantity"))
+    strange_supply, strange_quantity = _LENGTH_ISSUES
+    return frame.with_columns(
+        (pl.col("has_supply") & pl.col("days_supply").is_null()).alias(strange_supply),
+        (pl.col("quantity_days").is_not_null() & pl.col("days_of_quantity").is_null()).alias(strange_quantity),
+    ).drop("has_supply", "asks_quantity", "quantity_days")
 
 
 def _by_mail(frame: pl.DataFrame, derivation: Derivation) -> pl.Expr:
@@ -154,106 +188,24 @@ def _by_mail(frame: pl.DataFrame, derivation: Derivation) -> pl.Expr:
 
 
 @rule(
-    reads=("effective_datetime", "effective_period_start", "effective_period_end"),
-    writes=(dated("start"), dated("end"), "verbatim_end_date"),
-    dates=("effective_datetime", "effective_period_start", "effective_period_end"),
-    options=("implausible_dates",),
-)
-def drug_administration_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """From the instant or period in which the drug was given; without an end it ends when it starts."""
-    frame = starting(frame, derivation, "effective_datetime", "effective_period_start")
-    frame = ending(frame, derivation, "effective_period_end")
-    return frame.with_columns(
-        pl.col("end_date").alias("verbatim_end_date"),
-        pl.coalesce("end_date", "start_date").alias("end_date"),
-        pl.coalesce("end_datetime", "start_datetime").alias("end_datetime"),
-    )
-
-
-@rule(
-    reads=("code", "dose_value", "dose_unit", "dose_unit_source_value", "dosage_text", "dose_text", "rate_text"),
-    writes=(
-        "quantity",
-        "sig",
-        "dose_unit_source_value",
-        looked_up("dose_unit", "dose_unit", by_vocabulary=True),
-        _STRENGTH,
-    ),
-    priorities=("drug", "unit"),
-)
-def administered_quantity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """quantity of what was given, where the dose's unit fits the drug's strength; else the dose is in sig.
-
-    OHDSI's convention: a quantity counts pieces where the strength is an amount (5 mg of a 5 MG tablet is 1), and is in
-    the denominator's unit where it is a concentration (20 mL of 50 MG/ML are 20, and so are 1000 mg). Where a quantity
-    is not the dose itself, sig holds that as well and no dose unit stands beside it to be misread.
-    """
-    frame = derivation.look_ups.of(frame, "dose_unit", "dose_unit", purpose="unit")
-    strength = _single_strength(frame, derivation)
-    frame = frame.join(strength, on="code", how="left", maintain_order="left")
-    dose = pl.when((pl.col("dose_unit_concept_id") > 0) & (pl.col("dose_value") > 0)).then("dose_value")
-
-    def fits(unit: str) -> pl.Expr:
-        return (pl.col("dose_unit_concept_id") == pl.col(unit)).fill_null(False)
-
-    pieces = pl.when(fits("amount_unit_concept_id")).then(dose / pl.col("amount_value"))
-    of_unit = pl.when(fits("denominator_unit_concept_id")).then(dose)
-    content = pl.col("numerator_value") / pl.col("denominator_value").fill_null(1.0)
-    by_content = pl.when(fits("numerator_unit_concept_id")).then(dose / content)
-    same = of_unit.is_not_null()
-    return frame.with_columns(
-        pl.coalesce(of_unit, pieces, by_content).alias("quantity"),
-        pl.concat_str("dosage_text", pl.when(~same).then("dose_text"), "rate_text", separator="; ", ignore_nulls=True)
-        .replace("", None)
-        .alias("sig"),
-        pl.when(same | pl.coalesce(pieces, by_content).is_null())
-        .then("dose_unit_source_value")
-        .alias("dose_unit_source_value"),
-    )
-
-
-def _single_strength(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """code, and the strength of its drug: of codes with one standard drug that has one ingredient; of several
-    ingredients only the unit of the denominator, where it is the same for all."""
-    given = frame.filter(pl.col("dose_value") > 0)["code"].drop_nulls().unique()
-    drugs = (
-        derivation.resolver.resolve("drug")
-        .filter(pl.col("code_set").is_in(given.implode()))
-        .filter(pl.len().over("code_set") == 1)
-        .select(pl.col("code_set").alias("code"), pl.col("target_concept_id").alias("drug_concept_id"))
-    )
-    strengths = derivation.strengths(drugs["drug_concept_id"].unique().to_list())
-    one = pl.len() == 1
-    values = ("amount_value", "numerator_value", "denominator_value")
-    units = ("amount_unit_concept_id", "numerator_unit_concept_id")
-    by_drug = strengths.group_by("drug_concept_id").agg(
-        *(pl.when(one & (pl.col(name).first() > 0)).then(pl.col(name).first()).alias(name) for name in values),
-        *(pl.when(one).then(pl.col(name).first()).alias(name) for name in units),
-        pl.when(pl.col("denominator_unit_concept_id").n_unique() == 1)
-        .then(pl.col("denominator_unit_concept_id").first())
-        .alias("denominator_unit_concept_id"),
-    )
-    return drugs.join(by_drug, on="drug_concept_id", how="inner").drop("drug_concept_id")
-
-
-@rule(
-    reads=("handed_over", "prepared", "supply_value", "supply_unit", "quantity", "daily_dose"),
-    writes=(dated("start"), "days_supply", "end_date"),
+    reads=("handed_over", "prepared", *_LENGTH_COLUMNS, "pharmacy"),
+    writes=(dated("start"), "days_supply", "end_date", *_LENGTH_ISSUES),
     dates=("handed_over", "prepared"),
+    value_maps=("mail_order_pharmacy",),
+    priorities=("drug", "unit"),
+    options=("long_supply", "assumed_daily_dose"),
 )
 def drug_dispense_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Handed over, else prepared; the end by the days of supply, else quantity by daily dose. A bare number is of days.
+    """Handed over, else prepared; the end by the days of supply, else quantity by daily dose, else start + 89 by mail
+    order, else the start (Themis #57). A bare number is of days.
 
-    No days of supply are invented: without them days_supply is NULL, whatever the end is.
+    No days of supply are invented: without them days_supply is NULL, whatever the end is. Which pharmacies send by mail
+    a site says (value map `mail_order_pharmacy`).
     """
     frame = starting(frame, derivation, "handed_over", "prepared")
-    unit = _days_of(pl.col("supply_unit").fill_null("d"))
-    supply = _whole_days(pl.col("supply_value") * unit, "round")
-    dose_days = _whole_days(pl.col("quantity") / pl.col("daily_dose"), "ceil")
-    return frame.with_columns(
-        supply.alias("days_supply"),
-        _days_after_start((pl.coalesce(supply, dose_days) - 1).fill_null(0)).alias("end_date"),
-    )
+    frame = _lengths(frame, derivation, asked=pl.lit(True), bare="d")
+    days = pl.coalesce(pl.col("days_supply", "days_of_quantity") - 1, _default_days(frame, derivation, 0))
+    return frame.with_columns(_days_after_start(days).alias("end_date")).drop("days_of_quantity")
 
 
 @rule(
@@ -279,10 +231,10 @@ def _days_of(unit: pl.Expr) -> pl.Expr:
     return unit.str.to_lowercase().replace_strict(_DAYS, default=None, return_dtype=pl.Int64)
 
 
-def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"]) -> pl.Expr:
-    """A number of days as an integer; NULL for what cannot be meant: none, or more than ten years."""
+def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"], longest: int) -> pl.Expr:
+    """A number of days as an integer; NULL for what cannot be meant: none, or more than the longest."""
     whole = days.round() if rounding == "round" else days.ceil()
-    return pl.when(whole.is_between(1, _MOST_SUPPLY_DAYS)).then(whole).cast(pl.Int64)
+    return pl.when(whole.is_between(1, longest)).then(whole).cast(pl.Int64)
 
 
 @rule(

@@ -1,4 +1,4 @@
-"""What a publication reports, and where a landed line lies. What its steps take and leave: `values`."""
+"""What a publication reports. What its steps take and leave: `values`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import NamedTuple
 
+from pipeline.publication.landed_line import LandedLine
 from pipeline.publication.values import RowCounts
 
-__all__ = ["LANDED_LINE", "LandedLine", "PublicationReport"]
-
-
-class LandedLine(NamedTuple):
-    """The landed line of a resource: where it lies, and by what it is known elsewhere. SQL: `LANDED_LINE`."""
-
-    export_id: int
-    file_number: int
-    byte_offset: int
-    byte_length: int
-    surrogate_id: int
-    resource_type: str
-    raw_hash_high: int
-    raw_hash_low: int
-    #: transactionTime of the export that brought it
-    as_of: datetime
-
-    @property
-    def hashes(self) -> tuple[int, int]:
-        return self.raw_hash_high, self.raw_hash_low
-
-
-#: The columns of a `LandedLine`, where resource_state is `state` and site_resource_type `kind`.
-LANDED_LINE = (
-    "state.export_id, state.file_number, state.byte_offset, state.byte_length, state.surrogate_id, kind.resource_type,"
-    " state.raw_hash_high, state.raw_hash_low, state.as_of"
-)
+__all__ = ["PublicationReport"]
 
 
 @dataclass
