@@ -679,7 +679,7 @@ def test_a_code_that_is_held_and_stays_unmapped_is_a_defect(
 
 def test_a_key_of_a_case_that_is_there_twice_is_an_error() -> None:
     with pytest.raises(AssertionError, match="requirements"):
-        yaml.load("requirements: [f2o-001]\nrequirements: [f2o-002]", Loader=_Loader)  # noqa: S506  (a safe loader)
+        yaml.load("requirements: [f2o-001]\nrequirements: [f2o-002]", Loader=_Loader)
 
 
 def test_cases_are_many_and_cover_each_resource() -> None:
