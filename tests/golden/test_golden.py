@@ -190,8 +190,15 @@ def _names(resource: dict[str, Any], url: str = "") -> list[str]:
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # LibYAML where it is: faster
     """YAML without dates and booleans like `no`: FHIR's are strings, and a case says `true` and `false`.
 
-    `!number "0.10000000000000001"` is a JSON number with just these digits.
+    `!number "0.10000000000000001"` is a JSON number with just these digits. A key that is there twice is an error: YAML
+    would take the last.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        assert not twice, f"{twice} twice{node.start_mark}"
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -668,6 +675,11 @@ def test_a_code_that_is_held_and_stays_unmapped_is_a_defect(
     report = _report(warehouse)
     assert [(item.finding, item.count) for item in report.codes if item.element == "planted"] == [(finding, 7)]
     assert len(report.defects) == (finding == "defect")
+
+
+def test_a_key_of_a_case_that_is_there_twice_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="requirements"):
+        yaml.load("requirements: [f2o-001]\nrequirements: [f2o-002]", Loader=_Loader)
 
 
 def test_cases_are_many_and_cover_each_resource() -> None:

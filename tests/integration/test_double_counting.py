@@ -253,7 +253,7 @@ def test_the_option_changes_what_counts_once_lines_are_mapped_again(nights: Nigh
         (["p1 e1 m1 m2 a1", "p1 e1 m1 m2"], {"m1", "m2"}),
         (["p1 e1 m1 m2 a1:X", "p1 e1 m1 m2 a1"], {"a1"}),  # of two orders of one drug in one encounter
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set | frozenset) else " | ".join(value),
 )
 def test_overlap_counts_records_of_one_encounter_once(nights: Nights, history: list[str], expected: set[str]) -> None:
     overlapping = nights.with_option("overlap")
