@@ -97,6 +97,24 @@ def lies(
     return "; ".join(f"{script.name} {what}: {a} and {b}" for what, (a, b) in found.items() if a != b)
 
 
+#: A device that would be an exposure by itself, and what counts it.
+DEVICE = {
+    "resourceType": "Device",
+    "id": "a-counted",
+    "patient": reference("Patient", "a-p1"),
+    "manufactureDate": "2023-01-05",
+    "type": {"coding": [{"system": "http://snomed.info/sct", "code": "14106009"}]},
+}
+DEVICE_USE = {
+    "resourceType": "DeviceUseStatement",
+    "id": "a-counted",
+    "status": "active",
+    "subject": reference("Patient", "a-p1"),
+    "device": reference("Device", "a-counted"),
+    "timingDateTime": "2024-01-02",
+}
+
+
 @dataclass
 class Recorder:
     """Everything that the server is asked in a publication, and where heads lie."""
@@ -187,7 +205,9 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         vanished="delete",
         left_group="delete",
         empty_when_missing=tuple(sorted(types)),
-        mapping=MappingOptions(panel_row="always", double_counting="overlap", duplicates="apply"),
+        mapping=MappingOptions(
+            panel_row="always", double_counting="overlap", duplicates="apply", device_alone="manufacture_date"
+        ),
     )
     # The newest version of the CDM: what only it has a column for is filled as well.
     update = {"sites": {"one": site}, "cdm_version": NEWEST_CDM_VERSION}
@@ -202,6 +222,8 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
         observation("a-negative", "a-p1", valueQuantity={"value": -1})
     ]  # a rule about numbers finds it
     first["AllergyIntolerance"] = [ALLERGY]
+    first["Device"] += [DEVICE]
+    first["DeviceUseStatement"] += [DEVICE_USE]
     place.ingest(_land(place, first))
     late = _land(place, second)
     export = _land(place, third)
