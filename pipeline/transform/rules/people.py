@@ -270,9 +270,10 @@ def gender_identity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
 def race_observation(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: the resource has rows of `race_observations` and the like; its value says how many."""
     rules = (race_observations, ethnicity_observations, gender_identity)
-    made = pl.concat(rule(frame, derivation).select("surrogate_id") for rule in rules)
-    rows = made.group_by("surrogate_id").len("value")
-    return frame.join(rows, on="surrogate_id", how="inner", maintain_order="left")
+    frame = frame.with_row_index("of_line")  # a Patient may be there in two versions
+    made = pl.concat(rule(frame, derivation).select("of_line") for rule in rules)
+    rows = made.group_by("of_line").len("value")
+    return frame.join(rows, on="of_line", how="inner", maintain_order="left").drop("of_line")
 
 
 @rule(
