@@ -203,7 +203,7 @@ def _inject(connection: psycopg.Connection, table: str) -> Iterator[Injected]:
         connection.execute(f"DELETE FROM cdm.{table} WHERE {condition}", (ids[-1],))
         yield Injected(table, "missing", ids[-1])
     if table not in ("death", RELATIONS):
-        others = ", ".join(name for name in columns_of(table, DEFAULT_CDM_VERSION) if name != own)
+        others = ", ".join(name for name in columns_of(table, DEFAULT_CDM_VERSION) if name not in (own, CONTACT_DATE))
         connection.execute(
             f"INSERT INTO cdm.{table} ({own}, {others}) SELECT 900000, {others} FROM cdm.{table} WHERE {own} = %s",
             (ids[0],),
