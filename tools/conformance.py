@@ -19,7 +19,7 @@ from textwrap import wrap
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import ConfigurationError, EpicOmopError
 from tools.golden_cases import GoldenCase, case_name, golden_cases
@@ -50,7 +50,7 @@ class Requirement(BaseModel):
     id: str
     #: Themis' page, in docs/pages of its repository, and issue there.
     page: str | None = None
-    issue: int | None = None
+    issue_number: int | None = Field(default=None, alias="issue")
     #: What it is about in the CDM; a field may be several, by commas.
     table: str | None = None
     field: str | None = None
@@ -165,7 +165,7 @@ def _statement(requirement: Requirement, results: Results) -> Iterator[str]:
         [f"`{requirement.table}{'.' + requirement.field if requirement.field else ''}`"] if requirement.table else []
     )
     place += [f"page `{requirement.page}`"] if requirement.page else []
-    place += [f"issue {requirement.issue}"] if requirement.issue else []
+    place += [f"issue {requirement.issue_number}"] if requirement.issue_number else []
     if place:
         yield from [*_wrapped(f"About {', '.join(place)}."), ""]
     if _is_bare(requirement, results):

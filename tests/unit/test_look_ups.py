@@ -149,6 +149,8 @@ _NOT_COUNTED = {
     "Encounter.types": "the crosswalk of types stands beside the class",
     "Patient.race_detailed": "counted as race",
     "Patient.ethnicity_detailed": "counted as ethnicity",
+    "MedicationDispense.quantity_unit": "made to fit the strength; the table has no concept of it",
+    "MedicationRequest.quantity_unit": "made to fit the strength; the table has no concept of it",
     "QuestionnaireResponse.code": "the question's",
     "QuestionnaireResponse.interpretation": "has none",
 }
