@@ -156,7 +156,7 @@ def _lacks_role(message: str) -> bool:
 def test_a_home_without_db_init(name: str, bare: CommandLine, folder: Path) -> None:
     finished = bare.run(*_line(name, folder, None), code=None)
     message = _message(finished)
-    if finished.code == 74:
+    if finished.code == 74 and name != "lakehouse check":  # which looks at files alone
         assert "epic-omop db init" in message
 
 
