@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.settings import MAPPINGS_FOLDER, SiteSettings
 from pipeline.fhir.ndjson import texts_of
 from pipeline.landing.chunks import plan_chunks
@@ -60,7 +61,7 @@ def transformed(tmp_path_factory):
                 surrogate_salt="",
                 identifier_secret=b"",
                 as_of=date(2025, 1, 31),
-                mappings=load_mappings(MAPPINGS_FOLDER),
+                mappings=load_mappings(MAPPINGS_FOLDER, options=MappingOptions(negative_values="off")),
                 index=ConceptIndex(folder, "test release", "hash"),
                 fixed={},
             ),
