@@ -159,7 +159,7 @@ def _going() -> Iterator[Any]:
         yield pytest.param(history, last, id=" | ".join(history), marks=[pytest.mark.deep] if number > 6 else [])
 
 
-@pytest.mark.parametrize(("history", "last"), _going())
+@pytest.mark.parametrize(("history", "last"), list(_going()))
 def test_what_counted_goes_and_the_other_comes_back(nights: Nights, history: list[str], last: str) -> None:
     nights.agree([night(text) for text in history], night(last or history[-1]))
 
