@@ -281,6 +281,20 @@ def test_a_medication_gives_its_code_whenever_it_comes(warehouse: Warehouse, tog
     assert [report.outcomes["loaded"] for report in changed] == [1, 1]
 
 
+def test_what_follows_ends_after_some_rounds_and_is_left_to_the_next_load(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse.load({"Patient": [patient()], "MedicationRequest": [_request()]})
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.load.load._MOST_ROUNDS", 0)
+        (report,) = warehouse.load({"Medication": [_medication("314076")]})
+    assert "left to the next load" in " ".join(report.warnings)
+    assert warehouse.rows("SELECT drug_concept_id FROM cdm.drug_exposure") == [(0,)]
+    reports = warehouse.load({"Patient": [patient()]})
+    assert not reports[0].warnings
+    assert warehouse.rows("SELECT drug_source_value FROM cdm.drug_exposure") == [("314076",)]
+
+
 def test_the_last_of_repeated_lines_wins(warehouse: Warehouse) -> None:
     first, last = observation(valueQuantity={"value": 1}), observation(valueQuantity={"value": 2})
     (report,) = warehouse.load({"Patient": [patient()], "Observation": [first, last]})
