@@ -14,9 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tests.integration.support import encounter, patient, reference
-
-#: A night: resource → version.
-Night = Mapping[str, str]
+from tests.integration.worlds import Night, files_of_night
 
 #: Resource → its type.
 TYPES = {
@@ -107,18 +105,8 @@ def resource(world: str, name: str, version: str) -> dict[str, Any]:
 
 
 def files_of(worlds: Mapping[str, Night]) -> dict[str, list[dict[str, Any]]]:
-    """Type → the resources of all worlds (name → what it holds) on one night; also of types of which there are none."""
-    files: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TYPES.values()}
-    for world, held in worlds.items():
-        for name, version in held.items():
-            files[TYPES[name]].append(resource(world, name, version))
-    return files
-
-
-def night(text: str) -> dict[str, str]:
-    """`p1 m1 a1:B` → resource → version."""
-    words = [word.partition(":") for word in text.split()]
-    return {name: version or "A" for name, _, version in words}
+    """Type → the resources of all worlds on one night."""
+    return files_of_night(TYPES, resource, worlds)
 
 
 def rows_of(held: Night, option: str = "linked") -> set[tuple[str, str]]:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.integration.support import encounter, observation, patient, reference
-
-#: A night: resource → version.
-Night = Mapping[str, str]
+from tests.integration.worlds import Night, files_of_night
 
 #: Resource → its type.
 TYPES = {
@@ -199,19 +197,9 @@ def resource(world: str, name: str, version: str) -> dict[str, Any]:
     return {**made, "resourceType": kind, "id": f"{world}-{name}", **unknown}
 
 
-def files_of(worlds: Mapping[str, Mapping[str, str]]) -> dict[str, list[dict[str, Any]]]:
-    """Type → the resources of all worlds (name → what it holds) on one night; also of types of which there are none."""
-    files: dict[str, list[dict[str, Any]]] = {resource_type: [] for resource_type in TYPES.values()}
-    for world, held in worlds.items():
-        for name, version in held.items():
-            files[TYPES[name]].append(resource(world, name, version))
-    return files
-
-
-def night(text: str) -> dict[str, str]:
-    """`p1 e1 o1:B` → resource → version."""
-    words = [word.partition(":") for word in text.split()]
-    return {name: version or "A" for name, _, version in words}
+def files_of(worlds: Mapping[str, Night]) -> dict[str, list[dict[str, Any]]]:
+    """Type → the resources of all worlds on one night."""
+    return files_of_night(TYPES, resource, worlds)
 
 
 def last_state(nights: list[dict[str, str]]) -> dict[str, str]:

@@ -25,8 +25,9 @@ from pipeline.quality.report import load_report
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
 from tests.integration import medication_world
-from tests.integration.medication_world import Night, night, rows_of
+from tests.integration.medication_world import rows_of
 from tests.integration.support import Warehouse
+from tests.integration.worlds import Night, night
 from tests.property_examples import histories
 from tests.warehouse_content import Content, differences, warehouse_content
 

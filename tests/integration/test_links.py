@@ -19,8 +19,9 @@ from pipeline.landing.store import LandedExport
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import _MIGRATIONS, install_schemas, transaction
 from tests.databases import empty
-from tests.integration.linked_world import RANDOM, TYPES, Night, files_of, last_state, night
+from tests.integration.linked_world import RANDOM, TYPES, files_of, last_state
 from tests.integration.support import Warehouse
+from tests.integration.worlds import Night, night
 from tests.property_examples import histories
 from tests.warehouse_content import Content, differences, linked_content
 

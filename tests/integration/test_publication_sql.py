@@ -24,6 +24,7 @@ from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import schema_names, upgrade_schemas
 from tests.integration import linked_world, medication_world, stand_in_world
 from tests.integration.support import Warehouse, observation, patient, reference
+from tests.integration.worlds import night
 
 #: Each a group's complete export: (world, its module) → resources in versions. The second night brings, changes and takes
 #: away something of every kind.
@@ -184,10 +185,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def _files(night: Mapping[tuple[str, Any], str]) -> dict[str, list[Any]]:
+def _files(texts: Mapping[tuple[str, Any], str]) -> dict[str, list[Any]]:
     files: dict[str, list[Any]] = {}
-    for (world, module), text in night.items():
-        for kind, lines in module.files_of({world: module.night(text)}).items():
+    for (world, module), text in texts.items():
+        for kind, lines in module.files_of({world: night(text)}).items():
             files.setdefault(kind, []).extend(lines)
     return files
 
@@ -216,7 +217,7 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     place = replace(warehouse, runtime=Runtime(settings, warehouse.runtime.clock))
     monkeypatch.setattr(bulk, "_BULK_ROWS", 1)
     place.load({"Patient": [patient("z1")]}, "two")
-    first, second, third = (_files(night) for night in NIGHTS)
+    first, second, third = (_files(texts) for texts in NIGHTS)
     first["Observation"] += [observation(f"a-many{number}", "a-p1") for number in range(12)]
     first["Observation"] += [
         observation("a-negative", "a-p1", valueQuantity={"value": -1})

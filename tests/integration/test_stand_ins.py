@@ -20,8 +20,9 @@ from pipeline.core.identifier_secret import SECRET_FILE, identifier_secret
 from pipeline.core.settings import SiteSettings
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import empty
-from tests.integration.stand_in_world import RANDOM, TYPES, files_of, last_state, night
+from tests.integration.stand_in_world import RANDOM, TYPES, files_of, last_state
 from tests.integration.support import Warehouse, encounter, observation, patient
+from tests.integration.worlds import night
 from tests.property_examples import histories
 from tests.warehouse_content import Content, differences, warehouse_content
 
