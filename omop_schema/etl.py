@@ -419,7 +419,7 @@ def _medication_tables(metadata: MetaData) -> None:
 
 
 def _group_tables(metadata: MetaData) -> None:
-    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    """Which groups contained what: docs/decisions/0011-vanished-resources.md."""
     Table(
         "group_export",
         metadata,

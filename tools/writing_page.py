@@ -215,7 +215,7 @@ def _event_columns() -> Iterator[str]:
         yield _row(table, ", ".join(f"`{name}`" for name in dict.fromkeys(columns.values())))
     yield from [
         "",
-        "When the concept and the table of a row are known, `value_as_number` is held against the rules of",
+        "When the concept and the table of a row are known, `value_as_number` is compared with the rules of",
         "`plausibility/*.csv` and `units/*.csv` ([numbers](mapping.md#numbers-what-they-may-be-and-in-which-unit)), whatever",
         "mapping the row comes from. Their columns:",
         "",

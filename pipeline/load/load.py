@@ -52,7 +52,7 @@ _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROUNDS = 100
 _TOO_MANY_ROUNDS = (
     f"Lines that depend on what was loaded were mapped again {_MOST_ROUNDS} times, and others still depend on them: they are left"
-    " to the next load. Tell the developers of epic-omop: this is a defect."
+    " to the next load. Report it to the developers of epic-omop: this is a defect."
 )
 
 

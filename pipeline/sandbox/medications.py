@@ -1,4 +1,4 @@
-"""What became of the orders of one synthetic visit: what was given in the hospital, what a pharmacy handed out.
+"""What followed from the orders of one synthetic visit: what was given in the hospital, what a pharmacy handed out.
 
 Both name their order, so that one exposure lies in two or three resources; now and then nothing says that they belong
 together. All is drawn from a generator of the order's own: the rest of the visit does not change with it.

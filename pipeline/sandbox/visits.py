@@ -1,4 +1,4 @@
-"""One synthetic visit: Encounter, and what is written during it except results (`results.py`) and what became of its orders
+"""One synthetic visit: Encounter, and what is written during it except results (`results.py`) and what followed from its orders
 (`medications.py`)."""
 
 from __future__ import annotations

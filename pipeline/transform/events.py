@@ -200,7 +200,7 @@ def refuse_incomplete(
     rows: pl.DataFrame,
     tables: Callable[[pl.DataFrame], dict[str, pl.DataFrame]],
 ) -> EventRows:
-    """Tell apart rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
+    """Distinguish rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
 
     If the resource's own row cannot be made, the whole resource is rejected; a further row is left out, with an issue.
     """

@@ -292,7 +292,7 @@ class ResourceMapping(_Model):
     contact: tuple[str, ...] = Field(
         (),
         description="Columns (dates) that say when the resource was recorded, in their order. Where that is after the date of "
-        "a row, the row tells of the past, and observation periods go by the day on which it was recorded.",
+        "a row, the row is about the past, and observation periods go by the day on which it was recorded.",
     )
     known_modifiers: tuple[str, ...] = Field(
         (), description="Modifier extensions that the mapping knows; any other rejects the resource (f2o-063)."

@@ -245,7 +245,7 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     priorities=("value",),
 )
 def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """How severe a condition is: the value of an observation that belongs to its row. By itself it tells of no contact."""
+    """How severe a condition is: the value of an observation that belongs to its row. By itself it shows no contact."""
     return as_value(frame, derivation, "value", "severity").with_columns(pl.lit(True).alias(MADE_UP))
 
 

@@ -111,7 +111,7 @@ def _is_document(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is said."""
+    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is given."""
     english = pl.lit(derivation.constant("note_language_english"), dtype=pl.Int64)
     frame = _with_language(frame, derivation).with_columns(
         pl.lit(derivation.constant("note_encoding_utf8"), dtype=pl.Int64).alias("encoding_concept_id"),

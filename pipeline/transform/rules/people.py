@@ -118,7 +118,7 @@ _CDC_CODE = r"^(\d{4})-\d$"
 def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
     """`<name>_concept_id`: one known category → its concept, several → `several`, none → 0.
 
-    Without a category that is known, detailed codes stand in, then what is not said as US Core has it. Unknown ones are
+    Without a category that is known, detailed codes stand in, then what is not known, as US Core codes it,. Unknown ones are
     counted where nothing is known.
     """
     key = "row_of_list"
@@ -141,7 +141,7 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
 def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
     """The races or ethnicities of each row, in order: key, rank, code_set, code, concept_id, meaning, is_unknown.
 
-    `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
+    `rank`: 0 a category, 1 a detailed code, 2 what is not known, as US Core codes it, (`converters.other_category`).
 
     A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is not a category.
     """
@@ -253,7 +253,7 @@ _IDENTITY = tuple(
 )
 def gender_identity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each gender identity of a person: it may change, and so is no part of person (Themis). What says that it is
-    not known, or was not told, makes none."""
+    not known, or was not disclosed, makes none."""
     rows = frame.with_columns(pl.col("gender_identity").list.unique(maintain_order=True).alias("code"))
     rows = rows.explode("code").filter(pl.col("code").is_not_null())
     rows = as_value(rows, derivation, "value", value_map="gender_identity")
