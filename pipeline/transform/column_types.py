@@ -77,8 +77,12 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "npi": ColumnType("Identifiers", "the first national provider number"),
     "provider_taxonomy": ColumnType("CodeableConcepts", "code set of the first with a code of the taxonomy", _CODES),
     "role_specialty": ColumnType("PractitionerRole", "JSON of its specialty, for a fact", is_json=True),
-    "verification_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
-    "clinical_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
+    "verification_status": ColumnType(
+        "CodeableConcept", "its code of FHIR's list, or what its words say of it, else its first"
+    ),
+    "clinical_status": ColumnType(
+        "CodeableConcept", "its code of FHIR's list, or what its words say of it, else its first"
+    ),
     "inexact_length": ColumnType("MedicationRequest", "the comparator of a boundsDuration"),
     "integer32": ColumnType("integer", "the integer; one of more than 32 bits is refused", pl.Int64()),
     "comparator": ColumnType("Quantity.comparator", "the comparator, NULL for `=`; an unknown one is refused"),

@@ -82,13 +82,20 @@ CLINICAL_STATUSES = frozenset(("active", "recurrence", "relapse", "inactive", "r
 
 
 def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]:
-    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code."""
+    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; without one what its
+    displays and its text say in the list's words ("Entered in error"); else its first code."""
 
     def convert(concept: dict[str, Any]) -> str | None:
-        codes = [code for coding in concept.get("coding") or () if (code := coding.get("code")) is not None]
+        codings = concept.get("coding") or ()
+        codes = [code for coding in codings if (code := coding.get("code")) is not None]
         if any(code.__class__ is not str for code in codes):
             raise ValueError("expected a string")
-        return next((code for code in codes if code in known), next(iter(codes), None))
+        found = next((code for code in codes if code in known), None)
+        if found is not None:
+            return found
+        words = [*codes, *(coding.get("display") for coding in codings), concept.get("text")]
+        named = ("-".join(word.casefold().split()) for word in words if word.__class__ is str)
+        return next((word for word in named if word in known), next(iter(codes), None))
 
     return convert
 

@@ -32,6 +32,7 @@ from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
 from pipeline.transform.results import ENTRY, NO_LINKS, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
+from pipeline.transform.rules.notes import NOTE_TEXT_OFF
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE, REPORTED
 
@@ -204,12 +205,12 @@ def refuse_incomplete(
 
     If the resource's own row cannot be made, the whole resource is rejected; a further row is left out, with an issue.
     """
-    rows = _implausible_excluded(worker, view, rows)
+    rows, by_rule = _without_left_out(mapping, view, _implausible_excluded(worker, view, rows))
     lacking = {name: rows[name].is_null() for name in view.required if rows[name].null_count()}
     if view.is_further and IMPLAUSIBLE in rows.columns and worker.derivation.options.implausible_dates == "exclude":
         lacking[IMPLAUSIBLE] = rows[IMPLAUSIBLE]
     missing = [rows.filter(lacks).select(*_refusal(mapping, view, rows, name)) for name, lacks in lacking.items()]
-    refused = pl.concat(missing) if missing else pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    refused = pl.concat([*missing, by_rule])
     excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
@@ -241,6 +242,19 @@ def refuse_incomplete(
     )
 
 
+def _without_left_out(
+    mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Of a further view the rows that no rule leaves out, and those that one does (LEFT_OUT_SCHEMA): the resource stays."""
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    if not view.is_further or "exclude_reason" not in rows.columns:
+        return rows, nothing
+    is_left_out = pl.col("exclude_reason").is_in(LEFT_OUT_BY_RULE).fill_null(False)
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code or "")).alias("path")
+    left_out = _left_out(rows.filter(is_left_out), pl.col("exclude_reason"), "a rule leaves it out", path)
+    return rows.filter(~is_left_out), pl.concat([nothing, left_out])
+
+
 def _left_out_issues(left_out: pl.DataFrame) -> pl.DataFrame:
     """SCHEMAS[ISSUE]: a further row is not there, because of the element in `path`."""
     return left_out.select("surrogate_id", pl.lit("row_left_out").alias("code"), "path")
@@ -270,7 +284,7 @@ LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
 #: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
-LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE)
+LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE, NOTE_TEXT_OFF)
 #: After the element whose quantity is a row's number.
 _QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
