@@ -29,7 +29,7 @@ from pipeline.transform.mapping.duplicate_rules import COUNTED_ELSEWHERE
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
-from pipeline.transform.results import ENTRY, NO_LINKS, with_results
+from pipeline.transform.results import ENTRY, NO_LINKS, VALUES, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.rules.notes import NOTE_TEXT_OFF
@@ -103,13 +103,15 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
     counted: CountedRows | None = None
+    documents = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
     exact: dict[str, pl.DataFrame] = {}
     links = NO_LINKS
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, found, counts, counted, links
+        nonlocal rate, unmapped, found, counts, counted, documents, links
         kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
+        coded, documents = _without_documents(mapping, view, coded)
         checked = worker.value_checks.check(coded)
         found, counts = checked.found, checked.counts
         counted = without_duplicates(worker, mapping.resource, checked.rows)
@@ -136,9 +138,30 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         links=links,
         value_checks=counts,
     )
+    if not documents.is_empty():
+        left_out, issues = pl.concat([result.left_out, documents]), _left_out_issues(documents)
+        result = replace(result, left_out=left_out, issues=pl.concat([result.issues, issues]))
     if counted is not None:
         result = _with_counted(mapping, view, result, counted)
     return result if found.is_empty() else _with_value_findings(mapping, view, result, found)
+
+
+def _without_documents(
+    mapping: ResourceMapping, view: ViewMapping, coded: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Without rows whose concept is one of documents (domain Note) and that have no value, and those (LEFT_OUT_SCHEMA): an
+    observation of them would say nothing. What text they have is a note by a view of its own."""
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    if view.concept_id or view.table:
+        return coded, nothing
+    values = [pl.col(name) for name in VALUES if name in coded.columns]
+    is_document = (pl.col("target_domain_id") == _NOTE).fill_null(False)
+    is_document &= pl.all_horizontal(pl.lit(True), *(value.is_null() for value in values))
+    documents = coded.filter(is_document)
+    if documents.is_empty():
+        return coded, nothing
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code or "")).alias("path")
+    return coded.filter(~is_document), _left_out(documents, pl.lit(NOTE_TEXT_OFF), "documents are notes", path)
 
 
 def _with_counted(mapping: ResourceMapping, view: ViewMapping, result: EventRows, counted: CountedRows) -> EventRows:
@@ -284,7 +307,15 @@ LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
 #: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
-LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE, NOTE_TEXT_OFF)
+LEFT_OUT_BY_RULE = (
+    DATE_IMPLAUSIBLE,
+    NEGATIVE_VALUE,
+    IMPLAUSIBLE_VALUE,
+    COUNTED_ELSEWHERE,
+    NOTE_TEXT_OFF,
+    NOTE_WITHOUT_TEXT,
+)
+_NOTE = "Note"
 #: After the element whose quantity is a row's number.
 _QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}

@@ -12,7 +12,7 @@ from pipeline.transform.rules.dates import starting, used_visit_start, with_visi
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 from pipeline.transform.rules.observations import NUMBER_TEXT
 
-#: Why what is a text has no row where the option `notes` is off.
+#: Why what is a text has no row but by the option `notes`.
 NOTE_TEXT_OFF = "note_text_off"
 
 _TEXT = (
