@@ -71,6 +71,7 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "patient_location": ColumnType("Patient", "key of the home (else first) address: state, zip 3, country", _KEY),
     "site_location": ColumnType("Organization, Location", "key of the address", _KEY),
     "is_home": ColumnType("Location", "true where a person lives there", pl.Boolean()),
+    "physical_type": ColumnType("Location.physicalType", "FHIR's code of it, also by its words"),
     "is_not_on_file": ColumnType(
         "AllergyIntolerance", "true where it only says that nothing is known, and has no date", pl.Boolean()
     ),

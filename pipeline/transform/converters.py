@@ -100,6 +100,26 @@ def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]
     return convert
 
 
+#: What a place is, in words, by FHIR's codes; a unit has none, and is one like a ward.
+_PHYSICAL_TYPES = {
+    **{"site": "si", "building": "bu", "wing": "wi", "ward": "wa", "level": "lvl", "corridor": "co", "room": "ro"},
+    **{"bed": "bd", "vehicle": "ve", "house": "ho", "cabinet": "ca", "road": "rd", "area": "area", "virtual": "vi"},
+    **{"unit": "wa", "nursing unit": "wa", "department": "wa", "floor": "lvl", "hospital": "bu", "jurisdiction": "jdn"},
+}
+_PHYSICAL_TYPE_SYSTEM = "location-physical-type"
+
+
+def physical_type(concept: dict[str, Any]) -> str | None:
+    """Converter Location.physicalType → its code of FHIR's list, however that is called, else by its displays and text."""
+    codings = concept.get("coding") or ()
+    for coding in codings:
+        if coding.get("code") and _PHYSICAL_TYPE_SYSTEM in str(coding.get("system")).casefold():
+            return str(coding["code"])
+    words = [*(coding.get("display") for coding in codings), concept.get("text")]
+    named = (" ".join(str(word).casefold().split()) for word in words if word)
+    return next((_PHYSICAL_TYPES[word] for word in named if word in _PHYSICAL_TYPES), None)
+
+
 #: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
 _NOT_ASKED = "1631000175102"
 _NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))

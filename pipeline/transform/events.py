@@ -313,7 +313,6 @@ LEFT_OUT_BY_RULE = (
     IMPLAUSIBLE_VALUE,
     COUNTED_ELSEWHERE,
     NOTE_TEXT_OFF,
-    NOTE_WITHOUT_TEXT,
 )
 _NOTE = "Note"
 #: After the element whose quantity is a row's number.
