@@ -90,21 +90,39 @@ def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]
         codes = [code for coding in codings if (code := coding.get("code")) is not None]
         if any(code.__class__ is not str for code in codes):
             raise ValueError("expected a string")
-        found = next((code for code in codes if code in known), None)
+        found: str | None = next((code for code in codes if code in known), None)
         if found is not None:
             return found
         words = [*codes, *(coding.get("display") for coding in codings), concept.get("text")]
         named = ("-".join(word.casefold().split()) for word in words if word.__class__ is str)
-        return next((word for word in named if word in known), next(iter(codes), None))
+        in_words: str | None = next((word for word in named if word in known), next(iter(codes), None))
+        return in_words
 
     return convert
 
 
 #: What a place is, in words, by FHIR's codes; a unit has none, and is one like a ward.
 _PHYSICAL_TYPES = {
-    **{"site": "si", "building": "bu", "wing": "wi", "ward": "wa", "level": "lvl", "corridor": "co", "room": "ro"},
-    **{"bed": "bd", "vehicle": "ve", "house": "ho", "cabinet": "ca", "road": "rd", "area": "area", "virtual": "vi"},
-    **{"unit": "wa", "nursing unit": "wa", "department": "wa", "floor": "lvl", "hospital": "bu", "jurisdiction": "jdn"},
+    "site": "si",
+    "building": "bu",
+    "wing": "wi",
+    "ward": "wa",
+    "level": "lvl",
+    "corridor": "co",
+    "room": "ro",
+    "bed": "bd",
+    "vehicle": "ve",
+    "house": "ho",
+    "cabinet": "ca",
+    "road": "rd",
+    "area": "area",
+    "virtual": "vi",
+    "unit": "wa",
+    "nursing unit": "wa",
+    "department": "wa",
+    "floor": "lvl",
+    "hospital": "bu",
+    "jurisdiction": "jdn",
 }
 _PHYSICAL_TYPE_SYSTEM = "location-physical-type"
 
