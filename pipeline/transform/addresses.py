@@ -124,16 +124,26 @@ class Addresses:
 
 #: A house, and a patient's residence: by FHIR's location-physical-type, v3-RoleCode and SNOMED CT; whatever the system
 #: is called, because a home that is taken for a site shows who lives there.
-_HOMES = frozenset(("ho", "PTRES", "264362003"))
+_HOMES = frozenset(("ho", "PTRES", "ptres", "264362003"))
 #: The place of service of CMS, whose codes are numbers that other systems have, too.
 _CMS_HOME, _CMS = "12", "place_of_service"
-_HOME_TEXTS = frozenset(("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"))
+#: Parts of the names of systems whose codes say what a place is: beside a code of another one, such as a site's own, the
+#: words count.
+_SYSTEMS = (_CMS, "location_physical_type", "rolecode", "servicedeliverylocationroletype", "snomed")
+_HOME_TEXTS = frozenset(
+    (
+        *("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"),
+        *("private home", "private residence", "residence", "home of patient", "home of the patient"),
+    )
+)
 
 
 def is_home(location: dict[str, Any]) -> bool | None:
-    """Whether a Location is where a person lives, by its physical type, its types or the use of its address; else None.
+    """Whether a Location is where a person lives, by its physical type, its types or the use of its address, or is a part
+    of a contained one; else None.
 
-    What only has a text counts by that.
+    What has no code, or only codes of a site's own, counts by its texts. What is a part of a home of another line is found
+    by publication (`pipeline.publication.steps.homes`).
     """
     types = location.get("type") or []
     if types.__class__ is not list:
@@ -141,17 +151,24 @@ def is_home(location: dict[str, Any]) -> bool | None:
     if location.get("address") and location["address"].get("use") == "home":
         return True
     physical = location.get("physicalType")
-    return True if any(_says_home(concept) for concept in ([*types, physical] if physical else types)) else None
+    if any(_says_home(concept) for concept in ([*types, physical] if physical else types)):
+        return True
+    above = (location.get("partOf") or {}).get("reference")
+    contained = (one for one in location.get("contained") or () if above and f"#{one.get('id')}" == above)
+    return True if any(one is not location and is_home(one) for one in contained) else None
 
 
 def _says_home(concept: dict[str, Any]) -> bool:
-    codings = [coding for coding in concept.get("coding") or () if coding.get("code")]
-    for coding in codings:
+    is_known = False
+    for coding in concept.get("coding") or ():
+        if not coding.get("code"):
+            continue
         code, system = str(coding["code"]), str(coding.get("system")).casefold().replace("-", "_")
         if code in _HOMES or (code == _CMS_HOME and _CMS in system):
             return True
+        is_known = is_known or any(name in system for name in _SYSTEMS)
     texts = [concept.get("text"), *(coding.get("display") for coding in concept.get("coding") or ())]
-    return not codings and any(str(text).casefold() in _HOME_TEXTS for text in texts if text)
+    return not is_known and any(" ".join(str(text).casefold().split()) in _HOME_TEXTS for text in texts if text)
 
 
 def _preferred(addresses: Any) -> dict[str, Any] | None:

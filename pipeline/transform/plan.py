@@ -271,6 +271,7 @@ class Worker:
             "is_not_on_file": converters.is_not_on_file,
             "verification_status": converters.status_code(converters.VERIFICATION_STATUSES),
             "clinical_status": converters.status_code(converters.CLINICAL_STATUSES),
+            "physical_type": converters.physical_type,
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,
