@@ -82,12 +82,20 @@ CLINICAL_STATUSES = frozenset(("active", "recurrence", "relapse", "inactive", "r
 
 
 def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]:
-    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code."""
+    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code.
+
+    A concept without a code is what its text or display says: it may take the rest of the resource back ("Refuted").
+    """
 
     def convert(concept: dict[str, Any]) -> str | None:
         codes = [code for coding in concept.get("coding") or () if (code := coding.get("code")) is not None]
         if any(code.__class__ is not str for code in codes):
             raise ValueError("expected a string")
+        if not codes:
+            texts = (concept.get("text"), *(coding.get("display") for coding in concept.get("coding") or ()))
+            codes = [
+                text.strip().casefold().replace(" ", "-") for text in texts if text.__class__ is str and text.strip()
+            ]
         return next((code for code in codes if code in known), next(iter(codes), None))
 
     return convert
@@ -95,7 +103,7 @@ def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]
 
 #: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
 _NOT_ASKED = "1631000175102"
-_NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))
+_NOT_ON_FILE = frozenset(("not on file", "allergies not on file", "not asked", "patient not asked"))
 _DATES_OF_ALLERGY = ("recordedDate", "lastOccurrence", "onsetDateTime", "onsetPeriod", "onsetAge", "encounter")
 
 
@@ -105,9 +113,14 @@ def is_not_on_file(allergy: dict[str, Any]) -> bool | None:
     codings = code.get("coding") or ()
     texts = [code.get("text"), *(coding.get("display") for coding in codings)]
     says_it = any(coding.get("code") == _NOT_ASKED for coding in codings) or any(
-        text.__class__ is str and text.casefold() in _NOT_ON_FILE for text in texts
+        text.__class__ is str and _words(text) in _NOT_ON_FILE for text in texts
     )
     return True if says_it and not any(allergy.get(name) for name in _DATES_OF_ALLERGY) else None
+
+
+def _words(text: str) -> str:
+    """The words of a text in lower case: "Not-on  File." is "not on file"."""
+    return " ".join(text.casefold().replace("-", " ").rstrip(". ").split())
 
 
 def integer32(value: int) -> int:

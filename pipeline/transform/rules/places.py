@@ -25,6 +25,8 @@ _LEVELS = {
     **dict.fromkeys(("ro", "co", "ca"), _ROOM),
     "bd": _BED,
 }
+#: The system of these codes, as `system_aliases.csv` names it.
+_PHYSICAL_TYPES = "http://terminology.hl7.org/CodeSystem/location-physical-type"
 _OPTION_LEVELS = {"unit": _UNIT, "room": _ROOM, "bed": _BED}
 #: So many places above one are looked at: a bed in a room, a unit, a wing, a building, a campus.
 _MOST_ABOVE = 6
@@ -44,8 +46,13 @@ CHOSEN = (
 
 
 @rule(reads=("physical_type", "part_of"), writes=("value",))
-def place_level(frame: pl.DataFrame, _derivation: Derivation) -> pl.DataFrame:
+def place_level(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Fact: `physical type/place above`, either may be empty: how fine a place is, for the stays in it."""
+    codings = derivation.sets.codings_of(frame["physical_type"].drop_nulls().unique(maintain_order=True))
+    typed = codings.filter(pl.col("system") == _PHYSICAL_TYPES).unique("code_set", keep="first", maintain_order=True)
+    codes = dict(typed.select("code_set", "code").iter_rows())
+    types = pl.col("physical_type").replace_strict(codes, default=None, return_dtype=pl.String)
+    frame = frame.with_columns(types.alias("physical_type"))
     parts = pl.col("physical_type").fill_null(""), pl.col("part_of").cast(pl.String).fill_null("")
     return frame.with_columns(pl.concat_str(*parts, separator="/").alias("value"))
 
