@@ -166,7 +166,8 @@ def _with_text_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
 def _known_texts(derivation: Derivation) -> dict[str, int]:
     """Texts of the value map `value_text` → their concepts, of those that the vocabulary has."""
     entries = derivation.look_ups.value_maps["value_text"].filter(pl.col("concept_id") != 0)
-    return dict(entries.filter(pl.col("system") == _VALUE_TEXT).select("code", "concept_id").iter_rows())
+    rows = entries.filter(pl.col("system") == _VALUE_TEXT).select("code", "concept_id").iter_rows()
+    return {text_key(text): concept_id for text, concept_id in rows}
 
 
 def is_result_text(texts: pl.Series, derivation: Derivation) -> pl.Series:
