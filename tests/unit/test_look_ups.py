@@ -147,6 +147,7 @@ _NOT_COUNTED = {
     "Device.code": "of the statement that refers to the device",
     "Encounter.former_classes": "the class is counted",
     "Encounter.types": "the crosswalk of types stands beside the class",
+    "Location.physical_type": "says how fine a place is; there is no concept of it",
     "Patient.race_detailed": "counted as race",
     "Patient.ethnicity_detailed": "counted as ethnicity",
     "MedicationDispense.quantity_unit": "made to fit the strength; the table has no concept of it",

@@ -189,7 +189,8 @@ def text_key(text: str) -> str:
 def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds string_number, string_comparator, and string_number_exact where a double does not hold all the digits."""
     forms = [pl.col("value_string").str.extract_groups(form) for form in (NUMBER_TEXT, TITRE_TEXT)]
-    sign = pl.coalesce(parts.struct.field("1") for parts in forms).replace(_SIGNS)
+    sign = pl.coalesce(parts.struct.field("1") for parts in forms)
+    sign = sign.replace_strict(_SIGNS, default=sign, return_dtype=pl.String)
     text = pl.coalesce(parts.struct.field("2") for parts in forms).str.replace_all(",", "", literal=True)
     number = text.cast(pl.Float64, strict=False)
     frame = frame.with_columns(

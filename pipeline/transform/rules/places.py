@@ -52,8 +52,7 @@ def place_level(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     typed = codings.filter(pl.col("system") == _PHYSICAL_TYPES).unique("code_set", keep="first", maintain_order=True)
     codes = dict(typed.select("code_set", "code").iter_rows())
     types = pl.col("physical_type").replace_strict(codes, default=None, return_dtype=pl.String)
-    frame = frame.with_columns(types.alias("physical_type"))
-    parts = pl.col("physical_type").fill_null(""), pl.col("part_of").cast(pl.String).fill_null("")
+    parts = types.fill_null(""), pl.col("part_of").cast(pl.String).fill_null("")
     return frame.with_columns(pl.concat_str(*parts, separator="/").alias("value"))
 
 
