@@ -157,21 +157,13 @@ def _show_counts(counts: dict[str, int]) -> None:
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
     from pipeline.transform.mapping.mappings import load_mappings
+    from pipeline.transform.mapping.targets import missing_targets
 
     mappings, index = load_mappings(settings.mappings), _index(settings)
-    codes: dict[tuple[str, str], str] = {}
-    for name, where in mappings.coded_concepts.items():
-        vocabulary, _, code = name.partition(":")
-        codes[vocabulary, code] = where
-    standard = index.standard_of_codes(codes)
-    count = len(mappings.fixed_concepts) + len(codes)
+    count = len(mappings.fixed_concepts) + len(mappings.coded_concepts)
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]
-    warnings += [
-        f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
-        for (vocabulary, code), name in codes.items()
-        if (vocabulary, code) not in standard
-    ]
+    warnings += missing_targets(mappings.coded_concepts, index)
     if not warnings:
         echo(f"All {count} concepts that the mappings name are Standard and valid in it.")
         return

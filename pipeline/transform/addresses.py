@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.transform.us_states import STATES
+from pipeline.transform.us_states import PROVINCES, STATES, TERRITORIES
 
 __all__ = ["COUNTRIES", "RESTRICTED_ZIP3", "Addresses", "country_name", "is_home"]
 
@@ -44,9 +44,17 @@ RESTRICTED_ZIP3 = frozenset(
 _STATE = re.compile("[A-Za-z]{2}")
 #: ISO 3166, of two or three letters.
 _COUNTRY = re.compile("[A-Za-z]{2,3}")
-_ZIP3 = re.compile(r"\s*([0-9]{3})[0-9]{0,2}(?:-?[0-9]{4})?\s*")
-_ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
-_UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
+#: Three digits of it, five, or nine; of four a zero at the beginning got lost, or it is another country's.
+_ZIP3 = re.compile(r"\s*([0-9]{3})(?:[0-9]{2}(?:\s*[-‐‑–—]?\s*[0-9]{4}|\s*[-‐‑–—])?)?\s*")
+_ZIP_PLUS_4 = re.compile(r"([0-9]{5})\s*(?:[-‐‑–—]\s*([0-9]{4})?|([0-9]{4}))")
+_ISO_STATE = re.compile("(?:US|CA)-([A-Z]{2})", re.IGNORECASE)
+_UNITED_STATES = frozenset(
+    ("us", "usa", "u s", "u s a", "united states", "the united states", "united states of america", "840")
+)
+
+_STATES = STATES | PROVINCES
+_STATE_CODES = frozenset(STATES.values())
+_OF_UNITED_STATES = _UNITED_STATES | TERRITORIES
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 _POSITION = ("latitude", "longitude")
@@ -54,13 +62,15 @@ _POSITION = ("latitude", "longitude")
 _GEOLOCATION = "http://hl7.org/fhir/StructureDefinition/geolocation"
 _MOST_DEGREES = {"latitude": 90.0, "longitude": 180.0}
 
+_UNSAID = re.compile("[,()]")
+
 #: The value map in which countries are looked up, and what it calls the system of their names and codes.
 COUNTRIES = "country"
 
 
 def country_name(text: str) -> str:
-    """A country's name or code as the value map `country` has it: in lower case, without dots."""
-    return " ".join(text.casefold().replace(".", "").split())
+    """A country's name or code as the value map `country` has it: in lower case, without dots, commas and brackets."""
+    return " ".join(_UNSAID.sub(" ", text.casefold().replace(".", "").replace("’", "'")).split())
 
 
 class Addresses:
@@ -193,7 +203,10 @@ def _state(address: dict[str, Any]) -> str | None:
     state = _text(address, "state", 50)
     if not state:
         return None
-    return state.upper() if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
+    plain = " ".join(state.replace(".", "").replace(",", " ").split())
+    match = _ISO_STATE.fullmatch(plain)
+    plain = match[1] if match else plain
+    return plain.upper() if _STATE.fullmatch(plain) else _STATES.get(plain.casefold())
 
 
 def _country(address: dict[str, Any]) -> str | None:
@@ -225,13 +238,16 @@ def _zip(address: dict[str, Any]) -> str | None:
     """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
     code = _text(address, "postalCode", 20)
     match = _ZIP_PLUS_4.fullmatch(code) if code else None
-    return "".join(match.groups()) if match else _text(address, "postalCode", 9)
+    return "".join(part for part in match.groups() if part) if match else _text(address, "postalCode", 9)
 
 
 def _is_elsewhere(address: dict[str, Any]) -> bool:
-    """Whether the country is one that is not the United States."""
+    """Whether the country is one that has no postal codes of the United States; without one, whether the state's code is."""
     country = _country(address)
-    return country is not None and country.casefold().replace(".", "") not in _UNITED_STATES
+    if country is None:
+        state = _state(address)
+        return state is not None and state not in _STATE_CODES
+    return country_name(country) not in _OF_UNITED_STATES
 
 
 def _zip3(address: dict[str, Any]) -> str | None:

@@ -140,7 +140,7 @@ def physical_type(concept: dict[str, Any]) -> str | None:
 
 #: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
 _NOT_ASKED = "1631000175102"
-_NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))
+_NOT_ON_FILE = frozenset(("not on file", "allergies not on file", "not asked", "patient not asked"))
 _DATES_OF_ALLERGY = ("recordedDate", "lastOccurrence", "onsetDateTime", "onsetPeriod", "onsetAge", "encounter")
 
 
@@ -150,9 +150,14 @@ def is_not_on_file(allergy: dict[str, Any]) -> bool | None:
     codings = code.get("coding") or ()
     texts = [code.get("text"), *(coding.get("display") for coding in codings)]
     says_it = any(coding.get("code") == _NOT_ASKED for coding in codings) or any(
-        text.__class__ is str and text.casefold() in _NOT_ON_FILE for text in texts
+        text.__class__ is str and _words(text) in _NOT_ON_FILE for text in texts
     )
     return True if says_it and not any(allergy.get(name) for name in _DATES_OF_ALLERGY) else None
+
+
+def _words(text: str) -> str:
+    """The words of a text in lower case: "Not-on  File." is "not on file"."""
+    return " ".join(text.casefold().replace("-", " ").rstrip(". ").split())
 
 
 def integer32(value: int) -> int:

@@ -37,8 +37,9 @@ from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
-from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.targets import Target, standard_of_targets
 from pipeline.transform.participants import visit_provider
 from pipeline.transform.ports import Ports
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
@@ -186,11 +187,8 @@ class Worker:
 
     @cached_property
     def _coded(self) -> dict[str, int]:
-        """`VOCABULARY:code` of the mappings → its standard concept."""
-        parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
-        pairs = [(vocabulary, code) for vocabulary, _, code in parted]
-        found = self.plan.index.standard_of_codes(pairs)
-        return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
+        """`VOCABULARY:code` and `VOCABULARY=name` of the mappings → their standard concepts."""
+        return standard_of_targets(self.plan.mappings.coded_concepts, self.plan.index)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:

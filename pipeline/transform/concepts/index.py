@@ -185,6 +185,31 @@ class ConceptIndex:
         first = found.unique(list(key), keep="first", maintain_order=True)
         return {(row[0], row[1]): row[2] for row in first.select(*key, "target_concept_id").iter_rows()}
 
+    def standard_of_names(self, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """(vocabulary_id, concept name in any case) → the Standard concept that has it, of those names that have one.
+
+        Of several the one of the highest level: OpenStreetMap's Georgia is of the "2nd level", and of the "4th level".
+        """
+        asked = {(vocabulary, name.casefold()): (vocabulary, name) for vocabulary, name in names}
+        if not asked:
+            return {}
+        name = pl.col("concept_name").str.to_lowercase()
+        level = pl.col("concept_class_id").str.extract(r"^(\d+)").cast(pl.Int32, strict=False)
+        found = (
+            pl.scan_parquet(self.folder / CONCEPT_FILE)
+            .filter(
+                pl.col("vocabulary_id").is_in(sorted({vocabulary for vocabulary, _ in asked})),
+                name.is_in(sorted({folded for _, folded in asked})),
+                pl.col("target_concept_id").is_not_null(),
+            )
+            .select("vocabulary_id", name.alias("name"), level.alias("level"), "concept_id", "target_concept_id")
+            .collect(engine="streaming")
+            .sort("level", "concept_id", nulls_last=True)
+            .unique(["vocabulary_id", "name"], keep="first", maintain_order=True)
+        )
+        rows = found.select("vocabulary_id", "name", "target_concept_id").iter_rows()
+        return {asked[row[0], row[1]]: row[2] for row in rows if (row[0], row[1]) in asked}
+
     def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
         """Which of these concepts (ids) is truly below which other of them: columns ancestor, descendant, sorted."""
         given = concept_ids.cast(pl.Int64).unique().implode()

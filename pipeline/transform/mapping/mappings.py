@@ -9,7 +9,6 @@ what only running would show. Everything wrong is a MappingError with file and, 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -34,6 +33,7 @@ from pipeline.transform.mapping.sources import (
     stamp_problems,
 )
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.targets import Target, parted_target
 from pipeline.transform.mapping.value_rules import Conversion, Limit, unit_concept, value_rules
 from pipeline.transform.rules import RULES
 
@@ -59,11 +59,6 @@ __all__ = [
 EXCLUDE = "exclude"
 #: … or its code means something that a rule knows.
 MEANING = "meaning"
-
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
-
-#: A concept by its id, or by vocabulary and code (`SNOMED:410516002`).
-Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
 
 _Rule = TypeVar("_Rule", bound="_Optional")
 
@@ -113,8 +108,8 @@ class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
     concept_id: Target | tuple[Target, ...] = Field(
-        description="A concept id, or `VOCABULARY:code` for the standard concept of a code; of a list the first that the "
-        "vocabulary has."
+        description="A concept id, `VOCABULARY:code` for the standard concept of a code, or `VOCABULARY=name` for that of a "
+        "name; of a list the first that the vocabulary has."
     )
     when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
     has_value: bool = Field(
@@ -337,7 +332,8 @@ def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, 
 class ValueMapEntry:
     """One line of a value map: what a code stands for.
 
-    A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
+    A target is a concept id, `VOCABULARY:code` for the standard concept of a code, or `VOCABULARY=name` for that
+    of a name. `meaning:word` names what a
     rule makes of the code, which itself is 0 then.
     """
 
@@ -404,7 +400,7 @@ class Mappings:
 
     @cached_property
     def coded_concepts(self) -> dict[str, str]:
-        """Every `VOCABULARY:code` that the mappings name in place of a concept id, and where."""
+        """Every `VOCABULARY:code` and `VOCABULARY=name` that the mappings name in place of a concept id, and where."""
         named: dict[str, str] = {}
         for resource in self.resources.values():
             for view in resource.views:
@@ -677,7 +673,9 @@ def _entry(row: Row, problems: list[MappingProblem]) -> ValueMapEntry | None:
         )
     except ValueError:
         problems.append(
-            row.problem("concept_id must be ids or VOCABULARY:code joined by |, exclude:reason or meaning:word")
+            row.problem(
+                "concept_id must be ids, VOCABULARY:code or VOCABULARY=name joined by |, exclude:reason or meaning:word"
+            )
         )
         return None
 
@@ -692,7 +690,12 @@ def _constant(row: Row, problems: list[MappingProblem]) -> tuple[int, ...]:
 
 def _targets(text: str) -> tuple[Target, ...]:
     parts = [part.strip() for part in text.split("|")]
-    return tuple(part if _CODE.fullmatch(part) else int(part) for part in parts)
+    return tuple(int(part) if part.isdigit() else _named(part) for part in parts)
+
+
+def _named(target: str) -> str:
+    parted_target(target)
+    return target
 
 
 def _is_code(target: Target) -> TypeGuard[str]:

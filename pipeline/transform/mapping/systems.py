@@ -1,8 +1,8 @@
 """Names of code systems: the many spellings of one system → the one that the maps use.
 
 One table (`concept_maps/system_aliases.csv`) for every map: value maps, code systems, crosswalks, and a site's own. What
-differs in scheme, `www.`, case, a trailing slash, a version (`|2.73`) or `urn:oid:` alone needs no entry. Not here: which
-vocabulary a system is (`code_systems.csv`).
+differs in scheme, `www.`, case, an end (`/`, `#`), a version (`|2.73`) or `urn:oid:`, `oid:` alone needs no entry. Not
+here: which vocabulary a system is (`code_systems.csv`).
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ class SystemNames:
 
 def _plain(system: str) -> str:
     """What spellings of one name have in common."""
-    name = system.strip().partition("|")[0].casefold()
-    if name.startswith("urn:oid:"):
-        return name.removeprefix("urn:oid:")
+    name = system.strip().partition("|")[0].casefold().rstrip("/#")
+    for kind in ("urn:oid:", "oid:"):
+        if name.startswith(kind):
+            return name.removeprefix(kind)
     for scheme in ("http://", "https://"):
         if name.startswith(scheme):
             name = name.removeprefix(scheme).removeprefix("www.")
-    return name.rstrip("/")
+    return name

@@ -124,8 +124,14 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
     key = "row_of_list"
     frame = frame.with_row_index(key)
     codings = _codings(frame, derivation, name, key)
-    known = _known(codings).group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
-    texts = codings.drop_nulls("code").group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
+    decided = _known(codings)
+    known = decided.group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
+    # What the concept comes from: "UNK" beside a detailed code does not say it.
+    said = codings.drop_nulls("code").join(
+        decided.select(key, pl.col("rank").alias("decided")).unique(), on=key, how="left"
+    )
+    said = said.filter(pl.col("rank") >= pl.col("decided").fill_null(0))
+    texts = said.group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
     texts = texts.sort("rank", maintain_order=True).unique(key, keep="first", maintain_order=True)
     unknown = codings.filter("is_unknown").group_by(key, maintain_order=True).agg(pl.col("code_set").alias("unknown"))
     for found in (known, texts, unknown):
