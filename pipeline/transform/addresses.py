@@ -44,9 +44,19 @@ RESTRICTED_ZIP3 = frozenset(
 _STATE = re.compile("[A-Za-z]{2}")
 #: ISO 3166, of two or three letters.
 _COUNTRY = re.compile("[A-Za-z]{2,3}")
-_ZIP3 = re.compile(r"\s*([0-9]{3})[0-9]{0,2}(?:-?[0-9]{4})?\s*")
-_ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
-_UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
+#: Of four or eight digits nobody knows whether a first zero is lost, or whether they are another country's.
+_ZIP3 = re.compile(r"\s*([0-9]{3})(?:[0-9]{2}(?:\s*-?\s*[0-9]{4}|\s*-)?)?\s*")
+_ZIP_PLUS_4 = re.compile(r"([0-9]{5})\s*-?\s*([0-9]{4})?")
+#: And their territories, whose postal codes are zips.
+_UNITED_STATES = frozenset(
+    (
+        *("us", "usa", "united states", "united states of america", "840"),
+        *("pr", "pri", "gu", "gum", "vi", "vir", "as", "asm", "mp", "mnp"),
+        *("puerto rico", "guam", "american samoa", "northern mariana islands"),
+    )
+)
+#: Before a state's code in ISO 3166-2.
+_COUNTRY_OF_STATE = "US-"
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 _POSITION = ("latitude", "longitude")
@@ -160,6 +170,8 @@ def _preferred(addresses: Any) -> dict[str, Any] | None:
     if not addresses:
         return None
     current = [address for address in addresses if address.get("use") != "old"] or addresses
+    # One whose period has an end is the former one, where another has none.
+    current = [address for address in current if not (address.get("period") or {}).get("end")] or current
     home = [address for address in current if address.get("use") == "home"]
     found: dict[str, Any] = (home or current)[0]
     return found
@@ -176,7 +188,8 @@ def _state(address: dict[str, Any]) -> str | None:
     state = _text(address, "state", 50)
     if not state:
         return None
-    return state.upper() if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
+    state = state.upper().removeprefix(_COUNTRY_OF_STATE)
+    return state if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
 
 
 def _country(address: dict[str, Any]) -> str | None:
@@ -205,16 +218,16 @@ def _degrees(value: Any, most: float) -> float | None:
 
 
 def _zip(address: dict[str, Any]) -> str | None:
-    """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
+    """A site's postal code: of the United States its digits alone, else as it is, up to nine characters."""
     code = _text(address, "postalCode", 20)
     match = _ZIP_PLUS_4.fullmatch(code) if code else None
-    return "".join(match.groups()) if match else _text(address, "postalCode", 9)
+    return "".join(match.groups("")) if match else _text(address, "postalCode", 9)
 
 
 def _is_elsewhere(address: dict[str, Any]) -> bool:
     """Whether the country is one that is not the United States."""
     country = _country(address)
-    return country is not None and country.casefold().replace(".", "") not in _UNITED_STATES
+    return country is not None and country_name(country) not in _UNITED_STATES
 
 
 def _zip3(address: dict[str, Any]) -> str | None:
