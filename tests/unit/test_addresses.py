@@ -66,7 +66,13 @@ def test_zips_of_the_united_states_are_those_of_their_territories_too(country):
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("53593-9179", "535939179"), ("53593 9179", "535939179"), ("53593-", "53593"), ("53593", "53593"), ("1010", "1010")],
+    [
+        ("53593-9179", "535939179"),
+        ("53593 9179", "535939179"),
+        ("53593-", "53593"),
+        ("53593", "53593"),
+        ("1010", "1010"),
+    ],
 )
 def test_a_sites_zip_has_no_hyphen_however_it_is_written(code, expected):
     addresses = Addresses()
@@ -85,7 +91,16 @@ def test_an_address_that_has_ended_is_the_former_one():
 
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [("US-TX", "TX"), ("TX", "TX"), (" tx ", "TX"), ("Texas", "TX"), ("west  virginia", "WV"), ("Tex", None), ("", None), (None, None)],
+    [
+        ("US-TX", "TX"),
+        ("TX", "TX"),
+        (" tx ", "TX"),
+        ("Texas", "TX"),
+        ("west  virginia", "WV"),
+        ("Tex", None),
+        ("", None),
+        (None, None),
+    ],
 )
 def test_a_state_is_a_two_letter_code_or_nothing(state, expected):
     assert patient_row(state=state, postalCode="78701")["state"] == expected
