@@ -232,7 +232,8 @@ def _event_columns() -> Iterator[str]:
         ),
         "",
         "A concept is an id or `VOCABULARY:code`, a unit a UCUM code or a spelling of `unit_aliases.csv`; a column `name` is for",
-        "those who read the file.",
+        "those who read the file. A concept has one standard unit (`to`): where a site names another one, the shared",
+        "conversions of that concept do not hold there.",
     ]
     yield ""
 

@@ -187,6 +187,8 @@ def _preferred(addresses: Any) -> dict[str, Any] | None:
     if not addresses:
         return None
     current = [address for address in addresses if address.get("use") != "old"] or addresses
+    # One whose period has an end is the former one, where another has none.
+    current = [address for address in current if not (address.get("period") or {}).get("end")] or current
     home = [address for address in current if address.get("use") == "home"]
     found: dict[str, Any] = (home or current)[0]
     return found
@@ -235,7 +237,7 @@ def _degrees(value: Any, most: float) -> float | None:
 
 
 def _zip(address: dict[str, Any]) -> str | None:
-    """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
+    """A site's postal code: of the United States its digits alone, else as it is, up to nine characters."""
     code = _text(address, "postalCode", 20)
     match = _ZIP_PLUS_4.fullmatch(code) if code else None
     return "".join(part for part in match.groups() if part) if match else _text(address, "postalCode", 9)

@@ -80,7 +80,7 @@ _CHUNK_BYTES = 1 << 20
 _COPY_LINE = re.compile(r"line (\d+)")
 
 #: Counted up when the layout of the index changes, so that old files are not read by new code.
-_INDEX_FORMAT = 3
+_INDEX_FORMAT = 4
 
 #: Rows a row group: small enough that the statistics of sorted codes let a lookup skip most of the file.
 _ROW_GROUP = 100_000
@@ -103,16 +103,21 @@ _INDEX_QUERY = """
     FROM index_row ORDER BY vocabulary_id COLLATE "C", concept_code COLLATE "C", pair_number
 """
 _CONCEPT_QUERY = "SELECT * FROM index_concept ORDER BY concept_id"
-# concept_ancestor knows standard concepts and classifications alone: of others their next broader ones in their vocabulary.
+# concept_ancestor knows standard concepts and classifications alone: between these and others, and among others, what
+# relationships say of the next broader one.
 _ANCESTOR_QUERY = """
     SELECT ancestor_concept_id, descendant_concept_id FROM {vocab}.concept_ancestor
     WHERE ancestor_concept_id <> descendant_concept_id
     UNION
-    SELECT CASE relationship_id WHEN 'Is a' THEN concept_id_2 ELSE concept_id_1 END AS broader, concept_id
-    FROM {vocab}.concept_relationship AS relationship JOIN {vocab}.concept
-    ON concept_id = CASE relationship_id WHEN 'Is a' THEN concept_id_1 ELSE concept_id_2 END
+    SELECT broader.concept_id, narrower.concept_id
+    FROM {vocab}.concept_relationship AS relationship
+    JOIN {vocab}.concept AS narrower
+    ON narrower.concept_id = CASE relationship_id WHEN 'Is a' THEN concept_id_1 ELSE concept_id_2 END
+    JOIN {vocab}.concept AS broader
+    ON broader.concept_id = CASE relationship_id WHEN 'Is a' THEN concept_id_2 ELSE concept_id_1 END
     WHERE relationship_id IN ('Is a', 'Subsumes') AND concept_id_1 <> concept_id_2
-    AND relationship.invalid_reason IS NULL AND standard_concept IS DISTINCT FROM 'S'
+    AND relationship.invalid_reason IS NULL
+    AND (narrower.standard_concept IS DISTINCT FROM 'S' OR broader.standard_concept IS DISTINCT FROM 'S')
     ORDER BY descendant_concept_id, ancestor_concept_id
 """
 _VALID_STRENGTHS = "WHERE invalid_reason IS NULL ORDER BY drug_concept_id, ingredient_concept_id"
@@ -414,8 +419,8 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
-    concept_ancestor except a concept with itself, and for concepts that are not standard the next broader ones
-    (`Is a`, `Subsumes`), `drug_strength.parquet` the valid strengths of drugs.
+    concept_ancestor except a concept with itself, and those of a concept and the next broader one (`Is a`, `Subsumes`)
+    of which one at least is not standard, `drug_strength.parquet` the valid strengths of drugs.
     PostgreSQL joins and sorts and polars streams the result into Parquet, so memory stays flat for a full vocabulary.
     Raises LandingError when the disk refuses.
     """

@@ -48,9 +48,45 @@ def test_the_list_of_restricted_prefixes_is_the_regulations():
     assert len(RESTRICTED_ZIP3) == 17
 
 
-@pytest.mark.parametrize("zip_code", ["", "78", "K1A 0B1", "²³4", "７８７０１", "7-8701"])
+@pytest.mark.parametrize("zip_code", ["", "78", "K1A 0B1", "²³4", "７８７０１", "7-8701", "2139", "1010", "21391234"])
 def test_what_is_no_us_zip_is_left_out(zip_code):
     assert patient_row(postalCode=zip_code, state="TX")["zip"] is None
+
+
+@pytest.mark.requirement("themis-person-location-granularity")
+@pytest.mark.parametrize("zip_code", ["787", "78701", "78701-", "78701 1234", " 78701 - 1234 ", "787011234"])
+def test_a_zip_is_known_however_it_is_written(zip_code):
+    assert patient_row(postalCode=zip_code)["zip"] == "787"
+
+
+@pytest.mark.parametrize("country", ["US", "U.S.A.", "United  States", "PR", "GUM", "840"])
+def test_zips_of_the_united_states_are_those_of_their_territories_too(country):
+    assert patient_row(postalCode="96910", country=country)["zip"] == "969"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("53593-9179", "535939179"),
+        ("53593 9179", "535939179"),
+        ("53593-", "53593"),
+        ("53593", "53593"),
+        ("1010", "1010"),
+    ],
+)
+def test_a_sites_zip_has_no_hyphen_however_it_is_written(code, expected):
+    addresses = Addresses()
+    addresses.of_site({"address": {"postalCode": code}})
+    assert addresses.frame()["zip"].to_list() == [expected]
+
+
+@pytest.mark.requirement("themis-person-location-granularity")
+def test_an_address_that_has_ended_is_the_former_one():
+    addresses = Addresses()
+    former = {"use": "home", "state": "CA", "period": {"start": "2001-01-01", "end": "2010-01-01"}}
+    addresses.of_patient({"address": [former, {"use": "home", "state": "TX", "period": {"start": "2010-01-01"}}]})
+    addresses.of_patient({"address": [former]})
+    assert addresses.frame()["state"].to_list() == ["TX", "CA"]
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ class ConceptIndex:
         )
 
     def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
-        """The same of concepts that are not standard, whose broader ones are looked up step by step."""
+        """The same by each concept's own place in its vocabulary, standard or not: broader ones are looked up step by step."""
         asked = set(concept_ids.cast(pl.Int64).drop_nulls())
         broader: dict[int, set[int]] = {}
         frontier = asked

@@ -45,7 +45,7 @@ class ConceptLookup(Protocol):
         ...
 
     def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
-        """The same among concepts that are not standard."""
+        """The same of concepts of which some are not standard."""
         ...
 
 
@@ -170,8 +170,8 @@ class ConceptResolver:
     def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """The rows of the best coding of each code set.
 
-        Order: has a standard mapping; vocabulary priority; the more specific concept, then the more specific source
-        code (f2o-036); userSelected; order.
+        Order: has a standard mapping; vocabulary priority; of codes of one vocabulary the more specific (f2o-036), also
+        where it maps to a broader concept; then the more specific concept; userSelected; order.
         """
         priority = self._priorities.get(purpose, ())
         others = len(priority) + 1
@@ -194,7 +194,7 @@ class ConceptResolver:
         )
         order = [
             *("code_set", "has_standard", "priority"),
-            *("less_specific", "less_specific_source", "not_selected", "position"),
+            *("less_specific_source", "less_specific", "not_selected", "position"),
         ]
         best = (
             ranked.sort(order, descending=[name == "has_standard" for name in order], maintain_order=True)
@@ -245,9 +245,12 @@ class ConceptResolver:
         return pl.Series("less_specific_source", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)
 
     def _above_by_hierarchy(self, rivals: pl.DataFrame, key: list[str]) -> pl.Series:
-        """Rows of codings whose concept is above that of a rival; standard concepts were compared before."""
-        is_source = pl.col("source_concept_id").is_not_null() & (pl.col("source_standard_concept").fill_null("") != "S")
-        rows = rivals.filter(is_source & ~pl.col("vocabulary_id").str.starts_with(_BY_CODE))
+        """Rows of codings whose own concept is above that of a rival, of which one at least is not standard: of two
+        that are, `_less_specific` knows it."""
+        rows = rivals.filter(
+            pl.col("source_concept_id").is_not_null() & ~pl.col("vocabulary_id").str.starts_with(_BY_CODE)
+        )
+        rows = rows.filter((pl.col("source_standard_concept").fill_null("") != "S").any().over(key))
         if rows.is_empty():
             return rows["row"]
         descents = self._index.source_descents(rows["source_concept_id"].unique())

@@ -209,7 +209,7 @@ class _Text(io.StringIO):
 
 def _composed(file: Path) -> yaml.Node | None:
     """The nodes of a file, which know it by name. Raises OSError, UnicodeDecodeError, yaml.YAMLError."""
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8-sig")
     if yaml.__with_libyaml__:  # eight times as fast; the other reports better what is wrong
         with suppress(yaml.YAMLError):
             return yaml.CSafeLoader(_Text(text, str(file))).get_single_node()
@@ -323,7 +323,7 @@ def _read_rows(
     """The rows, each with a value in all of `columns`. `optional`: the other columns that there may be; None: any."""
     rows: list[Row] = []
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
             reader = csv.DictReader(stream, strict=True)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
@@ -431,10 +431,21 @@ def _read_layer(found: Sources, layer: Path) -> None:
 def _read_own_folder(found: Sources, folder: Path) -> None:
     """A site's entries of value maps, or of rules about rows."""
     if folder.name in _RULES:
-        found.rules[folder.name].update(_read_rules(found, folder.name, _csv_files(found, folder)))
+        own = _read_rules(found, folder.name, _csv_files(found, folder))
+        if folder.name == "units":
+            _leave_out_other_standards(found.rules["units"], own)
+        found.rules[folder.name].update(own)
         return
     for values in sorted(folder.iterdir()):
         _read_own_values(found, values)
+
+
+def _leave_out_other_standards(shared: dict[tuple[str, ...], Row], own: Mapping[tuple[str, ...], Row]) -> None:
+    """A concept has one standard unit: where a site names another one, the shared conversions of the concept go."""
+    standards = {row.values["concept"]: row.values["to"] for row in own.values()}
+    for key, row in [*shared.items()]:
+        if standards.get(row.values["concept"], row.values["to"]) != row.values["to"]:
+            del shared[key]
 
 
 def _csv_files(found: Sources, folder: Path) -> list[Path]:
