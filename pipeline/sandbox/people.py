@@ -12,7 +12,17 @@ from random import Random
 
 from pipeline.sandbox.codes import code_book
 from pipeline.sandbox.directory import FAMILY_NAMES, GIVEN_NAMES, Directory
-from pipeline.sandbox.shapes import DAY, EPIC, Resource, epic_id, instant, local_date, plain_concept, reference
+from pipeline.sandbox.shapes import (
+    DAY,
+    EPIC,
+    Resource,
+    epic_id,
+    hl7_status,
+    instant,
+    local_date,
+    plain_concept,
+    reference,
+)
 
 __all__ = ["Person"]
 
@@ -165,8 +175,8 @@ class Person:
             allergy: Resource = {
                 "resourceType": "AllergyIntolerance",
                 "id": epic_id(self.seed, "AllergyIntolerance", self.index, number),
-                "clinicalStatus": _status("allergyintolerance-clinical", "active"),
-                "verificationStatus": _status("allergyintolerance-verification", "confirmed"),
+                "clinicalStatus": hl7_status("allergyintolerance-clinical", "active"),
+                "verificationStatus": hl7_status("allergyintolerance-verification", "confirmed"),
                 "type": self.rng.choice(["allergy", "intolerance"]),
                 "category": [self.rng.choice(["medication", "food", "environment"])],
                 "code": plain_concept(self.rng.choice(known + substances)),
@@ -217,7 +227,3 @@ def _omb_extension(name: str, codings: list[dict[str, str]]) -> Resource:
     parts: list[Resource] = [{"url": "ombCategory", "valueCoding": coding} for coding in codings]
     parts.append({"url": "text", "valueString": ", ".join(coding["display"] for coding in codings)})
     return {"extension": parts, "url": f"{_US_CORE}/{name}"}
-
-
-def _status(system: str, code: str) -> Resource:
-    return {"coding": [{"system": f"http://terminology.hl7.org/CodeSystem/{system}", "code": code}]}
