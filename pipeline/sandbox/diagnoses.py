@@ -9,6 +9,7 @@ from random import Random
 from pipeline.sandbox.codes import code_book
 from pipeline.sandbox.shapes import (
     DAY,
+    EPIC,
     Chooser,
     Resource,
     condition_variants,
@@ -16,6 +17,7 @@ from pipeline.sandbox.shapes import (
     instant,
     local_date,
     plain_concept,
+    turn,
 )
 from pipeline.sandbox.visit import Visit
 
@@ -62,7 +64,7 @@ def diagnoses(visit: Visit) -> Iterator[Resource]:
         }
         visit.belongs(condition)
         condition |= _condition_dates(visit)
-        condition["verificationStatus"] = hl7_status("condition-ver-status", verification)
+        condition["verificationStatus"] = _verification(condition["id"], verification)
         if verification != "entered-in-error":
             closed = "abatementDateTime" in condition
             condition["clinicalStatus"] = hl7_status("condition-clinical", "resolved" if closed else "active")
@@ -74,6 +76,15 @@ def diagnoses(visit: Visit) -> Iterator[Resource]:
 def _condition_category(rng: Random) -> Resource:
     code = "encounter-diagnosis" if rng.random() < 0.65 else "problem-list-item"
     return {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/condition-category", "code": code}]}
+
+
+def _verification(condition_id: str, code: str) -> Resource:
+    """Every fifth with the site's own coding first."""
+    status = hl7_status("condition-ver-status", code)
+    if turn(condition_id, 5):
+        return status
+    local = {"system": f"{EPIC}.10.696871.300", "code": "2", "display": code.title()}
+    return {"coding": [local, *status["coding"]], "text": code.title()}
 
 
 def _condition_dates(visit: Visit) -> Resource:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from random import Random
 
 from pipeline.sandbox.codes import code_book
-from pipeline.sandbox.shapes import DAY, Chooser, Resource, instant, plain_concept, reference
+from pipeline.sandbox.shapes import DAY, Chooser, Resource, instant, plain_concept, reference, turn
 from pipeline.sandbox.visit import Visit
 
 __all__ = ["medication_requests"]
 
+_UCUM = "http://unitsofmeasure.org"
 _MEDICATION_STATUSES = Chooser(
     {"active": 45, "completed": 38, "stopped": 10, "on-hold": 2, "cancelled": 2, "draft": 1, "entered-in-error": 2}
 )
@@ -39,7 +41,8 @@ def medication_requests(visit: Visit) -> Iterator[Resource]:
         if rng.random() < 0.98:
             request["authoredOn"] = instant(visit.start + 1200)
         request["requester"] = visit.practitioner()
-        yield request | _dosage(rng, visit.start, inpatient=inpatient)
+        request |= _dosage(rng, visit.start, inpatient=inpatient)
+        yield request if inpatient else _with_doses(request)
 
 
 def _medication(visit: Visit) -> Resource:
@@ -72,8 +75,49 @@ def _dosage(rng: Random, start: int, *, inpatient: bool) -> Resource:
             "expectedSupplyDuration": {
                 "value": days,
                 "unit": "Day",
-                "system": "http://unitsofmeasure.org",
+                "system": _UCUM,
                 "code": "d",
             },
         }
     return answer
+
+
+_DOSE_TYPES = "http://epic.com/CodeSystem/dose-rate-type"
+_STRENGTH = re.compile(r"([0-9.]+) (MG)")
+
+
+def _with_doses(request: Resource) -> Resource:
+    """Every second order says how much is taken, as Epic does: three times; of these every second for how long only so."""
+    way = turn(request["id"], 4)
+    if way > 1:
+        return request
+    times = way + 1
+    dosage = request["dosageInstruction"][0]
+    said = dosage | {"text": f"Take 1 tablet by mouth {times} times daily", "doseAndRate": _doses(request)}
+    repeat = {"frequency": times, "period": 1, "periodUnit": "d"}
+    if way == 0:
+        said["timing"] = {"repeat": repeat | dosage.get("timing", {}).get("repeat", {})}
+        return request | {"dosageInstruction": [said]}
+    quantity = {"value": 90 * times, "unit": "tablet"}
+    return request | {
+        "dosageInstruction": [said | {"timing": {"repeat": repeat}}],
+        "dispenseRequest": {"quantity": quantity},
+    }
+
+
+def _doses(request: Resource) -> list[Resource]:
+    """What was calculated, how much is to be taken, and what was ordered: mass, tablet, mass."""
+    strength = _STRENGTH.search(_name(request))
+    mass = {"value": float(strength[1]) if strength else 10, "unit": "mg", "system": _UCUM, "code": "mg"}
+    tablet = {"value": 1, "unit": "tablet", "system": _UCUM, "code": "{tbl}"}
+    return [_dose("calculated", mass), _dose("admin-amount", tablet), _dose("ordered", mass)]
+
+
+def _dose(kind: str, quantity: Resource) -> Resource:
+    coding = {"system": _DOSE_TYPES, "code": kind, "display": kind}
+    return {"type": {"coding": [coding], "text": kind}, "doseQuantity": quantity}
+
+
+def _name(request: Resource) -> str:
+    reference_or_concept = request.get("medicationReference") or request["medicationCodeableConcept"]
+    return str(reference_or_concept.get("display") or reference_or_concept["text"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from pipeline.sandbox.shapes import DAY, EPIC, Chooser, Resource, instant, reference
+from pipeline.sandbox.shapes import DAY, EPIC, Chooser, Resource, instant, reference, turn
 from pipeline.sandbox.visit import TYPES, Visit
 
 __all__ = ["encounter", "status_of"]
@@ -62,10 +62,9 @@ def encounter(visit: Visit, status: str, conditions: list[Resource]) -> Resource
     if rng.random() < 0.95 and status == "finished":  # some closed visits have no end
         made["period"]["end"] = instant(visit.end)
     if rng.random() < 0.8:
-        made["participant"] = [{"individual": visit.practitioner()}]
+        made["participant"] = _participants(visit, visit.practitioner())
     if rng.random() < 0.7:
-        locations = visit.person.directory.locations
-        made["location"] = [{"location": reference("Location", rng.choice(locations))}]
+        made["location"] = _places(visit, rng.choice(visit.person.directory.places.wards))
     if rng.random() < 0.6:
         made["serviceProvider"] = reference("Organization", visit.person.directory.organizations[0])
     if conditions and rng.random() < 0.7:
@@ -73,6 +72,39 @@ def encounter(visit: Visit, status: str, conditions: list[Resource]) -> Resource
     if visit.kind == "hospital":
         made["hospitalization"] = _hospitalization(rng, closed=status == "finished")
     return made
+
+
+def _participants(visit: Visit, attending: Resource) -> list[Resource]:
+    """One without a type; or who referred, then who attended; of stays two attending, one after the other."""
+    directory = visit.person.directory
+    number = turn(visit.id, len(directory.practitioners))
+    other = reference("Practitioner", directory.practitioners[number], directory.practitioner_name(number))
+    if visit.kind == "hospital":
+        change = visit.start + DAY
+        later = {"start": instant(change), "end": instant(visit.end)}
+        first = {"start": instant(visit.start), "end": instant(change)}
+        return [_participant("ATND", other, period=later), _participant("ATND", attending, period=first)]
+    if turn(visit.id, 3):
+        return [{"individual": attending}]
+    return [_participant("REF", other), _participant("ATND", attending)]
+
+
+_PARTICIPATIONS = {"REF": "referrer", "ATND": "attender"}
+
+
+def _participant(code: str, individual: Resource, **more: Resource) -> Resource:
+    coding = {"system": "http://terminology.hl7.org/CodeSystem/v3-ParticipationType", "code": code}
+    text = _PARTICIPATIONS[code]
+    return {"type": [{"coding": [coding | {"display": text}], "text": text}], "individual": individual, **more}
+
+
+def _places(visit: Visit, ward: str) -> list[Resource]:
+    """A ward; of a stay unit, unit, hospital, room and bed with one period."""
+    if visit.kind != "hospital":
+        return [{"location": reference("Location", ward)}]
+    period = {"start": instant(visit.start), "end": instant(visit.end)}
+    stay = visit.person.directory.places.stay(turn(visit.id, 2))
+    return [{"location": reference("Location", place), "status": "completed", "period": period} for place in stay]
 
 
 def _diagnosis(rank: int, condition_id: str) -> Resource:
