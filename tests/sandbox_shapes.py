@@ -128,6 +128,12 @@ _VISITS = {
         " WHERE care_site_name IN ('Emergency Department', 'Medical Ward 3 East'))"
         " AND 1 = (SELECT count(*) FROM cdm.visit_detail d WHERE d.visit_occurrence_id = r.visit_occurrence_id)",
     ),
+    "A.3 a transfer": _of(
+        "visit_detail",
+        "Encounter",
+        lambda r: len(r.get("location", [])) == 10 and "end" in r["period"],
+        "2 = (SELECT count(*) FROM cdm.visit_detail d WHERE d.visit_occurrence_id = r.visit_occurrence_id)",
+    ),
     "A.10 a class by the system's former name": _of(
         "visit_occurrence",
         "Encounter",
@@ -220,6 +226,12 @@ _PERSONS = {
         "Patient",
         lambda r: _extensions(r, "patient-genderIdentity"),
         "r.observation_source_value = 'non-binary'",
+    ),
+    "B.1 two ethnicities": _of(
+        "observation",
+        "Patient",
+        lambda r: [len(each["extension"]) for each in _extensions(r, "us-core-ethnicity")] == [3],
+        "r.value_as_concept_id = 38003563",
     ),
     "A.13 a payor by reference and name, the plan as a text": _of(
         "payer_plan_period",
@@ -482,6 +494,18 @@ _RESULTS = {
     ),
     "A.13 a specimen that was received": _of(
         "specimen", "Specimen", lambda r: "receivedTime" in r and "collection" not in r, "true"
+    ),
+    "B.2 a weight in pounds": _of(
+        "measurement",
+        "Observation",
+        lambda r: r.get("valueQuantity", {}).get("code") == "[lb_av]",
+        "r.value_as_number = 154 AND r.unit_source_value = '[lb_av]'",
+    ),
+    "B.2 a temperature that nobody survives": _of(
+        "measurement",
+        "Observation",
+        lambda r: r.get("valueQuantity", {}).get("value") == 366 and r["valueQuantity"]["code"] == "Cel",
+        "r.value_as_number = 366",
     ),
     "B.1 a number below 0": Shape(
         "Observation", lambda r: r.get("valueQuantity", {}).get("value") == -3.2, issue="value_negative"

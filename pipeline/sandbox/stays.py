@@ -99,12 +99,23 @@ def _participant(code: str, individual: Resource, **more: Resource) -> Resource:
 
 
 def _places(visit: Visit, ward: str) -> list[Resource]:
-    """A ward; of a stay unit, unit, hospital, room and bed with one period."""
+    """A ward; of a stay unit, unit, hospital, room and bed with one period, or two such lists after a transfer."""
     if visit.kind != "hospital":
         return [{"location": reference("Location", ward)}]
-    period = {"start": instant(visit.start), "end": instant(visit.end)}
-    stay = visit.person.directory.places.stay(turn(visit.id, 2))
-    return [{"location": reference("Location", place), "status": "completed", "period": period} for place in stay]
+    way = turn(visit.id, 3)
+    if way < _TRANSFERRED:
+        return _stay(visit, way, visit.start, visit.end)
+    transfer = visit.start + 6 * 3600
+    return [*_stay(visit, 0, visit.start, transfer), *_stay(visit, 1, transfer, visit.end)]
+
+
+_TRANSFERRED = 2
+
+
+def _stay(visit: Visit, unit: int, start: int, end: int) -> list[Resource]:
+    period = {"start": instant(start), "end": instant(end)}
+    places = visit.person.directory.places.stay(unit)
+    return [{"location": reference("Location", place), "status": "completed", "period": period} for place in places]
 
 
 def _diagnosis(rank: int, condition_id: str) -> Resource:

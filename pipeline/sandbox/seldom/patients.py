@@ -79,6 +79,12 @@ def _living(patient: Resource, **elements: str) -> Resource:
     return patient | {"address": [patient["address"][0] | elements]}
 
 
+def _two_ethnicities(_: Person, patient: Resource) -> Resource:
+    codes = {"2135-2": "Hispanic or Latino", "2186-5": "Not Hispanic or Latino"}
+    codings = [{"system": _OMB, "code": code, "display": display} for code, display in codes.items()]
+    return _with(patient, race_or_ethnicity("us-core-ethnicity", codings))
+
+
 def _died_twice(person: Person, patient: Resource) -> Resource:
     return _without(patient, "deceasedBoolean") | {"deceasedDateTime": instant(person.now - DIED_DAYS_AGO * DAY)}
 
@@ -108,6 +114,7 @@ _CHANGES: dict[int, _Change] = {
     4: _gender_identity_of_fhir,
     5: _long_address,
     6: _foreign_address,
+    11: _two_ethnicities,
 }
 _ODD: dict[int, _Change] = {
     CONTRADICTED_DEATH: _died_twice,

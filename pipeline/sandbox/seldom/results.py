@@ -82,6 +82,17 @@ def _judged_by_alias(person: Person) -> list[Resource]:
     return [observation(person, "judged", "2823-3", valueQuantity=value, interpretation=[high])]
 
 
+def _in_pounds(person: Person) -> list[Resource]:
+    pounds = {"value": 154, "unit": "lb", "system": _UCUM, "code": "[lb_av]"}
+    return [observation(person, "pounds", "29463-7", category=_VITAL_SIGNS, valueQuantity=pounds)]
+
+
+def _not_survived(person: Person) -> list[Resource]:
+    """A point that was forgotten."""
+    degrees = {"value": 366, "unit": "Cel", "system": _UCUM, "code": "Cel"}
+    return [observation(person, "not survived", "8310-5", category=_VITAL_SIGNS, valueQuantity=degrees)]
+
+
 RESULTS: tuple[Way, ...] = (
     _negative_text,
     _titre,
@@ -93,4 +104,6 @@ RESULTS: tuple[Way, ...] = (
     _told_by_patient,
     _note,
     _judged_by_alias,
+    _in_pounds,
+    _not_survived,
 )
