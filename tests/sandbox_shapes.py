@@ -237,13 +237,13 @@ _PERSONS = {
         "payer_plan_period",
         "Coverage",
         lambda r: "display" in r["payor"][0] and "reference" in r["payor"][0] and r.get("type") == {"text": "PPO"},
-        "r.payer_source_value IN ('IMAGINARY MUTUAL', 'Nowhere Health Plan') AND r.plan_source_value = 'PPO'",
+        "r.payer_source_value IN ('IMAGINARY MUTUAL', 'Fictional Health Plan') AND r.plan_source_value = 'PPO'",
     ),
     "A.13 a payor by reference alone": _of(
         "payer_plan_period",
         "Coverage",
         lambda r: r["payor"][0].keys() == {"reference"},
-        "r.payer_source_value IN ('IMAGINARY MUTUAL', 'Nowhere Health Plan')",
+        "r.payer_source_value IN ('IMAGINARY MUTUAL', 'Fictional Health Plan')",
     ),
     "A.13 a payor by name alone": _of(
         "payer_plan_period", "Coverage", lambda r: r["payor"][0].keys() == {"display"}, "r.payer_source_value IS NULL"
@@ -282,6 +282,18 @@ _DRUGS = {
         "drug_exposure", "MedicationRequest", lambda r: "performer" in r.get("dispenseRequest", {}), "true"
     ),
     "A.4 a dispense of that pharmacy": _of("drug_exposure", "MedicationDispense", lambda r: "performer" in r, "true"),
+    "B.1 an order that was stopped": _of(
+        "drug_exposure",
+        "MedicationRequest",
+        lambda r: r["status"] == "stopped" and _quantity(r) == 30 and "bounds" in str(r) and "authoredOn" in r,
+        "r.drug_exposure_end_date - r.drug_exposure_start_date = 9 AND r.quantity = 30",
+    ),
+    "B.1 taken as needed": _of(
+        "drug_exposure",
+        "MedicationRequest",
+        lambda r: r.get("dosageInstruction", [{}])[0].get("asNeededBoolean"),
+        "r.drug_exposure_end_date - r.drug_exposure_start_date = 29",
+    ),
     "A.6 a statement of the relative": _of(
         "drug_exposure",
         "MedicationStatement",

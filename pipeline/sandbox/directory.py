@@ -35,7 +35,7 @@ _SPECIALTIES = (
 )
 #: Every fourth role names the system of specialties as some do: without its path.
 _SPECIALTY_SYSTEMS = ("http://nucc.org/provider-taxonomy", "http://nucc.org")
-_PAYERS = ("IMAGINARY MUTUAL", "Nowhere Health Plan")
+_PAYERS = ("IMAGINARY MUTUAL", "Fictional Health Plan")
 
 
 class Directory:

@@ -34,7 +34,7 @@ def test_every_shape_is_played(seed: int) -> None:
 
 def test_what_seldom_comes_is_there_early() -> None:
     """Shapes that few patients have are in turn, not by chance: the first persons have them all."""
-    assert EVERY_WAY <= 12
+    assert EVERY_WAY <= 13
     common = {"A.3", "A.4 three", "A.1", "A.8 a r", "A.12 an order"}  # by chance: of one resource in so many
     seldom = {name: shape for name, shape in SHAPES.items() if not name.startswith(tuple(common))}
     resources = _resources(EVERY_WAY, 5)

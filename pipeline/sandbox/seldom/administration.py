@@ -37,7 +37,7 @@ def _claim(person: Person) -> list[Resource]:
 
 
 def _explanation_of_benefit(person: Person) -> list[Resource]:
-    return _bill(person, "ExplanationOfBenefit", outcome="complete")
+    return _bill(person, "ExplanationOfBenefit", outcome="partial")
 
 
 def _flag(person: Person) -> list[Resource]:

@@ -124,16 +124,33 @@ def _reported(person: Person) -> list[Resource]:
     return [order(person, "reported", _TABLET, reportedReference=reporter(person))]
 
 
+def _stopped(person: Person) -> list[Resource]:
+    """The day on which it was stopped is in the bounds; the supply would last longer."""
+    bounds = {"start": instant(person.lately), "end": instant(person.lately + 9 * DAY)}
+    doses = [{"timing": {"repeat": {"boundsPeriod": bounds}}}]
+    ordered = {"quantity": {"value": 30, "unit": "tablet"}}
+    return [order(person, "stopped", _TABLET, status="stopped", dosageInstruction=doses, dispenseRequest=ordered)]
+
+
+def _as_needed(person: Person) -> list[Resource]:
+    """No daily dose can be told."""
+    doses = [{**_daily(4, 1, "tablet")[0], "asNeededBoolean": True}]
+    ordered = {"quantity": {"value": 20, "unit": "tablet"}}
+    return [order(person, "as needed", _TABLET, dosageInstruction=doses, dispenseRequest=ordered)]
+
+
 DRUGS: tuple[Way, ...] = (
     _by_display,
-    _by_absent_medication,
+    _by_mail,
     _by_bounds_alone,
     _stated_by_somebody,
-    _by_mail,
     _too_long,
     _liquid,
+    _infusion,
     _reported,
     _dispense_by_daily_dose,
     _stated_by_nobody,
-    _infusion,
+    _stopped,
+    _as_needed,
+    _by_absent_medication,  # the last: in worlds of twelve patients every reference leads somewhere
 )

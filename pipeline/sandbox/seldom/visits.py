@@ -16,11 +16,24 @@ _YEAR = 365 * DAY
 
 def _emergency_then_inpatient(person: Person) -> list[Resource]:
     start = person.lately
-    history = [
+    history: list[Resource] = [
         {"class": _EMERGENCY, "period": {"start": instant(start), "end": instant(start + 6 * 3600)}},
         {"class": _INPATIENT, "period": {"start": instant(start + 6 * 3600)}},
     ]
-    return [visit(person, "emergency", start, hours=50, **{"class": _INPATIENT, "classHistory": history})]
+    transferred = {
+        "class": _INPATIENT,
+        "classHistory": history,
+        "location": [
+            *_stay(person, 0, history[0]["period"]),
+            *_stay(person, 1, {"start": instant(start + 6 * 3600), "end": instant(start + 50 * 3600)}),
+        ],
+    }
+    return [visit(person, "emergency", start, hours=50, **transferred)]
+
+
+def _stay(person: Person, unit: int, period: Resource) -> list[Resource]:
+    places = person.directory.places.stay(unit)
+    return [{"location": reference("Location", place), "status": "completed", "period": period} for place in places]
 
 
 def _at_home(person: Person) -> list[Resource]:
