@@ -265,10 +265,10 @@ def test_a_run_that_ended_early_is_finished_by_the_next(
             load(lacking, export)
     load(lacking, export)
     reads = Counter(path for path in lacking.watched.paths if path.startswith(SHARED))
-    assert len(reads) == 35
+    assert len(reads) == 45
     repeated = {"kept": 10, "recorded": 10, "finished": 0, "saved": 0}[step]
     assert reads.total() - len(reads) <= repeated, "at most the batch under way"
-    assert lacking.rows("SELECT count(*) FROM hydrated_reference WHERE state = 'found'") == [(35,)]
+    assert lacking.rows("SELECT count(*) FROM hydrated_reference WHERE state = 'found'") == [(45,)]
     assert {job.state for job in lacking.jobs("hydration")} == {"published"}
     assert lacking.rows("SELECT count(*) FROM cdm.provider") == [(5,)]
     lacking.content()
