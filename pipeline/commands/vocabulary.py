@@ -156,6 +156,8 @@ def _show_counts(counts: dict[str, int]) -> None:
 
 def _check_fixed_concepts(settings: Settings) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
+    from itertools import chain
+
     from pipeline.transform.mapping.mappings import load_mappings
 
     mappings, index = load_mappings(settings.mappings), _index(settings)
@@ -163,7 +165,8 @@ def _check_fixed_concepts(settings: Settings) -> None:
     for name, where in mappings.coded_concepts.items():
         vocabulary, _, code = name.partition(":")
         codes[vocabulary, code] = where
-    standard = index.standard_of_codes(codes)
+    forms = mappings.code_forms
+    standard = forms.mapped(codes, index.standard_of_codes(chain(*forms.spellings(codes).values())))
     count = len(mappings.fixed_concepts) + len(codes)
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]

@@ -17,6 +17,7 @@ from pipeline.transform.column_names import (
     fact_of,
     is_issue,
     is_precision,
+    issue,
     issue_parts,
     lacks,
     of_precision,
@@ -422,14 +423,19 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
     source_value = pl.coalesce("source_code", pl.when(pl.lit(keep_text)).then("text"))
     value = pl.col("value_concept_id_right") if "value_concept_id_right" in rows.columns else pl.col("value_concept_id")
     own_value = [pl.col("value_as_concept_id")] if "value_as_concept_id" in rows.columns else []
+    if "unit_concept_id" in rows.columns and "value_as_number" in rows.columns:
+        has_no_unit = pl.col("unit_source_value").is_null() & pl.col("value_as_number").is_not_null()
+        unit = pl.coalesce("unit_concept_id", pl.when(has_no_unit).then("own_unit_concept_id"))
+        rows = rows.with_columns(unit.alias("unit_concept_id"))
     return rows.with_columns(
         pl.col("target_concept_id").fill_null(0).alias("concept_id"),
         pl.col("source_concept_id").fill_null(0),
         source_value.alias("source_value"),
         pl.coalesce(value, *own_value).alias("value_as_concept_id"),
         pl.col("code_set_key").fill_null(0),
+        pl.col("is_ambiguous").fill_null(False).alias(issue("code_ambiguous", view.code)),
         _table(view).alias("table"),
-    )
+    ).drop("is_ambiguous")
 
 
 def _table(view: ViewMapping) -> pl.Expr:

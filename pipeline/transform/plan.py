@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, cached_property, partial
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -132,6 +133,8 @@ class Worker:
             self.plan.mappings.code_systems,
             self.plan.mappings.vocabulary_priority,
             self.plan.mappings.unit_aliases,
+            self.plan.mappings.code_forms,
+            self.plan.mappings.fall_backs,
         )
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
@@ -189,7 +192,8 @@ class Worker:
         """`VOCABULARY:code` of the mappings → its standard concept."""
         parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
         pairs = [(vocabulary, code) for vocabulary, _, code in parted]
-        found = self.plan.index.standard_of_codes(pairs)
+        forms = self.plan.mappings.code_forms
+        found = forms.mapped(pairs, self.plan.index.standard_of_codes(chain(*forms.spellings(pairs).values())))
         return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
 
     @cached_property
