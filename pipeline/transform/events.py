@@ -17,7 +17,6 @@ from pipeline.transform.column_names import (
     fact_of,
     is_issue,
     is_precision,
-    issue,
     issue_parts,
     lacks,
     of_precision,
@@ -104,12 +103,13 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
     counted: CountedRows | None = None
     exact: dict[str, pl.DataFrame] = {}
-    links = NO_LINKS
+    links, ambiguous = NO_LINKS, pl.DataFrame(schema=SCHEMAS[ISSUE])
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, found, counts, counted, links
+        nonlocal rate, unmapped, found, counts, counted, links, ambiguous
         kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
+        ambiguous = _ambiguous_codes(mapping, view, coded)
         checked = worker.value_checks.check(coded)
         found, counts = checked.found, checked.counts
         counted = without_duplicates(worker, mapping.resource, checked.rows)
@@ -132,6 +132,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         result,
         rate=rate,
         unmapped=pl.concat([unmapped, result.unmapped]),
+        issues=pl.concat([result.issues, ambiguous]),
         exact=exact,
         links=links,
         value_checks=counts,
@@ -433,9 +434,16 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         source_value.alias("source_value"),
         pl.coalesce(value, *own_value).alias("value_as_concept_id"),
         pl.col("code_set_key").fill_null(0),
-        pl.col("is_ambiguous").fill_null(False).alias(issue("code_ambiguous", view.code)),
         _table(view).alias("table"),
-    ).drop("is_ambiguous")
+    )
+
+
+def _ambiguous_codes(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Issues of rows without a concept because the vocabulary has several codes that the source may mean."""
+    if "is_ambiguous" not in rows.columns or view.code is None:
+        return pl.DataFrame(schema=SCHEMAS[ISSUE])
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code)).alias("path")
+    return rows.filter("is_ambiguous").select("surrogate_id", pl.lit("code_ambiguous").alias("code"), path)
 
 
 def _table(view: ViewMapping) -> pl.Expr:
