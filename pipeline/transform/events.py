@@ -105,12 +105,13 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     counted: CountedRows | None = None
     documents = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
     exact: dict[str, pl.DataFrame] = {}
-    links = NO_LINKS
+    links, ambiguous = NO_LINKS, pl.DataFrame(schema=SCHEMAS[ISSUE])
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, found, counts, counted, documents, links
+        nonlocal rate, unmapped, found, counts, counted, documents, links, ambiguous
         kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
+        ambiguous = _ambiguous_codes(mapping, view, coded)
         coded, documents = _without_documents(mapping, view, coded)
         checked = worker.value_checks.check(coded)
         found, counts = checked.found, checked.counts
@@ -134,6 +135,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         result,
         rate=rate,
         unmapped=pl.concat([unmapped, result.unmapped]),
+        issues=pl.concat([result.issues, ambiguous]),
         exact=exact,
         links=links,
         value_checks=counts,
@@ -466,6 +468,10 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
     source_value = pl.coalesce("source_code", pl.when(pl.lit(keep_text)).then("text"))
     value = pl.col("value_concept_id_right") if "value_concept_id_right" in rows.columns else pl.col("value_concept_id")
     own_value = [pl.col("value_as_concept_id")] if "value_as_concept_id" in rows.columns else []
+    if "unit_concept_id" in rows.columns and "value_as_number" in rows.columns:
+        has_no_unit = pl.col("unit_source_value").is_null() & pl.col("value_as_number").is_not_null()
+        unit = pl.coalesce("unit_concept_id", pl.when(has_no_unit).then("own_unit_concept_id"))
+        rows = rows.with_columns(unit.alias("unit_concept_id"))
     return rows.with_columns(
         pl.col("target_concept_id").fill_null(0).alias("concept_id"),
         pl.col("source_concept_id").fill_null(0),
@@ -474,6 +480,14 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         pl.col("code_set_key").fill_null(0),
         _table(view).alias("table"),
     )
+
+
+def _ambiguous_codes(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Issues of rows without a concept because the vocabulary has several codes that the source may mean."""
+    if "is_ambiguous" not in rows.columns or view.code is None:
+        return pl.DataFrame(schema=SCHEMAS[ISSUE])
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code)).alias("path")
+    return rows.filter("is_ambiguous").select("surrogate_id", pl.lit("code_ambiguous").alias("code"), path)
 
 
 def _table(view: ViewMapping) -> pl.Expr:

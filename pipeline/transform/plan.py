@@ -133,6 +133,8 @@ class Worker:
             self.plan.mappings.code_systems,
             self.plan.mappings.vocabulary_priority,
             self.plan.mappings.unit_aliases,
+            self.plan.mappings.code_forms,
+            self.plan.mappings.fall_backs,
         )
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
@@ -188,7 +190,7 @@ class Worker:
     @cached_property
     def _coded(self) -> dict[str, int]:
         """`VOCABULARY:code` and `VOCABULARY=name` of the mappings → their standard concepts."""
-        return standard_of_targets(self.plan.mappings.coded_concepts, self.plan.index)
+        return standard_of_targets(self.plan.mappings.coded_concepts, self.plan.index, self.plan.mappings.code_forms)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:

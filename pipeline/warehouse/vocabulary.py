@@ -38,7 +38,6 @@ from pipeline.transform.concepts.index import (
     STRENGTH_SCHEMA,
     ConceptIndex,
     FixedConcept,
-    normalise_code,
 )
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.schema import transaction
@@ -55,7 +54,6 @@ __all__ = [
     "ensure_index",
     "ignored_files",
     "load_vocabulary",
-    "normalise_code",
     "open_index",
 ]
 
@@ -99,7 +97,7 @@ _INDEX_QUERY = """
            source_invalid_reason,
            row_number() OVER (PARTITION BY vocabulary_id COLLATE "C", concept_code COLLATE "C"
                               ORDER BY target_concept_id, value_concept_id) AS pair_number,
-           target_concept_id, target_domain_id, target_vocabulary_id, value_concept_id
+           target_concept_id, target_domain_id, target_vocabulary_id, value_concept_id, unit_concept_id
     FROM index_row ORDER BY vocabulary_id COLLATE "C", concept_code COLLATE "C", pair_number
 """
 _CONCEPT_QUERY = "SELECT * FROM index_concept ORDER BY concept_id"
@@ -415,6 +413,7 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
       rule is our own: only targets whose table has a value column (domains Measurement and Observation; all of
       them where none has) carry values; as many carriers as values are paired in order of concept id, otherwise
       each carrier gets each value, so that no meaning is lost.
+    - `Maps to unit`: the only valid Standard concept to which it leads; none where it leads to several.
     - rows of source_to_concept_map replace those of the same vocabulary and code.
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 

@@ -7,7 +7,6 @@ decided in `pipeline.transform.concepts.resolver`.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ __all__ = [
     "STRENGTH_SCHEMA",
     "ConceptIndex",
     "FixedConcept",
-    "normalise_code",
     "unit_key",
 ]
 
@@ -50,6 +48,8 @@ INDEX_SCHEMA: Mapping[str, pl.DataType] = {
     "target_domain_id": pl.String(),
     "target_vocabulary_id": pl.String(),
     "value_concept_id": pl.Int64(),
+    #: in which numbers of the code are meant that come without a unit (`Maps to unit`)
+    "unit_concept_id": pl.Int64(),
 }
 
 CONCEPT_SCHEMA: Mapping[str, pl.DataType] = {
@@ -81,37 +81,6 @@ STRENGTH_SCHEMA: Mapping[str, pl.DataType] = {
 
 #: Levels of a hierarchy that are followed.
 _MOST_STEPS_UP = 20
-
-_UNDOTTED_ICD10 = re.compile(r"[A-Z][0-9][0-9A-Z][0-9A-Z]{1,4}")
-_BARE_UNIT = re.compile(r"(?<![A-Za-z\[])U(?![A-Za-z\]])")
-_UCUM_IN_OMOP: Mapping[str, str] = {
-    "[pH]": "pH",
-    "{score}": "[score]",
-    "m[IU]/L": "10*-3.[iU]/L",
-    "u[IU]/mL": "10*-6.[iU]/mL",
-    "mL/min/{1.73_m2}": "mL/min/(173.10*-2.m2)",
-}
-_HYPHENATED_NDC = re.compile(r"(\d{4,5})-(\d{3,4})-(\d{1,2})")
-
-
-def normalise_code(vocabulary_id: str, code: str) -> str:
-    """The form in which OMOP's vocabulary writes a code that came in another customary form.
-
-    ICD-10(-CM): upper case, with the dot after the third character. NDC: 11 digits without hyphens, each part
-    of a hyphenated code filled with zeros to 5-4-2; ten digits without hyphens stay, because nothing says which
-    part is short. UCUM, which is case-sensitive: the notation of OMOP where it differs from what FHIR servers send
-    (`U/L` is `[U]/L` there). Everything else is left as it is.
-    """
-    if vocabulary_id in {"ICD10CM", "ICD10"}:
-        upper = code.strip().upper()
-        return f"{upper[:3]}.{upper[3:]}" if _UNDOTTED_ICD10.fullmatch(upper) else upper
-    if vocabulary_id == "NDC":
-        match = _HYPHENATED_NDC.fullmatch(code.strip())
-        return f"{match[1]:0>5}{match[2]:0>4}{match[3]:0>2}" if match else code.strip()
-    if vocabulary_id == "UCUM":
-        return _UCUM_IN_OMOP.get(code) or _BARE_UNIT.sub("[U]", code.replace("[IU]", "[iU]"))
-    return code
-
 
 _SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "⁶": "^6", "⁹": "^9", "×": "x"})
 
@@ -154,27 +123,20 @@ class ConceptIndex:
 
         Takes columns vocabulary_id and concept_code (others are ignored); gives `INDEX_SCHEMA`'s columns with
         concept_code as asked for, sorted by vocabulary_id, concept_code and pair_number. A code that is not found
-        gives no row; one without a standard concept gives one row whose target_concept_id is null. A code is tried
-        as it is, then as `normalise_code` writes it. Memory grows with the codings asked for, not with the
-        vocabulary.
+        gives no row; one without a standard concept gives one row whose target_concept_id is null. Codes are compared as
+        they are; other spellings are tried by who asks (`code_forms`). Memory grows with the codings asked for, not with
+        the vocabulary.
         """
-        candidates = _candidates(codings)
-        vocabularies = candidates["vocabulary_id"].unique()
-        codes = candidates["concept_code"].unique()
-        found = (
+        asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
+        return (
             pl.scan_parquet(self.folder / INDEX_FILE)
             .filter(
-                pl.col("vocabulary_id").is_in(vocabularies.implode()),
-                pl.col("concept_code").is_in(codes.implode()),
+                pl.col("vocabulary_id").is_in(asked["vocabulary_id"].unique().implode()),
+                pl.col("concept_code").is_in(asked["concept_code"].unique().implode()),
             )
-            .join(candidates.lazy(), on=["vocabulary_id", "concept_code"], how="inner")
-            .collect(engine="streaming")
-        )
-        best = pl.col("attempt") == pl.col("attempt").min().over("vocabulary_id", "asked_code")
-        return (
-            found.filter(best)
-            .with_columns(concept_code=pl.col("asked_code"))
+            .join(asked.lazy(), on=["vocabulary_id", "concept_code"], how="semi")
             .select(list(INDEX_SCHEMA))
+            .collect(engine="streaming")
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
 
@@ -281,18 +243,6 @@ def _all_above(concept_id: int, broader: Mapping[int, set[int]]) -> set[int]:
         found |= new
         waiting += new
     return found
-
-
-def _candidates(codings: pl.DataFrame) -> pl.DataFrame:
-    """vocabulary_id, concept_code (to look for), asked_code, attempt (0: as it came, 1: normalised)."""
-    asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
-    exact = asked.with_columns(asked_code=pl.col("concept_code"), attempt=pl.lit(0))
-    rewritten = [
-        (vocabulary, rewritten, code, 1)
-        for vocabulary, code in asked.iter_rows()
-        if (rewritten := normalise_code(vocabulary, code)) != code
-    ]
-    return pl.concat([exact, pl.DataFrame(rewritten, schema=exact.schema, orient="row")])
 
 
 @lru_cache(maxsize=16)  # the exports of a process are mapped by the same mappings and release

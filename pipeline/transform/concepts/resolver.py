@@ -11,8 +11,9 @@ from typing import Protocol
 
 import polars as pl
 
+from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
-from pipeline.transform.concepts.index import normalise_code, unit_key
+from pipeline.transform.concepts.index import unit_key
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -30,6 +31,20 @@ RESOLVED_SCHEMA = {
     "source_system": pl.String,
     "source_code": pl.String,
     "text": pl.String,
+    #: the vocabulary knows several codes that the source may mean
+    "is_ambiguous": pl.Boolean,
+    #: of numbers that come without a unit
+    "own_unit_concept_id": pl.Int64,
+}
+
+_SPELLING_SCHEMA = {
+    "vocabulary_id": pl.String,
+    "code": pl.String,
+    "system": pl.String,
+    "attempt": pl.Int32,
+    #: of the spelling: its own, or the fall-back
+    "known_in": pl.String,
+    "concept_code": pl.String,
 }
 
 
@@ -49,6 +64,15 @@ class ConceptLookup(Protocol):
         ...
 
 
+class FallBack(Protocol):
+    """Where codes of a system are looked up that its own vocabulary does not have."""
+
+    @property
+    def vocabulary_id(self) -> str: ...
+
+    def is_for(self, purpose: str) -> bool: ...
+
+
 class ConceptResolver:
     """Resolves the code sets of one worker, each once per purpose (a key of vocabulary_priority.yaml)."""
 
@@ -59,6 +83,8 @@ class ConceptResolver:
         code_systems: Mapping[str, str],
         priorities: Mapping[str, tuple[str, ...]],
         unit_aliases: Mapping[str, str] | None = None,
+        forms: CodeForms = NO_FORMS,
+        fall_backs: Mapping[str, FallBack] | None = None,
     ) -> None:
         self._sets = sets
         self._index = index
@@ -68,6 +94,8 @@ class ConceptResolver:
         )
         self._priorities = priorities
         self._unit_aliases = unit_aliases or {}
+        self._forms = forms
+        self._fall_backs = fall_backs or {}
         self._resolved: dict[str, pl.DataFrame] = {}
         self._single: dict[str, pl.DataFrame] = {}
         self._done: dict[str, int] = {}
@@ -107,25 +135,57 @@ class ConceptResolver:
 
     def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
         sets = self._sets.sets(first)
-        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first)
+        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first, purpose)
         chosen = self._choose(candidates, purpose)
         return (
             sets.join(chosen, on="code_set", how="left", maintain_order="left")
-            .with_columns(pl.col("target_concept_id", "source_concept_id").fill_null(0))
+            .with_columns(
+                pl.col("target_concept_id", "source_concept_id").fill_null(0), pl.col("is_ambiguous").fill_null(False)
+            )
             .select(pl.col(name).cast(kind) for name, kind in RESOLVED_SCHEMA.items())
         )
 
-    def _candidates(self, first: int) -> pl.DataFrame:
+    def _candidates(self, first: int, purpose: str) -> pl.DataFrame:
         """One row a coding and index row; target_concept_id is NULL where a coding has no standard concept."""
         codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
         codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("")).alias("vocabulary_id"))
         codings = pl.concat([codings, self._sets.texts_alone(first).select(codings.columns)])
-        distinct = codings.select("vocabulary_id", "code").unique(maintain_order=True)
-        normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
-        distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
-        codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
-        found = self._lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
-        return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
+        key = ["vocabulary_id", "code", "system"]
+        spellings = self._spelled(codings.select(key).unique(maintain_order=True), purpose)
+        asked = spellings.select(pl.col("known_in").alias("vocabulary_id"), "concept_code").unique(maintain_order=True)
+        rows = self._lookup(asked).rename({"vocabulary_id": "known_in"})
+        known = spellings.join(rows, on=["known_in", "concept_code"], how="inner", maintain_order="left")
+        # The first spelling that is known counts; of spellings that are as good as each other only one may be.
+        known = known.filter(pl.col("attempt") == pl.col("attempt").min().over(key)).with_columns(
+            (pl.col("concept_code").n_unique().over(key) > 1).alias("is_ambiguous")
+        )
+        meaning = [name for name in rows.columns if name not in {"known_in", "concept_code"}]
+        nothing = [pl.when(~pl.col("is_ambiguous")).then(name).alias(name) for name in meaning]
+        known = known.with_columns(nothing).unique(
+            [*key, *meaning, "known_in", "is_ambiguous"], keep="first", maintain_order=True
+        )
+        found = codings.join(known, on=key, how="left", maintain_order="left", nulls_equal=True)
+        return found.with_columns(
+            pl.coalesce("known_in", "vocabulary_id").alias("vocabulary_id"),
+            pl.coalesce("concept_code", "code").alias("concept_code"),
+        )
+
+    def _spelled(self, codes: pl.DataFrame, purpose: str) -> pl.DataFrame:
+        """Every spelling in which codes (vocabulary_id, code, system) are looked up. Columns: _SPELLING_SCHEMA."""
+        rows = []
+        for vocabulary, code, system in codes.iter_rows():
+            attempts = [(vocabulary, one) for one in self._forms.attempts(vocabulary, code)]
+            other = self._fall_backs.get(system)
+            if other is not None and other.is_for(purpose):
+                # The code as it is in either, before it is taken for another: 0066 as a procedure is 00.66, not 006.6.
+                elsewhere = [(other.vocabulary_id, one) for one in self._forms.attempts(other.vocabulary_id, code)]
+                attempts = [attempts[0], *elsewhere, *attempts[1:]]
+            rows += [
+                (vocabulary, code, system, number, known_in, spelling)
+                for number, (known_in, attempt) in enumerate(attempts)
+                for spelling in attempt
+            ]
+        return pl.DataFrame(rows, schema=_SPELLING_SCHEMA, orient="row")
 
     def _unit_candidates(self, first: int) -> pl.DataFrame:
         """The same for units, each looked up in several spellings; a code without a system is a text.
@@ -158,14 +218,17 @@ class ConceptResolver:
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
         known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
         found = codings.join(known, on=key, how="left", maintain_order="left")
+        found = found.with_columns(pl.lit(False).alias("is_ambiguous"))
         return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
 
     def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
-        own = normalise_code(vocabulary, code)
+        own = [attempt[0] for attempt in self._forms.attempts(vocabulary, code)]
         alias = self._unit_aliases.get(unit_key(code)) if vocabulary == "UCUM" else None
-        if alias is None or alias == own:
-            return [own]
-        return [alias, own] if is_text else [own, alias]
+        if alias is None:
+            return own
+        # As it is, or as the customary spelling, before what is there is read as something else.
+        names = [alias, *own] if is_text else [own[0], alias, *own[1:]]
+        return list(dict.fromkeys(names))
 
     def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """The rows of the best coding of each code set.
@@ -216,6 +279,8 @@ class ConceptResolver:
                 "source_concept_id",
                 "source_system",
                 "source_code",
+                "is_ambiguous",
+                pl.col("unit_concept_id").alias("own_unit_concept_id"),
             )
         )
 
@@ -265,7 +330,7 @@ _BY_CODE = "ICD"
 
 def _above_by_code(rivals: pl.DataFrame, key: list[str]) -> pl.Series:
     """Rows of codings whose code is the beginning of a rival's."""
-    code = pl.col("concept_code").str.replace_all(".", "", literal=True)
+    code = pl.col("concept_code").str.replace_all(".", "", literal=True).str.to_uppercase()
     rows = rivals.filter(pl.col("vocabulary_id").str.starts_with(_BY_CODE)).with_columns(code.alias("plain_code"))
     texts = rows["plain_code"].drop_nulls().unique()
     beginnings = pl.DataFrame(

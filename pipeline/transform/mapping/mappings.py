@@ -19,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.core.mapping_options import MappingOptions
+from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.mapping.code_tables import FallBack, aliases, code_forms, code_systems, fall_backs
 from pipeline.transform.mapping.duplicate_rules import DuplicateRule, duplicate_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
@@ -373,6 +375,10 @@ class Mappings:
     conversions: tuple[Conversion, ...] = ()
     #: by which rows of two resources are one datum
     duplicates: tuple[DuplicateRule, ...] = ()
+    #: system → the vocabulary in which codes are looked up that its own does not have
+    fall_backs: Mapping[str, FallBack] = field(default_factory=dict)
+    #: how sources write the codes of a vocabulary
+    code_forms: CodeForms = NO_FORMS
 
     def vocabulary_of(self, system: str) -> str | None:
         """The vocabulary that a code system is, however it is spelt; None where no table says."""
@@ -438,6 +444,7 @@ class Mappings:
             digest.update(repr(sorted(used.items())).encode())
         for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
+        digest.update(self._code_rules)
         if self.options.applies_duplicates(resource_type):
             digest.update(repr(self.duplicates).encode())
         if mapping is not None and has_numbers(mapping):
@@ -445,6 +452,15 @@ class Mappings:
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def _code_rules(self) -> bytes:
+        fall_backs = [(name, one.vocabulary_id, sorted(one.purposes)) for name, one in sorted(self.fall_backs.items())]
+        forms = [
+            (name, one.model_dump_json(exclude={"cases"}))
+            for name, one in sorted(self.code_forms.of_vocabulary.items())
+        ]
+        return repr((fall_backs, forms)).encode()
 
     @property
     def _value_options(self) -> tuple[str, ...]:
@@ -559,7 +575,8 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
         if mapping is not None:
             resources[name] = mapping
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
-    systems = _system_names(sources)
+    systems = _system_names(sources, problems)
+    priority = _priority(sources.priority, problems)
     unit_aliases = _unit_aliases(tables["unit_aliases.csv"], problems)
     rules = {name: list(rows.values()) for name, rows in sources.rules.items()}
     limits, conversions = value_rules(rules["plausibility"], rules["units"], unit_aliases, problems)
@@ -570,11 +587,9 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
             name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
         },
-        code_systems={
-            systems.canonical(row.values["system"]): row.values["vocabulary_id"] for row in tables["code_systems.csv"]
-        },
+        code_systems=code_systems(tables["code_systems.csv"], systems),
         systems=systems,
-        vocabulary_priority=_priority(sources.priority, problems),
+        vocabulary_priority=priority,
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
         options=options,
@@ -582,15 +597,18 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
         limits=limits,
         conversions=conversions,
         duplicates=duplicate_rules(rules["duplicates"], problems),
+        fall_backs=fall_backs(tables["code_systems.csv"], systems, priority, problems),
+        code_forms=code_forms(sources.forms, problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder)
 
 
-def _system_names(sources: Sources) -> SystemNames:
-    aliases = {row.values["alias"]: row.values["system"] for row in sources.tables["system_aliases.csv"].values()}
+def _system_names(sources: Sources, problems: list[MappingProblem]) -> SystemNames:
     rows = [*sources.tables["code_systems.csv"].values()]
+    other_names = aliases(rows, problems)
+    rows = [row for row in rows if "vocabulary_id" in row.values]
     rows += [row for of_map in sources.values.values() for row in of_map.values()]
-    return SystemNames.of(aliases, (row.values["system"] for row in rows))
+    return SystemNames.of(other_names, (row.values["system"] for row in rows))
 
 
 def _under_canonical_names(entries: list[ValueMapEntry | None], systems: SystemNames) -> tuple[ValueMapEntry, ...]:

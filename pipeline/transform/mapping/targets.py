@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.index import ConceptIndex
 
 __all__ = ["Target", "missing_targets", "parted_target", "standard_of_targets"]
@@ -31,8 +33,8 @@ def parted_target(target: str) -> tuple[str, str | None, str | None]:
     return vocabulary, code, name
 
 
-def standard_of_targets(targets: Iterable[str], index: ConceptIndex) -> dict[str, int]:
-    """Targets by code or name → their standard concepts, of those that have one."""
+def standard_of_targets(targets: Iterable[str], index: ConceptIndex, forms: CodeForms = NO_FORMS) -> dict[str, int]:
+    """Targets by code or name → their standard concepts, of those that have one. `forms`: how else codes are written."""
     by_code: dict[tuple[str, str], str] = {}
     by_name: dict[tuple[str, str], str] = {}
     for target in targets:
@@ -41,16 +43,17 @@ def standard_of_targets(targets: Iterable[str], index: ConceptIndex) -> dict[str
             by_code[vocabulary, code] = target
         elif name is not None:
             by_name[vocabulary, name] = target
-    found = {by_code[key]: concept_id for key, concept_id in index.standard_of_codes(by_code).items()}
+    known = index.standard_of_codes(chain(*forms.spellings(by_code).values()))
+    found = {by_code[key]: concept_id for key, concept_id in forms.mapped(by_code, known).items()}
     return found | {by_name[key]: concept_id for key, concept_id in index.standard_of_names(by_name).items()}
 
 
-def missing_targets(targets: Mapping[str, str], index: ConceptIndex) -> list[str]:
+def missing_targets(targets: Mapping[str, str], index: ConceptIndex, forms: CodeForms = NO_FORMS) -> list[str]:
     """What to say of targets by code or name (→ what asks for them) that have no Standard concept: a sentence for each code.
 
     Of names, which a map lists with alternatives, one for each vocabulary that has none of them: it is not loaded.
     """
-    found = standard_of_targets(targets, index)
+    found = standard_of_targets(targets, index, forms)
     sentences: list[str] = []
     names: dict[str, list[str]] = {}
     for target, where in targets.items():
