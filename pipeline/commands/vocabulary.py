@@ -1,6 +1,6 @@
 """`epic-omop vocabulary`: load a vocabulary, show what is loaded, look a code up, for people.
 
-Only what a terminal needs is here; the work is done in `pipeline/warehouse/vocabulary.py`.
+Only what a terminal needs is here; the work is done in `pipeline/warehouse/vocabulary/`.
 """
 
 from __future__ import annotations
