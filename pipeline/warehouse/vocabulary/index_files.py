@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,9 +16,9 @@ from pipeline.core.errors import VocabularyError
 from pipeline.core.files import disk_errors, put_in_place, replace_file
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.warehouse.vocabulary.compiling import INDEX_FORMAT, write_index
-from pipeline.warehouse.vocabulary.releases import VocabularyRelease, current_release
+from pipeline.warehouse.vocabulary.releases import VocabularyRelease, current_release, list_releases
 
-__all__ = ["compile_index", "ensure_index", "open_index"]
+__all__ = ["compile_index", "ensure_index", "index_of", "open_index", "prune_indices"]
 
 _CURRENT = "current"
 _DESCRIPTION = "release.json"
@@ -25,7 +26,8 @@ _LOAD_ADVICE = "Load one with `epic-omop vocabulary load FOLDER`."
 
 
 def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, home: Path) -> Path:
-    """Write the release's concept index below `home`/vocabulary and make it the current one; returns its folder.
+    """Write the release's concept index below `home`/vocabulary, and make it the current one where the release is active;
+    returns its folder. `vocab_schema`: where the release's tables are.
 
     `concept_index.parquet` has `INDEX_SCHEMA`'s columns, sorted by vocabulary_id and concept_code, one row for
     each (source, standard concept, value concept):
@@ -64,8 +66,34 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
                 except BaseException:  # it may be what fills the disk
                     shutil.rmtree(partial, ignore_errors=True)
                     raise
-            replace_file(root / _CURRENT, folder.name.encode())
+            if release.is_current:
+                replace_file(root / _CURRENT, folder.name.encode())
     return folder
+
+
+def prune_indices(home: Path, releases: Iterable[VocabularyRelease]) -> int:
+    """Remove the index folders of releases whose tables are gone, and those of an older layout; returns how many."""
+    root = home / "vocabulary"
+    kept = {_folder_name(release.content_hash) for release in releases if release.state == "ready"}
+    removed = 0
+    with disk_errors("The concept index", root, "The vocabulary in the database is as it should be."):
+        if not root.is_dir():
+            return 0
+        with FileLock(root / ".lock"):
+            for description in sorted(root.glob(f"*/{_DESCRIPTION}")):
+                if description.parent.name not in kept:
+                    shutil.rmtree(description.parent)
+                    removed += 1
+    return removed
+
+
+def index_of(url: str, release: VocabularyRelease, *, vocab_schema: str, home: Path) -> ConceptIndex:
+    """The index of a release whose tables are there, active or not, compiled now if `home` does not have it.
+
+    `vocab_schema`: of the active release.
+    """
+    schema = release.schema_name or vocab_schema
+    return _open(compile_index(url, release, vocab_schema=schema, home=home))
 
 
 def ensure_index(url: str, *, vocab_schema: str, etl_schema: str, home: Path) -> ConceptIndex:
@@ -76,7 +104,11 @@ def ensure_index(url: str, *, vocab_schema: str, etl_schema: str, home: Path) ->
     release = current_release(url, etl_schema=etl_schema)
     if release is None:
         raise VocabularyError("No vocabulary is loaded.", _LOAD_ADVICE)
-    return _open(compile_index(url, release, vocab_schema=vocab_schema, home=home))
+    is_new = not (home / "vocabulary" / _folder_name(release.content_hash)).is_dir()
+    index = _open(compile_index(url, release, vocab_schema=vocab_schema, home=home))
+    if is_new:
+        prune_indices(home, list_releases(url, etl_schema=etl_schema))
+    return index
 
 
 def open_index(home: Path, release: str | None = None) -> ConceptIndex:
