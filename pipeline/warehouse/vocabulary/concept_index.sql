@@ -1,5 +1,5 @@
--- Makes, from the vocabulary tables in schema {vocab}, two temporary tables that `vocabulary.compile_index` copies out:
--- index_row and index_concept. The rules are told in the docstring of that function.
+-- Makes, from the vocabulary tables in schema {vocab}, two temporary tables that `compiling` copies out:
+-- index_row and index_concept. The rules are in the docstring of `compile_index`.
 
 -- Valid `Maps to` with a valid Standard target.
 CREATE TEMPORARY TABLE direct_target ON COMMIT DROP AS
