@@ -165,7 +165,10 @@ class ConceptResolver:
             [*key, *meaning, "known_in", "is_ambiguous"], keep="first", maintain_order=True
         )
         found = codings.join(known, on=key, how="left", maintain_order="left", nulls_equal=True)
-        return found.with_columns(pl.coalesce("known_in", "vocabulary_id").alias("vocabulary_id"))
+        return found.with_columns(
+            pl.coalesce("known_in", "vocabulary_id").alias("vocabulary_id"),
+            pl.coalesce("concept_code", "code").alias("concept_code"),
+        )
 
     def _spelled(self, codes: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """Every spelling in which codes (vocabulary_id, code, system) are looked up. Columns: _SPELLING_SCHEMA."""
@@ -324,7 +327,7 @@ _BY_CODE = "ICD"
 
 def _above_by_code(rivals: pl.DataFrame, key: list[str]) -> pl.Series:
     """Rows of codings whose code is the beginning of a rival's."""
-    code = pl.col("concept_code").str.replace_all(".", "", literal=True)
+    code = pl.col("concept_code").str.replace_all(".", "", literal=True).str.to_uppercase()
     rows = rivals.filter(pl.col("vocabulary_id").str.starts_with(_BY_CODE)).with_columns(code.alias("plain_code"))
     texts = rows["plain_code"].drop_nulls().unique()
     beginnings = pl.DataFrame(
