@@ -203,7 +203,7 @@ def register(runtime: Runtime, site: SiteSettings, export: LandedExport, options
         refuse_missing_site(connection, settings, site.name)
         refuse_pruned(connection, export)
         clear_site(settings.staging, site.name)
-        report = PublicationReport(export.export_id, export.site, rules.index.release)
+        report = PublicationReport(export.export_id, export.site, rules.index.release, rules.index.content_hash)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
         keep_zone(settings.home, settings.time_zone)
