@@ -99,6 +99,7 @@ def build_metadata(schema: str) -> MetaData:
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
+    _local_map_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -606,6 +607,40 @@ def _settings_tables(metadata: MetaData) -> None:
         Column("finished_at", DateTime(timezone=True), comment="NULL: it was interrupted, or runs"),
     )
     Table("configured_site", metadata, Column("site", Text, primary_key=True))
+
+
+def _local_map_table(metadata: MetaData) -> None:
+    """What people decided about codes and texts, each answer with its versions: docs/vocabulary.md."""
+    Table(
+        "local_map",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, comment="NULL: of all sites"),
+        Column("source_system", Text, nullable=False, comment="URI, OID or vocabulary_id; `text` of a text"),
+        Column("source_code", Text, comment="NULL: the source is a text"),
+        Column("source_text", Text, comment="of a concept without a code"),
+        Column("source_description", Text),
+        Column("source_concept_id", BigInteger, comment="NULL: what the vocabulary has for the code"),
+        Column("target_concept_id", BigInteger, nullable=False, comment="in the active release; 0: reviewed, no map"),
+        Column("approved_concept_id", BigInteger, comment="that the reviewer chose; NULL: target_concept_id"),
+        Column("kind", Text, nullable=False, server_default=text("'to'"), comment="to, value or unit"),
+        Column("equivalence", Text, comment="as Usagi has it, such as EQUAL or WIDER"),
+        Column("status", Text, nullable=False, server_default=text("'unchecked'"), comment="approved ones map"),
+        Column("mapping_type", Text, comment="as the file that brought it had it"),
+        Column("reviewer", Text),
+        _time("reviewed_at"),
+        Column("comment", Text),
+        Column("target_problem", Text, comment="why the active release does not let the target be used"),
+        Column("version", Integer, nullable=False, server_default=text("1")),
+        Column("valid_from", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("valid_until", DateTime(timezone=True), comment="NULL: it holds"),
+        Column("origin", Text, nullable=False, server_default=text("'sql'"), comment="what brought it"),
+        Column("is_written", Boolean, nullable=False, server_default=text("false"), comment="to source_to_concept_map"),
+        CheckConstraint("(source_code IS NULL) <> (source_text IS NULL)", name="local_map_source"),
+        CheckConstraint("kind IN ('to', 'value', 'unit')", name="local_map_kind"),
+        CheckConstraint("status IN ('approved', 'unchecked', 'flagged', 'ignored')", name="local_map_status"),
+        Index("local_map_current", "id", postgresql_where=text("valid_until IS NULL")),
+    )
 
 
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:

@@ -50,11 +50,25 @@ def load(
         release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=show)
     echo("Compiling the concept index …", err=True)
     compile_index(url, release, vocab_schema=vocab, home=settings.home)
+    _recheck_local_map(settings, url)
     _show_counts(concept_counts(url, vocab_schema=vocab))
     if ignored := ignored_files(folder, settings.cdm_version):
         echo(f"Left out: {', '.join(ignored)}. Their tables are not of the OMOP CDM {settings.cdm_version}.")
     echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
     _check_fixed_concepts(settings)
+
+
+def _recheck_local_map(settings: Settings, url: str) -> None:
+    """Say what the release makes of the targets of local maps."""
+    from pipeline.warehouse.connection import connect
+    from pipeline.warehouse.local_map.overlay import align_local_map
+
+    with connect(url) as connection:
+        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
+    if report.notes:
+        echo("Local maps:")
+    for note in report.notes:
+        echo(f"  {note}")
 
 
 @app.command()
@@ -92,7 +106,7 @@ def lookup(
     if rows.is_empty():
         raise VocabularyError(
             f"{vocabulary} has no code {code} in vocabulary {index.release}.",
-            "Codes are case-sensitive. A site's own codes are mapped by source_to_concept_map.",
+            "Codes are case-sensitive. A site's own codes are mapped by `epic-omop unmapped import`.",
         )
     _show_mapping(index, rows)
 

@@ -66,18 +66,6 @@ ANALYZE direct_target;
 ANALYZE mapped_source;
 ANALYZE target_value;
 
--- A site's own map wins over the vocabulary for the same code: somebody wrote it to correct or to complete it.
-CREATE TEMPORARY TABLE local_row ON COMMIT DROP AS
-SELECT local.source_vocabulary_id, local.source_code, max(local.source_concept_id) AS source_concept_id,
-       target.concept_id AS target_id, target.domain_id, target.vocabulary_id
-FROM {vocab}.source_to_concept_map AS local
-JOIN {vocab}.concept AS target ON target.concept_id = local.target_concept_id
-WHERE local.invalid_reason IS NULL AND target.standard_concept = 'S' AND target.invalid_reason IS NULL
-GROUP BY local.source_vocabulary_id, local.source_code, target.concept_id, target.domain_id, target.vocabulary_id;
-
-CREATE INDEX ON local_row (source_vocabulary_id, source_code);
-ANALYZE local_row;
-
 -- Codes are used again in some vocabularies (NDC, HCPCS): the valid, then the latest concept of a code counts.
 CREATE TEMPORARY TABLE index_row ON COMMIT DROP AS
 WITH chosen AS (
@@ -94,14 +82,7 @@ SELECT chosen.vocabulary_id, chosen.concept_code, chosen.concept_id AS source_co
 FROM chosen
 LEFT JOIN mapped_source ON mapped_source.source_id = chosen.concept_id
 LEFT JOIN direct_target USING (via_id)
-LEFT JOIN target_value USING (via_id, target_id)
-WHERE NOT EXISTS (
-    SELECT FROM local_row
-    WHERE local_row.source_vocabulary_id = chosen.vocabulary_id AND local_row.source_code = chosen.concept_code
-)
-UNION ALL
-SELECT source_vocabulary_id, source_code, source_concept_id, NULL, NULL, NULL, target_id, domain_id, vocabulary_id, NULL
-FROM local_row;
+LEFT JOIN target_value USING (via_id, target_id);
 
 CREATE TEMPORARY TABLE index_concept ON COMMIT DROP AS
 SELECT concept_id, concept_name, concept.domain_id, concept.vocabulary_id, concept_class_id, standard_concept,

@@ -80,7 +80,7 @@ _CHUNK_BYTES = 1 << 20
 _COPY_LINE = re.compile(r"line (\d+)")
 
 #: Counted up when the layout of the index changes, so that old files are not read by new code.
-_INDEX_FORMAT = 3
+_INDEX_FORMAT = 4
 
 #: Rows a row group: small enough that the statistics of sorted codes let a lookup skip most of the file.
 _ROW_GROUP = 100_000
@@ -128,7 +128,7 @@ class VocabularyRelease:
     #: Name of the folder it came from, without its path.
     folder_label: str
     concept_count: int
-    #: SHA-256 over the files and the source_to_concept_map.
+    #: SHA-256 over the files, without a local map.
     content_hash: str
 
 
@@ -280,11 +280,10 @@ def _replace_tables(
     digest = hashlib.sha256()
     for file in files:
         file_hash = _copy(connection, file, vocab_schema, progress)
-        if file.table != _KEPT_TABLE:  # hashed as it stands in the database, whence it came
+        if file.table != _KEPT_TABLE:  # a local map, and no part of the release
             digest.update(f"{file.table}\0{file_hash}\n".encode())
     for table in tables:
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(vocab_schema, table)))
-    digest.update(_local_map_hash(connection, vocab_schema).encode())
     return digest.hexdigest()
 
 
@@ -335,16 +334,6 @@ def _broken_line(file: _SourceFile, error: psycopg.Error) -> VocabularyError:
         f"{where}: {reason}{f' (column {column[1]})' if column else ''}.",
         "The vocabulary is as it was before. Download it again from Athena, and do not edit the files.",
     )
-
-
-def _local_map_hash(connection: psycopg.Connection, vocab_schema: str) -> str:
-    query = sql.SQL(
-        """SELECT md5(coalesce(string_agg(line, chr(10) ORDER BY line COLLATE "C"), ''))
-           FROM (SELECT item::text AS line FROM {} AS item) AS lines"""
-    )
-    row = connection.execute(query.format(sql.Identifier(vocab_schema, _KEPT_TABLE))).fetchone()
-    assert row is not None
-    return str(row[0])
 
 
 def _record_release(
@@ -410,7 +399,7 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
       rule is our own: only targets whose table has a value column (domains Measurement and Observation; all of
       them where none has) carry values; as many carriers as values are paired in order of concept id, otherwise
       each carrier gets each value, so that no meaning is lost.
-    - rows of source_to_concept_map replace those of the same vocabulary and code.
+    - rows of source_to_concept_map are no part of it: the local map is laid over it (`pipeline.warehouse.local_map`).
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+
+from pipeline.transform.concepts.local_rows import overlaid
 
 __all__ = [
     "ANCESTOR_FILE",
@@ -148,6 +150,14 @@ class ConceptIndex:
     release: str
     #: Identifies the content: two downloads of one release may hold different vocabularies.
     content_hash: str
+    #: A site's local map, a file of `pipeline.transform.concepts.local_rows`; None where nobody has decided anything.
+    local: Path | None = None
+    #: Identifies what the local map says; empty without one.
+    local_hash: str = ""
+
+    def with_local(self, local: Path | None, local_hash: str) -> ConceptIndex:
+        """The same release under a site's local map."""
+        return replace(self, local=local, local_hash=local_hash)
 
     def lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
         """The index rows of these codings.
@@ -156,8 +166,13 @@ class ConceptIndex:
         concept_code as asked for, sorted by vocabulary_id, concept_code and pair_number. A code that is not found
         gives no row; one without a standard concept gives one row whose target_concept_id is null. A code is tried
         as it is, then as `normalise_code` writes it. Memory grows with the codings asked for, not with the
-        vocabulary.
+        vocabulary. What a local map says of a code stands in place of what the release says.
         """
+        found = self._in_release(codings)
+        return found if self.local is None else overlaid(self.local, _candidates(codings), found)
+
+    def _in_release(self, codings: pl.DataFrame) -> pl.DataFrame:
+        """What the release alone says."""
         candidates = _candidates(codings)
         vocabularies = candidates["vocabulary_id"].unique()
         codes = candidates["concept_code"].unique()
