@@ -507,6 +507,10 @@ def _issue_tables(metadata: MetaData) -> None:
         Column("system", Text, comment="NULL: text only, or a code without a system"),
         Column("code", Text),
         Column("display", Text, comment="of the coding; a text only where the site's allow-list names the type"),
+        Column("text", Text, comment="of the concept, where the site's allow-list names the type"),
+        Column("tried", Text, comment="what it was looked up in, and what was found"),
+        Column("first_seen", DateTime(timezone=True), comment="when a resource was loaded with it"),
+        Column("last_seen", DateTime(timezone=True), comment="the same, the last time"),
     )
     Table(
         "unmapped_use",
@@ -676,8 +680,9 @@ def view_statements(schema: str) -> list[str]:
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
     exclusion(export_id, site, resource_type, reason, count);
-    unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
-    for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
+    unmapped_code(export_id, site, resource_type, element, system, code, display, count, text, tried, first_seen, last_seen):
+    codes that have no concept and for which no rule says so, as all resources are now; export_id is that of the export
+    that loaded them so. `text` is kept where the site's allow-list names the type; the last two are of all sites.
     """
     lineage = "\nUNION ALL\n".join(
         f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id, {_contact_date(table)} AS contact_date"
@@ -712,7 +717,7 @@ def view_statements(schema: str) -> list[str]:
         GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
         f"""CREATE OR REPLACE VIEW {schema}.unmapped_code AS
         SELECT used.export_id, job.site, coding.resource_type, coding.element, coding.system, coding.code, coding.display,
-               used.count
+               used.count, coding.text, coding.tried, coding.first_seen, coding.last_seen
         FROM (
             SELECT export_id, coding_id, sum(count)::bigint AS count FROM {schema}.unmapped_use
             GROUP BY export_id, coding_id

@@ -6,7 +6,7 @@ of the worker. The rules are those of the mapping specification, "Rules that hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import polars as pl
@@ -66,6 +66,7 @@ class ConceptResolver:
             {"system": list(code_systems), "vocabulary_id": list(code_systems.values())},
             schema={"system": pl.String, "vocabulary_id": pl.String},
         )
+        self._vocabularies = code_systems
         self._priorities = priorities
         self._unit_aliases = unit_aliases or {}
         self._resolved: dict[str, pl.DataFrame] = {}
@@ -84,6 +85,33 @@ class ConceptResolver:
         """The same with one row a code set: the first standard concept, 0 for none (values, units, routes)."""
         self._resolve_new(purpose)
         return self._single[purpose]
+
+    def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
+        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
+
+        A code that only value maps were asked for has no finding.
+        """
+        named = {coding: self._named(*coding) for coding in codings}
+        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
+        given = pl.DataFrame(sorted({name for name in named.values() if name}), schema=schema, orient="row")
+        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
+        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
+        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
+        said = {}
+        for coding, name in named.items():
+            if name is None:
+                said[coding] = "nothing to look up"
+                continue
+            finding = ": no Standard concept" if name in found else ": unknown" if name in asked else ""
+            said[coding] = f"{' '.join(filter(None, name))}{finding}"
+        return said
+
+    def _named(self, system: str | None, code: str | None) -> tuple[str, str] | None:
+        """vocabulary_id and concept_code of a coding, as they are looked up."""
+        if not code:
+            return None
+        vocabulary = self._vocabularies.get(system or "", system or "")
+        return vocabulary, normalise_code(vocabulary, code)
 
     def _resolve_new(self, purpose: str) -> None:
         nothing = pl.DataFrame(schema=RESOLVED_SCHEMA)
