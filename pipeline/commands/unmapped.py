@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.quality.unmapped.importing import ImportReport
     from pipeline.quality.unmapped.progress import SiteProgress
     from pipeline.transform.mapping.mappings import Mappings
+    from pipeline.warehouse.local_map.rows import MapSchemas
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["app"]
@@ -54,7 +55,7 @@ def export_(
     chosen = _format(style)
     runtime = _runtime(site)
     mappings = _mappings(runtime, site)
-    _look(runtime, site, "export")
+    _look(runtime, site, "unmapped codes")
     with runtime.connect() as connection:
         answers = [row.answer for row in current_rows(connection, _schemas(runtime))]
         found = unmapped_sources(connection, site)
@@ -158,7 +159,7 @@ def _mappings(runtime: Runtime, site: str | None) -> Mappings:
     return load_mappings(settings.mappings, found.name, found.mapping, settings.site_mappings_folder)
 
 
-def _schemas(runtime: Runtime):  # type: ignore[no-untyped-def]
+def _schemas(runtime: Runtime) -> MapSchemas:
     from pipeline.warehouse.local_map.rows import MapSchemas
 
     return MapSchemas(runtime.settings.vocab_schema, runtime.settings.etl_schema)
@@ -167,7 +168,7 @@ def _schemas(runtime: Runtime):  # type: ignore[no-untyped-def]
 def _look(runtime: Runtime, site: str | None, detail: str) -> None:
     from pipeline.warehouse.access_looks import EVERY_SITE, record_look
 
-    record_look(runtime, "unmapped", site=site or EVERY_SITE, detail=detail)
+    record_look(runtime, "report", site=site or EVERY_SITE, detail=detail)
 
 
 def _format(given: str) -> ExportFormat:
@@ -218,7 +219,7 @@ def _print_progress(console: Terminal, item: SiteProgress) -> None:
         share = f"{100 * item.covered / item.rows:.1f} %"
         console.print(f"{item.covered:,} of {item.rows:,} coded rows are covered ({share}).")
     if item.nights:
-        trend = number_table("night", "coded rows loaded", "with a concept", "share")
+        trend = number_table("night", "coded rows loaded", "with a concept", "share", title="By night")
         for night in item.nights:
             share = f"{100 * night.mapped / night.rows:.1f} %" if night.rows else "–"
             trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share)

@@ -5,6 +5,8 @@ The columns are empty for codes that were counted before, until a resource with 
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -13,7 +15,7 @@ down_revision = "0024"
 branch_labels = None
 depends_on = None
 
-_COLUMNS = {
+_COLUMNS: dict[str, tuple[sa.types.TypeEngine[Any], str]] = {
     "text": (sa.Text(), "of the concept, where the site's allow-list names the type"),
     "tried": (sa.Text(), "what it was looked up in, and what was found"),
     "first_seen": (sa.DateTime(timezone=True), "when a resource was loaded with it"),

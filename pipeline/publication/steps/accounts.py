@@ -88,7 +88,7 @@ def save_issues(db: Database, export_id: int, decisions: Decisions, now: datetim
         copy_frame(db.connection, "row_issue", frame)
     db.execute("remove_unmapped")
     coding = ("coding_id", "resource_type", "element", "system", "code", "display", "text", "tried")
-    found = decisions.staged.scan(schemas.UNMAPPED).select(coding).sort(coding)
+    found = decisions.staged.scan(schemas.UNMAPPED).select(coding).sort(coding, nulls_last=True)
     met = found.unique("coding_id", keep="first", maintain_order=True).sort("coding_id").collect()
     if met.is_empty():
         return

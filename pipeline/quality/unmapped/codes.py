@@ -124,4 +124,7 @@ def unmapped_sources(connection: psycopg.Connection, site: str | None = None) ->
     """The most frequent first; texts only as far as sites' allow-lists let them be kept. `connection` has the etl schema on
     its search_path."""
     rows = connection.execute(_SOURCES, {"site": site, "text": TEXT_VOCABULARY}).fetchall()
-    return [UnmappedSource(*row[:6], tuple(row[6]), *row[7:]) for row in rows]
+    return [
+        UnmappedSource(*row[:6], places=tuple(row[6]), first_seen=row[7], last_seen=row[8], tried=row[9])
+        for row in rows
+    ]

@@ -61,7 +61,7 @@ class Suggest(Protocol):
         ...
 
 
-def no_suggestions(_source: UnmappedSource, _domains: frozenset[str] | None, _limit: int) -> Sequence[Suggestion]:
+def no_suggestions(source: UnmappedSource, domains: frozenset[str] | None, limit: int) -> Sequence[Suggestion]:  # noqa: ARG001
     """Leaves the columns of suggestions empty."""
     return ()
 

@@ -167,26 +167,33 @@ class ConceptResolver:
         codings = codings.with_columns(pl.col("system").is_null().alias("is_text"))
         spellings = pl.DataFrame(
             [
-                (vocabulary, code, is_text, attempt, spelling)
+                (vocabulary, code, is_text, attempt, asked, spelling)
                 for vocabulary, code, is_text in codings.select(key).unique(maintain_order=True).iter_rows()
-                for attempt, spelling in enumerate(self._spellings(vocabulary, code, is_text))
+                for attempt, (asked, spelling) in enumerate(self._asked_spellings(vocabulary, code, is_text))
             ],
             schema={
                 "vocabulary_id": pl.String,
                 "code": pl.String,
                 "is_text": pl.Boolean,
                 "attempt": pl.Int32,
+                "asked_vocabulary": pl.String,
                 "concept_code": pl.String,
             },
             orient="row",
         )
-        rows = self._lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
-        known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
+        asked = spellings.select(pl.col("asked_vocabulary").alias("vocabulary_id"), "concept_code")
+        rows = self._lookup(asked.unique(maintain_order=True)).rename({"vocabulary_id": "asked_vocabulary"})
+        known = spellings.join(rows, on=["asked_vocabulary", "concept_code"], how="inner", maintain_order="left")
         known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
         known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
         found = codings.join(known, on=key, how="left", maintain_order="left")
         return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
+
+    def _asked_spellings(self, vocabulary: str, code: str, is_text: bool) -> list[tuple[str, str]]:
+        """Vocabulary and code to ask for, in their order. What a local map says of a unit without a system comes first."""
+        own = [("", code)] if is_text else []
+        return [*own, *((vocabulary, spelling) for spelling in self._spellings(vocabulary, code, is_text))]
 
     def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
         own = normalise_code(vocabulary, code)
