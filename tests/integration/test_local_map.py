@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -129,6 +130,11 @@ def test_what_is_approved_is_laid_over_the_release_without_compiling_it(url, fol
     assert found(south, LONG, "GLU") == [(0, 1, None)], "a site's own answer stands in place of that of all sites"
     assert south.local_hash != index.local_hash
     assert index_of(url, folder) == index
+    os.utime(south.local, (0, 0))
+    decide(url, (None, LONG, "NEXT", None, 1, "to"))
+    index_of(url, folder)
+    assert index.local.exists()
+    assert not south.local.exists(), "that of former answers, when nothing has used it for long"
 
 
 def test_the_table_of_the_cdm_is_made_from_it(url):

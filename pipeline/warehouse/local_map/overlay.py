@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -35,6 +36,9 @@ __all__ = ["LocalMapReport", "align_local_map", "local_rows", "with_local_map"]
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_PREFIX = "local_map-"
+#: Longer than any load that still reads the file: two weeks.
+_UNUSED_SECONDS = 14 * 86_400
 
 
 @dataclass(frozen=True)
@@ -83,19 +87,24 @@ def with_local_map(
     if rows.is_empty():
         return index
     content = hashlib.sha256(rows.write_csv().encode()).hexdigest()
-    file = index.folder / f"local_map-{content[:16]}-{_FORMAT}.parquet"
+    file = index.folder / f"{_PREFIX}{content[:16]}-{_FORMAT}.parquet"
     with disk_errors("The local map", index.folder, "What is approved is in the database."):
         _write(rows, file)
     return index.with_local(file, content)
 
 
 def _write(rows: pl.DataFrame, file: Path) -> None:
+    """A file that is there is marked as in use; those of former answers go when nothing has used them for long."""
     if file.is_file():
+        os.utime(file)
         return
     buffer = io.BytesIO()
     rows.write_parquet(buffer)
     with FileLock(file.parent.parent / ".lock"):
         write_whole(file, buffer.getvalue())
+    for other in file.parent.glob(f"{_PREFIX}*.parquet"):
+        if other != file and file.stat().st_mtime - other.stat().st_mtime > _UNUSED_SECONDS:
+            other.unlink(missing_ok=True)
 
 
 @dataclass
