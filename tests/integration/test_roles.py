@@ -117,6 +117,7 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
             ("vocab", None),
             *(("etl", name) for name in ("dead_letter", "dead_letter_open", "unmapped_code", "row_issue")),
             *(("etl", name) for name in ("exclusion", "file_account", "vocabulary_release")),
+            *(("etl", name) for name in ("unmapped_coding", "publication", "local_map")),
         },
         "omop_auditor": {("etl", name) for name in LOG_RELATIONS},
     }
@@ -143,6 +144,7 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
         }
         writes = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
         expected |= {("omop_etl", schema, name, what) for what in (("SELECT",) if is_log else writes)}
+    expected |= {("omop_steward", "etl", "local_map", what) for what in ("INSERT", "UPDATE", "DELETE")}
     expected |= {(role, "etl", "access_log", "INSERT") for role in ("omop_etl", "omop_steward", "omop_auditor")}
     assert found == expected, sorted(map(str, found ^ expected))
 

@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias
 
 import psycopg
 
+from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
-from pipeline.transform.concepts.index import normalise_code
 from pipeline.transform.concepts.local_rows import text_key
 from pipeline.transform.mapping.mappings import Mappings
-from pipeline.transform.mapping.systems import plain_name
+from pipeline.warehouse.local_map.overlay import customary_code
 from pipeline.warehouse.local_map.rows import Answer
 
 __all__ = ["Decisions", "SourceKey", "SourceKeys", "State", "UnmappedSource", "unmapped_sources"]
@@ -65,7 +65,7 @@ class SourceKeys:
         if code is None:
             return TEXT_VOCABULARY, text_key(text or "")
         vocabulary = self.vocabulary(system)
-        return plain_name(vocabulary), normalise_code(vocabulary, code.strip())
+        return plain_name(vocabulary), customary_code(vocabulary, code)
 
     def of_answer(self, answer: Answer) -> SourceKey:
         return self.of(answer.source_system, answer.source_code, answer.source_text)
@@ -125,6 +125,6 @@ def unmapped_sources(connection: psycopg.Connection, site: str | None = None) ->
     its search_path."""
     rows = connection.execute(_SOURCES, {"site": site, "text": TEXT_VOCABULARY}).fetchall()
     return [
-        UnmappedSource(*row[:6], places=tuple(row[6]), first_seen=row[7], last_seen=row[8], tried=row[9])
-        for row in rows
+        UnmappedSource(site, system, code, text, name, count, tuple(places), first, last, tried)
+        for site, system, code, text, name, count, places, first, last, tried in rows
     ]

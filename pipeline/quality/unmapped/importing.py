@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg import sql
 
+from pipeline.fhir.system_name import plain_name
 from pipeline.quality.unmapped.codes import Decisions, SourceKey, SourceKeys
 from pipeline.quality.unmapped.domains import ElementDomains
 from pipeline.quality.unmapped.files import MapFile, MapLine, Refusal
 from pipeline.quality.unmapped.nearest import KnownCodes
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 from pipeline.transform.mapping.mappings import Mappings
-from pipeline.transform.mapping.systems import plain_name
 from pipeline.warehouse.local_map.overlay import align_local_map
 from pipeline.warehouse.local_map.rows import (
     Answer,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
+from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
-from pipeline.transform.mapping.systems import plain_name
 
 __all__ = ["CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["SystemNames", "plain_name"]
+from pipeline.fhir.system_name import plain_name
+
+__all__ = ["SystemNames"]
 
 #: Stands for the rest of a name in an alias, and for the same rest in the name that it stands for.
 _REST = "*"
@@ -68,14 +70,3 @@ class SystemNames:
             return None
         longest = max(prefixes, key=len)
         return self.aliases[longest].replace(_REST, name[len(longest) - 1 :])
-
-
-def plain_name(system: str) -> str:
-    """What spellings of one name have in common."""
-    name = system.strip().partition("|")[0].casefold()
-    if name.startswith("urn:oid:"):
-        return name.removeprefix("urn:oid:")
-    for scheme in ("http://", "https://"):
-        if name.startswith(scheme):
-            name = name.removeprefix(scheme).removeprefix("www.")
-    return name.rstrip("/")

@@ -20,18 +20,18 @@ import psycopg
 from filelock import FileLock
 
 from pipeline.core.files import disk_errors, write_whole
+from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 from pipeline.transform.concepts.index import ConceptIndex, normalise_code
 from pipeline.transform.concepts.local_rows import CUT_TEXT, LOCAL_SCHEMA, SOURCE_CODE_LENGTH, cut_text, text_key
 from pipeline.transform.mapping.mappings import Mappings
-from pipeline.transform.mapping.systems import plain_name
 from pipeline.transform.routing import VALUE_DOMAINS
 from pipeline.warehouse.connection import connect
 from pipeline.warehouse.local_map.rows import Answer, MapSchemas, current_rows, has_local_map
 from pipeline.warehouse.local_map.source_to_concept_map import ORIGIN, align_source_to_concept_map
 from pipeline.warehouse.local_map.targets import Target, recheck_local_map, targets_of
 
-__all__ = ["LocalMapReport", "align_local_map", "local_rows", "with_local_map"]
+__all__ = ["LocalMapReport", "align_local_map", "customary_code", "local_rows", "with_local_map"]
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +167,12 @@ def _keys(answer: Answer, mappings: Mappings, *, spelling: bool) -> list[tuple[s
     system = mappings.systems.canonical(answer.source_system)
     vocabulary = mappings.code_systems.get(system, system)
     code = answer.source_code.strip()
-    return [(plain_name(vocabulary), normalise_code(vocabulary, code) if spelling else code)]
+    return [(plain_name(vocabulary), customary_code(vocabulary, code) if spelling else code)]
+
+
+def customary_code(vocabulary: str, code: str) -> str:
+    """The code as its vocabulary writes it; answers and resources that differ in that alone mean one code."""
+    return normalise_code(vocabulary, code.strip())
 
 
 #: target_concept_id, target_domain_id, target_vocabulary_id, value_concept_id, unit_concept_id

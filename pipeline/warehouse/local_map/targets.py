@@ -83,7 +83,10 @@ def targets_of(connection: psycopg.Connection, schemas: MapSchemas, concept_ids:
         " FROM {concepts} AS own WHERE own.concept_id = ANY(%s)"
     ).format(concepts=schemas.of_vocabulary("concept"), links=schemas.of_vocabulary("concept_relationship"))
     rows = connection.execute(query, (sorted({*concept_ids} - {0}),))
-    return {row[0]: Target(*row[:6], maps_to=tuple(row[6])) for row in rows}
+    return {
+        number: Target(number, name, domain, vocabulary, is_standard, is_valid, tuple(maps_to))
+        for number, name, domain, vocabulary, is_standard, is_valid, maps_to in rows
+    }
 
 
 def target_problem(targets: dict[int, Target], concept_id: int) -> str | None:
