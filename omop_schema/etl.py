@@ -99,6 +99,7 @@ def build_metadata(schema: str) -> MetaData:
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
+    _local_map_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -530,6 +531,10 @@ def _issue_tables(metadata: MetaData) -> None:
         Column("system", Text, comment="NULL: text only, or a code without a system"),
         Column("code", Text),
         Column("display", Text, comment="of the coding; a text only where the site's allow-list names the type"),
+        Column("text", Text, comment="of the concept, where the site's allow-list names the type"),
+        Column("tried", Text, comment="what it was looked up in, and what was found"),
+        Column("first_seen", DateTime(timezone=True), comment="when a resource was loaded with it"),
+        Column("last_seen", DateTime(timezone=True), comment="the same, the last time"),
     )
     Table(
         "unmapped_use",
@@ -632,6 +637,40 @@ def _settings_tables(metadata: MetaData) -> None:
     Table("configured_site", metadata, Column("site", Text, primary_key=True))
 
 
+def _local_map_table(metadata: MetaData) -> None:
+    """What people decided about codes and texts, each answer with its versions: docs/vocabulary.md."""
+    Table(
+        "local_map",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, comment="NULL: of all sites"),
+        Column("source_system", Text, nullable=False, comment="URI, OID or vocabulary_id; `text` of a text"),
+        Column("source_code", Text, comment="NULL: the source is a text"),
+        Column("source_text", Text, comment="of a concept without a code"),
+        Column("source_description", Text),
+        Column("source_concept_id", BigInteger, comment="NULL: what the vocabulary has for the code"),
+        Column("target_concept_id", BigInteger, nullable=False, comment="in the active release; 0: reviewed, no map"),
+        Column("approved_concept_id", BigInteger, comment="that the reviewer chose; NULL: target_concept_id"),
+        Column("kind", Text, nullable=False, server_default=text("'to'"), comment="to, value or unit"),
+        Column("equivalence", Text, comment="as Usagi has it, such as EQUAL or WIDER"),
+        Column("status", Text, nullable=False, server_default=text("'unchecked'"), comment="approved ones map"),
+        Column("mapping_type", Text, comment="as the file that brought it had it"),
+        Column("reviewer", Text),
+        _time("reviewed_at"),
+        Column("comment", Text),
+        Column("target_problem", Text, comment="why the active release does not let the target be used"),
+        Column("version", Integer, nullable=False, server_default=text("1")),
+        Column("valid_from", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("valid_until", DateTime(timezone=True), comment="NULL: it holds"),
+        Column("origin", Text, nullable=False, server_default=text("'sql'"), comment="what brought it"),
+        Column("is_written", Boolean, nullable=False, server_default=text("false"), comment="to source_to_concept_map"),
+        CheckConstraint("(source_code IS NULL) <> (source_text IS NULL)", name="local_map_source"),
+        CheckConstraint("kind IN ('to', 'value', 'unit')", name="local_map_kind"),
+        CheckConstraint("status IN ('approved', 'unchecked', 'flagged', 'ignored')", name="local_map_status"),
+        Index("local_map_current", "id", postgresql_where=text("valid_until IS NULL")),
+    )
+
+
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     """Which resource made which row. `location` rows may have several resources.
 
@@ -666,8 +705,9 @@ def view_statements(schema: str) -> list[str]:
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
     exclusion(export_id, site, resource_type, reason, count);
-    unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
-    for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
+    unmapped_code(export_id, site, resource_type, element, system, code, display, count, text, tried, first_seen, last_seen):
+    codes that have no concept and for which no rule says so, as all resources are now; export_id is that of the export
+    that loaded them so. `text` is kept where the site's allow-list names the type; the last two are of all sites.
     """
     lineage = "\nUNION ALL\n".join(
         f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id, {_contact_date(table)} AS contact_date"
@@ -702,7 +742,7 @@ def view_statements(schema: str) -> list[str]:
         GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
         f"""CREATE OR REPLACE VIEW {schema}.unmapped_code AS
         SELECT used.export_id, job.site, coding.resource_type, coding.element, coding.system, coding.code, coding.display,
-               used.count
+               used.count, coding.text, coding.tried, coding.first_seen, coding.last_seen
         FROM (
             SELECT export_id, coding_id, sum(count)::bigint AS count FROM {schema}.unmapped_use
             GROUP BY export_id, coding_id

@@ -21,6 +21,7 @@ from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import Mappings, load_mappings
 from pipeline.transform.plan import SiteMapping
+from pipeline.warehouse.local_map.overlay import with_local_map
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
@@ -50,6 +51,7 @@ def fingerprints(runtime: Runtime, site: SiteSettings, mappings: Mappings, index
     common = "|".join(
         (
             index.content_hash,
+            index.local_hash,
             rows_code_hash(runtime.settings.home),
             site.time_zone,
             runtime.settings.time_zone,
@@ -83,6 +85,14 @@ def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
     mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    index = with_local_map(
+        runtime.url,
+        index,
+        site.name,
+        mappings,
+        vocab_schema=settings.vocab_schema,
+        etl_schema=settings.etl_schema,
+    )
     return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index))
 
 

@@ -16,6 +16,8 @@ from omop_schema.versions import CdmVersion
 from pipeline.core.errors import VocabularyError
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.concepts.index import ANCESTOR_FILE, INDEX_FILE
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.warehouse.local_map.overlay import with_local_map
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import (
     compile_index,
@@ -115,7 +117,7 @@ def make_download(folder: Path, *, concepts=CONCEPTS, version="v5.0 TEST") -> Pa
 def url(installed_url):
     """The module's database without a vocabulary: emptying it is quicker than installing another."""
     with psycopg.connect(installed_url) as connection:
-        connection.execute("TRUNCATE etl.vocabulary_release")
+        connection.execute("TRUNCATE etl.vocabulary_release, etl.local_map")
         for table in set(cdm.VOCABULARY_TABLES) & set(cdm.tables_of(CdmVersion.V5_4)):
             connection.execute(f"TRUNCATE vocab.{table}")
     return installed_url
@@ -367,7 +369,8 @@ def test_a_site_map_is_loaded_kept_by_later_downloads_and_wins_over_the_vocabula
     first = load(url, download)
     again = load(url, make_download(tmp_path / "without"))
     assert again.content_hash == first.content_hash
-    index = ensure_index(url, **SCHEMAS, home=tmp_path / "home")
+    plain = ensure_index(url, **SCHEMAS, home=tmp_path / "home")
+    index = with_local_map(url, plain, None, load_mappings(MAPPINGS_FOLDER), **SCHEMAS)
     local = pairs_of(index, "Hospital drugs", "900133", "900178", "900179")
     assert local == {"900133": [(1, None), (3, None)]}
     assert pairs_of(index, "ICD10CM", "ONE", "TWO") == {"ONE": [(3, None)], "TWO": [(1, None), (3, None)]}

@@ -71,7 +71,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 def marks(runtime: Runtime, site: SiteSettings) -> dict[str, int]:
-    index = cast(ConceptIndex, SimpleNamespace(content_hash="vocabulary"))
+    index = cast(ConceptIndex, SimpleNamespace(content_hash="vocabulary", local_hash=""))
     mappings = load_mappings(MAPPINGS_FOLDER, site.name, site.mapping)
     return fingerprints(runtime, site, mappings, index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -76,7 +77,7 @@ def _rejections(decisions: Decisions) -> pl.DataFrame:
     return lines.select(list(schemas.REJECTION_SCHEMA))
 
 
-def save_issues(db: Database, export_id: int, decisions: Decisions) -> None:
+def save_issues(db: Database, export_id: int, decisions: Decisions, now: datetime) -> None:
     """What was decided below the line, and unmapped codes, by resource: those of its former version go."""
     db.execute("remove_issues")
     export = pl.lit(export_id, dtype=pl.Int64).alias("export_id")
@@ -85,12 +86,13 @@ def save_issues(db: Database, export_id: int, decisions: Decisions) -> None:
         frame = part.join(rowless, on="surrogate_id", how="anti").unique().with_columns(export)
         copy_frame(db.connection, "row_issue", frame)
     db.execute("remove_unmapped")
-    coding = ("coding_id", "resource_type", "element", "system", "code", "display")
-    met = decisions.staged.scan(schemas.UNMAPPED).select(coding).unique("coding_id").sort("coding_id").collect()
+    coding = ("coding_id", "resource_type", "element", "system", "code", "display", "text", "tried")
+    found = decisions.staged.scan(schemas.UNMAPPED).select(coding).sort(coding, nulls_last=True)
+    met = found.unique("coding_id", keep="first", maintain_order=True).sort("coding_id").collect()
     if met.is_empty():
         return
     db.put("met_coding", met)
-    db.execute("save_unmapped_codings")
+    db.execute("save_unmapped_codings", {"now": now})
     columns = ["surrogate_id", "file_number", "line", "coding_id", "count"]
     for part in decisions.staged.frames(schemas.UNMAPPED, columns):
         uses = part.join(decisions.not_loaded, on=LINE, how="anti").join(rowless, on="surrogate_id", how="anti")

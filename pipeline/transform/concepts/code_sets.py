@@ -35,9 +35,8 @@ _OF_A_CODING = frozenset(("system", "code", "display"))
 
 _Coding = tuple[str | None, str | None, str | None, bool]
 
-#: `source_vocabulary_id` of texts without a code in `source_to_concept_map`; their source_code is the text, cut.
+#: System of texts without a code in `etl.local_map`, and `source_vocabulary_id` in `source_to_concept_map`.
 TEXT_VOCABULARY = "text"
-_SOURCE_CODE_LENGTH = 50
 
 
 class CodeSets:
@@ -148,9 +147,9 @@ class CodeSets:
 
     def texts_alone(self, first: int) -> pl.DataFrame:
         """The sets numbered from `first` that have a text and no coding, as `codings` gives them: the text is the code,
-        in the vocabulary TEXT_VOCABULARY of `source_to_concept_map`, as it fits there. Adds vocabulary_id."""
+        with single spaces, in the vocabulary TEXT_VOCABULARY. Adds vocabulary_id."""
         rows = [
-            (number, 0, None, " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip(), None, False)
+            (number, 0, None, " ".join(text.split()), None, False)
             for number in range(first, len(self._codings))
             if not self._codings[number] and (text := self._texts[number])
         ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+
+from pipeline.transform.concepts.local_rows import overlaid
 
 __all__ = [
     "ANCESTOR_FILE",
@@ -117,6 +119,14 @@ class ConceptIndex:
     release: str
     #: Identifies the content: two downloads of one release may hold different vocabularies.
     content_hash: str
+    #: A site's local map, a file of `pipeline.transform.concepts.local_rows`; None where nobody has decided anything.
+    local: Path | None = None
+    #: Identifies what the local map says; empty without one.
+    local_hash: str = ""
+
+    def with_local(self, local: Path | None, local_hash: str) -> ConceptIndex:
+        """The same release under a site's local map."""
+        return replace(self, local=local, local_hash=local_hash)
 
     def lookup(self, codings: pl.DataFrame) -> pl.DataFrame:
         """The index rows of these codings.
@@ -125,10 +135,10 @@ class ConceptIndex:
         concept_code as asked for, sorted by vocabulary_id, concept_code and pair_number. A code that is not found
         gives no row; one without a standard concept gives one row whose target_concept_id is null. Codes are compared as
         they are; other spellings are tried by who asks (`code_forms`). Memory grows with the codings asked for, not with
-        the vocabulary.
+        the vocabulary. What a local map says of a code stands in place of what the release says.
         """
         asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
-        return (
+        found = (
             pl.scan_parquet(self.folder / INDEX_FILE)
             .filter(
                 pl.col("vocabulary_id").is_in(asked["vocabulary_id"].unique().implode()),
@@ -139,6 +149,7 @@ class ConceptIndex:
             .collect(engine="streaming")
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
+        return found if self.local is None else overlaid(self.local, asked, found)
 
     def standard_of_codes(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """(vocabulary_id, concept_code) → the first Standard concept, of those codes that have one."""

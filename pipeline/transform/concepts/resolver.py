@@ -6,7 +6,7 @@ of the worker. The rules are those of the mapping specification, "Rules that hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import polars as pl
@@ -92,6 +92,7 @@ class ConceptResolver:
             {"system": list(code_systems), "vocabulary_id": list(code_systems.values())},
             schema={"system": pl.String, "vocabulary_id": pl.String},
         )
+        self._vocabularies = code_systems
         self._priorities = priorities
         self._unit_aliases = unit_aliases or {}
         self._forms = forms
@@ -112,6 +113,35 @@ class ConceptResolver:
         """The same with one row a code set: the first standard concept, 0 for none (values, units, routes)."""
         self._resolve_new(purpose)
         return self._single[purpose]
+
+    def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
+        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
+
+        A code that only value maps were asked for has no finding.
+        """
+        named = {coding: self._names(*coding) for coding in codings}
+        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
+        every = sorted({name for names in named.values() for name in names})
+        given = pl.DataFrame(every, schema=schema, orient="row")
+        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
+        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
+        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
+        said = {}
+        for coding, names in named.items():
+            if not names:
+                said[coding] = "nothing to look up"
+                continue
+            name = next((name for name in names if name in found), names[-1])
+            finding = ": no Standard concept" if name in found else ": unknown" if name in asked else ""
+            said[coding] = f"{' '.join(filter(None, name))}{finding}"
+        return said
+
+    def _names(self, system: str | None, code: str | None) -> list[tuple[str, str]]:
+        """vocabulary_id and concept_code of a coding, in the spellings in which they are looked up."""
+        if not code:
+            return []
+        vocabulary = self._vocabularies.get(system or "", system or "")
+        return [(vocabulary, one) for attempt in self._forms.attempts(vocabulary, code) for one in attempt]
 
     def _resolve_new(self, purpose: str) -> None:
         nothing = pl.DataFrame(schema=RESOLVED_SCHEMA)
@@ -199,27 +229,34 @@ class ConceptResolver:
         codings = codings.with_columns(pl.col("system").is_null().alias("is_text"))
         spellings = pl.DataFrame(
             [
-                (vocabulary, code, is_text, attempt, spelling)
+                (vocabulary, code, is_text, attempt, asked, spelling)
                 for vocabulary, code, is_text in codings.select(key).unique(maintain_order=True).iter_rows()
-                for attempt, spelling in enumerate(self._spellings(vocabulary, code, is_text))
+                for attempt, (asked, spelling) in enumerate(self._asked_spellings(vocabulary, code, is_text))
             ],
             schema={
                 "vocabulary_id": pl.String,
                 "code": pl.String,
                 "is_text": pl.Boolean,
                 "attempt": pl.Int32,
+                "asked_vocabulary": pl.String,
                 "concept_code": pl.String,
             },
             orient="row",
         )
-        rows = self._lookup(spellings.select("vocabulary_id", "concept_code").unique(maintain_order=True))
-        known = spellings.join(rows, on=["vocabulary_id", "concept_code"], how="inner", maintain_order="left")
+        asked = spellings.select(pl.col("asked_vocabulary").alias("vocabulary_id"), "concept_code")
+        rows = self._lookup(asked.unique(maintain_order=True)).rename({"vocabulary_id": "asked_vocabulary"})
+        known = spellings.join(rows, on=["asked_vocabulary", "concept_code"], how="inner", maintain_order="left")
         known = known.sort(*key, pl.col("target_concept_id").is_null(), "attempt", maintain_order=True)
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
         known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
         found = codings.join(known, on=key, how="left", maintain_order="left")
         found = found.with_columns(pl.lit(False).alias("is_ambiguous"))
         return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
+
+    def _asked_spellings(self, vocabulary: str, code: str, is_text: bool) -> list[tuple[str, str]]:
+        """Vocabulary and code to ask for, in their order. What a local map says of a unit without a system comes first."""
+        own = [("", code)] if is_text else []
+        return [*own, *((vocabulary, spelling) for spelling in self._spellings(vocabulary, code, is_text))]
 
     def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
         own = [attempt[0] for attempt in self._forms.attempts(vocabulary, code)]
