@@ -57,19 +57,6 @@ def load(
     _check_fixed_concepts(settings, url)
 
 
-def _recheck_local_map(settings: Settings, url: str) -> None:
-    """Say what the release makes of the targets of local maps."""
-    from pipeline.warehouse.connection import connect
-    from pipeline.warehouse.local_map.overlay import align_local_map
-
-    with connect(url) as connection:
-        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
-    if report.notes:
-        echo("Local maps:")
-    for note in report.notes:
-        echo(f"  {note}")
-
-
 @app.command()
 def show() -> None:
     """Show the release that is loaded, its concepts by vocabulary, and what the mappings miss in it."""

@@ -41,7 +41,7 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
       them where none has) carry values; as many carriers as values are paired in order of concept id, otherwise
       each carrier gets each value, so that no meaning is lost.
     - `Maps to unit`: the only valid Standard concept to which it leads; none where it leads to several.
-    - rows of source_to_concept_map replace those of the same vocabulary and code.
+    - rows of source_to_concept_map are no part of it: the local map is laid over it (`pipeline.warehouse.local_map`).
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
