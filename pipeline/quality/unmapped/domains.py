@@ -17,6 +17,7 @@ _OF_COLUMN = {
     "route": frozenset(("Route",)),
     "specialty": frozenset(("Provider",)),
     "place_of_service": frozenset(("Visit",)),
+    "class": frozenset(("Visit",)),
 }
 #: Tables that hold any concept of theirs, whatever its domain.
 _ANY = frozenset(("note",))

@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
 from pipeline.transform.concepts.index import normalise_code, unit_key
+from pipeline.transform.concepts.local_rows import ANSWERS
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -31,6 +32,9 @@ RESOLVED_SCHEMA = {
     "source_code": pl.String,
     "text": pl.String,
 }
+
+
+_ASKED = ["vocabulary_id", "concept_code"]
 
 
 class ConceptLookup(Protocol):
@@ -87,24 +91,31 @@ class ConceptResolver:
         return self._single[purpose]
 
     def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
-        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
-
-        A code that only value maps were asked for has no finding.
-        """
+        """What these codings (system, code) are in the vocabulary: for people, no row depends on it."""
         named = {coding: self._named(*coding) for coding in codings}
-        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
-        given = pl.DataFrame(sorted({name for name in named.values() if name}), schema=schema, orient="row")
-        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
-        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
-        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
+        found = set(self._rows_of(name for name in named.values() if name).select(_ASKED).iter_rows())
         said = {}
         for coding, name in named.items():
             if name is None:
                 said[coding] = "nothing to look up"
-                continue
-            finding = ": no Standard concept" if name in found else ": unknown" if name in asked else ""
-            said[coding] = f"{' '.join(filter(None, name))}{finding}"
+            else:
+                finding = "no Standard concept" if name in found else "unknown"
+                said[coding] = f"{' '.join(filter(None, name))}: {finding}"
         return said
+
+    def answers(self, codings: Iterable[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
+        """What a site's local map says of these codings (system, code): the first concept, 0 for "no map". Of elements that
+        only a value map is asked for; the vocabulary is not."""
+        named = {coding: self._named(*coding) for coding in codings}
+        asked = {coding: (f"{ANSWERS}{name[0]}", name[1]) for coding, name in named.items() if name}
+        rows = self._rows_of(asked.values()).unique(_ASKED, keep="first", maintain_order=True)
+        found = {row[:2]: row[2] or 0 for row in rows.select(*_ASKED, "target_concept_id").iter_rows()}
+        return {coding: found[name] for coding, name in asked.items() if name in found}
+
+    def _rows_of(self, names: Iterable[tuple[str, str]]) -> pl.DataFrame:
+        """Index rows of these alone (vocabulary_id, concept_code)."""
+        given = pl.DataFrame(sorted(set(names)), schema=dict.fromkeys(_ASKED, pl.String), orient="row")
+        return self._lookup(given).join(given, on=_ASKED, how="semi", maintain_order="left")
 
     def _named(self, system: str | None, code: str | None) -> tuple[str, str] | None:
         """vocabulary_id and concept_code of a coding, as they are looked up."""
