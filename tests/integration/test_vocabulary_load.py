@@ -432,4 +432,4 @@ def test_the_demonstration_vocabulary_loads_on_another_server_too(other_database
     assert release.release == "epic-omop demo 1"
     index = ensure_index(other_database_url, **SCHEMAS, home=tmp_path)
     assert pairs_of(index, "ICD10CM", "E11.9", "I10") == {"E11.9": [(201826, None)], "I10": [(320128, None)]}
-    assert pairs_of(index, "UCUM", "U/L", "mg/dL") == {"U/L": [(8645, None)], "mg/dL": [(8840, None)]}
+    assert pairs_of(index, "UCUM", "[U]/L", "mg/dL") == {"[U]/L": [(8645, None)], "mg/dL": [(8840, None)]}

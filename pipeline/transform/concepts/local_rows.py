@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 
-__all__ = ["CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
+__all__ = ["ANSWERS", "CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
 
 #: Characters of `source_code` in source_to_concept_map.
 SOURCE_CODE_LENGTH = 50
@@ -37,6 +37,9 @@ LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "value_concept_id": pl.Int64(),
     "unit_concept_id": pl.Int64(),
 }
+
+#: Before the vocabulary in a look-up: only the local map is asked.
+ANSWERS = "answers of "
 
 _SOURCE = ("source_concept_id", "source_domain_id", "source_standard_concept", "source_invalid_reason")
 
@@ -94,4 +97,4 @@ def _keys(vocabulary: str, code: str) -> list[tuple[str, str, int]]:
     if vocabulary == TEXT_VOCABULARY:
         whole = [(TEXT_VOCABULARY, text_key(code), 0)]
         return whole if len(code) < SOURCE_CODE_LENGTH else [*whole, (CUT_TEXT, text_key(cut_text(code)), 1)]
-    return [(plain_name(vocabulary), code, 0)]
+    return [(plain_name(vocabulary.removeprefix(ANSWERS)), code, 0)]

@@ -13,7 +13,12 @@ import polars as pl
 
 from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
+<<<<<<< HEAD
 from pipeline.transform.concepts.index import unit_key
+=======
+from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.concepts.local_rows import ANSWERS
+>>>>>>> v13c
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -46,6 +51,9 @@ _SPELLING_SCHEMA = {
     "known_in": pl.String,
     "concept_code": pl.String,
 }
+
+
+_ASKED = ["vocabulary_id", "concept_code"]
 
 
 class ConceptLookup(Protocol):
@@ -115,26 +123,36 @@ class ConceptResolver:
         return self._single[purpose]
 
     def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
-        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
-
-        A code that only value maps were asked for has no finding.
-        """
+        """What these codings (system, code) are in the vocabulary: for people, no row depends on it."""
         named = {coding: self._names(*coding) for coding in codings}
-        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
-        every = sorted({name for names in named.values() for name in names})
-        given = pl.DataFrame(every, schema=schema, orient="row")
-        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
-        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
-        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
+        every = (name for names in named.values() for name in names)
+        found = set(self._rows_of(every).select(_ASKED).iter_rows())
         said = {}
         for coding, names in named.items():
             if not names:
                 said[coding] = "nothing to look up"
-                continue
-            name = next((name for name in names if name in found), names[-1])
-            finding = ": no Standard concept" if name in found else ": unknown" if name in asked else ""
-            said[coding] = f"{' '.join(filter(None, name))}{finding}"
+            else:
+                name = next((name for name in names if name in found), names[-1])
+                finding = "no Standard concept" if name in found else "unknown"
+                said[coding] = f"{' '.join(filter(None, name))}: {finding}"
         return said
+
+    def answers(self, codings: Iterable[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
+        """What a site's local map says of these codings (system, code): the first concept, 0 for "no map". Of elements that
+        only a value map is asked for; the vocabulary is not."""
+        asked = {
+            coding: [(f"{ANSWERS}{vocabulary}", code) for vocabulary, code in self._names(*coding)] for coding in codings
+        }
+        rows = self._rows_of(name for names in asked.values() for name in names)
+        rows = rows.unique(_ASKED, keep="first", maintain_order=True)
+        found = {row[:2]: row[2] or 0 for row in rows.select(*_ASKED, "target_concept_id").iter_rows()}
+        firsts = {coding: next((name for name in names if name in found), None) for coding, names in asked.items()}
+        return {coding: found[name] for coding, name in firsts.items() if name is not None}
+
+    def _rows_of(self, names: Iterable[tuple[str, str]]) -> pl.DataFrame:
+        """Index rows of these alone (vocabulary_id, concept_code)."""
+        given = pl.DataFrame(sorted(set(names)), schema=dict.fromkeys(_ASKED, pl.String), orient="row")
+        return self._lookup(given).join(given, on=_ASKED, how="semi", maintain_order="left")
 
     def _names(self, system: str | None, code: str | None) -> list[tuple[str, str]]:
         """vocabulary_id and concept_code of a coding, in the spellings in which they are looked up."""
