@@ -245,7 +245,7 @@ class _Refresh:
         return {"period_persons": "derived_period_person", "of_period_persons": joined}
 
     def _rules(self) -> str:
-        return _rules_text(self.options, self._vocabulary_release())
+        return _rules_text(self.options, self._vocabulary()[1])
 
     def _remembered(self, name: str) -> tuple[str | None, date | None]:
         """A fact of the site as the last publication left it, as text and as date; None where there is none."""
@@ -316,7 +316,7 @@ class _Refresh:
             "datetime_time_zone": self.options.instance_zone,
             "as_of_date": self.report.as_of,
             "derived_rules": self._rules(),
-            "vocabulary_release": self._vocabulary_release(),
+            "vocabulary_release": self._vocabulary()[0],
             "persons": self.report.persons,
             "persons_without_observation_period": self.report.persons_without_period,
             **{f"{_LEFT_OUT}{reason}": number for reason, number in left_out.items()},
@@ -337,9 +337,10 @@ class _Refresh:
         prefix = sql.Literal(f"site/{site}/").as_string(self.db.connection)
         self._merge("metadata", ("name",), fragment("is_fact_of_site", prefix=prefix))
 
-    def _vocabulary_release(self) -> str:
+    def _vocabulary(self) -> tuple[str, str]:
+        """The release of the vocabulary, and the hash of its content."""
         rows = self.db.rows("current_vocabulary")
-        return str(rows[0][0]) if rows else "none"
+        return rows[0] if rows else _NO_VOCABULARY
 
     def _type_concept(self) -> int:
         """The type concept if the vocabulary has it as a valid Standard concept, else what it maps to, else 0."""
@@ -360,7 +361,10 @@ class _Refresh:
             )
 
 
-def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
+_NO_VOCABULARY = ("none", "none")
+
+
+def _rules_text(options: DerivedOptions, vocabulary_hash: str) -> str:
     """What every person's derived rows depend on besides their own events; of what is seldom set a hash, so that the text
     fits into its column."""
     others = (
@@ -376,7 +380,7 @@ def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
         sorted(options.table_go_live.items()),
     )
     return (
-        f"version {options.version}; vocabulary {vocabulary_release[:80]}; go-live {options.go_live};"
+        f"version {options.version}; vocabulary {vocabulary_hash[:16]}; go-live {options.go_live};"
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
         f" others {hashlib.sha256(repr(others).encode()).hexdigest()[:16]}"
     )[:250]
@@ -386,8 +390,8 @@ def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options
     """Whether the derived rows of the options' site were computed by other rules: its next publication computes all."""
     name = f"site/{options.site}/derived_rules"
     remembered = connection.execute(fragment("derived_fact", cdm=cdm), {"name": name}).fetchone()
-    release = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone()
-    return remembered is not None and remembered[0] != _rules_text(options, str(release[0]) if release else "none")
+    _, vocabulary_hash = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone() or _NO_VOCABULARY
+    return remembered is not None and remembered[0] != _rules_text(options, vocabulary_hash)
 
 
 def _bindable(value: Any) -> Any:

@@ -29,9 +29,11 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
+from pipeline.staging.schemas import CODE_SET, SCHEMAS
 from pipeline.transform import converters, dosages, note_texts, specialties, udi
 from pipeline.transform.addresses import COUNTRIES, Addresses, is_home
 from pipeline.transform.column_types import column_dtype
+from pipeline.transform.concepts.answers import asked_sets
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
@@ -122,6 +124,8 @@ class Worker:
         countries = {country.code for country in plan.mappings.value_maps.get(COUNTRIES, ())}
         keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
         self.addresses = Addresses(countries, keeps_foreign_codes=keeps_foreign)
+        #: code sets that were noted, as hashes
+        self._noted: set[int] = set()
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
@@ -133,6 +137,7 @@ class Worker:
             self.plan.mappings.vocabulary_priority,
             self.plan.mappings.unit_aliases,
         )
+        self._noted_until = 0
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
             site_zone=self.plan.site.time_zone,
@@ -152,6 +157,16 @@ class Worker:
         """Forget code sets when there are very many (texts that differ on every line)."""
         if len(self.sets) > _CODE_SET_LIMIT:
             self._reset_code_sets()
+
+    def note_code_sets(self) -> pl.DataFrame:
+        """The code sets that are new since the last time, each once a process (`pipeline.transform.concepts.answers`)."""
+        new = []
+        for asked in asked_sets(self.sets, self._noted_until):
+            if (key := hash(asked)) not in self._noted:
+                self._noted.add(key)
+                new.append(asked)
+        self._noted_until = len(self.sets)
+        return pl.DataFrame({"asked": new}, schema=SCHEMAS[CODE_SET])
 
     def fixed(self, concept_ids: tuple[int, ...]) -> int:
         """The first of the alternatives that the loaded vocabulary has, else 0."""

@@ -1,2 +1,2 @@
--- The release of the vocabulary.
-SELECT release FROM {etl}.vocabulary_release WHERE is_current
+-- The release of the vocabulary, and the hash of its content.
+SELECT release, content_hash FROM {etl}.vocabulary_release WHERE is_current

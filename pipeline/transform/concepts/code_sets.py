@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 
-__all__ = ["TEXT_VOCABULARY", "CodeSets"]
+__all__ = ["TEXT_VOCABULARY", "CodeSets", "text_code"]
 
 _CODING_SCHEMA = {
     "code_set": pl.Int32,
@@ -150,7 +150,7 @@ class CodeSets:
         """The sets numbered from `first` that have a text and no coding, as `codings` gives them: the text is the code,
         in the vocabulary TEXT_VOCABULARY of `source_to_concept_map`, as it fits there. Adds vocabulary_id."""
         rows = [
-            (number, 0, None, " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip(), None, False)
+            (number, 0, None, text_code(text), None, False)
             for number in range(first, len(self._codings))
             if not self._codings[number] and (text := self._texts[number])
         ]
@@ -163,6 +163,10 @@ class CodeSets:
             (number, position, *coding) for number in numbers for position, coding in enumerate(self._codings[number])
         ]
         return pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
+
+    def content(self, number: int) -> list[_Coding]:
+        """The codings of one set: (system, code, display, whether a user selected it)."""
+        return self._codings[number]
 
     def first_coding(self, number: int) -> tuple[str | None, str | None]:
         """System and code of the first coding; (None, None) of a text."""
@@ -185,6 +189,11 @@ class CodeSets:
     def stable_key(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
+
+
+def text_code(text: str) -> str:
+    """A text as `source_to_concept_map` holds it in the vocabulary TEXT_VOCABULARY."""
+    return " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip()
 
 
 def _distinct(codings: Iterable[_Coding]) -> list[_Coding]:

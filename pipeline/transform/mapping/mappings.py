@@ -419,6 +419,29 @@ class Mappings:
         rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
         return named | {rule.concept: "plausibility, units" for rule in rules if isinstance(rule.concept, str)}
 
+    def concepts_of(self, resource_type: str) -> frozenset[Target]:
+        """The concept ids and `VOCABULARY:code`s that rows of a type can have because the mappings, or a rule, name them."""
+        mapping = self.resources.get(resource_type)
+        if mapping is None:
+            return frozenset()
+        named: set[Target] = set(NAMED_BY_RULES)
+        for view in mapping.views:
+            for rule in (*view.type_concept_id, *view.concept_id, *view.result_concept_id):
+                named.update(rule.targets)
+        for name, entries in self.value_maps.items():
+            if self._is_used(name, mapping):
+                named.update(target for entry in entries for target in entry.targets)
+        for name, concept_ids in self.constants.items():
+            if self._is_used(name, mapping):
+                named.update(concept_ids)
+        if has_numbers(mapping):
+            named.update(unit_concept(limit.unit) for limit in self.limits if limit.unit)
+            for conversion in self.conversions:
+                named.update(unit_concept(unit) for unit in (conversion.source, conversion.target))
+            rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
+            named.update(rule.concept for rule in rules if rule.concept is not None)
+        return frozenset(named)
+
     def fingerprint(self, resource_type: str) -> str:
         """SHA-256 over everything in the mappings that can change a row of this resource type.
 
@@ -465,6 +488,9 @@ class Mappings:
         ]
         return name in {view.priority for view in mapping.views}.union(*asked)
 
+
+#: Concepts that rules name themselves: EHR, the type of deaths.
+NAMED_BY_RULES = frozenset((32817,))
 
 #: Types of columns that are looked up in value maps without a rule: the country of an address.
 MAPS_OF_TYPES = {"patient_location": frozenset(("country",)), "site_location": frozenset(("country",))}
