@@ -31,6 +31,7 @@ from pipeline.publication.sql import Database
 from pipeline.publication.steps.stand_ins import FACTS_ABOUT_KEYS, IDENTIFIER
 from pipeline.publication.steps.vocabulary_uses import (
     ComparedState,
+    VocabularyMark,
     VocabularyUses,
     compared_state,
     publication_hash,
@@ -43,7 +44,14 @@ from pipeline.transform.concepts.answers import ANSWER_SCHEMA, signed_hash
 from pipeline.warehouse.copying import read_frame, temporary_table
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["AnswerChange", "VocabularyChanges", "follow_vocabulary", "new_uses"]
+__all__ = [
+    "AnswerChange",
+    "VocabularyChanges",
+    "compared_with_another",
+    "follow_vocabulary",
+    "new_uses",
+    "vocabulary_name",
+]
 
 #: A file of which current lines are less than this share is read at their places, others as a whole.
 _SPARSE = 0.1
@@ -125,8 +133,8 @@ def _compare(
 ) -> VocabularyChanges:
     changed = answers.changed
     found = VocabularyChanges(
-        _named(state.mark.release, state.mark.local_hash),
-        _named(rules.mark.release, rules.mark.local_hash),
+        vocabulary_name(state.mark),
+        vocabulary_name(rules.mark),
         tuple(AnswerChange(*row) for row in changed.select("asked", "before", "after").iter_rows()),
     )
     if publication_hash(db) != state.publication_hash:
@@ -138,8 +146,18 @@ def _compare(
     return replace(found, resources=marked)
 
 
-def _named(release: str, local_hash: str) -> str:
-    return f"{release} with local map {local_hash[:8]}" if local_hash else release
+def compared_with_another(runtime: Runtime, connection: psycopg.Connection, site: str, rules: SiteRules) -> str | None:
+    """The vocabulary that a site was compared with last, where that is not the one of today. Reads one row."""
+    state = compared_state(_database(runtime, connection), site)
+    if state is None or state.mark.vocabulary == rules.mark.vocabulary:
+        return None
+    return vocabulary_name(state.mark)
+
+
+def vocabulary_name(mark: VocabularyMark) -> str:
+    """A release, with its local map, for people. Two downloads of one label have other hashes."""
+    of_map = f" with local map {mark.local_hash[:8]}" if mark.local_hash else ""
+    return f"{mark.release} ({mark.vocabulary_hash[:8]}){of_map}"
 
 
 def _database(runtime: Runtime, connection: psycopg.Connection) -> Database:
