@@ -190,7 +190,13 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
-    from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
+    from pipeline.quality.verify import (
+        VocabularySchemas,
+        verify_access_log,
+        verify_concepts,
+        verify_landing,
+        verify_warehouse,
+    )
     from pipeline.warehouse.runtime import Runtime
 
     if not deep and (everything or persons is not None or site is not None or seed is not None):
@@ -204,6 +210,10 @@ def verify(
 
             request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
         checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
+        settings = runtime.settings
+        checks += verify_concepts(
+            connection, VocabularySchemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
+        )
         checks.append(verify_access_log(connection, runtime.settings.home))
         if files:
             checks += verify_landing(connection, runtime.landing)

@@ -15,6 +15,7 @@ from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.load import remap as remapping
 from pipeline.load.remap import remap, remap_plan
 from pipeline.quality.settings_notes import settings_notes
+from pipeline.quality.verify import VocabularySchemas, verify_concepts
 from tests.databases import empty
 from tests.integration.support import Warehouse
 from tests.integration.vocabulary_world import EDITS, WORLD, Releases
@@ -61,6 +62,12 @@ def notes(warehouse: Warehouse) -> list[str]:
         return list(settings_notes(warehouse.runtime, connection))
 
 
+def wrong_concepts(warehouse: Warehouse) -> list[str]:
+    schemas = VocabularySchemas("cdm", "vocab", warehouse.runtime.settings.cdm_version)
+    with warehouse.runtime.connect() as connection:
+        return [f"{check.name}: {check.detail}" for check in verify_concepts(connection, schemas) if not check.ok]
+
+
 def site(warehouse: Warehouse) -> Any:
     return warehouse.runtime.settings.site_or_folder("one")
 
@@ -103,6 +110,7 @@ def assert_remapped(warehouse: Warehouse, names: Iterable[str]) -> None:
     assert {name: after[name] for name in others} == {name: before[name] for name in others}
     assert report.mapped.total() == len(concerned(names))
     assert notes(warehouse) == []
+    assert wrong_concepts(warehouse) == []
     again = remap(warehouse.runtime, site(warehouse))
     assert (again.vocabulary, again.mapped.total(), again.export_ids) == (None, 0, [])
     assert content(warehouse) == content(warehouse)
@@ -150,6 +158,24 @@ def test_any_changes_end_in_what_a_fresh_load_makes(
     module_warehouse.assert_whole()
     assert notes(module_warehouse) == []
     assert differences(content(module_warehouse), fresh(module_warehouse)) == []
+
+
+def test_verify_names_concepts_that_the_active_release_lacks(module_warehouse: Warehouse, releases: Releases) -> None:
+    begin(module_warehouse, releases)
+    assert wrong_concepts(module_warehouse) == []
+    releases.load("target is no longer valid", "code becomes known")
+    remap(module_warehouse.runtime, site(module_warehouse))
+    releases.load("target is no longer valid")
+    (missing,) = wrong_concepts(module_warehouse)
+    assert "measurement: every concept is in the active vocabulary" in missing
+    assert "measurement_concept_id 900001 in 2 rows" in missing
+    with module_warehouse.runtime.connect() as connection:
+        connection.execute(
+            "UPDATE cdm.condition_occurrence SET condition_concept_id = 317009 WHERE condition_concept_id = 0"
+        )
+        connection.commit()
+    invalid = next(found for found in wrong_concepts(module_warehouse) if "condition_occurrence" in found)
+    assert "invalid: condition_concept_id 317009" in invalid
 
 
 class _Killed(Exception):
