@@ -118,7 +118,7 @@ def follow_vocabulary(
     answers = _Answers(db, site.name, rules)
     if state.mark.vocabulary == rules.mark.vocabulary:
         # Other rules ask otherwise: what they change is in the fingerprints of the states.
-        answers.replace(answers.fresh)
+        answers.save(answers.fresh)
         found = None
     else:
         found = _compare(runtime, db, site, rules, answers, state)
@@ -142,7 +142,7 @@ def _compare(
     else:
         search = CodeSearch(changed["asked"].to_list(), rules.mappings.systems.canonical)
         marked = _mark(db, site.name, _holders(runtime, db.connection, site.name, search)) if search else 0
-    answers.replace(changed.select(*ANSWER_SCHEMA))
+    answers.save(changed.select(*ANSWER_SCHEMA))
     return replace(found, resources=marked)
 
 
@@ -185,7 +185,7 @@ class _Answers:
             *ANSWER_SCHEMA, pl.col("targets_before").fill_null("").alias("before"), pl.col("targets").alias("after")
         )
 
-    def replace(self, answers: pl.DataFrame) -> None:
+    def save(self, answers: pl.DataFrame) -> None:
         """Put these in the place of the former ones."""
         if answers.is_empty():
             return
