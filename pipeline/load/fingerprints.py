@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import polars as pl
@@ -26,7 +26,7 @@ from pipeline.publication.steps.vocabulary_uses import VocabularyMark
 from pipeline.transform.concepts.answers import VocabularyAnswers, concept_details
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import Mappings, load_mappings
-from pipeline.transform.plan import SiteMapping
+from pipeline.transform.plan import SiteMapping, resolver_of
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
@@ -123,8 +123,8 @@ class SiteRules:
     @property
     def answers(self) -> VocabularyAnswers:
         """Asks the vocabulary as a worker does."""
-        mappings = self.mappings
-        return VocabularyAnswers(self.index, mappings.code_systems, mappings.vocabulary_priority, mappings.unit_aliases)
+        resolver = partial(resolver_of, self.mappings)
+        return VocabularyAnswers(self.index, frozenset(self.mappings.vocabulary_priority), resolver)
 
 
 def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:

@@ -37,7 +37,7 @@ from pipeline.transform.concepts.answers import asked_sets
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
-from pipeline.transform.concepts.resolver import ConceptResolver
+from pipeline.transform.concepts.resolver import ConceptLookup, ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
 from pipeline.transform.mapping.systems import SystemNames
@@ -48,7 +48,7 @@ from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
 from pipeline.transform.value_checks import ValueChecks
 
-__all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
+__all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker", "resolver_of"]
 
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
@@ -112,6 +112,11 @@ class ResourcePlan:
     bind: Callable[[Sequence[list[Any]]], Append]
 
 
+def resolver_of(mappings: Mappings, sets: CodeSets, index: ConceptLookup) -> ConceptResolver:
+    """Resolves code sets by a site's mappings. What it is given here is in `rules_hash` (`pipeline.load.fingerprints`)."""
+    return ConceptResolver(sets, index, mappings.code_systems, mappings.vocabulary_priority, mappings.unit_aliases)
+
+
 class Worker:
     """One process's compiled mappings and caches. Not thread-safe."""
 
@@ -130,13 +135,7 @@ class Worker:
 
     def _reset_code_sets(self) -> None:
         self.sets = CodeSets(self.systems.canonical)
-        self.resolver = ConceptResolver(
-            self.sets,
-            self.plan.index,
-            self.plan.mappings.code_systems,
-            self.plan.mappings.vocabulary_priority,
-            self.plan.mappings.unit_aliases,
-        )
+        self.resolver = resolver_of(self.plan.mappings, self.sets, self.plan.index)
         self._noted_until = 0
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(

@@ -11,7 +11,7 @@ Not here: concepts that mappings name (`pipeline.load.fingerprints`), and what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import xxhash
 
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
-from pipeline.transform.concepts.resolver import UNIT, ConceptResolver
+from pipeline.transform.concepts.resolver import UNIT, ConceptLookup, ConceptResolver
 
 __all__ = [
     "ANSWER_SCHEMA",
@@ -45,11 +45,8 @@ ANSWER_SCHEMA = {"asked": pl.String, "answer": pl.Int64, "targets": pl.String}
 #: Code sets that are resolved together.
 _TOGETHER = 50_000
 
-#: What a row can take from a code set, besides the details of its concepts.
-_OF_ROW = (
-    *("purpose", "target_concept_id", "target_domain_id", "value_concept_id", "source_concept_id"),
-    *("source_system", "source_code"),
-)
+#: What says nothing of the answer: the set's number in a worker, and its own content.
+_OF_SET = ("code_set", "code_set_key", "text")
 
 
 def as_asked(codings: Iterable[tuple[Any, ...]]) -> str:
@@ -92,9 +89,10 @@ class VocabularyAnswers:
     """Asks one release, with its local map, by one site's mappings."""
 
     index: ConceptIndex
-    code_systems: Mapping[str, str]
-    priorities: Mapping[str, tuple[str, ...]]
-    unit_aliases: Mapping[str, str]
+    #: the purposes under which codes are looked up, keys of vocabulary_priority.yaml
+    purposes: frozenset[str]
+    #: makes the resolver that a worker has (`pipeline.transform.plan.resolver_of`)
+    resolver: Callable[[CodeSets, ConceptLookup], ConceptResolver]
 
     def of(self, asked: Sequence[str]) -> pl.DataFrame:
         """The answers of code sets (`as_asked`, `text_as_asked`), each once. Columns: ANSWER_SCHEMA."""
@@ -108,19 +106,19 @@ class VocabularyAnswers:
     def _together(self, asked: Sequence[str]) -> pl.DataFrame:
         sets = CodeSets()
         numbers = [_number(sets, one) for one in asked]
-        index = _Remembering(self.index)
-        resolver = ConceptResolver(sets, index, self.code_systems, self.priorities, self.unit_aliases)
+        resolver = self.resolver(sets, _Remembering(self.index))
         found = pl.concat(
             [
                 resolver.resolve(purpose).with_columns(pl.lit(purpose).alias("purpose"))
-                for purpose in sorted({*self.priorities, UNIT})
+                for purpose in sorted({*self.purposes, UNIT})
             ]
         )
         targets = found["target_concept_id"].unique()
         found = found.join(
             concept_details(self.index, targets), on="target_concept_id", how="left", maintain_order="left"
         )
-        parts = [pl.col(name).cast(pl.String).fill_null("") for name in (*_OF_ROW, "detail")]
+        said = [name for name in found.columns if name not in _OF_SET]
+        parts = [pl.col(name).cast(pl.String).fill_null("") for name in said]
         by_set = (
             found.select("code_set", "target_concept_id", pl.concat_str(parts, separator="\x1f").alias("row"))
             .group_by("code_set", maintain_order=True)
