@@ -48,7 +48,6 @@ TABLES = (
     "site_resource_type",
     "unmapped_code",
     "vocabulary_release",
-    "vocabulary_use",
 )
 
 #: Elements whose values say nothing of a person: codes, their systems and the words of their terminologies.

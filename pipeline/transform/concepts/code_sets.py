@@ -54,6 +54,8 @@ class CodeSets:
         self._numbers: dict[Any, int | None] = {}
         self._codings: list[list[_Coding]] = []
         self._texts: list[str | None] = []
+        #: number → `stable_key`: each purpose asks for it
+        self._keys: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._codings)
@@ -187,6 +189,12 @@ class CodeSets:
         return pl.DataFrame(rows, schema=_SET_SCHEMA, orient="row")
 
     def stable_key(self, number: int) -> int:
+        key = self._keys.get(number)
+        if key is None:
+            key = self._keys[number] = self._key_of(number)
+        return key
+
+    def _key_of(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
 
