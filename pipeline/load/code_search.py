@@ -20,6 +20,8 @@ import orjson
 from pipeline.fhir.ndjson import Lines, texts_of
 from pipeline.transform.concepts.answers import Coding, codings_of, text_of
 from pipeline.transform.concepts.code_sets import text_code
+from pipeline.transform.converters import canonical
+from pipeline.transform.rules.questionnaires import loinc_code
 
 __all__ = ["CodeSearch"]
 
@@ -28,8 +30,9 @@ _FEW_PATTERNS = 24
 
 #: Elements whose texts are never codes.
 _NO_CODES = frozenset(("id", "reference", "resourceType", "div", "data", "url", "versionId", "lastUpdated"))
-#: An element whose value stands for a code in any system: a question's own name, and a LOINC code at its end.
+#: A question's own name.
 _LINK_ID = "linkId"
+_LOINC_SYSTEM = "http://loinc.org"
 
 
 @dataclass
@@ -40,25 +43,24 @@ class _Held:
     coded: set[tuple[str, str]] = field(default_factory=set)
     #: other strings
     free: set[str] = field(default_factory=set)
-    #: of `linkId`: the whole, and what follows the last slash
+    #: names of questions
     links: set[str] = field(default_factory=set)
 
     def has(self, coding: Coding) -> bool:
         system, code, _ = coding
-        if code in self.links:
-            return True
         return (system, code) in self.coded if system else code in self.free
 
     @property
     def codes(self) -> set[str]:
-        return {code for _, code in self.coded} | self.free | self.links
+        return {code for _, code in self.coded} | self.free
 
 
 class CodeSearch:
-    """Searches for code sets (`answers.as_asked`, `answers.text_as_asked`). `canonical`: see `SystemNames`."""
+    """Searches for code sets (`answers.as_asked`, `answers.text_as_asked`). `system_name`: `SystemNames.canonical`.
+    `by_link`: a LOINC code at the end of a linkId is one (option `questionnaire_codes`)."""
 
-    def __init__(self, asked: Iterable[str], canonical: Callable[[str], str]) -> None:
-        self._canonical = canonical
+    def __init__(self, asked: Iterable[str], system_name: Callable[[str], str], *, by_link: bool = False) -> None:
+        self._canonical, self._by_link = system_name, by_link
         #: by one code of each set, the longest: fewest lines have it
         self._sets: dict[str, list[list[Coding]]] = defaultdict(list)
         self._texts: set[str] = set()
@@ -122,15 +124,26 @@ class CodeSearch:
             return True  # it was read once: what is there now is for the load to say
         held = _Held()
         self._collect(resource, None, held)
+        if held.links and isinstance(resource, dict):
+            self._add_links(resource.get("questionnaire"), held)
         if self._texts and not self._texts.isdisjoint(map(text_code, held.free)):
             return True
         keys = self._sets if every else held.codes
         return any(fits(held, codings) for key in keys for codings in self._sets.get(key, ()))
 
+    def _add_links(self, questionnaire: Any, held: _Held) -> None:
+        """A question's name is a code of its questionnaire, and may end with one of LOINC."""
+        held.free |= held.links
+        if isinstance(questionnaire, str):
+            named = {self._canonical(questionnaire), self._canonical(canonical(questionnaire))}
+            held.coded |= {(system, link) for system in named for link in held.links}
+        if self._by_link:
+            held.coded |= {(_LOINC_SYSTEM, code) for link in held.links if (code := loinc_code(link))}
+
     def _collect(self, value: Any, name: str | None, held: _Held) -> None:
         if value.__class__ is str:
             if name == _LINK_ID:
-                held.links |= {value, value.rpartition("/")[2]}
+                held.links.add(value)
             elif name not in _NO_CODES:
                 held.free.add(value)
         elif value.__class__ is list:
@@ -142,8 +155,6 @@ class CodeSearch:
             if isinstance(system, str) and isinstance(code, str) and system:
                 held.coded.add((self._canonical(system), code))
             for key, item in value.items():
-                if key == "link_id":  # of facts
-                    key = _LINK_ID  # noqa: PLW2901
                 if not (is_coded and key in ("system", "code")):
                     self._collect(item, key, held)
 

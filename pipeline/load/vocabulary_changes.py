@@ -140,7 +140,9 @@ def _compare(
     if publication_hash(db) != state.publication_hash:
         marked = _mark(db, site.name, None)
     else:
-        search = CodeSearch(changed["asked"].to_list(), rules.mappings.systems.canonical)
+        mappings = rules.mappings
+        by_link = mappings.options.questionnaire_codes == "link_id"
+        search = CodeSearch(changed["asked"].to_list(), mappings.systems.canonical, by_link=by_link)
         marked = _mark(db, site.name, _holders(runtime, db.connection, site.name, search)) if search else 0
     answers.save(changed.select(*ANSWER_SCHEMA))
     return replace(found, resources=marked)

@@ -49,7 +49,7 @@ def test_whatever_a_line_is_looked_up_by_is_found_in_it(tmp_path: Path) -> None:
         # Codes in no vocabulary's system are looked up in value maps alone.
         if not any(system is None or system in mappings.code_systems for system, _, _ in codings_of(one)):
             continue
-        search = CodeSearch([one], mappings.systems.canonical)
+        search = CodeSearch([one], mappings.systems.canonical, by_link=True)
         raws = lines.raws_at(search.candidates(lines))
         if not any(map(search.matches, raws)) and not any(map(search.touches, facts)):
             missing.append(orjson.loads(one))

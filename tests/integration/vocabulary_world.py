@@ -79,7 +79,7 @@ EDITS: Mapping[str, Edit] = {
     ),
     "code becomes known": Edit(
         together(
-            added("CONCEPT.csv", f"900001\tNew test\tMeasurement\tLOINC\tLab Test\tS\t99999-9\t{DATES}"),
+            added("CONCEPT.csv", f"900001\tNew test\tMeasurement\tLOINC\tLab Test\tS\t82667-7\t{DATES}"),
             added("CONCEPT_RELATIONSHIP.csv", f"900001\t900001\tMaps to\t{DATES}"),
         ),
         frozenset(("o3", "q1")),
@@ -89,7 +89,7 @@ EDITS: Mapping[str, Edit] = {
     "ancestor of a rival": Edit(added("CONCEPT_ANCESTOR.csv", "201826\t316139\t1\t1"), frozenset(("c4",))),
     "ancestor of a drug": Edit(added("CONCEPT_ANCESTOR.csv", "1332418\t19080128\t1\t1"), frozenset(("d1", "m1"))),
     "strength of a drug": Edit(
-        added("DRUG_STRENGTH.csv", f"957136\t956874\t40\t8576\t\t\t\t\t\t{DATES}"), frozenset(("m2",))
+        added("DRUG_STRENGTH.csv", f"957136\t1332418\t40\t8576\t\t\t\t\t\t{DATES}"), frozenset(("m2",))
     ),
     "unit becomes known": Edit(
         together(
@@ -152,7 +152,7 @@ WORLD: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "Observation": [
         observation("o1"),
         observation("o2", valueQuantity={"value": 3, "system": UCUM, "code": "[fur_us]", "unit": "furlongs"}),
-        observation("o3", code=coded((LOINC, "99999-9"))),
+        observation("o3", code=coded((LOINC, "82667-7"))),
     ],
     "Medication": [{"id": "d1", "code": coded((RXNORM, "314076"))}],
     "MedicationRequest": [
@@ -166,7 +166,7 @@ WORLD: Mapping[str, Sequence[Mapping[str, Any]]] = {
             "status": "completed",
             "subject": reference("Patient", "p1"),
             "authored": "2025-01-02T15:00:00Z",
-            "item": [{"linkId": "/88888-8/99999-9", "answer": [{"valueInteger": 3}]}],
+            "item": [{"linkId": "/88888-8/82667-7", "answer": [{"valueInteger": 3}]}],
         }
     ],
 }  # fmt: skip

@@ -72,6 +72,11 @@ def test_a_code_is_found_however_it_is_written(
         (asked((LOINC, "1-8")), {"text": "1-8"}, False),
         (asked((LOINC, "1-8")), {"id": "1-8", "reference": "1-8"}, False),
         (asked((LOINC, "1-8")), {"linkId": "/77-3/1-8"}, True),
+        (asked((LOINC, "1-8")), {"linkId": "/1-8/77-3"}, False),
+        (asked((LOINC, "1-7")), {"linkId": "/77-3/1-7"}, False),
+        (asked(("urn:q", "/a")), {"questionnaire": "urn:q|2", "item": [{"linkId": "/a"}]}, True),
+        (asked(("urn:q", "/a")), {"questionnaire": "urn:r", "item": [{"linkId": "/a"}]}, False),
+        (asked((None, "/a")), {"item": [{"linkId": "/a"}]}, True),
         (asked((None, "mg")), {"unit": "mg", "value": 1}, True),
         (asked((None, "mg")), {"unit": "mg/dL", "system": LOINC, "code": "mg"}, False),
         (asked((LOINC, "1-8"), ("urn:x", "a")), {"coding": [{"system": LOINC, "code": "1-8"}]}, False),
@@ -83,4 +88,10 @@ def test_a_code_is_found_however_it_is_written(
     ],
 )  # fmt: skip
 def test_a_code_counts_in_its_system(sought: str, line: dict[str, Any], is_held: bool) -> None:
-    assert found(CodeSearch([sought], str), [b"{}", orjson.dumps(line)]) == ([1] if is_held else [])
+    search = CodeSearch([sought], str, by_link=True)
+    assert found(search, [b"{}", orjson.dumps(line)]) == ([1] if is_held else [])
+
+
+def test_a_code_in_a_link_counts_by_option() -> None:
+    line = orjson.dumps({"linkId": "/77-3/1-8"})
+    assert found(CodeSearch([asked((LOINC, "1-8"))], str), [line]) == []
