@@ -78,7 +78,7 @@ def remap(
             report = remapping.remap(runtime, settings, everything=everything, progress=show)
         _print_report(console, settings.name, report)
         if gone := report.not_in_landing.total():
-            _print_counts(console, report.not_in_landing, "resource type", "resources", "Not in landing any more")
+            _print_counts(console, report.not_in_landing, "resource type", "resources", "Not in landing any more:")
             missing[settings.name] = gone
     _refuse_missing(missing)
 
@@ -109,8 +109,8 @@ def _print_plan(console: Terminal, site: str, plan: RemapPlan) -> None:
         console.print(f"Site {site}: nothing would be mapped again.")
         return
     if plan.resources:
-        _print_counts(console, plan.resources, "resource type", "resources", f"Site {site}: would be mapped again")
-        _print_counts(console, plan.rows, "table", "rows", "Their rows")
+        _print_counts(console, plan.resources, "resource type", "resources", f"Site {site}: would be mapped again:")
+        _print_counts(console, plan.rows, "table", "rows", f"Site {site}: rows that these have now:")
     if plan.others_are_old:
         console.print(f"Site {site}: eras, observation periods and cdm_source would be computed again.")
 
@@ -120,7 +120,7 @@ def _print_report(console: Terminal, site: str, report: RemapReport) -> None:
     if report.resumed:
         console.print("An interrupted remap was continued.")
     if report.mapped:
-        _print_counts(console, report.mapped, "resource type", "resources", f"Site {site}: mapped again")
+        _print_counts(console, report.mapped, "resource type", "resources", f"Site {site}: mapped again:")
     elif not report.not_in_landing:
         others = " Eras, observation periods and cdm_source were computed again." if report.export_ids else ""
         console.print(f"Site {site}: nothing was to be mapped again.{others}")
@@ -129,13 +129,14 @@ def _print_report(console: Terminal, site: str, report: RemapReport) -> None:
 def _print_changes(console: Terminal, site: str, found: VocabularyChanges | None) -> None:
     if found is None:
         return
+    console.print(f"Site {site}: vocabulary {found.before} → {found.after}.")
     console.print(
-        f"Site {site}: vocabulary {found.before} → {found.after}: {len(found.changes):,} code sets in use have another"
-        f" answer, {found.resources:,} resources hold them."
+        f"Site {site}: code sets in use with another answer: {len(found.changes):,}; resources that hold them:"
+        f" {found.resources:,}."
     )
     if not found.changes:
         return
-    table = Table(title="Codes whose concepts change", box=None)
+    table = Table(box=None)
     table.add_column(words("code"))
     table.add_column(words("before"), justify="right")
     table.add_column(words("after"), justify="right")
@@ -165,7 +166,8 @@ def _concepts(targets: str) -> str:
 
 
 def _print_counts(console: Terminal, counts: Mapping[str, int], of: str, what: str, title: str) -> None:
-    table = number_table(of, what, title=title)
+    console.print(title)
+    table = number_table(of, what, title="")
     for name, count in sorted(counts.items()):
         table.add_row(name, f"{count:,}")
     table.add_section()
