@@ -111,6 +111,7 @@ def build_metadata(schema: str) -> MetaData:
     _erasure_tables(metadata)
     _settings_tables(metadata)
     _vocabulary_tables(metadata)
+    _local_map_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -271,16 +272,40 @@ def _publication_tables(metadata: MetaData) -> None:
         ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
+        Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
     Table(
         "vocabulary_release",
         metadata,
-        Column("release", Text, primary_key=True),
+        Column("release", Text, nullable=False, comment="label: version of the vocabulary None"),
         Column("loaded_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
         Column("folder_label", Text, nullable=False),
         Column("concept_count", BigInteger, nullable=False),
-        Column("content_hash", Text, nullable=False),
+        Column("content_hash", Text, primary_key=True, comment="of the download and of what the site added to it"),
         Column("is_current", Boolean, nullable=False),
+        Column("state", Text, nullable=False, server_default=text("'ready'")),
+        Column("schema_name", Text, comment="where its tables are; NULL: the vocabulary's schema itself, or gone"),
+        Column("active_since", DateTime(timezone=True), comment="NULL: never was"),
+        Column("download_hash", Text, comment="of the files alone"),
+        Column(
+            "vocabularies",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="vocabulary_id → concepts, maps_to, version",
+        ),
+        Column(
+            "notes",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="what was repaired, ignored, left out and overruled",
+        ),
+        CheckConstraint(
+            "state IN ('loading', 'ready', 'dropped') AND (state = 'ready' OR NOT is_current)",
+            name="vocabulary_release_state",
+        ),
+        Index("vocabulary_release_current", "is_current", unique=True, postgresql_where=text("is_current")),
     )
 
 
@@ -431,7 +456,7 @@ def _medication_tables(metadata: MetaData) -> None:
 
 
 def _group_tables(metadata: MetaData) -> None:
-    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    """Which groups contained what: docs/decisions/0011-vanished-resources.md."""
     Table(
         "group_export",
         metadata,
@@ -518,6 +543,10 @@ def _issue_tables(metadata: MetaData) -> None:
         Column("system", Text, comment="NULL: text only, or a code without a system"),
         Column("code", Text),
         Column("display", Text, comment="of the coding; a text only where the site's allow-list names the type"),
+        Column("text", Text, comment="of the concept, where the site's allow-list names the type"),
+        Column("tried", Text, comment="what it was looked up in, and what was found"),
+        Column("first_seen", DateTime(timezone=True), comment="when a resource was loaded with it"),
+        Column("last_seen", DateTime(timezone=True), comment="the same, the last time"),
     )
     Table(
         "unmapped_use",
@@ -648,6 +677,40 @@ def _vocabulary_tables(metadata: MetaData) -> None:
     )
 
 
+def _local_map_table(metadata: MetaData) -> None:
+    """What people decided about codes and texts, each answer with its versions: docs/vocabulary.md."""
+    Table(
+        "local_map",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, comment="NULL: of all sites"),
+        Column("source_system", Text, nullable=False, comment="URI, OID or vocabulary_id; `text` of a text"),
+        Column("source_code", Text, comment="NULL: the source is a text"),
+        Column("source_text", Text, comment="of a concept without a code"),
+        Column("source_description", Text),
+        Column("source_concept_id", BigInteger, comment="NULL: what the vocabulary has for the code"),
+        Column("target_concept_id", BigInteger, nullable=False, comment="in the active release; 0: reviewed, no map"),
+        Column("approved_concept_id", BigInteger, comment="that the reviewer chose; NULL: target_concept_id"),
+        Column("kind", Text, nullable=False, server_default=text("'to'"), comment="to, value or unit"),
+        Column("equivalence", Text, comment="as Usagi has it, such as EQUAL or WIDER"),
+        Column("status", Text, nullable=False, server_default=text("'unchecked'"), comment="approved ones map"),
+        Column("mapping_type", Text, comment="as the file that brought it had it"),
+        Column("reviewer", Text),
+        _time("reviewed_at"),
+        Column("comment", Text),
+        Column("target_problem", Text, comment="why the active release does not let the target be used"),
+        Column("version", Integer, nullable=False, server_default=text("1")),
+        Column("valid_from", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("valid_until", DateTime(timezone=True), comment="NULL: it holds"),
+        Column("origin", Text, nullable=False, server_default=text("'sql'"), comment="what brought it"),
+        Column("is_written", Boolean, nullable=False, server_default=text("false"), comment="to source_to_concept_map"),
+        CheckConstraint("(source_code IS NULL) <> (source_text IS NULL)", name="local_map_source"),
+        CheckConstraint("kind IN ('to', 'value', 'unit')", name="local_map_kind"),
+        CheckConstraint("status IN ('approved', 'unchecked', 'flagged', 'ignored')", name="local_map_status"),
+        Index("local_map_current", "id", postgresql_where=text("valid_until IS NULL")),
+    )
+
+
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     """Which resource made which row. `location` rows may have several resources.
 
@@ -675,15 +738,17 @@ def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
 def view_statements(schema: str) -> list[str]:
     """CREATE OR REPLACE VIEW for the stable interface, in the order in which they can run.
 
-    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date): the last is
-    that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known; vocabulary_release is the one under
-    which the row is right: that of the last comparison (`vocabulary_state`), unless the row's resource is to be mapped again;
+    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date,
+    vocabulary_hash): contact_date is that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known; the
+    hash is `vocabulary_release.content_hash`. The release is the one under which the row is right: that of the last comparison
+    (`vocabulary_state`), unless the row's resource is to be mapped again;
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
     exclusion(export_id, site, resource_type, reason, count);
-    unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
-    for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
+    unmapped_code(export_id, site, resource_type, element, system, code, display, count, text, tried, first_seen, last_seen):
+    codes that have no concept and for which no rule says so, as all resources are now; export_id is that of the export
+    that loaded them so. `text` is kept where the site's allow-list names the type; the last two are of all sites.
     """
     lineage = "\nUNION ALL\n".join(
         f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id, {_contact_date(table)} AS contact_date"
@@ -693,10 +758,8 @@ def view_statements(schema: str) -> list[str]:
     return [
         f"""CREATE OR REPLACE VIEW {schema}.row_source AS
         SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
-               lineage.export_id,
-               CASE WHEN state.fingerprint <> {ANSWER_CHANGED} AND lineage.export_id >= compared.first_export_id
-                    THEN compared.vocabulary_release ELSE publication.vocabulary_release END AS vocabulary_release,
-               lineage.contact_date
+               lineage.export_id, {_compared("vocabulary_release")} AS vocabulary_release, lineage.contact_date,
+               {_compared("vocabulary_hash")} AS vocabulary_hash
         FROM ({lineage}) AS lineage
         JOIN {schema}.resource_state AS state USING (surrogate_id)
         JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)
@@ -722,7 +785,7 @@ def view_statements(schema: str) -> list[str]:
         GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
         f"""CREATE OR REPLACE VIEW {schema}.unmapped_code AS
         SELECT used.export_id, job.site, coding.resource_type, coding.element, coding.system, coding.code, coding.display,
-               used.count
+               used.count, coding.text, coding.tried, coding.first_seen, coding.last_seen
         FROM (
             SELECT export_id, coding_id, sum(count)::bigint AS count FROM {schema}.unmapped_use
             GROUP BY export_id, coding_id
@@ -730,6 +793,14 @@ def view_statements(schema: str) -> list[str]:
         JOIN {schema}.unmapped_coding AS coding USING (coding_id)
         JOIN {schema}.export_job AS job USING (export_id)""",
     ]
+
+
+def _compared(column: str) -> str:
+    """Of the vocabulary under which a row is right."""
+    return (
+        f"CASE WHEN state.fingerprint <> {ANSWER_CHANGED} AND lineage.export_id >= compared.first_export_id"
+        f" THEN compared.{column} ELSE publication.{column} END"
+    )
 
 
 def _contact_date(table: str) -> str:

@@ -19,7 +19,7 @@ import orjson
 
 from pipeline.fhir.ndjson import Lines, texts_of
 from pipeline.transform.concepts.answers import Coding, codings_of, text_of
-from pipeline.transform.concepts.code_sets import text_code
+from pipeline.transform.concepts.local_rows import SOURCE_CODE_LENGTH, cut_text, text_key
 from pipeline.transform.converters import canonical
 from pipeline.transform.rules.questionnaires import loinc_code
 
@@ -66,7 +66,7 @@ class CodeSearch:
         self._texts: set[str] = set()
         for one in asked:
             if (text := text_of(one)) is not None:
-                self._texts.add(text)
+                self._texts |= _keys_of(text)
             elif codings := codings_of(one):
                 self._sets[max((code for _, code, _ in codings), key=lambda code: (len(code), code))].append(codings)
         self._patterns = sorted(set(_quoted(self._sets)))
@@ -90,7 +90,7 @@ class CodeSearch:
         if self._words:
             lower = lines.content.lower()
             found += [place for word in self._words for place in _places(lower, word.encode())]
-            found += [match.start() for match in _ANY_ESCAPE.finditer(lines.content)]
+            found += [match.start() for match in _OTHER_SPELLING.finditer(lines.content)]
         if not found:
             return np.array([], np.int64)
         return np.unique(np.searchsorted(lines.ends, np.unique(np.array(found, np.int64)), side="left"))
@@ -104,7 +104,7 @@ class CodeSearch:
             found |= texts.str.contains(self._escapes.pattern.decode())
         if self._words:
             found |= texts.str.contains_any(self._words, ascii_case_insensitive=True)
-            found |= texts.str.contains("\\u", literal=True)
+            found |= texts.str.contains(r"\\u|[^\x00-\x7f]")
         return np.flatnonzero(found.to_numpy())
 
     # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class CodeSearch:
         self._collect(resource, None, held)
         if held.links and isinstance(resource, dict):
             self._add_links(resource.get("questionnaire"), held)
-        if self._texts and not self._texts.isdisjoint(map(text_code, held.free)):
+        if self._texts and any(not self._texts.isdisjoint(_keys_of(text)) for text in held.free):
             return True
         keys = self._sets if every else held.codes
         return any(fits(held, codings) for key in keys for codings in self._sets.get(key, ()))
@@ -159,6 +159,11 @@ class CodeSearch:
                     self._collect(item, key, held)
 
 
+def _keys_of(text: str) -> set[str]:
+    """The keys under which a local map may have a text."""
+    return {text_key(text)} if len(text) < SOURCE_CODE_LENGTH else {text_key(text), text_key(cut_text(text))}
+
+
 def _places(content: bytes, pattern: bytes) -> Iterator[int]:
     place = content.find(pattern)
     while place >= 0:
@@ -178,7 +183,8 @@ def _quoted(codes: Iterable[str]) -> Iterator[bytes]:
 
 
 _LOINC = re.compile(r"\d{1,7}-\d")
-_ANY_ESCAPE = re.compile(rb"\\u")
+#: Characters of a text that may be the same as others.
+_OTHER_SPELLING = re.compile(rb"\\u|[\x80-\xff]")
 
 
 def _escapes(characters: str) -> re.Pattern[bytes] | None:
@@ -199,11 +205,7 @@ def _escapes(characters: str) -> re.Pattern[bytes] | None:
     return re.compile(f"\\\\u(?:{'|'.join(spelt)}){slash}".encode())
 
 
-def _longest_word(text: str) -> str:
-    """The longest part of a text that is the same in lower case and needs no escape; the last word may be cut."""
-    words = (
-        re.findall(r"[a-z0-9.-]+", text.lower())
-        if text.isascii()
-        else re.findall(r"(?<![^\x00-\x7f])[a-z0-9.-]+(?![^\x00-\x7f])", text.lower())
-    )
-    return max(words, key=len, default="")
+def _longest_word(key: str) -> str:
+    """The longest part of a text's key that is there in any spelling of it without other characters than ASCII's. The last
+    word of a cut text may be cut: it is searched for within words."""
+    return max(re.findall(r"[a-z0-9.-]+", key), key=len, default="")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -24,9 +24,12 @@ from pipeline.load.old_settings import SiteFingerprints
 from pipeline.publication.steps.crosswalk import read_crosswalk
 from pipeline.publication.steps.vocabulary_uses import VocabularyMark
 from pipeline.transform.concepts.answers import VocabularyAnswers, concept_details
+from pipeline.transform.concepts.code_forms import CodeForms
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import Mappings, load_mappings
+from pipeline.transform.mapping.targets import standard_of_targets
 from pipeline.transform.plan import SiteMapping, resolver_of
+from pipeline.warehouse.local_map.overlay import with_local_map
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
@@ -92,18 +95,27 @@ class _NamedConcepts:
 
 def _named_concepts(mappings: Mappings, index: ConceptIndex) -> _NamedConcepts:
     fixed, coded = mappings.fixed_concepts, mappings.coded_concepts
-    return _NamedConcepts(mappings, _found_concepts(index, tuple(sorted(fixed.items())), tuple(sorted(coded))))
+    forms = _Forms(mappings.code_forms, repr(sorted(mappings.code_forms.of_vocabulary.items())))
+    found = _found_concepts(index, tuple(sorted(fixed.items())), tuple(sorted(coded)), forms)
+    return _NamedConcepts(mappings, found)
+
+
+@dataclass(frozen=True)
+class _Forms:
+    """How else codes are written, compared by content."""
+
+    forms: CodeForms = field(compare=False)
+    content: str
 
 
 @lru_cache(maxsize=16)  # the exports of a process are mapped by the same mappings and release
 def _found_concepts(
-    index: ConceptIndex, fixed: tuple[tuple[int, str], ...], coded: tuple[str, ...]
+    index: ConceptIndex, fixed: tuple[tuple[int, str], ...], coded: tuple[str, ...], forms: _Forms
 ) -> dict[int | str, str]:
     used: dict[int | str, int] = {
         named: concept.use_concept_id for named, concept in index.verify_fixed(dict(fixed)).items()
     }
-    codes = {(vocabulary, code): name for name in coded for vocabulary, _, code in [name.partition(":")]}
-    used |= {codes[key]: concept_id for key, concept_id in index.standard_of_codes(codes).items()}
+    used.update(standard_of_targets(coded, index, forms.forms).items())
     details = concept_details(index, pl.Series(sorted(set(used.values())), dtype=pl.Int64))
     detail_of = dict(details.iter_rows())
     return {named: f"{concept_id} {detail_of.get(concept_id, '')}" for named, concept_id in used.items()}
@@ -134,11 +146,25 @@ def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
         runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
     )
     mappings = load_mappings(settings.mappings, site.name, site.mapping, settings.site_mappings_folder)
+    index = with_local_map(
+        runtime.url,
+        index,
+        site.name,
+        mappings,
+        vocab_schema=settings.vocab_schema,
+        etl_schema=settings.etl_schema,
+    )
+    mark = VocabularyMark(index.release, index.content_hash, index.local_hash, _rules_hash(mappings, settings.home))
+    return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index), mark)
+
+
+def _rules_hash(mappings: Mappings, home: Path) -> str:
+    """Of what `resolver_of` is given, and of the code."""
     asked_by = (mappings.code_systems, mappings.vocabulary_priority, mappings.unit_aliases)
     rules = hashlib.sha256(repr([sorted(part.items()) for part in asked_by]).encode())
-    rules.update(rows_code_hash(settings.home).encode())
-    mark = VocabularyMark(index.release, index.content_hash, index.local_hash, rules.hexdigest()[:16])
-    return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index), mark)
+    rules.update(mappings.code_rules)
+    rules.update(rows_code_hash(home).encode())
+    return rules.hexdigest()[:16]
 
 
 def site_fingerprints(runtime: Runtime, site: SiteSettings) -> SiteFingerprints:

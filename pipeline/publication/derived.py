@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -245,7 +245,7 @@ class _Refresh:
         return {"period_persons": "derived_period_person", "of_period_persons": joined}
 
     def _rules(self) -> str:
-        return _rules_text(self.options, self._vocabulary()[1])
+        return _rules_text(self.options, _release_key(self.db.rows("current_vocabulary")))
 
     def _remembered(self, name: str) -> tuple[str | None, date | None]:
         """A fact of the site as the last publication left it, as text and as date; None where there is none."""
@@ -316,7 +316,7 @@ class _Refresh:
             "datetime_time_zone": self.options.instance_zone,
             "as_of_date": self.report.as_of,
             "derived_rules": self._rules(),
-            "vocabulary_release": self._vocabulary()[0],
+            "vocabulary_release": self._vocabulary_release(),
             "persons": self.report.persons,
             "persons_without_observation_period": self.report.persons_without_period,
             **{f"{_LEFT_OUT}{reason}": number for reason, number in left_out.items()},
@@ -337,10 +337,9 @@ class _Refresh:
         prefix = sql.Literal(f"site/{site}/").as_string(self.db.connection)
         self._merge("metadata", ("name",), fragment("is_fact_of_site", prefix=prefix))
 
-    def _vocabulary(self) -> tuple[str, str]:
-        """The release of the vocabulary, and the hash of its content."""
+    def _vocabulary_release(self) -> str:
         rows = self.db.rows("current_vocabulary")
-        return rows[0] if rows else _NO_VOCABULARY
+        return str(rows[0][0]) if rows else "none"
 
     def _type_concept(self) -> int:
         """The type concept if the vocabulary has it as a valid Standard concept, else what it maps to, else 0."""
@@ -361,10 +360,12 @@ class _Refresh:
             )
 
 
-_NO_VOCABULARY = ("none", "none")
+def _release_key(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Label and hash: two downloads of one label are two vocabularies. `rows`: of fragment current_vocabulary."""
+    return f"{rows[0][0][:60]} {rows[0][1][:16]}" if rows else "none"
 
 
-def _rules_text(options: DerivedOptions, vocabulary_hash: str) -> str:
+def _rules_text(options: DerivedOptions, vocabulary: str) -> str:
     """What every person's derived rows depend on besides their own events; of what is seldom set a hash, so that the text
     fits into its column."""
     others = (
@@ -380,7 +381,7 @@ def _rules_text(options: DerivedOptions, vocabulary_hash: str) -> str:
         sorted(options.table_go_live.items()),
     )
     return (
-        f"version {options.version}; vocabulary {vocabulary_hash[:16]}; go-live {options.go_live};"
+        f"version {options.version}; vocabulary {vocabulary}; go-live {options.go_live};"
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
         f" others {hashlib.sha256(repr(others).encode()).hexdigest()[:16]}"
     )[:250]
@@ -390,8 +391,8 @@ def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options
     """Whether the derived rows of the options' site were computed by other rules: its next publication computes all."""
     name = f"site/{options.site}/derived_rules"
     remembered = connection.execute(fragment("derived_fact", cdm=cdm), {"name": name}).fetchone()
-    _, vocabulary_hash = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone() or _NO_VOCABULARY
-    return remembered is not None and remembered[0] != _rules_text(options, vocabulary_hash)
+    release = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone()
+    return remembered is not None and remembered[0] != _rules_text(options, _release_key([release] if release else []))
 
 
 def _bindable(value: Any) -> Any:

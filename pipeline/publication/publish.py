@@ -169,7 +169,7 @@ def _run(run: _Run) -> None:
         known = parallel.submit(run.known.prepare)
         with step("letters"):  # before the derived tables, which add issues of their own and count who was left out
             accounts.save_dead_letters(db, incoming, decisions)
-            accounts.save_issues(db, incoming.export.export_id, decisions)
+            accounts.save_issues(db, incoming.export.export_id, decisions, incoming.now)
             run.report.value_checks = accounts.value_checks(db, decisions)
         _finish_tables(run, decisions, bulk_load)
         with step("accounts"):
@@ -312,6 +312,7 @@ def _record(
             "export_id": export.export_id,
             "now": now,
             "vocabulary_release": report.vocabulary_release,
+            "vocabulary_hash": report.vocabulary_hash,
             "fingerprint": format(sum(fingerprints.values()) & (2**64 - 1), "016x"),
             "cdm_version": runtime.settings.cdm_version.label,
             "ig_version": IG_VERSION,

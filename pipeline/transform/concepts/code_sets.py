@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.fhir.identity import content_key
 
-__all__ = ["TEXT_VOCABULARY", "CodeSets", "text_code"]
+__all__ = ["TEXT_VOCABULARY", "CodeSets"]
 
 _CODING_SCHEMA = {
     "code_set": pl.Int32,
@@ -35,9 +35,8 @@ _OF_A_CODING = frozenset(("system", "code", "display"))
 
 _Coding = tuple[str | None, str | None, str | None, bool]
 
-#: `source_vocabulary_id` of texts without a code in `source_to_concept_map`; their source_code is the text, cut.
+#: System of texts without a code in `etl.local_map`, and `source_vocabulary_id` in `source_to_concept_map`.
 TEXT_VOCABULARY = "text"
-_SOURCE_CODE_LENGTH = 50
 
 
 class CodeSets:
@@ -150,9 +149,9 @@ class CodeSets:
 
     def texts_alone(self, first: int) -> pl.DataFrame:
         """The sets numbered from `first` that have a text and no coding, as `codings` gives them: the text is the code,
-        in the vocabulary TEXT_VOCABULARY of `source_to_concept_map`, as it fits there. Adds vocabulary_id."""
+        with single spaces, in the vocabulary TEXT_VOCABULARY. Adds vocabulary_id."""
         rows = [
-            (number, 0, None, text_code(text), None, False)
+            (number, 0, None, " ".join(text.split()), None, False)
             for number in range(first, len(self._codings))
             if not self._codings[number] and (text := self._texts[number])
         ]
@@ -197,11 +196,6 @@ class CodeSets:
     def _key_of(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
-
-
-def text_code(text: str) -> str:
-    """A text as `source_to_concept_map` holds it in the vocabulary TEXT_VOCABULARY."""
-    return " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip()
 
 
 def _distinct(codings: Iterable[_Coding]) -> list[_Coding]:
