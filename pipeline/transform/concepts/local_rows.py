@@ -16,7 +16,16 @@ import polars as pl
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 
-__all__ = ["ANSWERS", "CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
+__all__ = [
+    "ANSWERS",
+    "CUT_TEXT",
+    "LOCAL_SCHEMA",
+    "SOURCE_CODE_LENGTH",
+    "cut_text",
+    "local_texts",
+    "overlaid",
+    "text_key",
+]
 
 #: Characters of `source_code` in source_to_concept_map.
 SOURCE_CODE_LENGTH = 50
@@ -52,6 +61,18 @@ def text_key(text: str) -> str:
 def cut_text(text: str) -> str:
     """A text as it fits into source_to_concept_map."""
     return " ".join(text.split())[:SOURCE_CODE_LENGTH].strip()
+
+
+def local_texts(local: Path) -> list[str]:
+    """The texts without a code that the local map knows, each in a form that it is found by, sorted."""
+    rows = _local_rows(local).select("system_key", "code_key").unique()
+    found = set()
+    for system, key in rows.iter_rows():
+        if system == TEXT_VOCABULARY:
+            found.add(key)
+        elif system == CUT_TEXT:  # what a longer text begins with; a cut before a space was that much shorter
+            found.add(f"{key} x" if len(key) < SOURCE_CODE_LENGTH else f"{key}x")
+    return sorted(found)
 
 
 def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:

@@ -13,12 +13,8 @@ import polars as pl
 
 from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
-<<<<<<< HEAD
-from pipeline.transform.concepts.index import unit_key
-=======
 from pipeline.transform.concepts.index import unit_key
 from pipeline.transform.concepts.local_rows import ANSWERS
->>>>>>> v13c
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -141,7 +137,8 @@ class ConceptResolver:
         """What a site's local map says of these codings (system, code): the first concept, 0 for "no map". Of elements that
         only a value map is asked for; the vocabulary is not."""
         asked = {
-            coding: [(f"{ANSWERS}{vocabulary}", code) for vocabulary, code in self._names(*coding)] for coding in codings
+            coding: [(f"{ANSWERS}{vocabulary}", code) for vocabulary, code in self._names(*coding)]
+            for coding in codings
         }
         rows = self._rows_of(name for names in asked.values() for name in names)
         rows = rows.unique(_ASKED, keep="first", maintain_order=True)
