@@ -15,11 +15,14 @@ from pathlib import Path
 import polars as pl
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 
+import omop_schema
 from omop_schema import cdm
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import UsageError, VocabularyError
-from pipeline.warehouse.schema import install_schemas
+from pipeline.warehouse.schema import install_schemas, transaction
 from pipeline.warehouse.vocabulary import (
     LoadOptions,
     current_release,
@@ -336,6 +339,40 @@ def test_loading_the_active_release_again_repairs_it(url, tmp_path):
     assert schemas_of(url) == ["vocab"]
 
 
+def test_a_warehouse_of_before_keeps_its_vocabulary_without_a_load(database_url, tmp_path):
+    """Its release has neither counts nor a hash of its files alone: both are made up for when the next one comes."""
+    url = database_url
+    install_schemas(url, cdm="cdm", vocab="vocab", etl="etl")
+    load(url, Download(), tmp_path)
+    with transaction(url) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(omop_schema.__file__).parent / "migrations"))
+        config.attributes.update(connection=connection, etl_schema="etl")
+        command.downgrade(config, "0022")
+        connection.exec_driver_sql(
+            "INSERT INTO etl.vocabulary_release VALUES ('v4', '2020-01-01', 'old', 5, 'abc', false);"
+            "INSERT INTO etl.publication (export_id, published_at, vocabulary_release, fingerprint, cdm_version, ig_version,"
+            " software_version, rows_inserted, rows_deleted) SELECT number, CASE number WHEN 1 THEN now() ELSE '2019-01-01' END,"
+            " CASE number WHEN 1 THEN 'v5.0 27-FEB-26' ELSE 'v4' END, '', '', '', '', '{}', '{}'"
+            " FROM generate_series(1, 2) AS number"
+        )
+    assert install_schemas(url, cdm="cdm", vocab="vocab", etl="etl").etl_upgraded
+    former = current_release(url, etl_schema="etl")
+    assert former.state == "ready"
+    assert query(url, "SELECT vocabulary_hash FROM etl.publication ORDER BY export_id") == [
+        (former.content_hash,), (None,),
+    ]  # fmt: skip
+    with pytest.raises(VocabularyError, match="ICD10CM is not in it"):
+        load(url, Download("v5.0 30-AUG-26").without("ICD10CM"), tmp_path)
+    load(url, Download("v5.0 30-AUG-26"), tmp_path)
+    back = use_release(url, former.content_hash, **SCHEMAS, force=True).release
+    assert back.content_hash == former.content_hash
+    assert query(url, "SELECT release, state FROM etl.vocabulary_release WHERE NOT is_current ORDER BY 1") == [
+        ("v4", "dropped"),
+        ("v5.0 30-AUG-26", "ready"),
+    ]
+
+
 def test_two_releases_are_kept_and_index_folders_go_with_their_release(url, tmp_path):
     home = tmp_path / "home"
     for month in ("FEB", "MAR", "APR"):
@@ -614,7 +651,7 @@ def test_the_diff_that_matters(url, tmp_path):
     with psycopg.connect(url) as connection:
         used = codes_in_use(connection, cdm_schema="cdm", vocab_schema="vocab", etl_schema="etl", vocabulary_of={}.get)
     former = next(item for item in list_releases(url, etl_schema="etl") if item.content_hash == first.content_hash)
-    before, after = (index_of(url, item, vocab_schema="vocab", home=home) for item in (former, second))
+    before, after = (index_of(url, item, **SCHEMAS, home=home) for item in (former, second))
     (change,) = changed_codes(used, before, after)
     assert (change.vocabulary_id, change.concept_code, dict(change.rows)) == (
         "ICD10CM",
