@@ -89,6 +89,7 @@ def build_metadata(schema: str) -> MetaData:
     _kick_off_tables(metadata)
     _file_tables(metadata)
     _publication_tables(metadata)
+    _vocabulary_tables(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
@@ -261,6 +262,9 @@ def _publication_tables(metadata: MetaData) -> None:
         Column("publish_seconds", Double),
         Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
+
+
+def _vocabulary_tables(metadata: MetaData) -> None:
     Table(
         "vocabulary_release",
         metadata,

@@ -106,6 +106,9 @@ def load_vocabulary(
     """
     options, clock = options or LoadOptions(), clock or SystemClock()
     schemas = ReleaseSchemas(vocab_schema, etl_schema)
+    read_download(
+        folder, cdm.VOCABULARY_TABLES, only=options.only
+    )  # a wrong folder is refused before a server is asked
     with connect(url) as connection:
         _check_installed(connection, schemas)
         refuse_without_rights(connection, schemas)
