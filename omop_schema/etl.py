@@ -32,7 +32,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES, NO_CONTACT
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 
-__all__ = ["LINEAGE_COLUMNS", "LINEAGE_TABLES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
+__all__ = [
+    "ANSWER_CHANGED",
+    "LINEAGE_COLUMNS",
+    "LINEAGE_TABLES",
+    "RARE_FACTS",
+    "build_metadata",
+    "lineage_table_name",
+    "view_statements",
+]
 
 #: CDM tables whose rows come from FHIR resources and have lineage.
 LINEAGE_TABLES = (
@@ -75,6 +83,9 @@ RARE_FACTS = (
 #: (person_id for death); `row_key` distinguishes the rows of one resource.
 LINEAGE_COLUMNS = ("row_id", "surrogate_id", "row_key", "export_id")
 
+#: `resource_state.fingerprint` of a resource whose codes have another answer in the vocabulary now: of no settings.
+ANSWER_CHANGED = 0
+
 _NOW = text("now()")
 
 
@@ -100,6 +111,8 @@ def build_metadata(schema: str) -> MetaData:
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
+    _vocabulary_tables(metadata)
+    _local_map_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -447,7 +460,7 @@ def _medication_tables(metadata: MetaData) -> None:
 
 
 def _group_tables(metadata: MetaData) -> None:
-    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    """Which groups contained what: docs/decisions/0011-vanished-resources.md."""
     Table(
         "group_export",
         metadata,
@@ -534,6 +547,10 @@ def _issue_tables(metadata: MetaData) -> None:
         Column("system", Text, comment="NULL: text only, or a code without a system"),
         Column("code", Text),
         Column("display", Text, comment="of the coding; a text only where the site's allow-list names the type"),
+        Column("text", Text, comment="of the concept, where the site's allow-list names the type"),
+        Column("tried", Text, comment="what it was looked up in, and what was found"),
+        Column("first_seen", DateTime(timezone=True), comment="when a resource was loaded with it"),
+        Column("last_seen", DateTime(timezone=True), comment="the same, the last time"),
     )
     Table(
         "unmapped_use",
@@ -636,6 +653,68 @@ def _settings_tables(metadata: MetaData) -> None:
     Table("configured_site", metadata, Column("site", Text, primary_key=True))
 
 
+def _vocabulary_tables(metadata: MetaData) -> None:
+    """What rows took from the vocabulary, so that another release is compared with it: docs/decisions/0024."""
+    Table(
+        "vocabulary_use",
+        metadata,
+        Column("site", Text, nullable=False),
+        Column("use_id", BigInteger, nullable=False, comment="hash of asked"),
+        Column(
+            "asked", Text, nullable=False, comment="JSON: [system, code] of each coding of a code set, or a mapped text"
+        ),
+        Column("answer", BigInteger, nullable=False, comment="hash of all that rows can take from it"),
+        Column("targets", Text, nullable=False, comment="standard concepts, joined by |; empty: none"),
+        PrimaryKeyConstraint("site", "use_id", name="vocabulary_use_pkey"),
+    )
+    Table(
+        "vocabulary_state",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("vocabulary_release", Text, nullable=False, comment="that the site's answers are of"),
+        Column("vocabulary_hash", Text, nullable=False, comment="of its content"),
+        Column("local_hash", Text, nullable=False, comment="of the local map; empty: none"),
+        Column("rules_hash", Text, nullable=False, comment="of code and mappings by which was asked"),
+        Column("publication_hash", Text, nullable=False, comment="of concepts that publication itself asks for"),
+        Column("first_export_id", BigInteger, nullable=False, comment="exports from this on left their answers"),
+        _time("compared_at", nullable=False),
+    )
+
+
+def _local_map_table(metadata: MetaData) -> None:
+    """What people decided about codes and texts, each answer with its versions: docs/vocabulary.md."""
+    Table(
+        "local_map",
+        metadata,
+        Column("id", BigInteger, primary_key=True, autoincrement=True),
+        Column("site", Text, comment="NULL: of all sites"),
+        Column("source_system", Text, nullable=False, comment="URI, OID or vocabulary_id; `text` of a text"),
+        Column("source_code", Text, comment="NULL: the source is a text"),
+        Column("source_text", Text, comment="of a concept without a code"),
+        Column("source_description", Text),
+        Column("source_concept_id", BigInteger, comment="NULL: what the vocabulary has for the code"),
+        Column("target_concept_id", BigInteger, nullable=False, comment="in the active release; 0: reviewed, no map"),
+        Column("approved_concept_id", BigInteger, comment="that the reviewer chose; NULL: target_concept_id"),
+        Column("kind", Text, nullable=False, server_default=text("'to'"), comment="to, value or unit"),
+        Column("equivalence", Text, comment="as Usagi has it, such as EQUAL or WIDER"),
+        Column("status", Text, nullable=False, server_default=text("'unchecked'"), comment="approved ones map"),
+        Column("mapping_type", Text, comment="as the file that brought it had it"),
+        Column("reviewer", Text),
+        _time("reviewed_at"),
+        Column("comment", Text),
+        Column("target_problem", Text, comment="why the active release does not let the target be used"),
+        Column("version", Integer, nullable=False, server_default=text("1")),
+        Column("valid_from", DateTime(timezone=True), nullable=False, server_default=_NOW),
+        Column("valid_until", DateTime(timezone=True), comment="NULL: it holds"),
+        Column("origin", Text, nullable=False, server_default=text("'sql'"), comment="what brought it"),
+        Column("is_written", Boolean, nullable=False, server_default=text("false"), comment="to source_to_concept_map"),
+        CheckConstraint("(source_code IS NULL) <> (source_text IS NULL)", name="local_map_source"),
+        CheckConstraint("kind IN ('to', 'value', 'unit')", name="local_map_kind"),
+        CheckConstraint("status IN ('approved', 'unchecked', 'flagged', 'ignored')", name="local_map_status"),
+        Index("local_map_current", "id", postgresql_where=text("valid_until IS NULL")),
+    )
+
+
 def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
     """Which resource made which row. `location` rows may have several resources.
 
@@ -665,13 +744,15 @@ def view_statements(schema: str) -> list[str]:
 
     row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date,
     vocabulary_hash): contact_date is that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known; the
-    hash is `vocabulary_release.content_hash`;
+    hash is `vocabulary_release.content_hash`. The release is the one under which the row is right: that of the last comparison
+    (`vocabulary_state`), unless the row's resource is to be mapped again;
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
     exclusion(export_id, site, resource_type, reason, count);
-    unmapped_code(export_id, site, resource_type, element, system, code, display, count): codes that have no concept and
-    for which no rule says so, as all resources are now; export_id is that of the export that loaded them so.
+    unmapped_code(export_id, site, resource_type, element, system, code, display, count, text, tried, first_seen, last_seen):
+    codes that have no concept and for which no rule says so, as all resources are now; export_id is that of the export
+    that loaded them so. `text` is kept where the site's allow-list names the type; the last two are of all sites.
     """
     lineage = "\nUNION ALL\n".join(
         f"SELECT '{table}'::text AS cdm_table, row_id, surrogate_id, export_id, {_contact_date(table)} AS contact_date"
@@ -681,11 +762,13 @@ def view_statements(schema: str) -> list[str]:
     return [
         f"""CREATE OR REPLACE VIEW {schema}.row_source AS
         SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
-               lineage.export_id, publication.vocabulary_release, lineage.contact_date, publication.vocabulary_hash
+               lineage.export_id, {_compared("vocabulary_release")} AS vocabulary_release, lineage.contact_date,
+               {_compared("vocabulary_hash")} AS vocabulary_hash
         FROM ({lineage}) AS lineage
         JOIN {schema}.resource_state AS state USING (surrogate_id)
         JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)
-        LEFT JOIN {schema}.publication AS publication ON publication.export_id = lineage.export_id""",
+        LEFT JOIN {schema}.publication AS publication ON publication.export_id = lineage.export_id
+        LEFT JOIN {schema}.vocabulary_state AS compared ON compared.site = kind.site""",
         f"""CREATE OR REPLACE VIEW {schema}.dead_letter_open AS
         SELECT id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by
         FROM {schema}.dead_letter WHERE state = 'open'""",
@@ -706,7 +789,7 @@ def view_statements(schema: str) -> list[str]:
         GROUP BY count.export_id, job.site, count.resource_type, count.reason""",
         f"""CREATE OR REPLACE VIEW {schema}.unmapped_code AS
         SELECT used.export_id, job.site, coding.resource_type, coding.element, coding.system, coding.code, coding.display,
-               used.count
+               used.count, coding.text, coding.tried, coding.first_seen, coding.last_seen
         FROM (
             SELECT export_id, coding_id, sum(count)::bigint AS count FROM {schema}.unmapped_use
             GROUP BY export_id, coding_id
@@ -714,6 +797,14 @@ def view_statements(schema: str) -> list[str]:
         JOIN {schema}.unmapped_coding AS coding USING (coding_id)
         JOIN {schema}.export_job AS job USING (export_id)""",
     ]
+
+
+def _compared(column: str) -> str:
+    """Of the vocabulary under which a row is right."""
+    return (
+        f"CASE WHEN state.fingerprint <> {ANSWER_CHANGED} AND lineage.export_id >= compared.first_export_id"
+        f" THEN compared.{column} ELSE publication.{column} END"
+    )
 
 
 def _contact_date(table: str) -> str:

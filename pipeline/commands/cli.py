@@ -29,6 +29,7 @@ from pipeline.commands import (
     sandbox,
     status,
     ui,
+    unmapped,
     view,
     vocabulary,
 )
@@ -67,6 +68,7 @@ app.add_typer(landing.app, name="landing")
 app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
+app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)
 hydrate.register(app)

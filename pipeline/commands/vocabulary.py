@@ -6,6 +6,7 @@ several releases are in `vocabulary_releases`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,18 +83,35 @@ def lookup(
     code: Annotated[str, typer.Argument(help="The code, as it stands in the resource.")],
 ) -> None:
     """Show what a code maps to: the source concept, its standard concepts, and values that go with them."""
-    import polars as pl
+    from pipeline.transform.mapping.mappings import load_mappings
 
     settings, url = _warehouse()
     vocabulary = _vocabulary_of(system, settings)
     index = _index(settings, url)
-    rows = index.lookup(pl.DataFrame({"vocabulary_id": [vocabulary], "concept_code": [code]}))
+    rows = _first_known(index, load_mappings(settings.mappings).code_forms.attempts(vocabulary, code), vocabulary)
     if rows.is_empty():
         raise VocabularyError(
             f"{vocabulary} has no code {code} in vocabulary {index.release}.",
-            "Codes are case-sensitive. A site's own codes are mapped by source_to_concept_map.",
+            "Codes are case-sensitive. A site's own codes are mapped by `epic-omop unmapped import`.",
         )
     _show_mapping(index, rows)
+
+
+def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocabulary: str) -> pl.DataFrame:
+    """The index rows of the first spelling that the vocabulary knows. Raises VocabularyError where it knows several."""
+    import polars as pl
+
+    for attempt in attempts:
+        rows = index.lookup(pl.DataFrame({"vocabulary_id": [vocabulary] * len(attempt), "concept_code": list(attempt)}))
+        codes = rows["concept_code"].unique(maintain_order=True).to_list()
+        if len(codes) > 1:
+            raise VocabularyError(
+                f"The code may be {' or '.join(codes)}: vocabulary {index.release} has more than one of them.",
+                "Loads give such a code the concept 0 and the issue code_ambiguous. Give one of these, or map the code locally.",
+            )
+        if codes:
+            break
+    return rows
 
 
 def _warehouse() -> tuple[Settings, str]:
@@ -127,21 +145,13 @@ def _vocabulary_of(system: str, settings: Settings) -> str:
 def _check_fixed_concepts(settings: Settings, url: str) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
     from pipeline.transform.mapping.mappings import load_mappings
+    from pipeline.transform.mapping.targets import missing_targets
 
     mappings, index = load_mappings(settings.mappings), _index(settings, url)
-    codes: dict[tuple[str, str], str] = {}
-    for name, where in mappings.coded_concepts.items():
-        vocabulary, _, code = name.partition(":")
-        codes[vocabulary, code] = where
-    standard = index.standard_of_codes(codes)
-    count = len(mappings.fixed_concepts) + len(codes)
+    count = len(mappings.fixed_concepts) + len(mappings.coded_concepts)
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]
-    warnings += [
-        f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
-        for (vocabulary, code), name in codes.items()
-        if (vocabulary, code) not in standard
-    ]
+    warnings += missing_targets(mappings.coded_concepts, index, mappings.code_forms)
     if not warnings:
         echo(f"All {count} concepts that the mappings name are Standard and valid in it.")
         return

@@ -75,6 +75,7 @@ def load_download(warehouse: tuple[Settings, str], folder: Path, *, force: bool,
         if comparison is not None:
             _show_changes(comparison.changes, "would become" if comparison.is_refused else "became")
         prune_indices(settings.home, list_releases(url, etl_schema=settings.etl_schema))
+    _recheck_local_map(settings, url)
     show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
     _show_notes(release, settings)
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}): {release.concept_count:,} concepts are loaded.")
@@ -114,6 +115,19 @@ def register(app: typer.Typer, warehouse: _Warehouse) -> None:
     ) -> None:
         """Drop the tables and indices of releases that nobody needs any more."""
         _prune(*warehouse(), keep=keep)
+
+
+def _recheck_local_map(settings: Settings, url: str) -> None:
+    """Say what the release makes of the targets of local maps."""
+    from pipeline.warehouse.connection import connect
+    from pipeline.warehouse.local_map.overlay import align_local_map
+
+    with connect(url) as connection:
+        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
+    if report.notes:
+        echo("Local maps:")
+    for note in report.notes:
+        echo(f"  {note}")
 
 
 def show_counts(counts: dict[str, int]) -> None:
@@ -233,6 +247,7 @@ def _use(settings: Settings, url: str, name: str, *, force: bool) -> None:
     )
     release = switched.release
     ensure_index(url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home)
+    _recheck_local_map(settings, url)
     for warning in switched.warnings:
         echo(f"Note: {warning}")
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}) is the active one.")

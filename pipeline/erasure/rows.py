@@ -232,6 +232,11 @@ def _remove_from_etl(connection: psycopg.Connection, found: OfPersons) -> Counte
         "UPDATE reference SET state = 'pending' FROM pg_temp.erased AS gone WHERE to_surrogate_id = gone.surrogate_id"
         " AND state <> 'pending'"
     )
+    # The text beside a code is that of whichever resource brought it first.
+    connection.execute(
+        "UPDATE unmapped_coding AS coding SET text = NULL FROM unmapped_use AS used JOIN pg_temp.erased AS gone"
+        " USING (surrogate_id) WHERE used.coding_id = coding.coding_id AND coding.code IS NOT NULL"
+    )
     for table, column in _SURROGATES.items():
         removed[f"etl.{table}"] += connection.execute(
             f"DELETE FROM {table} USING pg_temp.erased AS gone WHERE {table}.{column} = gone.surrogate_id"

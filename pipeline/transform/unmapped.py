@@ -74,13 +74,17 @@ def _counted(
     if marked.is_empty():
         return NO_CODES
     may_show_text = mapping.resource in worker.plan.site.text_source_value_types
+    tried = worker.resolver.tried(set(codings.values()))
     named = []
     for number, (system, code) in codings.items():
+        text = worker.sets.text_of(number) if may_show_text and number is not None else None
         display = worker.sets.display_of(number, system, code) if code and number is not None else None
         if code is None and number is not None and may_show_text:
-            display = worker.sets.text_of(number)
+            display = text
         key = content_key(mapping.resource, element, system, code, display)
-        named.append((number, key, mapping.resource, element, system, code, display))
+        is_text = not code and number is not None and worker.sets.text_of(number) is not None
+        said = "its text: unknown" if is_text else tried[system, code]
+        named.append((number, key, mapping.resource, element, system, code, display, text, said))
     schema: dict[str, type[pl.DataType]] = {"code_set": pl.Int32}
     schema |= {name: schemas.SCHEMAS[schemas.UNMAPPED][name] for name in _CODING}
     counted = marked.group_by(*_LINE, "code_set", maintain_order=True).agg(pl.len().cast(pl.Int64).alias("count"))
@@ -90,4 +94,4 @@ def _counted(
     return rows.select(list(NO_CODES.columns))
 
 
-_CODING = ("coding_id", "resource_type", "element", "system", "code", "display")
+_CODING = ("coding_id", "resource_type", "element", "system", "code", "display", "text", "tried")

@@ -117,6 +117,7 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
             ("vocab", None),
             *(("etl", name) for name in ("dead_letter", "dead_letter_open", "unmapped_code", "row_issue")),
             *(("etl", name) for name in ("exclusion", "file_account", "vocabulary_release")),
+            *(("etl", name) for name in ("unmapped_coding", "publication", "local_map")),
         },
         "omop_auditor": {("etl", name) for name in LOG_RELATIONS},
     }
@@ -143,6 +144,7 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
         }
         writes = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
         expected |= {("omop_etl", schema, name, what) for what in (("SELECT",) if is_log else writes)}
+    expected |= {("omop_steward", "etl", "local_map", what) for what in ("INSERT", "UPDATE", "DELETE")}
     expected |= {(role, "etl", "access_log", "INSERT") for role in ("omop_etl", "omop_steward", "omop_auditor")}
     assert found == expected, sorted(map(str, found ^ expected))
 
@@ -232,17 +234,24 @@ def test_tables_that_are_made_later_have_the_same_rights(place: Place) -> None:
     assert place.execute(_user("omop_reader"), "SELECT a FROM cdm.later") == [(1,)]
     place.execute(_user("omop_etl"), "DROP TABLE cdm.later")
     place.execute(_user("omop_etl"), "DROP TABLE cdm.fact_relationship")
-    place.execute(_user("omop_etl"), "CREATE TABLE etl.local_map (id bigserial, code text)")
     # What the next command does: the dropped table comes again, and a new one is granted.
     assert install_schemas(place.url(_user("omop_etl")), cdm="cdm", vocab="vocab", etl="etl").tables == 1
     assert place.execute(_user("omop_reader"), "SELECT count(*) FROM cdm.fact_relationship") == [(0,)]
-    place.execute(_user("omop_steward"), "INSERT INTO etl.local_map (code) VALUES ('x')")
+    place.execute(
+        _user("omop_steward"),
+        "INSERT INTO etl.local_map (source_system, source_code, target_concept_id) VALUES ('urn:x', 'x', 0)",
+    )
     assert place.refused(_user("omop_reader"), "SELECT * FROM etl.local_map")
-    place.execute(_user("omop_etl"), "DROP TABLE etl.local_map")
 
 
 def test_a_steward_works_by_the_commands(place: Place, tmp_path: Path) -> None:
     terminal = CommandLine(tmp_path, place.url(_user("omop_steward")))
+    terminal.run("unmapped", "export")
+    file = tmp_path / "decided.csv"
+    file.write_text("source_system,source_code,target_concept_id\nurn:x,A,0\nurn:x,B,4273391\n")
+    terminal.run("unmapped", "import", file, "--unseen", code=None)
+    assert place.execute(_user("omop_steward"), "SELECT count(*) FROM etl.local_map WHERE source_code = 'A'") == [(1,)]
+    terminal.run("unmapped", "status")
     assert "wrong_type" in terminal.run("dead-letters", "list").out
     (letter,) = place.execute(_user("omop_steward"), "SELECT min(id) FROM etl.dead_letter_open")
     assert '"id":"x"' in terminal.run("dead-letters", "show", str(letter[0]), "--raw").out.replace(" ", "")

@@ -16,6 +16,8 @@ from omop_schema.versions import CdmVersion
 from pipeline.core.errors import VocabularyError
 from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.concepts.index import ANCESTOR_FILE, INDEX_FILE
+from pipeline.transform.mapping.mappings import load_mappings
+from pipeline.warehouse.local_map.overlay import with_local_map
 from pipeline.warehouse.schema import install_schemas
 from pipeline.warehouse.vocabulary import (
     LoadOptions,
@@ -116,7 +118,7 @@ def make_download(folder: Path, *, concepts=CONCEPTS, version="v5.0 TEST") -> Pa
 def url(installed_url):
     """The module's database without a vocabulary: emptying it is quicker than installing another."""
     with psycopg.connect(installed_url) as connection:
-        connection.execute("TRUNCATE etl.vocabulary_release")
+        connection.execute("TRUNCATE etl.vocabulary_release, etl.local_map")
         for table in set(cdm.VOCABULARY_TABLES) & set(cdm.tables_of(CdmVersion.V5_4)):
             connection.execute(f"TRUNCATE vocab.{table}")
     return installed_url
@@ -311,6 +313,7 @@ def test_source_columns_tell_what_the_code_itself_is(compiled):
         "target_domain_id": "Condition",
         "target_vocabulary_id": "SNOMED",
         "value_concept_id": None,
+        "unit_concept_id": None,
     }
 
 
@@ -367,7 +370,8 @@ def test_a_site_map_is_loaded_kept_by_later_downloads_and_wins_over_the_vocabula
     first = load(url, download)
     again = load(url, make_download(tmp_path / "without"))
     assert again.content_hash == first.content_hash
-    index = ensure_index(url, **SCHEMAS, home=tmp_path / "home")
+    plain = ensure_index(url, **SCHEMAS, home=tmp_path / "home")
+    index = with_local_map(url, plain, None, load_mappings(MAPPINGS_FOLDER), **SCHEMAS)
     local = pairs_of(index, "Hospital drugs", "900133", "900178", "900179")
     assert local == {"900133": [(1, None), (3, None)]}
     assert pairs_of(index, "ICD10CM", "ONE", "TWO") == {"ONE": [(3, None)], "TWO": [(1, None), (3, None)]}
@@ -408,7 +412,7 @@ def test_several_processes_may_ask_for_the_index_at_once(url, download, tmp_path
 
 def test_an_interrupted_compilation_is_begun_again(url, download, tmp_path):
     release = load(url, download)
-    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-3.partial"
+    partial = tmp_path / "home" / "vocabulary" / f".{release.content_hash[:16]}-4.partial"
     partial.mkdir(parents=True)
     (partial / INDEX_FILE).write_bytes(b"half a file")
     index = ensure_index(url, **SCHEMAS, home=tmp_path / "home")
@@ -427,5 +431,5 @@ def test_the_demonstration_vocabulary_loads_on_another_server_too(other_database
     release = load(other_database_url, MAPPINGS_FOLDER / "demo_vocabulary")
     assert release.release == "epic-omop demo 1"
     index = ensure_index(other_database_url, **SCHEMAS, home=tmp_path)
-    assert pairs_of(index, "ICD10CM", "E119", "I10") == {"E119": [(201826, None)], "I10": [(320128, None)]}
-    assert pairs_of(index, "UCUM", "U/L", "mg/dL") == {"U/L": [(8645, None)], "mg/dL": [(8840, None)]}
+    assert pairs_of(index, "ICD10CM", "E11.9", "I10") == {"E11.9": [(201826, None)], "I10": [(320128, None)]}
+    assert pairs_of(index, "UCUM", "[U]/L", "mg/dL") == {"[U]/L": [(8645, None)], "mg/dL": [(8840, None)]}

@@ -105,9 +105,8 @@ def _make(runtime: Runtime, folder: Path) -> Scratch:
     install_schemas(runtime.url, **schema_names(scratch))
     made = Scratch(runtime, Runtime(scratch, runtime.clock, _SIZES))
     with runtime.connect() as connection:
-        connection.execute(
-            f"INSERT INTO {made.etl}.vocabulary_release SELECT * FROM {settings.etl_schema}.vocabulary_release"
-        )
+        for table in ("vocabulary_release", "local_map"):  # by which the same lines make the same rows
+            connection.execute(f"INSERT INTO {made.etl}.{table} SELECT * FROM {settings.etl_schema}.{table}")
     return made
 
 

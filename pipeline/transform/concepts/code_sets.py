@@ -35,9 +35,8 @@ _OF_A_CODING = frozenset(("system", "code", "display"))
 
 _Coding = tuple[str | None, str | None, str | None, bool]
 
-#: `source_vocabulary_id` of texts without a code in `source_to_concept_map`; their source_code is the text, cut.
+#: System of texts without a code in `etl.local_map`, and `source_vocabulary_id` in `source_to_concept_map`.
 TEXT_VOCABULARY = "text"
-_SOURCE_CODE_LENGTH = 50
 
 
 class CodeSets:
@@ -54,6 +53,8 @@ class CodeSets:
         self._numbers: dict[Any, int | None] = {}
         self._codings: list[list[_Coding]] = []
         self._texts: list[str | None] = []
+        #: number → `stable_key`: each purpose asks for it
+        self._keys: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._codings)
@@ -148,9 +149,9 @@ class CodeSets:
 
     def texts_alone(self, first: int) -> pl.DataFrame:
         """The sets numbered from `first` that have a text and no coding, as `codings` gives them: the text is the code,
-        in the vocabulary TEXT_VOCABULARY of `source_to_concept_map`, as it fits there. Adds vocabulary_id."""
+        with single spaces, in the vocabulary TEXT_VOCABULARY. Adds vocabulary_id."""
         rows = [
-            (number, 0, None, " ".join(text.split())[:_SOURCE_CODE_LENGTH].strip(), None, False)
+            (number, 0, None, " ".join(text.split()), None, False)
             for number in range(first, len(self._codings))
             if not self._codings[number] and (text := self._texts[number])
         ]
@@ -163,6 +164,10 @@ class CodeSets:
             (number, position, *coding) for number in numbers for position, coding in enumerate(self._codings[number])
         ]
         return pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
+
+    def content(self, number: int) -> list[_Coding]:
+        """The codings of one set: (system, code, display, whether a user selected it)."""
+        return self._codings[number]
 
     def first_coding(self, number: int) -> tuple[str | None, str | None]:
         """System and code of the first coding; (None, None) of a text."""
@@ -183,6 +188,12 @@ class CodeSets:
         return pl.DataFrame(rows, schema=_SET_SCHEMA, orient="row")
 
     def stable_key(self, number: int) -> int:
+        key = self._keys.get(number)
+        if key is None:
+            key = self._keys[number] = self._key_of(number)
+        return key
+
+    def _key_of(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
 

@@ -1,14 +1,16 @@
 """Names of code systems: the many spellings of one system → the one that the maps use.
 
-One table (`concept_maps/system_aliases.csv`) for every map: value maps, code systems, crosswalks, and a site's own. What
-differs in scheme, `www.`, case, a trailing slash, a version (`|2.73`) or `urn:oid:` alone needs no entry. Not here: which
-vocabulary a system is (`code_systems.csv`).
+One table (`concept_maps/code_systems.csv`) for every map: value maps, vocabularies, crosswalks, and a site's own. What
+differs in scheme, `www.`, case, an end (`/`, `#`), a version (`|2.73`) or `urn:oid:`, `oid:` alone needs no entry. Not
+here: which vocabulary a system is (`code_tables`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from pipeline.fhir.system_name import plain_name
 
 __all__ = ["SystemNames"]
 
@@ -30,14 +32,16 @@ class SystemNames:
     @classmethod
     def of(cls, aliases: Mapping[str, str], systems: Iterable[str]) -> SystemNames:
         """`systems`: all that maps name, in whatever spelling; an alias is no name of its own."""
-        plain = {_plain(alias): name for alias, name in aliases.items()}
+        plain = {plain_name(alias): name for alias, name in aliases.items()}
         named = [*(name for name in aliases.values() if not name.endswith(_REST)), *systems]
         names = cls(dict(aliases), plain)
-        own = [name for name in named if names._following(_plain(name)) is None]
-        known = {_plain(name): name for name in reversed(own)}
+        own = [name for name in named if names._following(plain_name(name)) is None]
+        known = {plain_name(name): name for name in reversed(own)}
         names = cls(dict(aliases), plain, known)
-        others = [name for name in named if _plain(names._looked_up(name)) not in known]
-        return cls(dict(aliases), plain, known | {_plain(name): name for name in others if _plain(name) not in plain})
+        others = [name for name in named if plain_name(names._looked_up(name)) not in known]
+        return cls(
+            dict(aliases), plain, known | {plain_name(name): name for name in others if plain_name(name) not in plain}
+        )
 
     def canonical(self, system: str) -> str:
         """The name by which maps know the system; of one that none knows, as it is."""
@@ -47,14 +51,14 @@ class SystemNames:
         return found
 
     def _looked_up(self, system: str) -> str:
-        name = _plain(system)
+        name = plain_name(system)
         for _ in range(_MOST_STEPS):
             if name in self.known:
                 return self.known[name]
             following = self._following(name)
             if following is None:
                 return system
-            name = _plain(following)
+            name = plain_name(following)
         return system
 
     def _following(self, name: str) -> str | None:
@@ -66,14 +70,3 @@ class SystemNames:
             return None
         longest = max(prefixes, key=len)
         return self.aliases[longest].replace(_REST, name[len(longest) - 1 :])
-
-
-def _plain(system: str) -> str:
-    """What spellings of one name have in common."""
-    name = system.strip().partition("|")[0].casefold()
-    if name.startswith("urn:oid:"):
-        return name.removeprefix("urn:oid:")
-    for scheme in ("http://", "https://"):
-        if name.startswith(scheme):
-            name = name.removeprefix(scheme).removeprefix("www.")
-    return name.rstrip("/")

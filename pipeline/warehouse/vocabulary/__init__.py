@@ -5,7 +5,7 @@ Reading the index is `pipeline.transform.concepts.index`, whose names are repeat
 
 from __future__ import annotations
 
-from pipeline.transform.concepts.index import ConceptIndex, FixedConcept, normalise_code
+from pipeline.transform.concepts.index import ConceptIndex, FixedConcept
 from pipeline.warehouse.vocabulary.download import ignored_files
 from pipeline.warehouse.vocabulary.index_files import compile_index, ensure_index, index_of, open_index, prune_indices
 from pipeline.warehouse.vocabulary.loading import LoadOptions, Progress, load_vocabulary
@@ -33,7 +33,6 @@ __all__ = [
     "index_of",
     "list_releases",
     "load_vocabulary",
-    "normalise_code",
     "open_index",
     "prune_indices",
     "prune_vocabulary",

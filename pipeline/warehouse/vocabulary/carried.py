@@ -78,12 +78,12 @@ def carry_over(
 
 
 def carried_digest(connection: psycopg.Connection, schema: str, tables: Collection[str]) -> str:
-    """Hash of a schema's custom concepts and of its source_to_concept_map: both decide what codes become."""
+    """Hash of a schema's custom concepts. Local maps are no part of a release (`pipeline.warehouse.local_map`)."""
     digest = hashlib.sha256()
-    for table, columns in (*_OF_CONCEPTS.items(), (SITE_MAP, ())):
+    for table, columns in _OF_CONCEPTS.items():
         if table not in tables:
             continue
-        where = sql.SQL("WHERE {}").format(_is_custom("item", columns)) if columns else sql.SQL("")
+        where = sql.SQL("WHERE {}").format(_is_custom("item", columns))
         query = sql.SQL(
             "SELECT count(*), md5(coalesce(string_agg(line, chr(10) ORDER BY line COLLATE \"C\"), ''))"
             " FROM (SELECT item::text AS line FROM {} AS item {}) AS lines"

@@ -44,13 +44,14 @@ def compile_index(url: str, release: VocabularyRelease, *, vocab_schema: str, ho
       rule is our own: only targets whose table has a value column (domains Measurement and Observation; all of
       them where none has) carry values; as many carriers as values are paired in order of concept id, otherwise
       each carrier gets each value, so that no meaning is lost.
-    - rows of source_to_concept_map replace those of the same vocabulary and code.
+    - `Maps to unit`: the only valid Standard concept to which it leads; none where it leads to several.
+    - rows of source_to_concept_map are no part of it: the local map is laid over it (`pipeline.warehouse.local_map`).
     - where a vocabulary has used a code twice, the valid and then the latest concept counts.
 
     `concept_by_id.parquet` holds every concept with its lowest standard target, `ancestor.parquet` the pairs of
-    concept_ancestor except a concept with itself, and for concepts that are not standard the next broader ones
-    (`Is a`, `Subsumes`), `drug_strength.parquet` the valid strengths of drugs.
-    PostgreSQL joins and sorts and polars streams the result into Parquet, so memory stays flat for a full vocabulary.
+    concept_ancestor except a concept with itself, and those of a concept and the next broader one (`Is a`, `Subsumes`)
+    of which one at least is not standard, `drug_strength.parquet` the valid strengths of drugs.
+    Vocabularies and ranges of ids are compiled one after the other, so that memory grows with the largest of them.
     Raises LandingError when the disk refuses.
     """
     root = home / "vocabulary"

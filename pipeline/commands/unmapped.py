@@ -1,0 +1,228 @@
+"""`epic-omop unmapped`: codes without a concept, out to whoever maps them and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.site_names import known_site
+from pipeline.commands.tables import number_table
+from pipeline.commands.terminal import Table, Terminal, document, echo
+from pipeline.commands.warehouse_state import refuse_empty
+from pipeline.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.quality.unmapped.exporting import ExportFormat
+    from pipeline.quality.unmapped.importing import ImportReport
+    from pipeline.quality.unmapped.progress import SiteProgress
+    from pipeline.transform.mapping.mappings import Mappings
+    from pipeline.warehouse.local_map.rows import MapSchemas
+    from pipeline.warehouse.runtime import Runtime
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Codes that no concept was found for: export them for review, import what was decided, see how far it is.\n\n"
+    "What is imported maps with the next run of each site; `epic-omop remap` maps what is loaded already.",
+)
+
+_FORMATS = ("usagi", "plain")
+_MOST_SHOWN = 20
+
+
+@app.command("export")
+def export_(
+    site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
+    style: Annotated[
+        str, typer.Option("--format", help="usagi: for its Import codes; plain: with columns to fill in.")
+    ] = "usagi",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; without it, the terminal.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The most frequent so many codes.")] = None,
+) -> None:
+    """Write the codes that nobody has decided about as CSV, the most frequent first.
+
+    Example: epic-omop unmapped export --site north --output unmapped.csv
+    """
+    from pipeline.quality.unmapped.codes import Decisions, SourceKeys, unmapped_sources
+    from pipeline.quality.unmapped.domains import ElementDomains
+    from pipeline.quality.unmapped.exporting import as_csv
+    from pipeline.warehouse.local_map.rows import current_rows
+
+    chosen = _format(style)
+    runtime = _runtime(site)
+    mappings = _mappings(runtime, site)
+    _look(runtime, site, "unmapped codes")
+    with runtime.connect() as connection:
+        answers = [row.answer for row in current_rows(connection, _schemas(runtime))]
+        found = unmapped_sources(connection, site)
+    decisions = Decisions.of(SourceKeys(mappings), answers)
+    sources = [source for source in found if decisions.state_of(source) in ("open", "invalid target")]
+    hidden = sum(not source.has_name for source in found)
+    content = as_csv(sources[:limit], chosen, ElementDomains(mappings))
+    if output is None:
+        document(content)
+    else:
+        _write(output, content)
+    rows = sum(source.rows for source in sources[:limit])
+    echo(f"{len(sources[:limit]):,} codes of {rows:,} rows{f' in {output}' if output else ''}.", err=True)
+    if hidden:
+        echo(
+            "Texts of types that the site's text_source_value_types does not name, and elements without code and text,"
+            " are not in it.",
+            err=True,
+        )
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What Usagi saved, a source_to_concept_map, or the plain table.")],
+    site: Annotated[str | None, typer.Option("--site", help="For this site, whatever the file says.")] = None,
+    all_sites: Annotated[bool, typer.Option("--all-sites", help="For every site, whatever the file says.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="The code system, where the file names none.")] = None,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", help="Who approved, where the file names nobody.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take it in place of what is approved now.")] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Take codes that no resource has had yet.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and change nothing.")] = False,
+) -> None:
+    """Take decisions about codes into the local map. Ends with 1 where lines are refused; the others are taken.
+
+    Example: epic-omop unmapped import usagi-saved.csv --site north
+    """
+    from pipeline.quality.unmapped.files import read_map_file
+    from pipeline.quality.unmapped.importing import ImportOptions, import_map
+
+    if site is not None and all_sites:
+        raise UsageError("--site and --all-sites contradict each other.", "Give one of them.")
+    content = read_map_file(file)
+    runtime = _runtime(site)
+    options = ImportOptions(site, all_sites, system, reviewer, replace, unseen, dry_run, file.name)
+    with runtime.connect() as connection:
+        report = import_map(connection, content, options, _mappings(runtime, site), _schemas(runtime))
+    _print_import(Terminal(highlight=False), report, dry_run)
+    if report.refusals:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
+    nights: Annotated[int, typer.Option(min=1, help="The last so many nights of the trend.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+) -> None:
+    """How many codes are open, approved, without a map, or have lost their target; rows covered; the trend by night.
+
+    Example: epic-omop unmapped status --site north
+    """
+    import orjson
+
+    from pipeline.quality.unmapped.progress import site_progress
+
+    runtime = _runtime(site)
+    with runtime.connect() as connection:
+        found = site_progress(connection, _schemas(runtime), _mappings(runtime, site), site, nights)
+    if as_json:
+        document(orjson.dumps([item.as_json() for item in found], option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    console = Terminal(highlight=False)
+    if not found:
+        console.print("Nothing is loaded yet.")
+    for item in found:
+        _print_progress(console, item)
+
+
+def _runtime(site: str | None) -> Runtime:
+    from pipeline.warehouse.runtime import Runtime
+    from pipeline.warehouse.schema import ensure_schemas, schema_names
+
+    runtime = Runtime.from_environment()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
+    if site is not None:
+        known_site(runtime, site)
+    ensure_schemas(runtime.url, **schema_names(runtime.settings))
+    return runtime
+
+
+def _mappings(runtime: Runtime, site: str | None) -> Mappings:
+    from pipeline.transform.mapping.mappings import load_mappings
+
+    settings = runtime.settings
+    if site is None:
+        return load_mappings(settings.mappings)
+    found = known_site(runtime, site)
+    return load_mappings(settings.mappings, found.name, found.mapping, settings.site_mappings_folder)
+
+
+def _schemas(runtime: Runtime) -> MapSchemas:
+    from pipeline.warehouse.local_map.rows import MapSchemas
+
+    return MapSchemas(runtime.settings.vocab_schema, runtime.settings.etl_schema)
+
+
+def _look(runtime: Runtime, site: str | None, detail: str) -> None:
+    from pipeline.warehouse.access_looks import EVERY_SITE, record_look
+
+    record_look(runtime, "report", site=site or EVERY_SITE, detail=detail)
+
+
+def _format(given: str) -> ExportFormat:
+    if given == "usagi":
+        return "usagi"
+    if given == "plain":
+        return "plain"
+    raise UsageError(f"There is no format {given!r}.", f"Give one of {', '.join(_FORMATS)}.")
+
+
+def _write(output: Path, content: str) -> None:
+    from pipeline.core.files import disk_errors
+
+    with disk_errors("The list of codes", output.parent, "The warehouse is as it was."):
+        output.write_text(content, encoding="utf-8")
+
+
+def _print_import(console: Terminal, report: ImportReport, dry_run: bool) -> None:
+    if report.refusals:
+        table = Table("line", "code", "refused, because", box=None)
+        for refusal in report.refusals[:_MOST_SHOWN]:
+            table.add_row(str(refusal.line), refusal.code or "–", refusal.reason)
+        console.print(table)
+        if len(report.refusals) > _MOST_SHOWN:
+            console.print(f"… and {len(report.refusals) - _MOST_SHOWN:,} other lines.")
+    taken = ", ".join(f"{count:,} {name}" for name, count in sorted(report.taken.items())) or "none"
+    console.print(f"{'Would be taken' if dry_run else 'Taken'}: {taken}.")
+    said = {
+        "codes as before": report.unchanged,
+        "lines that decide nothing": report.empty,
+        "lines refused": len(report.refusals),
+    }
+    if others := ", ".join(f"{count:,} {name}" for name, count in said.items() if count):
+        console.print(f"Others: {others}.")
+    for note in report.notes:
+        console.print(note)
+    if report.taken and not dry_run:
+        console.print("Next: `epic-omop remap` maps what is loaded; a site's next run maps by them anyway.")
+    sys.stdout.flush()
+
+
+def _print_progress(console: Terminal, item: SiteProgress) -> None:
+    table = number_table("codes", "codes", "rows", title=f"Codes without a concept: {item.site}")
+    for count in item.counts:
+        table.add_row(count.name, f"{count.sources:,}", f"{count.rows:,}")
+    console.print(table)
+    if item.rows:
+        share = f"{100 * item.covered / item.rows:.1f} %"
+        console.print(f"{item.covered:,} of {item.rows:,} coded rows are covered ({share}).")
+    if item.nights:
+        trend = number_table("night", "coded rows loaded", "with a concept", "share", title="By night")
+        for night in item.nights:
+            share = f"{100 * night.mapped / night.rows:.1f} %" if night.rows else "–"
+            trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share)
+        console.print(trend)
+    for sentence in item.invalid:
+        console.print(sentence)
