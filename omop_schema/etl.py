@@ -100,7 +100,7 @@ def build_metadata(schema: str) -> MetaData:
     _kick_off_tables(metadata)
     _file_tables(metadata)
     _publication_tables(metadata)
-    _vocabulary_tables(metadata)
+    _release_table(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
@@ -277,7 +277,7 @@ def _publication_tables(metadata: MetaData) -> None:
     )
 
 
-def _vocabulary_tables(metadata: MetaData) -> None:
+def _release_table(metadata: MetaData) -> None:
     Table(
         "vocabulary_release",
         metadata,
