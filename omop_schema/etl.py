@@ -260,16 +260,40 @@ def _publication_tables(metadata: MetaData) -> None:
         ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
+        Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
     Table(
         "vocabulary_release",
         metadata,
-        Column("release", Text, primary_key=True),
+        Column("release", Text, nullable=False, comment="label: version of the vocabulary None"),
         Column("loaded_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
         Column("folder_label", Text, nullable=False),
         Column("concept_count", BigInteger, nullable=False),
-        Column("content_hash", Text, nullable=False),
+        Column("content_hash", Text, primary_key=True, comment="of the download and of what the site added to it"),
         Column("is_current", Boolean, nullable=False),
+        Column("state", Text, nullable=False, server_default=text("'ready'")),
+        Column("schema_name", Text, comment="where its tables are; NULL: the vocabulary's schema itself, or gone"),
+        Column("active_since", DateTime(timezone=True), comment="NULL: never was"),
+        Column("download_hash", Text, comment="of the files alone"),
+        Column(
+            "vocabularies",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="vocabulary_id → concepts, maps_to, version",
+        ),
+        Column(
+            "notes",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="what was repaired, ignored, left out and overruled",
+        ),
+        CheckConstraint(
+            "state IN ('loading', 'ready', 'dropped') AND (state = 'ready' OR NOT is_current)",
+            name="vocabulary_release_state",
+        ),
+        Index("vocabulary_release_current", "is_current", unique=True, postgresql_where=text("is_current")),
     )
 
 
@@ -420,7 +444,7 @@ def _medication_tables(metadata: MetaData) -> None:
 
 
 def _group_tables(metadata: MetaData) -> None:
-    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    """Which groups contained what: docs/decisions/0011-vanished-resources.md."""
     Table(
         "group_export",
         metadata,
@@ -674,8 +698,9 @@ def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
 def view_statements(schema: str) -> list[str]:
     """CREATE OR REPLACE VIEW for the stable interface, in the order in which they can run.
 
-    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date): the last is
-    that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known;
+    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date,
+    vocabulary_hash): contact_date is that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known; the
+    hash is `vocabulary_release.content_hash`;
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
@@ -692,7 +717,7 @@ def view_statements(schema: str) -> list[str]:
     return [
         f"""CREATE OR REPLACE VIEW {schema}.row_source AS
         SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
-               lineage.export_id, publication.vocabulary_release, lineage.contact_date
+               lineage.export_id, publication.vocabulary_release, lineage.contact_date, publication.vocabulary_hash
         FROM ({lineage}) AS lineage
         JOIN {schema}.resource_state AS state USING (surrogate_id)
         JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)

@@ -52,7 +52,7 @@ _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROUNDS = 100
 _TOO_MANY_ROUNDS = (
     f"Lines that depend on what was loaded were mapped again {_MOST_ROUNDS} times, and others still depend on them: they are left"
-    " to the next load. Tell the developers of epic-omop: this is a defect."
+    " to the next load. Report it to the developers of epic-omop: this is a defect."
 )
 
 
@@ -203,7 +203,7 @@ def register(runtime: Runtime, site: SiteSettings, export: LandedExport, options
         refuse_missing_site(connection, settings, site.name)
         refuse_pruned(connection, export)
         clear_site(settings.staging, site.name)
-        report = PublicationReport(export.export_id, export.site, rules.index.release)
+        report = PublicationReport(export.export_id, export.site, rules.index.release, rules.index.content_hash)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
         keep_zone(settings.home, settings.time_zone)

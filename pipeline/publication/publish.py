@@ -308,6 +308,7 @@ def _record(
             "export_id": export.export_id,
             "now": now,
             "vocabulary_release": report.vocabulary_release,
+            "vocabulary_hash": report.vocabulary_hash,
             "fingerprint": format(sum(fingerprints.values()) & (2**64 - 1), "016x"),
             "cdm_version": runtime.settings.cdm_version.label,
             "ig_version": IG_VERSION,

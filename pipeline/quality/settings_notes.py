@@ -30,7 +30,7 @@ def settings_notes(runtime: Runtime, connection: psycopg.Connection) -> Iterator
 
 
 def instance_notes(source: CdmSource, connection: psycopg.Connection) -> Iterator[str]:
-    """Of a warehouse that does not say whose it is: two of them cannot be told apart in a study of several instances.
+    """Of a warehouse that does not say whose it is: two of them cannot be distinguished in a study of several instances.
     `connection` has etl and cdm on its search_path; reads only."""
     if source.unnamed and connection.execute("SELECT FROM cdm_source").fetchone() is not None:
         variables = ", ".join(f"EPIC_OMOP_{column.upper()}" for column in source.unnamed)

@@ -103,7 +103,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "tried": pl.String,
         "count": pl.Int64,
     },
-    #: numbers that a rule about numbers found (`pipeline.transform.value_checks`), and what became of them
+    #: numbers that a rule about numbers found (`pipeline.transform.value_checks`), and what was done with them
     VALUE_CHECK: {
         "surrogate_id": pl.Int64,
         "file_number": pl.Int32,

@@ -37,8 +37,9 @@ from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
 from pipeline.transform.concepts.resolver import ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
-from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.targets import Target, standard_of_targets
 from pipeline.transform.participants import visit_provider
 from pipeline.transform.ports import Ports
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
@@ -132,6 +133,8 @@ class Worker:
             self.plan.mappings.code_systems,
             self.plan.mappings.vocabulary_priority,
             self.plan.mappings.unit_aliases,
+            self.plan.mappings.code_forms,
+            self.plan.mappings.fall_backs,
         )
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
@@ -186,11 +189,8 @@ class Worker:
 
     @cached_property
     def _coded(self) -> dict[str, int]:
-        """`VOCABULARY:code` of the mappings → its standard concept."""
-        parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
-        pairs = [(vocabulary, code) for vocabulary, _, code in parted]
-        found = self.plan.index.standard_of_codes(pairs)
-        return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
+        """`VOCABULARY:code` and `VOCABULARY=name` of the mappings → their standard concepts."""
+        return standard_of_targets(self.plan.mappings.coded_concepts, self.plan.index, self.plan.mappings.code_forms)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:
@@ -271,6 +271,7 @@ class Worker:
             "is_not_on_file": converters.is_not_on_file,
             "verification_status": converters.status_code(converters.VERIFICATION_STATUSES),
             "clinical_status": converters.status_code(converters.CLINICAL_STATUSES),
+            "physical_type": converters.physical_type,
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,

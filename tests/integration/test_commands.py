@@ -155,7 +155,7 @@ def test_the_whole_way(terminal: CommandLine, tmp_path: Path) -> None:
     refused = terminal.run("ingest", "--site", "s", "--from", folder, code=1)
     assert "No vocabulary is loaded" in refused.err
     assert "epic-omop vocabulary load" in refused.err
-    assert "263 concepts are loaded" in terminal.run("vocabulary", "load", VOCABULARY).out
+    assert "264 concepts are loaded" in terminal.run("vocabulary", "load", VOCABULARY).out
     first = terminal.run("ingest", "--site", "s", "--from", folder).out
     assert "Export 1 of s: 6 lines" in first
     assert "2 open dead letters" in first

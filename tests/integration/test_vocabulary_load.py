@@ -312,6 +312,7 @@ def test_source_columns_tell_what_the_code_itself_is(compiled):
         "target_domain_id": "Condition",
         "target_vocabulary_id": "SNOMED",
         "value_concept_id": None,
+        "unit_concept_id": None,
     }
 
 
@@ -429,5 +430,5 @@ def test_the_demonstration_vocabulary_loads_on_another_server_too(other_database
     release = load(other_database_url, MAPPINGS_FOLDER / "demo_vocabulary")
     assert release.release == "epic-omop demo 1"
     index = ensure_index(other_database_url, **SCHEMAS, home=tmp_path)
-    assert pairs_of(index, "ICD10CM", "E119", "I10") == {"E119": [(201826, None)], "I10": [(320128, None)]}
+    assert pairs_of(index, "ICD10CM", "E11.9", "I10") == {"E11.9": [(201826, None)], "I10": [(320128, None)]}
     assert pairs_of(index, "UCUM", "U/L", "mg/dL") == {"U/L": [(8645, None)], "mg/dL": [(8840, None)]}

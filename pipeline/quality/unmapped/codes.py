@@ -65,7 +65,7 @@ class SourceKeys:
         if code is None:
             return TEXT_VOCABULARY, text_key(text or "")
         vocabulary = self.vocabulary(system)
-        return plain_name(vocabulary), customary_code(vocabulary, code)
+        return plain_name(vocabulary), customary_code(self.mappings, vocabulary, code)
 
     def of_answer(self, answer: Answer) -> SourceKey:
         return self.of(answer.source_system, answer.source_code, answer.source_text)

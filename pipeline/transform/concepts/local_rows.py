@@ -51,25 +51,24 @@ def cut_text(text: str) -> str:
     return " ".join(text.split())[:SOURCE_CODE_LENGTH].strip()
 
 
-def overlaid(local: Path, candidates: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """`found`, with the rows of the local map in place of those of its codes.
 
-    `candidates`: vocabulary_id, asked_code, concept_code (a way of writing it), attempt (0: the first to try).
-    `found`: columns and order of the index, which the result has as well.
+    `asked`: distinct vocabulary_id and concept_code. `found`: columns and order of the index, which the result has as well.
     """
-    named = _keyed(candidates).join(_local_rows(local), on=["system_key", "code_key"], how="inner")
+    named = _keyed(asked).join(_local_rows(local), on=["system_key", "code_key"], how="inner")
     if named.is_empty():
         return found
-    asked = ["vocabulary_id", "concept_code"]
-    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(asked))
-    own = found.unique(asked, keep="first", maintain_order=True).select(*asked, *_SOURCE)
-    rows = named.join(own, on=asked, how="left").with_columns(
+    key = ["vocabulary_id", "concept_code"]
+    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(key))
+    own = found.unique(key, keep="first", maintain_order=True).select(*key, *_SOURCE)
+    rows = named.join(own, on=key, how="left").with_columns(
         pl.coalesce("local_source_concept_id", "source_concept_id", pl.lit(0)).alias("source_concept_id"),
         *(pl.lit(None, dtype=kind).alias(name) for name, kind in found.schema.items() if name not in _KNOWN),
     )
     rows = rows.select(pl.col(name).cast(kind) for name, kind in found.schema.items())
-    others = found.join(rows.select(asked), on=asked, how="anti")
-    return pl.concat([others, rows]).sort(*asked, "pair_number")
+    others = found.join(rows.select(key), on=key, how="anti")
+    return pl.concat([others, rows]).sort(*key, "pair_number")
 
 
 _KNOWN = frozenset(("vocabulary_id", "concept_code", *LOCAL_SCHEMA, *_SOURCE))
@@ -80,21 +79,19 @@ def _local_rows(local: Path) -> pl.DataFrame:
     return pl.read_parquet(local)
 
 
-def _keyed(candidates: pl.DataFrame) -> pl.DataFrame:
-    """vocabulary_id and concept_code as asked, attempt, and the keys under which the local map may have them."""
+def _keyed(asked: pl.DataFrame) -> pl.DataFrame:
+    """vocabulary_id, concept_code, and the keys under which the local map may have them: the least `attempt` counts."""
     rows = [
-        (vocabulary, asked, *key)
-        for vocabulary, asked, code, attempt in candidates.select(
-            "vocabulary_id", "asked_code", "concept_code", "attempt"
-        ).iter_rows()
-        for key in _keys(vocabulary, code, attempt)
+        (vocabulary, code, *key)
+        for vocabulary, code in asked.select("vocabulary_id", "concept_code").iter_rows()
+        for key in _keys(vocabulary, code)
     ]
     names = ("vocabulary_id", "concept_code", "system_key", "code_key")
     return pl.DataFrame(rows, schema={**dict.fromkeys(names, pl.String), "attempt": pl.Int64}, orient="row").unique()
 
 
-def _keys(vocabulary: str, code: str, attempt: int) -> list[tuple[str, str, int]]:
+def _keys(vocabulary: str, code: str) -> list[tuple[str, str, int]]:
     if vocabulary == TEXT_VOCABULARY:
         whole = [(TEXT_VOCABULARY, text_key(code), 0)]
         return whole if len(code) < SOURCE_CODE_LENGTH else [*whole, (CUT_TEXT, text_key(cut_text(code)), 1)]
-    return [(plain_name(vocabulary), code, attempt)]
+    return [(plain_name(vocabulary), code, 0)]

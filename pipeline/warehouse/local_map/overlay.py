@@ -22,7 +22,7 @@ from filelock import FileLock
 from pipeline.core.files import disk_errors, write_whole
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
-from pipeline.transform.concepts.index import ConceptIndex, normalise_code
+from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.local_rows import CUT_TEXT, LOCAL_SCHEMA, SOURCE_CODE_LENGTH, cut_text, text_key
 from pipeline.transform.mapping.mappings import Mappings
 from pipeline.transform.routing import VALUE_DOMAINS
@@ -167,12 +167,12 @@ def _keys(answer: Answer, mappings: Mappings, *, spelling: bool) -> list[tuple[s
     system = mappings.systems.canonical(answer.source_system)
     vocabulary = mappings.code_systems.get(system, system)
     code = answer.source_code.strip()
-    return [(plain_name(vocabulary), customary_code(vocabulary, code) if spelling else code)]
+    return [(plain_name(vocabulary), customary_code(mappings, vocabulary, code) if spelling else code)]
 
 
-def customary_code(vocabulary: str, code: str) -> str:
+def customary_code(mappings: Mappings, vocabulary: str, code: str) -> str:
     """The code as its vocabulary writes it; answers and resources that differ in that alone mean one code."""
-    return normalise_code(vocabulary, code.strip())
+    return mappings.code_forms.customary(vocabulary, code)
 
 
 #: target_concept_id, target_domain_id, target_vocabulary_id, value_concept_id, unit_concept_id
