@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import echo
+from pipeline.commands.terminal import Table, Terminal, document, echo
 from pipeline.commands.vocabulary_releases import load_download, register, show_counts
 from pipeline.core.errors import UsageError, VocabularyError
 
@@ -109,6 +109,42 @@ def lookup(
             "Codes are case-sensitive. A site's own codes are mapped by `epic-omop unmapped import`.",
         )
     _show_mapping(index, rows)
+
+
+@app.command(epilog="Example: epic-omop vocabulary suggest 'nausea, unspecified' --domain Condition --json")
+def suggest(
+    text: Annotated[str, typer.Argument(help="A name, a display or any text.")],
+    domain: Annotated[
+        list[str] | None, typer.Option("--domain", help="Only concepts of this domain; repeat for several.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Find Standard concepts that a text may mean, with a score from 0 to 1, in the loaded vocabulary alone.
+
+    The names of a release are prepared when somebody asks for the first time: minutes at full size.
+    """
+    from dataclasses import asdict
+
+    import orjson
+
+    from pipeline.commands.suggesting import open_suggestions
+    from pipeline.warehouse.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    with open_suggestions(runtime) as suggestions:
+        domains = suggestions.known_domains(domain or ())
+        found = suggestions.of_text(text, domains, limit)
+    if as_json:
+        document(orjson.dumps([asdict(item) for item in found], option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    if not found:
+        echo("No concept has a name like it.")
+        return
+    table = Table("Score", "Concept", "Name", "Domain", box=None)
+    for item in found:
+        table.add_row(f"{item.score:.2f}", str(item.concept_id), item.name, item.domain_id)
+    Terminal().print(table)
 
 
 def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocabulary: str) -> pl.DataFrame:

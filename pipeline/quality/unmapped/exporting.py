@@ -51,6 +51,7 @@ class Suggestion:
     concept_id: int
     name: str
     score: float
+    domain_id: str = ""
 
 
 class Suggest(Protocol):
