@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.site_names import known_site
-from pipeline.commands.tables import number_table
 from pipeline.commands.suggesting import open_suggestions
+from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Table, Terminal, document, echo, progress
 from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError, VocabularyError

@@ -54,21 +54,7 @@ def load(
     """
     settings, url = _warehouse()
     load_download((settings, url), folder, force=force, only=only, keep=keep)
-    _recheck_local_map(settings, url)
     _check_fixed_concepts(settings, url)
-
-
-def _recheck_local_map(settings: Settings, url: str) -> None:
-    """Say what the release makes of the targets of local maps."""
-    from pipeline.warehouse.connection import connect
-    from pipeline.warehouse.local_map.overlay import align_local_map
-
-    with connect(url) as connection:
-        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
-    if report.notes:
-        echo("Local maps:")
-    for note in report.notes:
-        echo(f"  {note}")
 
 
 @app.command()

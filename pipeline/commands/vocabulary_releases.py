@@ -40,8 +40,8 @@ def load_download(warehouse: tuple[Settings, str], folder: Path, *, force: bool,
     from pipeline.warehouse.schema import install_schemas, schema_names
     from pipeline.warehouse.vocabulary import (
         LoadOptions,
-        compile_index,
         concept_counts,
+        ensure_index,
         list_releases,
         load_vocabulary,
         prune_indices,
@@ -70,11 +70,12 @@ def load_download(warehouse: tuple[Settings, str], folder: Path, *, force: bool,
                 progress=show,
                 options=options,
             )
-            compile_index(url, release, vocab_schema=settings.vocab_schema, home=settings.home)
+            ensure_index(url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home)
     finally:
         if comparison is not None:
             _show_changes(comparison.changes, "would become" if comparison.is_refused else "became")
         prune_indices(settings.home, list_releases(url, etl_schema=settings.etl_schema))
+    _recheck_local_map(settings, url)
     show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
     _show_notes(release, settings)
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}): {release.concept_count:,} concepts are loaded.")
@@ -116,6 +117,19 @@ def register(app: typer.Typer, warehouse: _Warehouse) -> None:
         _prune(*warehouse(), keep=keep)
 
 
+def _recheck_local_map(settings: Settings, url: str) -> None:
+    """Say what the release makes of the targets of local maps."""
+    from pipeline.warehouse.connection import connect
+    from pipeline.warehouse.local_map.overlay import align_local_map
+
+    with connect(url) as connection:
+        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
+    if report.notes:
+        echo("Local maps:")
+    for note in report.notes:
+        echo(f"  {note}")
+
+
 def show_counts(counts: dict[str, int]) -> None:
     table = Table("Vocabulary", box=None)
     table.add_column("Concepts", justify="right")
@@ -155,7 +169,9 @@ class _Comparison:
 def _index_of(settings: Settings, url: str, release: VocabularyRelease) -> ConceptIndex:
     from pipeline.warehouse.vocabulary import index_of
 
-    return index_of(url, release, vocab_schema=settings.vocab_schema, home=settings.home)
+    return index_of(
+        url, release, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
+    )
 
 
 def _codes_in_use(settings: Settings, url: str) -> CodesInUse:
@@ -218,7 +234,7 @@ def _as_json(release: VocabularyRelease) -> dict[str, Any]:
 
 def _use(settings: Settings, url: str, name: str, *, force: bool) -> None:
     from pipeline.warehouse.schema import ensure_schemas, schema_names
-    from pipeline.warehouse.vocabulary import compile_index, use_release
+    from pipeline.warehouse.vocabulary import ensure_index, use_release
 
     ensure_schemas(url, **schema_names(settings))
     switched = use_release(
@@ -230,7 +246,8 @@ def _use(settings: Settings, url: str, name: str, *, force: bool) -> None:
         waiting=_say_waiting(),
     )
     release = switched.release
-    compile_index(url, release, vocab_schema=settings.vocab_schema, home=settings.home)
+    ensure_index(url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home)
+    _recheck_local_map(settings, url)
     for warning in switched.warnings:
         echo(f"Note: {warning}")
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}) is the active one.")

@@ -65,6 +65,24 @@ def test_an_annotation_takes_other_places_and_changes_nothing_else(unit):
         assert plain(other) == plain(unit)
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "codes", "customary"),
+    [
+        ("CVX", ["3", "03", " 03"], "03"),
+        ("ICD10CM", ["e119", "E11.9", "E119"], "E11.9"),
+        ("CPT4", ["99213-25", "99213"], "99213"),
+        ("NDC", ["0002-7510-01", "00002751001"], "00002751001"),
+        ("NDC", ["0002751001"], "0002751001"),
+        ("UCUM", ["mg{creat}/dL"], "mg{creat}/dL"),
+        ("Revenue Code", ["450", "0450"], "0450"),
+        ("SNOMED", [" 22298006"], "22298006"),
+        ("http://a.site/codes", ["a "], "a"),
+    ],
+)
+def test_codes_that_differ_in_their_form_alone_have_one_customary_form(vocabulary, codes, customary):
+    assert {FORMS.customary(vocabulary, code) for code in codes} == {customary}
+
+
 def test_forms_are_what_a_worker_can_be_given():
     assert pickle.loads(pickle.dumps(FORMS)) == FORMS
 

@@ -20,7 +20,7 @@ def _emergency_then_inpatient(person: Person) -> list[Resource]:
         {"class": _EMERGENCY, "period": {"start": instant(start), "end": instant(start + 6 * 3600)}},
         {"class": _INPATIENT, "period": {"start": instant(start + 6 * 3600)}},
     ]
-    transferred = {
+    transferred: Resource = {
         "class": _INPATIENT,
         "classHistory": history,
         "location": [
@@ -57,7 +57,8 @@ def _home(person: Person, **kind: object) -> Resource:
 def _home_visit(person: Person, home: Resource) -> Resource:
     place = {"location": reference("Location", home["id"], home["name"])}
     at_home = {"system": ACT_CODE, "code": "HH", "display": "home health"}
-    return visit(person, "home", person.lately, **{"class": at_home, "location": [place]})
+    there: Resource = {"class": at_home, "location": [place]}
+    return visit(person, "home", person.lately, **there)
 
 
 def _before_birth(person: Person) -> list[Resource]:
@@ -68,7 +69,7 @@ def _before_birth(person: Person) -> list[Resource]:
 def _former_names(person: Person) -> list[Resource]:
     """Code systems by names that they once had; a patient who stays for now."""
     stays = {"system": "http://www.nubc.org/patient-discharge", "code": "30", "display": "Still a Patient"}
-    former = {
+    former: Resource = {
         "class": {"system": "http://hl7.org/fhir/v3/ActCode", "code": "IMP"},
         "hospitalization": {"dischargeDisposition": {"coding": [stays]}},
     }

@@ -99,6 +99,15 @@ class VocabularyForms(_Strict):
             for unit in _other_annotations(code):
                 yield (unit,)
 
+    def customary(self, code: str) -> str:
+        """Of the last form, and what that is made to, the longest: 3 and 03 are both the other's form. Annotations stay."""
+
+        def single(text: str) -> list[str]:
+            return [text, *(one[0] for one in rules.attempts(text) if len(one) == 1)]
+
+        rules = self.model_copy(update={"annotations": False})
+        return max(single(single(code)[-1]), key=lambda text: (len(text), text))
+
 
 @dataclass(frozen=True)
 class CodeForms:
@@ -122,17 +131,10 @@ class CodeForms:
         return list(found)
 
     def customary(self, vocabulary_id: str, code: str) -> str:
-        """The code as its vocabulary writes it, by the rules that change its spelling and not what it says."""
+        """The one form in which a vocabulary's codes are compared with each other, where nobody asks the vocabulary."""
         plain = code.strip()
         rules = self.of_vocabulary.get(vocabulary_id)
-        if rules is None or not plain:
-            return plain
-        certain = [
-            attempt[0]
-            for attempt in rules.model_copy(update={"annotations": False}).attempts(plain)
-            if len(attempt) == 1
-        ]
-        return certain[-1] if certain else plain
+        return rules.customary(plain) if rules is not None and plain else plain
 
     def spellings(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[tuple[str, str]]]:
         """(vocabulary, code) → the same code in its unambiguous spellings, in their order."""

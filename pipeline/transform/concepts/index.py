@@ -16,7 +16,8 @@ from typing import Literal
 
 import polars as pl
 
-from pipeline.transform.concepts.local_rows import overlaid
+from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
+from pipeline.transform.concepts.local_rows import local_texts, overlaid
 
 __all__ = [
     "ANCESTOR_FILE",
@@ -134,16 +135,11 @@ class ConceptIndex:
         Takes columns vocabulary_id and concept_code (others are ignored); gives `INDEX_SCHEMA`'s columns with
         concept_code as asked for, sorted by vocabulary_id, concept_code and pair_number. A code that is not found
         gives no row; one without a standard concept gives one row whose target_concept_id is null. Codes are compared as
-        they are; other spellings are tried by who asks (`code_forms`). What a local map says of a code stands in place of
-        what the release says. Memory grows with the codings asked for, not with the vocabulary.
+        they are; other spellings are tried by who asks (`code_forms`). Memory grows with the codings asked for, not with
+        the vocabulary. What a local map says of a code stands in place of what the release says.
         """
         asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
-        found = self._in_release(asked)
-        return found if self.local is None else overlaid(self.local, asked, found)
-
-    def _in_release(self, asked: pl.DataFrame) -> pl.DataFrame:
-        """What the release alone says."""
-        return (
+        found = (
             pl.scan_parquet(self.folder / INDEX_FILE)
             .filter(
                 pl.col("vocabulary_id").is_in(asked["vocabulary_id"].unique().implode()),
@@ -154,6 +150,7 @@ class ConceptIndex:
             .collect(engine="streaming")
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
+        return found if self.local is None else overlaid(self.local, asked, found)
 
     def standard_of_codes(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """(vocabulary_id, concept_code) → the first Standard concept, of those codes that have one."""
@@ -232,6 +229,40 @@ class ConceptIndex:
             .collect(engine="streaming")
             .sort("concept_id")
         )
+
+    def ingredients(self, concept_ids: list[int]) -> pl.DataFrame:
+        """The ingredients of drugs, as drug_era has them. Columns: concept_id, ingredient_concept_id, sorted."""
+        above = (
+            pl.scan_parquet(self.folder / ANCESTOR_FILE)
+            .filter(pl.col("descendant_concept_id").is_in(concept_ids))
+            .collect(engine="streaming")
+        )
+        own = pl.DataFrame(
+            {"ancestor_concept_id": concept_ids, "descendant_concept_id": concept_ids}, schema=above.schema
+        )
+        above = pl.concat([above, own])
+        concepts = self.concepts(above["ancestor_concept_id"].unique().to_list()).filter(
+            (pl.col("concept_class_id") == "Ingredient")
+            & (pl.col("standard_concept") == "S")
+            & pl.col("vocabulary_id").is_in(["RxNorm", "RxNorm Extension"])
+        )
+        return (
+            above.join(concepts, left_on="ancestor_concept_id", right_on="concept_id", how="semi")
+            .select(concept_id="descendant_concept_id", ingredient_concept_id="ancestor_concept_id")
+            .unique()
+            .sort("concept_id", "ingredient_concept_id")
+        )
+
+    def texts(self) -> list[str]:
+        """The texts without a code that have a concept, or that somebody decided about."""
+        of_release = (
+            pl.scan_parquet(self.folder / INDEX_FILE)
+            .filter(pl.col("vocabulary_id") == TEXT_VOCABULARY)
+            .select(pl.col("concept_code").unique().sort())
+            .collect(engine="streaming")["concept_code"]
+            .to_list()
+        )
+        return of_release if self.local is None else sorted({*of_release, *local_texts(self.local)})
 
     def strengths(self, drug_concept_ids: list[int]) -> pl.DataFrame:
         """Rows of drug_strength (`STRENGTH_SCHEMA`) of these drugs: one for each ingredient."""

@@ -16,7 +16,16 @@ import polars as pl
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 
-__all__ = ["CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
+__all__ = [
+    "ANSWERS",
+    "CUT_TEXT",
+    "LOCAL_SCHEMA",
+    "SOURCE_CODE_LENGTH",
+    "cut_text",
+    "local_texts",
+    "overlaid",
+    "text_key",
+]
 
 #: Characters of `source_code` in source_to_concept_map.
 SOURCE_CODE_LENGTH = 50
@@ -38,6 +47,9 @@ LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "unit_concept_id": pl.Int64(),
 }
 
+#: Before the vocabulary in a look-up: only the local map is asked.
+ANSWERS = "answers of "
+
 _SOURCE = ("source_concept_id", "source_domain_id", "source_standard_concept", "source_invalid_reason")
 
 
@@ -51,24 +63,36 @@ def cut_text(text: str) -> str:
     return " ".join(text.split())[:SOURCE_CODE_LENGTH].strip()
 
 
+def local_texts(local: Path) -> list[str]:
+    """The texts without a code that the local map knows, each in a form that it is found by, sorted."""
+    rows = _local_rows(local).select("system_key", "code_key").unique()
+    found = set()
+    for system, key in rows.iter_rows():
+        if system == TEXT_VOCABULARY:
+            found.add(key)
+        elif system == CUT_TEXT:  # what a longer text begins with; a cut before a space was that much shorter
+            found.add(f"{key} x" if len(key) < SOURCE_CODE_LENGTH else f"{key}x")
+    return sorted(found)
+
+
 def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """`found`, with the rows of the local map in place of those of its codes.
 
-    `asked`: distinct vocabulary_id and concept_code. `found`: columns and order of the index, which the result has as well.
+    `asked`: vocabulary_id, concept_code, each once. `found`: columns and order of the index, which the result has as well.
     """
     named = _keyed(asked).join(_local_rows(local), on=["system_key", "code_key"], how="inner")
     if named.is_empty():
         return found
-    key = ["vocabulary_id", "concept_code"]
-    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(key))
-    own = found.unique(key, keep="first", maintain_order=True).select(*key, *_SOURCE)
-    rows = named.join(own, on=key, how="left").with_columns(
+    code = ["vocabulary_id", "concept_code"]
+    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(code))
+    own = found.unique(code, keep="first", maintain_order=True).select(*code, *_SOURCE)
+    rows = named.join(own, on=code, how="left").with_columns(
         pl.coalesce("local_source_concept_id", "source_concept_id", pl.lit(0)).alias("source_concept_id"),
         *(pl.lit(None, dtype=kind).alias(name) for name, kind in found.schema.items() if name not in _KNOWN),
     )
     rows = rows.select(pl.col(name).cast(kind) for name, kind in found.schema.items())
-    others = found.join(rows.select(key), on=key, how="anti")
-    return pl.concat([others, rows]).sort(*key, "pair_number")
+    others = found.join(rows.select(code), on=code, how="anti")
+    return pl.concat([others, rows]).sort(*code, "pair_number")
 
 
 _KNOWN = frozenset(("vocabulary_id", "concept_code", *LOCAL_SCHEMA, *_SOURCE))
@@ -80,7 +104,7 @@ def _local_rows(local: Path) -> pl.DataFrame:
 
 
 def _keyed(asked: pl.DataFrame) -> pl.DataFrame:
-    """vocabulary_id, concept_code, and the keys under which the local map may have them: the least `attempt` counts."""
+    """vocabulary_id and concept_code, and the keys under which the local map may have them, in the order of `attempt`."""
     rows = [
         (vocabulary, code, *key)
         for vocabulary, code in asked.select("vocabulary_id", "concept_code").iter_rows()
@@ -94,4 +118,4 @@ def _keys(vocabulary: str, code: str) -> list[tuple[str, str, int]]:
     if vocabulary == TEXT_VOCABULARY:
         whole = [(TEXT_VOCABULARY, text_key(code), 0)]
         return whole if len(code) < SOURCE_CODE_LENGTH else [*whole, (CUT_TEXT, text_key(cut_text(code)), 1)]
-    return [(plain_name(vocabulary), code, 0)]
+    return [(plain_name(vocabulary.removeprefix(ANSWERS)), code, 0)]

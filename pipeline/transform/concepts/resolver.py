@@ -14,6 +14,7 @@ import polars as pl
 from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
 from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.concepts.local_rows import ANSWERS
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -46,6 +47,9 @@ _SPELLING_SCHEMA = {
     "known_in": pl.String,
     "concept_code": pl.String,
 }
+
+
+_ASKED = ["vocabulary_id", "concept_code"]
 
 
 class ConceptLookup(Protocol):
@@ -115,21 +119,40 @@ class ConceptResolver:
         return self._single[purpose]
 
     def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
-        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
+        """What these codings (system, code) are in the vocabulary: for people, no row depends on it."""
+        named = {coding: self._names(*coding) for coding in codings}
+        every = (name for names in named.values() for name in names)
+        found = set(self._rows_of(every).select(_ASKED).iter_rows())
+        said = {}
+        for coding, names in named.items():
+            if not names:
+                said[coding] = "nothing to look up"
+            else:
+                name = next((name for name in names if name in found), names[-1])
+                finding = "no Standard concept" if name in found else "unknown"
+                said[coding] = f"{' '.join(filter(None, name))}: {finding}"
+        return said
 
-        A code that only value maps were asked for has no finding.
-        """
-        spelled = {coding: self._spellings_of(*coding) for coding in codings}
-        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
-        named = sorted({name for names in spelled.values() for name in names})
-        given = pl.DataFrame(named, schema=schema, orient="row")
-        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
-        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
-        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
-        return {coding: _tried(names, asked, found) for coding, names in spelled.items()}
+    def answers(self, codings: Iterable[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
+        """What a site's local map says of these codings (system, code): the first concept, 0 for "no map". Of elements that
+        only a value map is asked for; the vocabulary is not."""
+        asked = {
+            coding: [(f"{ANSWERS}{vocabulary}", code) for vocabulary, code in self._names(*coding)]
+            for coding in codings
+        }
+        rows = self._rows_of(name for names in asked.values() for name in names)
+        rows = rows.unique(_ASKED, keep="first", maintain_order=True)
+        found = {row[:2]: row[2] or 0 for row in rows.select(*_ASKED, "target_concept_id").iter_rows()}
+        firsts = {coding: next((name for name in names if name in found), None) for coding, names in asked.items()}
+        return {coding: found[name] for coding, name in firsts.items() if name is not None}
 
-    def _spellings_of(self, system: str | None, code: str | None) -> list[tuple[str, str]]:
-        """vocabulary_id and concept_code of a coding, in the spellings in which it is looked up."""
+    def _rows_of(self, names: Iterable[tuple[str, str]]) -> pl.DataFrame:
+        """Index rows of these alone (vocabulary_id, concept_code)."""
+        given = pl.DataFrame(sorted(set(names)), schema=dict.fromkeys(_ASKED, pl.String), orient="row")
+        return self._lookup(given).join(given, on=_ASKED, how="semi", maintain_order="left")
+
+    def _names(self, system: str | None, code: str | None) -> list[tuple[str, str]]:
+        """vocabulary_id and concept_code of a coding, in the spellings in which they are looked up."""
         if not code:
             return []
         vocabulary = self._vocabularies.get(system or "", system or "")
@@ -373,19 +396,3 @@ def _above_by_code(rivals: pl.DataFrame, key: list[str]) -> pl.Series:
 
 #: No code of ICD is longer: what is, is no code.
 _MOST_CHARACTERS = 12
-
-
-#: Spellings of a code that are named: those of a unit with annotations may be a dozen.
-_MOST_NAMED = 4
-
-
-def _tried(names: list[tuple[str, str]], asked: set[tuple[str, str]], found: set[tuple[str, str]]) -> str:
-    """One sentence about the spellings of a code."""
-    if not names:
-        return "nothing to look up"
-    known = next((name for name in names if name in found), None)
-    if known is not None:
-        return f"{' '.join(filter(None, known))}: no Standard concept"
-    codes = dict.fromkeys(code for _, code in names)
-    said = " ".join(filter(None, (names[0][0], ", ".join(list(codes)[:_MOST_NAMED]))))
-    return f"{said}: unknown" if not asked.isdisjoint(names) else said

@@ -421,6 +421,29 @@ class Mappings:
         rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
         return named | {rule.concept: "plausibility, units" for rule in rules if isinstance(rule.concept, str)}
 
+    def concepts_of(self, resource_type: str) -> frozenset[Target]:
+        """The concept ids and `VOCABULARY:code`s that rows of a type can have because the mappings, or a rule, name them."""
+        mapping = self.resources.get(resource_type)
+        if mapping is None:
+            return frozenset()
+        named: set[Target] = set(NAMED_BY_RULES)
+        for view in mapping.views:
+            for rule in (*view.type_concept_id, *view.concept_id, *view.result_concept_id):
+                named.update(rule.targets)
+        for name, entries in self.value_maps.items():
+            if self._is_used(name, mapping):
+                named.update(target for entry in entries for target in entry.targets)
+        for name, concept_ids in self.constants.items():
+            if self._is_used(name, mapping):
+                named.update(concept_ids)
+        if has_numbers(mapping):
+            named.update(unit_concept(limit.unit) for limit in self.limits if limit.unit)
+            for conversion in self.conversions:
+                named.update(unit_concept(unit) for unit in (conversion.source, conversion.target))
+            rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
+            named.update(rule.concept for rule in rules if rule.concept is not None)
+        return frozenset(named)
+
     def fingerprint(self, resource_type: str) -> str:
         """SHA-256 over everything in the mappings that can change a row of this resource type.
 
@@ -444,7 +467,7 @@ class Mappings:
             digest.update(repr(sorted(used.items())).encode())
         for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
-        digest.update(self._code_rules)
+        digest.update(self.code_rules)
         if self.options.applies_duplicates(resource_type):
             digest.update(repr(self.duplicates).encode())
         if mapping is not None and has_numbers(mapping):
@@ -454,7 +477,8 @@ class Mappings:
         return digest.hexdigest()
 
     @cached_property
-    def _code_rules(self) -> bytes:
+    def code_rules(self) -> bytes:
+        """The content of what says in which forms, and where else, codes are looked up."""
         fall_backs = [(name, one.vocabulary_id, sorted(one.purposes)) for name, one in sorted(self.fall_backs.items())]
         forms = [
             (name, one.model_dump_json(exclude={"cases"}))
@@ -477,6 +501,9 @@ class Mappings:
         ]
         return name in {view.priority for view in mapping.views}.union(*asked)
 
+
+#: Concepts that rules name themselves: EHR, the type of deaths.
+NAMED_BY_RULES = frozenset((32817,))
 
 #: Types of columns that are looked up in value maps without a rule: the country of an address.
 MAPS_OF_TYPES = {"patient_location": frozenset(("country",)), "site_location": frozenset(("country",))}

@@ -78,7 +78,7 @@ def carry_over(
 
 
 def carried_digest(connection: psycopg.Connection, schema: str, tables: Collection[str]) -> str:
-    """Hash of a schema's custom concepts, which decide what codes become. The local map is no part of a release."""
+    """Hash of a schema's custom concepts. Local maps are no part of a release (`pipeline.warehouse.local_map`)."""
     digest = hashlib.sha256()
     for table, columns in _OF_CONCEPTS.items():
         if table not in tables:

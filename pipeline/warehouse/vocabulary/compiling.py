@@ -244,7 +244,7 @@ def _index_rows(concepts: pl.DataFrame, maps: _Maps, tables: _Tables) -> pl.Data
         *("target_domain_id", "target_vocabulary_id"),
         pl.col("value_id").alias("value_concept_id"),
         pl.col("unit_id").alias("unit_concept_id"),
-    ).cast(dict(INDEX_SCHEMA))
+    ).cast(pl.Schema(INDEX_SCHEMA))
 
 
 def _concept_rows(concepts: pl.DataFrame, maps: _Maps) -> pl.DataFrame:
@@ -252,7 +252,7 @@ def _concept_rows(concepts: pl.DataFrame, maps: _Maps) -> pl.DataFrame:
     targets = maps.mapped.join(concepts, left_on="source_id", right_on="concept_id", how="semi")
     lowest = targets.join(maps.direct, on="via_id").group_by("source_id").agg(pl.col("target_id").min())
     found = concepts.join(lowest, left_on="concept_id", right_on="source_id", how="left").sort("concept_id")
-    return found.rename({"target_id": "target_concept_id"}).select(*CONCEPT_SCHEMA).cast(dict(CONCEPT_SCHEMA))
+    return found.rename({"target_id": "target_concept_id"}).select(*CONCEPT_SCHEMA).cast(pl.Schema(CONCEPT_SCHEMA))
 
 
 def _write_ancestors(connection: psycopg.Connection, vocab_schema: str, tables: _Tables, path: Path) -> None:
@@ -274,7 +274,7 @@ def _write_ancestors(connection: psycopg.Connection, vocab_schema: str, tables: 
         .collect(engine="streaming")
         .sort("descendant_concept_id", "ancestor_concept_id")
         .filter(pl.any_horizontal(pl.all() != pl.all().shift(1)).fill_null(True))
-        .cast(dict(ANCESTOR_SCHEMA))
+        .cast(pl.Schema(ANCESTOR_SCHEMA))
         for lowest, highest in ranges
     )
     _in_parts(path, in_range, ANCESTOR_SCHEMA)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,8 +16,11 @@ from filelock import FileLock
 from pipeline.core.errors import VocabularyError
 from pipeline.core.files import disk_errors, put_in_place, replace_file
 from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.warehouse.connection import connect
+from pipeline.warehouse.server_failures import server_errors
 from pipeline.warehouse.vocabulary.compiling import INDEX_FORMAT, write_index
 from pipeline.warehouse.vocabulary.releases import VocabularyRelease, current_release, list_releases
+from pipeline.warehouse.vocabulary.switching import hold_vocabulary
 
 __all__ = ["compile_index", "ensure_index", "index_of", "open_index", "prune_indices"]
 
@@ -88,28 +92,48 @@ def prune_indices(home: Path, releases: Iterable[VocabularyRelease]) -> int:
     return removed
 
 
-def index_of(url: str, release: VocabularyRelease, *, vocab_schema: str, home: Path) -> ConceptIndex:
+def index_of(url: str, release: VocabularyRelease, *, vocab_schema: str, etl_schema: str, home: Path) -> ConceptIndex:
     """The index of a release whose tables are there, active or not, compiled now if `home` does not have it.
 
     `vocab_schema`: of the active release.
     """
-    schema = release.schema_name or vocab_schema
-    return _open(compile_index(url, release, vocab_schema=schema, home=home))
+    folder = home / "vocabulary" / _folder_name(release.content_hash)
+    if folder.is_dir():
+        return _open(folder)
+    with _no_switch(url, etl_schema):
+        known = {item.content_hash: item for item in list_releases(url, etl_schema=etl_schema) if item.state == "ready"}
+        there = known.get(release.content_hash, release)  # one that is being loaded has no row under its hash yet
+        return _open(compile_index(url, there, vocab_schema=there.schema_name or vocab_schema, home=home))
 
 
 def ensure_index(url: str, *, vocab_schema: str, etl_schema: str, home: Path) -> ConceptIndex:
-    """The index of the release that is loaded in the database, compiled now if `home` does not have it.
+    """The index of the release that is active in the database, compiled now if `home` does not have it.
 
     Raises VocabularyError when no vocabulary is loaded.
     """
+    release = _active(url, etl_schema)
+    if (home / "vocabulary" / _folder_name(release.content_hash)).is_dir():
+        return _open(compile_index(url, release, vocab_schema=vocab_schema, home=home))
+    with _no_switch(url, etl_schema):
+        release = _active(url, etl_schema)
+        index = _open(compile_index(url, release, vocab_schema=vocab_schema, home=home))
+    prune_indices(home, list_releases(url, etl_schema=etl_schema))
+    return index
+
+
+def _active(url: str, etl_schema: str) -> VocabularyRelease:
     release = current_release(url, etl_schema=etl_schema)
     if release is None:
         raise VocabularyError("No vocabulary is loaded.", _LOAD_ADVICE)
-    is_new = not (home / "vocabulary" / _folder_name(release.content_hash)).is_dir()
-    index = _open(compile_index(url, release, vocab_schema=vocab_schema, home=home))
-    if is_new:
-        prune_indices(home, list_releases(url, etl_schema=etl_schema))
-    return index
+    return release
+
+
+@contextmanager
+def _no_switch(url: str, etl_schema: str) -> Iterator[None]:
+    """No release changes its schema meanwhile: one's rows would come into the folder of another."""
+    with server_errors(), connect(url) as connection:
+        hold_vocabulary(connection, etl_schema)
+        yield
 
 
 def open_index(home: Path, release: str | None = None) -> ConceptIndex:

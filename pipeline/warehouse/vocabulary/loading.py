@@ -278,7 +278,7 @@ def _copy_all(connection: psycopg.Connection, download: VocabularyDownload, fres
         file_hash = _copy(connection, file, lines, sql.Identifier(fresh, file.table), progress, freeze=True)
         repairs += lines.repairs.values()
         left_out += lines.left_out
-        if file.table != SITE_MAP:  # hashed as it stands in the database, whence it came
+        if file.table != SITE_MAP:  # a local map, and no part of the release
             digest.update(f"{file.table}\0{file_hash}\n".encode())
         if file.table == "concept" and download.cpt4 is not None:
             cpt4, file_hash = _add_cpt4(connection, download.cpt4, fresh, selected, progress)

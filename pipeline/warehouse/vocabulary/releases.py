@@ -155,13 +155,13 @@ def load_lock(url: str) -> Iterator[None]:
 
 def current_release(url: str, *, etl_schema: str) -> VocabularyRelease | None:
     """The release that is active now; None before the first load."""
-    with connect(url) as connection:
+    with server_errors(), connect(url) as connection:
         return ReleaseSchemas("", etl_schema).current(connection)
 
 
 def list_releases(url: str, *, etl_schema: str) -> list[VocabularyRelease]:
     """All that were ever loaded: the active one first, then the latest; those whose tables are gone as well."""
-    with connect(url) as connection:
+    with server_errors(), connect(url) as connection:
         return ReleaseSchemas("", etl_schema).all(connection)
 
 
