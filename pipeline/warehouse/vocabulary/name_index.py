@@ -54,13 +54,17 @@ WITH standard AS (
 SELECT concept_id, domain_id::text AS domain_id, """
 _MAKE += _PLAIN.format("name") + " AS name, min(kind)::smallint AS kind FROM named GROUP BY 1, 2, 3"
 
+_MAKE_WORDS = """
+CREATE TABLE {schema}.{words} AS
+SELECT word, ndoc AS names FROM ts_stat('SELECT to_tsvector(''pg_catalog.english'', name) FROM ' || {qualified})
+"""
+
 _INDICES = (
     "DELETE FROM {schema}.{names} WHERE name = ''",
     "CREATE INDEX ON {schema}.{names} USING gin (to_tsvector('pg_catalog.english', name)) WITH (fastupdate = off)",
     "CREATE INDEX ON {schema}.{names} USING hash (name)",
     "CREATE INDEX ON {schema}.{names} (concept_id)",
-    "CREATE TABLE {schema}.{words} AS SELECT word, ndoc AS names FROM"
-    " ts_stat('SELECT to_tsvector(''pg_catalog.english'', name) FROM ' || {qualified})",
+    _MAKE_WORDS,
     "CREATE UNIQUE INDEX ON {schema}.{words} (word)",
     "ANALYZE {schema}.{names}",
     "ANALYZE {schema}.{words}",
