@@ -25,7 +25,7 @@ from tests.integration.support import Warehouse, observation, patient, reference
 
 ICD = "http://hl7.org/fhir/sid/icd-10-cm"
 OWN = "urn:oid:1.2.840.114350.1.13.0.1.7.2.768282"
-NAUSEA, LEUKOCYTES = 31967, 3010813
+NAUSEA, LEUKOCYTES = 31967, 3000905
 NAMES = {"cdm_schema": "cdm", "vocab_schema": "vocab", "etl_schema": "etl"}
 
 
@@ -45,14 +45,14 @@ def loaded(module_warehouse: Warehouse) -> Warehouse:
     laboratory = {"coding": [{"system": OWN, "code": "LEU", "display": "Leukocites in blod"}]}
     first = {
         "Patient": [patient()],
-        "Condition": [condition(number, "R11.0") for number in range(60)],
+        "Condition": [condition(number, "I10") for number in range(60)],
         "Observation": [
             observation("o1", code=laboratory, valueQuantity={"value": 1, "unit": "Fuder"}),
             observation("o2", valueQuantity={"value": 1, "code": "kg", "system": "http://unitsofmeasure.org"}),
         ],
     }
     second = {"Condition": [condition(number, "X-1", OWN, "Nausea") for number in range(60, 80)]}
-    second["Condition"] += [condition(number, f"R11.{'0' if number < 100 else '99Z'}") for number in range(80, 140)]
+    second["Condition"] += [condition(number, "I10" if number < 100 else "I10.99Z") for number in range(80, 140)]
     module_warehouse.load(first)
     module_warehouse.load(second)
     return module_warehouse
@@ -92,18 +92,17 @@ def test_names_are_prepared_once_a_release_by_who_may(loaded: Warehouse, index: 
         connection.execute("COMMENT ON TABLE vocab.concept_name_search IS 'another release'")
     ensure_name_index(loaded.runtime.url, **NAMES, before=lambda: made.append("again"))
     assert made == ["again"]
-    granted = loaded.value("SELECT has_table_privilege('omop_steward', 'vocab.concept_name_search', 'SELECT')")
-    assert granted
     with loaded.runtime.connect() as connection:
         connection.execute("COMMENT ON TABLE vocab.concept_name_search IS 'another release'")
-        connection.execute("CREATE ROLE reads_names LOGIN PASSWORD 'x'; GRANT omop_steward TO reads_names")
+        connection.execute("CREATE ROLE reads_names; GRANT USAGE ON SCHEMA vocab, etl TO reads_names")
+        connection.execute("GRANT SELECT ON etl.vocabulary_release TO reads_names")
     try:
-        url = psycopg.conninfo.make_conninfo(loaded.runtime.url, user="reads_names", password="x")
+        url = psycopg.conninfo.make_conninfo(loaded.runtime.url, options="-c role=reads_names")
         with pytest.raises(VocabularyError, match="may not do it"):
             ensure_name_index(url, **NAMES)
     finally:
         with loaded.runtime.connect() as connection:
-            connection.execute("DROP ROLE reads_names")
+            connection.execute("DROP OWNED BY reads_names; DROP ROLE reads_names")
         ensure_name_index(loaded.runtime.url, **NAMES)
 
 
@@ -142,7 +141,7 @@ def test_coverage_is_counted_by_night_and_a_fall_warns(loaded: Warehouse) -> Non
         nights = coverage_nights(connection, "one", 5)
         shares = last_night(connection, "one")
         falls = coverage_falls(connection, "one")
-    assert [(night.rows, night.mapped) for night in nights][0] == (80, 20)
+    assert (nights[0].rows, nights[0].mapped) == (80, 20)
     assert {(item.system, item.rows, item.mapped) for item in shares} == {(ICD, 60, 20), (OWN, 20, 0)}
     assert [(fall.last.system, fall.before) for fall in falls] == [(ICD, 1.0)]
     checked = coverage_check(loaded.runtime.settings.site_or_folder("one"))(runtime=loaded.runtime)
@@ -153,3 +152,47 @@ def test_coverage_is_counted_by_night_and_a_fall_warns(loaded: Warehouse) -> Non
 def test_an_export_that_is_published_again_is_counted_once(loaded: Warehouse) -> None:
     keys = loaded.rows("SELECT export_id, cdm_table, resource_type, element, system FROM coverage")
     assert len(keys) == len(set(keys))
+
+
+def explained(warehouse: Warehouse, *arguments: str) -> list[dict[str, Any]]:
+    settings = warehouse.runtime.settings
+    line = CommandLine(settings.home, {"EPIC_OMOP_DATABASE_URL": warehouse.runtime.url})
+    return json.loads(line.run("explain", *arguments, "--json").stdout)
+
+
+def test_a_row_and_a_resource_are_explained(loaded: Warehouse) -> None:
+    row_id = loaded.value(
+        "SELECT row_id FROM row_source WHERE resource_id = 'c3' AND cdm_table = 'condition_occurrence'"
+    )
+    before = loaded.value("SELECT count(*) FROM access_log")
+    (by_row,) = explained(loaded, "condition_occurrence", str(row_id))
+    (by_id,) = explained(loaded, "Condition/c3")
+    assert by_row == by_id
+    assert loaded.value("SELECT count(*) FROM access_log") == before + 2
+    assert by_id["landed"]["line"] == 4
+    (element,) = by_id["elements"]
+    (coding,) = element["codings"]
+    assert (element["path"], element["purpose"]) == ("Condition.code", "condition")
+    assert (coding["code"], coding["counts"], coding["answered_by"]) == ("I10", True, "vocabulary")
+    (row,) = by_id["rows"]
+    assert row["columns"]["condition_concept_id"] == coding["standard"][0]["concept_id"]
+    assert "condition_occurrence" in element["routing"]
+
+
+def test_an_unknown_code_and_unit_are_explained(loaded: Warehouse) -> None:
+    (found,) = explained(loaded, "Observation/o1", "--site", "one")
+    by_path = {element["path"]: element["codings"][0] for element in found["elements"]}
+    code, unit = by_path["Observation.code"], by_path["Observation.valueQuantity"]
+    assert (code["standard"], code["answered_by"]) == ([], "nothing")
+    assert "unknown" in code["tried"]
+    assert (unit["code"], unit["standard"]) == ("Fuder", [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("measurement", "999999999"), ("vocabulary", "1"), ("Observation/none",), ("measurement",), ("/", "1")],
+)
+def test_what_is_not_there_is_said(loaded: Warehouse, arguments: tuple[str, ...]) -> None:
+    line = CommandLine(loaded.runtime.settings.home, {"EPIC_OMOP_DATABASE_URL": loaded.runtime.url})
+    finished = line.run("explain", *arguments, code=2)
+    assert "Traceback" not in finished.stderr

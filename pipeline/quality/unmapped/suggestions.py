@@ -7,9 +7,10 @@ that share the most telling words. The names are `pipeline.warehouse.vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -22,7 +23,11 @@ from pipeline.warehouse.vocabulary.name_index import NameIndex, plain_name_of
 __all__ = ["Suggestions"]
 
 #: Names that one question compares, about: more take longer than a person, or a list of thousands, waits.
-_MOST_NAMES = 6_000
+_MOST_NAMES = 4_000
+#: Entries of the full-text index that are read for a pair of words.
+_MOST_LISTED = 60_000
+#: Answers after which no further ones are sought.
+_ENOUGH = 100
 #: Of these, the most alike, whose words are weighed.
 _MOST_WEIGHED = 300
 #: Words of a text that are looked at; free texts can be long.
@@ -37,6 +42,18 @@ _QUESTION = sql.SQL(
     "SELECT plain, to_tsvector('pg_catalog.english', plain) FROM (SELECT {} AS plain) AS question"
 ).format(sql.SQL(plain_name_of("%s::text")))
 _STEMS = "SELECT lexeme FROM unnest(%s::tsvector)"
+
+
+#: concept_id, name, likeness of the letters, stems of the name
+_Named: TypeAlias = tuple[int, str, float, list[str]]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A tsquery; a relaxed one is asked only while there are few answers."""
+
+    text: str
+    is_relaxed: bool = False
 
 
 @dataclass
@@ -56,15 +73,15 @@ class Suggestions:
         plain, document = row if row else ("", "")
         if not plain:
             return []
-        scores = dict.fromkeys(self._equal(plain, domains), 1.0)
+        scores = dict.fromkeys(self._equal(plain, domains), (1.0, plain))
         if len(scores) < limit:
-            for concept_id, score in self._alike(plain, document, domains).items():
-                scores.setdefault(concept_id, min(score, 0.99))
-        best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:limit]
+            for concept_id, (score, name) in self._alike(plain, document, domains).items():
+                scores.setdefault(concept_id, (min(score, 0.99), name))
+        best = sorted(scores.items(), key=lambda item: (-item[1][0], item[0]))[:limit]
         named = self._concepts([concept_id for concept_id, _ in best])
         return [
-            Suggestion(concept_id, named[concept_id][0], round(score, 3), named[concept_id][1])
-            for concept_id, score in best
+            Suggestion(concept_id, named[concept_id][0], round(score, 3), named[concept_id][1], name)
+            for concept_id, (score, name) in best
             if concept_id in named
         ]
 
@@ -87,20 +104,21 @@ class Suggestions:
         ).fetchall()
         return [concept_id for concept_id, _ in rows]
 
-    def _alike(self, plain: str, document: str, domains: frozenset[str] | None) -> dict[int, float]:
-        """Concept → how alike the best of its names is, from 0 to 1."""
+    def _alike(self, plain: str, document: str, domains: frozenset[str] | None) -> dict[int, tuple[float, str]]:
+        """Concept → how alike the best of its names is, from 0 to 1, and that name."""
         stems = [stem for (stem,) in self.connection.execute(_STEMS, (document,)).fetchall()]
         known = self._known_words(stems)
-        question = self._question(known)
-        if question is None:
-            return {}
-        rows = self._named_alike(plain, question, domains)
-        counts = self._counts_of({word for _, _, words in rows for word in words})
+        rows: list[_Named] = []
+        for question in self._questions(known):
+            if question.is_relaxed and len(rows) >= _ENOUGH:
+                break
+            rows += self._named_alike(plain, question.text, domains)
+        counts = self._counts_of({word for _, _, _, words in rows for word in words})
         weights = {word: self._weight(count) for word, count in counts.items()}
-        found: dict[int, float] = {}
-        for concept_id, letters, words in rows:
+        found: dict[int, tuple[float, str]] = {}
+        for concept_id, name, letters, words in rows:
             score = _LETTERS * letters + (1 - _LETTERS) * _shared(known, words, weights, self._weight(1))
-            found[concept_id] = max(found.get(concept_id, 0.0), score)
+            found[concept_id] = max(found.get(concept_id, (0.0, "")), (score, name))
         return found
 
     def _counts_of(self, words: Iterable[str]) -> dict[str, int]:
@@ -129,38 +147,41 @@ class Suggestions:
             query.format(words=self.index.words, space=space), {"stem": stem, "most": _MOST_SPELLINGS}
         ).fetchall()
 
-    def _question(self, known: Sequence[Mapping[str, int]]) -> str | None:
-        """A tsquery that about `_MOST_NAMES` names answer: rare words alone, then frequent ones together."""
-        named = [words for words in known if words]
-        if not named:
-            return None
-        total = self._names()
-        parts = [("|".join(map(_quoted, words)), sum(words.values())) for words in named]
-        chosen = ["&".join(f"({text})" for text, _ in parts)] if len(parts) > 1 else []
-        left = float(_MOST_NAMES)
-        singles = [(count, text) for text, count in parts]
-        pairs = [(one[1] * other[1] / total, f"({one[0]})&({other[0]})") for one, other in combinations(parts[:8], 2)]
-        triples = [
-            (one[1] * two[1] * three[1] / total**2, f"({one[0]})&({two[0]})&({three[0]})")
-            for one, two, three in combinations(parts[:6], 3)
-        ]
-        for expected, text in (*sorted(singles), *sorted(pairs), *sorted(triples)):
-            if expected <= left:
-                chosen.append(f"({text})")
-                left -= expected
-        return "|".join(f"({text})" for text in chosen or [parts[0][0]])
+    def _questions(self, known: Sequence[Mapping[str, int]]) -> Iterator[_Question]:
+        """First all words together, then rare words alone and in pairs, then ever fewer words together, the rare ones.
 
-    def _named_alike(
-        self, plain: str, question: str, domains: frozenset[str] | None
-    ) -> list[tuple[int, float, list[str]]]:
-        """concept_id, likeness of the letters, stems of the name."""
+        Words that stand in very many names are asked only together with others: the server then skips through their lists.
+        """
+        parts = [("(" + "|".join(map(_quoted, words)) + ")", sum(words.values())) for words in known if words]
+        if not parts:
+            return
+        yield _Question("&".join(text for text, _ in parts))
+        total = self._names()
+        left = float(_MOST_NAMES)
+        chosen = []
+        pairs = [
+            (one[1] * other[1] / total, f"({one[0]}&{other[0]})")
+            for one, other in combinations(parts, 2)
+            if one[1] + other[1] <= _MOST_LISTED
+        ]
+        for expected, text in (*sorted((count, text) for text, count in parts), *sorted(pairs)):
+            if expected <= left:
+                chosen.append(text)
+                left -= expected
+        if chosen and len(parts) > 1:
+            yield _Question("|".join(chosen))
+        for count in range(len(parts) - 1, 0, -1):
+            yield _Question("&".join(text for text, _ in parts[:count]), is_relaxed=True)
+
+    def _named_alike(self, plain: str, question: str, domains: frozenset[str] | None) -> list[_Named]:
+        """concept_id, name, likeness of the letters, stems of the name."""
         likeness = (
             sql.SQL("{}.similarity(name, %(plain)s)").format(sql.Identifier(self.index.trigram_schema))
             if self.index.trigram_schema is not None
             else sql.SQL("ts_rank(to_tsvector('pg_catalog.english', name), %(question)s::tsquery, 2)")
         )
         query = sql.SQL(
-            "SELECT concept_id, likeness, tsvector_to_array(to_tsvector('pg_catalog.english', name)) FROM ("
+            "SELECT concept_id, name, likeness, tsvector_to_array(to_tsvector('pg_catalog.english', name)) FROM ("
             "  SELECT concept_id, name, {likeness} AS likeness FROM ("
             "    SELECT concept_id, name FROM {names}"
             "    WHERE to_tsvector('pg_catalog.english', name) @@ %(question)s::tsquery {domains} LIMIT %(most)s"
@@ -169,7 +190,7 @@ class Suggestions:
         values = {
             "plain": plain,
             "question": question,
-            "most": 2 * _MOST_NAMES,
+            "most": _MOST_NAMES,
             "weighed": _MOST_WEIGHED,
             "domains": sorted(domains or ()),
         }
