@@ -27,7 +27,7 @@ from pipeline.load.landed_lines import read_landed
 from pipeline.publication.landed_line import LANDED_LINE, LandedLine
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
 from pipeline.transform.concepts.resolver import UNIT, ConceptResolver
-from pipeline.transform.mapping.mappings import ResourceMapping
+from pipeline.transform.mapping.mappings import ResourceMapping, ViewMapping
 from pipeline.transform.plan import resolver_of
 from pipeline.transform.routing import DOMAIN_TABLES
 
@@ -262,8 +262,7 @@ class _Elements:
             return UNIT, False, ""
         element = _INDEX.sub("", found.path).partition(".")[2]
         for view in self._mapping.views:
-            path = view.column_paths.get(view.code or "", "")
-            if view.code and path and _named(path) and element in _named(path):
+            if view.code and element in _code_elements(self._mapping, view):
                 home = view.table or next((rule.table for rule in view.home_table), "")
                 return view.priority or "", not view.concept_id, home
         return ("value" if element.rpartition(".")[2].startswith("value") else ""), False, ""
@@ -415,6 +414,16 @@ def _is_chosen(winner: pl.DataFrame, sets: CodeSets, number: int | None) -> bool
     content = sets.content(number)
     chosen = (winner["source_system"][0], winner["source_code"][0])
     return not content or chosen in [one[:2] for one in content]
+
+
+def _code_elements(mapping: ResourceMapping, view: ViewMapping) -> set[str]:
+    """Elements of the resource that may be a view's code: its own column, or one of the resource."""
+    for owner in (view, *mapping.views):
+        path = owner.column_paths.get(view.code or "")
+        if path is not None and (owner is view or owner.kind == "resource"):
+            each = next((part["forEach"] for part in owner.definition.get("select", ()) if "forEach" in part), "")
+            return {".".join(filter(None, (each, name.removeprefix("$this")))) for name in _named(path)}
+    return set()
 
 
 def _named(path: str) -> set[str]:

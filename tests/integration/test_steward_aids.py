@@ -156,8 +156,8 @@ def test_an_export_that_is_published_again_is_counted_once(loaded: Warehouse) ->
 
 def explained(warehouse: Warehouse, *arguments: str) -> list[dict[str, Any]]:
     settings = warehouse.runtime.settings
-    line = CommandLine(settings.home, {"EPIC_OMOP_DATABASE_URL": warehouse.runtime.url})
-    return json.loads(line.run("explain", *arguments, "--json").stdout)
+    line = CommandLine(settings.home, warehouse.runtime.url)
+    return json.loads(line.run("explain", *arguments, "--json").out)
 
 
 def test_a_row_and_a_resource_are_explained(loaded: Warehouse) -> None:
@@ -193,6 +193,6 @@ def test_an_unknown_code_and_unit_are_explained(loaded: Warehouse) -> None:
     [("measurement", "999999999"), ("vocabulary", "1"), ("Observation/none",), ("measurement",), ("/", "1")],
 )
 def test_what_is_not_there_is_said(loaded: Warehouse, arguments: tuple[str, ...]) -> None:
-    line = CommandLine(loaded.runtime.settings.home, {"EPIC_OMOP_DATABASE_URL": loaded.runtime.url})
+    line = CommandLine(loaded.runtime.settings.home, loaded.runtime.url)
     finished = line.run("explain", *arguments, code=2)
-    assert "Traceback" not in finished.stderr
+    assert "Traceback" not in finished.err
