@@ -121,7 +121,7 @@ def find_row(connection: psycopg.Connection, table: str, row_id: int) -> list[Kn
             f"{table} is no table whose rows come from resources.", f"Give one of {', '.join(LINEAGE_TABLES)}."
         )
     query = f"{_KNOWN} JOIN {lineage_table_name(name)} AS lineage USING (surrogate_id) WHERE lineage.row_id = %s"
-    found = [_known(row) for row in connection.execute(query, (row_id,)).fetchall()]  # type: ignore[arg-type]
+    found = [_known(row) for row in connection.execute(query, (row_id,)).fetchall()]
     if not found:
         raise UsageError(f"{name} has no row {row_id} that a resource made.", "Give the row's primary key.")
     return sorted(found, key=lambda known: (known.site, known.line.resource_type, known.resource_id))
@@ -133,7 +133,7 @@ def find_resource(connection: psycopg.Connection, reference: str, site: str | No
     query = (
         f"{_KNOWN} WHERE kind.resource_type = %s AND state.resource_id = %s AND (%s::text IS NULL OR kind.site = %s)"
     )
-    rows = connection.execute(query, (resource_type, resource_id, site, site)).fetchall()  # type: ignore[arg-type]
+    rows = connection.execute(query, (resource_type, resource_id, site, site)).fetchall()
     found = [_known(row) for row in rows]
     if not found:
         at = f" of site {site}" if site else ""
@@ -183,6 +183,10 @@ def explain(
     elements: tuple[Element, ...] = ()
     if mapping is not None and isinstance(content, dict):
         elements = tuple(_Elements(rules, site, mapping).of(content))
+        if known.outcome == "loaded" and not any(element.routing for element in elements):
+            notes.append(
+                "What its rows are is decided by no code of the line: by the mapping, or by a resource that it names."
+            )
     elif mapping is None:
         reason = rules.mappings.unmapped_types.get(resource_type)
         notes.append(f"{resource_type} is not mapped{f': {reason}' if reason else ''}.")
@@ -218,7 +222,7 @@ def _rows(connection: psycopg.Connection, cdm_schema: str, known: Known) -> Iter
     """Rows that the resource made; of their columns those that hold something."""
     for table in LINEAGE_TABLES:
         query = f"SELECT row_id FROM {lineage_table_name(table)} WHERE surrogate_id = %s ORDER BY 1"
-        ids = [row_id for (row_id,) in connection.execute(query, (known.line.surrogate_id,)).fetchall()]  # type: ignore[arg-type]
+        ids = [row_id for (row_id,) in connection.execute(query, (known.line.surrogate_id,)).fetchall()]
         if not ids:
             continue
         key = cdm.primary_key(table) or "person_id"
@@ -416,13 +420,20 @@ def _is_chosen(winner: pl.DataFrame, sets: CodeSets, number: int | None) -> bool
     return not content or chosen in [one[:2] for one in content]
 
 
+#: Where resources that name a drug or device hold its code, if they hold it themselves.
+_OF_WHOLE = {"medicationCodeableConcept", "deviceCodeableConcept", "device", "contained.code", "contained.type"}
+
+
 def _code_elements(mapping: ResourceMapping, view: ViewMapping) -> set[str]:
     """Elements of the resource that may be a view's code: its own column, or one of the resource."""
     for owner in (view, *mapping.views):
         path = owner.column_paths.get(view.code or "")
         if path is not None and (owner is view or owner.kind == "resource"):
             each = next((part["forEach"] for part in owner.definition.get("select", ()) if "forEach" in part), "")
-            return {".".join(filter(None, (each, name.removeprefix("$this")))) for name in _named(path)}
+            names = {name.removeprefix("$this") for name in _named(path)} - {"{}"}
+            if not each and "" in names:  # a converter reads the resource as a whole
+                return _OF_WHOLE
+            return {".".join(filter(None, (each, name))) for name in names}
     return set()
 
 
@@ -451,5 +462,5 @@ def _coded(value: Any, path: str) -> Iterator[_Found]:
         yield _Found(path, {"coding": [value]}, is_quantity=False)
         return
     for key, item in value.items():
-        if key not in ("meta", "text", "contained") or path.count("."):
+        if key not in ("meta", "text") or path.count("."):
             yield from _coded(item, f"{path}.{key}")
