@@ -22,6 +22,7 @@ from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import Mappings, load_mappings
 from pipeline.transform.plan import SiteMapping
 from pipeline.warehouse.local_map.overlay import with_local_map
+from pipeline.warehouse.resolver_cache import cached_answers
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
@@ -92,6 +93,7 @@ def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
         mappings,
         vocab_schema=settings.vocab_schema,
         etl_schema=settings.etl_schema,
+        resolved=cached_answers(settings.home, site.resolvers, index.content_hash),
     )
     return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index))
 

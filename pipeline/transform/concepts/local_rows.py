@@ -25,7 +25,8 @@ SOURCE_CODE_LENGTH = 50
 CUT_TEXT = f"{TEXT_VOCABULARY}, cut"
 
 #: One row for each (source, standard concept, value concept), as in the index. A source whose target_concept_id is NULL
-#: was reviewed and has no map. `source_concept_id` is NULL where the vocabulary's own counts.
+#: was reviewed and has no map. `local_source_concept_id` is NULL where the vocabulary's own counts. What `yields` comes after
+#: the release: it counts where that has no Standard concept (answers of resolvers).
 LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "system_key": pl.String(),
     "code_key": pl.String(),
@@ -36,6 +37,7 @@ LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "target_vocabulary_id": pl.String(),
     "value_concept_id": pl.Int64(),
     "unit_concept_id": pl.Int64(),
+    "yields": pl.Boolean(),
 }
 
 _SOURCE = ("source_concept_id", "source_domain_id", "source_standard_concept", "source_invalid_reason")
@@ -61,7 +63,11 @@ def overlaid(local: Path, candidates: pl.DataFrame, found: pl.DataFrame) -> pl.D
     if named.is_empty():
         return found
     asked = ["vocabulary_id", "concept_code"]
-    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(asked))
+    has_standard = found.filter(pl.col("target_concept_id").is_not_null()).select(asked).unique()
+    named = pl.concat(
+        [named.filter(~pl.col("yields")), named.filter("yields").join(has_standard, on=asked, how="anti")]
+    ).with_columns(pl.struct("yields", "attempt").rank("dense").over(asked).alias("rank"))
+    named = named.filter(pl.col("rank") == 1)
     own = found.unique(asked, keep="first", maintain_order=True).select(*asked, *_SOURCE)
     rows = named.join(own, on=asked, how="left").with_columns(
         pl.coalesce("local_source_concept_id", "source_concept_id", pl.lit(0)).alias("source_concept_id"),

@@ -35,7 +35,7 @@ __all__ = ["LocalMapReport", "align_local_map", "customary_code", "local_rows", 
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _PREFIX = "local_map-"
 #: Longer than any load that still reads the file: two weeks.
 _UNUSED_SECONDS = 14 * 86_400
@@ -71,19 +71,29 @@ def align_local_map(connection: psycopg.Connection, *, vocab_schema: str, etl_sc
 
 
 def with_local_map(
-    url: str, index: ConceptIndex, site: str | None, mappings: Mappings, *, vocab_schema: str, etl_schema: str
+    url: str,
+    index: ConceptIndex,
+    site: str | None,
+    mappings: Mappings,
+    *,
+    vocab_schema: str,
+    etl_schema: str,
+    resolved: pl.DataFrame | None = None,
 ) -> ConceptIndex:
     """The index under the site's local map as it is now (None: what is of all sites), which is aligned first.
 
-    The index is as it was where nobody has decided anything. Raises LandingError when the disk refuses.
+    `resolved`: what the site's resolvers said (RESOLVED_SCHEMA); it counts where neither the local map nor the release has
+    anything. The index is as it was where nobody has said anything. Raises LandingError when the disk refuses.
     """
     schemas = MapSchemas(vocab_schema, etl_schema)
+    rows = pl.DataFrame(schema=dict(LOCAL_SCHEMA))
     with connect(url) as connection:
-        if not has_local_map(connection, schemas):
-            return index
-        for note in align_local_map(connection, vocab_schema=vocab_schema, etl_schema=etl_schema).notes:
-            _log.warning("%s", note)
-        rows = local_rows(connection, schemas, site, mappings)
+        if has_local_map(connection, schemas):
+            for note in align_local_map(connection, vocab_schema=vocab_schema, etl_schema=etl_schema).notes:
+                _log.warning("%s", note)
+            rows = local_rows(connection, schemas, site, mappings)
+        if resolved is not None and not resolved.is_empty():
+            rows = pl.concat([rows, _resolved_rows(connection, schemas, resolved, mappings)])
     if rows.is_empty():
         return index
     content = hashlib.sha256(rows.write_csv().encode()).hexdigest()
@@ -138,9 +148,38 @@ def local_rows(
             if pairs and key not in claimed:
                 claimed.add(key)
                 own = max((answer.source_concept_id or 0 for answer in answers), default=0) or None
-                rows += [(*key, own, number, *pair) for number, pair in enumerate(pairs, 1)]
+                rows += [(*key, own, number, *pair, False) for number, pair in enumerate(pairs, 1)]
     frame = pl.DataFrame(rows, schema=dict(LOCAL_SCHEMA), orient="row")
     return frame.sort("system_key", "code_key", "pair_number")
+
+
+def _resolved_rows(
+    connection: psycopg.Connection, schemas: MapSchemas, resolved: pl.DataFrame, mappings: Mappings
+) -> pl.DataFrame:
+    """LOCAL_SCHEMA of what resolvers said, as far as the active release holds its concepts as valid Standard ones: of each
+    code what the first of them said that has such a concept."""
+    targets = targets_of(connection, schemas, pl.concat([resolved[name] for name in _OF_RESOLVED]).drop_nulls())
+    usable = {number for number, target in targets.items() if target.is_usable}
+    found: dict[tuple[str, str], tuple[int, dict[_Pair, None]]] = {}
+    for place, system, code, target, value in resolved.sort(*_RESOLVED_ORDER).iter_rows():
+        if target not in usable:
+            continue
+        canonical = mappings.systems.canonical(system)
+        key = plain_name(mappings.code_systems.get(canonical, canonical)), code.strip()
+        first, pairs = found.setdefault(key, (place, {}))
+        if first == place:
+            domain, vocabulary = targets[target].domain_id, targets[target].vocabulary_id
+            pairs[target, domain, vocabulary, value if value in usable else None, None] = None
+    rows = [
+        (*key, None, number, *pair, True)
+        for key, (_, pairs) in sorted(found.items())
+        for number, pair in enumerate(pairs, 1)
+    ]
+    return pl.DataFrame(rows, schema=dict(LOCAL_SCHEMA), orient="row")
+
+
+_OF_RESOLVED = ("target_concept_id", "value_concept_id")
+_RESOLVED_ORDER = ("place", "system", "code", *_OF_RESOLVED)
 
 
 def _by_key(approved: Iterable[Answer], mappings: Mappings, *, spelling: bool) -> dict[tuple[str, str], list[Answer]]:
