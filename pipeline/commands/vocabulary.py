@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.terminal import DownloadColumn, Table, TaskID, Terminal, echo, progress
+from pipeline.commands.vocabulary_resolve import register
 from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
@@ -218,3 +219,6 @@ def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
         echo(f"standard  {described(row['target_concept_id'])}")
         if row["value_concept_id"] is not None:
             echo(f"  value   {described(row['value_concept_id'])}")
+
+
+register(app)

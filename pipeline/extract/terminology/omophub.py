@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.extract.terminology.service import Replies, ServiceConnection, check_release
-from pipeline.warehouse.resolver_cache import AskedCode, ResolverAnswer
+from pipeline.warehouse.resolver_cache import AnswerStatus, AskedCode, ResolverAnswer
 
 __all__ = ["OmopHub"]
 
@@ -69,7 +69,7 @@ class OmopHub:
         if target is None:
             return ResolverAnswer(code.system, code.code, "none")
         value = _concept_id(resolution.get("value_as_concept"))
-        status = "exact" if _is_exact(code.code, resolution) else "suggestion"
+        status: AnswerStatus = "exact" if _is_exact(code.code, resolution) else "suggestion"
         return ResolverAnswer(code.system, code.code, status, ((target, value),))
 
 
