@@ -67,7 +67,7 @@ def write_day(world: World, day: int, folder: Path, processes: int) -> Path:
 
 def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> None:
     types = frozenset(_TYPES)
-    if part:  # every part of a world comes with what all patients share: it is wanted once
+    if part:  # every part of a world comes with what all patients share: it is needed once
         types -= {resource_type for resource_type, _ in Directory(world.seed, world.patients).resources()}
     by_type: dict[str, list[bytes]] = {}
     files: Counter[str] = Counter()

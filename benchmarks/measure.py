@@ -26,7 +26,7 @@ from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.schema import install_schemas, schema_names, transaction
 from pipeline.warehouse.vocabulary import compile_index, load_vocabulary
 
-__all__ = ["PARTS", "Load", "Measurements", "Options", "measure"]
+__all__ = ["PARTS", "Load", "Measurements", "Options", "measure", "measured_warehouse"]
 
 _SITE = "benchmark"
 _DAY_SECONDS = 86_400
@@ -124,7 +124,7 @@ def measure(options: Options, progress: Progress = lambda _: None) -> Measuremen
         progress("parse floor")
         found.parse_floor_seconds = min(parse_floor(files, options.workers) for _ in range(options.repeat))
     found.start_up_seconds = min(start_up_seconds(options.workers) for _ in range(options.repeat))
-    with _warehouse(options) as warehouse:
+    with measured_warehouse(options) as warehouse:
         _measure_loads(options, warehouse, found, first, progress)
         if "workers" in options.parts:
             _measure_workers(options, warehouse, found, progress)
@@ -238,7 +238,7 @@ class _Warehouse:
 
 
 @contextmanager
-def _warehouse(options: Options) -> Iterator[_Warehouse]:
+def measured_warehouse(options: Options) -> Iterator[_Warehouse]:
     warehouse = _Warehouse(options.folder / "home", options.workers)
     try:
         yield warehouse

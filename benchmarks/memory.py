@@ -26,7 +26,7 @@ _REST = 50
 
 @dataclass
 class MemoryPeak:
-    """Bytes. Where the system tells no PSS (not Linux, or no right to see it) the resident set is taken."""
+    """Bytes. Where the system gives no PSS (not Linux, or no right to see it) the resident set is taken."""
 
     ours: int = 0
     postgres: int = 0

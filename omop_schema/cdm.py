@@ -265,10 +265,10 @@ def create_constraints(
     Those that refer to vocabulary tables (concept_id and the like) are left out unless asked for: a vocabulary
     is replaced in bulk, and a row may name a concept that the next release no longer has.
     """
-    wanted = _foreign_keys(to_vocabulary=False)
+    keys = _foreign_keys(to_vocabulary=False)
     if include_vocabulary_constraints:
-        wanted += _foreign_keys(to_vocabulary=True)
-    return _add(connection, _Schemas(cdm_schema, vocab_schema), wanted, tables, _CONSTRAINTS)
+        keys += _foreign_keys(to_vocabulary=True)
+    return _add(connection, _Schemas(cdm_schema, vocab_schema), keys, tables, _CONSTRAINTS)
 
 
 def create_indices(

@@ -1,4 +1,4 @@
-"""Which rows may tell of a time before anybody met the patient here, and how their lineage says when that was.
+"""Which rows may be about a time before anybody met the patient here, and how their lineage says when that was.
 
 Nothing here needs a database: processes that transform lines read it.
 """

@@ -32,7 +32,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES, NO_CONTACT
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 
-__all__ = ["LINEAGE_COLUMNS", "LINEAGE_TABLES", "RARE_FACTS", "build_metadata", "lineage_table_name", "view_statements"]
+__all__ = [
+    "ANSWER_CHANGED",
+    "LINEAGE_COLUMNS",
+    "LINEAGE_TABLES",
+    "RARE_FACTS",
+    "build_metadata",
+    "lineage_table_name",
+    "view_statements",
+]
 
 #: CDM tables whose rows come from FHIR resources and have lineage.
 LINEAGE_TABLES = (
@@ -75,6 +83,9 @@ RARE_FACTS = (
 #: (person_id for death); `row_key` distinguishes the rows of one resource.
 LINEAGE_COLUMNS = ("row_id", "surrogate_id", "row_key", "export_id")
 
+#: `resource_state.fingerprint` of a resource whose codes have another answer in the vocabulary now: of no settings.
+ANSWER_CHANGED = 0
+
 _NOW = text("now()")
 
 
@@ -99,6 +110,7 @@ def build_metadata(schema: str) -> MetaData:
     _access_tables(metadata)
     _erasure_tables(metadata)
     _settings_tables(metadata)
+    _vocabulary_tables(metadata)
     _local_map_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
@@ -260,16 +272,40 @@ def _publication_tables(metadata: MetaData) -> None:
         ),
         Column("transform_seconds", Double),
         Column("publish_seconds", Double),
+        Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
     Table(
         "vocabulary_release",
         metadata,
-        Column("release", Text, primary_key=True),
+        Column("release", Text, nullable=False, comment="label: version of the vocabulary None"),
         Column("loaded_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
         Column("folder_label", Text, nullable=False),
         Column("concept_count", BigInteger, nullable=False),
-        Column("content_hash", Text, nullable=False),
+        Column("content_hash", Text, primary_key=True, comment="of the download and of what the site added to it"),
         Column("is_current", Boolean, nullable=False),
+        Column("state", Text, nullable=False, server_default=text("'ready'")),
+        Column("schema_name", Text, comment="where its tables are; NULL: the vocabulary's schema itself, or gone"),
+        Column("active_since", DateTime(timezone=True), comment="NULL: never was"),
+        Column("download_hash", Text, comment="of the files alone"),
+        Column(
+            "vocabularies",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="vocabulary_id → concepts, maps_to, version",
+        ),
+        Column(
+            "notes",
+            JSONB,
+            nullable=False,
+            server_default=text("'{}'"),
+            comment="what was repaired, ignored, left out and overruled",
+        ),
+        CheckConstraint(
+            "state IN ('loading', 'ready', 'dropped') AND (state = 'ready' OR NOT is_current)",
+            name="vocabulary_release_state",
+        ),
+        Index("vocabulary_release_current", "is_current", unique=True, postgresql_where=text("is_current")),
     )
 
 
@@ -420,7 +456,7 @@ def _medication_tables(metadata: MetaData) -> None:
 
 
 def _group_tables(metadata: MetaData) -> None:
-    """Which groups held what: docs/decisions/0011-vanished-resources.md."""
+    """Which groups contained what: docs/decisions/0011-vanished-resources.md."""
     Table(
         "group_export",
         metadata,
@@ -613,6 +649,34 @@ def _settings_tables(metadata: MetaData) -> None:
     Table("configured_site", metadata, Column("site", Text, primary_key=True))
 
 
+def _vocabulary_tables(metadata: MetaData) -> None:
+    """What rows took from the vocabulary, so that another release is compared with it: docs/decisions/0024."""
+    Table(
+        "vocabulary_use",
+        metadata,
+        Column("site", Text, nullable=False),
+        Column("use_id", BigInteger, nullable=False, comment="hash of asked"),
+        Column(
+            "asked", Text, nullable=False, comment="JSON: [system, code] of each coding of a code set, or a mapped text"
+        ),
+        Column("answer", BigInteger, nullable=False, comment="hash of all that rows can take from it"),
+        Column("targets", Text, nullable=False, comment="standard concepts, joined by |; empty: none"),
+        PrimaryKeyConstraint("site", "use_id", name="vocabulary_use_pkey"),
+    )
+    Table(
+        "vocabulary_state",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("vocabulary_release", Text, nullable=False, comment="that the site's answers are of"),
+        Column("vocabulary_hash", Text, nullable=False, comment="of its content"),
+        Column("local_hash", Text, nullable=False, comment="of the local map; empty: none"),
+        Column("rules_hash", Text, nullable=False, comment="of code and mappings by which was asked"),
+        Column("publication_hash", Text, nullable=False, comment="of concepts that publication itself asks for"),
+        Column("first_export_id", BigInteger, nullable=False, comment="exports from this on left their answers"),
+        _time("compared_at", nullable=False),
+    )
+
+
 def _local_map_table(metadata: MetaData) -> None:
     """What people decided about codes and texts, each answer with its versions: docs/vocabulary.md."""
     Table(
@@ -674,8 +738,10 @@ def _lineage_table(metadata: MetaData, cdm_table: str) -> None:
 def view_statements(schema: str) -> list[str]:
     """CREATE OR REPLACE VIEW for the stable interface, in the order in which they can run.
 
-    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date): the last is
-    that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known;
+    row_source(cdm_table, row_id, site, resource_type, resource_id, export_id, vocabulary_release, contact_date,
+    vocabulary_hash): contact_date is that of the lineage (`CONTACT_TABLES`), NULL also where no day of contact is known; the
+    hash is `vocabulary_release.content_hash`. The release is the one under which the row is right: that of the last comparison
+    (`vocabulary_state`), unless the row's resource is to be mapped again;
     dead_letter_open(id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by);
     file_account(export_id, site, file, resource_type, lines, loaded, unchanged, superseded, excluded, rejected,
     gap): `gap` is `count` where the manifest counts otherwise, `lost` or `unusable` for a file that did not come;
@@ -692,11 +758,13 @@ def view_statements(schema: str) -> list[str]:
     return [
         f"""CREATE OR REPLACE VIEW {schema}.row_source AS
         SELECT lineage.cdm_table, lineage.row_id, kind.site, kind.resource_type, state.resource_id,
-               lineage.export_id, publication.vocabulary_release, lineage.contact_date
+               lineage.export_id, {_compared("vocabulary_release")} AS vocabulary_release, lineage.contact_date,
+               {_compared("vocabulary_hash")} AS vocabulary_hash
         FROM ({lineage}) AS lineage
         JOIN {schema}.resource_state AS state USING (surrogate_id)
         JOIN {schema}.site_resource_type AS kind USING (site_resource_type_id)
-        LEFT JOIN {schema}.publication AS publication ON publication.export_id = lineage.export_id""",
+        LEFT JOIN {schema}.publication AS publication ON publication.export_id = lineage.export_id
+        LEFT JOIN {schema}.vocabulary_state AS compared ON compared.site = kind.site""",
         f"""CREATE OR REPLACE VIEW {schema}.dead_letter_open AS
         SELECT id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by
         FROM {schema}.dead_letter WHERE state = 'open'""",
@@ -725,6 +793,14 @@ def view_statements(schema: str) -> list[str]:
         JOIN {schema}.unmapped_coding AS coding USING (coding_id)
         JOIN {schema}.export_job AS job USING (export_id)""",
     ]
+
+
+def _compared(column: str) -> str:
+    """Of the vocabulary under which a row is right."""
+    return (
+        f"CASE WHEN state.fingerprint <> {ANSWER_CHANGED} AND lineage.export_id >= compared.first_export_id"
+        f" THEN compared.{column} ELSE publication.{column} END"
+    )
 
 
 def _contact_date(table: str) -> str:

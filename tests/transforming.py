@@ -132,7 +132,7 @@ def plan_of(
 
 def index_of(folder: Path, codes: Iterable[tuple[str, str, int, str]] = ()) -> ConceptIndex:
     """A concept index of Standard concepts (vocabulary, code, id, domain), made without a server."""
-    rows = [(vocabulary, code, number, domain, "S", None, 1, number, domain, vocabulary, None)
+    rows = [(vocabulary, code, number, domain, "S", None, 1, number, domain, vocabulary, None, None)
             for vocabulary, code, number, domain in codes]  # fmt: skip
     concepts = [
         (number, code, domain, vocabulary, "Undefined", "S", None, number) for vocabulary, code, number, domain in codes

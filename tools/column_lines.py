@@ -175,8 +175,8 @@ def _direct(name: str, elements: ViewElements) -> tuple[tuple[str, ...], str] | 
     if name not in elements:
         return None
     kind = elements.kind(name)
-    said = rule_words().direct.get(kind) or rule_words().direct.get(name)
-    return elements.of([name]), said or (CONVERTED_TYPES[kind].meaning if kind in CONVERTED_TYPES else "As it came.")
+    meaning = rule_words().direct.get(kind) or rule_words().direct.get(name)
+    return elements.of([name]), meaning or (CONVERTED_TYPES[kind].meaning if kind in CONVERTED_TYPES else "As it came.")
 
 
 _CONCEPT_ROLES = ("concept_id", "source_concept_id", "source_value")
@@ -209,10 +209,10 @@ def _of_concept(
 
 def _by_conditions(rules: Iterable[ConceptRule], elements: ViewElements) -> tuple[tuple[str, ...], str]:
     """Concepts by the first condition that holds."""
-    said, whens = [], []
+    choices, whens = [], []
     for rule in rules:
         concept = named(rule.targets[0])
         whens += [rule.when] if rule.when else []
-        said.append(f"{concept} where {elements.condition(rule.when)}" if rule.when else concept)
-    text = "; ".join([*said[:-1], f"else {said[-1]}"]) if len(said) > 1 else f"Always {said[0]}"
+        choices.append(f"{concept} where {elements.condition(rule.when)}" if rule.when else concept)
+    text = "; ".join([*choices[:-1], f"else {choices[-1]}"]) if len(choices) > 1 else f"Always {choices[0]}"
     return elements.of(whens), text + "."

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.errors import ConfigurationError, EpicOmopError
 from tools.golden_cases import GoldenCase, case_name, golden_cases
-from tools.words_of_tests import said_by
+from tools.words_of_tests import statement_of
 
 __all__ = ["LISTS", "Requirement", "RequirementList", "Results", "load_requirements", "merged", "render", "test_name"]
 
@@ -173,11 +173,11 @@ def _statement(requirement: Requirement, results: Results) -> Iterator[str]:
     for test, outcome in sorted(results.get(requirement.id, {}).items()):
         yield f"- `{test}`: {outcome}"
         case = golden_cases().get(case_name(test) or "")
-        said = said_by(test)
+        words = statement_of(test)
         if case:
             yield from _evidence(case, requirement)
-        elif said:
-            yield from wrap(said, _LINE, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+        elif words:
+            yield from wrap(words, _LINE, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _evidence(case: GoldenCase, requirement: Requirement) -> Iterator[str]:

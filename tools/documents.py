@@ -111,10 +111,18 @@ def _tables(mappings: Mappings) -> Iterator[str]:
     for name, entries in sorted(mappings.value_maps.items()):
         for system, count in sorted(Counter(entry.system for entry in entries).items()):
             yield _row(name, system, count, origin_of(name))
-    yield from ["", "## Code systems", "", _row("system", "vocabulary"), _row("---", "---")]
-    yield from (_row(system, vocabulary) for system, vocabulary in sorted(mappings.code_systems.items()))
+    yield from ["", "## Code systems", "", _row("system", "vocabulary", "else", "for"), _row(*["---"] * 4)]
+    for system, vocabulary in sorted(mappings.code_systems.items()):
+        other = mappings.fall_backs.get(system)
+        purposes = ", ".join(sorted(other.purposes)) or "all" if other else ""
+        yield _row(system, vocabulary, other.vocabulary_id if other else "", purposes)
     yield from ["", "## Other names of code systems", "", _row("alias", "system"), _row("---", "---")]
     yield from (_row(alias, system) for alias, system in sorted(mappings.systems.given.items()))
+    yield from ["", "## Forms of codes", "", _row("vocabulary", "code as it comes", "looked up as"), _row(*["---"] * 3)]
+    for vocabulary, forms in mappings.code_forms.of_vocabulary.items():
+        for code, attempts in forms.cases.items():
+            named = [" or ".join(one) if isinstance(one, list) else one for one in attempts]
+            yield _row(vocabulary, f"`{code}`", ", ".join(f"`{one}`" for one in (code, *named)))
     yield from ["", "## Choice among codings", "", _row("element", "vocabularies in order"), _row("---", "---")]
     yield from (_row(name, ", ".join(order)) for name, order in mappings.vocabulary_priority.items())
     yield from _rules_about_rows(mappings)

@@ -158,8 +158,8 @@ def _which_count(mapping: ResourceMapping, every: ResourceMapping) -> Iterator[s
     for rule in every.exclude:
         where = f" with {_option(rule.option)}" if rule.option else ""
         elements = ViewElements(every, every.resource_view)
-        said = elements.condition(rule.when) if rule.when in elements else rule.when
-        lines.append(_row(_codes(elements.of([rule.when])), said, f"excluded: `{rule.reason}`{where}"))
+        words = elements.condition(rule.when) if rule.when in elements else rule.when
+        lines.append(_row(_codes(elements.of([rule.when])), words, f"excluded: `{rule.reason}`{where}"))
     if lines:
         yield from ["## Which make rows", "", *_head("element", "value", "what happens"), *lines]
 
@@ -197,9 +197,9 @@ def _view(mapping: ResourceMapping, view: ViewMapping, mappings: Mappings, *, by
     tables = tables_of(view)
     title = view.name.replace("_", " ")
     yield from [f"## {title} → {' or '.join(tables)}", ""]
-    said = _about(mapping, view, by_option=by_option)
-    if said:
-        yield from [*wrap(said, _WIDTH, break_on_hyphens=False), ""]
+    words = _about(mapping, view, by_option=by_option)
+    if words:
+        yield from [*wrap(words, _WIDTH, break_on_hyphens=False), ""]
     yield from _head("element", "column", "rule", "example")
     examples = list(examples_of(mapping, view))
     for line in column_lines(mapping, view, mappings):
@@ -214,21 +214,21 @@ def _view(mapping: ResourceMapping, view: ViewMapping, mappings: Mappings, *, by
 
 
 def _about(mapping: ResourceMapping, view: ViewMapping, *, by_option: bool) -> str:
-    said, elements = [], ViewElements(mapping, view)
+    words, elements = [], ViewElements(mapping, view)
     if by_option:
-        said.append(f"Only with {_option(view.option)}.")
+        words.append(f"Only with {_option(view.option)}.")
     repeated = next((value for key, value in _selects(view.definition) if key in ("forEach", "repeat")), None)
     if repeated:
         names = [repeated] if isinstance(repeated, str) else list(repeated)
-        said.append(f"One row for each {_codes(names)}.")
+        words.append(f"One row for each {_codes(names)}.")
     rules = [RULES[name].summary for name in view.derive if not RULES[name].writes]
     if view.kind == "event" and not view.table:
         homes = "; ".join(
             f"`{rule.table}`" + (f" where {elements.condition(rule.when)}" if rule.when else "")
             for rule in view.home_table
         )
-        said.append(f"The domain of the concept decides the table; without a concept the row is in {homes}.")
-    return " ".join([*said, *rules])
+        words.append(f"The domain of the concept decides the table; without a concept the row is in {homes}.")
+    return " ".join([*words, *rules])
 
 
 def _selects(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-__all__ = ["said_by"]
+__all__ = ["statement_of"]
 
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
-def said_by(test: str) -> str | None:
+def statement_of(test: str) -> str | None:
     """Of `golden/test_requirements.py::test_x`, as docs/conformance.md names tests; None where it has no docstring."""
     file, _, name = test.partition("::")
     return _docstrings(_TESTS / file).get(name) if (_TESTS / file).is_file() else None

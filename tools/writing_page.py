@@ -215,7 +215,7 @@ def _event_columns() -> Iterator[str]:
         yield _row(table, ", ".join(f"`{name}`" for name in dict.fromkeys(columns.values())))
     yield from [
         "",
-        "When the concept and the table of a row are known, `value_as_number` is held against the rules of",
+        "When the concept and the table of a row are known, `value_as_number` is compared with the rules of",
         "`plausibility/*.csv` and `units/*.csv` ([numbers](mapping.md#numbers-what-they-may-be-and-in-which-unit)), whatever",
         "mapping the row comes from. Their columns:",
         "",
@@ -232,7 +232,8 @@ def _event_columns() -> Iterator[str]:
         ),
         "",
         "A concept is an id or `VOCABULARY:code`, a unit a UCUM code or a spelling of `unit_aliases.csv`; a column `name` is for",
-        "those who read the file.",
+        "those who read the file. A concept has one standard unit (`to`): where a site names another one, the shared",
+        "conversions of that concept do not hold there.",
     ]
     yield ""
 

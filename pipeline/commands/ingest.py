@@ -208,7 +208,6 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
-    from pipeline.quality.verify import verify_access_log, verify_landing, verify_warehouse
     from pipeline.warehouse.runtime import Runtime
 
     if not deep and (everything or persons is not None or site is not None or seed is not None):
@@ -221,10 +220,7 @@ def verify(
             from pipeline.commands.verify_deep import deep_request, run_deep
 
             request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
-        checks = list(verify_warehouse(connection, runtime.settings.cdm_schema))
-        checks.append(verify_access_log(connection, runtime.settings.home))
-        if files:
-            checks += verify_landing(connection, runtime.landing)
+        checks = _checks(runtime, connection, with_files=files)
         _print_accounts(console, connection)
         print_settings_notes(console, runtime, connection)
         _print_overlaps(console, runtime, connection)
@@ -244,6 +240,23 @@ def verify(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+
+
+def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: bool) -> list[Check]:
+    """What must hold; `with_files` reads all that has landed."""
+    from pipeline.quality.verify import (
+        VocabularySchemas,
+        verify_access_log,
+        verify_concepts,
+        verify_landing,
+        verify_warehouse,
+    )
+
+    settings = runtime.settings
+    schemas = VocabularySchemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
+    checks = [*verify_warehouse(connection, settings.cdm_schema), *verify_concepts(connection, schemas)]
+    checks.append(verify_access_log(connection, settings.home))
+    return [*checks, *verify_landing(connection, runtime.landing)] if with_files else checks
 
 
 def _print_overlaps(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:

@@ -1,4 +1,4 @@
-"""`epic-omop remap`: map a site again from landing, for people."""
+"""`epic-omop remap`: map again from landing what settings or the vocabulary have changed, for people."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ import typer
 
 from pipeline.commands.site_names import known_site
 from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import BarColumn, MofNCompleteColumn, Progress, Terminal, TextColumn, TimeElapsedColumn
+from pipeline.commands.terminal import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Table,
+    Terminal,
+    TextColumn,
+    TimeElapsedColumn,
+    words,
+)
 from pipeline.commands.warehouse_state import refuse_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from pipeline.load.remap import RemapReport
+    from pipeline.core.settings import SiteSettings
+    from pipeline.load.remap import RemapPlan, RemapReport
+    from pipeline.load.vocabulary_changes import VocabularyChanges
+    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
+
+#: Changed codes that are shown; --json of a dry run has all.
+_MOST_SHOWN = 20
+_LONGEST = 40
 
 
 def register(app: typer.Typer) -> None:
@@ -24,18 +40,27 @@ def register(app: typer.Typer) -> None:
 
 
 def remap(
-    site: Annotated[str, typer.Option("--site", help="The site whose resources are mapped again.")],
-    only_old: Annotated[
-        bool, typer.Option("--only-old", help="Only what was mapped under other settings, mappings or software.")
+    site: Annotated[
+        str | None, typer.Option("--site", help="The site whose resources are mapped again; left out: all sites.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything of the site, also what nothing has changed for.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be mapped, and map nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change (codes, resources, rows), and map nothing.")
+    ] = False,
+    _only_old: Annotated[
+        bool, typer.Option("--only-old", hidden=True, help="The default now; kept for scripts of earlier versions.")
+    ] = False,
 ) -> None:
-    """Map everything of a site again from landed lines, after its settings or mappings changed. Asks nothing of the site.
+    """Map again, from landed lines, what settings, mappings, the vocabulary or a local map have changed. Asks nothing of the
+    site.
+
+    Example: epic-omop remap --dry-run, then epic-omop remap.
 
     Safe to stop: run again, it continues. What came later is never overwritten. Exit code 74: some lines are in landing
     no more; the rest is mapped.
     """
-    from pipeline.core.errors import LandingError
     from pipeline.load import remap as remapping
     from pipeline.warehouse.runtime import Runtime
 
@@ -43,40 +68,116 @@ def remap(
     console = Terminal()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
-    settings = known_site(runtime, site)
-    if dry_run:
-        _print(console, remapping.remap_plan(runtime, settings, only_old=only_old), "Would be mapped again")
-        return
-    with _progress(console) as progress:
-        task = progress.add_task("resources", total=None)
-        report = remapping.remap(
-            runtime,
-            settings,
-            only_old=only_old,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    _print_report(console, report)
-    if gone := report.not_in_landing.total():
-        _print(console, report.not_in_landing, "Not in landing any more")
+    missing: dict[str, int] = {}
+    for settings in _sites(runtime, site):
+        if dry_run:
+            _print_plan(console, settings.name, remapping.remap_plan(runtime, settings, everything=everything))
+            continue
+        with _progress(console) as progress:
+            show = _shown_on(progress, f"{settings.name}: resources")
+            report = remapping.remap(runtime, settings, everything=everything, progress=show)
+        _print_report(console, settings.name, report)
+        if gone := report.not_in_landing.total():
+            _print_counts(console, report.not_in_landing, "resource type", "resources", "Not in landing any more:")
+            missing[settings.name] = gone
+    _refuse_missing(missing)
+
+
+def _sites(runtime: Runtime, site: str | None) -> list[SiteSettings]:
+    """The one that is named, or all of which something is loaded."""
+    if site is not None:
+        return [known_site(runtime, site)]
+    with runtime.connect() as connection:
+        rows = connection.execute("SELECT DISTINCT site FROM site_resource_type ORDER BY site").fetchall()
+    return [runtime.settings.site_or_folder(name) for (name,) in rows]
+
+
+def _refuse_missing(missing: Mapping[str, int]) -> None:
+    from pipeline.core.errors import LandingError
+
+    if missing:
+        counts = ", ".join(f"{count:,} resources of site {site}" for site, count in missing.items())
         raise LandingError(
-            f"{gone:,} resources of site {site} stay under old settings: landing does not hold their lines any more.",
+            f"{counts} stay as they were: landing does not hold their lines any more.",
             "The next export that holds them maps them; until then `epic-omop status` counts them.",
         )
 
 
-def _print_report(console: Terminal, report: RemapReport) -> None:
+def _print_plan(console: Terminal, site: str, plan: RemapPlan) -> None:
+    _print_changes(console, site, plan.vocabulary)
+    if plan.is_empty:
+        console.print(f"Site {site}: nothing would be mapped again.")
+        return
+    if plan.resources:
+        _print_counts(console, plan.resources, "resource type", "resources", f"Site {site}: would be mapped again:")
+        _print_counts(console, plan.rows, "table", "rows", f"Site {site}: rows that these have now:")
+    if plan.others_are_old:
+        console.print(f"Site {site}: eras, observation periods and cdm_source would be computed again.")
+
+
+def _print_report(console: Terminal, site: str, report: RemapReport) -> None:
+    _print_changes(console, site, report.vocabulary)
     if report.resumed:
-        console.print("An interrupted remap was gone on with.")
-    _print(console, report.mapped, "Mapped again")
+        console.print("An interrupted remap was continued.")
+    if report.mapped:
+        _print_counts(console, report.mapped, "resource type", "resources", f"Site {site}: mapped again:")
+    elif not report.not_in_landing:
+        others = " Eras, observation periods and cdm_source were computed again." if report.export_ids else ""
+        console.print(f"Site {site}: nothing was to be mapped again.{others}")
 
 
-def _print(console: Terminal, resources: Mapping[str, int], title: str) -> None:
-    table = number_table("resource type", "resources", title=title)
-    for resource_type, count in sorted(resources.items()):
-        table.add_row(resource_type, f"{count:,}")
-    table.add_section()
-    table.add_row("all", f"{sum(resources.values()):,}")
+def _print_changes(console: Terminal, site: str, found: VocabularyChanges | None) -> None:
+    if found is None:
+        return
+    console.print(f"Site {site}: vocabulary {found.before} → {found.after}.")
+    console.print(
+        f"Site {site}: code sets in use with another answer: {len(found.changes):,}; resources that hold them:"
+        f" {found.resources:,}."
+    )
+    if not found.changes:
+        return
+    table = Table(box=None)
+    table.add_column(words("code"))
+    table.add_column(words("before"), justify="right")
+    table.add_column(words("after"), justify="right")
+    for change in found.changes[:_MOST_SHOWN]:
+        table.add_row(words(_shown(change.asked)), words(_concepts(change.before)), words(_concepts(change.after)))
     console.print(table)
+    if len(found.changes) > _MOST_SHOWN:
+        console.print(f"and {len(found.changes) - _MOST_SHOWN:,} more.")
+
+
+def _shown(asked: str) -> str:
+    """A code set: its codes with the ends of their systems."""
+    from pipeline.transform.concepts.answers import codings_of, text_of
+
+    text = text_of(asked)
+    if text is not None:
+        return f'"{text}"'[:_LONGEST]
+    named = [f"{(system or '').rstrip('/').rsplit('/')[-1]}|{code}" for system, code, _ in codings_of(asked)]
+    shown = ", ".join(named)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+
+
+def _concepts(targets: str) -> str:
+    """Concept ids, few of them; the same ones where only what is said of them changed."""
+    ids = targets.split("|") if targets else ["none"]
+    return ", ".join(ids[:2]) + (f" +{len(ids) - 2}" if len(ids) > 2 else "")
+
+
+def _print_counts(console: Terminal, counts: Mapping[str, int], of: str, what: str, title: str) -> None:
+    console.print(title)
+    table = number_table(of, what, title="")
+    for name, count in sorted(counts.items()):
+        table.add_row(name, f"{count:,}")
+    table.add_section()
+    table.add_row("all", f"{sum(counts.values()):,}")
+    console.print(table)
+
+
+def _shown_on(progress: Progress, what: str) -> Callable[[int, int], None]:
+    task = progress.add_task(what, total=None)
+    return lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _progress(console: Terminal) -> Progress:

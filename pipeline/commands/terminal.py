@@ -25,6 +25,7 @@ from rich.progress import (
     TaskID,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.segment import Segment
 from rich.status import Status
@@ -46,6 +47,7 @@ __all__ = [
     "TextColumn",
     "TimeElapsedColumn",
     "TimeRemainingColumn",
+    "TransferSpeedColumn",
     "bold",
     "document",
     "echo",

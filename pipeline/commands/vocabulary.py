@@ -1,28 +1,33 @@
 """`epic-omop vocabulary`: load a vocabulary, show what is loaded, look a code up, for people.
 
-Only what a terminal needs is here; the work is done in `pipeline/warehouse/vocabulary.py`.
+Only what a terminal needs is here; the work is done in `pipeline/warehouse/vocabulary/`. The commands that deal with
+several releases are in `vocabulary_releases`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import DownloadColumn, Table, TaskID, Terminal, echo, progress
-from pipeline.commands.vocabulary_resolve import register
+from pipeline.commands.terminal import echo
+from pipeline.commands.vocabulary_releases import load_download, register, show_counts
+from pipeline.commands.vocabulary_resolve import RESOLVE_EXAMPLES, resolve
 from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.core.settings import Settings
-    from pipeline.warehouse.vocabulary import ConceptIndex, Progress
+    from pipeline.warehouse.vocabulary import ConceptIndex
 
 __all__ = ["app"]
+
+_LOAD_EXAMPLES = (
+    "Examples: epic-omop vocabulary load ~/athena · epic-omop vocabulary load ~/athena --only SNOMED,LOINC,RxNorm"
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,44 +37,25 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog=_LOAD_EXAMPLES)
 def load(
     folder: Annotated[Path, typer.Argument(help="The unpacked download: the folder with CONCEPT.csv in it.")],
+    force: Annotated[bool, typer.Option("--force", help="Load it whatever speaks against it.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Vocabularies to load, separated by commas; the rest of the download is left out."),
+    ] = None,
+    keep: Annotated[int, typer.Option(help="Releases that stay, the active one among them.")] = 2,
 ) -> None:
-    """Replace the vocabulary by an Athena download, and compile the concept index from it.
+    """Load an Athena download beside the active release, check it, and make it the active one.
 
-    Nothing changes until everything has been read. What was already loaded from patients is mapped anew by the
-    next run of each site.
+    Readers go on reading meanwhile. Refused, unless --force says otherwise: a download that lacks a vocabulary which is
+    loaded, in which one has lost more than 5 % of its concepts or `Maps to`, whose files do not fit together, or that is
+    older. The former release stays, and `vocabulary use` goes back to it.
     """
-    from pipeline.warehouse.schema import install_schemas, schema_names
-    from pipeline.warehouse.vocabulary import compile_index, concept_counts, ignored_files, load_vocabulary
-
     settings, url = _warehouse()
-    vocab, etl = settings.vocab_schema, settings.etl_schema
-    install_schemas(url, **schema_names(settings))
-    with _progress_bar() as show:
-        release = load_vocabulary(url, folder, vocab_schema=vocab, etl_schema=etl, progress=show)
-    echo("Compiling the concept index …", err=True)
-    compile_index(url, release, vocab_schema=vocab, home=settings.home)
-    _recheck_local_map(settings, url)
-    _show_counts(concept_counts(url, vocab_schema=vocab))
-    if ignored := ignored_files(folder, settings.cdm_version):
-        echo(f"Left out: {', '.join(ignored)}. Their tables are not of the OMOP CDM {settings.cdm_version}.")
-    echo(f"Vocabulary {release.release}: {release.concept_count:,} concepts are loaded.")
-    _check_fixed_concepts(settings)
-
-
-def _recheck_local_map(settings: Settings, url: str) -> None:
-    """Say what the release makes of the targets of local maps."""
-    from pipeline.warehouse.connection import connect
-    from pipeline.warehouse.local_map.overlay import align_local_map
-
-    with connect(url) as connection:
-        report = align_local_map(connection, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema)
-    if report.notes:
-        echo("Local maps:")
-    for note in report.notes:
-        echo(f"  {note}")
+    load_download((settings, url), folder, force=force, only=only, keep=keep)
+    _check_fixed_concepts(settings, url)
 
 
 @app.command()
@@ -82,12 +68,12 @@ def show() -> None:
     if release is None:
         echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
         return
-    _show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
+    show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
     echo(
-        f"Vocabulary {release.release}: {release.concept_count:,} concepts, "
+        f"Vocabulary {release.release} ({release.content_hash[:12]}): {release.concept_count:,} concepts, "
         f"loaded {release.loaded_at:%Y-%m-%d %H:%M} UTC from {release.folder_label}."
     )
-    _check_fixed_concepts(settings)
+    _check_fixed_concepts(settings, url)
 
 
 @app.command()
@@ -98,18 +84,35 @@ def lookup(
     code: Annotated[str, typer.Argument(help="The code, as it stands in the resource.")],
 ) -> None:
     """Show what a code maps to: the source concept, its standard concepts, and values that go with them."""
-    import polars as pl
+    from pipeline.transform.mapping.mappings import load_mappings
 
-    settings, _ = _warehouse()
+    settings, url = _warehouse()
     vocabulary = _vocabulary_of(system, settings)
-    index = _index(settings)
-    rows = index.lookup(pl.DataFrame({"vocabulary_id": [vocabulary], "concept_code": [code]}))
+    index = _index(settings, url)
+    rows = _first_known(index, load_mappings(settings.mappings).code_forms.attempts(vocabulary, code), vocabulary)
     if rows.is_empty():
         raise VocabularyError(
             f"{vocabulary} has no code {code} in vocabulary {index.release}.",
             "Codes are case-sensitive. A site's own codes are mapped by `epic-omop unmapped import`.",
         )
     _show_mapping(index, rows)
+
+
+def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocabulary: str) -> pl.DataFrame:
+    """The index rows of the first spelling that the vocabulary knows. Raises VocabularyError where it knows several."""
+    import polars as pl
+
+    for attempt in attempts:
+        rows = index.lookup(pl.DataFrame({"vocabulary_id": [vocabulary] * len(attempt), "concept_code": list(attempt)}))
+        codes = rows["concept_code"].unique(maintain_order=True).to_list()
+        if len(codes) > 1:
+            raise VocabularyError(
+                f"The code may be {' or '.join(codes)}: vocabulary {index.release} has more than one of them.",
+                "Loads give such a code the concept 0 and the issue code_ambiguous. Give one of these, or map the code locally.",
+            )
+        if codes:
+            break
+    return rows
 
 
 def _warehouse() -> tuple[Settings, str]:
@@ -120,16 +123,10 @@ def _warehouse() -> tuple[Settings, str]:
     return settings, database_url(settings.database_url, settings.home)
 
 
-def _index(settings: Settings) -> ConceptIndex:
-    from pipeline.warehouse.connection import database_url
+def _index(settings: Settings, url: str) -> ConceptIndex:
     from pipeline.warehouse.vocabulary import ensure_index
 
-    return ensure_index(
-        database_url(settings.database_url, settings.home),
-        vocab_schema=settings.vocab_schema,
-        etl_schema=settings.etl_schema,
-        home=settings.home,
-    )
+    return ensure_index(url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home)
 
 
 def _vocabulary_of(system: str, settings: Settings) -> str:
@@ -146,47 +143,16 @@ def _vocabulary_of(system: str, settings: Settings) -> str:
     return vocabulary
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-
-    with progress(Terminal(stderr=True), DownloadColumn(), transient=False) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def update(file: str, done: int, size: int) -> None:
-            if file not in tasks:
-                tasks[file] = bar.add_task(file, total=size)
-            bar.update(tasks[file], completed=done)
-
-        yield update
-
-
-def _show_counts(counts: dict[str, int]) -> None:
-
-    table = Table("Vocabulary", box=None)
-    table.add_column("Concepts", justify="right")
-    for vocabulary, count in counts.items():
-        table.add_row(vocabulary, f"{count:,}")
-    Terminal().print(table)
-
-
-def _check_fixed_concepts(settings: Settings) -> None:
+def _check_fixed_concepts(settings: Settings, url: str) -> None:
     """Say, once for each, which concepts that the mappings name are not as they should be."""
     from pipeline.transform.mapping.mappings import load_mappings
+    from pipeline.transform.mapping.targets import missing_targets
 
-    mappings, index = load_mappings(settings.mappings), _index(settings)
-    codes: dict[tuple[str, str], str] = {}
-    for name, where in mappings.coded_concepts.items():
-        vocabulary, _, code = name.partition(":")
-        codes[vocabulary, code] = where
-    standard = index.standard_of_codes(codes)
-    count = len(mappings.fixed_concepts) + len(codes)
+    mappings, index = load_mappings(settings.mappings), _index(settings, url)
+    count = len(mappings.fixed_concepts) + len(mappings.coded_concepts)
     checked = index.verify_fixed(mappings.fixed_concepts).values()
     warnings = [found.warning for found in checked if found.warning is not None]
-    warnings += [
-        f"{name}: {vocabulary} {code} has no Standard concept in vocabulary {index.release}; 0 is used instead."
-        for (vocabulary, code), name in codes.items()
-        if (vocabulary, code) not in standard
-    ]
+    warnings += missing_targets(mappings.coded_concepts, index, mappings.code_forms)
     if not warnings:
         echo(f"All {count} concepts that the mappings name are Standard and valid in it.")
         return
@@ -221,4 +187,5 @@ def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
             echo(f"  value   {described(row['value_concept_id'])}")
 
 
-register(app)
+register(app, _warehouse)
+app.command(epilog=RESOLVE_EXAMPLES)(resolve)

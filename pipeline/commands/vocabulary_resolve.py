@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 
     from pipeline.load.resolving import ResolveProgress, ResolverReport
 
-__all__ = ["register"]
+__all__ = ["RESOLVE_EXAMPLES", "resolve"]
 
-_EXAMPLES = "Examples: epic-omop vocabulary resolve --dry-run · epic-omop vocabulary resolve --site north"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=_EXAMPLES)(resolve)
+RESOLVE_EXAMPLES = "Examples: epic-omop vocabulary resolve --dry-run · epic-omop vocabulary resolve --site north"
 
 
 def resolve(

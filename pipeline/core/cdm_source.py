@@ -59,7 +59,7 @@ class CdmSource(BaseModel):
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """The columns that tell instances apart and still say what every instance says."""
+        """The columns that distinguish instances and still say what every instance says."""
         return tuple(
             name
             for name in ("cdm_source_name", "cdm_source_abbreviation", "cdm_holder")

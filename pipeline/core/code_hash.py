@@ -45,7 +45,7 @@ def _closure(root: Path, entries: Iterable[str]) -> dict[str, ast.Module]:
         if name in found:
             continue
         found[name] = _tree(_module_file(root, name))
-        waiting += _imported(root, found[name])
+        waiting += _imported(root, name, found[name])
         waiting += [name[:end] for end, character in enumerate(name) if character == "."]
     return found
 
@@ -78,14 +78,25 @@ def _file(root: Path, name: str) -> Path | None:
     return None
 
 
-def _imported(root: Path, tree: ast.Module) -> Iterator[str]:
+def _imported(root: Path, importer: str, tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in _PACKAGES)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in _PACKAGES:
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield name if _file(root, name) else node.module
+        elif isinstance(node, ast.ImportFrom):
+            module = _named_module(root, importer, node)
+            if module.split(".")[0] in _PACKAGES:
+                names = [f"{module}.{alias.name}" for alias in node.names]
+                yield from (name if _file(root, name) else module for name in names)
+
+
+def _named_module(root: Path, importer: str, node: ast.ImportFrom) -> str:
+    """What stands behind `from`; one dot is the importer's package, each further one the package above."""
+    if not node.level:
+        return node.module or ""
+    parts = importer.split(".")
+    is_package = _module_file(root, importer).name == "__init__.py"
+    package = parts[: len(parts) - node.level + is_package]
+    return ".".join([*package, *([node.module] if node.module else [])])
 
 
 def _normal(tree: ast.Module) -> str:
@@ -93,14 +104,23 @@ def _normal(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = _without_docstring(node.body)
-    return ast.unparse(_FormattedTexts().visit(tree))
+    return ast.unparse(_Texts().visit(tree))
 
 
-class _FormattedTexts(ast.NodeTransformer):
-    """f-strings as calls: how they are written again differs between versions of Python."""
+class _Texts(ast.NodeTransformer):
+    """Texts in ASCII, and f-strings as calls: how they are parsed and written again differs between versions of Python.
+
+    Which characters are printable depends on its version of Unicode; some give an empty text behind a nested field.
+    """
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        if not isinstance(node.value, str):
+            return node
+        return ast.Constant(node.value.encode("unicode_escape").decode("ascii"))
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Call:
-        return _call("f", [self.visit(part) for part in node.values])
+        parts = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return _call("f", [self.visit(part) for part in parts])
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.Call:
         layout = [self.visit(node.format_spec)] if node.format_spec else []

@@ -14,7 +14,7 @@ EpicOmopError
 │   │   └── KickOffUnknown    sent, and no clear answer came: an export may run; never repeated blindly
 │   ├── CooldownActive        Epic refuses a kick-off for this group until `next_try`
 │   ├── ExportNotReady        the export still runs; ask again at `next_try`
-│   ├── RequestBudgetSpent    the site's requests of this hour are used up; go on at `next_try`
+│   ├── RequestBudgetSpent    the site's requests of this hour are used up; continue at `next_try`
 │   └── SiteBusy              another run of the same site holds the lock
 ├── PermanentError            repeating does not help until somebody changes something (exit 1)
 │   ├── AuthenticationRefused token endpoint refused

@@ -131,7 +131,7 @@ class MappingOptions(BaseModel):
         description=(
             "Numbers in units that the files of `units/` convert: `report` keeps number and unit, and counts them by"
             " concept and unit; `apply` converts number, range and unit_concept_id, while value_source_value and"
-            " unit_source_value stay what the source said; `off` looks at none."
+            " unit_source_value stay as in the source; `off` looks at none."
         ),
     )
     duplicates: Literal["report", "apply"] = _option(

@@ -107,6 +107,7 @@ _ROW_SOURCE = LakeTable(
         "export_id": pl.Int64(),
         "vocabulary_release": pl.String(),
         "contact_date": pl.Date(),
+        "vocabulary_hash": pl.String(),
     },
     ("cdm_table", "row_id", "site", "resource_type", "resource_id"),
 )

@@ -28,6 +28,7 @@ from pipeline.lakehouse.store import LakehouseFolder
 from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
+from pipeline.warehouse.vocabulary.switching import hold_vocabulary
 
 __all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
 
@@ -99,6 +100,8 @@ def publish_snapshot(
 def _one_state(runtime: Runtime, tables: list[LakeTable]) -> Iterator[psycopg.Connection]:
     """A connection in a transaction that sees the database as it is now, and changes nothing."""
     with runtime.connect() as connection:
+        if any(table.folder == "vocab" for table in tables):
+            hold_vocabulary(connection, runtime.settings.etl_schema)
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         etl = runtime.settings.etl_schema

@@ -55,7 +55,8 @@ def run_metadata(connection: psycopg.Connection, settings: Settings) -> dict[str
     """
     last = _records(
         connection,
-        "SELECT export_id, published_at, vocabulary_release, fingerprint, software_version, cdm_version, ig_version"
+        "SELECT export_id, published_at, vocabulary_release, vocabulary_hash, fingerprint, software_version,"
+        " cdm_version, ig_version"
         " FROM publication ORDER BY published_at DESC, export_id DESC LIMIT 1",
     )
     if not last:
@@ -71,7 +72,7 @@ def run_metadata(connection: psycopg.Connection, settings: Settings) -> dict[str
     sites = _records(
         connection,
         "SELECT DISTINCT ON (job.site) job.site, job.export_id, job.kind, job.transaction_time, job.published_at,"
-        " publication.vocabulary_release, publication.fingerprint, publication.software_version"
+        " publication.vocabulary_release, publication.vocabulary_hash, publication.fingerprint, publication.software_version"
         " FROM export_job AS job LEFT JOIN publication USING (export_id)"
         f" WHERE job.state = '{ExportState.PUBLISHED}'"
         f" AND job.kind NOT IN {sql_values((ExportKind.REPLAY, ExportKind.HYDRATION))}"

@@ -30,7 +30,7 @@ from pipeline.warehouse.export_jobs import SiteWork, site_lock
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["FollowUps", "ReplayLine", "land_replay", "land_replays", "lines_of_letters", "site_work"]
+__all__ = ["FollowUps", "ReplayLine", "land_replay", "land_replays", "lines_of_dead_letters", "site_work"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class FollowUps:
         dependents = [line for report in latest for line in report.dependents if line not in self._lines]
         self._lines |= set(dependents)
         lines = read_dependents(self.runtime, self.site, dependents, first)
-        lines += lines_of_letters(self.runtime, letters, first)
+        lines += lines_of_dead_letters(self.runtime, letters, first)
         return land_replays(self.runtime, self.site, lines)
 
 
@@ -88,7 +88,7 @@ def find_unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
         return dead_letters.open_lines(connection, site=site.name, causes_loaded=True)
 
 
-def lines_of_letters(
+def lines_of_dead_letters(
     runtime: Runtime, letters: Sequence[RawLine], report: PublicationReport | None = None
 ) -> list[ReplayLine]:
     """The lines of dead letters: of long ones, that only landing holds whole, from there.

@@ -51,7 +51,7 @@ def known_ids(
     """Column surrogate_id: resources of these types that need not be fetched; some may be there twice.
 
     Those are in the warehouse, or wait in a dead letter, or were asked for since `asked_before`. A resource that came
-    by reference, longer ago than that, is not among them: nothing but asking tells whether it has changed.
+    by reference, longer ago than that, is not among them: only asking shows whether it has changed.
     """
     query = (
         "SELECT surrogate_id FROM resource_state AS state JOIN site_resource_type AS kind USING (site_resource_type_id)"

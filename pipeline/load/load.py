@@ -29,6 +29,7 @@ from pipeline.load.landed_exports import refuse_pruned
 from pipeline.load.plan import Stage, chunk_tasks, lines_tasks, stages_of, worker_plan
 from pipeline.load.processes import TransformRuns, memory_limit
 from pipeline.load.tasks import ChunkTask, WorkerPlan
+from pipeline.load.vocabulary_changes import follow_vocabulary, new_uses
 from pipeline.load.worker import compare_chunk, transform_lines
 from pipeline.publication.dead_letters import RawLine
 from pipeline.publication.known_cache import KnownCache, known_folder
@@ -52,7 +53,7 @@ _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROUNDS = 100
 _TOO_MANY_ROUNDS = (
     f"Lines that depend on what was loaded were mapped again {_MOST_ROUNDS} times, and others still depend on them: they are left"
-    " to the next load. Tell the developers of epic-omop: this is a defect."
+    " to the next load. Report it to the developers of epic-omop: this is a defect."
 )
 
 
@@ -203,11 +204,13 @@ def register(runtime: Runtime, site: SiteSettings, export: LandedExport, options
         refuse_missing_site(connection, settings, site.name)
         refuse_pruned(connection, export)
         clear_site(settings.staging, site.name)
-        report = PublicationReport(export.export_id, export.site, rules.index.release)
+        report = PublicationReport(export.export_id, export.site, rules.index.release, rules.index.content_hash)
         export = without_erased(runtime, connection, export)
         started = time.perf_counter()
         keep_zone(settings.home, settings.time_zone)
         known = KnownCache(known_folder(settings.home, site.name), site.name, rules.fingerprints)
+        with report.step("vocabulary changes"):
+            follow_vocabulary(runtime, connection, site, rules)
         with report.step("known lines"):
             if not options.force:
                 known.refresh(connection)
@@ -274,6 +277,8 @@ def publish(load: Load) -> None:
     """Commit the staged rows, with the export's deletions, in one transaction; then the known lines follow."""
     keys = SurrogateKeys(load.site.name, load.runtime.settings.surrogate_salt)
     deleted = stage_deletions(load.export, load.plan.staged, keys)
+    with load.report.step("vocabulary uses"):
+        uses = new_uses(load.connection, load.site.name, load.plan.staged, load.rules)
     load.report.transform_seconds = time.perf_counter() - load.started
     load.options.progress("publish", 0, 0)
     publish_export(
@@ -284,6 +289,7 @@ def publish(load: Load) -> None:
         files=[*_sums_by_file(load), *deleted],
         fingerprints=load.rules.fingerprints,
         known=load.known,
+        uses=uses,
         duplicates=load.rules.mappings.duplicates if load.site.count_duplicates else (),
         confirmed=load.options.confirmed,
         over_newer=load.options.over_newer,

@@ -49,11 +49,13 @@ class OldSettings:
 def is_old(fingerprints: SiteFingerprints) -> tuple[str, Sequence[object]]:
     """A SQL condition on `resource_state AS state` and `site_resource_type AS kind`, and its parameters."""
     names, marks = fingerprints.named
+    # One hash of what is not old, instead of a question for each state.
     condition = (
-        "state.fingerprint IS DISTINCT FROM coalesce((SELECT mark.fingerprint FROM unnest(%s::text[], %s::bigint[])"
-        " AS mark (resource_type, fingerprint) WHERE mark.resource_type = kind.resource_type), %s)"
+        "(state.site_resource_type_id, state.fingerprint) NOT IN (SELECT own.site_resource_type_id,"
+        " coalesce(mark.fingerprint, %s) FROM site_resource_type AS own LEFT JOIN unnest(%s::text[], %s::bigint[])"
+        " AS mark (resource_type, fingerprint) ON mark.resource_type = own.resource_type)"
     )
-    return condition, (names, marks, fingerprints.by_type[""])
+    return condition, (fingerprints.by_type[""], names, marks)
 
 
 def old_settings(connection: psycopg.Connection, site: str, fingerprints: SiteFingerprints) -> OldSettings:

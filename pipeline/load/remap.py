@@ -1,4 +1,5 @@
-"""Mapping a site again from landing, after its settings changed: no new export, no line that is older than what is known.
+"""Mapping a site again from landing, after its settings or the vocabulary changed: no new export, no line that is
+older than what is known.
 
 The current line of each resource goes through the normal load in batches, as of the time of its own export; each batch
 is published before the next is read. What is mapped already, by the remap or by a load meanwhile, is known from its
@@ -9,28 +10,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psycopg
 
+from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.core.settings import SiteSettings
 from pipeline.load.current_lines import MAPPABLE, CurrentLines
-from pipeline.load.fingerprints import site_rules
+from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.follow_ups import ReplayLine
 from pipeline.load.landed_lines import FoundLine, is_line, search_landed
 from pipeline.load.old_settings import SiteFingerprints, is_old
 from pipeline.load.plan import FACT_ORDER
 from pipeline.load.replay import publish_nothing, replay_lines
+from pipeline.load.vocabulary_changes import VocabularyChanges, follow_vocabulary
 from pipeline.publication.derived import rules_are_old
 from pipeline.publication.landed_line import LANDED_LINE, LandedLine
+from pipeline.publication.steps.cdm_source import RELEASE_LENGTH
 from pipeline.publication.steps.derived_rows import derived_options
 from pipeline.warehouse.configured_sites import refuse_missing_site
 from pipeline.warehouse.export_jobs import SiteWork, next_export_id, site_lock
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["RemapReport", "remap", "remap_plan"]
+__all__ = ["RemapPlan", "RemapReport", "remap", "remap_plan"]
 
 #: (resources done, resources in all).
 RemapProgress = Callable[[int, int], None]
@@ -51,40 +55,81 @@ class RemapReport:
     #: Their line is in landing no more: they stay as they were until an export brings them.
     not_in_landing: Counter[str] = field(default_factory=Counter)
     export_ids: list[int] = field(default_factory=list)
+    #: What the comparison with the vocabulary found; None: it is the same.
+    vocabulary: VocabularyChanges | None = None
     #: Whether an interrupted remap was continued.
     resumed: bool = False
 
 
-def remap_plan(runtime: Runtime, site: SiteSettings, *, only_old: bool = False) -> dict[str, int]:
-    """Resource type → resources that a remap that begins or continues now would map. Changes nothing.
+@dataclass(frozen=True)
+class RemapPlan:
+    """What a remap of a site that begins or continues now would do."""
 
-    Raises ConfigurationError, MappingError, VocabularyError.
+    #: resource type → resources that are mapped
+    resources: Mapping[str, int]
+    #: CDM table → rows that these resources have now
+    rows: Mapping[str, int]
+    #: what the vocabulary of today says otherwise than that of the last comparison; None: it is the same
+    vocabulary: VocabularyChanges | None = None
+    #: whether derived rows and `cdm_source` are computed again although no resource is mapped
+    others_are_old: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.resources or self.others_are_old)
+
+
+def remap_plan(runtime: Runtime, site: SiteSettings, *, everything: bool = False) -> RemapPlan:
+    """What a remap would map. Changes nothing: what the comparison with the vocabulary marks is rolled back.
+
+    Raises SiteBusy while a load of the site runs, ConfigurationError, MappingError, VocabularyError.
     """
-    with runtime.connect() as connection:
-        work = _Work(runtime, site, only_old)
+    work = _Work(runtime, site, everything)
+    with runtime.connect() as connection, site_lock(connection, site.name, SiteWork.INGEST):
         refuse_missing_site(connection, runtime.settings, site.name)
+        found = follow_vocabulary(runtime, connection, site, work.rules, keep=False)
         condition, parameters = work.condition(work.first_export_id(connection))
-        rows = connection.execute(
+        resources = connection.execute(
             f"SELECT kind.resource_type, count(*) FROM {_STATES} WHERE {condition} GROUP BY 1 ORDER BY 1", parameters
         ).fetchall()
-    return dict(rows)
+        rows = _rows_by_table(connection, condition, parameters) if resources else {}
+        others = _others_are_old(runtime, connection, site, work.rules)
+        connection.rollback()
+    return RemapPlan(dict(resources), rows, found, others)
+
+
+def _rows_by_table(connection: psycopg.Connection, condition: str, parameters: Sequence[object]) -> dict[str, int]:
+    """CDM table → rows of the resources for which the condition on `_STATES` holds."""
+    connection.execute(
+        f"CREATE TEMP TABLE to_map ON COMMIT DROP AS SELECT state.surrogate_id FROM {_STATES} WHERE {condition}",
+        parameters,
+    )
+    connection.execute("ANALYZE pg_temp.to_map")
+    counts = " UNION ALL ".join(
+        f"SELECT '{table}', count(*) FROM {lineage_table_name(table)} JOIN pg_temp.to_map USING (surrogate_id)"
+        for table in LINEAGE_TABLES
+    )
+    return {table: count for table, count in connection.execute(counts).fetchall() if count}
 
 
 def remap(
-    runtime: Runtime, site: SiteSettings, *, only_old: bool = False, progress: RemapProgress | None = None
+    runtime: Runtime, site: SiteSettings, *, everything: bool = False, progress: RemapProgress | None = None
 ) -> RemapReport:
-    """Map the current lines of a site again: all, or with `only_old` those that are under old settings.
+    """Map the current lines of a site again that are under old settings, or whose codes the vocabulary says otherwise; with
+    `everything` all of them.
 
     Interrupted, the same call continues. Raises SiteBusy while another remap of the site runs, ConfigurationError for a
     site that is missing from sites.yaml, and what `load` raises; what was published before stays.
     """
     report = RemapReport()
-    work = _Work(runtime, site, only_old)
+    work = _Work(runtime, site, everything)
     with runtime.connect() as connection, site_lock(connection, site.name, SiteWork.REMAP):
         refuse_missing_site(connection, runtime.settings, site.name)
+        with runtime.connect() as other, site_lock(other, site.name, SiteWork.INGEST):
+            report.vocabulary = follow_vocabulary(runtime, other, site, work.rules)
         first, report.resumed = work.begin(connection)
         connection.commit()
-        total = sum(remap_plan(runtime, site, only_old=only_old).values())
+        total = work.count(connection, first)
         done = 0
         elsewhere: list[LandedLine] = []
         for batch in work.batches(connection, first):
@@ -98,17 +143,21 @@ def remap(
             if progress:
                 progress(done, total)
         _map_from_other_exports(runtime, connection, site, first, elsewhere, report)
-        if not report.export_ids and _derived_is_old(runtime, connection, site):
+        if not report.export_ids and _others_are_old(runtime, connection, site, work.rules):
             report.export_ids += [item.export_id for item in publish_nothing(runtime, site)]
         work.finish(connection)
         connection.commit()
     return report
 
 
-def _derived_is_old(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings) -> bool:
+def _others_are_old(runtime: Runtime, connection: psycopg.Connection, site: SiteSettings, rules: SiteRules) -> bool:
+    """Whether derived rows were computed by other rules, or `cdm_source` says another release."""
     settings = runtime.settings
     options = derived_options(site, settings)
-    return rules_are_old(connection, cdm=settings.cdm_schema, etl=settings.etl_schema, options=options)
+    if rules_are_old(connection, cdm=settings.cdm_schema, etl=settings.etl_schema, options=options):
+        return True
+    rows = connection.execute("SELECT vocabulary_version FROM cdm_source").fetchall()
+    return any(said != rules.index.release[:RELEASE_LENGTH] for (said,) in rows)
 
 
 _STATES = "resource_state AS state JOIN site_resource_type AS kind USING (site_resource_type_id)"
@@ -117,12 +166,12 @@ _STATES = "resource_state AS state JOIN site_resource_type AS kind USING (site_r
 class _Work:
     """What there is to do, by the settings of today."""
 
-    def __init__(self, runtime: Runtime, site: SiteSettings, only_old: bool) -> None:
-        self._runtime, self._site, self._only_old = runtime, site, only_old
-        rules = site_rules(runtime, site)
+    def __init__(self, runtime: Runtime, site: SiteSettings, everything: bool) -> None:
+        self._runtime, self._site, self._everything = runtime, site, everything
+        self.rules = rules = site_rules(runtime, site)
         self._mappings = rules.mappings
         self._fingerprints = SiteFingerprints(rules.fingerprints, frozenset(rules.mappings.resources))
-        self._mark = _mark(self._fingerprints, only_old)
+        self._mark = _mark(self._fingerprints, everything)
 
     def first_export_id(self, connection: psycopg.Connection) -> int | None:
         """Of the interrupted remap with the same settings; None: there is none."""
@@ -155,12 +204,18 @@ class _Work:
         """On `_STATES`: what is to be mapped. Lines of types without a mapping are excluded under any settings."""
         old, parameters = is_old(self._fingerprints)
         selected, mapped = old, list[object]()
-        if not self._only_old:
+        if self._everything:
             selected, mapped = f"({old} OR kind.resource_type = ANY(%s))", [sorted(self._fingerprints.mapped_types)]
         return (
             f"kind.site = %s AND {MAPPABLE} AND (%s::bigint IS NULL OR state.export_id < %s) AND {selected}",
             (self._site.name, first, first, *parameters, *mapped),
         )
+
+    def count(self, connection: psycopg.Connection, first: int) -> int:
+        """Resources that are to be mapped."""
+        condition, parameters = self.condition(first)
+        row = connection.execute(f"SELECT count(*) FROM {_STATES} WHERE {condition}", parameters).fetchone()
+        return int(row[0]) if row else 0
 
     def batches(self, connection: psycopg.Connection, first: int) -> Iterator[list[int]]:
         """Surrogate ids, first of the types that leave facts for others, in the order of landing. The server keeps the
@@ -261,6 +316,6 @@ def _batches_of_found(found: Iterable[tuple[LandedLine, FoundLine]]) -> Iterator
         yield batch
 
 
-def _mark(fingerprints: SiteFingerprints, only_old: bool) -> str:
-    content = f"{only_old} {sorted(fingerprints.by_type.items())}"
+def _mark(fingerprints: SiteFingerprints, everything: bool) -> str:
+    content = f"{not everything} {sorted(fingerprints.by_type.items())}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.core.settings import SiteSettings
-from pipeline.load.follow_ups import ReplayLine, land_replay, land_replays, lines_of_letters, site_work
+from pipeline.load.follow_ups import ReplayLine, land_replay, land_replays, lines_of_dead_letters, site_work
 from pipeline.load.load import REPLAYED, load_alone, load_in_turn
 from pipeline.publication import dead_letters
 from pipeline.publication.publish import PublicationReport
@@ -33,7 +33,7 @@ def replay_dead_letters(
         with runtime.connect() as connection:
             refuse_missing_site(connection, runtime.settings, site.name)
             letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
-        replays = land_replays(runtime, site, lines_of_letters(runtime, letters))
+        replays = land_replays(runtime, site, lines_of_dead_letters(runtime, letters))
         return load_in_turn(runtime, site, replays, REPLAYED, replayed=letters)
 
 

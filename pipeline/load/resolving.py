@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import polars as pl
+
 from pipeline.core.errors import EpicOmopError, SiteBusy
 from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.settings import SiteSettings
@@ -20,12 +22,13 @@ from pipeline.extract.terminology.asking import ask_all
 from pipeline.extract.terminology.fhir_server import FhirServer
 from pipeline.extract.terminology.omophub import OmopHub
 from pipeline.extract.terminology.service import Replies, Service, ServiceConnection, open_connection
-from pipeline.load.fingerprints import site_rules
+from pipeline.fhir.system_name import plain_name
+from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.remap import RemapReport, remap
 from pipeline.transform.concepts.index import ConceptIndex
+from pipeline.transform.concepts.local_rows import decided_sources
 from pipeline.warehouse.resolver_cache import AnswerCache, AskedCode, ResolverAnswer
 from pipeline.warehouse.runtime import Runtime
-from pipeline.warehouse.vocabulary import ensure_index
 
 __all__ = ["NightResolution", "ResolveProgress", "ResolverReport", "resolve_and_remap", "resolve_codes"]
 
@@ -91,12 +94,10 @@ def resolve_codes(
     """
     if not site.resolvers:
         return []
-    settings = runtime.settings
-    index = ensure_index(
-        runtime.url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home
-    )
-    caches = [AnswerCache(settings.home, resolver, index.content_hash) for resolver in site.resolvers]
-    codes = _unknown_codes(runtime, site, caches)
+    rules = site_rules(runtime, site)
+    index = rules.index
+    caches = [AnswerCache(runtime.settings.home, resolver, index.content_hash) for resolver in site.resolvers]
+    codes = _without_answered(rules, _unknown_codes(runtime, site, caches))
     reports = []
     for resolver, cache in zip(site.resolvers, caches, strict=True):
         asking = _Asking(runtime, site, resolver, cache, _Standard(index), progress)
@@ -117,7 +118,7 @@ def resolve_and_remap(runtime: Runtime, site: SiteSettings) -> NightResolution:
         _log.warning("%s", sentence)
     if site_rules(runtime, site).index.local_hash != before:
         try:
-            found.remapped = remap(runtime, site, only_old=True)
+            found.remapped = remap(runtime, site)
         except SiteBusy as busy:
             _log.warning("Newly resolved codes are mapped by a later run. %s", busy.message)
     return found
@@ -136,6 +137,28 @@ def _unknown_codes(runtime: Runtime, site: SiteSettings, caches: Iterable[Answer
         for former in cache.former():
             codes.setdefault(former.key, former)
     return [codes[key] for key in sorted(codes)]
+
+
+def _without_answered(rules: SiteRules, codes: Sequence[AskedCode]) -> list[AskedCode]:
+    """Those of which neither people nor the release say anything: rows may be older than what these say now."""
+    mappings = rules.mappings
+    names: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for code in codes:
+        canonical = mappings.systems.canonical(code.system)
+        vocabulary = mappings.code_systems.get(canonical, canonical)
+        attempts = mappings.code_forms.attempts(vocabulary, code.code)
+        names[code.key] = [(vocabulary, spelling) for attempt in attempts for spelling in attempt]
+    schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
+    asked = pl.DataFrame(sorted({name for of in names.values() for name in of}), schema=schema, orient="row")
+    found = rules.index.with_local(None, "").lookup(asked).drop_nulls("target_concept_id")
+    answered = set(found.select(list(schema)).iter_rows())
+    decided = decided_sources(rules.index.local) if rules.index.local else set()
+    return [
+        code
+        for code in codes
+        if not answered.intersection(names[code.key])
+        and not decided.intersection((plain_name(vocabulary), spelling) for vocabulary, spelling in names[code.key])
+    ]
 
 
 @dataclass(frozen=True)

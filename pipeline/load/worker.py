@@ -128,6 +128,7 @@ class LineWorker:
     ) -> None:
         batch = LineBatch(task.resource_type, task.part, raws, positions, selected, self._names(task.files))
         LinesTransform(self.transform, batch, contents).run()
+        self.plan.staged.write(schemas.CODE_SET, task.part, self.transform.note_code_sets())
 
     def _names(self, files: Mapping[int, Path]) -> dict[int, str]:
         root = self.plan.landing

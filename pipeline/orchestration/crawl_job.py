@@ -34,7 +34,7 @@ def crawl_job(site: SiteSettings) -> dg.JobDefinition:
 
     @dg.op(
         name=f"{site.name}__crawl_patients",
-        description="Search for all types of all listed patients, land what is found, and load it. Goes on with a crawl"
+        description="Search for all types of all listed patients, land what is found, and load it. Resumes a crawl"
         " that was interrupted.",
         tags={"epic_omop/site": site.name},
         pool=pool_of(site),

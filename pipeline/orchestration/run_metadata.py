@@ -171,7 +171,8 @@ def _tables(report: LoadReport) -> Metadata:
 
 def _publications(connection: psycopg.Connection, export_ids: Sequence[int], lines: int) -> Metadata:
     row = connection.execute(
-        "SELECT string_agg(DISTINCT vocabulary_release, ', '), coalesce(sum(transform_seconds), 0),"
+        "SELECT string_agg(DISTINCT concat_ws(' ', vocabulary_release, left(vocabulary_hash, 12)), ', '),"
+        " coalesce(sum(transform_seconds), 0),"
         " coalesce(sum(publish_seconds), 0) FROM publication WHERE export_id = ANY(%s)",
         [list(export_ids)],
     ).fetchone()

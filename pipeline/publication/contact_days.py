@@ -18,7 +18,7 @@ _COUNTS = {
     "condition_occurrence": "event.condition_type_concept_id <> ALL(%(period_excluded_condition_types)s)",
     "observation": "event.observation_concept_id <> ALL(%(period_excluded_observations)s)",
 }
-#: What is done to a patient counts on its own day also where it was recorded some days later; what is said of one does not.
+#: What is done to a patient counts on its own day also where it was recorded some days later; what is reported of one does not.
 _LATE_DAYS = dict.fromkeys(
     ("drug_exposure", "procedure_occurrence", "device_exposure", "measurement", "note", "specimen"), 60
 )

@@ -174,14 +174,14 @@ def record(db: Database, export: LandedExport, letters: pl.DataFrame, now: datet
     """Write rejections (REJECTION_SCHEMA): a line that was rejected before keeps its letter, and is not written twice."""
     if letters.is_empty():
         return
-    db.execute("new_letters")
+    db.execute("new_dead_letters")
     columns = ", ".join(_COLUMNS)
-    with db.connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_letter ({columns}) FROM STDIN") as copy:
+    with db.connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_dead_letter ({columns}) FROM STDIN") as copy:
         for row in _letter_rows(export, letters, now):
             copy.write_row(row)
     own = {"now": now, "export_id": export.export_id, "transaction_time": export.transaction_time}
-    db.execute("supersede_letters", own)
-    db.execute("save_letters", columns=columns, set_columns=columns_set(_REJECTED_AGAIN))
+    db.execute("supersede_dead_letters", own)
+    db.execute("save_dead_letters", columns=columns, set_columns=columns_set(_REJECTED_AGAIN))
 
 
 def _letter_rows(export: LandedExport, letters: pl.DataFrame, now: datetime) -> Iterator[tuple[Any, ...]]:
@@ -213,7 +213,7 @@ def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: 
     """
     schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
     own = {"site": export.site, "export_id": export.export_id, "transaction_time": export.transaction_time}
-    waiting = db.frame("earlier_open_letters", schema, own)
+    waiting = db.frame("earlier_open_dead_letters", schema, own)
     if waiting.is_empty():
         return
     accepted = staged.scan(OUTCOME).filter(pl.col("outcome") != LineOutcome.REJECTED)
@@ -227,7 +227,7 @@ def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: 
         ]
     ).collect()
     ids = closed["id"].unique().to_list()
-    db.execute("close_letters", {"now": now, "export_id": export.export_id, "ids": ids})
+    db.execute("close_dead_letters", {"now": now, "export_id": export.export_id, "ids": ids})
 
 
 def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -245,7 +245,7 @@ class _Refresh:
         return {"period_persons": "derived_period_person", "of_period_persons": joined}
 
     def _rules(self) -> str:
-        return _rules_text(self.options, self._vocabulary_release())
+        return _rules_text(self.options, _release_key(self.db.rows("current_vocabulary")))
 
     def _remembered(self, name: str) -> tuple[str | None, date | None]:
         """A fact of the site as the last publication left it, as text and as date; None where there is none."""
@@ -360,7 +360,12 @@ class _Refresh:
             )
 
 
-def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
+def _release_key(rows: Sequence[tuple[Any, ...]]) -> str:
+    """Label and hash: two downloads of one label are two vocabularies. `rows`: of fragment current_vocabulary."""
+    return f"{rows[0][0][:60]} {rows[0][1][:16]}" if rows else "none"
+
+
+def _rules_text(options: DerivedOptions, vocabulary: str) -> str:
     """What every person's derived rows depend on besides their own events; of what is seldom set a hash, so that the text
     fits into its column."""
     others = (
@@ -376,7 +381,7 @@ def _rules_text(options: DerivedOptions, vocabulary_release: str) -> str:
         sorted(options.table_go_live.items()),
     )
     return (
-        f"version {options.version}; vocabulary {vocabulary_release[:80]}; go-live {options.go_live};"
+        f"version {options.version}; vocabulary {vocabulary}; go-live {options.go_live};"
         f" gap {options.period_gap_days}; tail {options.period_tail_days};"
         f" others {hashlib.sha256(repr(others).encode()).hexdigest()[:16]}"
     )[:250]
@@ -387,7 +392,7 @@ def rules_are_old(connection: psycopg.Connection, *, cdm: str, etl: str, options
     name = f"site/{options.site}/derived_rules"
     remembered = connection.execute(fragment("derived_fact", cdm=cdm), {"name": name}).fetchone()
     release = connection.execute(fragment("current_vocabulary", etl=etl)).fetchone()
-    return remembered is not None and remembered[0] != _rules_text(options, str(release[0]) if release else "none")
+    return remembered is not None and remembered[0] != _rules_text(options, _release_key([release] if release else []))
 
 
 def _bindable(value: Any) -> Any:

@@ -54,6 +54,7 @@ from pipeline.publication.steps.cdm_source import InstanceSource, save_cdm_sourc
 from pipeline.publication.steps.decide import decide
 from pipeline.publication.steps.dependents import find_dependents
 from pipeline.publication.steps.duplicates import count_duplicates
+from pipeline.publication.steps.vocabulary_uses import VocabularyUses, save_uses
 from pipeline.publication.unlink import remove_unused_locations
 from pipeline.publication.values import Decisions, Entities, FormerRows, Incoming, RowCounts
 from pipeline.staging.parts import StagedExport
@@ -77,12 +78,14 @@ def publish_export(
     files: Sequence[FileLines],
     fingerprints: Mapping[str, int],
     known: KnownCache,
+    uses: VocabularyUses,
     duplicates: Sequence[DuplicateRule] = (),
     confirmed: bool = False,
     over_newer: bool = False,
 ) -> None:
     """Publish a staged export and report it in `report`. The caller has the site's lock. `confirmed`: however much has
-    vanished, it goes. `duplicates`: rules by which facts that two resources bring are counted.
+    vanished, it goes. `uses`: what the rows took from the vocabulary.
+    `duplicates`: rules by which facts that two resources bring are counted.
     `over_newer`: its lines count also where newer exports are different.
 
     Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
@@ -106,6 +109,7 @@ def publish_export(
         )
         note_configured_site(db.connection, settings, export.site)
         _run(_Run(db, connection, incoming, files, known, duplicates, report))
+        save_uses(db, export.site, export.export_id, uses, incoming.now)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, db, export, report, fingerprints)
 
@@ -308,6 +312,7 @@ def _record(
             "export_id": export.export_id,
             "now": now,
             "vocabulary_release": report.vocabulary_release,
+            "vocabulary_hash": report.vocabulary_hash,
             "fingerprint": format(sum(fingerprints.values()) & (2**64 - 1), "016x"),
             "cdm_version": runtime.settings.cdm_version.label,
             "ig_version": IG_VERSION,

@@ -22,6 +22,8 @@ class PublicationReport:
     export_id: int
     site: str
     vocabulary_release: str
+    #: content hash of that release
+    vocabulary_hash: str
     outcomes: Counter[str] = field(default_factory=Counter)
     #: of the unchanged ones: other bytes, the same content
     unchanged_by_content: int = 0

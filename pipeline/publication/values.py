@@ -28,6 +28,7 @@ import polars as pl
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.landing.store import LandedExport
 from pipeline.publication.chains import CHAIN_SCHEMA
+from pipeline.publication.double_counting import COUNTED_ELSEWHERE
 from pipeline.publication.ids import EntityIds
 from pipeline.staging.parts import StagedExport
 
@@ -36,11 +37,13 @@ __all__ = [
     "ID_SCHEMA",
     "LINE",
     "LINE_SCHEMA",
+    "PERSONS_HOME",
     "Absences",
     "Counted",
     "Decisions",
     "Entities",
     "FormerRows",
+    "Homes",
     "Incoming",
     "RowCounts",
     "Written",
@@ -51,6 +54,9 @@ LINE = ["surrogate_id", "file_number", "line"]
 #: Not as a frame: no query may run while modules are imported, or processes that are forked later hang.
 LINE_SCHEMA: dict[str, type[pl.DataType]] = {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64}
 ID_SCHEMA: dict[str, type[pl.DataType]] = {"surrogate_id": pl.Int64}
+
+#: Why a person's home, and what is a part of it, has no row: the reason in mappings/Location.yaml.
+PERSONS_HOME = "persons_home"
 
 #: Sub-encounters in visit_detail that staged rows refer to.
 DETAIL_SCHEMA = dict.fromkeys(("surrogate_id", "detail_row_id", "visit_row_id"), pl.Int64)
@@ -129,6 +135,16 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Homes:
+    """Places that are parts of a person's home (`pipeline.publication.steps.homes`)."""
+
+    #: lines (LINE) of the export that are excluded
+    lines: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LINE_SCHEMA))
+    #: known places (surrogate_id) that are parts of one now or no more, and did not come
+    moved: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ID_SCHEMA))
+
+
+@dataclass(frozen=True)
 class Decisions:
     """Which lines of the export count, and where its persons and encounters belong."""
 
@@ -147,6 +163,13 @@ class Decisions:
     #: whether anything changes: the temporary table `changed` has rows
     has_changes: bool = False
     counted: Counted = field(default_factory=Counted)
+    homes: Homes = field(default_factory=Homes)
+
+    @property
+    def excluded(self) -> pl.DataFrame:
+        """Lines that publication excludes, although they are loaded otherwise: LINE, reason."""
+        reasons = ((self.counted.lines, COUNTED_ELSEWHERE), (self.homes.lines, PERSONS_HOME))
+        return pl.concat([lines.with_columns(pl.lit(reason).alias("reason")) for lines, reason in reasons])
 
     def loaded(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Those of a frame's rows (with LINE) whose lines are loaded, also if their exposure is counted elsewhere."""
@@ -165,10 +188,16 @@ class Decisions:
         if not parts:
             return pl.DataFrame(schema=dict.fromkeys(("surrogate_id", "row_key"), pl.Int64))
         rows = pl.concat([self.loaded(pl.read_parquet(part)) for part in parts])
+        if table in _OF_PLACES:
+            rows = loaded(rows, self.homes.lines)
         elsewhere = {"person": self.merged, "visit_occurrence": self.children}.get(table)
         if elsewhere is None or elsewhere.is_empty():
             return rows
         return rows.join(elsewhere, left_on="surrogate_id", right_on="from", how="anti", maintain_order="left")
+
+
+#: Entity tables with the rows of places.
+_OF_PLACES = ("care_site", "location")
 
 
 def loaded(frame: pl.DataFrame, not_loaded: pl.DataFrame) -> pl.DataFrame:

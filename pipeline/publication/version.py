@@ -6,6 +6,7 @@ A line's fingerprint knows nothing of it: no line is mapped again.
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["hash_of", "publication_version"]
 _ROOT = Path(__file__).resolve().parents[2]
 #: Below the home: the hash of all files of publication, and the version.
 _KEPT = "publication_version"
+_BLANK = re.compile(r"(?:\s|--[^\n]*|/\*.*?\*/)+", re.DOTALL)
+_QUOTED_OR_BLANK = re.compile(rf"""('[^']*'|"[^"]*"|{_BLANK.pattern})""", re.DOTALL)
 
 
 @cache
@@ -57,7 +60,11 @@ def hash_of(folder: Path, root: Path) -> str:
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     digest = hashlib.sha256(code_hash(root, [], alone=names).encode())
     for file in sorted(folder.rglob("*.sql")):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        statement = " ".join(" ".join(line for line in lines if not line.strip().startswith("--")).split())
+        statement = _without_comments(file.read_text(encoding="utf-8"))
         digest.update(f"\0{file.relative_to(folder)}\0{statement}".encode())
     return digest.hexdigest()[:16]
+
+
+def _without_comments(sql: str) -> str:
+    """The statement with one blank for each comment and white space; quoted texts and names stay as they are."""
+    return "".join(" " if _BLANK.fullmatch(part) else part for part in _QUOTED_OR_BLANK.split(sql) if part).strip()

@@ -47,7 +47,7 @@ class UnmappedCode:
 
 @dataclass(frozen=True)
 class ValueCheck:
-    """Numbers of a concept in a unit that a rule about numbers found, and what became of them: `reported`, `keep` (they
+    """Numbers of a concept in a unit that a rule about numbers found, and what was done with them: `reported`, `keep` (they
     stay), `null`, `exclude` or `converted`. `concept` is None for codes without one, `unit` for numbers without one."""
 
     finding: str

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import psycopg
 
-from omop_schema.cdm import primary_key
+from omop_schema.cdm import CDM_TABLES, fields, primary_key, tables_of
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from omop_schema.exports import STATES_WITH_FILES, ExportState, sql_values
+from omop_schema.versions import CdmVersion
 from pipeline.core.errors import LandingError
 from pipeline.landing.store import LandingStore
 from pipeline.publication.accounting import ACCOUNTING_RULE, wrong_accounts
 from pipeline.publication.double_counting import COUNTED_ELSEWHERE
 from pipeline.warehouse.access_chain import check_chain
 
-__all__ = ["Check", "verify_access_log", "verify_landing", "verify_warehouse"]
+__all__ = ["Check", "VocabularySchemas", "verify_access_log", "verify_concepts", "verify_landing", "verify_warehouse"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,73 @@ def _double_counting(connection: psycopg.Connection) -> Iterator[Check]:
             f" AND role = '{COUNTED_ELSEWHERE}' AND state = 'stale')",
         ),
     )
+
+
+def verify_concepts(connection: psycopg.Connection, schemas: VocabularySchemas) -> Iterator[Check]:
+    """Every concept id of a row is in the active vocabulary release, and valid in it unless it is what the source said; every
+    site was compared with that release. Reads each column once: its distinct ids are looked up."""
+    for table in schemas.tables:
+        names = [field.name for field in fields(table, schemas.version)]
+        columns = [name for name in names if name.endswith("_concept_id") and name != _OF_THE_CDM]
+        if not columns:
+            continue
+        found: dict[str, list[str]] = {"missing": [], "invalid": []}
+        for column in columns:
+            for concept_id, rows, is_there in _wrong_concepts(connection, schemas, table, column):
+                found["invalid" if is_there else "missing"].append(f"{column} {concept_id} in {rows:,} rows")
+        yield Check(
+            f"{table}: every concept is in the active vocabulary, and valid",
+            len(found["missing"]) + len(found["invalid"]),
+            "; ".join(
+                f"{kind}: {', '.join(ids[:_MOST_CONCEPTS])}{' …' if len(ids) > _MOST_CONCEPTS else ''}"
+                for kind, ids in found.items()
+                if ids
+            ),
+            "`epic-omop remap` maps what another vocabulary release has changed; it says before what that is with --dry-run.",
+        )
+    releases = connection.execute(
+        "SELECT DISTINCT vocabulary_release || ' (' || left(vocabulary_hash, 8) || ')' FROM vocabulary_state ORDER BY 1"
+    ).fetchall()
+    yield Check(
+        "all sites were compared with one vocabulary release",
+        max(len(releases) - 1, 0),
+        ", ".join(name for (name,) in releases) if len(releases) > 1 else "",
+        "`epic-omop remap` compares every site with the active release.",
+    )
+
+
+#: The CDM's own version in `cdm_source`: by its documentation, whatever is loaded.
+_OF_THE_CDM = "cdm_version_concept_id"
+#: Concept ids that are named of a table.
+_MOST_CONCEPTS = 5
+
+
+@dataclass(frozen=True)
+class VocabularySchemas:
+    """Where concepts are, and where they are looked for."""
+
+    cdm: str
+    vocab: str
+    version: CdmVersion
+
+    @property
+    def tables(self) -> list[str]:
+        return [table for table in CDM_TABLES if table in tables_of(self.version)]
+
+
+def _wrong_concepts(
+    connection: psycopg.Connection, schemas: VocabularySchemas, table: str, column: str
+) -> list[tuple[int, int, bool]]:
+    """Concept ids of a column that the vocabulary does not have, or has no longer: id, rows, whether it has them. What the
+    source said may be out of date. 0 is no concept."""
+    is_of_source = column.endswith("_source_concept_id")
+    invalid = "false" if is_of_source else "concept.invalid_reason IS NOT NULL"
+    return connection.execute(
+        f"SELECT used.concept_id, used.rows, concept.concept_id IS NOT NULL FROM (SELECT {column} AS concept_id,"
+        f" count(*) AS rows FROM {schemas.cdm}.{table} WHERE {column} <> 0 GROUP BY 1) AS used"
+        f" LEFT JOIN {schemas.vocab}.concept AS concept USING (concept_id)"
+        f" WHERE concept.concept_id IS NULL OR {invalid} ORDER BY used.rows DESC, used.concept_id"
+    ).fetchall()
 
 
 def _table_checks(connection: psycopg.Connection, cdm_schema: str, table: str) -> Iterator[Check]:

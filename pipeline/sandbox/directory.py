@@ -1,4 +1,4 @@
-"""What patients share: Organization, Location, Practitioner, PractitionerRole, Medication. No patient data."""
+"""What patients share: Organization, Practitioner, PractitionerRole, Medication, and the places. No patient data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from random import Random
 
 from pipeline.sandbox.codes import code_book
-from pipeline.sandbox.shapes import EPIC, Resource, concept_variants, epic_id, reference
+from pipeline.sandbox.places import Places
+from pipeline.sandbox.shapes import Resource, concept_variants, epic_id, reference
 
 __all__ = ["FAMILY_NAMES", "GIVEN_NAMES", "Directory"]
 
@@ -19,6 +20,12 @@ _GIVEN = "Ada Ben Cleo Dora Eli Fern Gus Hana Ivo June Kai Lena Milo Nora Otis P
 FAMILY_NAMES = tuple(_FAMILY.split())
 GIVEN_NAMES = tuple(_GIVEN.split())
 
+_TOWN = {"city": "Nowhere", "state": "WI", "country": "US"}
+#: Of the first organizations: nine digits and a state by its name; another country.
+_ADDRESSES = (
+    {"city": "Nowhere", "state": "Wisconsin", "postalCode": "53593-9179", "country": "USA"},
+    {"city": "Nirgendwo", "state": "BE", "postalCode": "10115", "country": "DE"},
+)
 _SPECIALTIES = (
     ("207Q00000X", "Family Medicine"),
     ("207R00000X", "Internal Medicine"),
@@ -26,7 +33,9 @@ _SPECIALTIES = (
     ("208000000X", "Pediatrics"),
     ("207P00000X", "Emergency Medicine"),
 )
-_WARDS = ("Emergency Department", "Medical Ward 3 East", "Family Medicine Clinic", "Heart Clinic", "Laboratory Draw")
+#: Every fourth role names the system of specialties as some do: without its path.
+_SPECIALTY_SYSTEMS = ("http://nucc.org/provider-taxonomy", "http://nucc.org")
+_PAYERS = ("IMAGINARY MUTUAL", "Fictional Health Plan")
 
 
 class Directory:
@@ -35,11 +44,17 @@ class Directory:
     def __init__(self, seed: int, patients: int) -> None:
         self._seed = seed
         self.organizations = [epic_id(seed, "Organization", n) for n in range(2 + min(patients // 500, 8))]
-        self.locations = [epic_id(seed, "Location", n) for n in range(len(self.organizations) * len(_WARDS))]
+        self.payers = [epic_id(seed, "Organization", "payer", n) for n in range(len(_PAYERS))]
+        self.pharmacy = epic_id(seed, "Organization", "pharmacy")
+        self.places = Places(seed, self.organizations)
         self.practitioners = [epic_id(seed, "Practitioner", n) for n in range(5 + min(patients // 20, 400))]
         drugs = code_book().of("drug") + code_book().of("local-drug")
         self.drugs = drugs
+        self.pharmacy_name = "Imaginary Mail Order Pharmacy"
         self.medications = [epic_id(seed, "Medication", drug.code, long=True) for drug in drugs]
+
+    def payer_name(self, number: int) -> str:
+        return _PAYERS[number]
 
     def practitioner_name(self, number: int) -> str:
         rng = Random(number)  # noqa: S311 - synthetic names, not secrets
@@ -47,7 +62,8 @@ class Directory:
 
     def resources(self) -> Iterator[tuple[str, Resource]]:
         yield from (("Organization", self._organization(n)) for n in range(len(self.organizations)))
-        yield from (("Location", self._location(n)) for n in range(len(self.locations)))
+        yield from (("Organization", each) for each in self._other_organizations())
+        yield from (("Location", each) for each in self.places.locations())
         yield from (("Practitioner", self._practitioner(n)) for n in range(len(self.practitioners)))
         yield from (("PractitionerRole", self._role(n)) for n in range(len(self.practitioners)))
         yield from (("Medication", self._medication(n)) for n in range(len(self.medications)))
@@ -58,27 +74,17 @@ class Directory:
             "id": self.organizations[number],
             "active": True,
             "name": f"Demonstration Health {'Hospital' if number == 0 else f'Clinic {number}'}",
-            "address": [{"city": "Nowhere", "state": "WI", "postalCode": f"5359{number}", "country": "US"}],
+            "address": [_ADDRESSES[number] if number < len(_ADDRESSES) else {**_TOWN, "postalCode": f"5359{number}"}],
         }
         if number:
             organization["partOf"] = reference("Organization", self.organizations[0])
         return organization
 
-    def _location(self, number: int) -> Resource:
-        ward = _WARDS[number % len(_WARDS)]
-        owner = self.organizations[number // len(_WARDS)]
-        location: Resource = {
-            "resourceType": "Location",
-            "id": self.locations[number],
-            "status": "active",
-            "name": ward,
-            "mode": "instance",
-            "managingOrganization": reference("Organization", owner),
-        }
-        if number % 3 == 0:  # Epic often leaves the type out
-            code = {"system": f"{EPIC}.10.686980.30", "code": str(100 + number), "display": ward}
-            location["type"] = [{"coding": [code], "text": ward}]
-        return location
+    def _other_organizations(self) -> Iterator[Resource]:
+        """Who pays, and who sends drugs by mail."""
+        named = {**dict(zip(self.payers, _PAYERS, strict=True)), self.pharmacy: self.pharmacy_name}
+        for organization, name in named.items():
+            yield {"resourceType": "Organization", "id": organization, "active": True, "name": name}
 
     def _practitioner(self, number: int) -> Resource:
         family, given, _ = self.practitioner_name(number).split(", ")
@@ -95,7 +101,7 @@ class Directory:
 
     def _role(self, number: int) -> Resource:
         code, display = _SPECIALTIES[number % len(_SPECIALTIES)]
-        taxonomy = {"system": "http://nucc.org/provider-taxonomy", "code": code, "display": display}
+        taxonomy = {"system": _SPECIALTY_SYSTEMS[number % 4 == 1], "code": code, "display": display}
         return {
             "resourceType": "PractitionerRole",
             "id": epic_id(self._seed, "PractitionerRole", number),

@@ -2,7 +2,7 @@
 
 The same patients, seed and first day give the same bytes on every machine. A later `day` of the same world gives
 nearly the same lines: about 1 % are new or changed (visits, results that became final, phone numbers, a diagnosis
-entered in error). What one person is and does is in `people.py`, `visits.py` and `results.py`.
+entered in error). What one person is and does is in `patients.py`, `visits.py` and `seldom`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import orjson
 
 from pipeline.sandbox.broken import BROKEN_KINDS, broken_line, operation_outcome_line
 from pipeline.sandbox.directory import Directory
+from pipeline.sandbox.patients import person_resources
 from pipeline.sandbox.people import Person
+from pipeline.sandbox.seldom.rotation import seldom_resources
 from pipeline.sandbox.shapes import DAY, Resource, local_time
 from pipeline.sandbox.visit import Visit
 from pipeline.sandbox.visits import visit_resources
@@ -46,6 +48,15 @@ RESOURCE_TYPES = (
     "Immunization",
     "Procedure",
     "DocumentReference",
+    "FamilyMemberHistory",
+    "MedicationStatement",
+    "RelatedPerson",
+    "AdverseEvent",
+    "BodyStructure",
+    "Claim",
+    "EpisodeOfCare",
+    "ExplanationOfBenefit",
+    "Flag",
 )
 
 # A person changes in one way on the days when (index + day) modulo the period is a fixed number.
@@ -115,7 +126,8 @@ def _person(world: World, directory: Directory, index: int, day: int) -> Person:
 def _patient_resources(world: World, directory: Directory, index: int, day: int) -> Iterator[tuple[str, Resource]]:
     """All resources of one patient. What later days bring draws from generators of its own."""
     person = _person(world, directory, index, day)
-    yield from person.resources()
+    yield from person_resources(person)
+    yield from seldom_resources(person)
     in_error = bool(_change_days(index, day, _ERROR_PERIOD))
     for number, start in enumerate(_visit_starts(person)):
         visit = Visit(person, person.rng, str(number), start, first_condition_in_error=in_error and number == 0)

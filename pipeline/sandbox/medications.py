@@ -1,4 +1,4 @@
-"""What became of the orders of one synthetic visit: what was given in the hospital, what a pharmacy handed out.
+"""What followed from the orders of one synthetic visit: what was given in the hospital, what a pharmacy handed out.
 
 Both name their order, so that one exposure lies in two or three resources; now and then nothing says that they belong
 together. All is drawn from a generator of the order's own: the rest of the visit does not change with it.
@@ -49,7 +49,7 @@ def _administration(visit: Visit, request: Resource, dose: int, rng: Random) -> 
 
 
 def _dispense(visit: Visit, request: Resource, rng: Random) -> Resource:
-    """Handed out on the day of the visit or some days later, for as long as was ordered."""
+    """Handed out on the day of the visit or some days later: what was ordered, and how it is taken if no supply is said."""
     dispense: Resource = {
         "resourceType": "MedicationDispense",
         **_of(visit, request, 0, "MedicationDispense"),
@@ -60,7 +60,11 @@ def _dispense(visit: Visit, request: Resource, rng: Random) -> Resource:
         dispense["authorizingPrescription"] = [reference("MedicationRequest", request["id"])]
     ordered = request.get("dispenseRequest")
     if ordered:
-        dispense |= {"quantity": ordered["quantity"], "daysSupply": ordered["expectedSupplyDuration"]}
+        dispense["quantity"] = ordered["quantity"]
+        if supply := ordered.get("expectedSupplyDuration"):
+            dispense["daysSupply"] = supply
+        else:
+            dispense["dosageInstruction"] = request["dosageInstruction"]
     return dispense
 
 

@@ -26,11 +26,13 @@ __all__ = [
     "concept_variants",
     "condition_variants",
     "epic_id",
+    "hl7_status",
     "instant",
     "local_date",
     "local_time",
     "plain_concept",
     "reference",
+    "turn",
 ]
 
 Resource = dict[str, Any]
@@ -70,6 +72,11 @@ def reference(resource_type: str, resource_id: str, display: str = "") -> Resour
     return {**target, "display": display} if display else target
 
 
+def turn(resource_id: str, period: int) -> int:
+    """A number from 0 to `period` - 1 that is a resource's own: no other resource changes with what is made of it."""
+    return zlib.crc32(resource_id.encode()) % period
+
+
 def instant(seconds: int) -> str:
     """Seconds since 1970 → FHIR instant in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -88,6 +95,11 @@ def local_time(midnight: int, hour: int, minute: int) -> int:
 
 def plain_concept(code: Code) -> Resource:
     return {"coding": [code.coding()], "text": code.display}
+
+
+def hl7_status(system: str, code: str) -> Resource:
+    """A CodeableConcept of one of HL7's small code systems, named by the last part of its URL."""
+    return {"coding": [{"system": f"http://terminology.hl7.org/CodeSystem/{system}", "code": code}]}
 
 
 def concept_variants(code: Code, kind: str) -> list[Resource]:

@@ -32,7 +32,17 @@ from pipeline.sql_on_fhir.fhirpath import (
     OfType,
     This,
 )
-from pipeline.sql_on_fhir.r4 import SingleElement, Types, has_choice, single_element
+from pipeline.sql_on_fhir.r4 import (
+    SingleElement,
+    Types,
+    any_of,
+    are_known,
+    choice_keys,
+    has_choice,
+    other_names,
+    repeated_types,
+    single_element,
+)
 
 __all__ = ["Context", "ExpressionCompiler", "Source", "Value"]
 
@@ -254,11 +264,14 @@ class ExpressionCompiler:
             return self._extensions_of(node.target, None, context)
         if _is_choice(base, node.name):
             return self._choice(base, node.name)
+        if keys := _possible_keys(base, node.name):
+            expression = f"element_or_choice({base.code}, {node.name!r}, {keys!r})"
+            return self._source.assign(expression, Value("", element=node.name), ("call", expression))
         return self._step(base, node.name, node)
 
     def _choice(self, base: Value, name: str) -> Value:
         """The choice elements `name[x]` of `base`, whatever their type."""
-        expression = f"choice({base.code}, {name!r})"
+        expression = f"choice({base.code}, {name!r}{_others(base, name)})"
         return self._source.assign(expression, Value("", element=name, is_list=True), ("call", expression))
 
     def _resource_itself(self, node: Member, context: Context) -> Value:
@@ -421,9 +434,11 @@ class ExpressionCompiler:
         if node.target is None and node.name[0].isupper():
             return None
         base = self._target(node, context)
+        if keys := _possible_keys(base, node.name):
+            return self._assign_one(f"any_exists({base.code}, {(node.name, *keys)!r})", "boolean")
         if not _is_choice(base, node.name):
             return None
-        any_type = f"choice_exists({base.code}, {node.name!r})"
+        any_type = f"choice_exists({base.code}, {node.name!r}{_others(base, node.name)})"
         if node.name not in _USUAL_TYPES or not base.is_object:
             return self._assign_one(any_type, "boolean")
         usual = self._step(base, node.name + _USUAL_TYPES[node.name], node).code
@@ -454,7 +469,7 @@ class ExpressionCompiler:
         if known is not None:
             return known
         test = _element_and_text(criterion)
-        if test and base.is_variable and not base.kind and not _is_choice(base, test[0]):
+        if test and base.is_variable and not base.kind and not _may_be_choice(base, test[0]):
             # Often one of several tests of the same elements (the codes of a category): they are looked for once.
             name, text = test
             code, only = base.code, f"{base.code}[0].get({name!r})"
@@ -500,13 +515,15 @@ class ExpressionCompiler:
     def _repeat(self, node: Call, context: Context) -> Value:
         self._check_arguments(node, 1, 1)
         base = self._target(node, context)
-        return self._source.assign(f"repeat({base.code}, ({self.function(node.arguments[0], context)},))")
+        reached = repeated_types(node.arguments, context.resource_type, base.types)
+        step = self.function(node.arguments[0], context, any_of((base.types, reached)))
+        return self._source.assign(f"repeat({base.code}, ({step},))", Value("", types=reached))
 
-    def function(self, node: Node, context: Context) -> str:
-        """The name of a local function that evaluates `node` on its only parameter."""
+    def function(self, node: Node, context: Context, types: Types) -> str:
+        """The name of a local function that evaluates `node` on its only parameter, which has one of `types`."""
         name, parameter = self._source.new_name("step"), self._source.new_name("node")
         with self._source.block(f"def {name}({parameter}):"):
-            value = self.compile(node, replace(context, this=Value(parameter)))
+            value = self.compile(node, replace(context, this=Value(parameter, types=types)))
             self._source.line(f"return {value.code}")
         return name
 
@@ -672,6 +689,23 @@ def _extensions(owner: Value) -> Value:
 def _is_choice(owner: Value, name: str) -> bool:
     """Whether `name` is a choice element of R4 (`value` for `value[x]`): in JSON the type is part of its name."""
     return has_choice(frozenset({"Extension"}) if owner.element == "extension" else owner.types, name)
+
+
+def _possible_keys(owner: Value, name: str) -> tuple[str, ...]:
+    """How JSON writes the choice element `name`, for an owner whose type is not known; () where it cannot be one."""
+    if owner.kind or owner.element == "extension" or are_known(owner.types):
+        return ()
+    return choice_keys(name)
+
+
+def _may_be_choice(owner: Value, name: str) -> bool:
+    return _is_choice(owner, name) or bool(_possible_keys(owner, name))
+
+
+def _others(owner: Value, name: str) -> str:
+    """A further argument: elements that are not of this choice although their names begin like it."""
+    others = other_names(owner.types, name)
+    return f", {others!r}" if others else ""
 
 
 def _has_one_object(code: str) -> str:

@@ -109,8 +109,8 @@ def children(loose: Json, name: str) -> Json:
     return found
 
 
-def choice(loose: Json, name: str) -> Json:
-    """The choice elements `name[x]` of every item, whatever their type."""
+def choice(loose: Json, name: str, others: tuple[str, ...] = ()) -> Json:
+    """The choice elements `name[x]` of every item, whatever their type. `others`: elements that only begin like it."""
     if loose.__class__ is dict and name not in "\n".join(loose):
         return []  # one search for all its elements
     found: list[Json] = []
@@ -118,12 +118,12 @@ def choice(loose: Json, name: str) -> Json:
         if item.__class__ is not dict:
             raise expected(f"an object with the element '{name}[x]'", item)
         for key in item:
-            if name in key and key.startswith(name) and key[len(name) : len(name) + 1].isupper():
+            if name in key and key.startswith(name) and key[len(name) : len(name) + 1].isupper() and key not in others:
                 found.extend(items(item[key]))
     return found
 
 
-def choice_exists(loose: Json, name: str) -> bool:
+def choice_exists(loose: Json, name: str, others: tuple[str, ...] = ()) -> bool:
     """Whether a choice element `name[x]` is there, be it a primitive of which only an extension is (`_valueString`)."""
     if loose.__class__ is dict and name not in "\n".join(loose):
         return False  # one search for all its elements
@@ -132,8 +132,32 @@ def choice_exists(loose: Json, name: str) -> bool:
             raise expected(f"an object with the element '{name}[x]'", item)
         for key, value in item.items():
             stem = key.removeprefix("_")
-            if stem.startswith(name) and stem[len(name) : len(name) + 1].isupper() and exists(value):
+            if not stem.startswith(name) or stem in others:
+                continue
+            if stem[len(name) : len(name) + 1].isupper() and exists(value):
                 return True
+    return False
+
+
+def element_or_choice(loose: Json, name: str, keys: Sequence[str]) -> Json:
+    """The elements `name` of every item of which the type is not known; of one without it, the choice elements `keys`."""
+    found: list[Json] = []
+    for item in items(loose):
+        if item.__class__ is not dict:
+            raise expected(f"an object with the element '{name}'", item)
+        for key in (name,) if name in item else keys:
+            if key in item:
+                found.extend(items(item[key]))
+    return found
+
+
+def any_exists(loose: Json, names: Sequence[str]) -> bool:
+    """Whether an item has one of the elements, be it a primitive of which only an extension is (`_valueString`)."""
+    for item in items(loose):
+        if item.__class__ is not dict:
+            raise expected(f"an object with the element '{names[0]}'", item)
+        if any(exists(item.get(name)) or exists(item.get(f"_{name}")) for name in names):
+            return True
     return False
 
 
@@ -641,8 +665,9 @@ def other_resource(resource: Json, resource_type: str) -> None:
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     function.__name__: function
     for function in (
-        add, as_boolean, as_integer, as_number, as_object, as_string, children, choice, choice_exists, compared, concatenate,
-        contained_in, contains_text, count, divide, ends_with, equal, equal_time, exists, extensions,
+        add, any_exists, as_boolean, as_integer, as_number, as_object, as_string, children, choice, choice_exists, compared,
+        concatenate, contained_in, contains_text, count, divide, element_or_choice, ends_with, equal, equal_time, exists,
+        extensions,
         first, greater, greater_or_equal, high_boundary, item_at, items, items_or_null, join, last, less,
         less_or_equal, low_boundary, lower, minus, multiply, negate, of_resource_type, other_resource,
         primitive_extensions, reference_keys, refuse_arrays,

@@ -1,15 +1,16 @@
 """FHIR R4's elements by type, and where a path names one that does not exist.
 
-`r4_elements.csv` holds, for the resource types that a clinical export can have and all their data types, the names of
-their elements with the complex types of each (`[x]`: one of several types, `*`: an array). Source: HL7 FHIR R4 (4.0.1),
-CC0. What is not in it is not judged: a path into a type that is unknown here has no problems.
+`r4_elements.csv` holds, for all resource types and data types, the names of their elements with the complex types of each
+(`[x]`: one of several types, `*`: an array). Source: HL7 FHIR R4 (4.0.1), CC0. What is not in it is not judged: a path
+into a type that is unknown here, or that may lead to any resource, has no problems. Bundle is left out, because who unpacks
+one may add marks of their own; it has no choice elements.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,11 +21,16 @@ __all__ = [
     "ElementProblem",
     "SingleElement",
     "Types",
+    "any_of",
+    "are_known",
+    "choice_keys",
     "element_problems",
     "elements_of",
     "has_choice",
     "is_array",
     "known_types",
+    "other_names",
+    "repeated_types",
     "single_element",
 ]
 
@@ -107,6 +113,28 @@ def has_choice(owners: Types, name: str) -> bool:
     return any(name in known[owner].choices for owner in owners or () if owner in known)
 
 
+def are_known(owners: Types) -> bool:
+    """Whether it is known which elements an owner has: a primitive has none of its own."""
+    return bool(owners) and all(owner in _types() or not owner[:1].isupper() for owner in owners or ())
+
+
+def other_names(owners: Types, name: str) -> tuple[str, ...]:
+    """Elements of the types whose names only begin like those of the choice element `name` (`amountText` of `amount[x]`)."""
+    known = [_types()[owner] for owner in owners or () if owner in _types()]
+    return tuple(
+        sorted({other for each in known for other in each.elements if other != name and other.startswith(name)})
+    )
+
+
+@cache
+def choice_keys(name: str) -> tuple[str, ...]:
+    """How JSON may write the choice element `name`, whichever type has it (`onsetAge`, …); () where none has it."""
+    kinds = {
+        kind for known in _types().values() if name in known.choices for kind in known.elements[name] or ("string",)
+    }
+    return tuple(sorted(name + (kind or "string")[:1].upper() + (kind or "string")[1:] for kind in kinds))
+
+
 def is_array(type_name: str, element: str) -> bool:
     """Whether an element of a type that is known here may be there more than once."""
     return element in _types()[type_name].arrays or element in {"contained", "extension", "modifierExtension"}
@@ -130,7 +158,7 @@ def single_element(owners: Types, name: str) -> SingleElement:
         return SingleElement(None)
     each = {owner: _element(owner, name) for owner in owners}
     having = [owner for owner, types in each.items() if types != frozenset()]
-    types = _union(each[owner] for owner in having) if having else None
+    types = any_of(each[owner] for owner in having) if having else None
     if not types or any(is_array(owner, name) for owner in having):
         return SingleElement(types)
     complex_types = {kind[:1].isupper() for kind in types}
@@ -143,6 +171,19 @@ def element_problems(node: Node, resource_type: str, this: Types) -> tuple[list[
     """What is wrong with the elements of a parsed path that starts at `this`, and the types that it leads to."""
     walk = _Walk(resource_type)
     return walk.problems, walk.types(node, this)
+
+
+def repeated_types(nodes: Sequence[Node], resource_type: str, this: Types) -> Types:
+    """The types of all that is reached from `this` by any of the paths, again and again; a path that leads nowhere from
+    there may do so from what another has reached."""
+    found: Types = frozenset()
+    while True:
+        start = any_of((this, found))
+        walks = [element_problems(node, resource_type, start) for node in nodes]
+        reached = any_of(frozenset() if problems else types for problems, types in walks)
+        if reached is None or reached == found:
+            return reached
+        found = reached
 
 
 @dataclass
@@ -169,7 +210,7 @@ class _Walk:
                 found = self._call(node, this)
             case Binary():
                 both = (self.types(node.left, this), self.types(node.right, this))
-                found = _union(both) if node.operator == "|" else _PRIMITIVE
+                found = any_of(both) if node.operator == "|" else _PRIMITIVE
             case Negative():
                 self.types(node.operand, this)
         return found
@@ -182,7 +223,7 @@ class _Walk:
             return None
         found = [types for types in (_element(owner, node.name) for owner in sorted(owners)) if types != frozenset()]
         if found:
-            return _union(found)
+            return any_of(found)
         named = sorted(owner for owner in owners if owner[:1].isupper())
         owner = " or ".join(named) if named else "a primitive"
         known = {name for item in named for name in elements_of(item) or ()}
@@ -212,10 +253,12 @@ class _Walk:
         arguments = [self.types(argument, inner) for argument in node.arguments]
         if node.name in _SAME_TYPES:
             return target
-        if node.name in {"select", "repeat"}:
+        if node.name == "repeat" and arguments:
+            return repeated_types(node.arguments, self.resource_type, inner)
+        if node.name == "select":
             return arguments[0] if arguments else None
         if node.name == "iif":
-            return _union(arguments[1:])
+            return any_of(arguments[1:])
         return _EXTENSION if node.name == "extension" else _PRIMITIVE
 
 
@@ -234,7 +277,8 @@ def _element(owner: str, name: str) -> Types:
     return frozenset()
 
 
-def _union(found: Iterable[Types]) -> Types:
+def any_of(found: Iterable[Types]) -> Types:
+    """What can have the types of any of several; None where those of one are not known."""
     together: frozenset[str] = frozenset()
     for types in found:
         if types is None:

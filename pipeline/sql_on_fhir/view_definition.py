@@ -33,7 +33,7 @@ from pipeline.sql_on_fhir.fhirpath import (
     parse,
 )
 from pipeline.sql_on_fhir.functions import COMPOUND, FUNCTIONS, EvaluationError, NotAResource, WrongType
-from pipeline.sql_on_fhir.r4 import element_problems
+from pipeline.sql_on_fhir.r4 import any_of, repeated_types
 
 __all__ = [
     "EVALUATION_ERRORS",
@@ -552,11 +552,12 @@ class _Renderer(ABC):
     def _collection(self, iteration: _Iteration, context: Context) -> Value:
         if iteration.kind == "repeat":
             steps: list[str] = []
+            nodes = [path.node for path in iteration.paths]
+            reached = repeated_types(nodes, self._plan.resource_type, context.this.types)
             for path in iteration.paths:
                 with self._compiler(path) as compiler:
-                    steps.append(compiler.function(path.node, context))
-            types = element_problems(iteration.paths[0].node, self._plan.resource_type, context.this.types)[1]
-            found = Value("", types=types)
+                    steps.append(compiler.function(path.node, context, any_of((context.this.types, reached))))
+            found = Value("", types=reached)
             return self._source.assign(f"repeat({context.this.code}, ({', '.join(steps)},))", found)
         [path] = iteration.paths
         with self._compiler(path) as compiler:

@@ -10,6 +10,7 @@ from omop_schema.cdm_fields import polars_schema, primary_key
 from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES
 
 __all__ = [
+    "CODE_SET",
     "EVENT_LINK",
     "IDENTIFIER_KEY",
     "ISSUE",
@@ -43,6 +44,8 @@ OUTCOME, REJECTION, REFERENCE, REFERENCE_VALUE = "outcome", "rejection", "refere
 ISSUE, MAPPING, UNMAPPED, UNCHANGED = "issue", "mapping", "unmapped", "unchanged"
 VALUE_CHECK = "value_check"
 EVENT_LINK = "event_link"
+#: Code sets that were looked up, each once a process: they are of no line.
+CODE_SET = "code_set"
 #: Keys by which references name their target, instead of its id.
 IDENTIFIER_KEY = "identifier_key"
 #: Lines, with their places, that are transformed together with those of other chunks.
@@ -103,7 +106,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "tried": pl.String,
         "count": pl.Int64,
     },
-    #: numbers that a rule about numbers found (`pipeline.transform.value_checks`), and what became of them
+    #: numbers that a rule about numbers found (`pipeline.transform.value_checks`), and what was done with them
     VALUE_CHECK: {
         "surrogate_id": pl.Int64,
         "file_number": pl.Int32,
@@ -125,6 +128,7 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
         "event_row_key": pl.Int64,
     },
     IDENTIFIER_KEY: {"surrogate_id": pl.Int64},
+    CODE_SET: {"asked": pl.String},
     UNCHANGED: {"surrogate_id": pl.Int64, "file_number": pl.Int32, "line": pl.Int64},
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.transform.us_states import STATES
+from pipeline.transform.us_states import PROVINCES, STATES, TERRITORIES
 
 __all__ = ["COUNTRIES", "RESTRICTED_ZIP3", "Addresses", "country_name", "is_home"]
 
@@ -44,9 +44,17 @@ RESTRICTED_ZIP3 = frozenset(
 _STATE = re.compile("[A-Za-z]{2}")
 #: ISO 3166, of two or three letters.
 _COUNTRY = re.compile("[A-Za-z]{2,3}")
-_ZIP3 = re.compile(r"\s*([0-9]{3})[0-9]{0,2}(?:-?[0-9]{4})?\s*")
-_ZIP_PLUS_4 = re.compile(r"([0-9]{5})-([0-9]{4})")
-_UNITED_STATES = frozenset(("us", "usa", "united states", "united states of america", "840"))
+#: Three digits of it, five, or nine; of four a zero at the beginning got lost, or it is another country's.
+_ZIP3 = re.compile(r"\s*([0-9]{3})(?:[0-9]{2}(?:\s*[-‐‑–—]?\s*[0-9]{4}|\s*[-‐‑–—])?)?\s*")
+_ZIP_PLUS_4 = re.compile(r"([0-9]{5})\s*(?:[-‐‑–—]\s*([0-9]{4})?|([0-9]{4}))")
+_ISO_STATE = re.compile("(?:US|CA)-([A-Z]{2})", re.IGNORECASE)
+_UNITED_STATES = frozenset(
+    ("us", "usa", "u s", "u s a", "united states", "the united states", "united states of america", "840")
+)
+
+_STATES = STATES | PROVINCES
+_STATE_CODES = frozenset(STATES.values())
+_OF_UNITED_STATES = _UNITED_STATES | TERRITORIES
 
 _COLUMNS = ("address_1", "city", "state", "zip", "country_source_value")
 _POSITION = ("latitude", "longitude")
@@ -54,13 +62,15 @@ _POSITION = ("latitude", "longitude")
 _GEOLOCATION = "http://hl7.org/fhir/StructureDefinition/geolocation"
 _MOST_DEGREES = {"latitude": 90.0, "longitude": 180.0}
 
+_UNSAID = re.compile("[,()]")
+
 #: The value map in which countries are looked up, and what it calls the system of their names and codes.
 COUNTRIES = "country"
 
 
 def country_name(text: str) -> str:
-    """A country's name or code as the value map `country` has it: in lower case, without dots."""
-    return " ".join(text.casefold().replace(".", "").split())
+    """A country's name or code as the value map `country` has it: in lower case, without dots, commas and brackets."""
+    return " ".join(_UNSAID.sub(" ", text.casefold().replace(".", "").replace("’", "'")).split())
 
 
 class Addresses:
@@ -124,16 +134,26 @@ class Addresses:
 
 #: A house, and a patient's residence: by FHIR's location-physical-type, v3-RoleCode and SNOMED CT; whatever the system
 #: is called, because a home that is taken for a site shows who lives there.
-_HOMES = frozenset(("ho", "PTRES", "264362003"))
+_HOMES = frozenset(("ho", "PTRES", "ptres", "264362003"))
 #: The place of service of CMS, whose codes are numbers that other systems have, too.
 _CMS_HOME, _CMS = "12", "place_of_service"
-_HOME_TEXTS = frozenset(("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"))
+#: Parts of the names of systems whose codes say what a place is: beside a code of another one, such as a site's own, the
+#: words count.
+_SYSTEMS = (_CMS, "location_physical_type", "rolecode", "servicedeliverylocationroletype", "snomed")
+_HOME_TEXTS = frozenset(
+    (
+        *("home", "house", "patient home", "patient's home", "patient residence", "patient's residence"),
+        *("private home", "private residence", "residence", "home of patient", "home of the patient"),
+    )
+)
 
 
 def is_home(location: dict[str, Any]) -> bool | None:
-    """Whether a Location is where a person lives, by its physical type, its types or the use of its address; else None.
+    """Whether a Location is where a person lives, by its physical type, its types or the use of its address, or is a part
+    of a contained one; else None.
 
-    What only has a text counts by that.
+    What has no code, or only codes of a site's own, counts by its texts. What is a part of a home of another line is found
+    by publication (`pipeline.publication.steps.homes`).
     """
     types = location.get("type") or []
     if types.__class__ is not list:
@@ -141,17 +161,24 @@ def is_home(location: dict[str, Any]) -> bool | None:
     if location.get("address") and location["address"].get("use") == "home":
         return True
     physical = location.get("physicalType")
-    return True if any(_says_home(concept) for concept in ([*types, physical] if physical else types)) else None
+    if any(_says_home(concept) for concept in ([*types, physical] if physical else types)):
+        return True
+    above = (location.get("partOf") or {}).get("reference")
+    contained = (one for one in location.get("contained") or () if above and f"#{one.get('id')}" == above)
+    return True if any(one is not location and is_home(one) for one in contained) else None
 
 
 def _says_home(concept: dict[str, Any]) -> bool:
-    codings = [coding for coding in concept.get("coding") or () if coding.get("code")]
-    for coding in codings:
+    is_known = False
+    for coding in concept.get("coding") or ():
+        if not coding.get("code"):
+            continue
         code, system = str(coding["code"]), str(coding.get("system")).casefold().replace("-", "_")
         if code in _HOMES or (code == _CMS_HOME and _CMS in system):
             return True
+        is_known = is_known or any(name in system for name in _SYSTEMS)
     texts = [concept.get("text"), *(coding.get("display") for coding in concept.get("coding") or ())]
-    return not codings and any(str(text).casefold() in _HOME_TEXTS for text in texts if text)
+    return not is_known and any(" ".join(str(text).casefold().split()) in _HOME_TEXTS for text in texts if text)
 
 
 def _preferred(addresses: Any) -> dict[str, Any] | None:
@@ -160,6 +187,8 @@ def _preferred(addresses: Any) -> dict[str, Any] | None:
     if not addresses:
         return None
     current = [address for address in addresses if address.get("use") != "old"] or addresses
+    # One whose period has an end is the former one, where another has none.
+    current = [address for address in current if not (address.get("period") or {}).get("end")] or current
     home = [address for address in current if address.get("use") == "home"]
     found: dict[str, Any] = (home or current)[0]
     return found
@@ -176,7 +205,10 @@ def _state(address: dict[str, Any]) -> str | None:
     state = _text(address, "state", 50)
     if not state:
         return None
-    return state.upper() if _STATE.fullmatch(state) else STATES.get(" ".join(state.casefold().split()))
+    plain = " ".join(state.replace(".", "").replace(",", " ").split())
+    match = _ISO_STATE.fullmatch(plain)
+    plain = match[1] if match else plain
+    return plain.upper() if _STATE.fullmatch(plain) else _STATES.get(plain.casefold())
 
 
 def _country(address: dict[str, Any]) -> str | None:
@@ -205,16 +237,19 @@ def _degrees(value: Any, most: float) -> float | None:
 
 
 def _zip(address: dict[str, Any]) -> str | None:
-    """A site's postal code: of the United States its digits without the hyphen, else as it is, up to nine characters."""
+    """A site's postal code: of the United States its digits alone, else as it is, up to nine characters."""
     code = _text(address, "postalCode", 20)
     match = _ZIP_PLUS_4.fullmatch(code) if code else None
-    return "".join(match.groups()) if match else _text(address, "postalCode", 9)
+    return "".join(part for part in match.groups() if part) if match else _text(address, "postalCode", 9)
 
 
 def _is_elsewhere(address: dict[str, Any]) -> bool:
-    """Whether the country is one that is not the United States."""
+    """Whether the country is one that has no postal codes of the United States; without one, whether the state's code is."""
     country = _country(address)
-    return country is not None and country.casefold().replace(".", "") not in _UNITED_STATES
+    if country is None:
+        state = _state(address)
+        return state is not None and state not in _STATE_CODES
+    return country_name(country) not in _OF_UNITED_STATES
 
 
 def _zip3(address: dict[str, Any]) -> str | None:

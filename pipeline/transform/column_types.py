@@ -71,14 +71,19 @@ CONVERTED_TYPES: Mapping[str, ColumnType] = {
     "patient_location": ColumnType("Patient", "key of the home (else first) address: state, zip 3, country", _KEY),
     "site_location": ColumnType("Organization, Location", "key of the address", _KEY),
     "is_home": ColumnType("Location", "true where a person lives there", pl.Boolean()),
+    "physical_type": ColumnType("Location.physicalType", "FHIR's code of it, also by its words"),
     "is_not_on_file": ColumnType(
         "AllergyIntolerance", "true where it only says that nothing is known, and has no date", pl.Boolean()
     ),
     "npi": ColumnType("Identifiers", "the first national provider number"),
     "provider_taxonomy": ColumnType("CodeableConcepts", "code set of the first with a code of the taxonomy", _CODES),
     "role_specialty": ColumnType("PractitionerRole", "JSON of its specialty, for a fact", is_json=True),
-    "verification_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
-    "clinical_status": ColumnType("CodeableConcept", "its code of FHIR's list, else its first"),
+    "verification_status": ColumnType(
+        "CodeableConcept", "its code of FHIR's list, or what its words say of it, else its first"
+    ),
+    "clinical_status": ColumnType(
+        "CodeableConcept", "its code of FHIR's list, or what its words say of it, else its first"
+    ),
     "inexact_length": ColumnType("MedicationRequest", "the comparator of a boundsDuration"),
     "integer32": ColumnType("integer", "the integer; one of more than 32 bits is refused", pl.Int64()),
     "comparator": ColumnType("Quantity.comparator", "the comparator, NULL for `=`; an unknown one is refused"),

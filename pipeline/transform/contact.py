@@ -1,6 +1,6 @@
 """On which day of contact a row came to be known: what its lineage says beside the row's own date (`omop_schema.contact`).
 
-A diagnosis of 1995 that was recorded in 2024 tells of 1995, but nobody observed the patient then. Which columns say when a
+A diagnosis of 1995 that was recorded in 2024 is about 1995, but nobody observed the patient then. Which columns say when a
 resource was recorded is the mapping's `contact`. What observation periods make of it is in publication.
 """
 

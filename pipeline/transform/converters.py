@@ -82,20 +82,65 @@ CLINICAL_STATUSES = frozenset(("active", "recurrence", "relapse", "inactive", "r
 
 
 def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]:
-    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; else its first code."""
+    """Converter CodeableConcept → its code of FHIR's list, whatever other codes stand before it; without one what its
+    displays and its text say in the list's words ("Entered in error"); else its first code."""
 
     def convert(concept: dict[str, Any]) -> str | None:
-        codes = [code for coding in concept.get("coding") or () if (code := coding.get("code")) is not None]
+        codings = concept.get("coding") or ()
+        codes = [code for coding in codings if (code := coding.get("code")) is not None]
         if any(code.__class__ is not str for code in codes):
             raise ValueError("expected a string")
-        return next((code for code in codes if code in known), next(iter(codes), None))
+        found: str | None = next((code for code in codes if code in known), None)
+        if found is not None:
+            return found
+        words = [*codes, *(coding.get("display") for coding in codings), concept.get("text")]
+        named = ("-".join(word.casefold().split()) for word in words if word.__class__ is str)
+        in_words: str | None = next((word for word in named if word in known), next(iter(codes), None))
+        return in_words
 
     return convert
 
 
+#: What a place is, in words, by FHIR's codes; a unit has none, and is one like a ward.
+_PHYSICAL_TYPES = {
+    "site": "si",
+    "building": "bu",
+    "wing": "wi",
+    "ward": "wa",
+    "level": "lvl",
+    "corridor": "co",
+    "room": "ro",
+    "bed": "bd",
+    "vehicle": "ve",
+    "house": "ho",
+    "cabinet": "ca",
+    "road": "rd",
+    "area": "area",
+    "virtual": "vi",
+    "unit": "wa",
+    "nursing unit": "wa",
+    "department": "wa",
+    "floor": "lvl",
+    "hospital": "bu",
+    "jurisdiction": "jdn",
+}
+_PHYSICAL_TYPE_SYSTEM = "location-physical-type"
+
+
+def physical_type(concept: dict[str, Any]) -> str | None:
+    """Converter Location.physicalType → its code of FHIR's list, however that is called, else by its displays and text."""
+    codings = concept.get("coding") or ()
+    for coding in codings:
+        if coding.get("code") and _PHYSICAL_TYPE_SYSTEM in str(coding.get("system")).casefold():
+            return str(coding["code"])
+    words = [*(coding.get("display") for coding in codings), concept.get("text")]
+    named = (" ".join(str(word).casefold().split()) for word in words if word)
+    return next((_PHYSICAL_TYPES[word] for word in named if word in _PHYSICAL_TYPES), None)
+
+
 #: "Patient not asked" of SNOMED's US edition, with which Epic says that nobody has asked for allergies.
 _NOT_ASKED = "1631000175102"
-_NOT_ON_FILE = frozenset(("not on file", "not asked", "patient not asked"))
+_NOT_ON_FILE = frozenset(("not on file", "allergies not on file", "not asked", "patient not asked"))
 _DATES_OF_ALLERGY = ("recordedDate", "lastOccurrence", "onsetDateTime", "onsetPeriod", "onsetAge", "encounter")
 
 
@@ -105,9 +150,14 @@ def is_not_on_file(allergy: dict[str, Any]) -> bool | None:
     codings = code.get("coding") or ()
     texts = [code.get("text"), *(coding.get("display") for coding in codings)]
     says_it = any(coding.get("code") == _NOT_ASKED for coding in codings) or any(
-        text.__class__ is str and text.casefold() in _NOT_ON_FILE for text in texts
+        text.__class__ is str and _words(text) in _NOT_ON_FILE for text in texts
     )
     return True if says_it and not any(allergy.get(name) for name in _DATES_OF_ALLERGY) else None
+
+
+def _words(text: str) -> str:
+    """The words of a text in lower case: "Not-on  File." is "not on file"."""
+    return " ".join(text.casefold().replace("-", " ").rstrip(". ").split())
 
 
 def integer32(value: int) -> int:

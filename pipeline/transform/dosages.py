@@ -140,10 +140,10 @@ _PERIOD_DAYS = {"h": 1 / 24, "d": 1.0, "wk": 7.0}
 class DailyDoses:
     """Converters MedicationRequest or MedicationDispense → its dose a day, over all dosage instructions.
 
-    Never invented: tablets are not divided by milligrams. Of several entries of doseAndRate (Epic sends what was
-    calculated, what is taken and what was ordered) the one counts whose unit is the dispensed quantity's; where none is,
-    the first that is an amount, not one by weight. None where anything is missing, where the drug is taken as needed, and
-    where instructions follow one another (`sequence`).
+    Never invented: tablets are not divided by milligrams, and what is taken once or twice a day has no daily dose. Of
+    several entries of doseAndRate (Epic sends what was calculated, what is taken and what was ordered) the one counts
+    whose unit is the dispensed quantity's; where none is, the first that is an amount, not one by weight. None where
+    anything is missing, where the drug is taken as needed, and where instructions follow one another (`sequence`).
     """
 
     def __init__(self, sets: CodeSets) -> None:
@@ -214,11 +214,21 @@ _PIECES = frozenset(
 )
 
 
+#: Names of one unit: an order may be for tablets of which one "tab" is taken.
+_SAME_UNITS = {
+    **dict.fromkeys(("tab", "tablet", "tbl", "{tbl}", "{tablet}", "{tab}"), "tablet"),
+    **dict.fromkeys(("cap", "capsule", "{capsule}", "{cap}"), "capsule"),
+    **dict.fromkeys(("ml", "milliliter", "millilitre"), "mL"),
+    **dict.fromkeys(("patch", "patches", "{patch}"), "patch"),
+}
+
+
 def _unit_names(quantity: dict[str, Any]) -> set[str]:
-    """By what a quantity's unit is recognised: its code, and its text in any case, as one or many."""
+    """By what a quantity's unit is recognised: its code, its text in any case, as one or many, and the usual name."""
     code, unit = quantity.get("code"), quantity.get("unit")
-    text = " ".join(unit.split()).casefold() if unit else ""
-    return {name for name in (code, text, text.removesuffix("s") if len(text) > _SHORTEST_PLURAL else "") if name}
+    text = " ".join(unit.split()).casefold().removesuffix("(s)").removesuffix("(es)") if unit else ""
+    names = {name for name in (code, text, text.removesuffix("s") if len(text) > _SHORTEST_PLURAL else "") if name}
+    return names | {_SAME_UNITS[name.casefold()] for name in names if name.casefold() in _SAME_UNITS}
 
 
 _SHORTEST_PLURAL = 3
@@ -238,12 +248,39 @@ def _doses(request: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> l
 def _daily(dosage: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> tuple[float, dict[str, Any]] | None:
     entries = (entry.get("doseQuantity") or {} for entry in dosage.get("doseAndRate") or ())
     dose = next((dose for dose in entries if dose.get("value") and fits(dose)), None)
-    repeat = _repeat(dosage)
-    days = _PERIOD_DAYS.get(str(repeat.get("periodUnit")))
     as_needed = dosage.get("asNeededBoolean") or dosage.get("asNeededCodeableConcept")
-    if not dose or as_needed or not days or not repeat.get("period"):
+    times = None if as_needed or not dose else _times_a_day(_repeat(dosage))
+    return (float(dose["value"] * times), dose) if dose and times else None
+
+
+_WEEK = 7
+
+
+def _times_a_day(repeat: dict[str, Any]) -> float | None:
+    """How often a day, by frequency and period, times of the day and days of the week; None where it is not one number
+    (`frequencyMax`, `periodMax`), or where these contradict each other."""
+    days, period = _PERIOD_DAYS.get(str(repeat.get("periodUnit"))), repeat.get("period")
+    frequency, times, weekdays = repeat.get("frequency"), _times_of_day(repeat), set(repeat.get("dayOfWeek") or ())
+    varies = any(
+        repeat.get(f"{name}Max") is not None and repeat[f"{name}Max"] != repeat.get(name, 1)
+        for name in ("frequency", "period")
+    )
+    if varies or not days or not period:
         return None
-    return float(dose["value"] * repeat.get("frequency", 1) / (repeat["period"] * days)), dose
+    length = period * days
+    if weekdays and length == _WEEK:  # what is not on each of the days is in no known rhythm
+        on_all = len(weekdays) * (times or 1)
+        return None if frequency is not None and (frequency < len(weekdays)) else (frequency or on_all) / _WEEK
+    if times > 1 and frequency is not None and frequency != times:
+        return None
+    often = (frequency if frequency is not None else times or 1) / length
+    if not weekdays:
+        return float(often)
+    return float(often * len(weekdays) / _WEEK) if length == 1 else None
+
+
+def _times_of_day(repeat: dict[str, Any]) -> int:
+    return len(repeat.get("timeOfDay") or repeat.get("when") or ())
 
 
 def pharmacy(sets: CodeSets) -> Callable[[dict[str, Any]], int | None]:

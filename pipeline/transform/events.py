@@ -29,9 +29,10 @@ from pipeline.transform.mapping.duplicate_rules import COUNTED_ELSEWHERE
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
 from pipeline.transform.plan import Worker
 from pipeline.transform.references import PERSON_PROBLEM, ReferenceProblem
-from pipeline.transform.results import ENTRY, NO_LINKS, with_results
+from pipeline.transform.results import ENTRY, NO_LINKS, VALUES, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
+from pipeline.transform.rules.notes import NOTE_TEXT_OFF
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE, REPORTED
 
@@ -102,13 +103,16 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
     found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
     counted: CountedRows | None = None
+    documents = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
     exact: dict[str, pl.DataFrame] = {}
-    links = NO_LINKS
+    links, ambiguous = NO_LINKS, pl.DataFrame(schema=SCHEMAS[ISSUE])
 
     def tables(kept: pl.DataFrame) -> dict[str, pl.DataFrame]:
-        nonlocal rate, unmapped, found, counts, counted, links
+        nonlocal rate, unmapped, found, counts, counted, documents, links, ambiguous
         kept = kept.with_row_index(ENTRY) if view.result_concept_id else kept
         coded = _with_concepts(worker, mapping, view, kept)
+        ambiguous = _ambiguous_codes(mapping, view, coded)
+        coded, documents = _without_documents(mapping, view, coded)
         checked = worker.value_checks.check(coded)
         found, counts = checked.found, checked.counts
         counted = without_duplicates(worker, mapping.resource, checked.rows)
@@ -131,13 +135,35 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         result,
         rate=rate,
         unmapped=pl.concat([unmapped, result.unmapped]),
+        issues=pl.concat([result.issues, ambiguous]),
         exact=exact,
         links=links,
         value_checks=counts,
     )
+    if not documents.is_empty():
+        left_out, issues = pl.concat([result.left_out, documents]), _left_out_issues(documents)
+        result = replace(result, left_out=left_out, issues=pl.concat([result.issues, issues]))
     if counted is not None:
         result = _with_counted(mapping, view, result, counted)
     return result if found.is_empty() else _with_value_findings(mapping, view, result, found)
+
+
+def _without_documents(
+    mapping: ResourceMapping, view: ViewMapping, coded: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Without rows whose concept is one of documents (domain Note) and that have no value, and those (LEFT_OUT_SCHEMA): an
+    observation of them would say nothing. What text they have is a note by a view of its own."""
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    if view.concept_id or view.table:
+        return coded, nothing
+    values = [pl.col(name) for name in VALUES if name in coded.columns]
+    is_document = (pl.col("target_domain_id") == _NOTE).fill_null(False)
+    is_document &= pl.all_horizontal(pl.lit(True), *(value.is_null() for value in values))
+    documents = coded.filter(is_document)
+    if documents.is_empty():
+        return coded, nothing
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code or "")).alias("path")
+    return coded.filter(~is_document), _left_out(documents, pl.lit(NOTE_TEXT_OFF), "documents are notes", path)
 
 
 def _with_counted(mapping: ResourceMapping, view: ViewMapping, result: EventRows, counted: CountedRows) -> EventRows:
@@ -200,16 +226,16 @@ def refuse_incomplete(
     rows: pl.DataFrame,
     tables: Callable[[pl.DataFrame], dict[str, pl.DataFrame]],
 ) -> EventRows:
-    """Tell apart rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
+    """Distinguish rows that cannot be made, rows that a value map excludes, and rows that `tables` turns into tables.
 
     If the resource's own row cannot be made, the whole resource is rejected; a further row is left out, with an issue.
     """
-    rows = _implausible_excluded(worker, view, rows)
+    rows, by_rule = _without_left_out(mapping, view, _implausible_excluded(worker, view, rows))
     lacking = {name: rows[name].is_null() for name in view.required if rows[name].null_count()}
     if view.is_further and IMPLAUSIBLE in rows.columns and worker.derivation.options.implausible_dates == "exclude":
         lacking[IMPLAUSIBLE] = rows[IMPLAUSIBLE]
     missing = [rows.filter(lacks).select(*_refusal(mapping, view, rows, name)) for name, lacks in lacking.items()]
-    refused = pl.concat(missing) if missing else pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    refused = pl.concat([*missing, by_rule])
     excluded = pl.DataFrame(schema=EXCLUDED_SCHEMA)
     if "exclude_reason" in rows.columns:
         excluded = rows.filter(pl.col("exclude_reason").is_not_null()).select(*EXCLUDED_SCHEMA)
@@ -241,6 +267,19 @@ def refuse_incomplete(
     )
 
 
+def _without_left_out(
+    mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Of a further view the rows that no rule leaves out, and those that one does (LEFT_OUT_SCHEMA): the resource stays."""
+    nothing = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
+    if not view.is_further or "exclude_reason" not in rows.columns:
+        return rows, nothing
+    is_left_out = pl.col("exclude_reason").is_in(LEFT_OUT_BY_RULE).fill_null(False)
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code or "")).alias("path")
+    left_out = _left_out(rows.filter(is_left_out), pl.col("exclude_reason"), "a rule leaves it out", path)
+    return rows.filter(~is_left_out), pl.concat([nothing, left_out])
+
+
 def _left_out_issues(left_out: pl.DataFrame) -> pl.DataFrame:
     """SCHEMAS[ISSUE]: a further row is not there, because of the element in `path`."""
     return left_out.select("surrogate_id", pl.lit("row_left_out").alias("code"), "path")
@@ -270,7 +309,14 @@ LEFT_OUT_SCHEMA = {**REFUSED_SCHEMA, "surrogate_id": pl.Int64}
 #: Why a resource is excluded by the option implausible_dates.
 DATE_IMPLAUSIBLE = "date_implausible"
 #: Codes of rows that are left out because a rule says so: a resource of which no other row is left is excluded.
-LEFT_OUT_BY_RULE = (DATE_IMPLAUSIBLE, NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, COUNTED_ELSEWHERE)
+LEFT_OUT_BY_RULE = (
+    DATE_IMPLAUSIBLE,
+    NEGATIVE_VALUE,
+    IMPLAUSIBLE_VALUE,
+    COUNTED_ELSEWHERE,
+    NOTE_TEXT_OFF,
+)
+_NOTE = "Note"
 #: After the element whose quantity is a row's number.
 _QUANTITY = ".ofType(Quantity).value"
 EXCLUDED_SCHEMA = {"index": pl.Int32, "exclude_reason": pl.String}
@@ -422,6 +468,10 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
     source_value = pl.coalesce("source_code", pl.when(pl.lit(keep_text)).then("text"))
     value = pl.col("value_concept_id_right") if "value_concept_id_right" in rows.columns else pl.col("value_concept_id")
     own_value = [pl.col("value_as_concept_id")] if "value_as_concept_id" in rows.columns else []
+    if "unit_concept_id" in rows.columns and "value_as_number" in rows.columns:
+        has_no_unit = pl.col("unit_source_value").is_null() & pl.col("value_as_number").is_not_null()
+        unit = pl.coalesce("unit_concept_id", pl.when(has_no_unit).then("own_unit_concept_id"))
+        rows = rows.with_columns(unit.alias("unit_concept_id"))
     return rows.with_columns(
         pl.col("target_concept_id").fill_null(0).alias("concept_id"),
         pl.col("source_concept_id").fill_null(0),
@@ -430,6 +480,14 @@ def _with_concepts(worker: Worker, mapping: ResourceMapping, view: ViewMapping, 
         pl.col("code_set_key").fill_null(0),
         _table(view).alias("table"),
     )
+
+
+def _ambiguous_codes(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
+    """Issues of rows without a concept because the vocabulary has several codes that the source may mean."""
+    if "is_ambiguous" not in rows.columns or view.code is None:
+        return pl.DataFrame(schema=SCHEMAS[ISSUE])
+    path = numbered_path(mapping, view, _path_of(mapping, view, view.code)).alias("path")
+    return rows.filter("is_ambiguous").select("surrogate_id", pl.lit("code_ambiguous").alias("code"), path)
 
 
 def _table(view: ViewMapping) -> pl.Expr:

@@ -20,6 +20,16 @@ _ORDER = {kind: rank for rank, kind in enumerate(("ATND", "PPRF", "SPRF", "CON",
 _OTHERS = len(_ORDER)
 #: Who sent the patient gives no care in the visit.
 _REFERRER = "REF"
+#: The same in words, where a site has no code of these, or only its own: displays of the code system, and what is usual.
+_WORDS = {
+    **dict.fromkeys(("attender", "attending", "attending provider", "attending physician"), "ATND"),
+    "primary performer": "PPRF",
+    "secondary performer": "SPRF",
+    **dict.fromkeys(("consultant", "consulting provider", "consulting physician"), "CON"),
+    **dict.fromkeys(("admitter", "admitting", "admitting provider", "admitting physician"), "ADM"),
+    **dict.fromkeys(("discharger", "discharging", "discharging provider", "discharging physician"), "DIS"),
+    **dict.fromkeys(("referrer", "referring", "referring provider", "referring physician"), _REFERRER),
+}
 
 _Span = tuple[datetime, datetime]
 _EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
@@ -50,11 +60,19 @@ def visit_provider(first: Callable[[Any], int | None], site_zone: str) -> Callab
 
 
 def _rank(participant: dict[str, Any]) -> int | None:
-    """The best of the participant's kinds, in whatever system their codes are; None for who only referred."""
-    codes = {coding.get("code") for kind in participant.get("type") or () for coding in kind.get("coding") or ()}
-    if known := _ORDER.keys() & codes:
+    """The best of the participant's kinds, in whatever system their codes are, else in words; None for who only referred."""
+    kinds = participant.get("type") or ()
+    codings = [coding for kind in kinds for coding in kind.get("coding") or ()]
+    found = {str(coding["code"]).upper() for coding in codings if coding.get("code")}
+    if not found & _KNOWN:
+        words = [*(coding.get("display") for coding in codings), *(kind.get("text") for kind in kinds)]
+        found = {_WORDS.get(" ".join(str(word).casefold().split()), "") for word in words if word}
+    if known := _ORDER.keys() & found:
         return min(_ORDER[code] for code in known)
-    return None if _REFERRER in codes else _OTHERS
+    return None if _REFERRER in found else _OTHERS
+
+
+_KNOWN = frozenset((*_ORDER, _REFERRER))
 
 
 def _covers(period: Any, start: _Span | None, zone: ZoneInfo) -> bool:

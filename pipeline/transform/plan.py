@@ -29,16 +29,19 @@ from pipeline.sql_on_fhir.view_definition import (
     compile_columns,
     compile_together,
 )
+from pipeline.staging.schemas import CODE_SET, SCHEMAS
 from pipeline.transform import converters, dosages, note_texts, specialties, udi
 from pipeline.transform.addresses import COUNTRIES, Addresses, is_home
 from pipeline.transform.column_types import column_dtype
+from pipeline.transform.concepts.answers import asked_sets
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.look_ups import LookUps
-from pipeline.transform.concepts.resolver import ConceptResolver
+from pipeline.transform.concepts.resolver import ConceptLookup, ConceptResolver
 from pipeline.transform.identifiers import IDENTIFIED_TYPES, IdentifierKeys, identifier_keys
-from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Target, ViewMapping
+from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, ViewMapping
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.targets import Target, standard_of_targets
 from pipeline.transform.participants import visit_provider
 from pipeline.transform.ports import Ports
 from pipeline.transform.references import PROVIDER, TARGETS, VISIT_PROVIDER, ReferenceReader
@@ -46,7 +49,7 @@ from pipeline.transform.reporters import REPORTERS, is_reported_by_patient
 from pipeline.transform.rules import Derivation
 from pipeline.transform.value_checks import ValueChecks
 
-__all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker"]
+__all__ = ["PlannedView", "ResourcePlan", "SiteMapping", "TransformPlan", "Worker", "resolver_of"]
 
 _VALUE_MAP_SCHEMA = {
     "system": pl.String,
@@ -110,6 +113,19 @@ class ResourcePlan:
     bind: Callable[[Sequence[list[Any]]], Append]
 
 
+def resolver_of(mappings: Mappings, sets: CodeSets, index: ConceptLookup) -> ConceptResolver:
+    """Resolves code sets by a site's mappings. What it is given here is in `rules_hash` (`pipeline.load.fingerprints`)."""
+    return ConceptResolver(
+        sets,
+        index,
+        mappings.code_systems,
+        mappings.vocabulary_priority,
+        mappings.unit_aliases,
+        mappings.code_forms,
+        mappings.fall_backs,
+    )
+
+
 class Worker:
     """One process's compiled mappings and caches. Not thread-safe."""
 
@@ -122,17 +138,14 @@ class Worker:
         countries = {country.code for country in plan.mappings.value_maps.get(COUNTRIES, ())}
         keeps_foreign = plan.mappings.options.foreign_postal_codes == "keep"
         self.addresses = Addresses(countries, keeps_foreign_codes=keeps_foreign)
+        #: code sets that were noted, as hashes
+        self._noted: set[int] = set()
         self._reset_code_sets()
 
     def _reset_code_sets(self) -> None:
         self.sets = CodeSets(self.systems.canonical)
-        self.resolver = ConceptResolver(
-            self.sets,
-            self.plan.index,
-            self.plan.mappings.code_systems,
-            self.plan.mappings.vocabulary_priority,
-            self.plan.mappings.unit_aliases,
-        )
+        self.resolver = resolver_of(self.plan.mappings, self.sets, self.plan.index)
+        self._noted_until = 0
         self._plans: dict[str, ResourcePlan] = {}
         self.derivation = Derivation(
             site_zone=self.plan.site.time_zone,
@@ -152,6 +165,16 @@ class Worker:
         """Forget code sets when there are very many (texts that differ on every line)."""
         if len(self.sets) > _CODE_SET_LIMIT:
             self._reset_code_sets()
+
+    def note_code_sets(self) -> pl.DataFrame:
+        """The code sets that are new since the last time, each once a process (`pipeline.transform.concepts.answers`)."""
+        new = []
+        for asked in asked_sets(self.sets, self._noted_until):
+            if (key := hash(asked)) not in self._noted:
+                self._noted.add(key)
+                new.append(asked)
+        self._noted_until = len(self.sets)
+        return pl.DataFrame({"asked": new}, schema=SCHEMAS[CODE_SET])
 
     def fixed(self, concept_ids: tuple[int, ...]) -> int:
         """The first of the alternatives that the loaded vocabulary has, else 0."""
@@ -186,11 +209,8 @@ class Worker:
 
     @cached_property
     def _coded(self) -> dict[str, int]:
-        """`VOCABULARY:code` of the mappings → its standard concept."""
-        parted = (name.partition(":") for name in self.plan.mappings.coded_concepts)
-        pairs = [(vocabulary, code) for vocabulary, _, code in parted]
-        found = self.plan.index.standard_of_codes(pairs)
-        return {f"{vocabulary}:{code}": concept_id for (vocabulary, code), concept_id in found.items()}
+        """`VOCABULARY:code` and `VOCABULARY=name` of the mappings → their standard concepts."""
+        return standard_of_targets(self.plan.mappings.coded_concepts, self.plan.index, self.plan.mappings.code_forms)
 
     @cached_property
     def fixed_domains(self) -> dict[int, str]:
@@ -271,6 +291,7 @@ class Worker:
             "is_not_on_file": converters.is_not_on_file,
             "verification_status": converters.status_code(converters.VERIFICATION_STATUSES),
             "clinical_status": converters.status_code(converters.CLINICAL_STATUSES),
+            "physical_type": converters.physical_type,
             "integer32": converters.integer32,
             "period_text": converters.period_text,
             "age_text": converters.age_text,

@@ -12,7 +12,7 @@ from pipeline.fhir.identity import parse_reference
 
 __all__ = ["REPORTERS", "is_reported_by_patient"]
 
-#: Types of columns that say it, by the elements that name who reported: the first whose type can be told decides.
+#: Types of columns that say it, by the elements that name who reported: the first whose type is known decides.
 #: A performer of a Procedure, MedicationAdministration or Immunization did it, and so reports nothing.
 REPORTERS = {
     f"reported_by_patient({'/'.join(elements)})": elements

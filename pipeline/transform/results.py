@@ -13,7 +13,7 @@ from pipeline.fhir.identity import content_key
 from pipeline.staging.schemas import EVENT_LINK, SCHEMAS
 from pipeline.transform.routing import EVENT_COLUMNS
 
-__all__ = ["ENTRY", "NO_LINKS", "with_results"]
+__all__ = ["ENTRY", "NO_LINKS", "VALUES", "with_results"]
 
 #: Column: the number of the row before concepts were looked up; the rows of one code's concepts share it.
 ENTRY = "entry"
@@ -22,7 +22,8 @@ NO_LINKS = pl.DataFrame(schema=SCHEMAS[EVENT_LINK])
 
 _HOLDERS = [table for table, columns in EVENT_COLUMNS.items() if "value_as_concept_id" in columns]
 _TABLE = "observation"
-_VALUES = ("value_as_number", "value_as_concept_id", "value_as_string", "value_source_value")
+#: What a row may say beside its concept.
+VALUES = ("value_as_number", "value_as_concept_id", "value_as_string", "value_source_value")
 #: An odd constant, and the number of these rows: their keys follow from those of the rows to which they belong.
 _MIX, _RESULT = -7046029254386353131, content_key("result")
 
@@ -33,7 +34,7 @@ def with_results(rows: pl.DataFrame, concept: pl.Expr) -> tuple[pl.DataFrame, pl
     rows: coded events with `table`, `row_key` and ENTRY. `concept`: that of a result. A value that another row of the same
     code holds makes none; of several rows that lack one value the first in the order of tables gets it.
     """
-    values = [pl.col(name) for name in _VALUES if name in rows.columns]
+    values = [pl.col(name) for name in VALUES if name in rows.columns]
     is_held = pl.col("table").is_in(_HOLDERS)
     lost = rows.filter(~is_held & pl.any_horizontal(value.is_not_null() for value in values))
     if lost.is_empty():

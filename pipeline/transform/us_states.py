@@ -1,8 +1,9 @@
-"""The two-letter codes of the states and territories of the United States, by their names in lower case (USPS)."""
+"""The two-letter codes of the states and territories of the United States (USPS), and of the provinces of Canada, by their
+names in lower case, without dots and commas."""
 
 from __future__ import annotations
 
-__all__ = ["STATES"]
+__all__ = ["PROVINCES", "STATES", "TERRITORIES"]
 
 STATES = {
     "alabama": "AL",
@@ -59,7 +60,43 @@ STATES = {
     "american samoa": "AS",
     "guam": "GU",
     "northern mariana islands": "MP",
+    "commonwealth of the northern mariana islands": "MP",
     "puerto rico": "PR",
     "virgin islands": "VI",
-    "u.s. virgin islands": "VI",
+    "us virgin islands": "VI",
+    "united states virgin islands": "VI",
+    "virgin islands us": "VI",
+    "washington dc": "DC",
+    "federated states of micronesia": "FM",
+    "marshall islands": "MH",
+    "palau": "PW",
+    "armed forces americas": "AA",
+    "armed forces europe": "AE",
+    "armed forces pacific": "AP",
 }
+
+PROVINCES = {
+    "alberta": "AB",
+    "british columbia": "BC",
+    "manitoba": "MB",
+    "new brunswick": "NB",
+    "newfoundland and labrador": "NL",
+    "nova scotia": "NS",
+    "northwest territories": "NT",
+    "nunavut": "NU",
+    "ontario": "ON",
+    "prince edward island": "PE",
+    "quebec": "QC",
+    "québec": "QC",
+    "saskatchewan": "SK",
+    "yukon": "YT",
+}
+
+#: Parts of the United States that others call countries; their postal codes are of the United States (USPS).
+TERRITORIES = frozenset(
+    (
+        *("as", "asm", "16", "american samoa", "gu", "gum", "316", "guam"),
+        *("mp", "mnp", "580", "northern mariana islands", "pr", "pri", "630", "puerto rico"),
+        *("vi", "vir", "850", "virgin islands us", "us virgin islands", "united states virgin islands"),
+    )
+)

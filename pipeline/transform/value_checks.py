@@ -1,7 +1,7 @@
 """Numbers of rows against the rules about numbers (`pipeline.transform.mapping.value_rules`): limits, and units.
 
 Set-based, on rows whose concept and table are known. What a rule finds is counted, and where the site's options say so,
-the number goes, the row goes, or number and unit are brought into the standard unit. What the source said stays in the
+the number goes, the row goes, or number and unit are brought into the standard unit. What the source holds stays in the
 source columns. No row is compared with another one here.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["CONVERTED", "IMPLAUSIBLE_VALUE", "NEGATIVE_VALUE", "REPORTED", "Chec
 
 #: Findings. The first two are codes of issues as well, and reasons of what is excluded.
 NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, CONVERTED = "value_negative", "value_implausible", "unit_converted"
-#: What became of a finding where the option says `report`: nothing.
+#: What was done with a finding where the option says `report`: nothing.
 REPORTED = "reported"
 
 #: Doubles hold 15 digits; a product of two is cut where its own error begins: 98.6 °F is 37 °C.

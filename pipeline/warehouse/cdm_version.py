@@ -52,7 +52,7 @@ def refuse_other_version(connection: psycopg.Connection, cdm_schema: str, versio
         )
     raise ConfigurationError(
         message,
-        f"A database does not go back to an older version. Set {_SETTING}={found} to go on with this one. For {version},"
+        f"A database does not go back to an older version. Set {_SETTING}={found} to continue with this one. For {version},"
         " name a fresh database (EPIC_OMOP_DATABASE_URL, or other names by EPIC_OMOP_CDM_SCHEMA, _VOCAB_SCHEMA and"
         " _ETL_SCHEMA), then `epic-omop db init`, `epic-omop vocabulary load FOLDER` and, the oldest first, `epic-omop"
         " ingest --site NAME --export NUMBER` for the exports in this home's landing (docs/cdm-versions.md).",

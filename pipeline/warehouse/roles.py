@@ -189,6 +189,11 @@ def _role_statements(warehouse: Warehouse) -> Iterator[str]:
     yield f"GRANT USAGE ON SCHEMA {cdm}, {vocab} TO {reader}"
     yield f"GRANT USAGE ON SCHEMA {vocab} TO {steward}"
     yield f"GRANT USAGE ON SCHEMA {own} TO {steward}, {auditor}"
+    # A release of the vocabulary is loaded into a schema of its own, which takes the name of the active one afterwards.
+    yield (
+        f"DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {etl}', current_database());"
+        f" ALTER SCHEMA {vocab} OWNER TO {etl}; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$"
+    )
     yield (  # everyone has these rights unless the database's owner, who alone can give them, has taken them away
         f"DO $$ BEGIN EXECUTE format('GRANT CONNECT, TEMPORARY ON DATABASE %I TO {reader}, {steward}, {auditor}, {etl}',"
         " current_database()); EXCEPTION WHEN insufficient_privilege THEN NULL; END $$"

@@ -71,7 +71,7 @@ class UpgradeReport:
 
 
 class SchemaNames(TypedDict):
-    """What an installation is told of an instance."""
+    """What an installation needs to know of an instance."""
 
     cdm: str
     vocab: str

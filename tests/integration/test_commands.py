@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,7 +156,7 @@ def test_the_whole_way(terminal: CommandLine, tmp_path: Path) -> None:
     refused = terminal.run("ingest", "--site", "s", "--from", folder, code=1)
     assert "No vocabulary is loaded" in refused.err
     assert "epic-omop vocabulary load" in refused.err
-    assert "263 concepts are loaded" in terminal.run("vocabulary", "load", VOCABULARY).out
+    assert "264 concepts are loaded" in terminal.run("vocabulary", "load", VOCABULARY).out
     first = terminal.run("ingest", "--site", "s", "--from", folder).out
     assert "Export 1 of s: 6 lines" in first
     assert "2 open dead letters" in first
@@ -185,8 +186,44 @@ def test_an_export_that_is_landed_is_loaded_by_its_number(loaded: CommandLine) -
 
 def test_a_deep_verification_and_the_plan_of_a_remap(loaded: CommandLine) -> None:
     assert "Every row and every link is as a fresh load makes it" in loaded.run("verify", "--deep", "--all").out
-    assert "Would be mapped again" in loaded.run("remap", "--site", "s", "--dry-run").out
+    assert "Site s: nothing would be mapped again." in loaded.run("remap", "--dry-run").out
+    assert "would be mapped again" in loaded.run("remap", "--site", "s", "--all", "--dry-run").out
     assert "--persons" in loaded.run("verify", "--persons", "3", code=2).err
+
+
+def test_an_approved_code_is_mapped_at_all_sites(terminal: CommandLine, tmp_path: Path) -> None:
+    """What would change is said first, in 80 columns; then it is done, once."""
+    code = {"coding": [{"system": "urn:oid:1.2.3.4", "code": "DIAG-7"}]}
+    condition = {"id": "c1", "code": code, "subject": {"reference": "Patient/p1"}, "onsetDateTime": "2025-01-02"}
+    (tmp_path / "world").mkdir()
+    for name, resource in {"Patient": patient(), "Condition": condition}.items():
+        line = json.dumps({"resourceType": name, **resource})
+        (tmp_path / "world" / f"{name}.ndjson").write_text(f"{line}\n")
+    terminal.run("vocabulary", "load", VOCABULARY)
+    terminal.run("ingest", "--site", "one", "--from", tmp_path / "world")
+    terminal.run("ingest", "--site", "other", "--from", tmp_path / "world", "--new-site")
+    release = shutil.copytree(VOCABULARY, tmp_path / "release")
+    (release / "SOURCE_TO_CONCEPT_MAP.csv").write_text(
+        "source_code\tsource_concept_id\tsource_vocabulary_id\tsource_code_description\ttarget_concept_id"
+        "\ttarget_vocabulary_id\tvalid_start_date\tvalid_end_date\tinvalid_reason\n"
+        "DIAG-7\t0\turn:oid:1.2.3.4\t\t254761\tSNOMED\t19700101\t20991231\t\n"
+    )
+    terminal.run("vocabulary", "load", release)
+    assert "epic-omop remap --site other" in " ".join(terminal.run("status").out.split())
+    plan = terminal.run("remap", "--dry-run").out
+    assert max(len(line) for line in plan.splitlines() if not line.startswith("Site ")) <= 80
+    assert [line.split() for line in plan.splitlines() if "DIAG-7" in line] == [
+        ["urn:oid:1.2.3.4|DIAG-7", "none", "254761"]
+    ] * 2
+    assert _row(plan[plan.index("Site other") :], "condition_occurrence") == ["1"]
+    done = terminal.run("remap").out
+    assert done.count("mapped again") == 2
+    again = terminal.run("remap").out
+    assert again.count("nothing was to be mapped again") == 2
+    assert "checks hold" in terminal.run("verify").out
+    with psycopg.connect(terminal.url) as connection:
+        rows = connection.execute("SELECT condition_concept_id FROM cdm.condition_occurrence").fetchall()
+    assert rows == [(254761,), (254761,)]
 
 
 def test_landing_says_how_long_the_disk_suffices_and_what_pruning_would_do(loaded: CommandLine) -> None:

@@ -81,7 +81,7 @@ def test_a_night_hydrates_what_its_exports_lack(demo_warehouse: Prepared, tmp_pa
         assert place.rows("SELECT count(*) FROM cdm.provider") == [(5,)]
         place.content()
         kept = stored(instance)
-        assert "35 resources fetched by reference" in kept
+        assert "45 resources fetched by reference" in kept
         assert [one for one in ids(place) if one in kept] == []
         # a backfill of the day maps again, and asks nobody
         asked = len(place.watched.paths)

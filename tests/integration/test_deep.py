@@ -215,6 +215,8 @@ def _another(table: str, column: str) -> str:
     """SQL of another value of the same type."""
     if column == "person_id":
         return f"(SELECT min(person_id) FROM cdm.person WHERE person_id <> {table}.person_id)"
+    if column.endswith("_event_id"):  # the demonstration vocabulary does not say in which table the row is
+        return f"CASE WHEN {column} IS NULL THEN 1 END"
     if is_link(column):
         return f"CASE WHEN {column} IS NULL THEN 1 ELSE {column} + 500000 END"
     kind = "Date" if column == CONTACT_DATE else str(polars_schema(table)[column])

@@ -17,7 +17,7 @@ from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.warehouse.local_map.overlay import align_local_map, with_local_map
 from pipeline.warehouse.local_map.source_to_concept_map import short_vocabulary_id
 from pipeline.warehouse.local_map.targets import recheck_local_map
-from pipeline.warehouse.vocabulary import ensure_index, load_vocabulary
+from pipeline.warehouse.vocabulary import LoadOptions, ensure_index, load_vocabulary
 from tests.integration.test_vocabulary_load import CONCEPTS, MAPS_TO, make_download, write
 
 SCHEMAS = {"vocab_schema": "vocab", "etl_schema": "etl"}
@@ -212,7 +212,7 @@ def test_a_release_is_asked_about_every_target_and_the_former_one_brings_them_ba
     later = make_download(folder / "later", concepts=LATER, version="v6.0 TEST")
     links = [(a, b) for a, b in MAPS_TO if 1 not in (a, b) and 2 not in (a, b)] + [(1, 7)]
     write(later, "concept_relationship", [f"{a}\t{b}\tMaps to\t19700101\t20991231\t" for a, b in links])
-    load_vocabulary(url, later, **SCHEMAS)
+    load_vocabulary(url, later, **SCHEMAS, options=LoadOptions(force=True))
     with psycopg.connect(url) as connection:
         report = recheck_local_map(connection, **SCHEMAS)
     assert [(item.answer.source_code, item.former_concept_id) for item in report.followed] == [("FOLLOW", 1)]
@@ -228,7 +228,7 @@ def test_a_release_is_asked_about_every_target_and_the_former_one_brings_them_ba
         "SELECT version, target_concept_id, valid_until IS NULL FROM etl.local_map WHERE source_code = 'FOLLOW' ORDER BY 1",
     )
     assert versions == [(1, 1, False), (2, 7, True)]
-    load_vocabulary(url, folder / "first", **SCHEMAS)
+    load_vocabulary(url, folder / "first", **SCHEMAS, options=LoadOptions(force=True))
     with psycopg.connect(url) as connection:
         report = recheck_local_map(connection, **SCHEMAS)
     assert {answer.source_code for answer in report.restored} == {"FOLLOW", "LOST"}

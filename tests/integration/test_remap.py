@@ -75,7 +75,7 @@ def test_what_changed_in_settings_reaches_everything(warehouse: Warehouse, monke
     other = with_site(warehouse, CHICAGO)
     (note,) = notes(other)
     assert "Site one: 7 resources with 6 rows are under old settings" in note
-    assert remap_plan(other.runtime, CHICAGO) == {"Encounter": 1, "Observation": 4, "Patient": 2}
+    assert remap_plan(other.runtime, CHICAGO).resources == {"Encounter": 1, "Observation": 4, "Patient": 2}
 
     # Killed after the first batch, it goes on with the rest.
     monkeypatch.setattr(remapping, "_BATCH_LINES", 3)
@@ -91,7 +91,7 @@ def test_what_changed_in_settings_reaches_everything(warehouse: Warehouse, monke
     with pytest.raises(Killed):
         remap(other.runtime, CHICAGO)
     assert any("a remap begun at" in note for note in notes(other))
-    assert sum(remap_plan(other.runtime, CHICAGO).values()) == 4
+    assert sum(remap_plan(other.runtime, CHICAGO).resources.values()) == 4
     report = remap(other.runtime, CHICAGO)
     assert (report.resumed, report.mapped.total()) == (True, 4)
     other.assert_whole()
@@ -100,12 +100,12 @@ def test_what_changed_in_settings_reaches_everything(warehouse: Warehouse, monke
     assert str(other.value("SELECT visit_start_date FROM cdm.visit_occurrence")) == "2025-01-01"
     # Unlike the first, which had an end, it begins anew: everything is mapped, and nothing changes by it.
     after = content(other)
-    again = remap(other.runtime, CHICAGO)
+    again = remap(other.runtime, CHICAGO, everything=True)
     assert (again.resumed, again.mapped.total(), content(other)) == (False, 7, after)
-    assert remap(other.runtime, CHICAGO, only_old=True).mapped.total() == 0
+    assert remap(other.runtime, CHICAGO).mapped.total() == 0
     # And back: as if nothing had been.
     utc = with_site(other, SiteSettings(name="one"))
-    assert remap(utc.runtime, utc.runtime.settings.site("one"), only_old=True).mapped.total() == 7
+    assert remap(utc.runtime, utc.runtime.settings.site("one")).mapped.total() == 7
     assert content(utc) == before
 
 
@@ -114,8 +114,8 @@ def test_only_what_an_option_concerns_is_old(warehouse: Warehouse) -> None:
         warehouse.load(night)
     site = SiteSettings(name="one", mapping=MappingOptions(preliminary_results="keep"))
     kept = with_site(warehouse, site)
-    assert remap_plan(kept.runtime, site, only_old=True) == {"Observation": 4}
-    remap(kept.runtime, site, only_old=True)
+    assert remap_plan(kept.runtime, site).resources == {"Observation": 4}
+    remap(kept.runtime, site)
     assert dates(kept) == ["2025-01-02", "2025-01-03", "2025-01-04", "2025-01-05"]
 
 
@@ -124,7 +124,7 @@ def test_a_go_live_date_reaches_the_periods(warehouse: Warehouse) -> None:
     site = SiteSettings(name="one", go_live_date="2025-01-03")
     later = with_site(warehouse, site)
     assert ["go_live_date" in note for note in notes(later)] == [True]
-    assert remap(later.runtime, site, only_old=True).export_ids
+    assert remap(later.runtime, site).export_ids
     assert notes(later) == []
     assert str(later.value("SELECT observation_period_start_date FROM cdm.observation_period")) == "2025-01-03"
 

@@ -144,6 +144,8 @@ def test_unknown_codes_are_asked_once_and_exact_answers_map(world, services):
     assert (hub.exact, hub.not_standard, hub.suggestions, hub.unknown, hub.unanswered) == (2, 1, 1, 3, 0)
     assert (server.exact, server.not_standard, server.suggestions, server.unknown) == (1, 0, 1, 3)
     assert night.sentences() == []
+    assert night.remapped is not None
+    assert night.remapped.mapped == {"Condition": 3}, "and nothing else is touched"
     by_source = {resource: concept for resource, concept in conditions(world).items() if concept}
     assert by_source == {"c1": NAUSEA, "c4": NAUSEA, "c6": NAUSEA}
     world.assert_whole()
@@ -168,7 +170,7 @@ def test_unknown_codes_are_asked_once_and_exact_answers_map(world, services):
     # Without the resolvers the rows are again as they were: nothing of them is in the vocabulary.
     use(world)
     assert site_rules(world.runtime, site_of(world)).index.local_hash != overlay.local_hash
-    remap(world.runtime, site_of(world), only_old=True)
+    remap(world.runtime, site_of(world))
     assert conditions(world) == before
 
 
@@ -362,7 +364,13 @@ def test_the_local_map_and_the_release_come_before_resolvers(world, services):
             (DX,),
         )
     try:
+        # Once a resolver had a concept for a code that the release of today has as well, written otherwise.
+        former = AnswerCache(world.runtime.settings.home, site_of(world).resolvers[0], "a former release")
+        now = world.runtime.clock.now()
+        former.put([ResolverAnswer(ICD, "i10", "exact", ((NAUSEA, None),))], "2024.1", now, now)
         night = resolve_and_remap(world.runtime, site_of(world))
+        asked = {coding["code"] for coding in services.seen[0].body["codings"]}
+        assert asked == {code for _, code in CODES} - {"exact"}
         assert night.remapped is not None
         assert {resource for resource, concept in conditions(world).items() if concept} == {"c5"}
     finally:

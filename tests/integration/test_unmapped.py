@@ -23,11 +23,11 @@ from pipeline.warehouse.local_map.rows import MapSchemas, current_rows
 from pipeline.warehouse.local_map.source_to_concept_map import short_vocabulary_id
 from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
-from tests.integration.support import Warehouse, observation, patient, reference
+from tests.integration.support import Warehouse, encounter, observation, patient, reference
 
 DX = "https://hospital.example.org/codes/diagnoses-of-the-emergency-department"
 LAB = "urn:oid:1.2.840.114350.1.13.0.1.7.2.768282"
-NAUSEA, LEUKOCYTES, DAY = 31967, 3000905, 8512
+NAUSEA, LEUKOCYTES, DAY, OFFICE = 31967, 3000905, 8512, 9202
 MAPPINGS = load_mappings(MAPPINGS_FOLDER)
 SCHEMAS = MapSchemas("vocab", "etl")
 TEXT = "Feels  sick since the morning, after a meal in the canteen"
@@ -58,6 +58,7 @@ FILES: dict[str, list[dict[str, Any]]] = {
         condition("c6", coded(DX, "=1+1", "A formula")),
         condition("c7", coded("http://hl7.org/fhir/sid/icd-10-cm", "I10")),
     ],
+    "Encounter": [encounter(**{"class": {"system": "urn:hospital:classes", "code": "5", "display": "Appointment"}})],
     "Observation": [
         observation("o1", code=coded(LAB, "LEU", "Leukocytes")),
         observation("o2", valueQuantity={"value": 1, "unit": "Tage"}),
@@ -114,7 +115,7 @@ def reasons(report: ImportReport) -> dict[str | None, str]:
 
 def test_what_is_unmapped_keeps_what_a_person_needs(warehouse):
     rows = {row["source_code"]: row for row in exported(warehouse, "usagi")}
-    assert rows.keys() == {"00123", "12E3", "3-4", "'=1+1", TEXT, "LEU", "Tage"}
+    assert rows.keys() == {"00123", "12E3", "3-4", "'=1+1", TEXT, "LEU", "Tage", "5"}
     assert rows["00123"] | {"tried": ""} == {
         "source_code": "00123",
         "source_name": "Nausea, unspecified",
@@ -151,11 +152,12 @@ def test_a_file_of_usagi_is_taken_and_maps(warehouse, tmp_path):
         ("LEU", "UNCHECKED", LEUKOCYTES, LAB),
         ("Tage", "APPROVED", DAY, ""),
         (f'"{TEXT}"', "APPROVED", NAUSEA, "text", "MAPS_TO"),
+        ("5", "APPROVED", OFFICE, "urn:hospital:classes"),
         ("=1+1", "UNCHECKED", 0),
     )
     report = take(warehouse, tmp_path, "\ufeff" + content)
     assert report.refusals == ()
-    assert report.taken == {"approved": 3, "no map": 1, "ignored": 1, "unchecked": 1}
+    assert report.taken == {"approved": 4, "no map": 1, "ignored": 1, "unchecked": 1}
     assert report.empty == 1
     row = warehouse.rows(
         "SELECT site, source_system, equivalence, mapping_type, reviewer, extract(year FROM reviewed_at)::int, version,"
@@ -166,7 +168,7 @@ def test_a_file_of_usagi_is_taken_and_maps(warehouse, tmp_path):
         "SELECT source_vocabulary_id, source_code, target_concept_id FROM vocab.source_to_concept_map"
     )
     assert (short_vocabulary_id("one", DX), "00123", NAUSEA) in table
-    assert take(warehouse, tmp_path, content).unchanged == 6
+    assert take(warehouse, tmp_path, content).unchanged == 7
     warehouse.load(FILES)
     found = warehouse.rows(
         "SELECT resource_id, condition_concept_id FROM etl.row_source JOIN cdm.condition_occurrence"
@@ -175,12 +177,14 @@ def test_a_file_of_usagi_is_taken_and_maps(warehouse, tmp_path):
     )
     assert sorted(found) == [("c1", NAUSEA), ("c2", NAUSEA), ("c5", NAUSEA)]
     assert warehouse.value("SELECT count(*) FROM cdm.measurement WHERE unit_concept_id = %s", DAY) == 1
+    visits = warehouse.rows("SELECT visit_concept_id, visit_source_value FROM cdm.visit_occurrence")
+    assert visits == [(OFFICE, "5")], "where a value map does not know the code"
     assert {row["source_code"] for row in exported(warehouse, "usagi")} == {"'=1+1", "LEU"}
     with warehouse.runtime.connect() as connection:
         (progress,) = site_progress(connection, SCHEMAS, MAPPINGS, "one", 2)
     counts = {count.name: count.sources for count in progress.counts}
-    assert counts == {"open": 2, "no map": 1, "ignored": 1, "approved, and mapped": 3}
-    assert progress.covered == progress.rows - sum(count.rows for count in progress.counts)
+    assert counts == {"open": 2, "no map": 1, "ignored": 1, "approved, and mapped": 4}
+    assert progress.covered == progress.rows - sum(count.rows for count in progress.counts) > 0
     assert len(progress.nights) == 2
 
 

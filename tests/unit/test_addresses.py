@@ -48,14 +48,101 @@ def test_the_list_of_restricted_prefixes_is_the_regulations():
     assert len(RESTRICTED_ZIP3) == 17
 
 
-@pytest.mark.parametrize("zip_code", ["", "78", "K1A 0B1", "²³4", "７８７０１", "7-8701"])
+@pytest.mark.parametrize("zip_code", ["", "78", "K1A 0B1", "²³4", "７８７０１", "7-8701", "2139", "1010", "21391234"])
 def test_what_is_no_us_zip_is_left_out(zip_code):
     assert patient_row(postalCode=zip_code, state="TX")["zip"] is None
 
 
+@pytest.mark.requirement("themis-person-location-granularity")
+@pytest.mark.parametrize("zip_code", ["787", "78701", "78701-", "78701 1234", " 78701 - 1234 ", "787011234"])
+def test_a_zip_is_known_however_it_is_written(zip_code):
+    assert patient_row(postalCode=zip_code)["zip"] == "787"
+
+
+@pytest.mark.parametrize("country", ["US", "U.S.A.", "United  States", "PR", "GUM", "840"])
+def test_zips_of_the_united_states_are_those_of_their_territories_too(country):
+    assert patient_row(postalCode="96910", country=country)["zip"] == "969"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("53593-9179", "535939179"),
+        ("53593 9179", "535939179"),
+        ("53593-", "53593"),
+        ("53593", "53593"),
+        ("1010", "1010"),
+    ],
+)
+def test_a_sites_zip_has_no_hyphen_however_it_is_written(code, expected):
+    addresses = Addresses()
+    addresses.of_site({"address": {"postalCode": code}})
+    assert addresses.frame()["zip"].to_list() == [expected]
+
+
+@pytest.mark.requirement("themis-person-location-granularity")
+def test_an_address_that_has_ended_is_the_former_one():
+    addresses = Addresses()
+    former = {"use": "home", "state": "CA", "period": {"start": "2001-01-01", "end": "2010-01-01"}}
+    addresses.of_patient({"address": [former, {"use": "home", "state": "TX", "period": {"start": "2010-01-01"}}]})
+    addresses.of_patient({"address": [former]})
+    assert addresses.frame()["state"].to_list() == ["TX", "CA"]
+
+
+@pytest.mark.parametrize(
+    ("code", "country", "state", "of_site", "of_patient"),
+    [
+        ("53593-9179", "US", None, "535939179", "535"),
+        ("53593 9179", "US", None, "535939179", "535"),
+        ("53593–9179", None, "WI", "535939179", "535"),
+        ("53593 - 9179", None, None, "535939179", "535"),
+        ("53593-", None, None, "53593", "535"),
+        ("535939179", "U.S.A.", None, "535939179", "535"),
+        ("535", "USA", None, "535", "535"),
+        ("2134", None, None, "2134", None),  # Boston without its zero, or Sydney's neighbour
+        ("53593-917", "US", None, "53593-917", None),
+        ("00901-1234", "Puerto Rico", None, "009011234", "009"),
+        ("96910", "GU", None, "96910", "969"),
+        ("10115", "DE", None, "10115", None),
+        ("80331", None, "BY", "80331", None),  # Munich
+        ("01310-100", "Brazil", None, "01310-100", None),
+        ("1234-567", "PT", None, "1234-567", None),
+        ("150-0001", "JP", None, "150-0001", None),
+        ("SW1A 1AA", "GB", None, "SW1A 1AA", None),
+        ("A65 F4E2", "IE", None, "A65 F4E2", None),
+    ],
+)
+def test_postal_codes_of_sites_are_whole_and_those_of_patients_three_digits(code, country, state, of_site, of_patient):
+    address = {"postalCode": code, "country": country, "state": state, "city": "Springfield"}
+    addresses = Addresses()
+    addresses.of_site({"address": {name: text for name, text in address.items() if text}})
+    assert addresses.frame()["zip"].to_list() == [of_site]
+    row = patient_row(**{name: text for name, text in address.items() if text})
+    assert (row["zip"] if row else None) == of_patient
+
+
 @pytest.mark.parametrize(
     ("state", "expected"),
-    [("TX", "TX"), (" tx ", "TX"), ("Texas", "TX"), ("west  virginia", "WV"), ("Tex", None), ("", None), (None, None)],
+    [
+        *[
+            ("TX", "TX"),
+            (" tx ", "TX"),
+            ("Texas", "TX"),
+            ("west  virginia", "WV"),
+            ("Tex", None),
+            ("", None),
+            (None, None),
+        ],
+        *[("N.Y.", "NY"), ("D.C.", "DC"), ("Washington, D.C.", "DC"), ("US-WI", "WI"), ("Virgin Islands, U.S.", "VI")],
+        *[
+            ("Armed Forces Europe", "AE"),
+            ("Québec", "QC"),
+            ("British Columbia", "BC"),
+            ("CA-ON", "ON"),
+            ("Bayern", None),
+        ],
+        *[("Marshall Islands", "MH"), ("N. Carolina", None), ("55", None)],
+    ],
 )
 def test_a_state_is_a_two_letter_code_or_nothing(state, expected):
     assert patient_row(state=state, postalCode="78701")["state"] == expected

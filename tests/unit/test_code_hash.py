@@ -49,12 +49,24 @@ def project(folder: Path, **modules: str) -> Path:
         ({"entry": SOURCE.replace(">{width}", "<{width}")}, True),
         ({"entry": SOURCE.replace('"z"', '"w"')}, True),
         ({"other": "def later():\n    from pipeline.apart import value\n"}, True),
+        ({"entry": SOURCE.replace('"z"', 'r"\\x7a"')}, True),
     ],
 )
 def test_what_changes_the_hash(tmp_path: Path, changed: dict[str, str], is_other: bool) -> None:
     before, after = project(tmp_path / "before"), project(tmp_path / "after", **changed)
     same = code_hash(before, ["pipeline.entry"]) == code_hash(after, ["pipeline.entry"])
     assert same is not is_other
+
+
+@pytest.mark.parametrize(
+    "text", ["from .apart import value\n", "from . import apart\n", "import pipeline.apart as far\n"]
+)
+def test_every_form_of_an_import_is_followed(tmp_path: Path, text: str) -> None:
+    root = project(tmp_path, entry=text)
+    before = code_hash(root, ["pipeline.entry"])
+    assert "pipeline.apart" in import_closure(root, ["pipeline.entry"])
+    (root / "pipeline" / "apart.py").write_text("value = 2\n")
+    assert code_hash(root, ["pipeline.entry"]) != before
 
 
 def test_modules_alone_and_data_count(tmp_path: Path) -> None:
@@ -112,15 +124,24 @@ def _other_pythons() -> list[str]:
     ]
 
 
-def test_every_python_gives_the_same_value() -> None:
+#: A nested field at the end of a layout, and a character that newer versions of Unicode alone know.
+UNLIKE = """
+x = f'{a!r:>{w}} {"q"}' + 'it\\'s "q"' + 'é\\n\U0001fae8\u200b' + b'x'.decode()
+def f(*a, **k): return (*a, 1), a[1:2, *a], lambda x, /, y=1, *, z: (yield), (-1)**2, 1e400
+def g(): return f'{x:{y}}' f'{x:{y}{z}}' f'{{}}' f''
+"""
+
+
+def test_every_python_gives_the_same_value(tmp_path: Path) -> None:
     others = _other_pythons()
     if not others:
         pytest.skip("no other Python (3.11 to 3.13) is on this machine")
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import code_hash;"
-        " print(code_hash.code_hash(Path(sys.argv[2]), [sys.argv[3]]))"
+        " print([code_hash.code_hash(Path(root), [entry]) for root, entry in zip(sys.argv[2::2], sys.argv[3::2])])"
     )
-    arguments = ["-c", code, str(Path(module.__file__).parent), str(ROOT), ENTRY]
+    unlike = project(tmp_path, entry=UNLIKE)
+    arguments = ["-c", code, str(Path(module.__file__).parent), str(ROOT), ENTRY, str(unlike), "pipeline.entry"]
     found = {
         python: subprocess.run([python, "-I", *arguments], capture_output=True, text=True, check=True).stdout
         for python in [sys.executable, *others]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.transform.concepts.code_sets import CodeSets
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
@@ -18,6 +19,8 @@ from pipeline.transform.concepts.index import (
     ConceptIndex,
 )
 from pipeline.transform.concepts.resolver import RESOLVED_SCHEMA, ConceptResolver
+from pipeline.transform.mapping.code_tables import FallBack
+from pipeline.transform.mapping.mappings import load_mappings
 
 #: An OID of a site is longer than the 20 characters of source_vocabulary_id: code_systems.csv gives it a short name.
 EPIC_OID = "urn:oid:1.2.840.114350.1.13.0.1.7.2.696871"
@@ -28,7 +31,12 @@ SYSTEMS = {
     "oid-of-icd": "ICD10CM",
     EPIC_OID: "EPIC DIAGNOSES 12345",
     "ucum": "UCUM",
+    "icd9": "ICD9CM",
+    "cdt": "CDT",
+    "ndc": "NDC",
 }
+FORMS = load_mappings(MAPPINGS_FOLDER).code_forms
+FALL_BACKS = {"icd9": FallBack("ICD9Proc", frozenset({"procedure"})), "cdt": FallBack("HCPCS")}
 PRIORITIES = {"condition": ("SNOMED", "ICD10CM"), "lab": ("LOINC", "SNOMED"), "unit": ("UCUM",)}
 
 #: vocabulary, code, source concept, pair number, target, its domain, value
@@ -52,6 +60,16 @@ ROWS = [
     ("UCUM", "10*3/uL", 35, 1, 35, "Unit", None),
     ("UCUM", "[U]/L", 36, 1, 36, "Unit", None),
     ("urn:units", "42", 0, 1, 32, "Unit", None),
+    ("UCUM", "/uL", 37, 1, 37, "Unit", None),
+    ("UCUM", "mg{creat}/dL", 38, 1, 38, "Unit", None),
+    ("UCUM", "mg/dL", 39, 1, 39, "Unit", None),
+    ("ICD9CM", "006.6", 41, 1, 1, "Condition", None),
+    ("ICD9CM", "250.00", 42, 1, 2, "Condition", None),
+    ("ICD9Proc", "00.66", 43, 1, 3, "Procedure", None),
+    ("HCPCS", "D0120", 44, 1, 3, "Procedure", None),
+    ("NDC", "00002751001", 45, 1, 1, "Drug", None),
+    ("NDC", "00002751002", 46, 1, 1, "Drug", None),
+    ("NDC", "00027051002", 47, 1, 2, "Drug", None),
 ]
 
 ALIASES = {"mmhg": "mm[Hg]", "c": "Cel", "k/ul": "10*3/uL", "gone": "not in the vocabulary"}
@@ -62,7 +80,20 @@ def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("index")
     frame = pl.DataFrame(
         [
-            (vocabulary, code, source, domain, None, None, pair, target, domain, "SNOMED" if target else None, value)
+            (
+                vocabulary,
+                code,
+                source,
+                domain,
+                None,
+                None,
+                pair,
+                target,
+                domain,
+                "SNOMED" if target else None,
+                value,
+                None,
+            )
             for vocabulary, code, source, pair, target, domain, value in ROWS
         ],
         schema=dict(INDEX_SCHEMA),
@@ -78,7 +109,7 @@ def resolve(index, *concepts, purpose="condition"):
     """For each CodeableConcept: (source code, source concept, targets with their values)."""
     sets = CodeSets()
     numbers = [sets.add_concept(concept) for concept in concepts]
-    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES).resolve(purpose)
+    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES, {}, FORMS, FALL_BACKS).resolve(purpose)
     assert frame.schema == pl.Schema(RESOLVED_SCHEMA)
     found = []
     for number in numbers:
@@ -150,7 +181,7 @@ def test_local_codes_and_custom_concepts(index, coding, chosen, target):
 def test_a_unit_by_code_by_text_and_by_alias(index, quantity, source, target):
     sets = CodeSets()
     number = sets.add_quantity({"value": 1, **quantity})
-    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES, ALIASES).resolve_single("unit")
+    frame = ConceptResolver(sets, index, SYSTEMS, PRIORITIES, ALIASES, FORMS).resolve_single("unit")
     (row,) = frame.filter(pl.col("code_set") == number).to_dicts()
     assert (row["source_code"], row["target_concept_id"]) == (source, target)
 
@@ -255,3 +286,35 @@ def test_the_index_is_asked_once_for_a_coding(index):
             assert single["target_concept_id"].to_list() == [2] * (number + 1)
     assert found == [[(2, None), (3, 9)]] * 4
     assert sorted(counting.asked) == [("ICD10CM", "TWO"), ("SNOMED", "gone")]
+
+
+@pytest.mark.parametrize(
+    ("coding", "purpose", "target"),
+    [
+        (("icd9", "0066"), "procedure", 3),
+        (("icd9", "00.66"), "procedure", 3),
+        (("icd9", "006.6"), "procedure", 1),
+        (("icd9", "0066"), "condition", 1),
+        (("icd9", "00.66"), "condition", 0),
+        (("icd9", " 25000"), "procedure", 2),
+        (("cdt", "d0120"), "procedure", 3),
+        (("ndc", "0002751001"), "drug", 1),
+        (("ndc", "0002751002"), "drug", 0),
+        (("ndc", "00002-*751-02"), "drug", 0),
+    ],
+)
+def test_where_and_how_a_code_is_looked_up(index, coding, purpose, target):
+    [(_, _, targets)] = resolve(index, coded(coding), purpose=purpose)
+    assert [concept_id for concept_id, _ in targets] == [target]
+
+
+def test_a_code_that_may_be_several_is_marked_and_keeps_its_source_code(index):
+    sets = CodeSets()
+    for code in ("0002751002", "0002751001", "gone"):
+        sets.add_concept(coded(("ndc", code)))
+    found = ConceptResolver(sets, index, SYSTEMS, PRIORITIES, {}, FORMS).resolve("drug")
+    assert found.select("source_code", "target_concept_id", "source_concept_id", "is_ambiguous").rows() == [
+        ("0002751002", 0, 0, True),
+        ("0002751001", 1, 45, False),
+        ("gone", 0, 0, False),
+    ]

@@ -46,6 +46,56 @@ def test_a_daily_dose_in_another_unit_than_the_quantity(resource, expected):
 
 
 @pytest.mark.parametrize(
+    ("repeat", "expected"),
+    [
+        ({"frequency": 2, "period": 1, "periodUnit": "d"}, 2.0),
+        ({"frequency": 1, "period": 12, "periodUnit": "h"}, 2.0),
+        ({"period": 1, "periodUnit": "d"}, 1.0),  # frequency: 1 is FHIR's default
+        ({"period": 1, "periodUnit": "d", "timeOfDay": ["08:00:00", "20:00:00"]}, 2.0),
+        ({"period": 1, "periodUnit": "d", "when": ["MORN", "NOON", "EVE"]}, 3.0),
+        ({"frequency": 2, "period": 1, "periodUnit": "d", "timeOfDay": ["08:00:00", "20:00:00"]}, 2.0),
+        ({"frequency": 2, "period": 1, "periodUnit": "d", "when": ["PC"]}, 2.0),
+        ({"frequency": 1, "period": 1, "periodUnit": "d", "dayOfWeek": ["mon", "wed", "fri"]}, 3 / 7),
+        ({"period": 1, "periodUnit": "wk", "dayOfWeek": ["mon", "wed", "fri"]}, 3 / 7),
+        ({"frequency": 3, "period": 1, "periodUnit": "wk", "dayOfWeek": ["mon", "wed", "fri"]}, 3 / 7),
+        ({"period": 1, "periodUnit": "wk", "dayOfWeek": ["mon"], "timeOfDay": ["08:00:00", "20:00:00"]}, 2 / 7),
+        ({"frequency": 1, "frequencyMax": 1, "period": 1, "periodUnit": "d"}, 1.0),
+        # what is not one number is none
+        ({"frequency": 1, "frequencyMax": 2, "period": 1, "periodUnit": "d"}, None),
+        ({"frequencyMax": 2, "period": 1, "periodUnit": "d"}, None),
+        ({"frequency": 1, "period": 4, "periodMax": 6, "periodUnit": "h"}, None),
+        ({"frequency": 1, "period": 1, "periodUnit": "d", "timeOfDay": ["08:00:00", "20:00:00"]}, None),
+        ({"frequency": 1, "period": 1, "periodUnit": "wk", "dayOfWeek": ["mon", "wed", "fri"]}, None),
+        ({"frequency": 1, "period": 2, "periodUnit": "wk", "dayOfWeek": ["mon"]}, None),
+        ({"frequency": 1, "period": 12, "periodUnit": "h", "dayOfWeek": ["mon"]}, None),
+        ({"frequency": 2}, None),
+        ({"frequency": 0, "period": 1, "periodUnit": "d"}, None),
+    ],
+)
+def test_how_often_a_day(repeat, expected):
+    resource = dispense("tablet", instruction((1, "tablet"), timing={"repeat": repeat}))
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit(resource) == expected
+
+
+@pytest.mark.parametrize(
+    ("quantity", "dose"),
+    [
+        ("tablet", "tab"),
+        ("TABS", "tablet"),
+        ("Tablet(s)", "TAB"),
+        ("tablets", "tbl"),
+        ("capsules", "cap"),
+        ("patch(es)", "patch"),
+        ("milliliters", "mL"),
+        ("puffs", "puff"),
+    ],
+)
+def test_one_unit_by_several_names(quantity, dose):
+    resource = dispense(quantity, instruction((10, "mg"), (2, dose), (10, "mg")))
+    assert dosages.DailyDoses(CodeSets()).in_quantity_unit(resource) == 2.0
+
+
+@pytest.mark.parametrize(
     ("quantity", "expected"),
     [
         ({"unit": "TAB"}, True),

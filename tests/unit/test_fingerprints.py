@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -19,6 +19,7 @@ from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.mapping.mappings import load_mappings
 from pipeline.transform.rules import RULES
 from pipeline.warehouse.runtime import Runtime
+from tests.transforming import index_of
 
 #: Settings of a site that decide rows of every type, each with another value than the default.
 OF_ALL_TYPES: Mapping[str, Any] = {
@@ -70,8 +71,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return Runtime(Settings(home=tmp_path_factory.mktemp("home")))
 
 
-def marks(runtime: Runtime, site: SiteSettings) -> dict[str, int]:
-    index = cast(ConceptIndex, SimpleNamespace(content_hash="vocabulary", local_hash=""))
+def marks(runtime: Runtime, site: SiteSettings, index: ConceptIndex | None = None) -> dict[str, int]:
+    index = index or index_of(runtime.settings.home / "index", [("Gender", "F", 8532, "Gender")])
     mappings = load_mappings(MAPPINGS_FOLDER, site.name, site.mapping)
     return fingerprints(runtime, site, mappings, index)
 
@@ -80,6 +81,18 @@ def changed(runtime: Runtime, site: SiteSettings, other: Runtime | None = None) 
     before, after = marks(runtime, SiteSettings(name="one")), marks(other or runtime, site)
     assert before.keys() == after.keys()
     return {name for name in before if before[name] != after[name]}
+
+
+def test_a_release_changes_the_types_whose_named_concepts_it_changes(runtime: Runtime, tmp_path: Path) -> None:
+    site = SiteSettings(name="one")
+    same = replace(index_of(tmp_path / "same", [("Gender", "F", 8532, "Gender")]), content_hash="of another release")
+    other = index_of(tmp_path / "other", [("Gender", "F", 8532, "Observation")])
+    before = marks(runtime, site)
+    assert marks(runtime, site, same) == before
+    assert {name for name, mark in marks(runtime, site, other).items() if mark != before[name]} == {
+        "Patient",
+        "Practitioner",
+    }
 
 
 def test_every_setting_is_declared() -> None:

@@ -227,8 +227,8 @@ def test_which_elements_exist(path, reason):
 
 
 def test_what_is_not_known_is_not_judged():
-    assert elements_of("MedicinalProduct") is None
-    assert element_problems(parse("anything.at.all"), "MedicinalProduct", None)[0] == []
+    assert elements_of("NutritionProduct") is None
+    assert element_problems(parse("anything.at.all"), "NutritionProduct", None)[0] == []
 
 
 def test_a_column_that_only_rules_of_other_resources_read_is_reported(folder):

@@ -39,7 +39,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Transformed:
     """For each domain and type of value one Observation with it, and one with it in a component."""
     concepts = [("LOINC", domain, number, domain) for number, domain in enumerate(DOMAIN_TABLES, start=1)]
     concepts.append(("SNOMED", "363787002", OBSERVABLE, "Observation"))
-    index = [(vocabulary, code, number, domain, "S", None, 1, number, domain, vocabulary, None)
+    index = [(vocabulary, code, number, domain, "S", None, 1, number, domain, vocabulary, None, None)
              for vocabulary, code, number, domain in concepts]  # fmt: skip
     named = [
         (number, code, domain, vocabulary, "Class", "S", None, number) for vocabulary, code, number, domain in concepts

@@ -38,8 +38,8 @@ from tests.transforming import transform
 _ROWS = 60
 _ROW = "row_of_test"
 
-_RXNORM = ("RxNorm", "197361", 1332419, "Drug", "S", None, 1, 1332419, "Drug", "RxNorm", None)
-_MILLIGRAM = ("UCUM", "mg", 8576, "Unit", "S", None, 1, 8576, "Unit", "UCUM", None)
+_RXNORM = ("RxNorm", "197361", 1332419, "Drug", "S", None, 1, 1332419, "Drug", "RxNorm", None, None)
+_MILLIGRAM = ("UCUM", "mg", 8576, "Unit", "S", None, 1, 8576, "Unit", "UCUM", None, None)
 #: A tablet of 5 mg, as the golden cases have it.
 _INDEX = {
     CONCEPT_FILE: pl.DataFrame(

@@ -26,13 +26,15 @@ def _spellings(system: str) -> Iterator[str]:
     if system.startswith("urn:oid:"):
         yield system.removeprefix("urn:oid:")
         yield system.replace("urn:oid:", "URN:OID:")
+        yield system.replace("urn:oid:", "oid:")
+        yield f"{system}/"
     elif system.startswith("http"):
         other = (
             system.replace("https://", "http://")
             if system.startswith("https")
             else system.replace("http://", "https://")
         )
-        yield from (other, f"{system}/", f" {system}", system.upper())
+        yield from (other, f"{system}/", f"{system}#", f" {system}", system.upper())
         if "/CodeSystem/v3-" in system:
             yield system.replace("http://terminology.hl7.org/CodeSystem/v3-", "http://hl7.org/fhir/v3/")
         elif "terminology.hl7.org/CodeSystem/" in system:
@@ -45,6 +47,36 @@ def test_every_system_of_every_map_is_known_by_all_its_spellings(system: str) ->
     assert {spelling: canonical(spelling) for spelling in _spellings(system)} == dict.fromkeys(
         _spellings(system), system
     )
+
+
+_ACT, _ROLE = "http://terminology.hl7.org/CodeSystem/v3-ActCode", "http://terminology.hl7.org/CodeSystem/v3-RoleCode"
+_INTERPRETATION = "http://terminology.hl7.org/CodeSystem/v3-ObservationInterpretation"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "system"),
+    [
+        ("http://terminology.hl7.org/ValueSet/v3-ActEncounterCode", _ACT),
+        ("http://hl7.org/fhir/ValueSet/v3-ActEncounterCode", _ACT),
+        ("http://hl7.org/fhir/v3/vs/ActEncounterCode", _ACT),
+        ("http://hl7.org/fhir/v3/ActEncounterCode/", _ACT),
+        ("http://hl7.org/fhir/v3/ServiceDeliveryLocationRoleType", _ROLE),
+        ("http://hl7.org/fhir/ValueSet/v3-ServiceDeliveryLocationRoleType", _ROLE),
+        ("http://hl7.org/fhir/ValueSet/observation-interpretation", _INTERPRETATION),
+        ("http://hl7.org/fhir/ValueSet/v3-ObservationInterpretation", _INTERPRETATION),
+        ("https://hl7.org/fhir/v2/0078/", _INTERPRETATION),
+        ("http://hl7.org/fhir/v2/0292", "http://hl7.org/fhir/sid/cvx"),
+        ("2.16.840.1.113883.6.59/", "http://hl7.org/fhir/sid/cvx"),
+        ("http://hl7.org/fhir/sid/icd-9-cm/diagnosis", "http://hl7.org/fhir/sid/icd-9-cm"),
+        ("http://hl7.org/fhir/provider-taxonomy", "http://nucc.org/provider-taxonomy"),
+        ("oid:2.16.840.1.113883.4.642.1.1092", "http://terminology.hl7.org/CodeSystem/admit-source"),
+        ("http://hl7.org/fhir/ValueSet/encounter-admit-source", "http://terminology.hl7.org/CodeSystem/admit-source"),
+        ("http://terminology.hl7.org/CodeSystem/gender-identity", "http://hl7.org/fhir/gender-identity"),
+        ("urn:oid:2.16.840.1.113883.4.6/", "http://hl7.org/fhir/sid/us-npi"),
+    ],
+)
+def test_value_sets_and_older_names_stand_for_their_systems(spelling: str, system: str) -> None:
+    assert MAPPINGS.systems.canonical(spelling) == system
 
 
 def test_aliases_lead_to_systems_that_maps_know() -> None:

@@ -137,6 +137,39 @@ def test_a_site_replaces_rules_and_adds_others(folder: Path) -> None:
     assert (Path(problem.file).name, problem.message) == ("notes.txt", "is not a file of rules (*.csv)")
 
 
+def test_a_concept_has_one_standard_unit(folder: Path) -> None:
+    """Two would send numbers of each unit into the other."""
+    (folder / "units" / "a.csv").write_text(
+        f"{UNITS}\nLOINC:8310-5,[degF],Cel,1,,\nLOINC:8310-5,Cel,[degF],1,,\nLOINC:8302-2,[in_i],cm,2.54,,\n"
+    )
+    (problem,) = check_mappings(folder, concepts=DEMO)
+    assert (problem.line, problem.message.rpartition(": ")[2]) == (3, "a concept has one standard unit")
+
+
+def test_a_site_chooses_another_standard_unit(folder: Path) -> None:
+    """The shared conversions of the concept go, or numbers would be sent both ways."""
+    (folder / "units" / "a.csv").write_text(
+        f"{UNITS}\nLOINC:8310-5,[degF],Cel,1,,\nLOINC:8302-2,[in_i],cm,2.54,,\nLOINC:8302-2,m,cm,100,,\n"
+    )
+    own = folder / "sites" / "north" / "units"
+    own.mkdir(parents=True)
+    (own / "mine.csv").write_text(f"{UNITS}\nLOINC:8310-5,Cel,[degF],1.8,32,\nLOINC:8302-2,[in_i],cm,2.5,,\n")
+    mappings = load_mappings(folder, "north")
+    assert {(one.concept, one.source, one.target, one.factor) for one in mappings.conversions} == {
+        ("LOINC:8310-5", "Cel", "[degF]", 1.8),
+        ("LOINC:8302-2", "[in_i]", "cm", 2.5),
+        ("LOINC:8302-2", "m", "cm", 100),
+    }
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_files_of_spreadsheets_are_read(folder: Path, line_end: str) -> None:
+    """They begin with a byte order mark."""
+    text = line_end.join([LIMITS, "LOINC:8867-4,,/min,0,350,,null,", ""])
+    (folder / "plausibility" / "a.csv").write_bytes(text.encode("utf-8-sig"))
+    assert [limit.high for limit in load_mappings(folder).limits] == [350]
+
+
 def test_a_rule_that_changes_maps_the_types_with_numbers_again(tmp_path: Path) -> None:
     before = load_mappings(MAPPINGS_FOLDER)
     for kind, rows in (

@@ -591,10 +591,58 @@ def exists(resource: dict[str, Any], path: str) -> Any:
             },
             "contained.ofType(Medication).ingredient.item",
         ),
+        ({"resourceType": "Parameters", "parameter": [{"valueString": "x"}]}, "parameter.value"),
+        ({"resourceType": "Library", "subjectReference": {"reference": "Group/1"}}, "subject"),
+        ({"resourceType": "DeviceDefinition", "manufacturerString": "x"}, "manufacturer"),
+        (
+            {"resourceType": "Patient", "contained": [{"resourceType": "Condition", "onsetString": "x"}]},
+            "contained.onset",
+        ),
+        (
+            {
+                "resourceType": "Patient",
+                "contained": [{"resourceType": "Condition", "_onsetString": {"extension": [{}]}}],
+            },
+            "contained.where(onset.exists())",
+        ),
+        (
+            {"resourceType": "Patient", "contained": [{"resourceType": "Flag", "identifier": [{"value": "x"}]}]},
+            "contained.identifier.where(value = 'x')",
+        ),
+        ({"resourceType": "ImmunizationOfTheFuture", "occurrenceDateTime": "2030"}, "occurrence"),
+        (
+            {"resourceType": "Questionnaire", "item": [{"item": [{"initial": [{"valueString": "x"}]}]}]},
+            "repeat(item).initial.value",
+        ),
+        (
+            {
+                "resourceType": "QuestionnaireResponse",
+                "item": [{"answer": [{"item": [{"answer": [{"valueBoolean": True}]}]}]}],
+            },
+            "repeat(item | answer.item).answer.value",
+        ),
+        ({"resourceType": "Condition", "onsetAge": {"value": 3}}, "(onset | abatement).value"),
     ],
 )
 def test_choice_elements_are_those_of_the_types_on_the_way(resource: dict[str, Any], path: str) -> None:
     assert exists(resource, path) is True
+
+
+@pytest.mark.parametrize(
+    ("resource", "path"),
+    [
+        ({"resourceType": "Patient", "contained": [{"valueset": "x", "valueSet": "x"}]}, "contained.value"),
+        ({"resourceType": "Patient", "contained": [{"onset": None}]}, "contained.onset"),
+        (
+            {"resourceType": "SubstanceSpecification", "relationship": [{"amountType": {"text": "x"}}]},
+            "relationship.amount",
+        ),
+    ],
+)
+def test_elements_that_only_begin_like_a_choice_are_not_of_it(resource: dict[str, Any], path: str) -> None:
+    assert exists(resource, path) is False
+    first, _, last = path.partition(".")
+    assert exists(resource, f"{first}.select({last})") is False
 
 
 def test_every_choice_element_of_r4_is_one_to_the_compiler() -> None:
@@ -611,4 +659,4 @@ def test_every_choice_element_of_r4_is_one_to_the_compiler() -> None:
                     }
                     assert exists(resource, name) is True, (resource_type, key)
                     walked += 1
-    assert walked > 300
+    assert walked > 700

@@ -460,7 +460,7 @@ def _limited(answer: StreamedResponse) -> StreamedResponse:
 
 
 def delete_job(session: EpicSession, status_url: str) -> None:
-    """Tell the server that its files may go (rule 3). A job that is gone already is as good as deleted."""
+    """Report to the server that its files may go (rule 3). A job that is gone already is as good as deleted."""
     request = RemoteRequest(
         f"Deleting an export of site {session.site.name} on the server",
         status_url,

@@ -1,4 +1,4 @@
-"""Going on with a file by HTTP Range (RFC 9110, section 14): what to ask for, and whether the answer fits what we hold.
+"""Resuming a file by HTTP Range (RFC 9110, section 14): what to ask for, and whether the answer fits what we hold.
 
 The server's word that nothing has changed (If-Range) is used where there is one, and never relied on: the last bytes
 that we hold are asked for again and compared.

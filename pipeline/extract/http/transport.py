@@ -1,7 +1,7 @@
 """The HTTP edge: the one place where requests are sent, retried and judged.
 
 - Retries with back-off live here and nowhere else (`Transport.retrying`).
-- Each failure is classified as permanent or transient here, once (`Answer.error`).
+- Each failure is classified as permanent or transient here, once (`Response.error`).
 - The allow-list of origins is enforced here, for every address that is about to be contacted: a status address, a
   manifest's link or file and a redirect all come from a server and are not trusted.
 - Every address behind a name is checked before it is connected to (`network.py`).
@@ -265,7 +265,7 @@ class Transport:
     """Sends requests to the allow-listed origins of one site. Thread-safe; `close` it, or use it as a context manager.
 
     Raises UnsafeRemote for an address outside the allow-list, RemoteUnavailable (Unreachable where no connection was
-    made) for a failed connection, and what `Answer.error` makes of refusals.
+    made) for a failed connection, and what `Response.error` makes of refusals.
     """
 
     def __init__(

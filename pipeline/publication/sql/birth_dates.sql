@@ -1,5 +1,5 @@
--- Births of which only the year is known: the day of the earliest record in that year, else 15 June (Themis). A person
--- who is loaded anew has 15 June from the transform. Month and day are those of that date where the transform imputed them,
+-- Births of which only the year is known: the day of the earliest record in that year, else 15 June (Themis), and never
+-- after the death that the Patient says of that year. A person who is loaded anew has 15 June from the transform. Month and day are those of that date where the transform imputed them,
 -- which it does by option.
 -- reads: derived_affected
 WITH born AS (
@@ -42,8 +42,16 @@ WITH born AS (
       )
 ), fresh AS (
     SELECT born.person_id,
-           coalesce(min(event.event_date), make_date(born.year_of_birth, 6, 15))::timestamp AS birth_datetime
-    FROM born LEFT JOIN event USING (person_id) GROUP BY born.person_id, born.year_of_birth
+           least(coalesce(min(event.event_date), make_date(born.year_of_birth, 6, 15)),
+                 min(death.death_date))::timestamp AS birth_datetime
+    FROM born
+    LEFT JOIN event USING (person_id)
+    LEFT JOIN (
+        SELECT owner_surrogate_id, split_part(value, '|', 1)::date AS death_date
+        FROM {etl}.reference_value WHERE name = 'patient_death'
+    ) AS death ON death.owner_surrogate_id = born.owner_surrogate_id
+              AND death.death_date BETWEEN born.first_day AND born.last_day
+    GROUP BY born.person_id, born.year_of_birth
 )
 UPDATE {cdm}.person AS person
 SET birth_datetime = fresh.birth_datetime,

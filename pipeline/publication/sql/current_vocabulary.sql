@@ -1,2 +1,2 @@
--- The release of the vocabulary.
-SELECT release FROM {etl}.vocabulary_release WHERE is_current
+-- The active release of the vocabulary: its label, and the hash of its content.
+SELECT release, content_hash FROM {etl}.vocabulary_release WHERE is_current

@@ -1,4 +1,4 @@
--- Resources that came, and said what another one says that came in the same export, or that has gone in it: what they were
+-- Resources that came, and report what another one reports that came in the same export, or that has gone in it: what they were
 -- mapped by is not so any more.
 -- reads: waiting changed
 INSERT INTO pg_temp.waiting

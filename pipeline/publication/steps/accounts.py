@@ -13,7 +13,6 @@ import polars as pl
 from pipeline.core.errors import AccountingError
 from pipeline.publication import dead_letters as letters_table
 from pipeline.publication.accounting import wrong_accounts
-from pipeline.publication.double_counting import COUNTED_ELSEWHERE
 from pipeline.publication.sql import Database
 from pipeline.publication.values import LINE, Decisions, Incoming
 from pipeline.staging import schemas
@@ -82,7 +81,7 @@ def save_issues(db: Database, export_id: int, decisions: Decisions, now: datetim
     """What was decided below the line, and unmapped codes, by resource: those of its former version go."""
     db.execute("remove_issues")
     export = pl.lit(export_id, dtype=pl.Int64).alias("export_id")
-    rowless = pl.concat([decisions.dropped, decisions.counted.lines.select("surrogate_id")])
+    rowless = pl.concat([decisions.dropped, decisions.excluded.select("surrogate_id")])
     for part in decisions.staged.frames(schemas.ISSUE):
         frame = part.join(rowless, on="surrogate_id", how="anti").unique().with_columns(export)
         copy_frame(db.connection, "row_issue", frame)
@@ -205,14 +204,14 @@ def final_outcomes(decisions: Decisions) -> pl.DataFrame:
     """
     superseded = decisions.superseded.with_columns(pl.lit(LineOutcome.SUPERSEDED.value).alias("final"))
     rejected = decisions.rejected.select(*LINE, pl.lit(LineOutcome.REJECTED.value).alias("rejected"))
-    excluded = pl.lit(LineOutcome.EXCLUDED.value).alias("excluded"), pl.lit(COUNTED_ELSEWHERE).alias("elsewhere")
-    elsewhere = decisions.counted.lines.select(*LINE, *excluded)
+    excluded = pl.lit(LineOutcome.EXCLUDED.value).alias("excluded")
+    by_publication = decisions.excluded.select(*LINE, excluded, pl.col("reason").alias("own_reason"))
     counted = []
     for part in decisions.staged.frames(schemas.OUTCOME, [*LINE, "resource_type", "outcome", "reason"]):
         final = part.join(superseded, on=LINE, how="left", nulls_equal=True).join(rejected, on=LINE, how="left")
-        final = final.join(elsewhere, on=LINE, how="left").with_columns(
+        final = final.join(by_publication, on=LINE, how="left").with_columns(
             pl.coalesce("final", "rejected", "excluded", "outcome").alias("outcome"),
-            pl.coalesce("elsewhere", "reason").alias("reason"),
+            pl.coalesce("own_reason", "reason").alias("reason"),
         )
         counted.append(final.group_by("file_number", "resource_type", "outcome", "reason").agg(pl.len().alias("count")))
     return pl.concat(counted) if counted else pl.DataFrame(schema=_COUNTED)

@@ -17,16 +17,20 @@ from pipeline.landing.store import LandedExport
 from pipeline.publication.sql import Database
 from pipeline.warehouse.cdm_version import version_concept
 
-__all__ = ["InstanceSource", "save_cdm_source"]
+__all__ = ["RELEASE_LENGTH", "InstanceSource", "save_cdm_source"]
 
-#: Columns that say how current the rows are: they stand still as long as the rows do, unless a setting gives them.
+#: Columns that say how current the rows are: they stand still as long as the rows do, unless a setting gives them. Not the
+#: vocabulary: rows that another release does not change are right under it.
 _OF_RELEASE = (
     "source_release_date",
     "cdm_release_date",
     "cdm_release_identifier",
-    "vocabulary_version",
     "cdm_etl_reference",
 )
+
+
+#: Characters of `vocabulary_version`.
+RELEASE_LENGTH = 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class InstanceSource:
             "cdm_release_identifier": f"{self.today.isoformat()}/{self.export.export_id}",
             "cdm_version": self.settings.cdm_version.label,
             "cdm_version_concept_id": vocabulary_concept,
-            "vocabulary_version": self.vocabulary_release[:20],
+            "vocabulary_version": self.vocabulary_release[:RELEASE_LENGTH],
         }
         row = found | {column: value for column, value in given.items() if value is not None}
         return {field.name: row.get(field.name) for field in fields("cdm_source", self.settings.cdm_version)}

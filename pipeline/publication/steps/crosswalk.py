@@ -37,7 +37,7 @@ def crosswalk_lines(file: Path | None) -> Iterator[tuple[int, tuple[str, str, st
     if file is None:
         return
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             for row in reader:
                 site, patient, other_site, other = ((row.get(name) or "").strip() for name in _COLUMNS)

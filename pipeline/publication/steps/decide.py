@@ -15,8 +15,9 @@ from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.members import read_accepted
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.crosswalk import read_crosswalk
+from pipeline.publication.steps.homes import find_homes
 from pipeline.publication.steps.medication_records import count_once
-from pipeline.publication.values import LINE, LINE_SCHEMA, Absences, Counted, Decisions, Incoming, loaded
+from pipeline.publication.values import LINE, LINE_SCHEMA, Absences, Counted, Decisions, Homes, Incoming, loaded
 from pipeline.staging import schemas
 from pipeline.staging.outcomes import LineOutcome
 
@@ -69,8 +70,21 @@ def decide(db: Database, incoming: Incoming, absences: Absences) -> Decisions:
     db.put("changed", changed)
     has_changes = not changed.is_empty()
     counted = count_once(db, incoming, lines.loaded()) if has_changes else Counted()
+    homes = Homes()
+    if has_changes:
+        vanished = not absences.vanished.is_empty()
+        homes = find_homes(db, incoming.staged, lines.loaded(), something_vanished=vanished)
     return Decisions(
-        incoming.staged, superseded, lines.rejected, lines.not_loaded, dropped, merged, children, has_changes, counted
+        incoming.staged,
+        superseded,
+        lines.rejected,
+        lines.not_loaded,
+        dropped,
+        merged,
+        children,
+        has_changes,
+        counted,
+        homes,
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.publication.specimens import SPECIMEN_RESULT
 from pipeline.publication.sql import Database
 from pipeline.publication.steps.medication_records import map_again, recount_left
 from pipeline.publication.steps.stand_ins import StandIns, note_users
-from pipeline.publication.values import Decisions
+from pipeline.publication.values import PERSONS_HOME, Decisions
 from pipeline.transform.mapping.duplicate_rules import FACT
 
 __all__ = ["find_dependents"]
@@ -33,6 +33,7 @@ def find_dependents(
     """
     db.execute("waiting")
     map_again(db, pl.concat([decisions.counted.recounted.select("surrogate_id"), recount_left(db)]))
+    map_again(db, decisions.homes.moved, PERSONS_HOME)
     if with_duplicates:
         db.execute("duplicates_wait", {"duplicate": FACT})
     if stand_ins.is_first:

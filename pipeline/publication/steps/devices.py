@@ -1,4 +1,4 @@
-"""Devices with a row of their own (option `device_alone`): one of which a use or a procedure tells is counted there.
+"""Devices with a row of their own (option `device_alone`): one that a use or a procedure names is counted there.
 
 Fact: `device_counted` about the device, left by a DeviceUseStatement or a Procedure. When it comes or goes, the device is
 mapped again (`dependents`): its row is made, and here it is taken out where another row counts.

@@ -92,17 +92,17 @@ def recount_left(db: Database) -> pl.DataFrame:
     return recount.recounted.select("surrogate_id")
 
 
-def mark_stale(db: Database, resources: pl.DataFrame) -> None:
+def mark_stale(db: Database, resources: pl.DataFrame, role: str = COUNTED_ELSEWHERE) -> None:
     """Note that resources (surrogate_id) are to be mapped again: until then, whatever happens, they wait in
-    `etl.reference` under the role `counted_elsewhere`."""
+    `etl.reference` under the role."""
     if not resources.is_empty():
         db.put("recounted", resources.unique())
-        db.execute("recounted_are_stale", {"role": COUNTED_ELSEWHERE})
+        db.execute("recounted_are_stale", {"role": role})
 
 
-def map_again(db: Database, resources: pl.DataFrame) -> None:
+def map_again(db: Database, resources: pl.DataFrame, role: str = COUNTED_ELSEWHERE) -> None:
     """The same, in this run: they join the temporary table `waiting`."""
-    mark_stale(db, resources)
+    mark_stale(db, resources, role)
     if not resources.is_empty():
         db.execute("recounted_wait")
 

@@ -12,10 +12,11 @@ from pipeline.publication.tables import event_names, table_names
 
 __all__ = ["link_members"]
 
-#: Tables that panels and members have rows in; of a panel with rows in several the first counts.
+#: Tables of members, which have a column for the panel's id.
 _TABLES = ("measurement", "observation")
 
-#: Tables with rows to which other rows of the same resource belong: components, and results of what has no value itself.
+#: Tables that panels have rows in, and to whose rows others of the same resource belong: components, and results of what has
+#: no value itself. Of a panel with rows in several the first counts: a report of a CT is a procedure.
 _EVENTS = (
     *_TABLES,
     *("condition_occurrence", "drug_exposure", "procedure_occurrence", "device_exposure", "specimen"),
@@ -34,10 +35,10 @@ def link_members(db: Database, site: SiteSettings) -> None:
                 **_names(db, table),
                 "place": str(place),
                 "field": _field(db, table),
-                "is_own_row": _is_own_row(db, table),
+                "is_own_row": _is_own_row(db, table) if table in _TABLES else "true",
             },
         )
-        for place, table in enumerate(_TABLES)
+        for place, table in enumerate(_EVENTS)
     )
     db.execute("panel_rows", own_rows=own_rows)
     for table in _TABLES:

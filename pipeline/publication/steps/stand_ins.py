@@ -21,6 +21,7 @@ from pipeline.publication.values import Decisions, Entities
 from pipeline.staging import schemas
 
 __all__ = [
+    "FACTS_ABOUT_KEYS",
     "IDENTIFIER",
     "ROLE",
     "STAND_IN_FACTS",
@@ -35,7 +36,7 @@ IDENTIFIER, ROLE = "identifier", "role_practitioner"
 STAND_IN_FACTS = (IDENTIFIER, ROLE)
 
 #: Facts about a practitioner, who may be named by an identifier.
-_FACTS_ABOUT_KEYS = ("provider_specialty", "provider_care_site")
+FACTS_ABOUT_KEYS = ("provider_specialty", "provider_care_site")
 
 #: Tables whose resources have stand-ins.
 TARGETS_BY_STAND_IN = ("care_site", "provider")
@@ -89,7 +90,7 @@ class StandIns:
     def first_facts(self) -> pl.DataFrame:
         """The facts of an empty warehouse's first load that this module asks for: they are few among all facts, which
         have no index yet. Columns: surrogate_id, name, owner_surrogate_id, value."""
-        names = pl.col("name").is_in([*STAND_IN_FACTS, *_FACTS_ABOUT_KEYS])
+        names = pl.col("name").is_in([*STAND_IN_FACTS, *FACTS_ABOUT_KEYS])
         facts = self._decisions.staged.scan(schemas.REFERENCE_VALUE).filter(names).collect()
         lines = self._decisions.not_loaded.rename({"surrogate_id": "owner_surrogate_id"})
         facts = facts.join(lines, on=["owner_surrogate_id", "file_number", "line"], how="anti", maintain_order="left")
@@ -104,8 +105,8 @@ def about_owners(facts: pl.LazyFrame) -> pl.DataFrame:
     `facts`: all of them, columns surrogate_id, name, owner_surrogate_id, value. The identifiers themselves are left out.
     """
     every = facts.collect()
-    keyed = every.filter(pl.col("name").is_in(_FACTS_ABOUT_KEYS))
-    others = every.filter(~pl.col("name").is_in([*STAND_IN_FACTS, *_FACTS_ABOUT_KEYS]))
+    keyed = every.filter(pl.col("name").is_in(FACTS_ABOUT_KEYS))
+    others = every.filter(~pl.col("name").is_in([*STAND_IN_FACTS, *FACTS_ABOUT_KEYS]))
     columns = ["surrogate_id", "name", "value"]
     if keyed.is_empty():
         return others.select(columns)
@@ -174,8 +175,8 @@ def note_users(db: Database, stand_ins: StandIns) -> None:
     if stand_ins.is_first:
         facts = stand_ins.first_facts
         owners = facts.filter(pl.col("name") == IDENTIFIER).select("surrogate_id", "owner_surrogate_id")
-        keyed = facts.filter(pl.col("name").is_in(_FACTS_ABOUT_KEYS)).select("surrogate_id", "name").unique()
+        keyed = facts.filter(pl.col("name").is_in(FACTS_ABOUT_KEYS)).select("surrogate_id", "name").unique()
         db.put("user_of_key", keyed.join(owners, on="surrogate_id").unique())
     else:
-        db.execute("users_of_keys", {"names": list(_FACTS_ABOUT_KEYS), "identifier": IDENTIFIER})
+        db.execute("users_of_keys", {"names": list(FACTS_ABOUT_KEYS), "identifier": IDENTIFIER})
     db.execute("users_of_keys_wait")

@@ -8,7 +8,6 @@ from datetime import UTC
 import polars as pl
 
 from pipeline.core.errors import PermanentError
-from pipeline.publication.double_counting import COUNTED_ELSEWHERE
 from pipeline.publication.known_cache import KnownCache, keeping_mark
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import columns_set
@@ -42,21 +41,21 @@ def _encoded_rows(
 ) -> Iterator[EncodedRows]:
     for part in decisions.staged.frames(schemas.OUTCOME):
         accepted = part.filter((pl.col("outcome") != LineOutcome.REJECTED) & pl.col("surrogate_id").is_not_null())
-        rows = _state_rows(incoming, _with_counted(decisions.loaded(accepted), decisions), kinds)
+        rows = _state_rows(incoming, _with_excluded(decisions.loaded(accepted), decisions), kinds)
         known.add(rows)
         yield encoded(rows, types)
 
 
-def _with_counted(lines: pl.DataFrame, decisions: Decisions) -> pl.DataFrame:
-    """Lines whose exposure is counted elsewhere are excluded."""
-    if decisions.counted.lines.is_empty():
+def _with_excluded(lines: pl.DataFrame, decisions: Decisions) -> pl.DataFrame:
+    """Lines whose exposure is counted elsewhere, and parts of a home, are excluded."""
+    excluded = decisions.excluded.rename({"reason": "own_reason"})
+    if excluded.is_empty():
         return lines
-    elsewhere = decisions.counted.lines.with_columns(pl.lit(COUNTED_ELSEWHERE).alias("elsewhere"))
-    lines = lines.join(elsewhere, on=LINE, how="left", maintain_order="left")
-    is_elsewhere = pl.col("elsewhere").is_not_null()
+    lines = lines.join(excluded, on=LINE, how="left", maintain_order="left")
+    is_excluded = pl.col("own_reason").is_not_null()
     return lines.with_columns(
-        pl.when(is_elsewhere).then(pl.lit(LineOutcome.EXCLUDED.value)).otherwise("outcome").alias("outcome"),
-        pl.coalesce("elsewhere", "reason").alias("reason"),
+        pl.when(is_excluded).then(pl.lit(LineOutcome.EXCLUDED.value)).otherwise("outcome").alias("outcome"),
+        pl.coalesce("own_reason", "reason").alias("reason"),
     )
 
 

@@ -327,7 +327,7 @@ def forget(db: Database, incoming: Incoming, absences: Absences, known: KnownCac
         with keeping_mark(db.connection):
             db.execute("forget_vanished")
         known.remove(absences.vanished["surrogate_id"])
-        db.execute("close_letters_of_vanished", {"now": incoming.now, "export_id": incoming.export.export_id})
+        db.execute("close_dead_letters_of_vanished", {"now": incoming.now, "export_id": incoming.export.export_id})
     returned = absences.came_back.join(absences.outlived, on="surrogate_id", how="anti")
     if not returned.is_empty():
         db.put("returned_resource", returned)

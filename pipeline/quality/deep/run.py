@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import psycopg
 
-from pipeline.load.fingerprints import site_fingerprints
+from pipeline.load.fingerprints import site_rules
 from pipeline.load.load import LoadOptions, load
 from pipeline.load.old_settings import SiteFingerprints
+from pipeline.load.vocabulary_changes import compared_with_another
 from pipeline.quality.deep.compare import compare
 from pipeline.quality.deep.content import Side, make_content
 from pipeline.quality.deep.lines import exports_of, sites_of
@@ -55,9 +56,21 @@ def _read(scratch: Scratch, request: DeepRequest, report: DeepReport, progress: 
 
 
 def _fingerprints(runtime: Runtime) -> dict[str, SiteFingerprints]:
+    """Of a site that was not compared with the active vocabulary, those of no state: nobody knows yet which of them are
+    old."""
+    found = {}
     with runtime.connect() as connection:
         sites = connection.execute("SELECT DISTINCT site FROM site_resource_type ORDER BY site").fetchall()
-    return {site: site_fingerprints(runtime, runtime.settings.site_or_folder(site)) for (site,) in sites}
+        for (site,) in sites:
+            rules = site_rules(runtime, runtime.settings.site_or_folder(site))
+            is_compared = compared_with_another(runtime, connection, site, rules) is None
+            by_type = rules.fingerprints if is_compared else dict.fromkeys(rules.fingerprints, _OF_NO_STATE)
+            found[site] = SiteFingerprints(by_type, frozenset(rules.mappings.resources))
+    return found
+
+
+#: A fingerprint that no settings have.
+_OF_NO_STATE = 1
 
 
 @contextmanager

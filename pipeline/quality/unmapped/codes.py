@@ -13,7 +13,6 @@ from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 from pipeline.transform.concepts.local_rows import text_key
 from pipeline.transform.mapping.mappings import Mappings
-from pipeline.warehouse.local_map.overlay import customary_code
 from pipeline.warehouse.local_map.rows import Answer
 
 __all__ = ["Decisions", "SourceKey", "SourceKeys", "State", "UnmappedSource", "unmapped_sources"]
@@ -65,7 +64,7 @@ class SourceKeys:
         if code is None:
             return TEXT_VOCABULARY, text_key(text or "")
         vocabulary = self.vocabulary(system)
-        return plain_name(vocabulary), customary_code(vocabulary, code)
+        return plain_name(vocabulary), self.mappings.code_forms.customary(vocabulary, code)
 
     def of_answer(self, answer: Answer) -> SourceKey:
         return self.of(answer.source_system, answer.source_code, answer.source_text)

@@ -17,6 +17,11 @@ _OF_COLUMN = {
     "route": frozenset(("Route",)),
     "specialty": frozenset(("Provider",)),
     "place_of_service": frozenset(("Visit",)),
+    "class": frozenset(("Visit",)),
+    "country": frozenset(("Geography",)),
+    "gender": frozenset(("Gender",)),
+    "race": frozenset(("Race",)),
+    "ethnicity": frozenset(("Ethnicity",)),
 }
 #: Tables that hold any concept of theirs, whatever its domain.
 _ANY = frozenset(("note",))

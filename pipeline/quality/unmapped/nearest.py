@@ -45,7 +45,7 @@ class KnownCodes:
         """The known code that this one probably was, and what happened to it; None: there is none like it."""
         found = self._by_zeros.get(_without_zeros(code))
         if found is not None:
-            return found, "leading zeros are lost"
+            return found, "leading zeros are lost" if len(found) > len(code.strip()) else "it has fewer leading zeros"
         number = _number(code)
         found = self._by_number.get(number) if number is not None else None
         if found is not None:

@@ -134,15 +134,16 @@ def _mapped(decisions: Decisions, site: str, sources: list[UnmappedSource]) -> i
 #: Tables whose rows have a code that decides what they are.
 _EVENTS = (
     *("condition_occurrence", "drug_exposure", "procedure_occurrence", "device_exposure"),
-    *("measurement", "observation", "specimen"),
+    *("measurement", "observation", "specimen", "visit_occurrence"),
 )
 
 
 def _event_codes(mappings: Mappings) -> frozenset[str]:
     """`ResourceType.element` of the codes that decide what an event is."""
-    return frozenset(
+    codes = (
         f"{name}.{view.code}" for name, mapping in mappings.resources.items() for view in mapping.views if view.code
     )
+    return frozenset((*codes, "Encounter.class"))
 
 
 def _event_rows(connection: psycopg.Connection, site: str | None) -> dict[str, int]:

@@ -53,6 +53,8 @@ class CodeSets:
         self._numbers: dict[Any, int | None] = {}
         self._codings: list[list[_Coding]] = []
         self._texts: list[str | None] = []
+        #: number → `stable_key`: each purpose asks for it
+        self._keys: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._codings)
@@ -163,6 +165,10 @@ class CodeSets:
         ]
         return pl.DataFrame(rows, schema=_CODING_SCHEMA, orient="row")
 
+    def content(self, number: int) -> list[_Coding]:
+        """The codings of one set: (system, code, display, whether a user selected it)."""
+        return self._codings[number]
+
     def first_coding(self, number: int) -> tuple[str | None, str | None]:
         """System and code of the first coding; (None, None) of a text."""
         codings = self._codings[number]
@@ -182,6 +188,12 @@ class CodeSets:
         return pl.DataFrame(rows, schema=_SET_SCHEMA, orient="row")
 
     def stable_key(self, number: int) -> int:
+        key = self._keys.get(number)
+        if key is None:
+            key = self._keys[number] = self._key_of(number)
+        return key
+
+    def _key_of(self, number: int) -> int:
         parts = [part for system, code, _, _ in self._codings[number] for part in (system, code)]
         return content_key(*parts) if parts else content_key("text", self._texts[number])
 

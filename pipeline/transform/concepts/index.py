@@ -7,7 +7,6 @@ decided in `pipeline.transform.concepts.resolver`.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from typing import Literal
 
 import polars as pl
 
-from pipeline.transform.concepts.local_rows import overlaid
+from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
+from pipeline.transform.concepts.local_rows import local_texts, overlaid
 
 __all__ = [
     "ANCESTOR_FILE",
@@ -30,7 +30,6 @@ __all__ = [
     "STRENGTH_SCHEMA",
     "ConceptIndex",
     "FixedConcept",
-    "normalise_code",
     "unit_key",
 ]
 
@@ -52,6 +51,8 @@ INDEX_SCHEMA: Mapping[str, pl.DataType] = {
     "target_domain_id": pl.String(),
     "target_vocabulary_id": pl.String(),
     "value_concept_id": pl.Int64(),
+    #: in which numbers of the code are meant that come without a unit (`Maps to unit`)
+    "unit_concept_id": pl.Int64(),
 }
 
 CONCEPT_SCHEMA: Mapping[str, pl.DataType] = {
@@ -83,37 +84,6 @@ STRENGTH_SCHEMA: Mapping[str, pl.DataType] = {
 
 #: Levels of a hierarchy that are followed.
 _MOST_STEPS_UP = 20
-
-_UNDOTTED_ICD10 = re.compile(r"[A-Z][0-9][0-9A-Z][0-9A-Z]{1,4}")
-_BARE_UNIT = re.compile(r"(?<![A-Za-z\[])U(?![A-Za-z\]])")
-_UCUM_IN_OMOP: Mapping[str, str] = {
-    "[pH]": "pH",
-    "{score}": "[score]",
-    "m[IU]/L": "10*-3.[iU]/L",
-    "u[IU]/mL": "10*-6.[iU]/mL",
-    "mL/min/{1.73_m2}": "mL/min/(173.10*-2.m2)",
-}
-_HYPHENATED_NDC = re.compile(r"(\d{4,5})-(\d{3,4})-(\d{1,2})")
-
-
-def normalise_code(vocabulary_id: str, code: str) -> str:
-    """The form in which OMOP's vocabulary writes a code that came in another customary form.
-
-    ICD-10(-CM): upper case, with the dot after the third character. NDC: 11 digits without hyphens, each part
-    of a hyphenated code filled with zeros to 5-4-2; ten digits without hyphens stay, because nothing says which
-    part is short. UCUM, which is case-sensitive: the notation of OMOP where it differs from what FHIR servers send
-    (`U/L` is `[U]/L` there). Everything else is left as it is.
-    """
-    if vocabulary_id in {"ICD10CM", "ICD10"}:
-        upper = code.strip().upper()
-        return f"{upper[:3]}.{upper[3:]}" if _UNDOTTED_ICD10.fullmatch(upper) else upper
-    if vocabulary_id == "NDC":
-        match = _HYPHENATED_NDC.fullmatch(code.strip())
-        return f"{match[1]:0>5}{match[2]:0>4}{match[3]:0>2}" if match else code.strip()
-    if vocabulary_id == "UCUM":
-        return _UCUM_IN_OMOP.get(code) or _BARE_UNIT.sub("[U]", code.replace("[IU]", "[iU]"))
-    return code
-
 
 _SUPERSCRIPTS = str.maketrans({"²": "^2", "³": "^3", "⁶": "^6", "⁹": "^9", "×": "x"})
 
@@ -164,34 +134,23 @@ class ConceptIndex:
 
         Takes columns vocabulary_id and concept_code (others are ignored); gives `INDEX_SCHEMA`'s columns with
         concept_code as asked for, sorted by vocabulary_id, concept_code and pair_number. A code that is not found
-        gives no row; one without a standard concept gives one row whose target_concept_id is null. A code is tried
-        as it is, then as `normalise_code` writes it. Memory grows with the codings asked for, not with the
-        vocabulary. What a local map says of a code stands in place of what the release says.
+        gives no row; one without a standard concept gives one row whose target_concept_id is null. Codes are compared as
+        they are; other spellings are tried by who asks (`code_forms`). Memory grows with the codings asked for, not with
+        the vocabulary. What a local map says of a code stands in place of what the release says.
         """
-        found = self._in_release(codings)
-        return found if self.local is None else overlaid(self.local, _candidates(codings), found)
-
-    def _in_release(self, codings: pl.DataFrame) -> pl.DataFrame:
-        """What the release alone says."""
-        candidates = _candidates(codings)
-        vocabularies = candidates["vocabulary_id"].unique()
-        codes = candidates["concept_code"].unique()
+        asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
         found = (
             pl.scan_parquet(self.folder / INDEX_FILE)
             .filter(
-                pl.col("vocabulary_id").is_in(vocabularies.implode()),
-                pl.col("concept_code").is_in(codes.implode()),
+                pl.col("vocabulary_id").is_in(asked["vocabulary_id"].unique().implode()),
+                pl.col("concept_code").is_in(asked["concept_code"].unique().implode()),
             )
-            .join(candidates.lazy(), on=["vocabulary_id", "concept_code"], how="inner")
-            .collect(engine="streaming")
-        )
-        best = pl.col("attempt") == pl.col("attempt").min().over("vocabulary_id", "asked_code")
-        return (
-            found.filter(best)
-            .with_columns(concept_code=pl.col("asked_code"))
+            .join(asked.lazy(), on=["vocabulary_id", "concept_code"], how="semi")
             .select(list(INDEX_SCHEMA))
+            .collect(engine="streaming")
             .sort("vocabulary_id", "concept_code", "pair_number")
         )
+        return found if self.local is None else overlaid(self.local, asked, found)
 
     def standard_of_codes(self, codes: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """(vocabulary_id, concept_code) → the first Standard concept, of those codes that have one."""
@@ -199,6 +158,31 @@ class ConceptIndex:
         found = self.lookup(pl.DataFrame(sorted(codes), schema=key, orient="row")).drop_nulls("target_concept_id")
         first = found.unique(list(key), keep="first", maintain_order=True)
         return {(row[0], row[1]): row[2] for row in first.select(*key, "target_concept_id").iter_rows()}
+
+    def standard_of_names(self, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """(vocabulary_id, concept name in any case) → the Standard concept that has it, of those names that have one.
+
+        Of several the one of the highest level: OpenStreetMap's Georgia is of the "2nd level", and of the "4th level".
+        """
+        asked = {(vocabulary, name.casefold()): (vocabulary, name) for vocabulary, name in names}
+        if not asked:
+            return {}
+        name = pl.col("concept_name").str.to_lowercase()
+        level = pl.col("concept_class_id").str.extract(r"^(\d+)").cast(pl.Int32, strict=False)
+        found = (
+            pl.scan_parquet(self.folder / CONCEPT_FILE)
+            .filter(
+                pl.col("vocabulary_id").is_in(sorted({vocabulary for vocabulary, _ in asked})),
+                name.is_in(sorted({folded for _, folded in asked})),
+                pl.col("target_concept_id").is_not_null(),
+            )
+            .select("vocabulary_id", name.alias("name"), level.alias("level"), "concept_id", "target_concept_id")
+            .collect(engine="streaming")
+            .sort("level", "concept_id", nulls_last=True)
+            .unique(["vocabulary_id", "name"], keep="first", maintain_order=True)
+        )
+        rows = found.select("vocabulary_id", "name", "target_concept_id").iter_rows()
+        return {asked[row[0], row[1]]: row[2] for row in rows if (row[0], row[1]) in asked}
 
     def descents(self, concept_ids: pl.Series) -> pl.DataFrame:
         """Which of these concepts (ids) is truly below which other of them: columns ancestor, descendant, sorted."""
@@ -217,7 +201,7 @@ class ConceptIndex:
         )
 
     def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
-        """The same of concepts that are not standard, whose broader ones are looked up step by step."""
+        """The same by each concept's own place in its vocabulary, standard or not: broader ones are looked up step by step."""
         asked = set(concept_ids.cast(pl.Int64).drop_nulls())
         broader: dict[int, set[int]] = {}
         frontier = asked
@@ -246,6 +230,40 @@ class ConceptIndex:
             .sort("concept_id")
         )
 
+    def ingredients(self, concept_ids: list[int]) -> pl.DataFrame:
+        """The ingredients of drugs, as drug_era has them. Columns: concept_id, ingredient_concept_id, sorted."""
+        above = (
+            pl.scan_parquet(self.folder / ANCESTOR_FILE)
+            .filter(pl.col("descendant_concept_id").is_in(concept_ids))
+            .collect(engine="streaming")
+        )
+        own = pl.DataFrame(
+            {"ancestor_concept_id": concept_ids, "descendant_concept_id": concept_ids}, schema=above.schema
+        )
+        above = pl.concat([above, own])
+        concepts = self.concepts(above["ancestor_concept_id"].unique().to_list()).filter(
+            (pl.col("concept_class_id") == "Ingredient")
+            & (pl.col("standard_concept") == "S")
+            & pl.col("vocabulary_id").is_in(["RxNorm", "RxNorm Extension"])
+        )
+        return (
+            above.join(concepts, left_on="ancestor_concept_id", right_on="concept_id", how="semi")
+            .select(concept_id="descendant_concept_id", ingredient_concept_id="ancestor_concept_id")
+            .unique()
+            .sort("concept_id", "ingredient_concept_id")
+        )
+
+    def texts(self) -> list[str]:
+        """The texts without a code that have a concept, or that somebody decided about."""
+        of_release = (
+            pl.scan_parquet(self.folder / INDEX_FILE)
+            .filter(pl.col("vocabulary_id") == TEXT_VOCABULARY)
+            .select(pl.col("concept_code").unique().sort())
+            .collect(engine="streaming")["concept_code"]
+            .to_list()
+        )
+        return of_release if self.local is None else sorted({*of_release, *local_texts(self.local)})
+
     def strengths(self, drug_concept_ids: list[int]) -> pl.DataFrame:
         """Rows of drug_strength (`STRENGTH_SCHEMA`) of these drugs: one for each ingredient."""
         return (
@@ -271,18 +289,6 @@ def _all_above(concept_id: int, broader: Mapping[int, set[int]]) -> set[int]:
         found |= new
         waiting += new
     return found
-
-
-def _candidates(codings: pl.DataFrame) -> pl.DataFrame:
-    """vocabulary_id, concept_code (to look for), asked_code, attempt (0: as it came, 1: normalised)."""
-    asked = codings.select("vocabulary_id", "concept_code").drop_nulls().unique()
-    exact = asked.with_columns(asked_code=pl.col("concept_code"), attempt=pl.lit(0))
-    rewritten = [
-        (vocabulary, rewritten, code, 1)
-        for vocabulary, code in asked.iter_rows()
-        if (rewritten := normalise_code(vocabulary, code)) != code
-    ]
-    return pl.concat([exact, pl.DataFrame(rewritten, schema=exact.schema, orient="row")])
 
 
 @lru_cache(maxsize=16)  # the exports of a process are mapped by the same mappings and release

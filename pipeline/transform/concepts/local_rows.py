@@ -16,7 +16,17 @@ import polars as pl
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
 
-__all__ = ["CUT_TEXT", "LOCAL_SCHEMA", "SOURCE_CODE_LENGTH", "cut_text", "overlaid", "text_key"]
+__all__ = [
+    "ANSWERS",
+    "CUT_TEXT",
+    "LOCAL_SCHEMA",
+    "SOURCE_CODE_LENGTH",
+    "cut_text",
+    "decided_sources",
+    "local_texts",
+    "overlaid",
+    "text_key",
+]
 
 #: Characters of `source_code` in source_to_concept_map.
 SOURCE_CODE_LENGTH = 50
@@ -40,6 +50,9 @@ LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "yields": pl.Boolean(),
 }
 
+#: Before the vocabulary in a look-up: only the local map is asked.
+ANSWERS = "answers of "
+
 _SOURCE = ("source_concept_id", "source_domain_id", "source_standard_concept", "source_invalid_reason")
 
 
@@ -53,29 +66,47 @@ def cut_text(text: str) -> str:
     return " ".join(text.split())[:SOURCE_CODE_LENGTH].strip()
 
 
-def overlaid(local: Path, candidates: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
+def local_texts(local: Path) -> list[str]:
+    """The texts without a code that the local map knows, each in a form that it is found by, sorted."""
+    rows = _local_rows(local).select("system_key", "code_key").unique()
+    found = set()
+    for system, key in rows.iter_rows():
+        if system == TEXT_VOCABULARY:
+            found.add(key)
+        elif system == CUT_TEXT:  # what a longer text begins with; a cut before a space was that much shorter
+            found.add(f"{key} x" if len(key) < SOURCE_CODE_LENGTH else f"{key}x")
+    return sorted(found)
+
+
+def decided_sources(local: Path) -> set[tuple[str, str]]:
+    """system_key and code_key of what people decided about."""
+    return set(_local_rows(local).filter(~pl.col("yields")).select("system_key", "code_key").iter_rows())
+
+
+def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """`found`, with the rows of the local map in place of those of its codes.
 
-    `candidates`: vocabulary_id, asked_code, concept_code (a way of writing it), attempt (0: the first to try).
-    `found`: columns and order of the index, which the result has as well.
+    `asked`: vocabulary_id, concept_code, each once. `found`: columns and order of the index, which the result has as well.
     """
-    named = _keyed(candidates).join(_local_rows(local), on=["system_key", "code_key"], how="inner")
+    named = _keyed(asked).join(_local_rows(local), on=["system_key", "code_key"], how="inner")
     if named.is_empty():
         return found
-    asked = ["vocabulary_id", "concept_code"]
-    has_standard = found.filter(pl.col("target_concept_id").is_not_null()).select(asked).unique()
-    named = pl.concat(
-        [named.filter(~pl.col("yields")), named.filter("yields").join(has_standard, on=asked, how="anti")]
-    ).with_columns(pl.struct("yields", "attempt").rank("dense").over(asked).alias("rank"))
-    named = named.filter(pl.col("rank") == 1)
-    own = found.unique(asked, keep="first", maintain_order=True).select(*asked, *_SOURCE)
-    rows = named.join(own, on=asked, how="left").with_columns(
+    code = ["vocabulary_id", "concept_code"]
+    has_standard = found.filter(pl.col("target_concept_id").is_not_null()).select(code).unique()
+    after = named.filter("yields", ~pl.col("vocabulary_id").str.starts_with(ANSWERS))
+    named = pl.concat([named.filter(~pl.col("yields")), after.join(has_standard, on=code, how="anti")])
+    if named.is_empty():
+        return found
+    rank = pl.struct("yields", "attempt").rank("dense").over(code)
+    named = named.filter(rank == 1)
+    own = found.unique(code, keep="first", maintain_order=True).select(*code, *_SOURCE)
+    rows = named.join(own, on=code, how="left").with_columns(
         pl.coalesce("local_source_concept_id", "source_concept_id", pl.lit(0)).alias("source_concept_id"),
         *(pl.lit(None, dtype=kind).alias(name) for name, kind in found.schema.items() if name not in _KNOWN),
     )
     rows = rows.select(pl.col(name).cast(kind) for name, kind in found.schema.items())
-    others = found.join(rows.select(asked), on=asked, how="anti")
-    return pl.concat([others, rows]).sort(*asked, "pair_number")
+    others = found.join(rows.select(code), on=code, how="anti")
+    return pl.concat([others, rows]).sort(*code, "pair_number")
 
 
 _KNOWN = frozenset(("vocabulary_id", "concept_code", *LOCAL_SCHEMA, *_SOURCE))
@@ -86,21 +117,19 @@ def _local_rows(local: Path) -> pl.DataFrame:
     return pl.read_parquet(local)
 
 
-def _keyed(candidates: pl.DataFrame) -> pl.DataFrame:
-    """vocabulary_id and concept_code as asked, attempt, and the keys under which the local map may have them."""
+def _keyed(asked: pl.DataFrame) -> pl.DataFrame:
+    """vocabulary_id and concept_code, and the keys under which the local map may have them, in the order of `attempt`."""
     rows = [
-        (vocabulary, asked, *key)
-        for vocabulary, asked, code, attempt in candidates.select(
-            "vocabulary_id", "asked_code", "concept_code", "attempt"
-        ).iter_rows()
-        for key in _keys(vocabulary, code, attempt)
+        (vocabulary, code, *key)
+        for vocabulary, code in asked.select("vocabulary_id", "concept_code").iter_rows()
+        for key in _keys(vocabulary, code)
     ]
     names = ("vocabulary_id", "concept_code", "system_key", "code_key")
     return pl.DataFrame(rows, schema={**dict.fromkeys(names, pl.String), "attempt": pl.Int64}, orient="row").unique()
 
 
-def _keys(vocabulary: str, code: str, attempt: int) -> list[tuple[str, str, int]]:
+def _keys(vocabulary: str, code: str) -> list[tuple[str, str, int]]:
     if vocabulary == TEXT_VOCABULARY:
         whole = [(TEXT_VOCABULARY, text_key(code), 0)]
         return whole if len(code) < SOURCE_CODE_LENGTH else [*whole, (CUT_TEXT, text_key(cut_text(code)), 1)]
-    return [(plain_name(vocabulary), code, attempt)]
+    return [(plain_name(vocabulary.removeprefix(ANSWERS)), code, 0)]

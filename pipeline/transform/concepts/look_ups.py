@@ -1,4 +1,5 @@
-"""The one way from a code to a concept: a value map, the vocabulary, or one after the other.
+"""The one way from a code to a concept: a value map, the vocabulary, or one after the other. What a site's local map says
+stands in place of the vocabulary, and comes after a value map.
 
 A look-up has three outcomes. A code is mapped; or has no concept by rule, because a map says 0, a `meaning:` or
 `exclude:`; or it is unknown. Only unknown ones are counted (`etl.unmapped_code`): `unmapped_<element>` marks them, and the
@@ -74,7 +75,7 @@ class LookUps:
         if value_map is None:
             return self._in_vocabulary(purpose or "", domain)
         found = self.in_map(code_sets, value_map, last)
-        return found if purpose is None else self._completed(found, purpose, domain)
+        return self._answered(found) if purpose is None else self._completed(found, purpose, domain)
 
     def of_codes(self, frame: pl.DataFrame, column: str, prefix: str, *, value_map: str, system: str) -> pl.DataFrame:
         """The same for a column of FHIR codes, which have no system of their own: `system` is what the map calls it.
@@ -123,6 +124,25 @@ class LookUps:
             pl.col("exclude_reason").alias("excludes"),
             pl.col("is_unknown").fill_null(True),  # a text without codings
         )
+
+    def _answered(self, by_map: pl.DataFrame) -> pl.DataFrame:
+        """What the map does not know, and the site's local map does: "no map" is an answer, too."""
+        asked = by_map.filter(pl.col("is_unknown") & pl.col("source_code").is_not_null())
+        if asked.is_empty():
+            return by_map
+        found = self.resolver.answers(set(asked.select("source_system", "source_code").iter_rows()))
+        if not found:
+            return by_map
+        schema = {"source_system": pl.String, "source_code": pl.String, "answer": pl.Int64}
+        answers = pl.DataFrame([(*coding, concept) for coding, concept in found.items()], schema=schema, orient="row")
+        both = by_map.join(
+            answers, on=["source_system", "source_code"], how="left", nulls_equal=True, maintain_order="left"
+        )
+        is_answered = pl.col("is_unknown") & pl.col("answer").is_not_null()
+        return both.with_columns(
+            pl.when(is_answered).then("answer").otherwise("concept_id").alias("concept_id"),
+            is_unknown=pl.col("is_unknown") & ~is_answered,
+        ).drop("answer")
 
     def _in_vocabulary(self, purpose: str, domain: str | None) -> pl.DataFrame:
         """code_set, concept_id, source_concept_id, source_code, is_unknown of every code set."""

@@ -11,8 +11,10 @@ from typing import Protocol
 
 import polars as pl
 
+from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY, CodeSets
-from pipeline.transform.concepts.index import normalise_code, unit_key
+from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.concepts.local_rows import ANSWERS
 
 __all__ = ["ConceptLookup", "ConceptResolver"]
 
@@ -30,7 +32,24 @@ RESOLVED_SCHEMA = {
     "source_system": pl.String,
     "source_code": pl.String,
     "text": pl.String,
+    #: the vocabulary knows several codes that the source may mean
+    "is_ambiguous": pl.Boolean,
+    #: of numbers that come without a unit
+    "own_unit_concept_id": pl.Int64,
 }
+
+_SPELLING_SCHEMA = {
+    "vocabulary_id": pl.String,
+    "code": pl.String,
+    "system": pl.String,
+    "attempt": pl.Int32,
+    #: of the spelling: its own, or the fall-back
+    "known_in": pl.String,
+    "concept_code": pl.String,
+}
+
+
+_ASKED = ["vocabulary_id", "concept_code"]
 
 
 class ConceptLookup(Protocol):
@@ -45,8 +64,17 @@ class ConceptLookup(Protocol):
         ...
 
     def source_descents(self, concept_ids: pl.Series) -> pl.DataFrame:
-        """The same among concepts that are not standard."""
+        """The same of concepts of which some are not standard."""
         ...
+
+
+class FallBack(Protocol):
+    """Where codes of a system are looked up that its own vocabulary does not have."""
+
+    @property
+    def vocabulary_id(self) -> str: ...
+
+    def is_for(self, purpose: str) -> bool: ...
 
 
 class ConceptResolver:
@@ -59,6 +87,8 @@ class ConceptResolver:
         code_systems: Mapping[str, str],
         priorities: Mapping[str, tuple[str, ...]],
         unit_aliases: Mapping[str, str] | None = None,
+        forms: CodeForms = NO_FORMS,
+        fall_backs: Mapping[str, FallBack] | None = None,
     ) -> None:
         self._sets = sets
         self._index = index
@@ -69,6 +99,8 @@ class ConceptResolver:
         self._vocabularies = code_systems
         self._priorities = priorities
         self._unit_aliases = unit_aliases or {}
+        self._forms = forms
+        self._fall_backs = fall_backs or {}
         self._resolved: dict[str, pl.DataFrame] = {}
         self._single: dict[str, pl.DataFrame] = {}
         self._done: dict[str, int] = {}
@@ -87,31 +119,44 @@ class ConceptResolver:
         return self._single[purpose]
 
     def tried(self, codings: Iterable[tuple[str | None, str | None]]) -> dict[tuple[str | None, str | None], str]:
-        """What these codings (system, code) were looked up as, and what was found: for people, no row depends on it.
-
-        A code that only value maps were asked for has no finding.
-        """
-        named = {coding: self._named(*coding) for coding in codings}
-        schema = {"vocabulary_id": pl.String, "concept_code": pl.String}
-        given = pl.DataFrame(sorted({name for name in named.values() if name}), schema=schema, orient="row")
-        asked = set(given.join(self._asked, on=list(schema), how="semi").iter_rows())
-        rows = given.clear() if self._rows is None else self._rows.select(list(schema))
-        found = set(given.join(rows, on=list(schema), how="semi").iter_rows())
+        """What these codings (system, code) are in the vocabulary: for people, no row depends on it."""
+        named = {coding: self._names(*coding) for coding in codings}
+        every = (name for names in named.values() for name in names)
+        found = set(self._rows_of(every).select(_ASKED).iter_rows())
         said = {}
-        for coding, name in named.items():
-            if name is None:
+        for coding, names in named.items():
+            if not names:
                 said[coding] = "nothing to look up"
-                continue
-            finding = ": no Standard concept" if name in found else ": unknown" if name in asked else ""
-            said[coding] = f"{' '.join(filter(None, name))}{finding}"
+            else:
+                name = next((name for name in names if name in found), names[-1])
+                finding = "no Standard concept" if name in found else "unknown"
+                said[coding] = f"{' '.join(filter(None, name))}: {finding}"
         return said
 
-    def _named(self, system: str | None, code: str | None) -> tuple[str, str] | None:
-        """vocabulary_id and concept_code of a coding, as they are looked up."""
+    def answers(self, codings: Iterable[tuple[str | None, str]]) -> dict[tuple[str | None, str], int]:
+        """What a site's local map says of these codings (system, code): the first concept, 0 for "no map". Of elements that
+        only a value map is asked for; the vocabulary is not."""
+        asked = {
+            coding: [(f"{ANSWERS}{vocabulary}", code) for vocabulary, code in self._names(*coding)]
+            for coding in codings
+        }
+        rows = self._rows_of(name for names in asked.values() for name in names)
+        rows = rows.unique(_ASKED, keep="first", maintain_order=True)
+        found = {row[:2]: row[2] or 0 for row in rows.select(*_ASKED, "target_concept_id").iter_rows()}
+        firsts = {coding: next((name for name in names if name in found), None) for coding, names in asked.items()}
+        return {coding: found[name] for coding, name in firsts.items() if name is not None}
+
+    def _rows_of(self, names: Iterable[tuple[str, str]]) -> pl.DataFrame:
+        """Index rows of these alone (vocabulary_id, concept_code)."""
+        given = pl.DataFrame(sorted(set(names)), schema=dict.fromkeys(_ASKED, pl.String), orient="row")
+        return self._lookup(given).join(given, on=_ASKED, how="semi", maintain_order="left")
+
+    def _names(self, system: str | None, code: str | None) -> list[tuple[str, str]]:
+        """vocabulary_id and concept_code of a coding, in the spellings in which they are looked up."""
         if not code:
-            return None
+            return []
         vocabulary = self._vocabularies.get(system or "", system or "")
-        return vocabulary, normalise_code(vocabulary, code)
+        return [(vocabulary, one) for attempt in self._forms.attempts(vocabulary, code) for one in attempt]
 
     def _resolve_new(self, purpose: str) -> None:
         nothing = pl.DataFrame(schema=RESOLVED_SCHEMA)
@@ -135,25 +180,57 @@ class ConceptResolver:
 
     def _resolve_from(self, first: int, purpose: str) -> pl.DataFrame:
         sets = self._sets.sets(first)
-        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first)
+        candidates = self._unit_candidates(first) if purpose == UNIT else self._candidates(first, purpose)
         chosen = self._choose(candidates, purpose)
         return (
             sets.join(chosen, on="code_set", how="left", maintain_order="left")
-            .with_columns(pl.col("target_concept_id", "source_concept_id").fill_null(0))
+            .with_columns(
+                pl.col("target_concept_id", "source_concept_id").fill_null(0), pl.col("is_ambiguous").fill_null(False)
+            )
             .select(pl.col(name).cast(kind) for name, kind in RESOLVED_SCHEMA.items())
         )
 
-    def _candidates(self, first: int) -> pl.DataFrame:
+    def _candidates(self, first: int, purpose: str) -> pl.DataFrame:
         """One row a coding and index row; target_concept_id is NULL where a coding has no standard concept."""
         codings = self._sets.codings(first).join(self._systems, on="system", how="left", maintain_order="left")
         codings = codings.with_columns(pl.coalesce("vocabulary_id", "system", pl.lit("")).alias("vocabulary_id"))
         codings = pl.concat([codings, self._sets.texts_alone(first).select(codings.columns)])
-        distinct = codings.select("vocabulary_id", "code").unique(maintain_order=True)
-        normal = [normalise_code(vocabulary, code) for vocabulary, code in distinct.iter_rows()]
-        distinct = distinct.with_columns(pl.Series("concept_code", normal, dtype=pl.String))
-        codings = codings.join(distinct, on=["vocabulary_id", "code"], maintain_order="left")
-        found = self._lookup(distinct.select("vocabulary_id", "concept_code").unique(maintain_order=True))
-        return codings.join(found, on=["vocabulary_id", "concept_code"], how="left", maintain_order="left")
+        key = ["vocabulary_id", "code", "system"]
+        spellings = self._spelled(codings.select(key).unique(maintain_order=True), purpose)
+        asked = spellings.select(pl.col("known_in").alias("vocabulary_id"), "concept_code").unique(maintain_order=True)
+        rows = self._lookup(asked).rename({"vocabulary_id": "known_in"})
+        known = spellings.join(rows, on=["known_in", "concept_code"], how="inner", maintain_order="left")
+        # The first spelling that is known counts; of spellings that are as good as each other only one may be.
+        known = known.filter(pl.col("attempt") == pl.col("attempt").min().over(key)).with_columns(
+            (pl.col("concept_code").n_unique().over(key) > 1).alias("is_ambiguous")
+        )
+        meaning = [name for name in rows.columns if name not in {"known_in", "concept_code"}]
+        nothing = [pl.when(~pl.col("is_ambiguous")).then(name).alias(name) for name in meaning]
+        known = known.with_columns(nothing).unique(
+            [*key, *meaning, "known_in", "is_ambiguous"], keep="first", maintain_order=True
+        )
+        found = codings.join(known, on=key, how="left", maintain_order="left", nulls_equal=True)
+        return found.with_columns(
+            pl.coalesce("known_in", "vocabulary_id").alias("vocabulary_id"),
+            pl.coalesce("concept_code", "code").alias("concept_code"),
+        )
+
+    def _spelled(self, codes: pl.DataFrame, purpose: str) -> pl.DataFrame:
+        """Every spelling in which codes (vocabulary_id, code, system) are looked up. Columns: _SPELLING_SCHEMA."""
+        rows = []
+        for vocabulary, code, system in codes.iter_rows():
+            attempts = [(vocabulary, one) for one in self._forms.attempts(vocabulary, code)]
+            other = self._fall_backs.get(system)
+            if other is not None and other.is_for(purpose):
+                # The code as it is in either, before it is taken for another: 0066 as a procedure is 00.66, not 006.6.
+                elsewhere = [(other.vocabulary_id, one) for one in self._forms.attempts(other.vocabulary_id, code)]
+                attempts = [attempts[0], *elsewhere, *attempts[1:]]
+            rows += [
+                (vocabulary, code, system, number, known_in, spelling)
+                for number, (known_in, attempt) in enumerate(attempts)
+                for spelling in attempt
+            ]
+        return pl.DataFrame(rows, schema=_SPELLING_SCHEMA, orient="row")
 
     def _unit_candidates(self, first: int) -> pl.DataFrame:
         """The same for units, each looked up in several spellings; a code without a system is a text.
@@ -188,6 +265,7 @@ class ConceptResolver:
         best = known.select(*key, "attempt").unique(key, keep="first", maintain_order=True)
         known = known.join(best, on=[*key, "attempt"], how="semi", maintain_order="left")
         found = codings.join(known, on=key, how="left", maintain_order="left")
+        found = found.with_columns(pl.lit(False).alias("is_ambiguous"))
         return found.with_columns(pl.lit("UCUM").alias("vocabulary_id"))  # one rank for all: the code before the text
 
     def _asked_spellings(self, vocabulary: str, code: str, is_text: bool) -> list[tuple[str, str]]:
@@ -196,17 +274,19 @@ class ConceptResolver:
         return [*own, *((vocabulary, spelling) for spelling in self._spellings(vocabulary, code, is_text))]
 
     def _spellings(self, vocabulary: str, code: str, is_text: bool) -> list[str]:
-        own = normalise_code(vocabulary, code)
+        own = [attempt[0] for attempt in self._forms.attempts(vocabulary, code)]
         alias = self._unit_aliases.get(unit_key(code)) if vocabulary == "UCUM" else None
-        if alias is None or alias == own:
-            return [own]
-        return [alias, own] if is_text else [own, alias]
+        if alias is None:
+            return own
+        # As it is, or as the customary spelling, before what is there is read as something else.
+        names = [alias, *own] if is_text else [own[0], alias, *own[1:]]
+        return list(dict.fromkeys(names))
 
     def _choose(self, candidates: pl.DataFrame, purpose: str) -> pl.DataFrame:
         """The rows of the best coding of each code set.
 
-        Order: has a standard mapping; vocabulary priority; the more specific concept, then the more specific source
-        code (f2o-036); userSelected; order.
+        Order: has a standard mapping; vocabulary priority; of codes of one vocabulary the more specific (f2o-036), also
+        where it maps to a broader concept; then the more specific concept; userSelected; order.
         """
         priority = self._priorities.get(purpose, ())
         others = len(priority) + 1
@@ -229,7 +309,7 @@ class ConceptResolver:
         )
         order = [
             *("code_set", "has_standard", "priority"),
-            *("less_specific", "less_specific_source", "not_selected", "position"),
+            *("less_specific_source", "less_specific", "not_selected", "position"),
         ]
         best = (
             ranked.sort(order, descending=[name == "has_standard" for name in order], maintain_order=True)
@@ -251,6 +331,8 @@ class ConceptResolver:
                 "source_concept_id",
                 "source_system",
                 "source_code",
+                "is_ambiguous",
+                pl.col("unit_concept_id").alias("own_unit_concept_id"),
             )
         )
 
@@ -280,9 +362,12 @@ class ConceptResolver:
         return pl.Series("less_specific_source", [row in flagged for row in range(ranked.height)], dtype=pl.Boolean)
 
     def _above_by_hierarchy(self, rivals: pl.DataFrame, key: list[str]) -> pl.Series:
-        """Rows of codings whose concept is above that of a rival; standard concepts were compared before."""
-        is_source = pl.col("source_concept_id").is_not_null() & (pl.col("source_standard_concept").fill_null("") != "S")
-        rows = rivals.filter(is_source & ~pl.col("vocabulary_id").str.starts_with(_BY_CODE))
+        """Rows of codings whose own concept is above that of a rival, of which one at least is not standard: of two
+        that are, `_less_specific` knows it."""
+        rows = rivals.filter(
+            pl.col("source_concept_id").is_not_null() & ~pl.col("vocabulary_id").str.starts_with(_BY_CODE)
+        )
+        rows = rows.filter((pl.col("source_standard_concept").fill_null("") != "S").any().over(key))
         if rows.is_empty():
             return rows["row"]
         descents = self._index.source_descents(rows["source_concept_id"].unique())
@@ -297,7 +382,7 @@ _BY_CODE = "ICD"
 
 def _above_by_code(rivals: pl.DataFrame, key: list[str]) -> pl.Series:
     """Rows of codings whose code is the beginning of a rival's."""
-    code = pl.col("concept_code").str.replace_all(".", "", literal=True)
+    code = pl.col("concept_code").str.replace_all(".", "", literal=True).str.to_uppercase()
     rows = rivals.filter(pl.col("vocabulary_id").str.starts_with(_BY_CODE)).with_columns(code.alias("plain_code"))
     texts = rows["plain_code"].drop_nulls().unique()
     beginnings = pl.DataFrame(

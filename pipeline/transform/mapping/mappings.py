@@ -9,7 +9,6 @@ what only running would show. Everything wrong is a MappingError with file and, 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -20,7 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.core.mapping_options import MappingOptions
+from pipeline.transform.concepts.code_forms import NO_FORMS, CodeForms
 from pipeline.transform.concepts.index import unit_key
+from pipeline.transform.mapping.code_tables import FallBack, aliases, code_forms, code_systems, fall_backs
 from pipeline.transform.mapping.duplicate_rules import DuplicateRule, duplicate_rules
 from pipeline.transform.mapping.sources import (
     MappingProblem,
@@ -34,6 +35,7 @@ from pipeline.transform.mapping.sources import (
     stamp_problems,
 )
 from pipeline.transform.mapping.systems import SystemNames
+from pipeline.transform.mapping.targets import Target, parted_target
 from pipeline.transform.mapping.value_rules import Conversion, Limit, unit_concept, value_rules
 from pipeline.transform.rules import RULES
 
@@ -59,11 +61,6 @@ __all__ = [
 EXCLUDE = "exclude"
 #: … or its code means something that a rule knows.
 MEANING = "meaning"
-
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9 ]*:\S+")
-
-#: A concept by its id, or by vocabulary and code (`SNOMED:410516002`).
-Target = int | Annotated[str, Field(pattern=_CODE.pattern)]
 
 _Rule = TypeVar("_Rule", bound="_Optional")
 
@@ -113,8 +110,8 @@ class ConceptRule(_Optional):
     """Concept of rows for which the boolean column `when` is true; alternatives are tried in order."""
 
     concept_id: Target | tuple[Target, ...] = Field(
-        description="A concept id, or `VOCABULARY:code` for the standard concept of a code; of a list the first that the "
-        "vocabulary has."
+        description="A concept id, `VOCABULARY:code` for the standard concept of a code, or `VOCABULARY=name` for that of a "
+        "name; of a list the first that the vocabulary has."
     )
     when: str | None = Field(None, description="A boolean column. Without it the entry holds for all other rows.")
     has_value: bool = Field(
@@ -292,7 +289,7 @@ class ResourceMapping(_Model):
     contact: tuple[str, ...] = Field(
         (),
         description="Columns (dates) that say when the resource was recorded, in their order. Where that is after the date of "
-        "a row, the row tells of the past, and observation periods go by the day on which it was recorded.",
+        "a row, the row is about the past, and observation periods go by the day on which it was recorded.",
     )
     known_modifiers: tuple[str, ...] = Field(
         (), description="Modifier extensions that the mapping knows; any other rejects the resource (f2o-063)."
@@ -337,7 +334,8 @@ def _holding(rules: tuple[_Rule, ...], options: MappingOptions) -> tuple[_Rule, 
 class ValueMapEntry:
     """One line of a value map: what a code stands for.
 
-    A target is a concept id, or `VOCABULARY:code` for the standard concept of a code. `meaning:word` names what a
+    A target is a concept id, `VOCABULARY:code` for the standard concept of a code, or `VOCABULARY=name` for that
+    of a name. `meaning:word` names what a
     rule makes of the code, which itself is 0 then.
     """
 
@@ -377,6 +375,10 @@ class Mappings:
     conversions: tuple[Conversion, ...] = ()
     #: by which rows of two resources are one datum
     duplicates: tuple[DuplicateRule, ...] = ()
+    #: system → the vocabulary in which codes are looked up that its own does not have
+    fall_backs: Mapping[str, FallBack] = field(default_factory=dict)
+    #: how sources write the codes of a vocabulary
+    code_forms: CodeForms = NO_FORMS
 
     def vocabulary_of(self, system: str) -> str | None:
         """The vocabulary that a code system is, however it is spelt; None where no table says."""
@@ -404,7 +406,7 @@ class Mappings:
 
     @cached_property
     def coded_concepts(self) -> dict[str, str]:
-        """Every `VOCABULARY:code` that the mappings name in place of a concept id, and where."""
+        """Every `VOCABULARY:code` and `VOCABULARY=name` that the mappings name in place of a concept id, and where."""
         named: dict[str, str] = {}
         for resource in self.resources.values():
             for view in resource.views:
@@ -418,6 +420,29 @@ class Mappings:
             named |= {unit_concept(unit): "units" for unit in (conversion.source, conversion.target)}
         rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
         return named | {rule.concept: "plausibility, units" for rule in rules if isinstance(rule.concept, str)}
+
+    def concepts_of(self, resource_type: str) -> frozenset[Target]:
+        """The concept ids and `VOCABULARY:code`s that rows of a type can have because the mappings, or a rule, name them."""
+        mapping = self.resources.get(resource_type)
+        if mapping is None:
+            return frozenset()
+        named: set[Target] = set(NAMED_BY_RULES)
+        for view in mapping.views:
+            for rule in (*view.type_concept_id, *view.concept_id, *view.result_concept_id):
+                named.update(rule.targets)
+        for name, entries in self.value_maps.items():
+            if self._is_used(name, mapping):
+                named.update(target for entry in entries for target in entry.targets)
+        for name, concept_ids in self.constants.items():
+            if self._is_used(name, mapping):
+                named.update(concept_ids)
+        if has_numbers(mapping):
+            named.update(unit_concept(limit.unit) for limit in self.limits if limit.unit)
+            for conversion in self.conversions:
+                named.update(unit_concept(unit) for unit in (conversion.source, conversion.target))
+            rules: tuple[Limit | Conversion, ...] = (*self.limits, *self.conversions)
+            named.update(rule.concept for rule in rules if rule.concept is not None)
+        return frozenset(named)
 
     def fingerprint(self, resource_type: str) -> str:
         """SHA-256 over everything in the mappings that can change a row of this resource type.
@@ -442,6 +467,7 @@ class Mappings:
             digest.update(repr(sorted(used.items())).encode())
         for table in (self.code_systems, self.unit_aliases, self.systems.aliases):
             digest.update(repr(sorted(table.items())).encode())
+        digest.update(self.code_rules)
         if self.options.applies_duplicates(resource_type):
             digest.update(repr(self.duplicates).encode())
         if mapping is not None and has_numbers(mapping):
@@ -449,6 +475,16 @@ class Mappings:
         digest.update(self.unmapped_types.get(resource_type, "").encode())
         digest.update(repr(sorted(self.options.of(resource_type).items())).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def code_rules(self) -> bytes:
+        """The content of what says in which forms, and where else, codes are looked up."""
+        fall_backs = [(name, one.vocabulary_id, sorted(one.purposes)) for name, one in sorted(self.fall_backs.items())]
+        forms = [
+            (name, one.model_dump_json(exclude={"cases"}))
+            for name, one in sorted(self.code_forms.of_vocabulary.items())
+        ]
+        return repr((fall_backs, forms)).encode()
 
     @property
     def _value_options(self) -> tuple[str, ...]:
@@ -465,6 +501,9 @@ class Mappings:
         ]
         return name in {view.priority for view in mapping.views}.union(*asked)
 
+
+#: Concepts that rules name themselves: EHR, the type of deaths.
+NAMED_BY_RULES = frozenset((32817,))
 
 #: Types of columns that are looked up in value maps without a rule: the country of an address.
 MAPS_OF_TYPES = {"patient_location": frozenset(("country",)), "site_location": frozenset(("country",))}
@@ -563,7 +602,8 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
         if mapping is not None:
             resources[name] = mapping
     tables = {name: list(rows.values()) for name, rows in sources.tables.items()}
-    systems = _system_names(sources)
+    systems = _system_names(sources, problems)
+    priority = _priority(sources.priority, problems)
     unit_aliases = _unit_aliases(tables["unit_aliases.csv"], problems)
     rules = {name: list(rows.values()) for name, rows in sources.rules.items()}
     limits, conversions = value_rules(rules["plausibility"], rules["units"], unit_aliases, problems)
@@ -574,11 +614,9 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
             name: _under_canonical_names([_entry(row, problems) for row in rows.values()], systems)
             for name, rows in sources.values.items()
         },
-        code_systems={
-            systems.canonical(row.values["system"]): row.values["vocabulary_id"] for row in tables["code_systems.csv"]
-        },
+        code_systems=code_systems(tables["code_systems.csv"], systems),
         systems=systems,
-        vocabulary_priority=_priority(sources.priority, problems),
+        vocabulary_priority=priority,
         constants={row.values["name"]: _constant(row, problems) for row in tables["constants.csv"]},
         unmapped_types={row.values["resource_type"]: row.values["reason"] for row in tables["unmapped_types.csv"]},
         options=options,
@@ -586,15 +624,18 @@ def _read(sources: Sources, folder: Path, options: MappingOptions) -> MappingRea
         limits=limits,
         conversions=conversions,
         duplicates=duplicate_rules(rules["duplicates"], problems),
+        fall_backs=fall_backs(tables["code_systems.csv"], systems, priority, problems),
+        code_forms=code_forms(sources.forms, problems),
     )
     return MappingReading(sources, resources, tuple(problems), None if problems else mappings, folder)
 
 
-def _system_names(sources: Sources) -> SystemNames:
-    aliases = {row.values["alias"]: row.values["system"] for row in sources.tables["system_aliases.csv"].values()}
+def _system_names(sources: Sources, problems: list[MappingProblem]) -> SystemNames:
     rows = [*sources.tables["code_systems.csv"].values()]
+    other_names = aliases(rows, problems)
+    rows = [row for row in rows if "vocabulary_id" in row.values]
     rows += [row for of_map in sources.values.values() for row in of_map.values()]
-    return SystemNames.of(aliases, (row.values["system"] for row in rows))
+    return SystemNames.of(other_names, (row.values["system"] for row in rows))
 
 
 def _under_canonical_names(entries: list[ValueMapEntry | None], systems: SystemNames) -> tuple[ValueMapEntry, ...]:
@@ -677,7 +718,9 @@ def _entry(row: Row, problems: list[MappingProblem]) -> ValueMapEntry | None:
         )
     except ValueError:
         problems.append(
-            row.problem("concept_id must be ids or VOCABULARY:code joined by |, exclude:reason or meaning:word")
+            row.problem(
+                "concept_id must be ids, VOCABULARY:code or VOCABULARY=name joined by |, exclude:reason or meaning:word"
+            )
         )
         return None
 
@@ -692,7 +735,12 @@ def _constant(row: Row, problems: list[MappingProblem]) -> tuple[int, ...]:
 
 def _targets(text: str) -> tuple[Target, ...]:
     parts = [part.strip() for part in text.split("|")]
-    return tuple(part if _CODE.fullmatch(part) else int(part) for part in parts)
+    return tuple(int(part) if part.isdigit() else _named(part) for part in parts)
+
+
+def _named(target: str) -> str:
+    parted_target(target)
+    return target
 
 
 def _is_code(target: Target) -> TypeGuard[str]:

@@ -41,14 +41,19 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _PRIORITY = "vocabulary_priority.yaml"
+_FORMS = "code_forms.yaml"
 #: Table file → its columns; the first is the key (of a value map: the first two).
 _TABLES = {
     "code_systems.csv": ("system", "vocabulary_id"),
-    "system_aliases.csv": ("alias", "system"),
     "constants.csv": ("name", "concept_id"),
     "unmapped_types.csv": ("resource_type", "reason"),
     "unit_aliases.csv": ("unit", "ucum"),
 }
+#: Columns of a table that a row may leave empty, and those that there may be beside: `None` for any.
+_MAY_BE_EMPTY = {"code_systems.csv": ("vocabulary_id",)}
+#: A site's table of other names by the name and columns that it had until 0.2: rows of code_systems.csv now.
+_FORMER_ALIASES = "system_aliases.csv"
+_FORMER_ALIAS_COLUMNS = ("alias", "system")
 #: Folder of rules about rows → the columns that a row of its files must fill, and those that it may.
 _RULES = {
     "plausibility": ((), ("concept", "domain", "unit", "low", "high", "negative_allowed", "action")),
@@ -113,6 +118,8 @@ class Sources:
     rules: dict[str, dict[tuple[str, ...], Row]] = field(default_factory=lambda: {name: {} for name in _RULES})
     #: key → node of the list of vocabularies
     priority: dict[str, yaml.Node] = field(default_factory=dict)
+    #: vocabulary → node of the forms of its codes
+    forms: dict[str, yaml.Node] = field(default_factory=dict)
     problems: list[MappingProblem] = field(default_factory=list)
     #: Names of the value maps of the shared folder: a site cannot add one, because no rule would read it.
     shared_values: frozenset[str] = frozenset()
@@ -134,7 +141,8 @@ def read_sources(folder: Path, layers: Sequence[Path]) -> Sources:
     found.shared_values = frozenset(found.values)
     for name in _TABLES:
         _read_table(found, maps / name)
-    _read_priority(found, maps / _PRIORITY)
+    _read_entries(found, maps / _PRIORITY, found.priority)
+    _read_entries(found, maps / _FORMS, found.forms)
     for name in _RULES:
         found.rules[name] = _read_rules(found, name, sorted((folder / name).glob("*.csv")))
     for layer in layers:
@@ -209,7 +217,7 @@ class _Text(io.StringIO):
 
 def _composed(file: Path) -> yaml.Node | None:
     """The nodes of a file, which know it by name. Raises OSError, UnicodeDecodeError, yaml.YAMLError."""
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8-sig")
     if yaml.__with_libyaml__:  # eight times as fast; the other reports better what is wrong
         with suppress(yaml.YAMLError):
             return yaml.CSafeLoader(_Text(text, str(file))).get_single_node()
@@ -318,12 +326,18 @@ def _warn_of_old_name(file: str, line: int, old: str, new: str) -> None:
 
 
 def _read_rows(
-    file: Path, columns: tuple[str, ...], problems: list[MappingProblem], *, optional: tuple[str, ...] | None = None
+    file: Path,
+    columns: tuple[str, ...],
+    problems: list[MappingProblem],
+    *,
+    optional: tuple[str, ...] | None = None,
+    may_be_empty: tuple[str, ...] = (),
 ) -> list[Row]:
-    """The rows, each with a value in all of `columns`. `optional`: the other columns that there may be; None: any."""
+    """The rows, each with a value in all of `columns` but `may_be_empty`. `optional`: the other columns that there may be;
+    None: any."""
     rows: list[Row] = []
     try:
-        with file.open(encoding="utf-8", newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
             reader = csv.DictReader(stream, strict=True)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
@@ -347,7 +361,7 @@ def _read_rows(
                     names = ", ".join(reader.fieldnames or ())
                     problems.append(row.problem(f"needs one value for each of the columns {names}"))
                     continue
-                empty = [name for name in columns if name not in row.values]
+                empty = [name for name in columns if name not in row.values and name not in may_be_empty]
                 problems += [row.problem(f"{name} is empty") for name in empty]
                 if not empty:
                     rows.append(row)
@@ -378,7 +392,8 @@ def _read_values(found: Sources, file: Path) -> None:
 
 def _read_table(found: Sources, file: Path) -> None:
     columns = _TABLES[file.name]
-    found.tables[file.name].update(_keyed(_read_rows(file, columns, found.problems), columns[:1], found.problems))
+    rows = _read_rows(file, columns, found.problems, may_be_empty=_MAY_BE_EMPTY.get(file.name, ()))
+    found.tables[file.name].update(_keyed(rows, columns[:1], found.problems))
 
 
 def _read_rules(found: Sources, folder: str, files: list[Path]) -> dict[tuple[str, ...], Row]:
@@ -388,10 +403,18 @@ def _read_rules(found: Sources, folder: str, files: list[Path]) -> dict[tuple[st
     return _keyed(rows, _RULE_KEYS[folder], found.problems)
 
 
-def _read_priority(found: Sources, file: Path) -> None:
+def _read_entries(found: Sources, file: Path, into: dict[str, yaml.Node]) -> None:
+    """The entries of a YAML file, each in the place of one that was there."""
     node = _document(file, found.problems)
     if node is not None:
-        found.priority.update({name: value for name, (_, value) in entries(node).items()})
+        into.update({name: value for name, (_, value) in entries(node).items()})
+
+
+def _read_former_aliases(found: Sources, file: Path) -> None:
+    """Rows of a site's system_aliases.csv, as rows of code_systems.csv."""
+    for row in _read_rows(file, _FORMER_ALIAS_COLUMNS, found.problems):
+        values = {"system": row.values["alias"], "alias_of": row.values["system"]}
+        found.tables["code_systems.csv"][values["system"],] = Row(values, row.file, row.line)
 
 
 # --- a site's own --------------------------------------------------------------------------------------------------
@@ -400,6 +423,7 @@ def _read_priority(found: Sources, file: Path) -> None:
 def _read_layer(found: Sources, layer: Path) -> None:
     """Lay one folder of a site over what was read so far. A file that nobody would read is a problem."""
     own = Sources()
+    by_entry = {_PRIORITY: found.priority, _FORMS: found.forms}
     for file in sorted(layer.iterdir()):
         if file.name.startswith(".") or file.suffix == ".md":
             continue
@@ -407,13 +431,15 @@ def _read_layer(found: Sources, layer: Path) -> None:
             _read_own_folder(found, file)
         elif file.name in _TABLES:
             _read_table(own, file)
-        elif file.name == _PRIORITY:
-            _read_priority(found, file)
+        elif file.name == _FORMER_ALIASES:
+            _read_former_aliases(own, file)
+        elif file.name in by_entry:
+            _read_entries(found, file, by_entry[file.name])
         elif file.suffix == ".yaml":
             _read_resource(own, file)
         else:
             known = ", ".join(
-                ["<Resource>.yaml", *(f"{name}/*.csv" for name in ("values", *_RULES)), _PRIORITY, *_TABLES]
+                ["<Resource>.yaml", *(f"{name}/*.csv" for name in ("values", *_RULES)), _PRIORITY, _FORMS, *_TABLES]
             )
             found.problems.append(MappingProblem(str(file), 0, f"is nothing that a site can have: {known}"))
     found.problems += own.problems
@@ -431,10 +457,21 @@ def _read_layer(found: Sources, layer: Path) -> None:
 def _read_own_folder(found: Sources, folder: Path) -> None:
     """A site's entries of value maps, or of rules about rows."""
     if folder.name in _RULES:
-        found.rules[folder.name].update(_read_rules(found, folder.name, _csv_files(found, folder)))
+        own = _read_rules(found, folder.name, _csv_files(found, folder))
+        if folder.name == "units":
+            _leave_out_other_standards(found.rules["units"], own)
+        found.rules[folder.name].update(own)
         return
     for values in sorted(folder.iterdir()):
         _read_own_values(found, values)
+
+
+def _leave_out_other_standards(shared: dict[tuple[str, ...], Row], own: Mapping[tuple[str, ...], Row]) -> None:
+    """A concept has one standard unit: where a site names another one, the shared conversions of the concept go."""
+    standards = {row.values["concept"]: row.values["to"] for row in own.values()}
+    for key, row in [*shared.items()]:
+        if standards.get(row.values["concept"], row.values["to"]) != row.values["to"]:
+            del shared[key]
 
 
 def _csv_files(found: Sources, folder: Path) -> list[Path]:

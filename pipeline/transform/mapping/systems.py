@@ -1,8 +1,8 @@
 """Names of code systems: the many spellings of one system → the one that the maps use.
 
-One table (`concept_maps/system_aliases.csv`) for every map: value maps, code systems, crosswalks, and a site's own. What
-differs in scheme, `www.`, case, a trailing slash, a version (`|2.73`) or `urn:oid:` alone needs no entry. Not here: which
-vocabulary a system is (`code_systems.csv`).
+One table (`concept_maps/code_systems.csv`) for every map: value maps, vocabularies, crosswalks, and a site's own. What
+differs in scheme, `www.`, case, an end (`/`, `#`), a version (`|2.73`) or `urn:oid:`, `oid:` alone needs no entry. Not
+here: which vocabulary a system is (`code_tables`).
 """
 
 from __future__ import annotations

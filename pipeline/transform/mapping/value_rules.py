@@ -68,8 +68,24 @@ def value_rules(
     """The rules of the files, units by their UCUM codes; what is wrong goes to `problems`, and is left out."""
     reader = _Reader(unit_aliases, problems)
     found = [reader.limit(row) for row in limits]
-    converted = [reader.conversion(row) for row in conversions]
-    return tuple(one for one in found if one), tuple(one for one in converted if one)
+    converted = [(row, conversion) for row in conversions if (conversion := reader.conversion(row))]
+    return tuple(one for one in found if one), tuple(_of_one_standard(converted, problems))
+
+
+def _of_one_standard(found: list[tuple[Row, Conversion]], problems: list[MappingProblem]) -> list[Conversion]:
+    """Without those that bring numbers of a concept into another unit than the first of it: that would be no standard."""
+    standards: dict[int | str, str] = {}
+    kept = []
+    for row, conversion in found:
+        standard = standards.setdefault(conversion.concept, conversion.target)
+        if standard == conversion.target:
+            kept.append(conversion)
+        else:
+            reason = (
+                f"{conversion.concept} is brought into {standard} by another row, and into {conversion.target} here"
+            )
+            problems.append(row.problem(f"{reason}: a concept has one standard unit"))
+    return kept
 
 
 class _Refused(ValueError):

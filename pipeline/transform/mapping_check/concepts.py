@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.transform.concepts.index import ConceptIndex, normalise_code, unit_key
+from pipeline.transform.concepts.index import ConceptIndex, unit_key
+from pipeline.transform.mapping.code_tables import code_forms
 from pipeline.transform.mapping.mappings import ConceptRule, MappingReading
 from pipeline.transform.mapping.sources import MappingProblem, Row, line_of, node_at
 from pipeline.transform.mapping.value_rules import DOMAINS
@@ -63,8 +65,7 @@ def demo_concepts(folder: Path) -> KnownConcepts:
     by_code = {(vocabulary, code): concept_id for vocabulary, code, concept_id in standard.iter_rows()}
 
     def codes(asked: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        found = {key: by_code.get(key) or by_code.get((key[0], normalise_code(*key))) for key in asked}
-        return {key: concept_id for key, concept_id in found.items() if concept_id}
+        return {key: by_code[key] for key in asked if by_code.get(key)}
 
     return KnownConcepts(
         "the demonstration vocabulary",
@@ -142,7 +143,10 @@ def _unit_problems(
     aliases = {unit_key(row.values["unit"]): row.values["ucum"] for row in tables["unit_aliases.csv"].values()}
     named = [(row, column, row.values[column]) for row in rows for column in _UNIT_COLUMNS if column in row.values]
     written = {text: aliases.get(unit_key(text), text) for _, _, text in named}
-    found = {code for _, code in codes([("UCUM", code) for code in sorted(set(written.values()))])}
+    forms = code_forms(reading.sources.forms, [])
+    pairs = [("UCUM", code) for code in sorted(set(written.values()))]
+    known_codes = codes(chain(*forms.spellings(pairs).values()))
+    found = {code for _, code in forms.mapped(pairs, known_codes)}
     if not known.is_whole:
         found |= set(aliases.values())
     for row, column, text in named:

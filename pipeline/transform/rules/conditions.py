@@ -65,8 +65,8 @@ def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     frame = derivation.look_ups.of_codes(
         frame, "verification_status", "qualifier", value_map="condition_qualifier", system=_VERIFICATION
     )
-    known = pl.col("qualifier_concept_id").is_not_null()
-    return frame.with_columns(pl.when(known).then("verification_status").alias("qualifier_source_value"))
+    open_or_no = pl.col("verification_status").is_in((*_REFUTED, *_TENTATIVE))  # also where no concept says it
+    return frame.with_columns(pl.when(open_or_no).then("verification_status").alias("qualifier_source_value"))
 
 
 @rule(
@@ -245,7 +245,7 @@ def history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     priorities=("value",),
 )
 def condition_severity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """How severe a condition is: the value of an observation that belongs to its row. By itself it tells of no contact."""
+    """How severe a condition is: the value of an observation that belongs to its row. By itself it shows no contact."""
     return as_value(frame, derivation, "value", "severity").with_columns(pl.lit(True).alias(MADE_UP))
 
 
@@ -283,9 +283,5 @@ def condition_stage(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
 def family_history(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """The condition of a relative becomes the value of "Family history of clinical finding"; the relative its qualifier."""
     frame = derivation.look_ups.of(frame, "relationship", "qualifier", value_map="family_relationship", purpose="value")
-    concept = pl.col("qualifier_concept_id")
-    frame = frame.with_columns(
-        pl.when(concept != 0).then(concept).alias("qualifier_concept_id"),
-        pl.col("qualifier_source_code").alias("qualifier_source_value"),
-    )
+    frame = frame.with_columns(pl.col("qualifier_source_code").alias("qualifier_source_value"))
     return history(starting(frame, derivation, "recorded_date"), derivation)

@@ -1,6 +1,6 @@
 """Devices: which, and from when to when they were used.
 
-A device that a procedure put in and a DeviceUseStatement tells of is one exposure: the statement's, which knows its end.
+A device that a procedure put in and a DeviceUseStatement names is one exposure: the statement's, which knows its end.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ _MAIL_ORDER_DAYS = 89
 _A_YEAR = 365
 _MOST_SUPPLY_DAYS = 3650
 _LAST_YEAR = 9999
+_ROUNDING = 1e-6
 
 #: What `_lengths` reads.
 _LENGTH_COLUMNS = (
@@ -232,8 +233,11 @@ def _days_of(unit: pl.Expr) -> pl.Expr:
 
 
 def _whole_days(days: pl.Expr, rounding: Literal["round", "ceil"], longest: int) -> pl.Expr:
-    """A number of days as an integer; NULL for what cannot be meant: none, or more than the longest."""
-    whole = days.round() if rounding == "round" else days.ceil()
+    """A number of days as an integer; NULL for what cannot be meant: none, or more than the longest.
+
+    12 tablets at 3 a week are 28 days, although 12 / (3 / 7) is a little more in binary numbers.
+    """
+    whole = days.round() if rounding == "round" else (days - _ROUNDING).ceil()
     return pl.when(whole.is_between(1, longest)).then(whole).cast(pl.Int64)
 
 

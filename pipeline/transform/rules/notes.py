@@ -12,6 +12,9 @@ from pipeline.transform.rules.dates import starting, used_visit_start, with_visi
 from pipeline.transform.rules.declaration import dated, looked_up, rule, used_fact
 from pipeline.transform.rules.observations import NUMBER_TEXT
 
+#: Why what is a text has no row but by the option `notes`.
+NOTE_TEXT_OFF = "note_text_off"
+
 _TEXT = (
     *("note_text", "encoding_concept_id", "binary_reference", "binary_line"),
     *used_fact("binary"),
@@ -70,7 +73,7 @@ def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     is_document = _is_document(frame, derivation)
     if derivation.options.notes == "on":
         return frame.filter(~is_document)
-    return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
+    return frame.with_columns(pl.when(is_document).then(pl.lit(NOTE_TEXT_OFF)).alias("exclude_reason"))
 
 
 @rule(
@@ -87,7 +90,7 @@ def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     )
     if derivation.options.notes == "on":
         return frame.filter(~is_document)
-    return frame.with_columns(pl.when(is_document).then(pl.lit("note_text_off")).alias("exclude_reason"))
+    return frame.with_columns(pl.when(is_document).then(pl.lit(NOTE_TEXT_OFF)).alias("exclude_reason"))
 
 
 @rule(
@@ -111,7 +114,7 @@ def _is_document(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
 
 
 def _with_text(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is said."""
+    """note_text with that of a Binary where it lies there; encoding, and language, which is English where none is given."""
     english = pl.lit(derivation.constant("note_language_english"), dtype=pl.Int64)
     frame = _with_language(frame, derivation).with_columns(
         pl.lit(derivation.constant("note_encoding_utf8"), dtype=pl.Int64).alias("encoding_concept_id"),

@@ -6,7 +6,7 @@ import polars as pl
 
 from pipeline.fhir.datetimes import parsed
 from pipeline.sql_on_fhir.exact_numbers import EXACT_DIGITS, exact_number
-from pipeline.transform.column_names import exact
+from pipeline.transform.column_names import exact, unmapped
 from pipeline.transform.converters import COMPARATORS
 from pipeline.transform.rules.base import Derivation
 from pipeline.transform.rules.dates import starting
@@ -56,11 +56,13 @@ def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
 
 #: A decimal with or without comparator: groups comparator and number.
 NUMBER_TEXT = (
-    r"^\s*(<=|>=|<|>)?\s*"
+    r"^\s*(<=|>=|<|>|≤|≥)?\s*"
     r"([+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*$"
 )
 #: A titre: `1:128` is 128. Group: the number.
-_TITRE_TEXT = r"^\s*(<=|>=|<|>)?\s*1\s*:\s*([0-9]+)\s*$"
+TITRE_TEXT = r"^\s*(<=|>=|<|>|≤|≥)?\s*1\s*:\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)\s*$"
+#: Comparators in one character, which FHIR does not have.
+_SIGNS = {"≤": "<=", "≥": ">="}
 _VALUE_TEXT = "text"
 #: Characters of a date that names its day.
 _DAY = 10
@@ -136,20 +138,59 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
 
 
 def _with_text_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Adds text_concept_id: what a text stands for by the value map `value_text`, whatever its case; else NULL.
+    """Adds text_concept_id: what a text stands for by the value map `value_text`, as `text_key` has it; else NULL. A coded
+    value without a code is a text, too, and is not counted as unmapped where the map has it.
 
     Texts that are not in the map are no codes that are missing: nothing is counted.
     """
+    known = _known_texts(derivation)
+    texts = {text: known.get(text_key(text)) for text in frame["value_string"].drop_nulls().unique()}
+    of_codes = {
+        number: known.get(text_key(text))
+        for number in frame["value_code"].drop_nulls().unique()
+        if (text := derivation.sets.text_of(number)) and derivation.sets.first_coding(number) == (None, None)
+    }
+    by_code = pl.col("value_code").replace_strict(of_codes, default=None, return_dtype=pl.Int64)
+    is_mapped = pl.col("value_concept_id").fill_null(0) != 0
+    frame = frame.with_columns(pl.when(~is_mapped).then(by_code).alias("text_concept_id"))
+    by_text = pl.col("text_concept_id").is_not_null()
+    return frame.with_columns(
+        pl.coalesce(
+            "text_concept_id", pl.col("value_string").replace_strict(texts, default=None, return_dtype=pl.Int64)
+        ).alias("text_concept_id"),
+        pl.when(~by_text).then("value_concept_id").alias("value_concept_id"),
+        pl.when(~by_text).then(unmapped("value_code")).alias(unmapped("value_code")),
+    )
+
+
+def _known_texts(derivation: Derivation) -> dict[str, int]:
+    """Texts of the value map `value_text` → their concepts, of those that the vocabulary has."""
     entries = derivation.look_ups.value_maps["value_text"].filter(pl.col("concept_id") != 0)
-    known = dict(entries.filter(pl.col("system") == _VALUE_TEXT).select("code", "concept_id").iter_rows())
-    text = pl.col("value_string").str.strip_chars().str.to_lowercase()
-    return frame.with_columns(text.replace_strict(known, default=None, return_dtype=pl.Int64).alias("text_concept_id"))
+    rows = entries.filter(pl.col("system") == _VALUE_TEXT).select("code", "concept_id").iter_rows()
+    return {text_key(text): concept_id for text, concept_id in rows}
+
+
+def is_result_text(texts: pl.Series, derivation: Derivation) -> pl.Series:
+    """True for texts that are a number, a titre or a result that the value map knows: they hold nothing of a person."""
+    known = _known_texts(derivation)
+    named = [text for text in texts.drop_nulls().unique() if text_key(text) in known]
+    is_number = texts.str.contains(NUMBER_TEXT) | texts.str.contains(TITRE_TEXT)
+    return (is_number | texts.is_in(named)).alias("is_result_text")
+
+
+_HYPHENS = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+
+
+def text_key(text: str) -> str:
+    """What spellings of a text that is a result have in common: case, white space, one kind of hyphen, no final full stop."""
+    return " ".join(text.translate(_HYPHENS).casefold().split()).rstrip(". ")
 
 
 def _with_string_number(frame: pl.DataFrame) -> pl.DataFrame:
     """Adds string_number, string_comparator, and string_number_exact where a double does not hold all the digits."""
-    forms = [pl.col("value_string").str.extract_groups(form) for form in (NUMBER_TEXT, _TITRE_TEXT)]
+    forms = [pl.col("value_string").str.extract_groups(form) for form in (NUMBER_TEXT, TITRE_TEXT)]
     sign = pl.coalesce(parts.struct.field("1") for parts in forms)
+    sign = sign.replace_strict(_SIGNS, default=sign, return_dtype=pl.String)
     text = pl.coalesce(parts.struct.field("2") for parts in forms).str.replace_all(",", "", literal=True)
     number = text.cast(pl.Float64, strict=False)
     frame = frame.with_columns(

@@ -118,14 +118,20 @@ _CDC_CODE = r"^(\d{4})-\d$"
 def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, several: int) -> pl.DataFrame:
     """`<name>_concept_id`: one known category → its concept, several → `several`, none → 0.
 
-    Without a category that is known, detailed codes stand in, then what is not said as US Core has it. Unknown ones are
+    Without a category that is known, detailed codes stand in, then what is not known, as US Core codes it,. Unknown ones are
     counted where nothing is known.
     """
     key = "row_of_list"
     frame = frame.with_row_index(key)
     codings = _codings(frame, derivation, name, key)
-    known = _known(codings).group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
-    texts = codings.drop_nulls("code").group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
+    decided = _known(codings)
+    known = decided.group_by(key).agg(pl.col("concept_id").first(), pl.len().alias("known"))
+    # What the concept comes from: "UNK" beside a detailed code does not say it.
+    said = codings.drop_nulls("code").join(
+        decided.select(key, pl.col("rank").alias("decided")).unique(), on=key, how="left"
+    )
+    said = said.filter(pl.col("rank") >= pl.col("decided").fill_null(0))
+    texts = said.group_by(key, "rank", maintain_order=True).agg(pl.col("code").str.join("|"))
     texts = texts.sort("rank", maintain_order=True).unique(key, keep="first", maintain_order=True)
     unknown = codings.filter("is_unknown").group_by(key, maintain_order=True).agg(pl.col("code_set").alias("unknown"))
     for found in (known, texts, unknown):
@@ -141,7 +147,7 @@ def _omb_category(frame: pl.DataFrame, derivation: Derivation, name: str, severa
 def _codings(frame: pl.DataFrame, derivation: Derivation, name: str, key: str) -> pl.DataFrame:
     """The races or ethnicities of each row, in order: key, rank, code_set, code, concept_id, meaning, is_unknown.
 
-    `rank`: 0 a category, 1 a detailed code, 2 what is not said as US Core has it (`converters.other_category`).
+    `rank`: 0 a category, 1 a detailed code, 2 what is not known, as US Core codes it, (`converters.other_category`).
 
     A code of OMB counts whatever its system is called. `meaning:not_known` (UNK, asked-unknown) is not a category.
     """
@@ -253,7 +259,7 @@ _IDENTITY = tuple(
 )
 def gender_identity(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """One row for each gender identity of a person: it may change, and so is no part of person (Themis). What says that it is
-    not known, or was not told, makes none."""
+    not known, or was not disclosed, makes none."""
     rows = frame.with_columns(pl.col("gender_identity").list.unique(maintain_order=True).alias("code"))
     rows = rows.explode("code").filter(pl.col("code").is_not_null())
     rows = as_value(rows, derivation, "value", value_map="gender_identity")

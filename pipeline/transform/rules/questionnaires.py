@@ -13,11 +13,11 @@ from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting
 from pipeline.transform.rules.declaration import dated, rule, used_fact
 from pipeline.transform.rules.observations import (
-    NUMBER_TEXT,
     VALUE_COLUMNS,
     VALUE_CONSTANTS,
     VALUE_OPTIONAL,
     VALUE_WRITES,
+    is_result_text,
     observation_value,
 )
 
@@ -93,9 +93,10 @@ def loinc_code(link_id: str) -> str | None:
     options=("data_absent", "interpretation_as_value", "questionnaire_text"),
 )
 def answer(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """Date and value. Free text is dropped unless it is a number, or the site keeps it (option questionnaire_text)."""
+    """Date and value. Free text is dropped unless it is a number or a result that the value map `value_text` has, or the site
+    keeps it (option questionnaire_text)."""
     if derivation.options.questionnaire_text == "drop":
-        is_text = (~pl.col("value_string").str.contains(NUMBER_TEXT)).fill_null(False)
+        is_text = (~is_result_text(frame["value_string"], derivation)).fill_null(False)
         frame = frame.with_columns(
             is_text.alias(issue("answer_text_dropped")), pl.when(~is_text).then("value_string").alias("value_string")
         )

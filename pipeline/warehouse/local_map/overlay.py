@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -18,11 +19,12 @@ from pathlib import Path
 import polars as pl
 import psycopg
 from filelock import FileLock
+from psycopg import sql
 
 from pipeline.core.files import disk_errors, write_whole
 from pipeline.fhir.system_name import plain_name
 from pipeline.transform.concepts.code_sets import TEXT_VOCABULARY
-from pipeline.transform.concepts.index import ConceptIndex, normalise_code
+from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.local_rows import CUT_TEXT, LOCAL_SCHEMA, SOURCE_CODE_LENGTH, cut_text, text_key
 from pipeline.transform.mapping.mappings import Mappings
 from pipeline.transform.routing import VALUE_DOMAINS
@@ -31,7 +33,7 @@ from pipeline.warehouse.local_map.rows import Answer, MapSchemas, current_rows, 
 from pipeline.warehouse.local_map.source_to_concept_map import ORIGIN, align_source_to_concept_map
 from pipeline.warehouse.local_map.targets import Target, recheck_local_map, targets_of
 
-__all__ = ["LocalMapReport", "align_local_map", "customary_code", "local_rows", "with_local_map"]
+__all__ = ["LocalMapReport", "align_local_map", "local_rows", "with_local_map"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class LocalMapReport:
     """What was changed before a site's local map was read, and what people should know of it."""
 
     notes: tuple[str, ...] = ()
+    #: False: this database user may not change what has to be
+    is_aligned: bool = True
 
 
 def align_local_map(connection: psycopg.Connection, *, vocab_schema: str, etl_schema: str) -> LocalMapReport:
@@ -66,7 +70,8 @@ def align_local_map(connection: psycopg.Connection, *, vocab_schema: str, etl_sc
             if table.taken_in:
                 notes.append(f"{table.taken_in:,} rows of source_to_concept_map were taken into local_map.")
     except psycopg.errors.InsufficientPrivilege:
-        notes = ["source_to_concept_map is brought up to date by the next load: this database user may not write it."]
+        note = "source_to_concept_map is brought up to date by the next load: this database user may not write it."
+        return LocalMapReport((note,), is_aligned=False)
     return LocalMapReport(tuple(dict.fromkeys(notes)))
 
 
@@ -86,27 +91,76 @@ def with_local_map(
     anything. The index is as it was where nobody has said anything. Raises LandingError when the disk refuses.
     """
     schemas = MapSchemas(vocab_schema, etl_schema)
-    rows = pl.DataFrame(schema=dict(LOCAL_SCHEMA))
+    names = hashlib.blake2b((site or "").encode(), digest_size=8).hexdigest()
+    kept = index.folder / f"{_PREFIX}{names}.json"
     with connect(url) as connection:
-        if has_local_map(connection, schemas):
-            for note in align_local_map(connection, vocab_schema=vocab_schema, etl_schema=etl_schema).notes:
-                _log.warning("%s", note)
+        if not has_local_map(connection, schemas):
+            return index
+        found = _kept(kept)
+        if found is None or found.state != _state(connection, schemas, mappings, resolved):
+            report = align_local_map(connection, vocab_schema=vocab_schema, etl_schema=etl_schema)
             rows = local_rows(connection, schemas, site, mappings)
-        if resolved is not None and not resolved.is_empty():
-            rows = pl.concat([rows, _resolved_rows(connection, schemas, resolved, mappings)])
-    if rows.is_empty():
-        return index
-    content = hashlib.sha256(rows.write_csv().encode()).hexdigest()
-    file = index.folder / f"{_PREFIX}{content[:16]}-{_FORMAT}.parquet"
-    with disk_errors("The local map", index.folder, "What is approved is in the database."):
-        _write(rows, file)
-    return index.with_local(file, content)
+            if resolved is not None and not resolved.is_empty():
+                rows = pl.concat([rows, _resolved_rows(connection, schemas, resolved, mappings)])
+            content = hashlib.sha256(rows.write_csv().encode()).hexdigest() if rows.height else ""
+            found = _Kept(_state(connection, schemas, mappings, resolved), content, report.notes)
+            with disk_errors("The local map", index.folder, "What is approved is in the database."):
+                _write(rows, index.folder / found.file_name)
+                if report.is_aligned:
+                    _keep(found, kept)
+    for note in found.notes:
+        _log.warning("%s", note)
+    return index.with_local(index.folder / found.file_name, found.content) if found.content else index
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a site's local map was made from, so that a night in which nothing changed makes none."""
+
+    state: str
+    #: hash of the rows; empty: nobody has decided anything
+    content: str
+    notes: tuple[str, ...]
+
+    @property
+    def file_name(self) -> str:
+        return f"{_PREFIX}{self.content[:16]}-{_FORMAT}.parquet"
+
+
+def _state(
+    connection: psycopg.Connection, schemas: MapSchemas, mappings: Mappings, resolved: pl.DataFrame | None
+) -> str:
+    """Hash of all that a local map is made from, but for the release."""
+    query = sql.SQL(
+        "SELECT md5((SELECT string_agg(row::text, chr(10) ORDER BY id) FROM {} AS row WHERE valid_until IS NULL OR is_written)),"
+        " md5((SELECT string_agg(row::text, chr(10) ORDER BY row::text) FROM {} AS row)), (SELECT count(*) FROM {})"
+    ).format(schemas.local_map, schemas.of_vocabulary("source_to_concept_map"), schemas.of_vocabulary("vocabulary"))
+    names = sorted(mappings.code_systems.items()), sorted(mappings.systems.aliases.items())
+    said = "" if resolved is None else resolved.write_csv()
+    return hashlib.sha256(repr((connection.execute(query).fetchone(), names, said, _FORMAT)).encode()).hexdigest()
+
+
+def _kept(file: Path) -> _Kept | None:
+    """What is kept, if its file is there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kept = _Kept(found["state"], found["content"], tuple(found["notes"]))
+        if kept.content:
+            os.utime(file.with_name(kept.file_name))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept
+
+
+def _keep(kept: _Kept, file: Path) -> None:
+    content = {"state": kept.state, "content": kept.content, "notes": kept.notes}
+    with FileLock(file.parent.parent / ".lock"):
+        write_whole(file, json.dumps(content).encode())
 
 
 def _write(rows: pl.DataFrame, file: Path) -> None:
     """A file that is there is marked as in use; those of former answers go when nothing has used them for long."""
-    if file.is_file():
-        os.utime(file)
+    if rows.is_empty():
         return
     buffer = io.BytesIO()
     rows.write_parquet(buffer)
@@ -206,12 +260,7 @@ def _keys(answer: Answer, mappings: Mappings, *, spelling: bool) -> list[tuple[s
     system = mappings.systems.canonical(answer.source_system)
     vocabulary = mappings.code_systems.get(system, system)
     code = answer.source_code.strip()
-    return [(plain_name(vocabulary), customary_code(vocabulary, code) if spelling else code)]
-
-
-def customary_code(vocabulary: str, code: str) -> str:
-    """The code as its vocabulary writes it; answers and resources that differ in that alone mean one code."""
-    return normalise_code(vocabulary, code.strip())
+    return [(plain_name(vocabulary), mappings.code_forms.customary(vocabulary, code) if spelling else code)]
 
 
 #: target_concept_id, target_domain_id, target_vocabulary_id, value_concept_id, unit_concept_id

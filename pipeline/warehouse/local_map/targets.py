@@ -152,6 +152,8 @@ def _is_flagged_by_release(answer: Answer) -> bool:
 def _as_of(targets: dict[int, Target], answer: Answer) -> Answer:
     chosen = answer.chosen_concept_id
     problem = target_problem(targets, chosen)
+    if problem is None and answer.target_concept_id == chosen and answer.status == "approved":
+        return answer if answer.target_problem is None else replace(answer, target_problem=None)
     if problem is None:
         return replace(answer, target_concept_id=chosen, status="approved", target_problem=None)
     target = targets.get(chosen)

@@ -1,5 +1,5 @@
--- Makes, from the vocabulary tables in schema {vocab}, two temporary tables that `vocabulary.compile_index` copies out:
--- index_row and index_concept. The rules are told in the docstring of that function.
+-- What the compilation of an index must give, said in SQL: temporary tables index_row and index_concept of the vocabulary
+-- tables in schema {vocab}. Slower than what it checks, and nothing of it is shared with that.
 
 -- Valid `Maps to` with a valid Standard target.
 CREATE TEMPORARY TABLE direct_target ON COMMIT DROP AS
@@ -62,6 +62,15 @@ SELECT carrying_target.via_id, carrying_target.target_id, concept_value.value_id
 FROM carrying_target JOIN concept_value USING (via_id)
 WHERE carrier_count <> value_count OR carrier_number = value_number;
 
+-- The unit of a code's numbers, where the vocabulary names one.
+CREATE TEMPORARY TABLE own_unit ON COMMIT DROP AS
+SELECT link.concept_id_1 AS source_id, min(unit.concept_id) AS unit_id
+FROM {vocab}.concept_relationship AS link
+JOIN {vocab}.concept AS unit ON unit.concept_id = link.concept_id_2
+WHERE link.relationship_id = 'Maps to unit' AND link.invalid_reason IS NULL
+  AND unit.standard_concept = 'S' AND unit.invalid_reason IS NULL
+GROUP BY link.concept_id_1 HAVING count(DISTINCT unit.concept_id) = 1;
+
 ANALYZE direct_target;
 ANALYZE mapped_source;
 ANALYZE target_value;
@@ -78,11 +87,13 @@ SELECT chosen.vocabulary_id, chosen.concept_code, chosen.concept_id AS source_co
        chosen.domain_id AS source_domain_id, chosen.standard_concept AS source_standard_concept,
        chosen.invalid_reason AS source_invalid_reason,
        direct_target.target_id AS target_concept_id, direct_target.domain_id AS target_domain_id,
-       direct_target.vocabulary_id AS target_vocabulary_id, target_value.value_id AS value_concept_id
+       direct_target.vocabulary_id AS target_vocabulary_id, target_value.value_id AS value_concept_id,
+       own_unit.unit_id AS unit_concept_id
 FROM chosen
 LEFT JOIN mapped_source ON mapped_source.source_id = chosen.concept_id
 LEFT JOIN direct_target USING (via_id)
-LEFT JOIN target_value USING (via_id, target_id);
+LEFT JOIN target_value USING (via_id, target_id)
+LEFT JOIN own_unit ON own_unit.source_id = chosen.concept_id;
 
 CREATE TEMPORARY TABLE index_concept ON COMMIT DROP AS
 SELECT concept_id, concept_name, concept.domain_id, concept.vocabulary_id, concept_class_id, standard_concept,
