@@ -384,7 +384,7 @@ class SiteSettings(BaseModel):
     @model_validator(mode="after")
     def _resolvers_by_https(self) -> SiteSettings:
         if not self.test_mode and any(resolver.base_url[:8].lower() != "https://" for resolver in self.resolvers):
-            raise ValueError("resolvers: a url must begin with https:// (http:// only with test_mode: true)")
+            raise ValueError("resolvers are asked by https:// alone (http:// only with test_mode: true)")
         return self
 
     @model_validator(mode="after")

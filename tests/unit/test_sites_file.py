@@ -46,7 +46,7 @@ WRONG = {
     ),
     "resolver by http": (
         "sites:\n  north:\n    resolvers: [{kind: fhir, url: 'http://t.example.org'}]\n",
-        [":3:", "must begin with https://"],
+        [":3:", "resolvers are asked by https:// alone"],
     ),
     "password in a resolver": (
         "sites:\n  north:\n    resolvers: [{kind: fhir, url: 'https://a:b@t.example.org'}]\n",
