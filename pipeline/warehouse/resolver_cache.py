@@ -93,7 +93,7 @@ class AnswerCache:
     """The answers of one resolver under the active vocabulary release. Raises LandingError when the disk refuses."""
 
     def __init__(self, home: Path, resolver: ResolverSettings, vocabulary_hash: str) -> None:
-        self._folder = home / "resolvers"
+        self._folder = home / "vocabulary" / "resolvers"
         self._file = self._folder / f"{resolver.key}.parquet"
         self._resolver = resolver
         self._hash = vocabulary_hash

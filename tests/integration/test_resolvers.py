@@ -18,6 +18,8 @@ from pipeline.core.settings import SiteSettings
 from pipeline.load.fingerprints import site_rules
 from pipeline.load.remap import remap
 from pipeline.load.resolving import ResolverReport, resolve_and_remap, resolve_codes
+from pipeline.quality.deep.model import DeepRequest
+from pipeline.quality.deep.run import verify_deep
 from pipeline.warehouse.resolver_cache import AnswerCache, ResolverAnswer
 from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine
@@ -84,7 +86,7 @@ def services() -> Iterator[Services]:
 @pytest.fixture
 def world(loaded: Warehouse, services: Services, monkeypatch: pytest.MonkeyPatch) -> Warehouse:
     monkeypatch.setenv("RESOLVER_KEY", KEY)
-    shutil.rmtree(loaded.runtime.settings.home / "resolvers", ignore_errors=True)
+    shutil.rmtree(loaded.runtime.settings.home / "vocabulary" / "resolvers", ignore_errors=True)
     use(loaded, omophub(services))
     return loaded
 
@@ -120,7 +122,7 @@ def conditions(warehouse: Warehouse) -> dict[str, int]:
 
 
 def kept(warehouse: Warehouse) -> dict[str, bytes]:
-    folder = warehouse.runtime.settings.home / "resolvers"
+    folder = warehouse.runtime.settings.home / "vocabulary" / "resolvers"
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.name != ".lock"}
 
 
@@ -150,6 +152,9 @@ def test_unknown_codes_are_asked_once_and_exact_answers_map(world, services):
     assert by_source == {"c1": NAUSEA, "c4": NAUSEA, "c6": NAUSEA}
     world.assert_whole()
 
+    requests = len(services.seen)
+    assert verify_deep(world.runtime, DeepRequest(persons=5)).ok, "a fresh load reads the same answers"
+    assert len(services.seen) == requests
     first, *others = services.seen
     assert {(coding["system"], coding["code"]) for coding in first.body["codings"]} == CODES
     assert all(coding.keys() == {"system", "code"} for coding in first.body["codings"])
@@ -277,7 +282,7 @@ def test_a_service_that_does_not_answer_is_left_alone_for_a_while(world, service
     assert (report.unanswered, report.problem, clock.slept) == (0, None, [7.0, 2.0])
 
     def cleared() -> None:
-        shutil.rmtree(world.runtime.settings.home / "resolvers")
+        shutil.rmtree(world.runtime.settings.home / "vocabulary" / "resolvers")
         services.seen.clear()
         clock.slept.clear()
 
@@ -395,7 +400,7 @@ def test_the_command(world, services, tmp_path: Path):
         services.seen.clear()
         terminal.run("vocabulary", "resolve")
         assert services.seen == []
-        shutil.rmtree(home / "resolvers")
+        shutil.rmtree(home / "vocabulary" / "resolvers")
         services.faults = [always(Reply(401, {}))]
         assert "api_key_file" in terminal.run("vocabulary", "resolve", code=75).err
         assert "no site" in terminal.run("vocabulary", "resolve", "--site", "two", code=2).err
