@@ -142,6 +142,7 @@ class Asked:
         resolver_noting: Any = type("Resolver", (), {})()
         resolver_noting.resolve = noted(self.priorities, resolver.resolve)
         resolver_noting.resolve_single = noted(self.priorities, resolver.resolve_single)
+        resolver_noting.answers = resolver.answers  # of the local map, which every look-up asks
         get_option = noted(self.options, lambda name: getattr(options, name))
         options_noting: Any = type("Options", (), {"__getattr__": lambda _, name: get_option(name)})()
         look_ups = LookUps(
