@@ -34,6 +34,7 @@ from pipeline.warehouse.vocabulary import (
 )
 from pipeline.warehouse.vocabulary.diff import changed_codes, codes_in_use
 from pipeline.warehouse.vocabulary.index_files import index_of, prune_indices
+from pipeline.warehouse.vocabulary.releases import ReleaseSchemas, prune_releases
 from pipeline.warehouse.vocabulary.switching import hold_vocabulary
 from tests.command_line import CommandLine
 
@@ -224,6 +225,37 @@ def test_a_view_that_cannot_follow_is_named_and_its_release_stays(url, tmp_path)
         )
     finally:
         query(url, "DROP MATERIALIZED VIEW public.kept")
+
+
+def test_functions_and_columns_that_are_bound_to_tables_follow_or_stay(url, tmp_path):
+    """DROP … CASCADE of a former release would take an analyst's function, and a column with its values."""
+    load(url, Download(), tmp_path)
+    query(url, "CREATE SCHEMA mart")
+    query(
+        url,
+        "CREATE FUNCTION mart.bound() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(*) FROM vocab.concept; END",
+    )
+    query(
+        url, "CREATE FUNCTION mart.name_of(item vocab.concept) RETURNS text LANGUAGE sql AS 'SELECT item.concept_name'"
+    )
+    query(url, "CREATE TABLE mart.kept (item vocab.concept)")
+    try:
+        query(url, "INSERT INTO mart.kept SELECT concept FROM vocab.concept")
+        more = Download("v5.0 30-AUG-26")
+        more.concepts[300] = ("new", "Condition", "SNOMED", "S", "new")
+        release = load(url, more, tmp_path, keep=1)
+        assert query(url, "SELECT mart.bound()") == [(63,)]
+        assert query(url, "SELECT count(item) FROM mart.kept") == [(62,)]
+        said = " ".join(release.notes["warnings"])
+        assert "the function mart.name_of(" in said
+        assert "the relation mart.kept is still bound" in said
+        assert "mart.bound" not in said
+        query(url, "DROP FUNCTION mart.name_of")
+        assert prune_releases(url, ReleaseSchemas("vocab", "etl"), keep=1)[0] == []
+        assert query(url, "SELECT count(item) FROM mart.kept") == [(62,)]
+    finally:
+        query(url, "DROP SCHEMA mart CASCADE")
+    assert prune_releases(url, ReleaseSchemas("vocab", "etl"), keep=1)[0] != []
 
 
 def test_who_is_in_the_way_is_named_and_the_release_can_be_used_later(database_url, tmp_path):

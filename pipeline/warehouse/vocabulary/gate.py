@@ -114,7 +114,10 @@ def _losses(counts: ReleaseCounts, active: Mapping[str, Mapping[str, Any]], down
 
 
 def fallen_tables(
-    rows: Mapping[str, int], before: Mapping[str, int], selected: Sequence[str] | None, selected_before: Sequence[str] | None
+    rows: Mapping[str, int],
+    before: Mapping[str, int],
+    selected: Sequence[str] | None,
+    selected_before: Sequence[str] | None,
 ) -> list[str]:
     """Reasons against files that end too early, at the end of a line: relationships and ancestors of whole vocabularies
     fall with their concepts, but not alone.

@@ -27,7 +27,13 @@ from pipeline.warehouse.server_failures import server_failure
 from pipeline.warehouse.vocabulary.carried import FIRST_CUSTOM_CONCEPT, carried_digest, carry_over
 from pipeline.warehouse.vocabulary.cleaning import CleanedLines, Repair, SelectedConcepts
 from pipeline.warehouse.vocabulary.download import SITE_MAP, SourceFile, VocabularyDownload, read_download
-from pipeline.warehouse.vocabulary.gate import count_release, counts_of, fallen_tables, older_than_active, reasons_against
+from pipeline.warehouse.vocabulary.gate import (
+    count_release,
+    counts_of,
+    fallen_tables,
+    older_than_active,
+    reasons_against,
+)
 from pipeline.warehouse.vocabulary.releases import ReleaseSchemas, VocabularyRelease, load_lock, prune_releases
 from pipeline.warehouse.vocabulary.structure import (
     add_foreign_keys,
