@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from pipeline.core.settings import Settings, SiteSettings
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["known_site", "loadable_site", "site_of_mappings"]
+__all__ = ["known_site", "known_sites", "loadable_site", "site_of_mappings"]
 
 
 def known_site(runtime: Runtime, name: str) -> SiteSettings:
     """A site of sites.yaml, or one of which something was loaded. Raises UsageError for every other name."""
-    known = _known(runtime)
+    known = known_sites(runtime)
     if name not in known:
         raise _unknown(name, known)
     return runtime.settings.site_or_folder(name)
@@ -27,7 +27,7 @@ def known_site(runtime: Runtime, name: str) -> SiteSettings:
 def loadable_site(runtime: Runtime, name: str, *, is_new: bool) -> SiteSettings:
     """The same for a command that may begin a site: a new name that is nearly a known one needs `is_new`."""
     site = runtime.settings.site_or_folder(name)
-    known = _known(runtime)
+    known = known_sites(runtime)
     like = next((other for other in sorted(known) if _looks_like(name, other)), None)
     if name not in known and like and not is_new:
         raise UsageError(
@@ -57,7 +57,8 @@ def site_of_mappings(settings: Settings, name: str) -> SiteSettings:
     return settings.site_or_folder(name)
 
 
-def _known(runtime: Runtime) -> set[str]:
+def known_sites(runtime: Runtime) -> set[str]:
+    """Names of the sites of sites.yaml, and of those of which something was loaded."""
     from pipeline.warehouse.export_jobs import sites_with_exports  # the help of a command needs no database
 
     with runtime.connect() as connection:

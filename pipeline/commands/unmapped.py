@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.site_names import known_site
+from pipeline.commands.site_names import known_site, known_sites
 from pipeline.commands.suggesting import open_suggestions
 from pipeline.commands.tables import number_table
 from pipeline.commands.terminal import Table, Terminal, document, echo, progress
@@ -127,7 +127,9 @@ def import_(
         raise UsageError("--site and --all-sites contradict each other.", "Give one of them.")
     content = read_map_file(file)
     runtime = _runtime(site)
-    options = ImportOptions(site, all_sites, system, reviewer, replace, unseen, dry_run, file.name)
+    options = ImportOptions(
+        site, all_sites, system, reviewer, replace, unseen, dry_run, file.name, known_sites(runtime)
+    )
     with runtime.connect() as connection:
         report = import_map(connection, content, options, _mappings(runtime, site), _schemas(runtime))
     _print_import(Terminal(highlight=False), report, dry_run)

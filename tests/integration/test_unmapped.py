@@ -244,6 +244,16 @@ def test_another_approval_is_refused_until_it_is_asked_for(warehouse, tmp_path):
     assert take(warehouse, tmp_path, usagi(("00123", "APPROVED", NAUSEA)), for_all_sites=True).taken == {"approved": 1}
 
 
+def test_a_site_that_nothing_is_known_of_is_refused(warehouse, tmp_path):
+    content = usagi(("00123", "APPROVED", NAUSEA)).replace(",one,", ",onne,")
+    assert ",onne," in content
+    report = take(warehouse, tmp_path, content, sites=frozenset(("one", "two")))
+    assert [item.reason for item in report.refusals] == [
+        "there is no site 'onne'. Did you mean 'one'? Known sites: one, two"
+    ]
+    assert take(warehouse, tmp_path, content, sites=frozenset(("one", "two")), site="two").taken == {"approved": 1}
+
+
 PLAIN = "source_system;source_code;target_concept_id\r\n"
 STCM = "source_code{0}source_concept_id{0}source_vocabulary_id{0}source_code_description{0}target_concept_id{0}invalid_reason"
 

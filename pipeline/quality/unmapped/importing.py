@@ -7,12 +7,13 @@ All answers about one code are taken or refused together. Files are read in `fil
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
 
+from pipeline.core.sites_file import nearest
 from pipeline.fhir.system_name import plain_name
 from pipeline.quality.unmapped.codes import Decisions, SourceKey, SourceKeys
 from pipeline.quality.unmapped.domains import ElementDomains
@@ -54,6 +55,8 @@ class ImportOptions:
     dry_run: bool = False
     #: of the file, for `origin`
     label: str = "import"
+    #: names of sites that a line may have; None: any
+    sites: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,13 @@ def _answer(
     system = options.system if options.system is not None else system
     if system is None:
         system = _only_system(line, keys, known)
+    site = None if options.for_all_sites else options.site or site
+    if site and options.sites is not None and site not in options.sites:
+        listed = ", ".join(sorted(options.sites)) or "none yet"
+        raise _Refused(f"there is no site {site!r}.{nearest(site, options.sites)} Known sites: {listed}")
     is_text = system == TEXT_VOCABULARY
     return Answer(
-        None if options.for_all_sites else options.site or site,
+        site,
         system,
         None if is_text else line.code,
         " ".join(line.code.split()) if is_text else None,
@@ -258,11 +265,11 @@ def _only_system(line: MapLine, keys: SourceKeys, known: _Known) -> str:
         return having[0]
     if having:
         raise _Refused(f"several systems have this code ({', '.join(sorted(having))}): name one with --system")
-    nearest = [
+    found_near = [
         (found, system) for key, system in known.systems.items() if (found := known.codes[key].nearest(line.code))
     ]
-    if nearest:
-        (code, why), system = nearest[0]
+    if found_near:
+        (code, why), system = found_near[0]
         raise _Refused(f"no known code is this; the nearest is {code} of {system or 'no system'} ({why})")
     raise _Refused("no known code is this, and the file names no system: name one with --system")
 

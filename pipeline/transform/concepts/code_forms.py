@@ -91,13 +91,14 @@ class VocabularyForms(_Strict):
         for replacement in self.replace:
             code = re.sub(replacement.pattern, replacement.by.replace("\\", r"\\"), code)
         yield (code,)
-        for form in self.forms:
-            found = form.of(code)
-            if found is not None:
-                yield found
+        yield from self._of_forms(code)
         if self.annotations:
             for unit in _other_annotations(code):
                 yield (unit,)
+                yield from self._of_forms(unit)
+
+    def _of_forms(self, code: str) -> Iterator[Attempt]:
+        return (found for form in self.forms if (found := form.of(code)) is not None)
 
     def customary(self, code: str) -> str:
         """Of the last form, and what that is made to, the longest: 3 and 03 are both the other's form. Annotations stay."""

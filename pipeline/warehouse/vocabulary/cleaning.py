@@ -112,6 +112,11 @@ class CleanedLines:
             if cleaned:
                 yield cleaned
 
+    @property
+    def sent(self) -> int:
+        """Lines that were sent so far."""
+        return self._sent
+
     def source_line(self, sent: int) -> int:
         """The line of the file that was sent as this one (both 1-based; the header is line 1 of the file)."""
         place = bisect_right(self._starts, sent) - 1

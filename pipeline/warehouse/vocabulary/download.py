@@ -5,6 +5,7 @@ Nothing here knows a database; what becomes of the files is in `loading`, what i
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -160,6 +161,7 @@ def _source_file(table: str, path: Path) -> SourceFile:
     header = _header(path)
     columns = _columns(header)
     known = [field.name for field in cdm.fields(table)]
+    _refuse_other_format(path, header, set(columns) & set(known))
     missing = [name for name in known if name not in columns]
     unknown = [name for name in columns if name not in known]
     if missing or unknown or len(set(columns)) != len(columns):
@@ -170,6 +172,20 @@ def _source_file(table: str, path: Path) -> SourceFile:
             f"{path.name}:1: {reason}.", "Vocabulary files are tab-separated, with the CDM's column names."
         )
     return SourceFile(table, path, columns, len(header), header.endswith(b"\r\n"))
+
+
+def _refuse_other_format(path: Path, header: bytes, known_columns: Collection[str]) -> None:
+    """A file that is none, or that another program has written anew: each of its columns would be named otherwise."""
+    if not header.strip():
+        raise VocabularyError(f"{path.name} is empty.", "Unpack the zip file from Athena again.")
+    what = "UTF-16" if header.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in header else ""
+    if not what and not known_columns and any(mark in header for mark in (b",", b";")):
+        what = "separated by commas or semicolons"
+    if what:
+        raise VocabularyError(
+            f"{path.name} is {what}: it must be UTF-8, separated by tabs, as Athena writes it.",
+            "Unpack the zip file from Athena again, and do not save its files with a spreadsheet program.",
+        )
 
 
 def _header(path: Path) -> bytes:

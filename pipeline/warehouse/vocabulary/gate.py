@@ -5,7 +5,7 @@ Only counts of whole vocabularies are looked at here; what becomes of single cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.warehouse.vocabulary.carried import FIRST_CUSTOM_CONCEPT
 from pipeline.warehouse.vocabulary.download import VocabularyDownload, release_date
 from pipeline.warehouse.vocabulary.releases import VocabularyRelease
 
-__all__ = ["ReleaseCounts", "count_release", "counts_of", "older_than_active", "reasons_against"]
+__all__ = ["ReleaseCounts", "count_release", "counts_of", "fallen_tables", "older_than_active", "reasons_against"]
 
 #: A vocabulary may lose this share of its concepts, or of its `Maps to`, without a question.
 _MOST_LOST = 0.05
@@ -110,6 +110,29 @@ def _losses(counts: ReleaseCounts, active: Mapping[str, Mapping[str, Any]], down
             if lost > before[what] * _MOST_LOST:
                 share = lost / before[what]
                 reasons.append(f"the {word} of {name} fall by {share:.0%}, from {before[what]:,} to {after[what]:,}")
+    return reasons
+
+
+def fallen_tables(
+    rows: Mapping[str, int],
+    before: Mapping[str, int],
+    selected: Sequence[str] | None,
+    selected_before: Sequence[str] | None,
+) -> list[str]:
+    """Reasons against files that end too early, at the end of a line: relationships and ancestors of whole vocabularies
+    fall with their concepts, but not alone.
+
+    `rows`, `before`: table → rows that its file had, of the download and of the active release ({}: loaded before they were
+    kept). With another `--only` they cannot be compared.
+    """
+    if selected != selected_before:
+        return []
+    reasons = []
+    for table, count in sorted(before.items()):
+        lost = count - rows.get(table, 0)
+        if lost > count * _MOST_LOST:
+            share = lost / count
+            reasons.append(f"the rows of {table.upper()} fall by {share:.0%}, from {count:,} to {rows.get(table, 0):,}")
     return reasons
 
 

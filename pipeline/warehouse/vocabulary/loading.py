@@ -28,7 +28,13 @@ from pipeline.warehouse.server_failures import server_failure
 from pipeline.warehouse.vocabulary.carried import FIRST_CUSTOM_CONCEPT, carried_digest, carry_over
 from pipeline.warehouse.vocabulary.cleaning import CleanedLines, Repair, SelectedConcepts
 from pipeline.warehouse.vocabulary.download import SITE_MAP, SourceFile, VocabularyDownload, read_download
-from pipeline.warehouse.vocabulary.gate import count_release, counts_of, older_than_active, reasons_against
+from pipeline.warehouse.vocabulary.gate import (
+    count_release,
+    counts_of,
+    fallen_tables,
+    older_than_active,
+    reasons_against,
+)
 from pipeline.warehouse.vocabulary.releases import ReleaseSchemas, VocabularyRelease, load_lock, prune_releases
 from pipeline.warehouse.vocabulary.structure import (
     add_foreign_keys,
@@ -253,6 +259,8 @@ class _Copied:
     repairs: list[Repair]
     left_out: int
     cpt4: int
+    #: table → rows of its file that were loaded
+    rows: dict[str, int]
 
     def notes(self, download: VocabularyDownload, *, own_custom: int, carried: int) -> dict[str, Any]:
         return {
@@ -263,6 +271,7 @@ class _Copied:
             "ignored": list(download.ignored),
             "selected": sorted(download.selected) if download.selected is not None else None,
             "left_out": self.left_out,
+            "rows": self.rows,
             "cpt4": self.cpt4,
             "cpt4_unreadable": download.has_unreadable_cpt4,
             "own_custom": own_custom,
@@ -276,12 +285,14 @@ def _copy_all(connection: psycopg.Connection, download: VocabularyDownload, fres
     repairs: list[Repair] = []
     left_out = 0
     cpt4 = 0
+    rows = {}
     for file in sorted(download.files, key=lambda file: file.table != "concept"):  # whose ids the others name
         lines = CleanedLines(file, selected)
         file_hash = _copy(connection, file, lines, sql.Identifier(fresh, file.table), progress, freeze=True)
         repairs += lines.repairs.values()
         left_out += lines.left_out
         if file.table != SITE_MAP:  # a local map, and no part of the release
+            rows[file.table] = lines.sent
             digest.update(f"{file.table}\0{file_hash}\n".encode())
         if file.table == "concept" and download.cpt4 is not None:
             cpt4, file_hash = _add_cpt4(connection, download.cpt4, fresh, selected, progress)
@@ -289,7 +300,7 @@ def _copy_all(connection: psycopg.Connection, download: VocabularyDownload, fres
                 digest.update(f"cpt4\0{file_hash}\n".encode())
     if download.selected is not None:
         digest.update(f"only\0{','.join(sorted(download.selected))}\n".encode())
-    return _Copied(digest.hexdigest(), repairs, left_out, cpt4)
+    return _Copied(digest.hexdigest(), repairs, left_out, cpt4, rows)
 
 
 def _add_cpt4(
@@ -454,6 +465,9 @@ def _checked(
         counts = count_release(connection, loaded.schema_name, download.versions)
         before = counts_of(connection, schemas.vocab, active) if active is not None else {}
         reasons = reasons_against(counts, before, download)
+        if active is not None:
+            rows, selected = active.notes.get("rows", {}), active.notes.get("selected")
+            reasons += fallen_tables(loaded.notes["rows"], rows, loaded.notes["selected"], selected)
         if broken := broken_references(connection, schemas.vocab, loaded.schema_name):
             raise VocabularyError(
                 f"The download {loaded.folder_label} is refused: {'; '.join(broken[:3])}.",

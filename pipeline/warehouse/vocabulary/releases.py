@@ -256,7 +256,20 @@ def _drop_schema(connection: psycopg.Connection, schema: str) -> str | None:
         " WHERE source.relnamespace = %(schema)s AND view.relnamespace <> %(schema)s"
         " UNION SELECT conrelid::regclass::text FROM pg_catalog.pg_constraint AS item"
         " JOIN pg_catalog.pg_class AS target ON target.oid = item.confrelid"
-        " WHERE target.relnamespace = %(schema)s AND item.connamespace <> %(schema)s ORDER BY 1",
+        " WHERE target.relnamespace = %(schema)s AND item.connamespace <> %(schema)s"
+        # Columns, functions and types that name a table, or a row of one: CASCADE would take them away without a word.
+        " UNION SELECT (pg_identify_object(item.classid, item.objid, 0)).identity FROM pg_catalog.pg_depend AS item"
+        " LEFT JOIN pg_catalog.pg_class AS user_table"
+        "   ON item.classid = 'pg_class'::regclass AND user_table.oid = item.objid"
+        " LEFT JOIN pg_catalog.pg_proc AS routine ON item.classid = 'pg_proc'::regclass AND routine.oid = item.objid"
+        " LEFT JOIN pg_catalog.pg_type AS kind ON item.classid = 'pg_type'::regclass AND kind.oid = item.objid"
+        " WHERE item.deptype = 'n' AND coalesce(user_table.relnamespace, routine.pronamespace, kind.typnamespace) <> %(schema)s"
+        " AND (item.refclassid = 'pg_class'::regclass"
+        "   AND item.refobjid IN (SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = %(schema)s)"
+        "  OR item.refclassid = 'pg_type'::regclass"
+        "   AND item.refobjid IN (SELECT oid FROM pg_catalog.pg_type WHERE typnamespace = %(schema)s)"
+        "  OR item.refclassid = 'pg_proc'::regclass"
+        "   AND item.refobjid IN (SELECT oid FROM pg_catalog.pg_proc WHERE pronamespace = %(schema)s)) ORDER BY 1",
         {"schema": row[0]},
     ).fetchall()
     if dependents:

@@ -209,13 +209,14 @@ class _Attempt:
             connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT)))
             keys = _outer_keys(connection, active)
             views, left_behind = _views(connection, active)
+            functions, without_heirs = _functions(connection, active)
             self._drop_keys(keys)
             self._move_own_objects(active, incoming)
             former_name = self._rename(active, incoming, former)
-            self._bring_along(keys, views)
+            self._bring_along(keys, [*views, *functions])
             switched = self._record(former, former_name, carried)
             self._to_validate = [key for key in keys if key.is_validated]
-        return Switch(switched, tuple(f"{text}." for text in (*warnings, *left_behind)))
+        return Switch(switched, tuple(f"{text}." for text in (*warnings, *left_behind, *without_heirs)))
 
     def validate(self) -> None:
         """Foreign keys hold for every row, as they did: `broken_references` has seen to it. Nobody waits for this."""
@@ -326,7 +327,7 @@ class _Attempt:
                 + sql.SQL(definition.replace("{", "{{").replace("}", "}}") + " NOT VALID")
             )
         for name, statement in views:
-            self._asked = [name]
+            self._asked = [name] if "(" not in name else []
             self.connection.execute(statement.encode())
 
     def _record(self, former: VocabularyRelease | None, former_name: str, carried: str) -> VocabularyRelease:
@@ -406,3 +407,34 @@ def _views(connection: psycopg.Connection, active: str) -> tuple[list[tuple[str,
         with_options = f" WITH ({', '.join(options)})" if options else ""
         views.append((qualified, f"CREATE OR REPLACE VIEW {qualified}{with_options} AS {definition[0]}"))
     return views, left_behind
+
+
+def _functions(connection: psycopg.Connection, active: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name, statement that makes it anew after the rename) of functions whose SQL was bound to vocabulary tables when they
+    were made (BEGIN ATOMIC), and a sentence for each thing that is bound to the row of one: it cannot follow. Functions
+    whose body is a text find the tables by their names. Call it with `plain_names`."""
+    rows = connection.execute(
+        "WITH tables AS (SELECT oid, reltype FROM pg_class"
+        "   WHERE relnamespace = to_regnamespace(quote_ident(%(active)s)) AND relname = ANY(%(tables)s))"
+        " SELECT item.classid = 'pg_proc'::regclass, item.objid, (pg_identify_object(item.classid, item.objid, 0)).identity,"
+        " bool_or(item.refclassid = 'pg_type'::regclass),"
+        " bool_and(pg_has_role(coalesce(routine.proowner, own.relowner), 'USAGE'))"
+        " FROM pg_depend AS item LEFT JOIN pg_proc AS routine"
+        "   ON item.classid = 'pg_proc'::regclass AND routine.oid = item.objid"
+        " LEFT JOIN pg_class AS own ON item.classid = 'pg_class'::regclass AND own.oid = item.objid AND own.relkind <> 'i'"
+        " WHERE item.deptype = 'n' AND (routine.oid IS NOT NULL OR own.oid IS NOT NULL) AND ("
+        "   item.refclassid = 'pg_type'::regclass AND item.refobjid IN (SELECT reltype FROM tables)"
+        "   OR item.refclassid = 'pg_class'::regclass AND item.refobjid IN (SELECT oid FROM tables) AND routine.oid IS NOT NULL)"
+        " GROUP BY 1, 2, 3 ORDER BY 3",
+        {"active": active, "tables": installed_tables(connection, active)},
+    ).fetchall()
+    functions, left_behind = [], []
+    for is_function, oid, name, is_bound_to_rows, is_ours in rows:
+        if not is_function or is_bound_to_rows or not is_ours:
+            what = "function" if is_function else "relation"
+            left_behind.append(f"the {what} {name} is still bound to the former release: make it anew")
+            continue
+        definition = connection.execute("SELECT pg_get_functiondef(%s::oid)", (oid,)).fetchone()
+        assert definition is not None
+        functions.append((name, definition[0]))
+    return functions, left_behind
