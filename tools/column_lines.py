@@ -60,6 +60,8 @@ class RuleWords(BaseModel):
     types: Mapping[str, tuple[str, ...]]
     #: View column that is a column of a table as it is → how it comes about.
     direct: Mapping[str, str]
+    #: Boolean view column → when it is true, where its path would say it less well.
+    conditions: Mapping[str, str]
     #: Column type of an address → lines of `location`.
     locations: Mapping[str, tuple[LocationWords, ...]]
 
@@ -119,6 +121,8 @@ class ViewElements:
 
     def condition(self, column: str) -> str:
         """A boolean column as words."""
+        if column in rule_words().conditions:
+            return rule_words().conditions[column]
         kind = self.kind(column)
         if kind.startswith("reported_by_patient"):
             return f"the patient or a relative is {' or '.join(self._one(column))}"

@@ -13,6 +13,8 @@ __all__ = ["condition_text", "elements_of", "leaves_at"]
 
 _EXTENSION = re.compile(r"extension\('(?:[^']*/)?([^'/]+)'\)")
 _OF_TYPE = re.compile(r"\.ofType\((\w)(\w*)\)")
+#: Contained resources are one element, whatever their type.
+_CONTAINED = "contained.ofType(Observation)"
 _BETWEEN = re.compile(r" (?:and|or|\||>|<|=|!=) ")
 _WITHOUT = re.compile(r"\.(?:\$this|%rowIndex|\{\})$")
 
@@ -34,6 +36,7 @@ def elements_of(path: str) -> tuple[str, ...]:
     extensions = _EXTENSION.findall(path)
     if extensions:
         return ("extension " + ".".join(extensions),)
+    path = path.replace(_CONTAINED, "contained")
     path = _OF_TYPE.sub(lambda match: match[1].upper() + match[2], path)
     path = _WITHOUT.sub("", _without_calls(path)).removesuffix(".coding").strip(".")
     return (path,) if re.match(r"[A-Za-z]", path) else ()

@@ -19,7 +19,7 @@ from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, Value
 from pipeline.transform.rules import RULES
 from tools.column_lines import ColumnLine, ViewElements, column_lines, location_lines, tables_of
 from tools.concept_names import named
-from tools.elements import leaves_at
+from tools.elements import elements_of, leaves_at
 from tools.golden_cases import GoldenCase, golden_cases, shortened
 from tools.view_examples import ViewExample, examples_of, has_settings, is_of_an_edge
 
@@ -158,7 +158,7 @@ def _which_count(mapping: ResourceMapping, every: ResourceMapping) -> Iterator[s
     for rule in every.exclude:
         where = f" with {_option(rule.option)}" if rule.option else ""
         elements = ViewElements(every, every.resource_view)
-        words = elements.condition(rule.when) if rule.when in elements else rule.when
+        words = elements.condition(rule.when)
         lines.append(_row(_codes(elements.of([rule.when])), words, f"excluded: `{rule.reason}`{where}"))
     if lines:
         yield from ["## Which make rows", "", *_head("element", "value", "what happens"), *lines]
@@ -220,6 +220,7 @@ def _about(mapping: ResourceMapping, view: ViewMapping, *, by_option: bool) -> s
     repeated = next((value for key, value in _selects(view.definition) if key in ("forEach", "repeat")), None)
     if repeated:
         names = [repeated] if isinstance(repeated, str) else list(repeated)
+        names = [element for name in names for element in elements_of(name)] or names
         words.append(f"One row for each {_codes(names)}.")
     rules = [RULES[name].summary for name in view.derive if not RULES[name].writes]
     if view.kind == "event" and not view.table:

@@ -208,6 +208,7 @@ def _replace_rows(
     if not decisions.has_changes:
         with step("references"):
             references.replace_references(db, decisions, [])
+            report.add(former_rows.remove_nlp_of_left_notes(db, former))
         return
     written, found = _write_rows(run, decisions, former, standing, bulk_load)
     with step("references"):
@@ -220,6 +221,7 @@ def _replace_rows(
         panels.link_members(db, incoming.site)
         infusions.end_infusions(db)
         report.add(relate_care_sites(db, standing))
+        report.add(former_rows.remove_nlp_of_left_notes(db, former))
 
 
 def _write_rows(

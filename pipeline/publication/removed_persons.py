@@ -21,7 +21,7 @@ def remove_rows_of_persons(db: Database) -> Counter[str]:
     """Delete the rows of the persons in `pg_temp.removed_person` (row_id, surrogate_id), before theirs; deleted rows by
     table. Whose resources they were is in `pg_temp.of_removed_person` (surrogate_id, patient)."""
     db.execute("of_removed_person")
-    deleted: Counter[str] = Counter()
+    deleted: Counter[str] = Counter({"note_nlp": db.execute("remove_nlp_of_persons")})
     for table in reversed(OF_PERSONS):  # events before the visits that they belong to
         deleted[table] = db.execute("remove_rows_of_persons", **table_names(table))
     for table in DERIVED_OF_PERSONS:
@@ -35,7 +35,7 @@ def remove_moved_events(db: Database) -> Counter[str]:
     """Delete the rows of replaced patients that are in `pg_temp.removed_patient` (surrogate_id): they are with their
     survivors. Deleted rows by table; the survivors join `pg_temp.affected_person`."""
     db.execute("moved_events_of_removed")
-    deleted: Counter[str] = Counter()
+    deleted: Counter[str] = Counter({"note_nlp": db.execute("remove_nlp_of_moved")})
     for table in reversed(OF_PERSONS):
         deleted[table] = db.execute("remove_moved_rows", **table_names(table))
         db.execute("remove_moved_lineage", **table_names(table))

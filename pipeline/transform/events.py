@@ -34,6 +34,7 @@ from pipeline.transform.results import ENTRY, NO_LINKS, VALUES, with_results
 from pipeline.transform.routing import VALUE_DOMAINS, exact_numbers, route, to_table
 from pipeline.transform.rules import RULES
 from pipeline.transform.rules.notes import NOTE_TEXT_OFF
+from pipeline.transform.rules.observations import NO_RESULT
 from pipeline.transform.unmapped import NO_CODES, unmapped_elements, unmapped_event_codes
 from pipeline.transform.value_checks import IMPLAUSIBLE_VALUE, NEGATIVE_VALUE, REPORTED
 
@@ -317,6 +318,7 @@ LEFT_OUT_BY_RULE = (
     IMPLAUSIBLE_VALUE,
     COUNTED_ELSEWHERE,
     NOTE_TEXT_OFF,
+    *NO_RESULT,
 )
 _NOTE = "Note"
 #: After the element whose quantity is a row's number.

@@ -163,11 +163,13 @@ class _TypeTransform:
         self._unmapped_of_facts: list[pl.DataFrame] = []
         resources = self._with_decision(self._follow_references(self._resource_frame(), self.mapping.resource_view))
         kept = resources.filter(pl.col("outcome").is_null()).drop(*_DECISION_COLUMNS)
+        excluded = resources.filter(pl.col("outcome") == "excluded").drop(*_DECISION_COLUMNS)
         event_results: list[EventRows] = []
         by_view: dict[str, EventRows] = {}
         facts: list[pl.DataFrame] = []
         for number, view in enumerate(self.read.plan.views[1:], start=1):
-            rows = self.read.frame(number).join(kept, on="index", how="inner", maintain_order="left")
+            of = pl.concat([kept, excluded]) if view.mapping.of_excluded else kept
+            rows = self.read.frame(number).join(of, on="index", how="inner", maintain_order="left")
             if rows.is_empty():
                 continue
             rows = self._follow_references(rows, view.mapping)
@@ -192,7 +194,8 @@ class _TypeTransform:
         without_row = decisions.filter(
             (pl.col("outcome") == "excluded") & (pl.col("reason") == (self.mapping.excluded_unless_row or ""))
         )
-        self._write_rows(event_results, facts, loaded, kept, pl.concat([loaded, without_row.select("surrogate_id")]))
+        with_facts = pl.concat([frame.select("surrogate_id") for frame in (loaded, without_row, excluded)])
+        self._write_rows(event_results, facts, loaded, kept, with_facts)
         by_rule = (pl.col("outcome") == "excluded") & pl.col("reason").is_in(LEFT_OUT_BY_RULE)
         self._write_value_checks(event_results, decisions.filter((pl.col("outcome") == "loaded") | by_rule))
         keys = pl.DataFrame({"surrogate_id": self.worker.references.taken_keys()}, schema={"surrogate_id": pl.Int64})
@@ -338,8 +341,8 @@ class _TypeTransform:
         kept: pl.DataFrame,
         with_facts: pl.DataFrame,
     ) -> None:
-        """Write rows of loaded resources only, and facts also of those that `excluded_unless_row` excludes: a resource that
-        is rejected leaves nothing behind."""
+        """Write rows of loaded resources only, and facts also of those that are excluded, as far as there are any: a resource
+        that is rejected leaves nothing behind."""
         part = f"{self.chunk.batch.part}-{self.resource_type}"
         parts = self.worker.ports.parts
 

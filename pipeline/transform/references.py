@@ -89,7 +89,8 @@ TARGETS = {
         Target("MedicationRequest", reads_contained=True),  # a contained order makes no row, so that nothing is twice
         Target("Condition", ("Procedure",)),  # Encounter.diagnosis.condition may be either
         Target("Device", reads_contained=True),
-        Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence")),
+        # a contained result has its row by the resource that contains it
+        Target("Observation", ignored=("QuestionnaireResponse", "MolecularSequence"), reads_contained=True),
         Target("Specimen", reads_contained=True),  # a contained one has no row that could be given a visit
         Target("Binary", is_open=True),
     )

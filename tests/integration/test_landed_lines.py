@@ -144,6 +144,29 @@ def test_the_text_of_a_document_whose_binary_lay_in_a_removed_folder(warehouse: 
     assert texts() == ["The text."]
 
 
+def test_what_others_found_in_a_note_goes_with_it(warehouse: Warehouse) -> None:
+    """note_nlp is filled by others: its rows stay while the note has its id, also mapped again, and go when it goes."""
+
+    def found() -> list[Any]:
+        return [row[0] for row in warehouse.rows("SELECT note_nlp_id FROM cdm.note_nlp ORDER BY 1")]
+
+    settings = warehouse.runtime.settings
+    site = SiteSettings(name="one", mapping=MappingOptions(notes="on"))
+    warehouse.runtime = replace(warehouse.runtime, settings=settings.model_copy(update={"sites": {"one": site}}))
+    notes = [{**document(), "id": name} for name in ("d1", "d2", "d3")]
+    warehouse.load({"Patient": [patient()], "Binary": [binary()], "DocumentReference": notes})
+    warehouse.rows(
+        "INSERT INTO cdm.note_nlp (note_nlp_id, note_id, lexical_variant, nlp_date)"
+        " SELECT row_number() OVER (ORDER BY resource_id), row_id, 'x', now()"
+        " FROM row_source WHERE cdm_table = 'note' RETURNING 1"
+    )
+    changed = [{**notes[0], "date": "2025-01-03T10:00:00Z"}, {**notes[1], "status": "entered-in-error"}]
+    warehouse.load({"DocumentReference": changed})
+    assert found() == [1, 3]
+    warehouse.load({"DocumentReference": [{**note, "status": "entered-in-error"} for note in notes]})
+    assert found() == []
+
+
 def test_a_long_dead_letter_whose_line_is_gone_stops_nothing(warehouse: Warehouse) -> None:
     """Its line is too long for the database. The rest of what waited is loaded, and it again when it comes again."""
     long = observation("o1", note=[{"text": "x" * 17_000_000}], person="p2")

@@ -12,7 +12,7 @@ from pipeline.publication.tables import table_names
 from pipeline.publication.unlink import unlink
 from pipeline.publication.values import Decisions, FormerRows, RowCounts
 
-__all__ = ["remove_former_rows"]
+__all__ = ["remove_former_rows", "remove_nlp_of_left_notes"]
 
 _ROW_IDS = {"surrogate_id": pl.Int64, "row_key": pl.Int64, "row_id": pl.Int64}
 
@@ -32,6 +32,16 @@ def remove_former_rows(db: Database, decisions: Decisions) -> FormerRows:
         db.execute("remove_former_lineage", **table_names(table))
     removed_from = frozenset(ENTITY_TABLES) - {"location"}
     return FormerRows(counts, ids, removed_from, left_locations=True)
+
+
+def remove_nlp_of_left_notes(db: Database, former: FormerRows) -> RowCounts:
+    """Delete the rows of note_nlp, which others fill, whose note went and did not come back under its id."""
+    counts = RowCounts()
+    notes = former.ids.get("note")
+    if notes is not None and not notes.is_empty():
+        db.put("left_note", notes.select("row_id"))
+        counts.deleted["note_nlp"] += db.execute("remove_nlp_of_notes")
+    return counts
 
 
 def _unlink_details(db: Database, decisions: Decisions) -> None:

@@ -19,6 +19,9 @@ __all__ = ["find_homes"]
 #: The fact of what a place is a part of (value: surrogate id of the place above).
 _PART_OF = "site_part_of"
 _PLACE = "Location"
+#: The fact of the identifiers that a place has (surrogate_id: their keys).
+_IDENTIFIER = "identifier"
+_NAMES = {"next": pl.Int64, "place": pl.Int64}
 _LINKS = {"from": pl.Int64, "next": pl.Int64}
 
 
@@ -37,6 +40,7 @@ def find_homes(db: Database, staged: StagedExport, lines: pl.DataFrame, *, somet
     links = pl.concat([known, arriving.select("from", "next")])
     if links.is_empty():
         return Homes()
+    links = pl.concat([links, _by_identifier(db, staged, links, places)])
     homes = places.filter(pl.col("reason") == PERSONS_HOME)["surrogate_id"]
     inside = _parts_of(pl.concat([homes, _known_homes(db, links, lines)]), links)
     db.put("known_part", known.select(surrogate_id="from").unique().with_columns(_is_among(inside).alias("is_in_home")))
@@ -54,6 +58,18 @@ def _arriving_links(staged: StagedExport, places: pl.DataFrame) -> pl.DataFrame:
         "line",
     )
     return own.join(places, on=LINE, how="semi").rename({"surrogate_id": "from"})
+
+
+def _by_identifier(db: Database, staged: StagedExport, links: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """The links (from, next) whose next is the key of an identifier, each to every place that has it: none may leak."""
+    facts = staged.scan(schemas.REFERENCE_VALUE).filter(pl.col("name") == _IDENTIFIER).collect()
+    arriving = facts.select("file_number", "line", next="surrogate_id", surrogate_id="owner_surrogate_id")
+    arriving = arriving.join(places, on=LINE, how="semi").select("next", place="surrogate_id")
+    db.put("place_above", links.select(surrogate_id="next").unique())
+    known = db.frame("named_places", _NAMES, {"identifier": _IDENTIFIER})
+    known = known.join(places, left_on="place", right_on="surrogate_id", how="anti")
+    named = pl.concat([known, arriving]).unique()
+    return links.join(named, on="next").select("from", next="place")
 
 
 def _known_homes(db: Database, links: pl.DataFrame, lines: pl.DataFrame) -> pl.Series:

@@ -218,6 +218,9 @@ class ViewMapping(_Optional):
     landed_line: bool = Field(
         False, description="fact: the value is where the resource's line landed; large content is read there."
     )
+    of_excluded: bool = Field(
+        False, description="fact: said also of resources that `exclude` excludes, so that others can find them."
+    )
 
     @property
     def events(self) -> tuple[str, ...]:

@@ -83,14 +83,17 @@ def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     options=("notes",),
 )
 def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note."""
+    """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note,
+    but not of a contained one."""
     values = ("value_as_number", "value_as_concept_id", "value_boolean")
     is_document = (
         _is_document(frame, derivation) & frame.select(pl.all_horizontal(pl.col(values).is_null())).to_series()
     )
-    if derivation.options.notes == "on":
+    if derivation.options.notes == "on" and "contained_status" not in frame.columns:
         return frame.filter(~is_document)
-    return frame.with_columns(pl.when(is_document).then(pl.lit(NOTE_TEXT_OFF)).alias("exclude_reason"))
+    own = [pl.col("exclude_reason")] if "exclude_reason" in frame.columns else []
+    reason = pl.coalesce(*own, pl.when(is_document).then(pl.lit(NOTE_TEXT_OFF)))
+    return frame.with_columns(reason.alias("exclude_reason"))
 
 
 @rule(

@@ -31,7 +31,7 @@ VALUE_WRITES = (
     *("value_as_number", exact("value_as_number"), "value_as_string", "value_as_date"),
     *("value_as_concept_id", "value_source_value", "value_as_source_concept_id"),
     *(name for name in looked_up("value", "value_code", by_vocabulary=True) if name != "value_source_code"),
-    "text_concept_id",
+    *("text_concept_id", "known_text"),
     *("string_number", exact("string_number"), "string_comparator", "operator_concept_id"),
     *looked_up("unit", "unit", by_vocabulary=True),
     "unit_source_value",
@@ -52,6 +52,43 @@ def observation_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     Of these, those that the resource has: a DiagnosticReport has no Timing.
     """
     return starting(frame, derivation, *(name for name in _DATES if name in frame.columns))
+
+
+#: Of what is contained: its own days, then those of what contains it, and the days of writing last.
+_CONTAINED_DATES = (
+    *("contained_datetime", "contained_instant", "contained_period_start"),
+    *_DATES[:-1],
+    *("contained_issued", "issued"),
+)
+#: Statuses of Observation.yaml: those of results, and why others have no row.
+_RESULT = frozenset(("final", "amended", "corrected"))
+_STATUS_REASONS = {
+    "registered": "not_final",
+    "preliminary": "not_final",
+    "cancelled": "cancelled",
+    "entered-in-error": "entered_in_error",
+    "unknown": "status_unknown",
+}
+NO_RESULT = tuple(dict.fromkeys(_STATUS_REASONS.values()))
+
+
+@rule(
+    reads=("contained_status",),
+    optional=_CONTAINED_DATES,
+    writes=(dated("start"), "exclude_reason"),
+    dates=_CONTAINED_DATES,
+    options=("preliminary_results",),
+)
+def contained_result_date(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The date of a contained Observation: its effective[x] > that of the resource that contains it > issued of either.
+
+    One whose status says that it is no result is left out with the reason, as an Observation of its own is excluded.
+    """
+    kept = _RESULT | {"preliminary"} if derivation.options.preliminary_results == "keep" else _RESULT
+    status = pl.col("contained_status")
+    reason = status.replace_strict(_STATUS_REASONS, default=_STATUS_REASONS["unknown"], return_dtype=pl.String)
+    frame = frame.with_columns(pl.when(~status.is_in(kept).fill_null(False)).then(reason).alias("exclude_reason"))
+    return starting(frame, derivation, *(name for name in _CONTAINED_DATES if name in frame.columns))
 
 
 #: A decimal with or without comparator: groups comparator and number.
@@ -125,6 +162,7 @@ def observation_value(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFra
             pl.coalesce("value_string", "value_other").alias("value_as_string"),
             pl.coalesce(
                 "value_source_code",
+                "known_text",
                 text,
                 pl.when(~has_value).then("interpretation_source_code"),
                 _number_text(frame),
@@ -150,9 +188,14 @@ def _with_text_concept(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
         for number in frame["value_code"].drop_nulls().unique()
         if (text := derivation.sets.text_of(number)) and derivation.sets.first_coding(number) == (None, None)
     }
+    written = {number: derivation.sets.text_of(number) for number, concept in of_codes.items() if concept}
     by_code = pl.col("value_code").replace_strict(of_codes, default=None, return_dtype=pl.Int64)
     is_mapped = pl.col("value_concept_id").fill_null(0) != 0
-    frame = frame.with_columns(pl.when(~is_mapped).then(by_code).alias("text_concept_id"))
+    frame = frame.with_columns(
+        pl.when(~is_mapped).then(by_code).alias("text_concept_id"),
+        # A text that the map has names nobody, and is what the source says.
+        pl.col("value_code").replace_strict(written, default=None, return_dtype=pl.String).alias("known_text"),
+    )
     by_text = pl.col("text_concept_id").is_not_null()
     return frame.with_columns(
         pl.coalesce(
