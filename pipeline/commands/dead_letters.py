@@ -71,7 +71,10 @@ def show(
     letter: Annotated[int, typer.Argument(help="Id of the dead letter.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write the line itself, byte for byte: patient data!")] = False,
 ) -> None:
-    """Show one dead letter; with --raw its line, to look at or to repair."""
+    """Show one dead letter; with --raw its line, to look at or to repair.
+
+    Example: epic-omop dead-letters show 17 --raw
+    """
     from pipeline.publication.dead_letters import get_dead_letter
     from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.runtime import Runtime

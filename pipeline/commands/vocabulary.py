@@ -82,7 +82,10 @@ def lookup(
     ],
     code: Annotated[str, typer.Argument(help="The code, as it stands in the resource.")],
 ) -> None:
-    """Show what a code maps to: the source concept, its standard concepts, and values that go with them."""
+    """Show what a code maps to: the source concept, its standard concepts, and values that go with them.
+
+    Example: epic-omop vocabulary lookup http://loinc.org 2160-0
+    """
     from pipeline.transform.mapping.mappings import load_mappings
 
     settings, url = _warehouse()
