@@ -38,7 +38,7 @@ lint: setup
 # small: several threads of polars would only wait for each other.
 PYTEST := PYTHONDONTWRITEBYTECODE= POLARS_MAX_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-# The types are checked beside the tests: one of them waits now and then.
+# The types are checked in parallel with the tests: one of them waits now and then.
 test: setup
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 

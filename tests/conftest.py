@@ -142,7 +142,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"Deep tests: part {part} of {_DEEP_PARTS}, by the day of the year (--all-deep, `make test-deep`: all)"
     )
     folder = find_other_postgres()
-    other = folder or "embedded as well, for want of another (EPIC_OMOP_TEST_POSTGRES_BIN)"
+    other = folder or "embedded as well, because there is no other (EPIC_OMOP_TEST_POSTGRES_BIN)"
     terminalreporter.write_line(f"PostgreSQL: embedded; by URL: {other}")
 
 

@@ -36,6 +36,7 @@ from pipeline.commands import (
 )
 from pipeline.commands.closed_output import EXIT_CODE as CLOSED_OUTPUT
 from pipeline.commands.closed_output import drop_output, flush_output, is_of_closed_output
+from pipeline.commands.help_texts import fill_help
 from pipeline.commands.terminal import Terminal, echo, lines, styled, survive_any_encoding, words
 from pipeline.core.errors import EpicOmopError
 from pipeline.core.logs import configure_logging
@@ -100,6 +101,8 @@ def _program(
     ] = False,
 ) -> None: ...
 
+
+fill_help(app)
 
 _errors = Terminal(stderr=True, highlight=False)
 

@@ -51,6 +51,8 @@ def crawl(
 
     Safe to stop: the same command continues where it was. Requests keep to `requests_per_second` in sites.yaml;
     what each type is searched by is `crawl_searches`. Exit code 75: some searches failed for now, call again.
+
+    Example: epic-omop crawl north --patients patients.csv
     """
     from pipeline.extract.rest.crawl import crawl as crawl_patients
     from pipeline.load.load import LoadOptions

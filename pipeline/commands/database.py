@@ -92,6 +92,8 @@ def grant(
     """Let a database user read the CDM, see to dead letters, read the access log, or load (docs/security.md).
 
     Where this database user may not grant that, the SQL is printed for someone who may, with exit code 1.
+
+    Example: epic-omop db grant omop_reader maria
     """
     from psycopg.conninfo import conninfo_to_dict
 

@@ -37,7 +37,7 @@ def list_(
         refuse_empty(connection, runtime.settings.etl_schema)
         if site is not None:
             known_site(runtime, site)
-        letters = list_dead_letters(connection, site=site, code=code, limit=limit)
+        dead_letters = list_dead_letters(connection, site=site, code=code, limit=limit)
         summary = connection.execute(
             "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
             " WHERE (%(site)s::text IS NULL OR site = %(site)s) AND (%(code)s::text IS NULL OR code = %(code)s)"
@@ -48,17 +48,17 @@ def list_(
         console.print("There is no open dead letter.")
         return
     table = Table("id", "site", "type", "where", "stage", "code", "path", "reason")
-    for letter in letters:
-        where = f"{letter.file.removeprefix('files/')}:{letter.line}"
+    for dead_letter in dead_letters:
+        where = f"{dead_letter.file.removeprefix('files/')}:{dead_letter.line}"
         table.add_row(
-            str(letter.id),
-            letter.site,
-            letter.resource_type,
+            str(dead_letter.id),
+            dead_letter.site,
+            dead_letter.resource_type,
             where,
-            letter.stage,
-            letter.code,
-            letter.path or "",
-            letter.reason,
+            dead_letter.stage,
+            dead_letter.code,
+            dead_letter.path or "",
+            dead_letter.reason,
         )
     console.print(table)
     for kind, resource_type, count, causes in summary:
@@ -71,7 +71,10 @@ def show(
     letter: Annotated[int, typer.Argument(help="Id of the dead letter.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write the line itself, byte for byte: patient data!")] = False,
 ) -> None:
-    """Show one dead letter; with --raw its line, to look at or to repair."""
+    """Show one dead letter; with --raw its line, to look at or to repair.
+
+    Example: epic-omop dead-letters show 17 --raw
+    """
     from pipeline.publication.dead_letters import get_dead_letter
     from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.runtime import Runtime

@@ -59,6 +59,8 @@ def erase(
     Shows what would go and asks. A tombstone (a salted hash of the id) is left: what later exports hold of the person is
     excluded and taken out of landing. Safe to stop: the same command, or --resume, finishes. Not reached:
     backups, the write-ahead log, the folders that `ingest --from` has read, files of your own with ids.
+
+    Example: epic-omop erase --site north --patient-file ids.txt --dry-run
     """
     from pipeline.warehouse.runtime import Runtime
 

@@ -65,6 +65,8 @@ def export(
     An export takes from minutes to days. It is safe to stop this command: run again, it continues where it was.
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
+
+    Example: epic-omop export --site north
     """
     from pipeline.extract.bulk import export_groups
     from pipeline.warehouse.runtime import Runtime

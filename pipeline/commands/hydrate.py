@@ -30,6 +30,8 @@ def hydrate(
 
     Each resource is fetched once and remembered (`hydrate_again_days`); requests keep to `requests_per_second`. Safe to
     stop: run again, it continues. What a night's run does by itself with `hydrate: true`.
+
+    Example: epic-omop hydrate north
     """
     from pipeline.load.hydration import hydrate as hydrate_exports
     from pipeline.load.hydration import newest_exports

@@ -67,6 +67,8 @@ def ingest(
 
     The files are copied into landing first, Bundles as the resources in them; each line ends as loaded, unchanged,
     superseded, excluded or rejected. Run again, only what changed is loaded.
+
+    Example: epic-omop ingest --site north --from /data/export
     """
     from pipeline.commands.site_names import known_site, loadable_site
     from pipeline.extract.bulk import folder_load, ingest_folder
@@ -112,6 +114,8 @@ def run(
     """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
 
     Safe to stop: run again, it continues with the open export and the files that are there. Exit code 75: try later.
+
+    Example: epic-omop run --site north
     """
     from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
@@ -205,6 +209,8 @@ def verify(
 
     With --deep, whether every row and link is what a fresh load of the landed lines makes (docs/verify.md).
     Exit code 0: everything holds; 70: something does not.
+
+    Example: epic-omop verify --files
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence

@@ -64,6 +64,8 @@ def snapshot(
     and what holds, is in docs/lakehouse.md.
 
     Exit code 74: the folder or its disk cannot be used; 75: another run writes to the folder.
+
+    Example: epic-omop lakehouse snapshot --to lake
     """
     from pipeline.lakehouse.snapshot import SnapshotOptions, publish_snapshot
     from pipeline.lakehouse.store import lakehouse_folder
@@ -93,6 +95,8 @@ def check(
     """Verify that the latest snapshot, or the one at PATH, is as it was written. Writes nothing.
 
     Exit code 74: the snapshot is damaged, or there is none.
+
+    Example: epic-omop lakehouse check lake
     """
     from pipeline.core.settings import load_settings
 

@@ -64,6 +64,8 @@ def prune(
 
     Needed are the lines of all current resources, of open dead letters, and of what waits for something else: they are copied
     into files of their own, so that whatever is mapped again finds them. Safe to stop: run again, it continues.
+
+    Example: epic-omop landing prune --site north --dry-run
     """
     from pipeline.load.pruning import prune as prune_site
     from pipeline.warehouse.export_jobs import sites_with_exports

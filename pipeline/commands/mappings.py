@@ -73,6 +73,8 @@ def show(
     """Show the mapping that holds for a resource: filters, tables, concepts, and each column with its path.
 
     With --site: under that site's options and own mappings; what comes from its own files is marked by file and line.
+
+    Example: epic-omop mappings show Observation --site north
     """
     from pipeline.commands.site_names import site_of_mappings
     from pipeline.core.settings import load_settings

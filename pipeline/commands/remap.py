@@ -56,7 +56,7 @@ def remap(
     """Map again, from landed lines, what settings, mappings, the vocabulary or a local map have changed. Asks nothing of the
     site.
 
-    Example: epic-omop remap --dry-run, then epic-omop remap.
+    Example: `epic-omop remap --dry-run`, then `epic-omop remap`.
 
     Safe to stop: run again, it continues. What came later is never overwritten. Exit code 74: some lines are in landing
     no more; the rest is mapped.

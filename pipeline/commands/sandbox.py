@@ -180,7 +180,10 @@ def generate(
         datetime, typer.Option(formats=["%Y-%m-%d"], help="The day on which the world begins.")
     ] = datetime(2026, 1, 1),  # noqa: DTZ001 - only its date is used
 ) -> None:
-    """Write the synthetic patients as NDJSON files, one a resource type. The same options give the same bytes."""
+    """Write the synthetic patients as NDJSON files, one a resource type. The same options give the same bytes.
+
+    Example: epic-omop sandbox generate --patients 20 --out sample
+    """
     if any(out.glob("*.ndjson*")):
         raise UsageError(f"{out} already holds NDJSON files.", "Name an empty or a new folder with --out.")
     try:

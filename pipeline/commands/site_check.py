@@ -22,6 +22,8 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
     """Try everything but the export itself: key, discovery, clock, token, scopes, capabilities, groups.
 
     Costs nothing of a group's kick-off window. Exit code 1 when something is wrong; each line says what to do.
+
+    Example: epic-omop site check north
     """
     from pipeline.commands.findings import print_findings
     from pipeline.core.findings import any_failed

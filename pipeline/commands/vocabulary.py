@@ -90,6 +90,8 @@ def lookup(
     """Show what a code maps to: the source concept, its standard concepts, and values that go with them.
 
     Without --site: by the vocabulary, and what local maps say for all sites.
+
+    Example: epic-omop vocabulary lookup http://loinc.org 2160-0
     """
     settings, url = _warehouse()
     mappings = _mappings(settings, site)

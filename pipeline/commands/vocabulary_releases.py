@@ -36,7 +36,7 @@ _Warehouse = Callable[[], "tuple[Settings, str]"]
 
 
 def load_download(warehouse: tuple[Settings, str], folder: Path, *, force: bool, only: str | None, keep: int) -> None:
-    """Load a download, and say what came of it."""
+    """Load a download, and report the result."""
     from pipeline.warehouse.schema import install_schemas, schema_names
     from pipeline.warehouse.vocabulary import (
         LoadOptions,

@@ -316,7 +316,7 @@ def dead_letters_of(
     connection: psycopg.Connection, site: str
 ) -> Iterator[tuple[int, int, str, int, bytes, int | None]]:
     """(id, export id, file, line, raw, surrogate id of the resource that is the cause) of all dead letters of a site."""
-    with connection.cursor(name="letters") as cursor:
+    with connection.cursor(name="dead_letters") as cursor:
         cursor.itersize = 100
         yield from cursor.execute(
             "SELECT id, export_id, file, line, raw, caused_by_surrogate_id FROM dead_letter WHERE site = %s ORDER BY id",

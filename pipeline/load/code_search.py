@@ -38,7 +38,7 @@ _LOINC_SYSTEM = "http://loinc.org"
 
 
 @dataclass
-class _Held:
+class _Codes:
     """The strings of a resource that may be codes."""
 
     #: (canonical system, code) of objects with both
@@ -126,52 +126,52 @@ class CodeSearch:
 
     def matches(self, raw: bytes | str) -> bool:
         """Whether a line, or the JSON of a fact, holds one of the sets, or a text."""
-        return self._found(raw, lambda held, codings: all(map(held.has, codings)))
+        return self._found(raw, lambda found, codings: all(map(found.has, codings)))
 
     def touches(self, raw: bytes | str) -> bool:
         """Whether it holds a coding of one of the sets: others may have come from elsewhere."""
-        return self._found(raw, lambda held, codings: any(map(held.has, codings)), every=True)
+        return self._found(raw, lambda found, codings: any(map(found.has, codings)), every=True)
 
-    def _found(self, raw: bytes | str, fits: Callable[[_Held, list[Coding]], bool], *, every: bool = False) -> bool:
+    def _found(self, raw: bytes | str, fits: Callable[[_Codes, list[Coding]], bool], *, every: bool = False) -> bool:
         try:
             resource = without_white_space(orjson.loads(raw))
         except (ValueError, RecursionError):
             return True  # it was read once: what is there now is for the load to say
-        held = _Held()
-        self._collect(resource, None, held)
-        if held.links and isinstance(resource, dict):
-            self._add_links(resource.get("questionnaire"), held)
-        if self._texts and any(not self._texts.isdisjoint(_keys_of(text)) for text in held.free):
+        found = _Codes()
+        self._collect(resource, None, found)
+        if found.links and isinstance(resource, dict):
+            self._add_links(resource.get("questionnaire"), found)
+        if self._texts and any(not self._texts.isdisjoint(_keys_of(text)) for text in found.free):
             return True
-        keys = self._sets if every else held.codes
-        return any(fits(held, codings) for key in keys for codings in self._sets.get(key, ()))
+        keys = self._sets if every else found.codes
+        return any(fits(found, codings) for key in keys for codings in self._sets.get(key, ()))
 
-    def _add_links(self, questionnaire: Any, held: _Held) -> None:
+    def _add_links(self, questionnaire: Any, found: _Codes) -> None:
         """A question's name is a code of its questionnaire, and may end with one of LOINC."""
-        held.free |= held.links
+        found.free |= found.links
         if isinstance(questionnaire, str):
             named = {self._canonical(questionnaire), self._canonical(canonical(questionnaire))}
-            held.coded |= {(system, link) for system in named for link in held.links}
+            found.coded |= {(system, link) for system in named for link in found.links}
         if self._by_link:
-            held.coded |= {(_LOINC_SYSTEM, code) for link in held.links if (code := loinc_code(link))}
+            found.coded |= {(_LOINC_SYSTEM, code) for link in found.links if (code := loinc_code(link))}
 
-    def _collect(self, value: Any, name: str | None, held: _Held) -> None:
+    def _collect(self, value: Any, name: str | None, found: _Codes) -> None:
         if value.__class__ is str:
             if name == _LINK_ID:
-                held.links.add(value)
+                found.links.add(value)
             elif name not in _NO_CODES:
-                held.free.add(value)
+                found.free.add(value)
         elif value.__class__ is list:
             for item in value:
-                self._collect(item, name, held)
+                self._collect(item, name, found)
         elif value.__class__ is dict:
             system, code = value.get("system"), value.get("code")
             is_coded = isinstance(system, str) and isinstance(code, str) and bool(system)
             if isinstance(system, str) and isinstance(code, str) and system:
-                held.coded.add((self._canonical(system), code))
+                found.coded.add((self._canonical(system), code))
             for key, item in value.items():
                 if not (is_coded and key in ("system", "code")):
-                    self._collect(item, key, held)
+                    self._collect(item, key, found)
 
 
 def _keys_of(text: str) -> set[str]:

@@ -59,12 +59,12 @@ def site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
 class FollowUps:
     """What is to be loaded after the exports of one load: each dead letter and each dependent line once.
 
-    `_letters`: those that were sent through already.
+    `_replayed`: ids of the dead letters that were sent through already; `_lines`: the dependents.
     """
 
     runtime: Runtime
     site: SiteSettings
-    _letters: set[int] = field(default_factory=set)
+    _replayed: set[int] = field(default_factory=set)
     _lines: set[LandedLine] = field(default_factory=set)
 
     def land(self, latest: Sequence[PublicationReport], first: PublicationReport) -> Iterator[LandedExport]:
@@ -72,13 +72,13 @@ class FollowUps:
 
         What came through may be what others waited for: an encounter that waited for its person dates a condition.
         """
-        letters = [letter for letter in find_unblocked(self.runtime, self.site) if letter.id not in self._letters]
-        self._letters |= {letter.id for letter in letters}
+        unblocked = [line for line in find_unblocked(self.runtime, self.site) if line.id not in self._replayed]
+        self._replayed |= {line.id for line in unblocked}
         # Once each: a dependent whose line is older than what is known would stay one for ever.
         dependents = [line for report in latest for line in report.dependents if line not in self._lines]
         self._lines |= set(dependents)
         lines = read_dependents(self.runtime, self.site, dependents, first)
-        lines += lines_of_dead_letters(self.runtime, letters, first)
+        lines += lines_of_dead_letters(self.runtime, unblocked, first)
         return land_replays(self.runtime, self.site, lines)
 
 
@@ -89,24 +89,24 @@ def find_unblocked(runtime: Runtime, site: SiteSettings) -> list[RawLine]:
 
 
 def lines_of_dead_letters(
-    runtime: Runtime, letters: Sequence[RawLine], report: PublicationReport | None = None
+    runtime: Runtime, rejected: Sequence[RawLine], report: PublicationReport | None = None
 ) -> list[ReplayLine]:
     """The lines of dead letters: of long ones, that only landing holds whole, from there.
 
-    Letters whose line no export holds any more are left out, with a warning in the report; without one, LandingError.
+    Dead letters whose line no export has any more are left out, with a warning in the report; without one, LandingError.
     """
-    long = {letter.landed: letter for letter in letters if not letter.raw_is_complete}
-    raws = {letter.id: letter.raw for letter in letters if letter.raw_is_complete}
-    for site in {letter.site for letter in long.values()}:
-        read = read_landed(runtime.landing, site, [line for line, letter in long.items() if letter.site == site])
-        raws |= {long[line].id: found.raw for line, found in read.found.items()}
-    missing = sorted(letter.id for letter in letters if letter.id not in raws)
+    long = {line.landed: line for line in rejected if not line.raw_is_complete}
+    raws = {line.id: line.raw for line in rejected if line.raw_is_complete}
+    for site in {line.site for line in long.values()}:
+        read = read_landed(runtime.landing, site, [place for place, line in long.items() if line.site == site])
+        raws |= {long[place].id: found.raw for place, found in read.found.items()}
+    missing = sorted(line.id for line in rejected if line.id not in raws)
     if missing:
         message = f"Dead letter {', '.join(map(str, missing))}: the line is too long for the database, and in no landed export."
         if report is None:
-            raise LandingError(message, "Restore the landing folder, or name the other letters with --id.")
+            raise LandingError(message, "Restore the landing folder, or name the other dead letters with --id.")
         report.warnings.append(message)
-    return [ReplayLine(letter.resource_type, letter.as_of, raws[letter.id]) for letter in letters if letter.id in raws]
+    return [ReplayLine(line.resource_type, line.as_of, raws[line.id]) for line in rejected if line.id in raws]
 
 
 def read_dependents(

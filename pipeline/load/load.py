@@ -159,7 +159,7 @@ def load_in_turn(
     """Load exports in their order, then what follows from them, and again what follows from that. The caller has begun
     `site_work`. The first report is that of the first export. `replayed`: the dead letters whose lines these are."""
     reports = latest = [load_alone(runtime, site, export, options) for export in exports]
-    follow_ups = FollowUps(runtime, site, {letter.id for letter in replayed})
+    follow_ups = FollowUps(runtime, site, {line.id for line in replayed})
     for _ in range(_MOST_ROUNDS):
         if not latest:
             return reports

@@ -32,9 +32,9 @@ def replay_dead_letters(
     with site_work(runtime, site):
         with runtime.connect() as connection:
             refuse_missing_site(connection, runtime.settings, site.name)
-            letters = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
-        replays = land_replays(runtime, site, lines_of_dead_letters(runtime, letters))
-        return load_in_turn(runtime, site, replays, REPLAYED, replayed=letters)
+            rejected = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
+        replays = land_replays(runtime, site, lines_of_dead_letters(runtime, rejected))
+        return load_in_turn(runtime, site, replays, REPLAYED, replayed=rejected)
 
 
 def publish_nothing(runtime: Runtime, site: SiteSettings) -> list[PublicationReport]:

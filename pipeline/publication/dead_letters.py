@@ -94,7 +94,7 @@ class RawLine:
         )
 
 
-#: Columns that a letter takes over when its line is rejected again; first_seen and raw stay.
+#: Columns that a dead letter takes over when its line is rejected again; first_seen and raw stay.
 _REJECTED_AGAIN = (
     *("export_id", "file", "line", "byte_offset", "byte_length", "stage", "code", "path", "reason"),
     *("caused_by", "caused_by_surrogate_id", "last_seen"),
@@ -117,10 +117,10 @@ def list_dead_letters(
 def get_dead_letter(connection: psycopg.Connection, letter_id: int) -> tuple[DeadLetter, RawLine] | None:
     """One dead letter, open or closed, with its line."""
     with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
-        letter = cursor.execute(f"SELECT {_OPEN} FROM dead_letter WHERE id = %s", (letter_id,)).fetchone()
-    if letter is None:
+        found = cursor.execute(f"SELECT {_OPEN} FROM dead_letter WHERE id = %s", (letter_id,)).fetchone()
+    if found is None:
         return None
-    return letter, next(iter(_raw_lines(connection, "letter.id = %s", (letter_id,))))
+    return found, next(iter(_raw_lines(connection, "letter.id = %s", (letter_id,))))
 
 
 def open_lines(
@@ -162,7 +162,7 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
         )
 
 
-#: Columns of a new letter, in the order of `_letter_row`.
+#: Columns of a new dead letter, in the order of `_new_rows`.
 _COLUMNS = (
     *("site", "resource_type", "resource_id", "surrogate_id", "export_id", "file", "line", "byte_offset"),
     *("byte_length", "stage", "code", "path", "reason", "caused_by", "caused_by_surrogate_id", "raw"),
@@ -170,43 +170,43 @@ _COLUMNS = (
 )
 
 
-def record(db: Database, export: LandedExport, letters: pl.DataFrame, now: datetime) -> None:
-    """Write rejections (REJECTION_SCHEMA): a line that was rejected before keeps its letter, and is not written twice."""
-    if letters.is_empty():
+def record(db: Database, export: LandedExport, rejections: pl.DataFrame, now: datetime) -> None:
+    """Write rejections (REJECTION_SCHEMA): a line that was rejected before keeps its dead letter, and is not written twice."""
+    if rejections.is_empty():
         return
     db.execute("new_dead_letters")
     columns = ", ".join(_COLUMNS)
     with db.connection.cursor() as cursor, cursor.copy(f"COPY pg_temp.new_dead_letter ({columns}) FROM STDIN") as copy:
-        for row in _letter_rows(export, letters, now):
+        for row in _new_rows(export, rejections, now):
             copy.write_row(row)
     own = {"now": now, "export_id": export.export_id, "transaction_time": export.transaction_time}
     db.execute("supersede_dead_letters", own)
     db.execute("save_dead_letters", columns=columns, set_columns=columns_set(_REJECTED_AGAIN))
 
 
-def _letter_rows(export: LandedExport, letters: pl.DataFrame, now: datetime) -> Iterator[tuple[Any, ...]]:
-    """Each letter as the values of _COLUMNS, with its raw line."""
+def _new_rows(export: LandedExport, rejections: pl.DataFrame, now: datetime) -> Iterator[tuple[Any, ...]]:
+    """Each rejection as the values of _COLUMNS, with its raw line."""
     files = {file.number: file for file in export.files}
-    for letter in letters.iter_rows(named=True):
-        file = files[letter["file_number"]]
-        raw, complete = _raw(export, file, letter)
-        letter |= {
+    for rejection in rejections.iter_rows(named=True):
+        file = files[rejection["file_number"]]
+        raw, complete = _raw(export, file, rejection)
+        rejection |= {
             "site": export.site,
             "export_id": export.export_id,
             "file": str(file.path.relative_to(export.folder) if file.path.is_absolute() else file.path),
-            "caused_by": _cause(raw, letter["code"]) if letter["cause"] is not None else None,
-            "caused_by_surrogate_id": letter["cause"],
+            "caused_by": _cause(raw, rejection["code"]) if rejection["cause"] is not None else None,
+            "caused_by_surrogate_id": rejection["cause"],
             "raw": raw,
             "raw_is_complete": complete,
             "state": "open",
             "first_seen": now,
             "last_seen": now,
         }
-        yield tuple(letter[name] for name in _COLUMNS)
+        yield tuple(rejection[name] for name in _COLUMNS)
 
 
 def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime) -> None:
-    """Close open letters of earlier exports whose resource or line was accepted in this one.
+    """Close open dead letters of earlier exports whose resource or line was accepted in this one.
 
     That is: the resource is loaded or excluded now, or has come in its loaded form again, or the very line has. A letter
     of a newer export stays: an earlier export says nothing about it.
@@ -230,10 +230,10 @@ def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: 
     db.execute("close_dead_letters", {"now": now, "export_id": export.export_id, "ids": ids})
 
 
-def _raw(export: LandedExport, file: LandedFile, letter: dict[str, Any]) -> tuple[bytes, bool]:
+def _raw(export: LandedExport, file: LandedFile, rejection: dict[str, Any]) -> tuple[bytes, bool]:
     path = file.path if file.path.is_absolute() else export.folder / file.path
-    complete = letter["byte_length"] <= RAW_LIMIT
-    return read_line(path, letter["byte_offset"], letter["byte_length"] if complete else RAW_EXCERPT), complete
+    complete = rejection["byte_length"] <= RAW_LIMIT
+    return read_line(path, rejection["byte_offset"], rejection["byte_length"] if complete else RAW_EXCERPT), complete
 
 
 def _cause(raw: bytes, code: str) -> str | None:

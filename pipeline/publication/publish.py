@@ -167,7 +167,9 @@ def _run(run: _Run) -> None:
         outcomes = parallel.submit(accounts.final_outcomes, decisions)
         members = parallel.submit(_write_members, incoming, decisions)
         known = parallel.submit(run.known.prepare)
-        with step("letters"):  # before the derived tables, which add issues of their own and count who was left out
+        with step(
+            "dead letters"
+        ):  # before the derived tables, which add issues of their own and count who was left out
             accounts.save_dead_letters(db, incoming, decisions)
             accounts.save_issues(db, incoming.export.export_id, decisions, incoming.now)
             run.report.value_checks = accounts.value_checks(db, decisions)

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.core.errors import AccountingError
-from pipeline.publication import dead_letters as letters_table
+from pipeline.publication import dead_letters as dead_letters_table
 from pipeline.publication.accounting import wrong_accounts
 from pipeline.publication.sql import Database
 from pipeline.publication.values import LINE, Decisions, Incoming
@@ -60,8 +60,8 @@ class Accounts:
 def save_dead_letters(db: Database, incoming: Incoming, decisions: Decisions) -> None:
     """Rejected lines become dead letters; letters of resources that were accepted are closed."""
     rejections = incoming.staged.scan(schemas.REJECTION).collect()
-    letters_table.record(db, incoming.export, pl.concat([rejections, _rejections(decisions)]), incoming.now)
-    letters_table.close(db, incoming.export, incoming.staged, decisions.not_loaded, incoming.now)
+    dead_letters_table.record(db, incoming.export, pl.concat([rejections, _rejections(decisions)]), incoming.now)
+    dead_letters_table.close(db, incoming.export, incoming.staged, decisions.not_loaded, incoming.now)
 
 
 def _rejections(decisions: Decisions) -> pl.DataFrame:

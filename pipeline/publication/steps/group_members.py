@@ -26,7 +26,7 @@ __all__ = ["GroupExport", "current_members", "group_exports", "newest", "note_me
 _AT_A_TIME = 8_000_000
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """The order of exports."""
 
     transaction_time: datetime
@@ -46,8 +46,8 @@ class GroupExport:
     earlier_is_lost: bool
 
     @property
-    def place(self) -> _Place:
-        return _Place(self.transaction_time, self.export_id)
+    def position(self) -> _Position:
+        return _Position(self.transaction_time, self.export_id)
 
 
 def group_exports(db: Database, site: str) -> list[GroupExport]:
@@ -93,9 +93,9 @@ def _note_group(db: Database, incoming: Incoming, group: str, ours: pl.LazyFrame
     members = ours.select(pl.col("surrogate_id").n_unique()).collect(engine="streaming").item()
     others = [other for other in group_exports(db, export.site) if other.group == group]
     others = [other for other in others if other.export_id != export.export_id]
-    place = _Place(export.transaction_time, export.export_id)
-    later = [other for other in others if other.place > place]
-    earlier = [other for other in others if other.place < place]
+    position = _Position(export.transaction_time, export.export_id)
+    later = [other for other in others if other.position > position]
+    earlier = [other for other in others if other.position < position]
     if later:
         last = current_members(incoming, later[-1])
         # Where the newest one's members are lost, nothing vanishes because they are missing (`vanished`).

@@ -1,4 +1,4 @@
-"""Which domains of concepts an element takes: the targets of a local map, and suggestions, are held against it."""
+"""Which domains of concepts an element takes: the targets of a local map, and suggestions, are compared with it."""
 
 from __future__ import annotations
 

@@ -337,15 +337,17 @@ def _check_target(answer: Answer, targets: dict[int, Target], domains: frozenset
 
 
 def _check_conflict(current: Sequence[Answer]) -> None:
-    """Raises _Refused where another approval holds that no release has taken away."""
-    held = [answer for answer in current if answer.status == "approved"]
-    if not held:
+    """Raises _Refused where another approval is in force: no release has taken it away."""
+    approved = [answer for answer in current if answer.status == "approved"]
+    if not approved:
         return
-    by = next((answer.reviewer for answer in held if answer.reviewer), None)
-    when = next((f"{answer.reviewed_at:%Y-%m-%d}" for answer in held if answer.reviewed_at), None)
-    said = " ".join(filter(None, (f"by {by}" if by else None, f"on {when}" if when else None)))
-    chosen = {(answer.kind, answer.chosen_concept_id) for answer in held}
-    raise _Refused(f"it is approved already{f' {said}' if said else ''}: {_ids(chosen)}; --replace takes this instead")
+    by = next((answer.reviewer for answer in approved if answer.reviewer), None)
+    when = next((f"{answer.reviewed_at:%Y-%m-%d}" for answer in approved if answer.reviewed_at), None)
+    origin = " ".join(filter(None, (f"by {by}" if by else None, f"on {when}" if when else None)))
+    chosen = {(answer.kind, answer.chosen_concept_id) for answer in approved}
+    raise _Refused(
+        f"it is approved already{f' {origin}' if origin else ''}: {_ids(chosen)}; --replace takes this instead"
+    )
 
 
 def _is_the_same(answers: Sequence[Answer], current: Sequence[Answer]) -> bool:

@@ -1,4 +1,4 @@
-"""AllergyIntolerances as they seldom come: nothing on file, no category, no longer active, told by somebody."""
+"""AllergyIntolerances as they seldom come: nothing on file, no category, no longer active, reported by somebody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done as it seldom comes: with a device, by the patient, told by somebody, at a time that only a text says."""
+"""What is done as it seldom comes: with a device, by the patient, reported by somebody, at a time that only a text says."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _told(person: Person) -> list[Resource]:
 
 
 def _as_a_text(person: Person) -> list[Resource]:
-    told = {"occurrenceString": "In childhood", "recorded": instant(person.lately)}
-    return [_immunization(person, "as a text", "03", primarySource=False, **told)]
+    unsure = {"occurrenceString": "In childhood", "recorded": instant(person.lately)}
+    return [_immunization(person, "as a text", "03", primarySource=False, **unsure)]
 
 
 def _immunization(person: Person, name: str, code: str, **elements: Any) -> Resource:

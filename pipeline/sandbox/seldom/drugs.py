@@ -133,7 +133,7 @@ def _stopped(person: Person) -> list[Resource]:
 
 
 def _as_needed(person: Person) -> list[Resource]:
-    """No daily dose can be told."""
+    """No daily dose can be computed."""
     doses = [{**_daily(4, 1, "tablet")[0], "asNeededBoolean": True}]
     ordered = {"quantity": {"value": 20, "unit": "tablet"}}
     return [order(person, "as needed", _TABLET, dosageInstruction=doses, dispenseRequest=ordered)]

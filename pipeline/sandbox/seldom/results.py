@@ -1,4 +1,4 @@
-"""Observations as they seldom come: texts for values, panels of members, results told by somebody, of procedures, below 0."""
+"""Observations as they seldom come: texts for values, panels of members, results reported by somebody, of procedures, below 0."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _thousands(person: Person) -> list[Resource]:
 
 def _told_weight(person: Person) -> list[Resource]:
     weight = {"value": 71, "unit": "kg", "system": _UCUM, "code": "kg"}
-    told = {"category": _VITAL_SIGNS, "valueQuantity": weight, "performer": [reporter(person)]}
-    return [observation(person, "told", "29463-7", **told)]
+    reported = {"category": _VITAL_SIGNS, "valueQuantity": weight, "performer": [reporter(person)]}
+    return [observation(person, "told", "29463-7", **reported)]
 
 
 def _members_alone(person: Person) -> list[Resource]:
@@ -55,8 +55,8 @@ def _of_a_procedure(person: Person) -> list[Resource]:
 
 def _told_by_patient(person: Person) -> list[Resource]:
     pulse = {"value": 66, "unit": "/min", "system": _UCUM, "code": "/min"}
-    told = {"category": _VITAL_SIGNS, "valueQuantity": pulse, "performer": [person.subject]}
-    return [observation(person, "told by patient", "8867-4", **told)]
+    reported = {"category": _VITAL_SIGNS, "valueQuantity": pulse, "performer": [person.subject]}
+    return [observation(person, "told by patient", "8867-4", **reported)]
 
 
 def _note(person: Person) -> list[Resource]:

@@ -1,0 +1,36 @@
+"""How docstrings of commands become their `--help`: lines of a paragraph are joined, so that it fills the terminal, whatever
+its width. Typer joins those of the first paragraph only. Indented lines stay as they are: examples, one a line."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+
+import typer
+
+__all__ = ["fill_help", "fill_paragraphs"]
+
+
+def fill_help(app: typer.Typer) -> None:
+    """Take the texts of all commands and groups of the program from their docstrings. Call it when all are registered."""
+    for command in app.registered_commands:
+        if text := command.help or (command.callback and command.callback.__doc__):
+            command.help = fill_paragraphs(text)
+    for group in app.registered_groups:
+        if group.typer_instance:
+            if isinstance(group.typer_instance.info.help, str):
+                group.typer_instance.info.help = fill_paragraphs(group.typer_instance.info.help)
+            fill_help(group.typer_instance)
+
+
+def fill_paragraphs(text: str) -> str:
+    """The text, each paragraph in one line; lines that are indented, and those after them, begin a line of their own."""
+    return "\n\n".join(_filled(paragraph) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+def _filled(paragraph: str) -> str:
+    lines = paragraph.split("\n")
+    return lines[0] + "".join(
+        f"\n{line}" if line.startswith(" ") or former.startswith(" ") else f" {line}"
+        for former, line in pairwise(lines)
+    )
