@@ -48,6 +48,7 @@ _LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash
 _STEWARD_READS = (
     *("dead_letter", "dead_letter_open", "unmapped_code", "row_issue", "exclusion", "file_account"),
     *("unmapped_coding", "publication", "vocabulary_release", "coverage"),
+    "alembic_version",  # whether the program fits the database
 )
 #: Of exports: which and when, not where they came from.
 _STEWARD_COLUMNS = (

@@ -117,7 +117,8 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
             ("vocab", None),
             *(("etl", name) for name in ("dead_letter", "dead_letter_open", "unmapped_code", "row_issue")),
             *(("etl", name) for name in ("exclusion", "file_account", "vocabulary_release")),
-            *(("etl", name) for name in ("unmapped_coding", "publication", "local_map")),
+            *(("etl", name) for name in ("unmapped_coding", "publication", "local_map", "coverage")),
+            ("etl", "alembic_version"),
         },
         "omop_auditor": {("etl", name) for name in LOG_RELATIONS},
     }
