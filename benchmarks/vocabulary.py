@@ -52,16 +52,16 @@ class Measured:
     disk_bytes: int
 
 
-def measure(folder: Path, concepts: int, report: Callable[[str], None]) -> list[Measured]:
+def measure(folder: Path, concepts: int, loads: int, report: Callable[[str], None]) -> list[Measured]:
     """Everything is made below `folder`; the server that was started is stopped."""
     report("making the downloads")
-    first, second = folder / "first", folder / "second"
-    make_download(first, concepts, label="v5.0 01-JAN-20")
-    make_download(second, concepts, label="v5.0 01-FEB-20", seed=2)
+    downloads = [folder / name for name in ("first", "second")[:loads]]
+    for number, download in enumerate(downloads, start=1):
+        make_download(download, concepts, label=f"v5.0 01-{'JAN' if number == 1 else 'FEB'}-20", seed=number)
     settings = Settings(home=folder / "home")
     runtime = Runtime(settings)
     server = EmbeddedServer(settings.home)
-    names = {"vocab_schema": settings.vocab_schema, "etl_schema": settings.etl_schema}
+    vocab, etl = settings.vocab_schema, settings.etl_schema
     try:
         url = runtime.url
         install_schemas(url, **schema_names(settings))
@@ -80,10 +80,12 @@ def measure(folder: Path, concepts: int, report: Callable[[str], None]) -> list[
             found.append(Measured(name, wall, cpu.ours, cpu.postgres, peak.ours, peak.postgres, disk))
             return result
 
-        step("floor: COPY alone", lambda: _copy(url, first))
-        for download in (first, second):
-            release = step(f"load {download.name}", partial(load_vocabulary, url, download, **names))
-            compiling = partial(compile_index, url, release, vocab_schema=settings.vocab_schema, home=settings.home)
+        step("floor: COPY alone", lambda: _copy(url, downloads[0]))
+        for download in downloads:
+            release = step(
+                f"load {download.name}", partial(load_vocabulary, url, download, vocab_schema=vocab, etl_schema=etl)
+            )
+            compiling = partial(compile_index, url, release, vocab_schema=vocab, home=settings.home)
             step(f"compile {download.name}", compiling)
         return found
     finally:
@@ -124,6 +126,9 @@ def _table(found: list[Measured], concepts: int) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--concepts", type=int, default=1_000_000, help="of the generated download (%(default)s)")
+    parser.add_argument(
+        "--loads", type=int, choices=(1, 2), default=2, help="of releases, one beside the other (%(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="where to work (the system's folder for temporary files)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     given = parser.parse_args()
@@ -131,7 +136,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="epic-omop-vocabulary-", dir=given.folder))
     try:
         with console.status("starting") as status:
-            found = measure(folder, given.concepts, status.update)
+            found = measure(folder, given.concepts, given.loads, status.update)
         console.print(_table(found, given.concepts))
         if given.json:
             given.json.write_bytes(orjson.dumps([asdict(one) for one in found], option=orjson.OPT_INDENT_2))

@@ -100,6 +100,7 @@ def build_metadata(schema: str) -> MetaData:
     _kick_off_tables(metadata)
     _file_tables(metadata)
     _publication_tables(metadata)
+    _release_table(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
@@ -112,6 +113,7 @@ def build_metadata(schema: str) -> MetaData:
     _settings_tables(metadata)
     _vocabulary_tables(metadata)
     _local_map_table(metadata)
+    _coverage_table(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -274,6 +276,9 @@ def _publication_tables(metadata: MetaData) -> None:
         Column("publish_seconds", Double),
         Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
+
+
+def _release_table(metadata: MetaData) -> None:
     Table(
         "vocabulary_release",
         metadata,
@@ -674,6 +679,25 @@ def _vocabulary_tables(metadata: MetaData) -> None:
         Column("publication_hash", Text, nullable=False, comment="of concepts that publication itself asks for"),
         Column("first_export_id", BigInteger, nullable=False, comment="exports from this on left their answers"),
         _time("compared_at", nullable=False),
+    )
+
+
+def _coverage_table(metadata: MetaData) -> None:
+    """Codes and those of them with a concept, in the rows that each export made: docs/vocabulary.md."""
+    Table(
+        "coverage",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True),
+        Column("site", Text, nullable=False),
+        _time("published_at", nullable=False),
+        Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
+        Column("cdm_table", Text, primary_key=True),
+        Column("resource_type", Text, primary_key=True),
+        Column("element", Text, primary_key=True),
+        Column("system", Text, primary_key=True, comment="empty: a code without one, a text, or nothing"),
+        Column("rows", BigInteger, nullable=False, comment="that have the element"),
+        Column("mapped", BigInteger, nullable=False, comment="of these, those with a concept"),
+        Index("coverage_by_site", "site", "published_at"),
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.commands import (
     dead_letters,
     demo,
     erase,
+    explain,
     export,
     hydrate,
     ingest,
@@ -76,6 +77,7 @@ hydrate.register(app)
 crawl.register(app)
 erase.register(app)
 remap.register(app)
+explain.register(app)
 status.register(app)
 ui.register(app)
 demo.register(app)

@@ -12,6 +12,9 @@ from pipeline.commands.terminal import Terminal, document
 from pipeline.commands.warehouse_state import refuse_empty
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.quality.coverage import CoverageFall, CoverageNight, CoverageShare
     from pipeline.quality.mapping_report import MappingReport
 
 __all__ = ["app"]
@@ -61,6 +64,71 @@ def mapping(
         document(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
     _print(Terminal(highlight=False), report, limit)
+
+
+@app.command()
+def coverage(
+    site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
+    nights: Annotated[int, typer.Option(min=1, help="The last so many nights.")] = 14,
+    limit: Annotated[int, typer.Option(min=1, help="So many elements and systems.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+) -> None:
+    """Codes that have a concept: by night and vocabulary release, and of the last night by table, element and system.
+
+    Example: epic-omop report coverage --site north
+    """
+    import orjson
+
+    from pipeline.quality.coverage import coverage_falls, coverage_nights, last_night
+    from pipeline.warehouse.runtime import Runtime
+    from pipeline.warehouse.schema import ensure_schemas, schema_names
+
+    runtime = Runtime.from_environment()
+    with runtime.connect() as connection:
+        refuse_empty(connection, runtime.settings.etl_schema)
+    if site is not None:
+        known_site(runtime, site)
+    ensure_schemas(runtime.url, **schema_names(runtime.settings))
+    with runtime.connect() as connection:
+        by_night, shares = coverage_nights(connection, site, nights), last_night(connection, site)
+        falls = [
+            fall for name in sorted({night.site for night in by_night}) for fall in coverage_falls(connection, name)
+        ]
+    if as_json:
+        content = {
+            "nights": [night.as_json() for night in by_night],
+            "last_night": [share.as_json() for share in shares],
+            "falls": [fall.last.as_json() | {"before": round(fall.before, 4)} for fall in falls],
+        }
+        document(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    _print_coverage(Terminal(highlight=False), by_night, shares[:limit], falls)
+
+
+def _print_coverage(
+    console: Terminal,
+    nights: Sequence[CoverageNight],
+    shares: Sequence[CoverageShare],
+    falls: Sequence[CoverageFall],
+) -> None:
+    if not nights:
+        console.print("No export has been counted yet: each is when it is loaded.")
+        return
+    trend = number_table("night", "codes", "with a concept", "share", "site", "vocabulary", title="By night")
+    for night in nights:
+        share = f"{100 * night.share:.1f} %"
+        trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share, night.site, night.release)
+    console.print(trend)
+    table = number_table("element", "codes", "share", "table", "system", title="The last night")
+    for column in (*trend.columns[4:], *table.columns[3:]):
+        column.justify = "left"
+    table.columns[4].overflow = "fold"
+    for item in shares:
+        name = f"{item.resource_type}.{item.element}"
+        table.add_row(name, f"{item.rows:,}", f"{100 * item.share:.1f} %", item.cdm_table, item.system or "–")
+    console.print(table)
+    for fall in falls:
+        console.print(f"Fell: {fall.sentence}")
 
 
 def _print(console: Terminal, report: MappingReport, limit: int) -> None:

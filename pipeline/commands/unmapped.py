@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.site_names import known_site
+from pipeline.commands.suggesting import open_suggestions
 from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import Table, Terminal, document, echo
+from pipeline.commands.terminal import Table, Terminal, document, echo, progress
 from pipeline.commands.warehouse_state import refuse_empty
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
+    from pipeline.quality.unmapped.codes import UnmappedSource
+    from pipeline.quality.unmapped.domains import ElementDomains
     from pipeline.quality.unmapped.exporting import ExportFormat
     from pipeline.quality.unmapped.importing import ImportReport
     from pipeline.quality.unmapped.progress import SiteProgress
@@ -42,6 +45,9 @@ def export_(
     ] = "usagi",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; without it, the terminal.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The most frequent so many codes.")] = None,
+    suggestions: Annotated[
+        bool, typer.Option(help="Concepts that may be meant, from the names of the loaded vocabulary.")
+    ] = True,
 ) -> None:
     """Write the codes that nobody has decided about as CSV, the most frequent first.
 
@@ -49,7 +55,6 @@ def export_(
     """
     from pipeline.quality.unmapped.codes import Decisions, SourceKeys, unmapped_sources
     from pipeline.quality.unmapped.domains import ElementDomains
-    from pipeline.quality.unmapped.exporting import as_csv
     from pipeline.warehouse.local_map.rows import current_rows
 
     chosen = _format(style)
@@ -62,7 +67,7 @@ def export_(
     decisions = Decisions.of(SourceKeys(mappings), answers)
     sources = [source for source in found if decisions.state_of(source) in ("open", "invalid target")]
     hidden = sum(not source.has_name for source in found)
-    content = as_csv(sources[:limit], chosen, ElementDomains(mappings))
+    content = _with_suggestions(runtime, sources[:limit], chosen, ElementDomains(mappings), suggestions=suggestions)
     if output is None:
         document(content)
     else:
@@ -75,6 +80,27 @@ def export_(
             " are not in it.",
             err=True,
         )
+
+
+def _with_suggestions(
+    runtime: Runtime,
+    sources: list[UnmappedSource],
+    style: ExportFormat,
+    domains: ElementDomains,
+    *,
+    suggestions: bool,
+) -> str:
+    """The file; its columns of suggestions are empty where nobody wants them, or they cannot be had."""
+    from pipeline.quality.unmapped.exporting import as_csv
+
+    if not suggestions or not sources:
+        return as_csv(sources, style, domains)
+    try:
+        with open_suggestions(runtime) as suggest, progress(Terminal(stderr=True)) as bar:
+            return as_csv(bar.track(sources, description="Suggestions"), style, domains, suggest)
+    except VocabularyError as error:
+        echo(f"Without suggestions: {error}", err=True)
+        return as_csv(sources, style, domains)
 
 
 @app.command("import")

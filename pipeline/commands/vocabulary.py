@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import echo
+from pipeline.commands.terminal import Table, Terminal, document, echo
 from pipeline.commands.vocabulary_releases import load_download, register, show_counts
+from pipeline.commands.vocabulary_resolve import RESOLVE_EXAMPLES, resolve
 from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.core.settings import Settings
+    from pipeline.transform.mapping.mappings import Mappings
     from pipeline.warehouse.vocabulary import ConceptIndex
 
 __all__ = ["app"]
@@ -81,23 +83,63 @@ def lookup(
         str, typer.Argument(help="A FHIR system (http://loinc.org, urn:oid:…) or an OMOP vocabulary (LOINC).")
     ],
     code: Annotated[str, typer.Argument(help="The code, as it stands in the resource.")],
+    site: Annotated[
+        str | None, typer.Option("--site", help="By the site's mappings and its local map, as its next load does.")
+    ] = None,
 ) -> None:
     """Show what a code maps to: the source concept, its standard concepts, and values that go with them.
 
+    Without --site: by the vocabulary, and what local maps say for all sites.
+
     Example: epic-omop vocabulary lookup http://loinc.org 2160-0
     """
-    from pipeline.transform.mapping.mappings import load_mappings
-
     settings, url = _warehouse()
-    vocabulary = _vocabulary_of(system, settings)
-    index = _index(settings, url)
-    rows = _first_known(index, load_mappings(settings.mappings).code_forms.attempts(vocabulary, code), vocabulary)
+    mappings = _mappings(settings, site)
+    vocabulary = _vocabulary_of(system, mappings, is_of_site=site is not None)
+    index = _with_local_map(settings, url, _index(settings, url), site, mappings)
+    rows = _first_known(index, mappings.code_forms.attempts(vocabulary, code), vocabulary)
     if rows.is_empty():
         raise VocabularyError(
             f"{vocabulary} has no code {code} in vocabulary {index.release}.",
             "Codes are case-sensitive. A site's own codes are mapped by `epic-omop unmapped import`.",
         )
     _show_mapping(index, rows)
+
+
+@app.command(epilog="Example: epic-omop vocabulary suggest 'nausea, unspecified' --domain Condition --json")
+def suggest(
+    text: Annotated[str, typer.Argument(help="A name, a display or any text.")],
+    domain: Annotated[
+        list[str] | None, typer.Option("--domain", help="Only concepts of this domain; repeat for several.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Find Standard concepts that a text may mean, with a score from 0 to 1, in the loaded vocabulary alone.
+
+    The names of a release are prepared when somebody asks for the first time: minutes at full size.
+    """
+    from dataclasses import asdict
+
+    import orjson
+
+    from pipeline.commands.suggesting import open_suggestions
+    from pipeline.warehouse.runtime import Runtime
+
+    runtime = Runtime.from_environment()
+    with open_suggestions(runtime) as suggestions:
+        domains = suggestions.known_domains(domain or ())
+        found = suggestions.of_text(text, domains, limit)
+    if as_json:
+        document(orjson.dumps([asdict(item) for item in found], option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    if not found:
+        echo("No concept has a name like it.")
+        return
+    table = Table("Score", "Concept", "Name", "Domain", box=None)
+    for item in found:
+        table.add_row(f"{item.score:.2f}", str(item.concept_id), item.name, item.domain_id)
+    Terminal().print(table)
 
 
 def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocabulary: str) -> pl.DataFrame:
@@ -117,6 +159,26 @@ def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocab
     return rows
 
 
+def _mappings(settings: Settings, site: str | None) -> Mappings:
+    from pipeline.commands.site_names import site_of_mappings
+    from pipeline.transform.mapping.mappings import load_mappings
+
+    if site is None:
+        return load_mappings(settings.mappings)
+    found = site_of_mappings(settings, site)
+    return load_mappings(settings.mappings, found.name, found.mapping, settings.site_mappings_folder)
+
+
+def _with_local_map(
+    settings: Settings, url: str, index: ConceptIndex, site: str | None, mappings: Mappings
+) -> ConceptIndex:
+    from pipeline.warehouse.local_map.overlay import with_local_map
+
+    return with_local_map(
+        url, index, site, mappings, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema
+    )
+
+
 def _warehouse() -> tuple[Settings, str]:
     from pipeline.core.settings import load_settings
     from pipeline.warehouse.connection import database_url
@@ -131,16 +193,18 @@ def _index(settings: Settings, url: str) -> ConceptIndex:
     return ensure_index(url, vocab_schema=settings.vocab_schema, etl_schema=settings.etl_schema, home=settings.home)
 
 
-def _vocabulary_of(system: str, settings: Settings) -> str:
-    from pipeline.transform.mapping.mappings import load_mappings
-
+def _vocabulary_of(system: str, mappings: Mappings, *, is_of_site: bool) -> str:
+    """What the codes of a system are looked up in; a site's own systems are known by local maps alone."""
     if "://" not in system and not system.startswith("urn:"):
         return system
-    vocabulary = load_mappings(settings.mappings).vocabulary_of(system)
+    vocabulary = mappings.vocabulary_of(system)
+    if vocabulary is None and is_of_site:
+        return mappings.systems.canonical(system)
     if vocabulary is None:
         raise UsageError(
             f"No vocabulary is known for the system {system}.",
-            "Give an OMOP vocabulary_id such as LOINC, or add the system to concept_maps/code_systems.csv.",
+            "Give an OMOP vocabulary_id such as LOINC, --site where a site has mapped it locally, or add the system to"
+            " concept_maps/code_systems.csv.",
         )
     return vocabulary
 
@@ -190,3 +254,4 @@ def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
 
 
 register(app, _warehouse)
+app.command(epilog=RESOLVE_EXAMPLES)(resolve)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-__all__ = ["lines_with_white_space", "without_white_space"]
+__all__ = ["lines_with_odd_edges", "lines_with_white_space", "without_white_space"]
 
 #: Unicode's white space, separators of control, zero-width space and byte order mark.
 _SPACES = (
@@ -35,11 +35,15 @@ def lines_with_white_space(texts: pl.Series) -> list[int]:
     if begins.any():
         begins &= texts.str.contains(_BEGINNING)
     found = begins | texts.str.contains(' "', literal=True) | texts.str.contains('""', literal=True)
+    return sorted({*found.fill_null(False).arg_true(), *lines_with_odd_edges(texts)})
+
+
+def lines_with_odd_edges(texts: pl.Series) -> pl.Series:
+    """Positions of the lines that may have a string with white space at an edge that is not a plain space."""
     # Escapes, and other letters than ASCII's: few lines have any, and a search for what may be a space among them is slow.
     others = texts.str.contains("\\", literal=True) | (texts.str.len_bytes() != texts.str.len_chars())
     positions = others.fill_null(False).arg_true()
-    odd = positions.filter(texts.gather(positions).str.contains(_ODD_EDGE).fill_null(False))
-    return sorted({*found.fill_null(False).arg_true(), *odd})
+    return positions.filter(texts.gather(positions).str.contains(_ODD_EDGE).fill_null(False))
 
 
 def without_white_space(resource: Any) -> Any:

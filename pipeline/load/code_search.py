@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+import polars as pl
 
 from pipeline.fhir.ndjson import Lines, texts_of
+from pipeline.fhir.white_space import lines_with_odd_edges, without_white_space
 from pipeline.transform.concepts.answers import Coding, codings_of, text_of
 from pipeline.transform.concepts.local_rows import SOURCE_CODE_LENGTH, cut_text, text_key
 from pipeline.transform.converters import canonical
@@ -26,7 +28,7 @@ from pipeline.transform.rules.questionnaires import loinc_code
 __all__ = ["CodeSearch"]
 
 #: More patterns than these are searched for all at once: one by one is faster for few.
-_FEW_PATTERNS = 24
+_FEW_PATTERNS = 3
 
 #: Elements whose texts are never codes.
 _NO_CODES = frozenset(("id", "reference", "resourceType", "div", "data", "url", "versionId", "lastUpdated"))
@@ -69,7 +71,12 @@ class CodeSearch:
                 self._texts |= _keys_of(text)
             elif codings := codings_of(one):
                 self._sets[max((code for _, code, _ in codings), key=lambda code: (len(code), code))].append(codings)
-        self._patterns = sorted(set(_quoted(self._sets)))
+        self._patterns = sorted(set(_spelt(self._sets)))
+        #: within quotes, between plain spaces, at the end of a linkId; and next to white space that is spelt otherwise
+        self._plain = [before + one + after for one in self._patterns for before in _BEFORE for after in _AFTER]
+        self._beside_escapes = [
+            pattern for one in self._patterns for escape in _ESCAPES for pattern in (escape + one, one + escape)
+        ]
         self._escapes = _escapes("".join(self._sets))
         self._words = sorted({_longest_word(text) for text in self._texts})
 
@@ -82,15 +89,20 @@ class CodeSearch:
         """Places of the lines that may hold one of the sets: all that do are among them."""
         if not len(lines) or not self:
             return np.array([], np.int64)
-        if len(self._patterns) + len(self._words) > _FEW_PATTERNS or "" in self._words:
+        is_few = len(self._patterns) + len(self._words) <= _FEW_PATTERNS and "" not in self._words
+        if not (is_few and lines.content.isascii()):
             return self._among_all(lines)
-        found = [place for pattern in self._patterns for place in _places(lines.content, pattern)]
+        content = lines.content
+        patterns = [*self._plain]
+        if b"\\" in content:
+            patterns += self._beside_escapes
+        found = [place for pattern in patterns for place in _places(content, pattern)]
         if self._escapes is not None and b"\\" in lines.content:
             found += [match.start() for match in self._escapes.finditer(lines.content)]
         if self._words:
             lower = lines.content.lower()
             found += [place for word in self._words for place in _places(lower, word.encode())]
-            found += [match.start() for match in _OTHER_SPELLING.finditer(lines.content)]
+            found += [match.start() for match in _ANY_ESCAPE.finditer(lines.content)]
         if not found:
             return np.array([], np.int64)
         return np.unique(np.searchsorted(lines.ends, np.unique(np.array(found, np.int64)), side="left"))
@@ -99,7 +111,10 @@ class CodeSearch:
         if "" in self._words:  # a text without a letter that is the same in any case
             return np.arange(len(lines))
         texts = texts_of(lines.raws)
-        found = texts.str.contains_any([pattern.decode() for pattern in self._patterns])
+        found = pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True)
+        if self._plain:
+            found = texts.str.contains_any([pattern.decode() for pattern in self._plain])
+        found = found.scatter(lines_with_odd_edges(texts), True)
         if self._escapes is not None:
             found |= texts.str.contains(self._escapes.pattern.decode())
         if self._words:
@@ -119,8 +134,8 @@ class CodeSearch:
 
     def _found(self, raw: bytes | str, fits: Callable[[_Codes, list[Coding]], bool], *, every: bool = False) -> bool:
         try:
-            resource = orjson.loads(raw)
-        except ValueError:
+            resource = without_white_space(orjson.loads(raw))
+        except (ValueError, RecursionError):
             return True  # it was read once: what is there now is for the load to say
         found = _Codes()
         self._collect(resource, None, found)
@@ -165,26 +180,29 @@ def _keys_of(text: str) -> set[str]:
 
 
 def _places(content: bytes, pattern: bytes) -> Iterator[int]:
+    """One in each line."""
     place = content.find(pattern)
     while place >= 0:
         yield place
-        end = content.find(b"\n", place)  # one in a line is enough
+        end = content.find(b"\n", place)
         place = content.find(pattern, end) if end >= 0 else -1
 
 
-def _quoted(codes: Iterable[str]) -> Iterator[bytes]:
-    """A code as JSON has it: whole, at the end of a linkId, and with the other spelling of a slash."""
+_BEFORE, _AFTER = (b'"', b" ", b"/"), (b'"', b" ")
+#: White space in JSON (`pipeline.fhir.white_space`).
+_ESCAPES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
+#: Of \u escapes, without the first two characters.
+_SPACE_ESCAPES = r"00(?:0[9a-dA-D]|1[c-fC-F]|20|85|[aA]0)|1680|20(?:0[0-9abAB]|2[89fF]|5[fF])|3000|[fF][eE][fF][fF]"
+
+
+def _spelt(codes: Iterable[str]) -> Iterator[bytes]:
+    """A code as JSON has it within quotes, also with the other spelling of a slash."""
     for code in codes:
         inner = orjson.dumps(code)[1:-1]
-        for spelt in {inner, inner.replace(b"/", b"\\/")}:
-            yield b'"' + spelt + b'"'
-            if _LOINC.fullmatch(code):
-                yield b"/" + spelt + b'"'
+        yield from {inner, inner.replace(b"/", b"\\/")}
 
 
-_LOINC = re.compile(r"\d{1,7}-\d")
-#: Characters of a text that may be the same as others.
-_OTHER_SPELLING = re.compile(rb"\\u|[\x80-\xff]")
+_ANY_ESCAPE = re.compile(rb"\\u")
 
 
 def _escapes(characters: str) -> re.Pattern[bytes] | None:
@@ -202,7 +220,7 @@ def _escapes(characters: str) -> re.Pattern[bytes] | None:
         "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in unit) for unit in units
     )
     slash = "|\\\\/" if "/" in characters else ""
-    return re.compile(f"\\\\u(?:{'|'.join(spelt)}){slash}".encode())
+    return re.compile(f"\\\\u(?:{'|'.join(spelt)}|{_SPACE_ESCAPES}){slash}".encode())
 
 
 def _longest_word(key: str) -> str:

@@ -10,7 +10,7 @@ import dagster as dg
 from pipeline.core.logs import configure_logging
 from pipeline.core.private_files import work_privately
 from pipeline.core.settings import Settings, SiteSettings, home_folder, load_log_settings, load_settings
-from pipeline.orchestration.asset_checks import accounting_check
+from pipeline.orchestration.asset_checks import accounting_check, coverage_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.deep_check import deep_parts
 from pipeline.orchestration.jobs import ingest_job, kick_off_job
@@ -50,7 +50,7 @@ def _of_site(site: SiteSettings, first_day: str) -> dg.Definitions:
     nightly = kick_off or crawl
     return dg.Definitions(
         assets=site_assets(site, first_day),
-        asset_checks=[accounting_check(site)],
+        asset_checks=[accounting_check(site), coverage_check(site)],
         jobs=[ingest, prune_job(site), *(job for job in (kick_off, crawl) if job)],
         schedules=[nightly_schedule(site, nightly)] if nightly else [],
         sensors=[export_sensor(site, ingest, kick_off)] if kick_off else [],

@@ -101,6 +101,10 @@ def _files_by(
     ).fetchall()
 
 
+#: Elements and systems that are shown of a day.
+_MOST_SYSTEMS = 50
+
+
 def load_metadata(connection: psycopg.Connection, report: LoadReport) -> Metadata:
     """Of the published exports of a day: outcomes of lines, rows by table, mapping rates, unmapped codes, durations."""
     total = report.total
@@ -139,6 +143,20 @@ def _tables(report: LoadReport) -> Metadata:
         for code in report.unmapped
     ]
     return {
+        "codes with a concept": table_value(
+            ("table", "element", "system", "codes", "with a concept", "%"),
+            [
+                (
+                    item.cdm_table,
+                    f"{item.resource_type}.{item.element}",
+                    item.system or "–",
+                    item.rows,
+                    item.mapped,
+                    _percent(item.mapped, item.rows),
+                )
+                for item in report.coverage[:_MOST_SYSTEMS]
+            ],
+        ),
         "outcome of every line": table_value(("resource type", "lines", *OUTCOMES), outcomes),
         "why lines were excluded": table_value(("resource type", "reason", "lines"), excluded),
         "rows by table": table_value(("table", "inserted", "deleted", "rows now"), rows),

@@ -282,6 +282,7 @@ def _finish_tables(run: _Run, decisions: Decisions, bulk_load: bulk.BulkLoad | N
 def _save_accounts(run: _Run, outcomes: Future[pl.DataFrame]) -> None:
     export_id = run.incoming.export.export_id
     run.report.mapping_rates = accounts.mapping_rates(run.incoming.staged)
+    accounts.save_coverage(run.db, run.incoming, run.report.vocabulary_hash, run.incoming.now)
     saved = accounts.save_accounts(run.db, export_id, run.files, outcomes.result())
     run.report.outcomes.update(saved.outcomes)
     run.report.unchanged_by_content += saved.unchanged_by_content

@@ -11,6 +11,7 @@ import psycopg
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.extract.notes import ExportNotes, export_notes
+from pipeline.quality.coverage import CoverageShare, coverage_shares
 from pipeline.quality.overlaps import overlapping_exposures
 from pipeline.staging.outcomes import LineOutcome
 
@@ -95,6 +96,9 @@ class LoadReport:
     #: resource type → exposures that overlap a more definite one, of the persons whose exposures these exports made
     overlaps: dict[str, int] = field(default_factory=dict)
 
+    #: codes and those with a concept, by table, element and system; the most frequent first
+    coverage: tuple[CoverageShare, ...] = ()
+
     @property
     def total(self) -> Counter[str]:
         return sum(self.outcomes.values(), Counter())
@@ -135,6 +139,7 @@ def load_report(
         overlaps=overlapping_exposures(connection, cdm_schema, vocab_schema, ids) if inserted["drug_exposure"] else {},
         value_checks=_value_checks(connection, ids),
         duplicates=_duplicates(connection, ids),
+        coverage=coverage_shares(connection, ids),
     )
 
 

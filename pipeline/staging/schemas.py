@@ -90,7 +90,16 @@ SCHEMAS: dict[str, dict[str, type[pl.DataType]]] = {
     },
     ISSUE: {"surrogate_id": pl.Int64, "code": pl.String, "path": pl.String},
     #: rows of events by whether their code has a concept: what mapping rates are about
-    MAPPING: {"resource_type": pl.String, "mapped": pl.Int64, "total": pl.Int64},
+    #: codes of an element and system, and those with a concept; `is_event`: the code decides what the row is
+    MAPPING: {
+        "resource_type": pl.String,
+        "table": pl.String,
+        "element": pl.String,
+        "system": pl.String,
+        "is_event": pl.Boolean,
+        "mapped": pl.Int64,
+        "total": pl.Int64,
+    },
     #: a coding without a concept in a resource's element; `coding_id` stands for all from resource_type to display
     UNMAPPED: {
         "surrogate_id": pl.Int64,

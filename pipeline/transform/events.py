@@ -10,7 +10,7 @@ from operator import itemgetter, or_
 import polars as pl
 
 from pipeline.fhir.identity import content_key
-from pipeline.staging.schemas import EVENT_LINK, ISSUE, MAPPING, REFERENCE, REFERENCE_VALUE, SCHEMAS, VALUE_CHECK
+from pipeline.staging.schemas import EVENT_LINK, ISSUE, REFERENCE, REFERENCE_VALUE, SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import (
     IMPLAUSIBLE,
     NOT_MADE,
@@ -24,6 +24,7 @@ from pipeline.transform.column_names import (
     uses,
 )
 from pipeline.transform.contact import with_contact_date
+from pipeline.transform.coverage import NO_RATE, event_coverage, other_coverage
 from pipeline.transform.duplicates import CountedRows, without_duplicates
 from pipeline.transform.mapping.duplicate_rules import COUNTED_ELSEWHERE
 from pipeline.transform.mapping.mappings import ConceptRule, ResourceMapping, TableRule, ViewMapping
@@ -64,7 +65,7 @@ class EventRows:
     references: pl.DataFrame
     issues: pl.DataFrame
     unmapped: pl.DataFrame
-    rate: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SCHEMAS[MAPPING]))
+    rate: pl.DataFrame = field(default_factory=lambda: NO_RATE)
     #: by table: texts of the numbers that a double cannot hold, as `pipeline.transform.routing.exact_numbers` gives them
     exact: dict[str, pl.DataFrame] = field(default_factory=dict)
     #: numbers that a rule about numbers found
@@ -100,7 +101,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         _concept(worker, view.type_concept_id).alias("type_concept_id"), _home(view.home_table).alias("home_table")
     )
     rows = with_contact_date(rows, mapping.contact, worker.derivation)
-    rate, unmapped = pl.DataFrame(schema=SCHEMAS[MAPPING]), NO_CODES
+    rate, unmapped = NO_RATE, NO_CODES
     found, counts = pl.DataFrame(), pl.DataFrame(schema=SCHEMAS[VALUE_CHECK])
     counted: CountedRows | None = None
     documents = pl.DataFrame(schema=LEFT_OUT_SCHEMA)
@@ -117,7 +118,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
         found, counts = checked.found, checked.counts
         counted = without_duplicates(worker, mapping.resource, checked.rows)
         coded = counted.rows
-        rate, unmapped = _mapping_rate(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
+        rate, unmapped = event_coverage(mapping, view, coded), unmapped_event_codes(worker, mapping, view, coded)
         coded = _with_row_key(coded, view)
         if view.result_concept_id:
             coded, links = with_results(coded, _concept(worker, view.result_concept_id))
@@ -133,7 +134,7 @@ def event_rows(worker: Worker, mapping: ResourceMapping, view: ViewMapping, rows
     result = refuse_incomplete(worker, mapping, view, rows, tables)
     result = replace(
         result,
-        rate=rate,
+        rate=pl.concat([rate, result.rate]),
         unmapped=pl.concat([unmapped, result.unmapped]),
         issues=pl.concat([result.issues, ambiguous]),
         exact=exact,
@@ -264,6 +265,7 @@ def refuse_incomplete(
         _references(rows if view.is_further else waits),
         issues,
         unmapped,
+        other_coverage(worker, mapping, kept) if "home_table" in kept.columns else NO_RATE,
     )
 
 
@@ -509,14 +511,6 @@ def _with_row_key(rows: pl.DataFrame, view: ViewMapping) -> pl.DataFrame:
     # Within the line: another line of the same resource in the chunk is another version of it.
     repeat = pl.int_range(pl.len(), dtype=pl.Int64).over("surrogate_id", "file_number", "line", "row_key")
     return rows.with_columns((pl.col("row_key") + repeat * _MIX[0]).alias("row_key"))
-
-
-def _mapping_rate(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
-    """How many rows have a concept; those of a view with a fixed one do not count."""
-    if view.concept_id or rows.is_empty():
-        return pl.DataFrame(schema=SCHEMAS[MAPPING])
-    mapped = int((rows["concept_id"] != 0).sum())
-    return pl.DataFrame([(mapping.resource, mapped, rows.height)], schema=SCHEMAS[MAPPING], orient="row")
 
 
 def _references(rows: pl.DataFrame) -> pl.DataFrame:

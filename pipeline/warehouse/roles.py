@@ -47,7 +47,7 @@ _LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash
 #: What of the etl schema a steward reads: dead letters with their lines, codes without a concept, counts of lines.
 _STEWARD_READS = (
     *("dead_letter", "dead_letter_open", "unmapped_code", "row_issue", "exclusion", "file_account"),
-    *("unmapped_coding", "publication", "vocabulary_release"),
+    *("unmapped_coding", "publication", "vocabulary_release", "coverage"),
 )
 #: Of exports: which and when, not where they came from.
 _STEWARD_COLUMNS = (

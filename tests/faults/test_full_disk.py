@@ -179,6 +179,7 @@ def test_other_commands_on_a_full_disk(disk: SmallDisk, folder: Path, tmp_path: 
         disk.fails(*erase)
     with disk.full(300_000):
         disk.fails("vocabulary", "load", VOCABULARY)
+    with disk.full(300_000):
         place.terminal.run("lakehouse", "snapshot", "--to", tmp_path / "lake")  # it only reads
     assert (place.content(), _concepts(place)) == (before, concepts)
     place.terminal.run(*erase)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fhir.ndjson import Chunk, Lines, lines_of
+from pipeline.fhir.white_space import without_white_space
 from pipeline.load.code_search import CodeSearch
 from pipeline.transform.concepts.answers import text_as_asked
 
@@ -34,7 +35,7 @@ def found(search: CodeSearch, raws: Iterable[bytes]) -> list[int]:
 
 
 codes = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
-    lambda code: bool(code.strip())
+    lambda code: without_white_space({"code": code}) == {"code": code}
 )
 
 
@@ -69,6 +70,9 @@ def test_a_code_is_found_however_it_is_written(
         (asked((LOINC, "1-8")), {"coding": [{"system": LOINC, "code": "1-8"}]}, True),
         (asked((LOINC, "1-8")), {"coding": [{"system": "urn:x", "code": "1-8"}]}, False),
         (asked((LOINC, "1-8")), {"coding": [{"code": "1-8"}]}, False),
+        (asked((LOINC, "1-8")), {"coding": [{"system": LOINC, "code": " 1-8\t"}]}, True),
+        (asked((LOINC, "1-8")), {"coding": [{"system": LOINC, "code": "\u00a01-8 "}]}, True),
+        (asked((LOINC, "1-8")), {"coding": [{"system": LOINC, "code": "\u20031-8\ufeff"}]}, True),
         (asked((LOINC, "1-8")), {"text": "1-8"}, False),
         (asked((LOINC, "1-8")), {"id": "1-8", "reference": "1-8"}, False),
         (asked((LOINC, "1-8")), {"linkId": "/77-3/1-8"}, True),
@@ -85,11 +89,15 @@ def test_a_code_is_found_however_it_is_written(
         (text_as_asked("Sugar disease"), {"code": {"text": " Sugar\n disease "}}, True),
         (text_as_asked("Sugar disease"), {"code": {"text": "Sugar disease, old"}}, False),
         (text_as_asked("ü"), {"code": {"text": "ü"}}, True),
+        (text_as_asked("sugar disease"), {"code": {"text": "SUGAR disease", "note": "è"}}, True),
+        (text_as_asked("sugar disease"), {"code": {"text": "\uff33ugar \uff24isease"}}, True),
     ],
 )  # fmt: skip
 def test_a_code_counts_in_its_system(sought: str, line: dict[str, Any], is_held: bool) -> None:
-    search = CodeSearch([sought], str, by_link=True)
-    assert found(search, [b"{}", orjson.dumps(line)]) == ([1] if is_held else [])
+    many = [sought, *(asked((LOINC, f"other {number}")) for number in range(60))]
+    for search in (CodeSearch([sought], str, by_link=True), CodeSearch(many, str, by_link=True)):
+        for raw in (orjson.dumps(line), json.dumps(line).encode()):
+            assert found(search, [b"{}", raw]) == ([1] if is_held else [])
 
 
 def test_a_code_in_a_link_counts_by_option() -> None:

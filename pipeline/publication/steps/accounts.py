@@ -26,6 +26,7 @@ __all__ = [
     "final_outcomes",
     "mapping_rates",
     "save_accounts",
+    "save_coverage",
     "save_dead_letters",
     "save_issues",
     "value_checks",
@@ -102,9 +103,36 @@ def save_issues(db: Database, export_id: int, decisions: Decisions, now: datetim
 
 def mapping_rates(staged: StagedExport) -> dict[str, tuple[int, int]]:
     """Resource type → (rows with a standard concept, rows with a code)."""
-    rates = staged.scan(schemas.MAPPING).group_by("resource_type").agg(pl.col("mapped", "total").sum())
+    rates = (
+        staged.scan(schemas.MAPPING).filter("is_event").group_by("resource_type").agg(pl.col("mapped", "total").sum())
+    )
     rates = rates.sort("resource_type").select("resource_type", "mapped", "total")
     return {name: (mapped, total) for name, mapped, total in rates.collect().iter_rows()}
+
+
+def save_coverage(db: Database, incoming: Incoming, vocabulary_hash: str | None, now: datetime) -> None:
+    """`etl.coverage`: codes and those of them with a concept, in the rows that this export made, by table, element, system."""
+    export = incoming.export
+    db.execute("forget_coverage", {"export_id": export.export_id})
+    key = ["resource_type", "table", "element", "system"]
+    counted = incoming.staged.scan(schemas.MAPPING).group_by(key).agg(pl.col("total", "mapped").sum())
+    rows = counted.collect(engine="streaming").sort(key, nulls_last=True)
+    copy_frame(
+        db.connection,
+        "coverage",
+        rows.select(
+            pl.lit(export.export_id).alias("export_id"),
+            pl.lit(export.site).alias("site"),
+            pl.lit(now).alias("published_at"),
+            pl.lit(vocabulary_hash, dtype=pl.String).alias("vocabulary_hash"),
+            pl.col("table").alias("cdm_table"),
+            "resource_type",
+            "element",
+            pl.col("system").fill_null(""),
+            pl.col("total").alias("rows"),
+            "mapped",
+        ),
+    )
 
 
 def value_checks(db: Database, decisions: Decisions) -> list[dict[str, Any]]:

@@ -51,6 +51,9 @@ class Suggestion:
     concept_id: int
     name: str
     score: float
+    domain_id: str = ""
+    #: the name of the concept, or of one that maps to it, that is like the source: plain letters
+    matched: str = ""
 
 
 class Suggest(Protocol):

@@ -23,7 +23,18 @@ from pipeline.warehouse.vocabulary.carried import carried_digest, carry_over
 from pipeline.warehouse.vocabulary.releases import ReleaseSchemas, VocabularyRelease
 from pipeline.warehouse.vocabulary.structure import complete_tables, copy_grants, installed_tables, plain_names
 
-__all__ = ["Switch", "broken_references", "content_hash", "hold_vocabulary", "refuse_without_rights", "switch_release"]
+__all__ = [
+    "NAME_TABLES",
+    "Switch",
+    "broken_references",
+    "content_hash",
+    "hold_vocabulary",
+    "refuse_without_rights",
+    "switch_release",
+]
+
+#: Made from a release by `name_index`, and no part of what a site keeps: they stay with the release.
+NAME_TABLES = ("concept_name_search", "concept_name_word")
 
 #: Longer than this nobody waits behind us.
 _LOCK_TIMEOUT = "400ms"
@@ -272,7 +283,7 @@ class _Attempt:
             " WHERE space.nspname = %s AND relation.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND relation.relname <> ALL(%s)"
             " AND NOT EXISTS (SELECT FROM pg_depend AS item WHERE item.classid = 'pg_class'::regclass"
             "   AND item.objid = relation.oid AND item.deptype IN ('a', 'i', 'e')) ORDER BY 2",
-            (active, installed_tables(self.connection, active)),
+            (active, [*installed_tables(self.connection, active), *NAME_TABLES]),
         ).fetchall()
         words = {"v": "VIEW", "m": "MATERIALIZED VIEW", "S": "SEQUENCE", "f": "FOREIGN TABLE"}
         for kind, name in rows:
