@@ -66,9 +66,11 @@ def write_day(world: World, day: int, folder: Path, processes: int) -> Path:
 
 
 def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> None:
-    types = frozenset(_TYPES)
+    shared: set[tuple[str, str]] = set()
     if part:  # every part of a world comes with what all patients share: it is needed once
-        types -= {resource_type for resource_type, _ in Directory(world.seed, world.patients).resources()}
+        resources = Directory(world.seed, world.patients).resources()
+        shared = {(resource_type, resource["id"]) for resource_type, resource in resources}
+    types_shared = {resource_type for resource_type, _ in shared}
     by_type: dict[str, list[bytes]] = {}
     files: Counter[str] = Counter()
 
@@ -77,7 +79,11 @@ def _write_part(world: World, day: int, folder: Path, part: int, parts: int) -> 
         path.write_bytes(b"".join(by_type.pop(resource_type)))
         files[resource_type] += 1
 
-    for resource_type, line in generate(world.patients, world.seed, FIRST_DAY, day, types=types, share=(part, parts)):
+    for resource_type, line in generate(
+        world.patients, world.seed, FIRST_DAY, day, types=frozenset(_TYPES), share=(part, parts)
+    ):
+        if resource_type in types_shared and (resource_type, orjson.loads(line)["id"]) in shared:
+            continue
         lines = by_type.setdefault(resource_type, [])
         lines.append(line + b"\n")
         if len(lines) == LINES_PER_FILE:

@@ -100,6 +100,7 @@ def build_metadata(schema: str) -> MetaData:
     _kick_off_tables(metadata)
     _file_tables(metadata)
     _publication_tables(metadata)
+    _release_table(metadata)
     _rest_tables(metadata)
     _resource_tables(metadata)
     _reference_tables(metadata)
@@ -275,6 +276,9 @@ def _publication_tables(metadata: MetaData) -> None:
         Column("publish_seconds", Double),
         Column("vocabulary_hash", Text, comment="content_hash of the release; NULL: not known"),
     )
+
+
+def _release_table(metadata: MetaData) -> None:
     Table(
         "vocabulary_release",
         metadata,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.core.settings import SiteSettings
     from pipeline.landing.store import LandedExport
     from pipeline.load.load import LoadOptions
+    from pipeline.load.resolving import NightResolution
     from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
@@ -115,6 +116,7 @@ def run(
     from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
     from pipeline.extract.bulk import export_groups
     from pipeline.load.load import LoadOptions
+    from pipeline.load.resolving import resolve_and_remap, resolve_codes
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -126,9 +128,25 @@ def run(
         keep = progress.keep_future_time if is_interactive(console) else None
         result = export_groups(runtime, settings, groups, progress.show, keep_future_time=keep)
     if result.landed:
+        resolve_codes(runtime, settings)
         load_and_report(console, runtime, settings, result.landed, LoadOptions(hydrate=True, confirmed=confirm))
+        _print_resolution(console, resolve_and_remap(runtime, settings))
     for error in result.failures.values():
         raise error
+
+
+def _print_resolution(console: Terminal, found: NightResolution) -> None:
+    """What the site's resolvers said about codes that were unknown; nothing where it has none."""
+    for report in found.reports:
+        console.print(
+            f"Resolver {report.resolver}: {report.exact - report.not_standard:,} codes resolved, {report.unknown:,} unknown,"
+            f" {report.unanswered:,} without an answer.",
+            soft_wrap=True,
+        )
+    for sentence in found.sentences():
+        console.print(sentence, style="yellow", markup=False, soft_wrap=True)
+    if found.remapped is not None:
+        console.print(f"{found.remapped.mapped.total():,} resources were mapped again.")
 
 
 def load_and_report(

@@ -14,6 +14,7 @@ import typer
 
 from pipeline.commands.terminal import Table, Terminal, document, echo
 from pipeline.commands.vocabulary_releases import load_download, register, show_counts
+from pipeline.commands.vocabulary_resolve import RESOLVE_EXAMPLES, resolve
 from pipeline.core.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
@@ -251,3 +252,4 @@ def _show_mapping(index: ConceptIndex, rows: pl.DataFrame) -> None:
 
 
 register(app, _warehouse)
+app.command(epilog=RESOLVE_EXAMPLES)(resolve)

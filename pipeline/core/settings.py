@@ -26,6 +26,7 @@ from pipeline.core.cdm_source import CdmSource
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
+from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.resource_types import RESOURCE_TYPES
 from pipeline.core.settings_problems import control_characters, problem, setting_name
 from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
@@ -223,6 +224,9 @@ class SiteSettings(BaseModel):
     text_source_value_types: tuple[str, ...] = ()
     #: Named settings of the mapping: docs/mapping-options.md.
     mapping: MappingOptions = MappingOptions()
+    #: Services that are asked about codes that neither the local map nor the vocabulary knows, in their order
+    #: (docs/vocabulary.md, 'Other resolvers'); by default none.
+    resolvers: tuple[ResolverSettings, ...] = ()
     #: How many exports of each group, or for how many days, landing keeps whole: `14 exports`, `30 days`, `all`. Of older ones
     #: `landing prune` leaves the lines that are needed (docs/landing.md); it runs only when it is asked to.
     landing_keep: str = "30 days"
@@ -369,6 +373,19 @@ class SiteSettings(BaseModel):
                 if not _SEARCH.fullmatch(search):
                     raise ValueError(f"{resource_type}: {search!r} is not a valid search such as category=laboratory")
         return value
+
+    @field_validator("resolvers")
+    @classmethod
+    def _each_resolver_once(cls, value: tuple[ResolverSettings, ...]) -> tuple[ResolverSettings, ...]:
+        if len({resolver.key for resolver in value}) < len(value):
+            raise ValueError("one resolver is there twice")
+        return value
+
+    @model_validator(mode="after")
+    def _resolvers_by_https(self) -> SiteSettings:
+        if not self.test_mode and any(resolver.base_url[:8].lower() != "https://" for resolver in self.resolvers):
+            raise ValueError("resolvers are asked by https:// alone (http:// only with test_mode: true)")
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> SiteSettings:
@@ -643,7 +660,7 @@ def register_site(home: Path, name: str, entry: Mapping[str, Any]) -> Path:
 
 
 #: Relative to the file that names them, so that the folder can be moved as a whole.
-_FILE_KEYS = ("private_key_file", "previous_private_key_file", "patients_file")
+_FILE_KEYS = ("private_key_file", "previous_private_key_file", "patients_file", "api_key_file")
 
 
 def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
@@ -657,10 +674,12 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
 
 
 def _site(entry: SiteEntry) -> SiteSettings:
-    given = {
-        key: entry.file.parent / Path(value).expanduser() if key in _FILE_KEYS and isinstance(value, str) else value
-        for key, value in entry.values.items()
-    }
+    given = _beside(entry.file.parent, entry.values)
+    if isinstance(resolvers := given.get("resolvers"), list):
+        given["resolvers"] = [
+            _beside(entry.file.parent, resolver) if isinstance(resolver, Mapping) else resolver
+            for resolver in resolvers
+        ]
     if "name" in given:
         raise ConfigurationError(
             f"{entry.place(('name',))}: the name of site {entry.name!r} is the key above it.", "Take `name` out."
@@ -679,6 +698,13 @@ def _site(entry: SiteEntry) -> SiteSettings:
     )
 
 
+def _beside(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: folder / Path(value).expanduser() if key in _FILE_KEYS and isinstance(value, str) else value
+        for key, value in values.items()
+    }
+
+
 def _described(item: ErrorDetails, entry: SiteEntry) -> str:
     """`file:line: key: what is wrong.` of one problem that pydantic found."""
     words = problem(item)
@@ -687,7 +713,8 @@ def _described(item: ErrorDetails, entry: SiteEntry) -> str:
     place = entry.place(location or words.split(maxsplit=1)[:1])
     key = setting_name(location)
     if item["type"] == "extra_forbidden":
-        fields = MappingOptions.model_fields if location[0] == "mapping" else SiteSettings.model_fields
+        models: Mapping[object, type[BaseModel]] = {"mapping": MappingOptions, "resolvers": ResolverSettings}
+        fields = models.get(location[0], SiteSettings).model_fields
         close = nearest(str(location[-1]), set(fields) - {"name"})
         return f"{place}: there is no key {key!r}.{close}"
     return f"{place}: {key + ': ' if key else ''}{words}{'' if words.endswith('?') else '.'}"

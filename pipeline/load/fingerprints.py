@@ -30,6 +30,7 @@ from pipeline.transform.mapping.mappings import Mappings, load_mappings
 from pipeline.transform.mapping.targets import standard_of_targets
 from pipeline.transform.plan import SiteMapping, resolver_of
 from pipeline.warehouse.local_map.overlay import with_local_map
+from pipeline.warehouse.resolver_cache import cached_answers
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.vocabulary import ensure_index
 
@@ -153,6 +154,7 @@ def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
         mappings,
         vocab_schema=settings.vocab_schema,
         etl_schema=settings.etl_schema,
+        resolved=cached_answers(settings.home, site.resolvers, index.content_hash),
     )
     mark = VocabularyMark(index.release, index.content_hash, index.local_hash, _rules_hash(mappings, settings.home))
     return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index), mark)

@@ -17,6 +17,7 @@ from pipeline.core.errors import TransientError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.load.load import LoadOptions, load
+from pipeline.load.resolving import NightResolution, resolve_and_remap, resolve_codes
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
@@ -117,7 +118,9 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
                     yield dg.MaterializeResult(metadata=_summarize_day(runtime, site, scope, [])[1])
                 return
             with working_as(context.job_name, context.run.run_id):
+                resolve_codes(runtime, site)
                 published = [report for job in jobs for report in _load_export(context, runtime, site, scope, job)]
+                _log_resolution(context, resolve_and_remap(runtime, site))
             report, metadata = _summarize_day(runtime, site, scope, published)
             for event in table_events(report, published, runtime.settings.cdm_schema):
                 context.log_event(event)
@@ -174,6 +177,19 @@ def _load_export(
         for warning in report.warnings:
             context.log.warning("Export %d: %s", report.export_id, warning)
     return result.reports
+
+
+def _log_resolution(context: dg.AssetExecutionContext, found: NightResolution) -> None:
+    """What the site's resolvers said about unknown codes; nothing where it has none."""
+    for report in found.reports:
+        context.log.info(
+            "Resolver %s: %d codes resolved, %d unknown, %d without an answer.",
+            *(report.resolver, report.exact - report.not_standard, report.unknown, report.unanswered),
+        )
+    for sentence in found.sentences():
+        context.log.warning(sentence)
+    if found.remapped is not None:
+        context.log.info("%d resources were mapped again.", found.remapped.mapped.total())
 
 
 def _summarize_day(

@@ -94,8 +94,8 @@ def status_code(known: frozenset[str]) -> Callable[[dict[str, Any]], str | None]
         if found is not None:
             return found
         words = [*codes, *(coding.get("display") for coding in codings), concept.get("text")]
-        named = ("-".join(word.casefold().split()) for word in words if word.__class__ is str)
-        in_words: str | None = next((word for word in named if word in known), next(iter(codes), None))
+        named = ["-".join(word.casefold().split()) for word in words if word.__class__ is str and word.strip()]
+        in_words: str | None = next((word for word in named if word in known), next(iter([*codes, *named]), None))
         return in_words
 
     return convert

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from pipeline.commands import status
+from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.extract import bulk
 from pipeline.extract.bulk import ingest_folder
@@ -35,6 +36,7 @@ from pipeline.warehouse.next_kick_offs import next_kick_offs
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared
 from tests.integration.support import observation, patient
+from tests.terminology_services import Reply, resolution, running_services
 
 PATIENTS = 5
 #: Dagster writes every event to the terminal too.
@@ -300,6 +302,37 @@ def test_the_next_night_finds_nearly_everything_unchanged(world: World) -> None:
         ).fetchone()
     assert row is not None
     assert row[0] > 0.8 * row[1]
+
+
+def test_a_night_asks_the_resolvers_of_its_site_and_never_waits_for_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESOLVER_KEY", "k")
+    with running_services() as services:
+        resolver = ResolverSettings(kind="omophub", url=services.omophub_url, api_key_env="RESOLVER_KEY")
+        world = world.with_site(resolvers=(resolver,))
+        services.faults = [lambda _: Reply(500, {})] * 100
+        first = run_nightly(world.runtime, "site_a", world.instance, lambda _: None)
+        assert (first.success, first.problems) == (True, [])
+        assert len(services.seen) == 3
+        assert "have no answer yet" in stored_events(world)
+        assert world.count("condition_occurrence WHERE condition_concept_id = 31967") == 0
+        with world.runtime.connect() as connection:
+            row = connection.execute(
+                "SELECT system, code FROM unmapped_code WHERE resource_type = 'Condition' AND element = 'code'"
+                " AND system IS NOT NULL AND code IS NOT NULL ORDER BY count DESC, 1, 2"
+            ).fetchone()
+        assert row is not None
+        services.omophub[row] = resolution(row[1], 31967)
+        services.faults, services.release = [], None
+        world.clock.sleep(25 * 3600)
+        second = run_nightly(world.runtime, "site_a", world.instance, lambda _: None)
+        assert (second.success, second.problems) == (True, [])
+        assert world.count("condition_occurrence WHERE condition_concept_id = 31967") > 0
+        services.seen.clear()
+        world.clock.sleep(25 * 3600)
+        assert run_nightly(world.runtime, "site_a", world.instance, lambda _: None).success
+        assert sum(len(one.body["codings"]) for one in services.seen) < 100, "new codes alone"
 
 
 def test_a_cool_down_is_skipped_with_the_time_of_the_next_try(world: World) -> None:

@@ -88,7 +88,9 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
         "schedules": ["deep_check__nightly", "north__nightly", "simulated__nightly"],
         "sensors": ["north__exports", "simulated__exports"],
         "checks": [
-            f"{site}/load:{check}" for site in ("folders", "north", "simulated") for check in ("accounting", "deep")
+            f"{site}/load:{check}"
+            for site in ("folders", "north", "simulated")
+            for check in ("accounting", "coverage", "deep")
         ],
     }
 

@@ -53,8 +53,8 @@ EXTRACTION = {
 #: Judged anew by each publication, from what all exports held.
 VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages"}
 
-#: Counts rows that are there.
-COUNTS = {"count_duplicates"}
+#: Counts rows that are there, or asks others about unknown codes, whose answers are compared code by code.
+COUNTS = {"count_duplicates", "resolvers"}
 
 #: The same of the instance: what decides rows, …
 INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}

@@ -36,6 +36,27 @@ WRONG = {
         "sites:\n  north:\n    mapping:\n      panel_rows: x\n",
         [":4:", "no key 'mapping.panel_rows'", "Did you mean 'panel_row'?"],
     ),
+    "resolver without a key": (
+        "sites:\n  north:\n    resolvers: [{kind: omophub}]\n",
+        [":3:", "resolvers.0: give one of api_key_env and api_key_file"],
+    ),
+    "typo in a resolver": (
+        "sites:\n  north:\n    resolvers:\n    - kind: fhir\n      url: https://t.example.org/fhir\n      sistems: [a]\n",
+        ["no key 'resolvers.0.sistems'", "Did you mean 'systems'?"],
+    ),
+    "resolver by http": (
+        "sites:\n  north:\n    resolvers: [{kind: fhir, url: 'http://t.example.org'}]\n",
+        [":3:", "resolvers are asked by https:// alone"],
+    ),
+    "password in a resolver": (
+        "sites:\n  north:\n    resolvers: [{kind: fhir, url: 'https://a:b@t.example.org'}]\n",
+        [":3:", "resolvers.0: url is not a base URL"],
+    ),
+    "resolver twice": (
+        "sites:\n  north:\n    resolvers: [&a {kind: fhir, url: 'https://t.example.org'}, *a]\n",
+        ["resolvers: one resolver is there twice"],
+    ),
+    "resolvers is a text": ("sites:\n  north:\n    resolvers: omophub\n", [":3:", "resolvers", "must be a list"]),
     "mapping is a list": ("sites:\n  north:\n    mapping: [x]\n", [":3:", "mapping"]),
     "wrong value": ("sites:\n  north:\n    time_zone: Chicago\n", [":3:", "time_zone", "America/Chicago"]),
     "wrong item": ("sites:\n  north:\n    groups:\n    - {a: 1}\n", [":4:", "groups.0"]),

@@ -24,7 +24,18 @@ __all__ = [
 
 #: What a request is for. `auth start` is not a request: the moment in which a token is asked for.
 Event = Literal[
-    "auth start", "discovery", "token", "kick-off", "status", "file", "delete", "search", "read", "capabilities", "keys"
+    "auth start",
+    "discovery",
+    "token",
+    "kick-off",
+    "status",
+    "file",
+    "delete",
+    "search",
+    "read",
+    "capabilities",
+    "keys",
+    "terminology",
 ]
 
 #: refused: the site refused; failed: no answer, or one that cannot be used; blocked: our own rules forbid the address.

@@ -141,6 +141,8 @@ class RemoteRequest:
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
     form: Mapping[str, str] | None = None
+    #: A body of JSON.
+    content: bytes | None = None
     #: None: the request carries no token.
     tokens: TokenSource | None = None
     #: An idle connection is given up after this.
@@ -434,6 +436,7 @@ class Transport:
                 url,
                 headers={**headers, **request.headers},
                 data=request.form,
+                content=request.content,
                 timeout=self._timeout(request),
             )
             return self._client.send(prepared, stream=True)

@@ -26,7 +26,15 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.settings import SiteSettings
 
-__all__ = ["MIN_RSA_BITS", "PrivateKey", "SigningKey", "key_from_file", "load_signing_key", "load_signing_keys"]
+__all__ = [
+    "MIN_RSA_BITS",
+    "PrivateKey",
+    "SigningKey",
+    "key_from_file",
+    "load_signing_key",
+    "load_signing_keys",
+    "read_key_file",
+]
 
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey
 
@@ -86,7 +94,7 @@ def load_signing_keys(site: SiteSettings, environment: Mapping[str, str] | None 
 
 def key_from_file(file: Path, key_id: str | None = None) -> SigningKey:
     """A key that belongs to no site yet. Raises ConfigurationError as `load_signing_key`."""
-    return _signing_key(_read_key_file(file), f"The key file {file}", key_id, None)
+    return _signing_key(read_key_file(file), f"The key file {file}", key_id, None)
 
 
 def _loaded(site: SiteSettings, source: _Source, environment: Mapping[str, str] | None) -> SigningKey:
@@ -105,7 +113,7 @@ def _signing_key(content: bytes, where: str, key_id: str | None, algorithm: str 
 
 def _read_key(site: str, source: _Source, environment: Mapping[str, str]) -> tuple[bytes, str]:
     if source.file:
-        return _read_key_file(source.file), f"The key file {source.file} of site {site}"
+        return read_key_file(source.file), f"The key file {source.file} of site {site}"
     name = source.variable or ""
     value = environment.get(name, "")
     if not value.strip():
@@ -116,7 +124,8 @@ def _read_key(site: str, source: _Source, environment: Mapping[str, str]) -> tup
     return value.encode(), f"The key in the environment variable {name} of site {site}"
 
 
-def _read_key_file(path: Path) -> bytes:
+def read_key_file(path: Path) -> bytes:
+    """A secret's file, which is its owner's alone. Raises ConfigurationError."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -22,6 +22,7 @@ __all__ = [
     "LOCAL_SCHEMA",
     "SOURCE_CODE_LENGTH",
     "cut_text",
+    "decided_sources",
     "local_texts",
     "overlaid",
     "text_key",
@@ -34,7 +35,8 @@ SOURCE_CODE_LENGTH = 50
 CUT_TEXT = f"{TEXT_VOCABULARY}, cut"
 
 #: One row for each (source, standard concept, value concept), as in the index. A source whose target_concept_id is NULL
-#: was reviewed and has no map. `source_concept_id` is NULL where the vocabulary's own counts.
+#: was reviewed and has no map. `local_source_concept_id` is NULL where the vocabulary's own counts. What `yields` comes after
+#: the release: it counts where that has no Standard concept (answers of resolvers).
 LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "system_key": pl.String(),
     "code_key": pl.String(),
@@ -45,6 +47,7 @@ LOCAL_SCHEMA: Mapping[str, pl.DataType] = {
     "target_vocabulary_id": pl.String(),
     "value_concept_id": pl.Int64(),
     "unit_concept_id": pl.Int64(),
+    "yields": pl.Boolean(),
 }
 
 #: Before the vocabulary in a look-up: only the local map is asked.
@@ -75,6 +78,11 @@ def local_texts(local: Path) -> list[str]:
     return sorted(found)
 
 
+def decided_sources(local: Path) -> set[tuple[str, str]]:
+    """system_key and code_key of what people decided about."""
+    return set(_local_rows(local).filter(~pl.col("yields")).select("system_key", "code_key").iter_rows())
+
+
 def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
     """`found`, with the rows of the local map in place of those of its codes.
 
@@ -84,7 +92,13 @@ def overlaid(local: Path, asked: pl.DataFrame, found: pl.DataFrame) -> pl.DataFr
     if named.is_empty():
         return found
     code = ["vocabulary_id", "concept_code"]
-    named = named.filter(pl.col("attempt") == pl.col("attempt").min().over(code))
+    has_standard = found.filter(pl.col("target_concept_id").is_not_null()).select(code).unique()
+    after = named.filter("yields", ~pl.col("vocabulary_id").str.starts_with(ANSWERS))
+    named = pl.concat([named.filter(~pl.col("yields")), after.join(has_standard, on=code, how="anti")])
+    if named.is_empty():
+        return found
+    rank = pl.struct("yields", "attempt").rank("dense").over(code)
+    named = named.filter(rank == 1)
     own = found.unique(code, keep="first", maintain_order=True).select(*code, *_SOURCE)
     rows = named.join(own, on=code, how="left").with_columns(
         pl.coalesce("local_source_concept_id", "source_concept_id", pl.lit(0)).alias("source_concept_id"),

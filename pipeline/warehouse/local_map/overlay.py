@@ -37,7 +37,7 @@ __all__ = ["LocalMapReport", "align_local_map", "local_rows", "with_local_map"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _PREFIX = "local_map-"
 #: Longer than any load that still reads the file: two weeks.
 _UNUSED_SECONDS = 14 * 86_400
@@ -76,11 +76,19 @@ def align_local_map(connection: psycopg.Connection, *, vocab_schema: str, etl_sc
 
 
 def with_local_map(
-    url: str, index: ConceptIndex, site: str | None, mappings: Mappings, *, vocab_schema: str, etl_schema: str
+    url: str,
+    index: ConceptIndex,
+    site: str | None,
+    mappings: Mappings,
+    *,
+    vocab_schema: str,
+    etl_schema: str,
+    resolved: pl.DataFrame | None = None,
 ) -> ConceptIndex:
     """The index under the site's local map as it is now (None: what is of all sites), which is aligned first.
 
-    The index is as it was where nobody has decided anything. Raises LandingError when the disk refuses.
+    `resolved`: what the site's resolvers said (RESOLVED_SCHEMA); it counts where neither the local map nor the release has
+    anything. The index is as it was where nobody has said anything. Raises LandingError when the disk refuses.
     """
     schemas = MapSchemas(vocab_schema, etl_schema)
     names = hashlib.blake2b((site or "").encode(), digest_size=8).hexdigest()
@@ -89,11 +97,13 @@ def with_local_map(
         if not has_local_map(connection, schemas):
             return index
         found = _kept(kept)
-        if found is None or found.state != _state(connection, schemas, mappings):
+        if found is None or found.state != _state(connection, schemas, mappings, resolved):
             report = align_local_map(connection, vocab_schema=vocab_schema, etl_schema=etl_schema)
             rows = local_rows(connection, schemas, site, mappings)
+            if resolved is not None and not resolved.is_empty():
+                rows = pl.concat([rows, _resolved_rows(connection, schemas, resolved, mappings)])
             content = hashlib.sha256(rows.write_csv().encode()).hexdigest() if rows.height else ""
-            found = _Kept(_state(connection, schemas, mappings), content, report.notes)
+            found = _Kept(_state(connection, schemas, mappings, resolved), content, report.notes)
             with disk_errors("The local map", index.folder, "What is approved is in the database."):
                 _write(rows, index.folder / found.file_name)
                 if report.is_aligned:
@@ -117,14 +127,17 @@ class _Kept:
         return f"{_PREFIX}{self.content[:16]}-{_FORMAT}.parquet"
 
 
-def _state(connection: psycopg.Connection, schemas: MapSchemas, mappings: Mappings) -> str:
+def _state(
+    connection: psycopg.Connection, schemas: MapSchemas, mappings: Mappings, resolved: pl.DataFrame | None
+) -> str:
     """Hash of all that a local map is made from, but for the release."""
     query = sql.SQL(
         "SELECT md5((SELECT string_agg(row::text, chr(10) ORDER BY id) FROM {} AS row WHERE valid_until IS NULL OR is_written)),"
         " md5((SELECT string_agg(row::text, chr(10) ORDER BY row::text) FROM {} AS row)), (SELECT count(*) FROM {})"
     ).format(schemas.local_map, schemas.of_vocabulary("source_to_concept_map"), schemas.of_vocabulary("vocabulary"))
     names = sorted(mappings.code_systems.items()), sorted(mappings.systems.aliases.items())
-    return hashlib.sha256(repr((connection.execute(query).fetchone(), names, _FORMAT)).encode()).hexdigest()
+    said = "" if resolved is None else resolved.write_csv()
+    return hashlib.sha256(repr((connection.execute(query).fetchone(), names, said, _FORMAT)).encode()).hexdigest()
 
 
 def _kept(file: Path) -> _Kept | None:
@@ -189,9 +202,38 @@ def local_rows(
             if pairs and key not in claimed:
                 claimed.add(key)
                 own = max((answer.source_concept_id or 0 for answer in answers), default=0) or None
-                rows += [(*key, own, number, *pair) for number, pair in enumerate(pairs, 1)]
+                rows += [(*key, own, number, *pair, False) for number, pair in enumerate(pairs, 1)]
     frame = pl.DataFrame(rows, schema=dict(LOCAL_SCHEMA), orient="row")
     return frame.sort("system_key", "code_key", "pair_number")
+
+
+def _resolved_rows(
+    connection: psycopg.Connection, schemas: MapSchemas, resolved: pl.DataFrame, mappings: Mappings
+) -> pl.DataFrame:
+    """LOCAL_SCHEMA of what resolvers said, as far as the active release holds its concepts as valid Standard ones: of each
+    code what the first of them said that has such a concept."""
+    targets = targets_of(connection, schemas, pl.concat([resolved[name] for name in _OF_RESOLVED]).drop_nulls())
+    usable = {number for number, target in targets.items() if target.is_usable}
+    found: dict[tuple[str, str], tuple[int, dict[_Pair, None]]] = {}
+    for place, system, code, target, value in resolved.sort(*_RESOLVED_ORDER).iter_rows():
+        if target not in usable:
+            continue
+        canonical = mappings.systems.canonical(system)
+        key = plain_name(mappings.code_systems.get(canonical, canonical)), code.strip()
+        first, pairs = found.setdefault(key, (place, {}))
+        if first == place:
+            domain, vocabulary = targets[target].domain_id, targets[target].vocabulary_id
+            pairs[target, domain, vocabulary, value if value in usable else None, None] = None
+    rows = [
+        (*key, None, number, *pair, True)
+        for key, (_, pairs) in sorted(found.items())
+        for number, pair in enumerate(pairs, 1)
+    ]
+    return pl.DataFrame(rows, schema=dict(LOCAL_SCHEMA), orient="row")
+
+
+_OF_RESOLVED = ("target_concept_id", "value_concept_id")
+_RESOLVED_ORDER = ("place", "system", "code", *_OF_RESOLVED)
 
 
 def _by_key(approved: Iterable[Answer], mappings: Mappings, *, spelling: bool) -> dict[tuple[str, str], list[Answer]]:

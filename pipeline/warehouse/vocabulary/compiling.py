@@ -15,6 +15,7 @@ import polars as pl
 import psycopg
 from psycopg import sql
 
+from pipeline.core.files import put_in_place
 from pipeline.transform.concepts.index import (
     ANCESTOR_FILE,
     ANCESTOR_SCHEMA,
@@ -353,7 +354,7 @@ def _in_parts(path: Path, frames: Iterable[pl.DataFrame], schema: Mapping[str, p
     for number, frame in enumerate(frames, start=1):
         frame.write_parquet(parts / f"{number:04}.parquet", row_group_size=_ROW_GROUP, statistics=True)
     if number == 1:
-        (parts / "0001.parquet").rename(path)
+        put_in_place(parts / "0001.parquet", path, is_durable=False)
     elif number:
         _sink(pl.scan_parquet(parts / "*.parquet"), path)
     else:

@@ -19,6 +19,7 @@ from psycopg import sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from omop_schema import cdm
+from omop_schema.versions import DEFAULT_CDM_VERSION
 from pipeline.core.clock import Clock, SystemClock
 from pipeline.core.errors import VocabularyError
 from pipeline.warehouse.connection import connect
@@ -106,6 +107,8 @@ def load_vocabulary(
     """
     options, clock = options or LoadOptions(), clock or SystemClock()
     schemas = ReleaseSchemas(vocab_schema, etl_schema)
+    # A wrong folder is refused before a server is asked.
+    read_download(folder, cdm.tables_of(DEFAULT_CDM_VERSION), only=options.only)
     with connect(url) as connection:
         _check_installed(connection, schemas)
         refuse_without_rights(connection, schemas)

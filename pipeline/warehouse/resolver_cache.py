@@ -1,0 +1,195 @@
+"""What resolvers said about codes: one Parquet file a resolver below the home, and when it may be asked again.
+
+An answer counts for the vocabulary release that was active when it was given, and for the release that the service named
+then (f2o-111). That a service does not know a code counts for a while. Errors are never kept. Who is asked is in
+`pipeline.extract.terminology`; that workers read the answers is done by `pipeline.warehouse.local_map.overlay`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from filelock import FileLock
+
+from pipeline.core.files import disk_errors, make_folder, replace_file
+from pipeline.core.resolver_settings import ResolverSettings
+
+__all__ = ["RESOLVED_SCHEMA", "AnswerCache", "AnswerStatus", "AskedCode", "Pause", "ResolverAnswer", "cached_answers"]
+
+#: exact: its targets are concepts of the code. suggestion: for people alone. none: the service knows no concept.
+AnswerStatus = Literal["exact", "suggestion", "none"]
+
+_TIME = pl.Datetime("us", "UTC")
+_CACHE_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
+    "resolver": pl.String,
+    "base_url": pl.String,
+    "vocabulary_hash": pl.String,
+    "release": pl.String,
+    "system": pl.String,
+    "code": pl.String,
+    "status": pl.String,
+    "target_concept_id": pl.Int64,
+    "value_concept_id": pl.Int64,
+    "asked_at": _TIME,
+    "expires_at": _TIME,
+}
+_KEY = ("vocabulary_hash", "system", "code")
+
+#: What a site's resolvers say: `place` is the resolver's in their order, from 0.
+RESOLVED_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
+    "place": pl.Int32,
+    "system": pl.String,
+    "code": pl.String,
+    "target_concept_id": pl.Int64,
+    "value_concept_id": pl.Int64,
+}
+
+
+@dataclass(frozen=True, order=True)
+class AskedCode:
+    """A code, its system, and what its resource calls it, which is sent by an explicit setting alone."""
+
+    system: str
+    code: str
+    display: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.system, self.code
+
+
+@dataclass(frozen=True)
+class ResolverAnswer:
+    """What a service says about a code."""
+
+    system: str
+    code: str
+    status: AnswerStatus
+    #: (target_concept_id, value_concept_id)
+    targets: tuple[tuple[int, int | None], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.system, self.code
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A resolver is left alone until then."""
+
+    until: datetime
+    problem: str
+
+
+class AnswerCache:
+    """The answers of one resolver under the active vocabulary release. Raises LandingError when the disk refuses."""
+
+    def __init__(self, home: Path, resolver: ResolverSettings, vocabulary_hash: str) -> None:
+        self._folder = home / "vocabulary" / "resolvers"
+        self._file = self._folder / f"{resolver.key}.parquet"
+        self._resolver = resolver
+        self._hash = vocabulary_hash
+        self._frame = self._read()
+
+    def known(self, now: datetime) -> dict[tuple[str, str], ResolverAnswer]:
+        """(system, code) → its answer, as long as it counts."""
+        counting = self._current().filter(pl.col("expires_at").is_null() | (pl.col("expires_at") > now))
+        found: dict[tuple[str, str], ResolverAnswer] = {}
+        for system, code, status, target, value in counting.select(
+            "system", "code", "status", "target_concept_id", "value_concept_id"
+        ).iter_rows():
+            before = found.get((system, code))
+            targets = (*(before.targets if before else ()), *([(target, value)] if target else ()))
+            found[system, code] = ResolverAnswer(system, code, status, targets)
+        return found
+
+    def former(self) -> list[AskedCode]:
+        """Codes that had a concept under another release, and have no answer under the one of today."""
+        keys = ["system", "code"]
+        former = self._frame.filter(pl.col("status") == "exact").join(self._current(), on=keys, how="anti")
+        return [AskedCode(*key) for key in sorted(set(former.select(keys).iter_rows()))]
+
+    @property
+    def release(self) -> str:
+        """The release that the service named last; empty where it never named one."""
+        named = self._frame.filter(pl.col("vocabulary_hash") == self._hash, pl.col("release") != "")
+        return str(named.sort("asked_at", "release")["release"][-1]) if named.height else ""
+
+    def put(self, answers: Sequence[ResolverAnswer], release: str, now: datetime, expires: datetime) -> None:
+        """Keep answers of now; those without an exact concept until `expires`."""
+        rows = [
+            (
+                *(self._resolver.kind, self._resolver.base_url, self._hash, release, answer.system, answer.code),
+                *(answer.status, target, value, now, None if answer.status == "exact" else expires),
+            )
+            for answer in answers
+            for target, value in (answer.targets or ((None, None),))
+        ]
+        new = pl.DataFrame(rows, schema=dict(_CACHE_SCHEMA), orient="row")
+        if new.is_empty():
+            return
+        with disk_errors("Answers of resolvers", self._folder, "They are asked for again."):
+            make_folder(self._folder)
+            with FileLock(self._folder / ".lock"):
+                kept = self._read().join(new, on=list(_KEY), how="anti")
+                self._frame = pl.concat([kept, new]).sort(*_KEY, "target_concept_id", "value_concept_id")
+                buffer = io.BytesIO()
+                self._frame.write_parquet(buffer)
+                replace_file(self._file, buffer.getvalue())
+
+    @property
+    def pause(self) -> Pause | None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(self._pause_file.read_bytes())
+            return Pause(datetime.fromisoformat(kept["until"]), str(kept["problem"]))
+        return None
+
+    def set_pause(self, pause: Pause | None) -> None:
+        if pause is None:
+            self._pause_file.unlink(missing_ok=True)
+            return
+        with disk_errors("The pause of a resolver", self._folder, "It is asked again at once."):
+            make_folder(self._folder)
+            content = {"until": pause.until.isoformat(), "problem": pause.problem}
+            replace_file(self._pause_file, json.dumps(content).encode())
+
+    def exact(self) -> pl.DataFrame:
+        """system, code, target_concept_id, value_concept_id of the codes that have a concept."""
+        names = ["system", "code", "target_concept_id", "value_concept_id"]
+        return self._current().filter(pl.col("status") == "exact").select(names).drop_nulls("target_concept_id")
+
+    @property
+    def _pause_file(self) -> Path:
+        return self._file.with_suffix(".pause.json")
+
+    def _current(self) -> pl.DataFrame:
+        """What counts: an answer that no concept is in may name no release."""
+        return self._frame.filter(
+            pl.col("vocabulary_hash") == self._hash, (pl.col("release") == self.release) | (pl.col("release") == "")
+        )
+
+    def _read(self) -> pl.DataFrame:
+        """A file that cannot be read is as none: all is asked for again."""
+        with suppress(OSError, pl.exceptions.PolarsError):
+            return pl.read_parquet(self._file).select(pl.col(name).cast(kind) for name, kind in _CACHE_SCHEMA.items())
+        return pl.DataFrame(schema=dict(_CACHE_SCHEMA))
+
+
+def cached_answers(home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str) -> pl.DataFrame:
+    """What a site's resolvers said exactly, under this release. Columns: RESOLVED_SCHEMA."""
+    frames = [
+        AnswerCache(home, resolver, vocabulary_hash)
+        .exact()
+        .with_columns(pl.lit(place, dtype=pl.Int32).alias("place"))
+        .select(list(RESOLVED_SCHEMA))
+        for place, resolver in enumerate(resolvers)
+    ]
+    return pl.concat([pl.DataFrame(schema=dict(RESOLVED_SCHEMA)), *frames])
