@@ -132,7 +132,7 @@ def _print_coverage(
         column.justify = "left"
     for column in (table.columns[0], *table.columns[3:]):
         column.overflow = "fold"
-    table.columns[1].no_wrap = table.columns[2].no_wrap = True
+    table.columns[1].min_width, table.columns[2].min_width = 9, 7  # numbers are never cut
     for item in shares:
         name = f"{item.resource_type}.{item.element}"
         where = f"{item.cdm_table}, {_short(item.system)}"
