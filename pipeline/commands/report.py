@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+#: Characters of a code system in a table of 80.
+_LONGEST = 24
+
 app = typer.Typer(no_args_is_help=True, help="Reports over the whole warehouse.")
 
 
@@ -105,6 +108,11 @@ def coverage(
     _print_coverage(Terminal(highlight=False), by_night, shares[:limit], falls)
 
 
+def _short(system: str) -> str:
+    """The end of a system's name, which says the most."""
+    return (system or "no system") if len(system) <= _LONGEST else f"…{system[1 - _LONGEST :]}"
+
+
 def _print_coverage(
     console: Terminal,
     nights: Sequence[CoverageNight],
@@ -119,13 +127,16 @@ def _print_coverage(
         share = f"{100 * night.share:.1f} %"
         trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share, night.site, night.release)
     console.print(trend)
-    table = number_table("element", "codes", "share", "table", "system", title="The last night")
+    table = number_table("element", "codes", "share", "table and system", title="The last night")
     for column in (*trend.columns[4:], *table.columns[3:]):
         column.justify = "left"
-    table.columns[4].overflow = "fold"
+    for column in (table.columns[0], *table.columns[3:]):
+        column.overflow = "fold"
+    table.columns[1].min_width, table.columns[2].min_width = 9, 7  # numbers are never cut
     for item in shares:
         name = f"{item.resource_type}.{item.element}"
-        table.add_row(name, f"{item.rows:,}", f"{100 * item.share:.1f} %", item.cdm_table, item.system or "–")
+        where = f"{item.cdm_table}, {_short(item.system)}"
+        table.add_row(name, f"{item.rows:,}", f"{100 * item.share:.1f} %", where)
     console.print(table)
     for fall in falls:
         console.print(f"Fell: {fall.sentence}")

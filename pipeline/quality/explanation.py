@@ -325,6 +325,8 @@ class _Elements:
         shown = coding.get("code") or coding.get("unit") or (coding.get("text") if self._shows_texts else "(a text)")
         why = "the vocabulary knows several codes that it may be" if own.height and own["is_ambiguous"].any() else ""
         answered = "local map" if is_local else "vocabulary" if source or ids else "nothing"
+        if answered == "nothing" and code and (name := self._value_map(system, code)):
+            answered = f"value map {name}"
         return CodingAnswer(
             system if not is_text else coding.get("system"),
             str(shown),
@@ -370,6 +372,13 @@ class _Elements:
         named = next((name for name in order if answer.tried.startswith(name)), vocabulary)
         return list(order).index(named) if named in order else len(order)
 
+    def _value_map(self, system: str | None, code: str) -> str | None:
+        """A value map that has the code: such codes are looked up there, not in the vocabulary."""
+        maps = self._rules.mappings.value_maps.items()
+        return next(
+            (name for name, entries in maps if any((one.system, one.code) == (system, code) for one in entries)), None
+        )
+
     def _concepts(self, ids: Sequence[int]) -> dict[int, Concept]:
         rows = self._rules.index.concepts([one for one in dict.fromkeys(ids) if one])
         return {
@@ -400,6 +409,8 @@ def _why_it_counts(answer: CodingAnswer, answers: Sequence[CodingAnswer]) -> str
 def _why_nothing(answer: CodingAnswer) -> str:
     if answer.source_concept is not None:
         return "the vocabulary has the code, and no Standard concept for it"
+    if answer.answered_by.startswith("value map"):
+        return "the map decides"
     return "a local map says that it has none" if answer.answered_by == "local map" else "nothing knows it"
 
 
