@@ -22,7 +22,7 @@ from pipeline.core.settings import SiteSettings
 from pipeline.publication.steps import bulk
 from pipeline.warehouse.runtime import Runtime
 from tests.databases import Prepared, empty
-from tests.integration.conftest import _warehouse
+from tests.integration.conftest import warehouse_of
 from tests.integration.support import Warehouse, encounter, observation, patient, reference
 from tests.warehouse_content import Content, differences, warehouse_content
 
@@ -284,7 +284,7 @@ def files_of(cases: Mapping[str, Case]) -> dict[str, list[Resource]]:
 
 @contextmanager
 def at_sites(prepared: Prepared, folder: Path) -> Iterator[Warehouse]:
-    with _warehouse(prepared, folder) as found:
+    with warehouse_of(prepared, folder) as found:
         sites = {site.name: site for site in (USUAL_SETTINGS, LOCAL_SETTINGS, RANDOM_SETTINGS)}
         settings = found.runtime.settings.model_copy(update={"sites": sites})
         yield replace(found, runtime=Runtime(settings, found.runtime.clock))
