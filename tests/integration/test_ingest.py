@@ -587,8 +587,7 @@ def test_another_fingerprint_maps_the_same_content_again(warehouse: Warehouse, t
     (vocabulary / "CONCEPT.csv").write_text(concepts.replace("Creatinine", "Kreatinin"), encoding="utf-8")
     release = load_vocabulary(warehouse.runtime.url, vocabulary, vocab_schema="vocab", etl_schema="etl")
     compile_index(warehouse.runtime.url, release, vocab_schema="vocab", home=settings.home)
-    assert load("3") == {"loaded": 2}
-    assert load("4") == {"unchanged": 2}
+    assert load("3") == {"unchanged": 2}  # a release that only calls a concept otherwise changes no row
     sites = {"one": settings.site_or_folder("one").model_copy(update={"text_source_value_types": ("Observation",)})}
     warehouse.runtime = Runtime(settings.model_copy(update={"sites": sites}), warehouse.runtime.clock)
     assert load("5") == {"loaded": 2}

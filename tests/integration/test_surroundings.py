@@ -33,6 +33,7 @@ _ARGUMENTS = {
     "export retime": ["--export", "1"],
     "dead-letters show": ["1"],
     "erase": ["--patient", "p1", "--dry-run"],
+    "explain": ["Patient/p1"],
     "ingest": ["--from", "{folder}"],
     "keys new": ["--out", "{folder}/key.pem"],
     "mappings show": ["Patient"],
@@ -41,10 +42,13 @@ _ARGUMENTS = {
     "lakehouse snapshot": ["--to", "{folder}/lake"],
     "publish": ["--to", "{folder}/lake"],
     "sandbox generate": ["--patients", "1", "--out", "{folder}/sample"],
+    "unmapped import": ["{file}"],
     "verify": ["--deep"],
     "view run": [str(MAPPINGS_FOLDER / "Patient.yaml"), "{file}"],
     "vocabulary load": [str(MAPPINGS_FOLDER / "demo_vocabulary")],
     "vocabulary lookup": ["http://loinc.org", "2160-0"],
+    "vocabulary suggest": ["creatinine"],
+    "vocabulary use": ["v5.0 GONE"],
 }
 #: They only read the database; what they refuse is about the folder.
 _LAKEHOUSE = {"publish", "lakehouse snapshot", "lakehouse check"}
