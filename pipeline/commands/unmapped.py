@@ -125,8 +125,8 @@ def import_(
 
     if site is not None and all_sites:
         raise UsageError("--site and --all-sites contradict each other.", "Give one of them.")
-    content = read_map_file(file)
     runtime = _runtime(site)
+    content = read_map_file(file)
     options = ImportOptions(
         site, all_sites, system, reviewer, replace, unseen, dry_run, file.name, known_sites(runtime)
     )

@@ -142,8 +142,10 @@ def _header(text: str, path: Path) -> tuple[list[str], str, Style]:
                     twice = sorted({name for name in header if header.count(name) > 1})
                     raise UsageError(f"{path.name} has a column twice: {', '.join(twice)}.", _ADVICE)
                 return header, delimiter, style
-    shown = ", ".join(name[:40] for name in found[:12]) or "nothing"
-    raise UsageError(f"{path.name} is none of the formats that are known; its header says {shown}.", _ADVICE)
+    # What else the first line says is not repeated: of a file of another kind it may be about a patient.
+    known = set().union(*_NEEDED.values())
+    shown = ", ".join(name for name in map(_column, found) if name in known) or "none of their columns"
+    raise UsageError(f"{path.name} is none of the formats that are known; its header has {shown}.", _ADVICE)
 
 
 #: Columns of older files, by the names of newer ones.
