@@ -56,7 +56,6 @@ SHOWN = {
     ("device_exposure.unique_device_id", "Device.udiCarrier.deviceIdentifier"): "a model of device, public",
     ("measurement.value_source_value", "*.valueSampledData.data"): "the numbers of a curve",
     ("condition_occurrence.stop_reason", "Condition.abatementString"): "why a condition ended",
-    ("drug_exposure.stop_reason", "Condition.abatementString"): "why a condition ended, whose code is a drug",
 }
 
 
