@@ -46,10 +46,7 @@ def ingest(
     ] = None,
     export: Annotated[int | None, typer.Option("--export", help="Load this landed export instead (again).")] = None,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Map every line again, also unchanged ones; also over what newer exports contain."
-        ),
+        bool, typer.Option("--force", help="Map every line again, also over what newer exports contain.")
     ] = False,
     group: Annotated[
         str | None, typer.Option("--group", help="With --from: the folder is an export of this group.")

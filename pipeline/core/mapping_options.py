@@ -47,7 +47,7 @@ _DATED = (
 
 
 #: Resources with numbers that have a code.
-_MEASURED = ("Observation", "QuestionnaireResponse")
+_MEASURED = ("DiagnosticReport", "Observation", "QuestionnaireResponse")
 
 
 #: Resources of which one fact may come twice.
@@ -60,10 +60,14 @@ class MappingOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preliminary_results: Literal["exclude", "keep"] = _option(
-        "exclude", "Observation", description="Observations of status `preliminary`: no row, or rows like final ones."
+        "exclude",
+        "DiagnosticReport",
+        "Observation",
+        description="Observations of status `preliminary`: no row, or rows like final ones.",
     )
     observation_type: Literal["specific", "general"] = _option(
         "specific",
+        "DiagnosticReport",
         "Observation",
         description=(
             "observation_type_concept_id: `specific` distinguishes laboratory, survey, exam and patient-reported"
@@ -72,6 +76,7 @@ class MappingOptions(BaseModel):
     )
     data_absent: Literal["row", "exclude"] = _option(
         "row",
+        "DiagnosticReport",
         "Observation",
         description=(
             "An Observation or component that has a dataAbsentReason instead of a value: `row` is a row whose value is"
@@ -80,8 +85,8 @@ class MappingOptions(BaseModel):
     )
     panel_row: Literal["with_value", "always"] = _option(
         "with_value",
-        "Observation",
         "DiagnosticReport",
+        "Observation",
         description=(
             "The own row of an Observation with components or members, and of a DiagnosticReport with results:"
             " `with_value` makes it only where the panel itself has a value (else `panel_without_value`); `always`"
@@ -91,8 +96,8 @@ class MappingOptions(BaseModel):
     )
     unmapped_results: Literal["measurement", "observation"] = _option(
         "measurement",
-        "Observation",
         "DiagnosticReport",
+        "Observation",
         description=(
             "Results of category laboratory, vital-signs or imaging whose code has no concept: `measurement` keeps them"
             " there with concept 0, so that they are found beside the others; `observation` leaves measurement to rows"

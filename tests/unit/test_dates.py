@@ -146,6 +146,13 @@ TABLE = {
 
 #: Date columns that have cases of their own below: births, deaths, places, reactions.
 OTHERS = {
+    ("DiagnosticReport", "value_datetime"),  # a contained result's value
+    # of results that a report or panel contains: as an Observation's own, by a rule of theirs
+    *(
+        (kind, f"contained_{name}")
+        for kind in ("DiagnosticReport", "Observation")
+        for name in ("datetime", "instant", "period_start", "timing_event", "issued")
+    ),
     ("Patient", "birth_date"),
     ("Patient", "deceased_datetime"),
     ("Practitioner", "birth_date"),

@@ -183,7 +183,11 @@ ALWAYS = {
     ("Patient", "gender_identity"),
     ("Encounter", "discharge_against_advice"),
     ("DiagnosticReport", "conclusion"),
+    ("DiagnosticReport", "contained_component"),  # like an Observation's own
+    ("DiagnosticReport", "contained_result"),
     ("Observation", "component_note"),
+    ("Observation", "contained_component"),
+    ("Observation", "contained_result"),
     ("Observation", "note"),
 }
 

@@ -144,6 +144,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 #: Columns of code sets that are looked up elsewhere, or for what they say beside a concept.
 _NOT_COUNTED = {
+    "DiagnosticReport.value_code": "of a result that the report contains: as of an Observation",
+    "DiagnosticReport.interpretation": "the same",
+    "DiagnosticReport.unit": "the same",
     "Device.code": "of the statement that refers to the device",
     "Encounter.former_classes": "the class is counted",
     "Encounter.types": "the crosswalk of types stands beside the class",

@@ -5,7 +5,6 @@ Nothing here knows a database; what becomes of the files is in `loading`, what i
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -178,7 +177,7 @@ def _refuse_other_format(path: Path, header: bytes, known_columns: Collection[st
     """A file that is none, or that another program has written anew: each of its columns would be named otherwise."""
     if not header.strip():
         raise VocabularyError(f"{path.name} is empty.", "Unpack the zip file from Athena again.")
-    what = "UTF-16" if header.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in header else ""
+    what = "UTF-16" if b"\0" in header else ""
     if not what and not known_columns and any(mark in header for mark in (b",", b";")):
         what = "separated by commas or semicolons"
     if what:
