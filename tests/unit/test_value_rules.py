@@ -180,7 +180,7 @@ def test_a_rule_that_changes_maps_the_types_with_numbers_again(tmp_path: Path) -
         (tmp_path / kind / "north" / kind / "own.csv").write_text(rows)
         after = load_mappings(MAPPINGS_FOLDER, "north", None, tmp_path / kind)
         changed = {name for name in before.resources if before.fingerprint(name) != after.fingerprint(name)}
-        assert changed == {"Observation", "QuestionnaireResponse"}
+        assert changed == {"DiagnosticReport", "Observation", "QuestionnaireResponse"}
     assert changed == {name for name, mapping in before.resources.items() if has_numbers(mapping)}
 
 
