@@ -78,22 +78,36 @@ def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 @rule(
     reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
-    optional=("contained_status", "exclude_reason"),
     writes=("exclude_reason",),
     priorities=("lab",),
     options=("notes",),
 )
 def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note,
-    but not of a contained one."""
+    """The same of an observation without a value, or whose value is a text: of that `observation_note` makes the note."""
+    if derivation.options.notes == "on":
+        return frame.filter(~_is_valueless_document(frame, derivation))
+    return _with_reason(frame, derivation)
+
+
+@rule(
+    reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
+    optional=("exclude_reason",),
+    writes=("exclude_reason",),
+    priorities=("lab",),
+)
+def no_text_of_contained_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
+    """The same of a contained observation, of which no note is made."""
+    return _with_reason(frame, derivation)
+
+
+def _is_valueless_document(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
     values = ("value_as_number", "value_as_concept_id", "value_boolean")
-    is_document = (
-        _is_document(frame, derivation) & frame.select(pl.all_horizontal(pl.col(values).is_null())).to_series()
-    )
-    if derivation.options.notes == "on" and "contained_status" not in frame.columns:
-        return frame.filter(~is_document)
+    return _is_document(frame, derivation) & frame.select(pl.all_horizontal(pl.col(values).is_null())).to_series()
+
+
+def _with_reason(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     own = [pl.col("exclude_reason")] if "exclude_reason" in frame.columns else []
-    reason = pl.coalesce(*own, pl.when(is_document).then(pl.lit(NOTE_TEXT_OFF)))
+    reason = pl.coalesce(*own, pl.when(_is_valueless_document(frame, derivation)).then(pl.lit(NOTE_TEXT_OFF)))
     return frame.with_columns(reason.alias("exclude_reason"))
 
 
