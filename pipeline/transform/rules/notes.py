@@ -89,17 +89,6 @@ def no_text_of_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame
     return _with_reason(frame, derivation)
 
 
-@rule(
-    reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
-    optional=("exclude_reason",),
-    writes=("exclude_reason",),
-    priorities=("lab",),
-)
-def no_text_of_contained_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
-    """The same of a contained observation, of which no note is made."""
-    return _with_reason(frame, derivation)
-
-
 def _is_valueless_document(frame: pl.DataFrame, derivation: Derivation) -> pl.Series:
     values = ("value_as_number", "value_as_concept_id", "value_boolean")
     return _is_document(frame, derivation) & frame.select(pl.all_horizontal(pl.col(values).is_null())).to_series()
