@@ -78,7 +78,6 @@ def no_document(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 @rule(
     reads=("code", "value_as_number", "value_as_concept_id", "value_boolean"),
-    optional=("exclude_reason",),
     writes=("exclude_reason",),
     priorities=("lab",),
     options=("notes",),
