@@ -125,8 +125,8 @@ class _Tables:
             f"relationship_id IN ({named}) AND invalid_reason IS NULL",
         )
         small = [part.with_columns(pl.col("kind").cast(pl.Int8)) for part in found]
-        schema = {"concept_id_1": pl.Int32, "kind": pl.Int8, "concept_id_2": pl.Int32}
-        return cls(concepts, known, pl.concat([pl.DataFrame(schema=schema), *small]))
+        types = {"concept_id_1": pl.Int32, "kind": pl.Int8, "concept_id_2": pl.Int32}
+        return cls(concepts, known, pl.concat([pl.DataFrame(schema=types), *small]))
 
     def of_kind(self, kind: int) -> pl.DataFrame:
         return self.relationships.filter(pl.col("kind") == kind).drop("kind")
@@ -222,12 +222,12 @@ def _index_rows(concepts: pl.DataFrame, maps: _Maps, tables: _Tables) -> pl.Data
     # Of each table only what this part asks for: a join takes memory by the size of both sides.
     mapped = maps.mapped.join(chosen, left_on="source_id", right_on="concept_id", how="semi")
     direct = maps.direct.join(mapped, on="via_id", how="semi")
-    targets = tables.known.lazy().select(
+    known = tables.known.lazy().select(
         pl.col("concept_id").alias("target_id"),
         pl.col("domain_id").alias("target_domain_id"),
         pl.col("vocabulary_id").alias("target_vocabulary_id"),
     )
-    targets = targets.join(direct.lazy(), on="target_id", how="semi").collect()
+    targets = known.join(direct.lazy(), on="target_id", how="semi").collect()
     found = (
         chosen.lazy()
         .join(mapped.lazy(), left_on="concept_id", right_on="source_id", how="left")
