@@ -17,6 +17,7 @@ from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
 from pipeline.orchestration.landing_job import prune_job
 from pipeline.orchestration.partitions import first_days
+from pipeline.orchestration.replay_job import replay_job
 from pipeline.orchestration.resources import site_resources
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
@@ -67,7 +68,7 @@ def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Defin
             *([lakehouse.asset] if lakehouse else []),
         ],
         asset_checks=deep.checks if deep else [],
-        jobs=[part.job for part in (deep, lakehouse) if part],
+        jobs=[*(part.job for part in (deep, lakehouse) if part), *([replay_job(settings.sites)] if sites else [])],
         schedules=[part.schedule for part in (deep, lakehouse) if part],
     )
 

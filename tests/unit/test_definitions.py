@@ -81,6 +81,7 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
             "north__ingest",
             "north__kick_off",
             "north__prune_landing",
+            "replay_dead_letters",
             "simulated__ingest",
             "simulated__kick_off",
             "simulated__prune_landing",
