@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import UsageError
-from pipeline.quality.unmapped.exporting import unguarded
+from pipeline.core.spreadsheet_cells import unguarded
 
 __all__ = ["MapFile", "MapLine", "Refusal", "Style", "read_map_file"]
 
