@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import wrap
 
@@ -19,15 +19,15 @@ def dead_letters_page() -> str:
 
 def _codes() -> Iterator[str]:
     yield from ["## Codes of dead letters", "", "In the order of the stages that give them.", ""]
-    yield from _entries(REJECTIONS)
+    yield from _entries(REJECTIONS.items())
     yield from ["## Codes of issues", ""]
     yield "`etl.row_issue`: the resource is loaded, and something of it is other than its source says. No dead letter."
     yield ""
-    yield from _entries(ISSUES)
+    yield from _entries(ISSUES.items())
 
 
-def _entries(texts: Mapping[str, CodeText] | Mapping[object, CodeText]) -> Iterator[str]:
-    for code, text in texts.items():
+def _entries(texts: Iterable[tuple[str, CodeText]]) -> Iterator[str]:
+    for code, text in texts:
         stages = f" *Stage: {', '.join(text.stages)}.*" if text.stages else ""
         yield from [f"### {code}", ""]
         summary = text.summary[0].upper() + text.summary[1:]

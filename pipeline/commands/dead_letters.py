@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, refuse_both
+from pipeline.commands.output import show as show_listing
 from pipeline.commands.repair import repair
 from pipeline.commands.site_names import known_site
-from pipeline.commands.terminal import Table, Terminal, bold, document, words
+from pipeline.commands.terminal import Terminal, bold, document, words
 from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
+    from datetime import datetime
 
-    import psycopg
-
+    from pipeline.publication.dead_letters import DeadLetter
     from pipeline.quality.dead_letter_history import OpenCode
-    from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["app"]
 
@@ -49,95 +50,105 @@ def list_(
         Grouping | None, typer.Option("--by", help="Count them: what each code means, and what to do.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """List open dead letters: what, where and why; no patient's data is shown.
 
     Example: epic-omop dead-letters list --by code
     """
     from pipeline.publication.dead_letters import list_dead_letters
+    from pipeline.quality.dead_letter_history import open_by_code
     from pipeline.warehouse.runtime import Runtime
 
-    console = Terminal()
+    refuse_both(as_json=as_json, as_csv=as_csv)
+    console = Terminal(highlight=False)
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         if site is not None:
             known_site(runtime, site)
-        if by is not None:
-            _print_by_code(console, runtime, _open_codes(runtime, connection, site, code))
-            return
-        dead_letters = list_dead_letters(connection, site=site, code=code, limit=limit)
-        summary = connection.execute(
-            "SELECT code, resource_type, count(*), count(DISTINCT caused_by) FROM dead_letter_open"
-            " WHERE (%(site)s::text IS NULL OR site = %(site)s) AND (%(code)s::text IS NULL OR code = %(code)s)"
-            " GROUP BY 1, 2 ORDER BY 3 DESC",
-            {"site": site, "code": code},
-        ).fetchall()
-    if not summary:
+        now = runtime.clock.now()
+        codes = [one for one in open_by_code(connection, now, site=site) if code is None or one.code == code]
+        letters = [] if by is not None else list_dead_letters(connection, site=site, code=code, limit=limit)
+    is_document = as_json or as_csv
+    if not codes and not is_document:
         console.print("There is no open dead letter.")
         return
-    table = Table("id", "site", "type", "where", "stage", "code", "path", "reason")
-    for dead_letter in dead_letters:
-        where = f"{dead_letter.file.removeprefix('files/')}:{dead_letter.line}"
-        table.add_row(
-            str(dead_letter.id),
-            dead_letter.site,
-            dead_letter.resource_type,
+    listing = _by_code(codes, now) if by is not None else _letters(letters)
+    show_listing(console, listing, as_json=as_json, as_csv=as_csv)
+    if by is None and not is_document:
+        for one in codes:
+            caused = f", caused by {one.causes:,} other resources" if one.causes else ""
+            types = ", ".join(one.by_type)
+            console.print(f"{one.letters:,} × {one.code} in {types}{caused}", soft_wrap=True)
+        console.print("`epic-omop dead-letters list --by code` says what each means and what to do.", soft_wrap=True)
+
+
+def _letters(letters: Sequence[DeadLetter]) -> Listing:
+    columns = [
+        Column("id", "id", "code"),
+        Column("site", "site", "code"),
+        Column("resource_type", "type", "code"),
+        Column("place", "where", "path"),
+        Column("stage", "stage", "code"),
+        Column("code", "code", "code"),
+        Column("path", "path", "path"),
+        Column("reason", "reason"),
+    ]
+    listing = Listing("Open dead letters", columns)
+    for letter in letters:
+        where = f"{letter.file.removeprefix('files/')}:{letter.line}"
+        about = (
+            letter.id,
+            letter.site,
+            letter.resource_type,
             where,
-            dead_letter.stage,
-            dead_letter.code,
-            dead_letter.path or "",
-            dead_letter.reason,
+            letter.stage,
+            letter.code,
+            letter.path,
+            letter.reason,
         )
-    console.print(table)
-    for kind, resource_type, count, causes in summary:
-        caused = f", all caused by {causes:,} other resources" if causes else ""
-        console.print(f"{count:,} × {kind} in {resource_type}{caused}", highlight=False)
+        listing.add(*about)
+    return listing
 
 
-def _open_codes(runtime: Runtime, connection: psycopg.Connection, site: str | None, code: str | None) -> list[OpenCode]:
-    from pipeline.quality.dead_letter_history import open_by_code
-
-    found = open_by_code(connection, runtime.clock.now(), site=site)
-    return [one for one in found if code is None or one.code == code]
-
-
-def _print_by_code(console: Terminal, runtime: Runtime, codes: list[OpenCode]) -> None:
-    """A few lines a code, which are readable at any width."""
+def _by_code(codes: Sequence[OpenCode], now: datetime) -> Listing:
     from pipeline.quality.line_code_texts import rejection_text
 
-    if not codes:
-        console.print("There is no open dead letter.")
+    columns = [
+        Column("code", "code", "code"),
+        Column("letters", "open", "count"),
+        Column("oldest_days", "oldest, days", "count"),
+        Column("median_days", "median, days", "count"),
+        Column("sites", "sites"),
+        Column("resource_types", "types"),
+        Column("causes", "wait for others", "count"),
+        Column("meaning", "meaning"),
+        Column("what_to_do", "what to do"),
+    ]
+    listing = Listing("Open dead letters by code", columns, stacked=True)
     for one in codes:
         text = rejection_text(one.code)
-        days = (runtime.clock.now() - one.oldest).days
-        console.print(words(bold(one.code), f": {one.letters:,} open, the oldest for {_days(days)}"), highlight=False)
-        console.print(f"  median   {_days(one.days_open)} open", highlight=False)
-        console.print(f"  sites    {_counts(one.by_site)}", highlight=False, soft_wrap=True)
-        console.print(f"  types    {_counts(one.by_type)}", highlight=False, soft_wrap=True)
-        if one.causes:
-            console.print(f"  wait for {one.causes:,} other resources", highlight=False)
-        if text is None:
-            console.print("  meaning  a code of a former version; a replay says what it is now", soft_wrap=True)
-            continue
-        console.print(f"  meaning  {text.summary}", highlight=False, soft_wrap=True)
-        console.print(f"  to do    {text.what_to_do}", highlight=False, soft_wrap=True)
+        meaning, what_to_do = (text.meaning, text.what_to_do) if text else (_FORMER, _REPLAY)
+        counts = [[f"{name} {count:,}" for name, count in part.items()] for part in (one.by_site, one.by_type)]
+        days = (now - one.oldest).days
+        listing.add(one.code, one.letters, days, one.days_open, *counts, one.causes, meaning, what_to_do)
+    return listing
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
-
-
-def _days(days: int) -> str:
-    return "less than a day" if days < 1 else "1 day" if days == 1 else f"{days:,} days"
+_FORMER = "A code of a former version."
+_REPLAY = "Replay it: `epic-omop dead-letters replay --site SITE --code CODE` says what it is now."
 
 
 @app.command()
 def history(
     site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
     days: Annotated[int, typer.Option("--days", min=1, max=36_500, help="Letters closed in so many days.")] = 90,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
-    """Show how long dead letters stay open, by code: those of now, and how those of before were closed.
+    """Show how long dead letters stay open, in days, by code: those of now, and how those of before were closed.
 
     A letter is open since a line of its resource was first rejected, also where the line has changed since.
 
@@ -146,6 +157,7 @@ def history(
     from pipeline.quality.dead_letter_history import code_histories
     from pipeline.warehouse.runtime import Runtime
 
+    refuse_both(as_json=as_json, as_csv=as_csv)
     console = Terminal(highlight=False)
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
@@ -153,19 +165,25 @@ def history(
         if site is not None:
             known_site(runtime, site)
         found = code_histories(connection, runtime.clock.now(), days=days, site=site)
-    if not found:
-        console.print(f"No dead letter is open, and none was closed in {_days(days)}.")
+    if not found and not as_json and not as_csv:
+        console.print(f"No dead letter is open, and none was closed in {days:,} days.")
+        return
+    columns = [
+        Column("code", "code", "code"),
+        Column("open", "open", "count"),
+        Column("open_median_days", "median", "count"),
+        Column("open_longest_days", "longest", "count"),
+        Column("resolved", "resolved", "count"),
+        Column("repaired", "repaired", "count"),
+        Column("superseded", "superseded", "count"),
+        Column("median_days", "took, median", "number"),
+        Column("longest_days", "longest", "number"),
+    ]
+    listing = Listing(f"Dead letters, and those of the last {days:,} days that are closed; in days", columns)
     for one in found:
-        ended = [f"{one.count(name):,} {name}" for name in ("resolved", "repaired", "superseded") if one.count(name)]
-        console.print(bold(one.code))
-        if one.open_now:
-            middle, longest = _days(one.open_days or 0), _days(one.longest_open or 0)
-            console.print(f"  open now  {one.open_now:,}: median {middle}, {longest} at most", soft_wrap=True)
-        if ended:
-            console.print(f"  closed    {', '.join(ended)}", soft_wrap=True)
-        if one.days_to_resolve is not None:
-            middle, longest = _days(one.days_to_resolve), _days(one.longest or 0)
-            console.print(f"  took      median {middle}, {longest} at most", soft_wrap=True)
+        ended = [one.count(name) for name in ("resolved", "repaired", "superseded")]
+        listing.add(one.code, one.open_now, one.open_days, one.longest_open, *ended, one.days_to_resolve, one.longest)
+    show_listing(console, listing, as_json=as_json, as_csv=as_csv)
 
 
 @app.command()

@@ -208,7 +208,7 @@ def _outcomes(
     ids = [line.letter for line in lines]
     rows = connection.execute("SELECT id, state, code, path, reason FROM dead_letter WHERE id = ANY(%s)", (ids,))
     known = {row[0]: row[1:] for row in rows}
-    left_out = dict(
+    left_out: dict[int, str] = dict(
         connection.execute(
             "SELECT surrogate_id, coalesce(reason, '') FROM resource_state WHERE outcome = 'excluded' AND surrogate_id = ANY(%s)",
             (list(keys.values()),),

@@ -70,7 +70,7 @@ def open_by_code(connection: psycopg.Connection, now: datetime, *, site: str | N
     ).fetchall()
     groups: dict[str, list[tuple[str, str, str, int, datetime, int, list[int]]]] = defaultdict(list)
     for code, *rest in rows:
-        groups[code].append(tuple(rest))  # type: ignore[arg-type] # as selected
+        groups[code].append(tuple(rest))
     found = []
     for code, group in groups.items():
         sites, types, days = Counter[str](), Counter[str](), Counter[int]()
