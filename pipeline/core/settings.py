@@ -28,8 +28,9 @@ from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.resource_types import RESOURCE_TYPES
+from pipeline.core.settings_file import SettingsEntry, nearest
 from pipeline.core.settings_problems import control_characters, problem, setting_name
-from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
+from pipeline.core.sites_file import read_site_entries, write_site_entry
 
 __all__ = [
     "DEVICE_TYPE",
@@ -488,6 +489,8 @@ class Settings(BaseModel):
     lakehouse_schedule: str = "0 6 * * *"
     #: Names and addresses by which browsers reach Dagster's UI (docs/security.md); requests for others are refused.
     ui_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    #: Settings of alerts and retention (`pipeline.core.operations_settings`); None: `operations.yaml` in the home.
+    operations: Path | None = None
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
 
     @field_validator("ui_hosts", mode="before")
@@ -589,6 +592,7 @@ _VARIABLES = {
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
     "EPIC_OMOP_UI_HOSTS": "ui_hosts",
+    "EPIC_OMOP_OPERATIONS": "operations",
 }
 #: Variable → column of cdm_source: EPIC_OMOP_CDM_HOLDER is `cdm_holder`.
 _CDM_SOURCE_VARIABLES = {f"EPIC_OMOP_{column.upper()}": column for column in CdmSource.model_fields}
@@ -673,7 +677,7 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     return {entry.name: _site(entry) for entry in read_site_entries(file)}
 
 
-def _site(entry: SiteEntry) -> SiteSettings:
+def _site(entry: SettingsEntry) -> SiteSettings:
     given = _beside(entry.file.parent, entry.values)
     if isinstance(resolvers := given.get("resolvers"), list):
         given["resolvers"] = [
@@ -705,7 +709,7 @@ def _beside(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _described(item: ErrorDetails, entry: SiteEntry) -> str:
+def _described(item: ErrorDetails, entry: SettingsEntry) -> str:
     """`file:line: key: what is wrong.` of one problem that pydantic found."""
     words = problem(item)
     # A rule about the whole site begins with the key that it is about.

@@ -19,7 +19,7 @@ LOCATION = "pipeline.definitions"
 _SOURCE = Path(__file__).with_name("dagster.yaml")
 
 #: Variables that hold paths: Dagster's processes have another working folder.
-_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE")
+_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE", "EPIC_OMOP_OPERATIONS")
 
 
 def prepare_instance(settings: Settings) -> Path:
