@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES, NO_CONTACT
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
+from omop_schema.operations import alert_tables
 
 __all__ = [
     "ANSWER_CHANGED",
@@ -114,6 +115,7 @@ def build_metadata(schema: str) -> MetaData:
     _vocabulary_tables(metadata)
     _local_map_table(metadata)
     _coverage_table(metadata)
+    alert_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
