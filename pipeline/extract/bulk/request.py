@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pipeline.core.errors import ConfigurationError, UsageError
 from pipeline.core.resource_types import TYPE_NAME
 from pipeline.core.settings import Settings, SiteSettings
-from pipeline.core.sites_file import nearest
+from pipeline.core.settings_file import nearest
 from pipeline.extract.asked_types import asked_types
 
 __all__ = ["ExportRequest", "check_since", "checked_groups", "checked_request"]
