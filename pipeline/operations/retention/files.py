@@ -107,7 +107,7 @@ def _earliest_that_may_come(work: ItemWork, connection: psycopg.Connection, site
 def _of_groups(connection: psycopg.Connection, site: str) -> tuple[set[int], datetime | None]:
     """The two newest exports of each group, and the oldest export that says since when a resource is absent."""
     newest = connection.execute(
-        "SELECT export_id FROM (SELECT export_id, row_number() OVER (PARTITION BY group_id"
+        "SELECT export_id FROM (SELECT export_id, row_number() OVER (PARTITION BY group_export.group_id"
         " ORDER BY job.transaction_time DESC, export_id DESC) AS place FROM group_export JOIN export_job AS job"
         " USING (export_id, site) WHERE site = %s) AS ranked WHERE place <= 2",
         (site,),
