@@ -26,7 +26,7 @@ NOTE = [{"text": SECRET}]
 
 
 def line(resource_id: str, **more: object) -> bytes:
-    return json.dumps({"resourceType": "Observation", **observation(resource_id, note=NOTE, **more)}).encode()
+    return json.dumps({"resourceType": "Observation", **observation(resource_id, **{"note": NOTE, **more})}).encode()
 
 
 def repaired(warehouse: Warehouse, *lines: tuple[int | None, bytes]):
@@ -189,10 +189,12 @@ def test_the_command_writes_a_private_file_and_loads_it(broken: Warehouse, tmp_p
 
 def test_dagster_replays_by_a_form(broken: Warehouse) -> None:
     """With a limit that was too low and is raised; a site that is none, and a busy one, are failures that say so."""
-    site = SiteSettings(name="one", max_line_bytes=300)
+    site = SiteSettings(name="one", max_line_bytes=1100)
     runtime = Runtime(broken.runtime.settings.model_copy(update={"sites": {"one": site}}), broken.runtime.clock)
     tight = Warehouse(runtime, broken.folder, broken.loads)
-    tight.load({"Observation": [line("long", note=[{"text": SECRET * 50}]), line("date", effectiveDateTime="x" * 400)]})
+    tight.load(
+        {"Observation": [line("long", note=[{"text": SECRET * 200}]), line("date", effectiveDateTime="x" * 1200)]}
+    )
     roomy = runtime.settings.model_copy(update={"sites": {"one": SiteSettings(name="one")}})
     job = build_definitions(roomy, {"runtime": Runtime(roomy, runtime.clock)}).resolve_job_def("replay_dead_letters")
 
