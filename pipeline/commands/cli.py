@@ -18,6 +18,7 @@ from pipeline.commands import (
     erase,
     explain,
     export,
+    health,
     hydrate,
     ingest,
     keys,
@@ -25,6 +26,7 @@ from pipeline.commands import (
     landing,
     manifest,
     mappings,
+    metrics,
     remap,
     report,
     sandbox,
@@ -79,6 +81,8 @@ erase.register(app)
 remap.register(app)
 explain.register(app)
 status.register(app)
+health.register(app)
+metrics.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)

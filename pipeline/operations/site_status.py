@@ -150,7 +150,8 @@ def site_statuses(
         last = _last_published(connection, name)
         yield SiteStatus(
             name,
-            *(last or (None, None)),
+            last[0] if last else None,
+            last[1] if last else None,
             dagster.sites.get(name) if dagster else None,
             tuple(_open(connection, name)),
             tuple(_waiting(connection, known, name, runtime.clock.now())),
@@ -181,9 +182,7 @@ def _open(connection: psycopg.Connection, site: str) -> Iterator[OpenExport]:
     return (OpenExport(*row) for row in rows)
 
 
-def _waiting(
-    connection: psycopg.Connection, known: SiteSettings | None, site: str, now: datetime
-) -> Iterator[Waiting]:
+def _waiting(connection: psycopg.Connection, known: SiteSettings | None, site: str, now: datetime) -> Iterator[Waiting]:
     """Cool-downs that are in force, and kick-offs that were refused for now."""
     rows = connection.execute(
         "SELECT group_id, next_try FROM cool_down WHERE site = %s AND next_try > %s ORDER BY next_try", (site, now)

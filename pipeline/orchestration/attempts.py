@@ -16,7 +16,16 @@ from pipeline.core.errors import TransientError
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["CONFIRM_TAG", "EXPORT_TAG", "UNFINISHED", "WAITING", "give_new_attempt", "is_under_way", "postpone", "run_key"]
+__all__ = [
+    "CONFIRM_TAG",
+    "EXPORT_TAG",
+    "UNFINISHED",
+    "WAITING",
+    "give_new_attempt",
+    "is_under_way",
+    "postpone",
+    "run_key",
+]
 
 #: Tag of an ingest run: the export that it was requested for. A run without it was started by a person, for a day.
 EXPORT_TAG = "epic_omop/export"
