@@ -11,6 +11,7 @@ import typer
 
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
+    access_log,
     crawl,
     database,
     dead_letters,
@@ -83,6 +84,7 @@ explain.register(app)
 status.register(app)
 health.register(app)
 metrics.register(app)
+access_log.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)

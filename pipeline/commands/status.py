@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.output import Column, JsonOption, Listing, print_json, print_listing, words_console
+from pipeline.commands.output import (
+    Column,
+    JsonOption,
+    Listing,
+    print_json,
+    print_listing,
+    print_paragraph,
+    words_console,
+)
 from pipeline.commands.site_names import known_site
 from pipeline.commands.terminal import Terminal, bold, styled, words
 from pipeline.commands.warehouse_state import is_installed, settings_texts
@@ -194,7 +202,7 @@ def _print(console: Terminal, found: InstanceStatus, *, with_everything: bool) -
 
 
 def _row(site: SiteStatus) -> tuple[Any, ...]:
-    next_run = site.runs.next_run or "off" if site.runs else None
+    next_run = site.runs.next_run if site.runs and site.runs.schedule else "off" if site.is_nightly else None
     last_run = site.runs.last.status if site.runs and site.runs.last else None
     return site.site, site.state, site.last_published, last_run, next_run, site.open_dead_letters
 
@@ -204,7 +212,7 @@ def _print_details(console: Terminal, site: SiteStatus, details: Sequence[tuple[
         return
     console.print(bold(site.site))
     for label, text in details:
-        console.print(f"  {label}: {text}")
+        print_paragraph(console, text, indent=4 + len(label), first=f"  {label}: ")
 
 
 def _details(site: SiteStatus, *, with_everything: bool) -> Iterator[tuple[str, str]]:
@@ -220,10 +228,12 @@ def _details(site: SiteStatus, *, with_everything: bool) -> Iterator[tuple[str, 
     if site.last_error and not site.failed:
         yield "last error", site.last_error
     yield from (("waiting", text) for text in _waiting(site))
-    if site.runs is not None and not site.runs.schedule:
+    if site.is_nightly and not (site.runs and site.runs.schedule):
         yield "next", f"schedule off (epic-omop site enable {site.site})"
     elif site.runs is not None and not site.runs.sensor:
         yield "next", f"sensor off (epic-omop site enable {site.site})"
+    elif with_everything and site.runs is not None:
+        yield "next", f"schedule {_time(site.runs.next_run)}"
     if site.requests.is_spent or (with_everything and site.requests.this_hour):
         yield "requests this hour", _requests(site)
     yield from (("last exports", text) for text in site.exports_lack)
@@ -241,7 +251,10 @@ def _waiting(site: SiteStatus) -> Iterator[str]:
             yield f"group {one.group} is in its cool-down until {_time(one.until)}"
             continue
         refused = "" if one.attempts == 1 else f" (refused {one.attempts} times)"
-        yield f"group {one.group}: kick-off again {_time(one.until)}{refused}: {one.why}"
+        again = _time(one.until)
+        if site.runs is None or not (site.runs.sensor and site.runs.daemon):
+            again = f"by hand from {again} on, as Dagster's sensor does not run"
+        yield f"group {one.group}: kick-off again {again}{refused}: {one.why}"
 
 
 def _requests(site: SiteStatus) -> str:
@@ -256,7 +269,7 @@ def _print_conditions(console: Terminal, conditions: Sequence[Condition]) -> Non
         mark = styled("✗", "bold red") if condition.needs_person else styled("!", "yellow")
         about = f" {condition.site}:" if condition.site else ""
         console.print(words(mark, bold(f"{about} {condition.text.title}."), f" {condition.what}"))
-        console.print(f"    {condition.text.to_do}")
+        print_paragraph(console, condition.text.to_do, indent=4)
         console.print(words("    → ", bold(condition.command)), soft_wrap=True)
 
 

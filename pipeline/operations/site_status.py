@@ -15,6 +15,7 @@ from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.notes import export_notes
 from pipeline.extract.request_budget import requests_in_hour
+from pipeline.operations.alerts.nights import is_nightly
 from pipeline.quality.report import UnmappedCode, unmapped_by_site, vanished_counts, vanished_sentences
 from pipeline.warehouse.export_jobs import sites_with_exports
 from pipeline.warehouse.next_kick_offs import next_kick_offs
@@ -46,10 +47,12 @@ class SiteRun:
 
 @dataclass(frozen=True)
 class SiteRuns:
-    """What Dagster does with a site. `next_run`: the schedule's next time; None where the schedule is off."""
+    """What Dagster does with a site. `next_run`: the schedule's next time; None where the schedule is off. `daemon`: whether it
+    has reported lately; without it, neither schedule nor sensor does anything."""
 
     schedule: bool
     sensor: bool
+    daemon: bool
     next_run: datetime | None = None
     last: SiteRun | None = None
     unfinished: tuple[SiteRun, ...] = ()
@@ -57,7 +60,7 @@ class SiteRuns:
 
 @dataclass(frozen=True)
 class DagsterRuns:
-    """`daemon`: whether it has reported lately; without it, no schedule and no sensor does anything."""
+    """`daemon`: as of each site."""
 
     daemon: bool
     sites: Mapping[str, SiteRuns]
@@ -108,9 +111,11 @@ class Requests:
 
 @dataclass(frozen=True)
 class SiteStatus:
-    """One site. `runs` is None where there has been no Dagster in this home, or the site has nothing that runs by itself."""
+    """One site. `is_nightly`: it has something that can run by itself; `runs` is None where it has not, and where there has
+    been no Dagster in this home."""
 
     site: str
+    is_nightly: bool
     last_export: int | None
     last_published: datetime | None
     runs: SiteRuns | None
@@ -134,7 +139,7 @@ class SiteStatus:
             return "running"
         if self.waiting:
             return "waiting"
-        if self.runs is not None and not self.runs.schedule:
+        if self.is_nightly and not (self.runs and self.runs.schedule):
             return "off"
         return "ok" if self.last_published else "never"
 
@@ -150,6 +155,7 @@ def site_statuses(
         last = _last_published(connection, name)
         yield SiteStatus(
             name,
+            known is not None and is_nightly(known),
             last[0] if last else None,
             last[1] if last else None,
             dagster.sites.get(name) if dagster else None,
