@@ -30,6 +30,7 @@ from pipeline.commands import (
     metrics,
     remap,
     report,
+    retention,
     sandbox,
     status,
     ui,
@@ -73,6 +74,7 @@ app.add_typer(landing.app, name="landing")
 app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
+app.add_typer(retention.app, name="retention")
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
+from pipeline.commands.export_progress import ExportProgress, is_interactive
 from pipeline.commands.output import (
     Column,
     CsvOption,
@@ -60,6 +60,9 @@ def export(
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Only this group; repeat it for several. Default: all.")
     ] = None,
+    resource_type: Annotated[
+        list[str] | None, typer.Option("--type", help="Only this resource type; repeat it for several. Default: all.")
+    ] = None,
     since: Annotated[
         datetime | None,
         typer.Option(
@@ -75,13 +78,14 @@ def export(
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
 
-    Example: epic-omop export --site north
+    Example: epic-omop export --site north --group E3iab --type Patient --type Condition
     """
     from pipeline.extract.bulk import export_groups
+    from pipeline.extract.bulk.request import checked_request
     from pipeline.warehouse.runtime import Runtime
 
     if context.invoked_subcommand is not None:
-        if site or group or since:
+        if site or group or since or resource_type:
             raise UsageError(
                 f"Options of `export` stand behind `{context.invoked_subcommand}`.",
                 f"Such as: epic-omop export {context.invoked_subcommand} --site SITE",
@@ -90,12 +94,19 @@ def export(
     if site is None:
         raise UsageError("Say which site to export.", "epic-omop export --site SITE; `site list` shows them.")
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site(site)
-    groups = checked_groups(settings, group)
+    request = checked_request(
+        runtime.settings,
+        runtime.settings.site(site),
+        groups=group or (),
+        resource_types=resource_type or (),
+        since=since,
+    )
     console = words_console(as_document=as_json)
     with ExportProgress(console) as progress:
         keep = progress.keep_future_time if is_interactive(console) else None
-        result = export_groups(runtime, settings, groups, progress.show, since=since, keep_future_time=keep)
+        result = export_groups(
+            runtime, request.site, request.groups, progress.show, since=request.since, keep_future_time=keep
+        )
     _show_result(console, result)
     if as_json:
         print_json([_as_json(landed, result) for landed in result.landed])

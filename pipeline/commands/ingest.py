@@ -127,8 +127,9 @@ def run(
 
     Example: epic-omop run --site north
     """
-    from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
+    from pipeline.commands.export_progress import ExportProgress, is_interactive
     from pipeline.extract.bulk import export_groups
+    from pipeline.extract.bulk.request import checked_groups
     from pipeline.load.load import LoadOptions
     from pipeline.load.resolving import resolve_and_remap, resolve_codes
     from pipeline.warehouse.runtime import Runtime

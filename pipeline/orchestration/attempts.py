@@ -12,7 +12,7 @@ from datetime import timedelta
 import dagster as dg
 
 from omop_schema.exports import ExportState
-from pipeline.core.errors import TransientError
+from pipeline.core.errors import EpicOmopError
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
@@ -57,7 +57,7 @@ def is_under_way(instance: dg.DagsterInstance, export_id: int) -> bool:
     return bool(instance.get_run_records(runs, limit=1))
 
 
-def postpone(runtime: Runtime, export_id: int, error: TransientError) -> None:
+def postpone(runtime: Runtime, export_id: int, error: EpicOmopError) -> None:
     """After a passing failure: a new attempt, at the time that the error names, else in 10 min, 20 min … 6 h."""
     with runtime.connect() as connection:
         row = connection.execute(

@@ -95,7 +95,7 @@ def run_alerts(
     return report
 
 
-def test_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, str | None, EpicOmopError | None]]:
+def test_channels(runtime: Runtime, name: str | None) -> list[tuple[str, str | None, EpicOmopError | None]]:
     """A message of the event `test` to each channel, or to that of the name, and the heartbeat; without the outbox, and so
     without the warehouse. Returns (channel, note, what went wrong)."""
     alerts = load_operations(runtime.settings).alerts
