@@ -42,7 +42,7 @@ def health(
 
     Exit code 0: all of them do; 1: one does not. Whether the nights went well is what `epic-omop status` says.
 
-    Examples: epic-omop health · epic-omop health daemon --json
+    Example: epic-omop health daemon webserver --json
     """
     from pipeline.core.settings import load_settings
 

@@ -100,6 +100,8 @@ def look(runtime: Runtime, connection: psycopg.Connection, site: str | None) -> 
     stopped = frozenset(name for name, runs in dagster.sites.items() if not runs.schedule) if dagster else frozenset()
     state = DagsterState(dagster.daemon, stopped) if dagster else None
     conditions = current_conditions(connection, runtime, lambda: state)
+    sites = list(site_statuses(connection, runtime, dagster))
+    conditions += _further_failures(sites, conditions)
     release = current_release(runtime.url, etl_schema=settings.etl_schema)
     return InstanceStatus(
         str(settings.home),
@@ -107,12 +109,33 @@ def look(runtime: Runtime, connection: psycopg.Connection, site: str | None) -> 
         runtime.clock.now(),
         release.release if release else None,
         dagster,
-        [found for found in site_statuses(connection, runtime, dagster) if site in (None, found.site)],
+        [found for found in sites if site in (None, found.site)],
         [one for one in conditions if site is None or one.site in (None, site)],
         usage(runtime, connection),
         missing_lines(connection),
         settings_texts(runtime, connection),
     )
+
+
+def _further_failures(sites: Sequence[SiteStatus], known: Sequence[Condition]) -> list[Condition]:
+    """Failed exports that no alert is about, such as folders that were loaded by hand."""
+    from pipeline.operations.alerts.kinds import AlertKind, Condition
+
+    keys = {condition.key for condition in known}
+    further = [
+        Condition(
+            AlertKind.RUN_FAILED,
+            site.site,
+            f"Export {one.export}{_of(one.group)} is {one.state}: {one.error or 'no reason is known'}",
+            f"{one.kind}:{one.group}",
+            f"epic-omop run --site {site.site}"
+            if site.is_nightly
+            else f"epic-omop ingest --site {site.site} --from FOLDER",
+        )
+        for site in sites
+        for one in site.failed
+    ]
+    return [condition for condition in further if condition.key not in keys]
 
 
 def _dagster(runtime: Runtime) -> DagsterRuns | None:
@@ -217,8 +240,6 @@ def _print_details(console: Terminal, site: SiteStatus, details: Sequence[tuple[
 
 def _details(site: SiteStatus, *, with_everything: bool) -> Iterator[tuple[str, str]]:
     """What asks to be read, or all there is."""
-    for one in site.failed:
-        yield "failed", f"export {one.export}{_of(one.group)} {one.state}: {one.error or 'no reason is known'}"
     for run in site.runs.unfinished if site.runs else ():
         yield "run", f"{run.job} {run.status} since {_time(run.created_at)}"
     for export in site.running:
@@ -268,7 +289,8 @@ def _print_conditions(console: Terminal, conditions: Sequence[Condition]) -> Non
     for condition in conditions:
         mark = styled("✗", "bold red") if condition.needs_person else styled("!", "yellow")
         about = f" {condition.site}:" if condition.site else ""
-        console.print(words(mark, bold(f"{about} {condition.text.title}."), f" {condition.what}"))
+        console.print(words(mark, bold(f"{about} {condition.text.title}.")))
+        print_paragraph(console, condition.what, indent=4)
         print_paragraph(console, condition.text.to_do, indent=4)
         console.print(words("    → ", bold(condition.command)), soft_wrap=True)
 

@@ -92,6 +92,7 @@ class FailedExport:
     """The last export of a group that ended without files."""
 
     export: int
+    kind: str
     group: str | None
     state: str
     error: str | None
@@ -161,7 +162,7 @@ def site_statuses(
             dagster.sites.get(name) if dagster else None,
             tuple(_open(connection, name)),
             tuple(_waiting(connection, known, name, runtime.clock.now())),
-            tuple(_failed(connection, name)),
+            tuple(_failed(connection, known, name)),
             _last_error(connection, name),
             _requests(connection, known, name, runtime.clock.now()),
             _dead_letters(connection, name),
@@ -199,16 +200,19 @@ def _waiting(connection: psycopg.Connection, known: SiteSettings | None, site: s
         yield Waiting(entry.group_id, entry.next_try, entry.reason, entry.attempt)
 
 
-def _failed(connection: psycopg.Connection, site: str) -> Iterator[FailedExport]:
-    """Of each kind and group the last export, where that has failed."""
+def _failed(connection: psycopg.Connection, known: SiteSettings | None, site: str) -> Iterator[FailedExport]:
+    """Of each kind and group the last export, where that has failed; not of groups that the settings name no more."""
     rows = connection.execute(
-        "SELECT export_id, group_id, state, error FROM ("
-        " SELECT DISTINCT ON (kind, group_id) export_id, group_id, state, error FROM export_job WHERE site = %s"
+        "SELECT export_id, kind, group_id, state, error FROM ("
+        " SELECT DISTINCT ON (kind, group_id) export_id, kind, group_id, state, error FROM export_job WHERE site = %s"
         " ORDER BY kind, group_id, export_id DESC) AS last"
         f" WHERE state IN {sql_values((ExportState.FAILED, ExportState.GONE))} ORDER BY export_id",
         (site,),
     ).fetchall()
-    return (FailedExport(*row) for row in rows)
+    groups = known.groups if known is not None else ()
+    for failed in (FailedExport(*row) for row in rows):
+        if failed.kind != ExportKind.BULK or not groups or failed.group in groups:
+            yield failed
 
 
 def _last_error(connection: psycopg.Connection, site: str) -> str | None:
