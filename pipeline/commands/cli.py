@@ -11,6 +11,7 @@ import typer
 
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
+    alerts,
     crawl,
     database,
     dead_letters,
@@ -70,6 +71,7 @@ app.add_typer(landing.app, name="landing")
 app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)
