@@ -1,5 +1,6 @@
 """The pages of docs/ that are made from mappings and modules: `python -m tools.documents` (`make documents`).
 
+- docs/dead-letters.md: how dead letters are worked off, and an entry for each code.
 - docs/mapping-options.md: the named settings of the mapping.
 - docs/mapping/: a page for each resource, element by element, with examples.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
@@ -27,6 +28,7 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
+from tools.dead_letters_page import dead_letters_page
 from tools.mapping_pages import mapping_pages
 from tools.module_page import module_page
 from tools.writing_page import writing_page
@@ -40,6 +42,7 @@ def documents() -> dict[str, str]:
     """File name in docs/ → its content."""
     mappings = load_mappings(MAPPINGS_FOLDER)
     return {
+        "dead-letters.md": dead_letters_page(),
         "mapping-options.md": _joined(_options()),
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),

@@ -28,6 +28,7 @@ from pipeline.commands import (
     mappings,
     remap,
     report,
+    retention,
     sandbox,
     status,
     ui,
@@ -72,6 +73,7 @@ app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(retention.app, name="retention")
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import document, echo
+from pipeline.commands.output import Column, JsonOption, Listing, print_json, print_listing
+from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,26 +148,33 @@ def stop() -> None:
 
 
 @app.command()
-def status() -> None:
-    """Say which database is used, whether it answers, and where its data is."""
+def status(as_json: JsonOption = False) -> None:
+    """Say which database is used, whether it answers, and where its data is.
+
+    Example: epic-omop db status --json
+    """
     settings = _settings()
-    if settings.database_url is not None:
-        _show_own_server(settings)
+    rows = _own_server(settings) if settings.database_url is not None else _embedded_server(settings)
+    if as_json:
+        print_json(rows)
         return
+    columns = [Column(name, name, "path") for name, value in rows.items() if value is not None]
+    listing = Listing("", columns, [[value for value in rows.values() if value is not None]], stacked=True)
+    print_listing(Terminal(highlight=False), listing)
+
+
+def _embedded_server(settings: Settings) -> dict[str, str | int | None]:
     state = _embedded(settings).status()
-    rows = {
+    return {
         "server": f"embedded PostgreSQL {state.major_version or ''}".strip(),
         "state": state.state,
         "url": state.url,
         "process": state.pid,
         "account": state.account,
         "tcp": f"{state.tcp.host} port {state.tcp.port}" if state.tcp else "off",
-        "folder": state.folder,
-        "log": state.log,
+        "folder": str(state.folder),
+        "log": str(state.log),
     }
-    for name, value in rows.items():
-        if value is not None:
-            echo(f"{name:<8} {value}")
 
 
 @app.command()
@@ -223,12 +231,16 @@ def _embedded(settings: Settings) -> EmbeddedServer:
     return EmbeddedServer(settings.home)
 
 
-def _show_own_server(settings: Settings) -> None:
+def _own_server(settings: Settings) -> dict[str, str | int | None]:
     from pipeline.warehouse.connection import connect
 
     with connect(_url(settings)) as connection:
         version = connection.info.parameter_status("server_version")
-        echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
-        echo("state    running")
-        echo(f"host     {connection.info.host} port {connection.info.port}")
-        echo(f"database {connection.info.dbname} as {connection.info.user}")
+        return {
+            "server": f"PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL",
+            "state": "running",
+            "host": connection.info.host,
+            "port": connection.info.port,
+            "database": connection.info.dbname,
+            "account": connection.info.user,
+        }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import JsonOption
 from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.core.errors import ConfigurationError, UsageError
 
@@ -83,6 +84,7 @@ def check(
     jwks_url: Annotated[
         str | None, typer.Option("--jwks-url", help="Where the public keys are hosted. Default: the site's jwks_url.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with private keys and with the hosted JWK Set. Exit code 1 when something is."""
     from pipeline.commands.findings import print_findings
@@ -105,7 +107,7 @@ def check(
     url = jwks_url or (known.jwks_url if known else None)
     if url:
         findings += check_hosted_keys(url, keys, SystemClock(), known)
-    print_findings(Terminal(), findings, "Signing keys")
+    print_findings(Terminal(), findings, "Signing keys", as_json=as_json)
     if any_failed(findings):
         raise typer.Exit(1)
 

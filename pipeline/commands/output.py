@@ -38,6 +38,7 @@ __all__ = [
     "print_listing",
     "refuse_both",
     "show",
+    "words_console",
 ]
 
 #: text: sentences and names, which may go on in the next line; code: codes, ids, names that somebody copies; path: files
@@ -67,18 +68,23 @@ class Column:
     styles: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass
 class Listing:
     """A table: `rows` have a value for each column, in their order. A value may be several (a list), a line for each.
 
     `total` is a last row for people alone. `stacked`: never drawn as a table, for records of few rows and many columns.
     """
 
-    title: str
-    columns: Sequence[Column]
-    rows: list[Sequence[Value]] = field(default_factory=list)
-    total: Sequence[Value] | None = None
-    stacked: bool = False
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[Column],
+        rows: Iterable[Sequence[Value]] = (),
+        *,
+        total: Sequence[Value] | None = None,
+        stacked: bool = False,
+    ) -> None:
+        self.title, self.columns, self.total, self.stacked = title, columns, total, stacked
+        self.rows = list(rows)
 
     def add(self, *values: Value) -> None:
         if len(values) != len(self.columns):
@@ -95,6 +101,11 @@ def show(console: Terminal, listing: Listing, *, as_json: bool = False, as_csv: 
         print_csv(listing)
     else:
         print_listing(console, listing)
+
+
+def words_console(*, as_document: bool, highlight: bool = False) -> Terminal:
+    """Where sentences and bars go: standard error, where standard output is one document."""
+    return Terminal(stderr=as_document, highlight=highlight)
 
 
 def refuse_both(*, as_json: bool, as_csv: bool) -> None:
@@ -154,7 +165,7 @@ def _csv_cell(value: Value) -> str | int | float:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return guarded("; ".join(map(_plain, value)) if _is_several(value) else _plain(value))
+        return guarded("; ".join(map(_plain, value)) if _is_several(value) else _plain(value))  # type: ignore[arg-type]
     return value
 
 

@@ -22,7 +22,17 @@ from filelock import FileLock
 from pipeline.core.files import disk_errors, make_folder, replace_file
 from pipeline.core.resolver_settings import ResolverSettings
 
-__all__ = ["RESOLVED_SCHEMA", "AnswerCache", "AnswerStatus", "AskedCode", "Pause", "ResolverAnswer", "cached_answers"]
+__all__ = [
+    "RESOLVED_SCHEMA",
+    "AnswerCache",
+    "AnswerStatus",
+    "AskedCode",
+    "DroppedAnswers",
+    "Pause",
+    "ResolverAnswer",
+    "cached_answers",
+    "drop_old_answers",
+]
 
 #: exact: its targets are concepts of the code. suggestion: for people alone. none: the service knows no concept.
 AnswerStatus = Literal["exact", "suggestion", "none"]
@@ -181,6 +191,40 @@ class AnswerCache:
         with suppress(OSError, pl.exceptions.PolarsError):
             return pl.read_parquet(self._file).select(pl.col(name).cast(kind) for name, kind in _CACHE_SCHEMA.items())
         return pl.DataFrame(schema=dict(_CACHE_SCHEMA))
+
+
+@dataclass(frozen=True)
+class DroppedAnswers:
+    """Rows of the caches of all resolvers."""
+
+    removed: int
+    kept: int
+
+
+def drop_old_answers(home: Path, before: datetime | None, now: datetime, *, is_dry: bool) -> DroppedAnswers:
+    """Take out what was asked `before` (None: nothing) and is not used any more: answers that ended, and those of a release
+    to codes that have one under a later release. What a code was under another release stays where nothing newer is known.
+
+    A cache that cannot be read is left: it counts as none. Raises LandingError when the disk refuses.
+    """
+    folder = home / "vocabulary" / "resolvers"
+    removed = kept = 0
+    for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+        with disk_errors("Answers of resolvers", folder, "They are asked for again."), FileLock(folder / ".lock"):
+            try:
+                frame = pl.read_parquet(file)
+            except pl.exceptions.PolarsError:
+                continue
+            newest = pl.col("asked_at").max().over("system", "code")
+            ended = (pl.col("expires_at") <= now).fill_null(False)
+            is_old = pl.lit(False) if before is None else pl.col("asked_at") < before
+            left = frame.filter(~(is_old & (ended | (pl.col("asked_at") < newest))))
+            removed, kept = removed + frame.height - left.height, kept + left.height
+            if left.height < frame.height and not is_dry:
+                buffer = io.BytesIO()
+                left.write_parquet(buffer)
+                replace_file(file, buffer.getvalue())
+    return DroppedAnswers(removed, kept)
 
 
 def cached_answers(home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str) -> pl.DataFrame:

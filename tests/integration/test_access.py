@@ -30,6 +30,7 @@ from pipeline.core.settings import LogSettings, Settings, SiteSettings, load_set
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
 from pipeline.extract.access_log import WarehouseAccessLog
+from pipeline.extract.bulk.request import checked_request
 from pipeline.extract.http.recording import AccessEntry
 from pipeline.extract.http.transport import RemoteRequest
 from pipeline.extract.request_budget import WarehouseRequestBudget, requests_in_hour
@@ -478,7 +479,7 @@ def test_a_kick_off_in_dagster_is_tried_again_when_the_hour_is_over(
             budget.take()
     spent = epic.clock.now()
     with dg.DagsterInstance.ephemeral() as instance:
-        (state,) = kick_off_groups(runtime, site_of(runtime), instance)
+        (state,) = kick_off_groups(runtime, checked_request(runtime.settings, site_of(runtime)), instance)
     assert state.state == "running"
     assert epic.clock.now().hour == (spent + timedelta(hours=1)).hour
     with runtime.connect() as connection:

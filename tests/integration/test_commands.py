@@ -275,7 +275,7 @@ def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loade
     assert loaded.run("dead-letters", "list", "--site", "s").out == listed
     assert "wrong_type" not in loaded.run("dead-letters", "list", "--code", "json_invalid").out
     ids = [
-        cells[1] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
+        cells[0] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
     ]
     (letter,) = ids
     shown = loaded.run("dead-letters", "show", letter).out
