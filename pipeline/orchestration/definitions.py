@@ -76,7 +76,7 @@ def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Defin
             *([replay_job(settings.sites)] if sites else []),
         ],
         schedules=[part.schedule for part in (deep, lakehouse, retention) if part],
-        sensors=alert_sensors(settings),
+        sensors=alert_sensors(settings) if sites else [],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +18,8 @@ from pipeline.operations.alerts.nights import NIGHTLY_KINDS, GroupNight, group_n
 from pipeline.warehouse.next_kick_offs import next_kick_offs
 
 __all__ = ["failed_runs", "missed_nights", "stuck_sites", "waiting_exports"]
+
+_log = logging.getLogger(__name__)
 
 #: What is landed and not published after this needs somebody: loads take minutes to a few hours.
 _LOAD_WITHIN = timedelta(hours=6)
@@ -104,7 +107,7 @@ def missed_nights(connection: psycopg.Connection, at: Circumstances) -> Iterator
     nights = list(_expected_nights(connection, at))
     missed = [night for night in nights if night.late]
     silent = {night.site.name for night in missed if not night.was_asked}
-    dagster = at.dagster() if silent else None
+    dagster = _observed(at) if silent else None
     stopped = silent & dagster.stopped if dagster else set()
     if len(silent) == len(nights) and silent - stopped:
         yield _nothing_ran([night for night in missed if night.site.name not in stopped], dagster)
@@ -116,6 +119,15 @@ def missed_nights(connection: psycopg.Connection, at: Circumstances) -> Iterator
             yield Condition(AlertKind.SITE_STOPPED, night.site.name, what)
         elif night.site.name not in silent:
             yield _missed(night)
+
+
+def _observed(at: Circumstances) -> DagsterState | None:
+    """What Dagster says only adds to what is known: where its storage cannot be read, the alert is raised without it."""
+    try:
+        return at.dagster()
+    except Exception as error:  # noqa: BLE001 - whatever Dagster raises
+        _log.warning("Dagster's storage could not be read (%s).", type(error).__name__)
+        return None
 
 
 @dataclass(frozen=True)
