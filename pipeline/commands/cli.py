@@ -11,6 +11,7 @@ import typer
 
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
+    access_log,
     crawl,
     database,
     dead_letters,
@@ -18,6 +19,7 @@ from pipeline.commands import (
     erase,
     explain,
     export,
+    health,
     hydrate,
     ingest,
     keys,
@@ -25,6 +27,7 @@ from pipeline.commands import (
     landing,
     manifest,
     mappings,
+    metrics,
     remap,
     report,
     retention,
@@ -81,6 +84,9 @@ erase.register(app)
 remap.register(app)
 explain.register(app)
 status.register(app)
+health.register(app)
+metrics.register(app)
+access_log.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)
