@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.core.errors import StorageError, UsageError
 from pipeline.core.file_errors import remedy
+from pipeline.fhir.lines import BYTE_ORDER_MARK
 
 __all__ = ["RepairedLine", "read_repairs", "refuse_existing", "write_repairs"]
 
@@ -105,7 +106,7 @@ def _refused(file: Path, error: OSError) -> StorageError:
 
 def _lines(content: bytes) -> Iterator[RepairedLine]:
     letter, place, parts = None, 0, list[bytes]()
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
         text = line.strip(b" \t\r")
         if text.startswith(b"#"):
             if head := _HEAD.match(text):
