@@ -80,10 +80,10 @@ def read_repairs(file: Path) -> list[RepairedLine]:
 
 def _content(file: Path) -> bytes:
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # before it is opened: a pipe would wait for its writer
+            raise UsageError(f"{file} is not a file.", "Name a file that `dead-letters repair FILE --id ID` wrote.")
         with file.open("rb") as source:
             found = os.fstat(source.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UsageError(f"{file} is not a file.", "Name a file that `dead-letters repair FILE --id ID` wrote.")
             if found.st_mode & 0o077:
                 raise UsageError(
                     f"{file} can be read by others, and holds patient data.", f"Run `chmod 600 {file}`, then again."
