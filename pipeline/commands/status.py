@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from omop_schema.exports import ExportKind
 from pipeline.commands.output import (
     Column,
     JsonOption,
@@ -136,6 +137,15 @@ def _further_failures(sites: Sequence[SiteStatus], known: Sequence[Condition]) -
         for one in site.failed
     ]
     return [condition for condition in further if condition.key not in keys]
+
+
+def _command(site: SiteStatus, kind: str) -> str:
+    """What does a failed export once more."""
+    if kind == ExportKind.REPLAY:
+        return f"epic-omop dead-letters replay --site {site.site}"
+    if kind == ExportKind.FOLDER or not site.is_nightly:
+        return f"epic-omop ingest --site {site.site} --from FOLDER"
+    return f"epic-omop run --site {site.site}"
 
 
 def _dagster(runtime: Runtime) -> DagsterRuns | None:
