@@ -148,7 +148,17 @@ class ServiceWorld:
 
     def _enter(self) -> tuple[str, ...]:
         as_user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
-        return ("nsenter", "--target", str(self.pid), *as_user, "--mount", "--net", "--root", *_IN_FOLDER, self.working_folder)
+        return (
+            "nsenter",
+            "--target",
+            str(self.pid),
+            *as_user,
+            "--mount",
+            "--net",
+            "--root",
+            *_IN_FOLDER,
+            self.working_folder,
+        )
 
 
 def _with_path(environment: Mapping[str, str]) -> dict[str, str]:
@@ -171,7 +181,13 @@ def service_world(
     server = Path(str(conninfo_to_dict(database_url)["host"]))
     bound = {str(server): server, **places}
     pairs = [part for inside, outside in bound.items() for part in (str(outside), inside)]
-    environment = {**os.environ, "project": str(ROOT), "python": sys.prefix, "base": sys.base_prefix, "hosts": str(hosts)}
+    environment = {
+        **os.environ,
+        "project": str(ROOT),
+        "python": sys.prefix,
+        "base": sys.base_prefix,
+        "hosts": str(hosts),
+    }
     holder = subprocess.Popen(
         [*_unshare(), "sh", "-c", _SET_UP, "sh", str(new), *pairs],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -129,9 +129,7 @@ def _further_failures(sites: Sequence[SiteStatus], known: Sequence[Condition]) -
             site.site,
             f"Export {one.export}{_of(one.group)} is {one.state}: {one.error or 'no reason is known'}",
             f"{one.kind}:{one.group}",
-            f"epic-omop run --site {site.site}"
-            if site.is_nightly
-            else f"epic-omop ingest --site {site.site} --from FOLDER",
+            _command(site, one.kind),
         )
         for site in sites
         for one in site.failed

@@ -62,6 +62,7 @@ WALK = (
     "ingest --site north --from {home}/files --force",
     "dead-letters replay --site north",
     "remap --dry-run --all",
+    "alerts list",
     "retention settings",
     "retention run --dry-run",
 )
@@ -100,7 +101,7 @@ def north(demo_warehouse: Prepared, tmp_path_factory: pytest.TempPathFactory) ->
         with psycopg.connect(url) as connection:
             connection.execute(
                 "INSERT INTO etl.export_job (site, group_id, kind, state, error, requested_at)"
-                " VALUES ('north', 'a group', 'bulk', 'failed', 'The site answered 500.', now())"
+                " VALUES ('epic', 'eEIjHLhL0123456789', 'bulk', 'failed', 'The site answered 500.', now())"
             )
         yield terminal
 
@@ -173,7 +174,9 @@ _TEXT_ALONE = {"landing status", "landing prune --dry-run", "erase --list"}
 @pytest.mark.parametrize("line", WALK)
 def test_documents_are_read_by_programs(north: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     text, _ = run(north, monkeypatch, f"{line} --json", None)
-    for value in _values(json.loads(text)):
+    content = json.loads(text)
+    assert _keys(content) - _documented(line) == set(), "docs/output.md lists the keys of each document"
+    for value in _values(content):
         if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT", value):
             assert re.search(r"(Z|[+-]\d\d:\d\d)$", value), f"{value} has no zone"
         assert not (isinstance(value, str) and re.fullmatch(r"\d{1,3}(,\d{3})+|[\d.]+ %", value)), value
@@ -184,6 +187,46 @@ def test_documents_are_read_by_programs(north: CommandLine, monkeypatch: pytest.
     assert rows
     assert {len(row) for row in rows} == {len(rows[0])}
     assert all(guarded(cell) == cell for row in rows for cell in row)
+
+
+#: Maps by names of the data: types, tables, sites, codes.
+_MAPS = {"resources", "rows", "vocabularies", "overlaps", "vanished", "taken", "left_out"}
+
+
+def _keys(content: Any, path: str = "") -> set[str]:
+    """`a.b[].c` for each key of a document; nothing of what is below a map."""
+    if isinstance(content, list):
+        return {key for item in content for key in _keys(item, f"{path}[]")}
+    if not isinstance(content, dict):
+        return set()
+    found = set()
+    for name, value in content.items():
+        full = f"{path}.{name}".lstrip(".")
+        found |= {full} | (set() if name in _MAPS else _keys(value, full))
+    return found
+
+
+def _documented(line: str) -> set[str]:
+    """The keys in the row of the command in docs/output.md; `a.{b, c}` are two."""
+    words = line.split(" --", maxsplit=1)[0]
+    page = Path("docs/output.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^## `{re.escape(_named(words))}`\n\n(?:[^-#].*\n\n)?((?:- .*\n(?:  .*\n)*)+)", page, re.MULTILINE)
+    found: set[str] = set()
+    for place, keys in re.findall(r"^- (?:in `(.*?)`: )?((?:.|\n  )*)", row, re.MULTILINE):
+        names = re.findall(r"`(.+?)`", keys)
+        found |= {f"{place}.{name}".lstrip(".") for name in names}
+    return found
+
+
+def _named(line: str) -> str:
+    command: Any = typer.main.get_command(app)
+    words = []
+    for word in line.split():
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        words.append(word)
+    return " ".join(words)
 
 
 def _values(content: Any) -> Iterator[Any]:
