@@ -103,6 +103,7 @@ def look(runtime: Runtime, connection: psycopg.Connection, site: str | None) -> 
     conditions = current_conditions(connection, runtime, lambda: state)
     sites = list(site_statuses(connection, runtime, dagster))
     conditions += _further_failures(sites, conditions)
+    conditions.sort(key=lambda one: (not one.needs_person, one.site or "", one.key))
     release = current_release(runtime.url, etl_schema=settings.etl_schema)
     return InstanceStatus(
         str(settings.home),

@@ -210,7 +210,9 @@ def _documented(line: str) -> set[str]:
     """The keys in the row of the command in docs/output.md; `a.{b, c}` are two."""
     words = line.split(" --", maxsplit=1)[0]
     page = Path("docs/output.md").read_text(encoding="utf-8")
-    (row,) = re.findall(rf"^## `{re.escape(_named(words))}`\n\n(?:[^-#].*\n\n)?((?:- .*\n(?:  .*\n)*)+)", page, re.MULTILINE)
+    (row,) = re.findall(
+        rf"^## `{re.escape(_named(words))}`\n\n(?:[^-#].*\n\n)?((?:- .*\n(?:  .*\n)*)+)", page, re.MULTILINE
+    )
     found: set[str] = set()
     for place, keys in re.findall(r"^- (?:in `(.*?)`: )?((?:.|\n  )*)", row, re.MULTILINE):
         names = re.findall(r"`(.+?)`", keys)
