@@ -15,6 +15,8 @@ import psycopg
 from pipeline.core.alert_settings import AlertSettings
 from pipeline.core.errors import EpicOmopError, WarehouseError
 from pipeline.core.operations_settings import load_operations
+from pipeline.core.settings import Settings
+from pipeline.core.settings_file import nearest
 from pipeline.operations.alerts.channels.sending import Channel, send
 from pipeline.operations.alerts.channels.webhook import send_heartbeat
 from pipeline.operations.alerts.circumstances import Circumstances, ObserveDagster, nothing_known
@@ -35,7 +37,7 @@ from pipeline.operations.alerts.warehouse_away import report_away, report_back
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "try_channels"]
+__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "try_channels", "unknown_sites"]
 
 #: What the heartbeat is called among the channels of a report.
 HEARTBEAT = "heartbeat"
@@ -120,6 +122,16 @@ def try_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, s
         except EpicOmopError as error:
             results.append((HEARTBEAT, None, error))
     return results
+
+
+def unknown_sites(settings: Settings, alerts: AlertSettings) -> list[str]:
+    """A sentence for each site that operations.yaml names and sites.yaml does not: a slip, or a site that is gone. It is no
+    error, for the other alerts must leave all the same."""
+    named = {*alerts.sites, *(site for channel in alerts.channels for site in channel.sites)}
+    return [
+        f"operations.yaml names site {name!r}, which sites.yaml does not.{nearest(name, settings.sites)}"
+        for name in sorted(named - set(settings.sites))
+    ]
 
 
 def _record(
