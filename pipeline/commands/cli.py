@@ -11,6 +11,7 @@ import typer
 
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
+    access_log,
     alerts,
     crawl,
     database,
@@ -19,6 +20,7 @@ from pipeline.commands import (
     erase,
     explain,
     export,
+    health,
     hydrate,
     ingest,
     keys,
@@ -26,6 +28,7 @@ from pipeline.commands import (
     landing,
     manifest,
     mappings,
+    metrics,
     remap,
     report,
     retention,
@@ -83,6 +86,9 @@ erase.register(app)
 remap.register(app)
 explain.register(app)
 status.register(app)
+health.register(app)
+metrics.register(app)
+access_log.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)

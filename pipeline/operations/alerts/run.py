@@ -105,7 +105,7 @@ def try_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, s
     message = Message(
         "test",
         None,
-        instance_name(runtime.settings),
+        instance_name(runtime.settings, alerts),
         runtime.clock.now().isoformat(timespec="seconds"),
         note="This is a test of the alerts (epic-omop alerts test). Nothing is wrong, and nothing needs to be done.",
     )
@@ -142,7 +142,7 @@ def _record(
     lock_outbox(connection)
     sample_disks(connection, runtime.settings, now)
     findings = find_conditions(connection, Circumstances(runtime.settings, alerts, now, dagster))
-    recorded = record(connection, findings, alerts, now, instance_name(runtime.settings))
+    recorded = record(connection, findings, alerts, now, instance_name(runtime.settings, alerts))
     close_unknown_channels(connection, alerts.channels, now)
     connection.commit()
     return recorded, not findings.unknown
