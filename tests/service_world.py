@@ -114,7 +114,7 @@ class ServiceWorld:
         """Start a service with exactly these variables (and a PATH with the program's); its output goes to its log."""
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
-                [*self._enter(), *command], env=_with_path(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*self._enter(), *command], env=_with_path(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
                 start_new_session=True,
             )  # fmt: skip
         self.running[name] = process
@@ -122,7 +122,8 @@ class ServiceWorld:
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._enter(), *command], env=_with_path(environment), check=False, capture_output=True, text=True, timeout=240
+            [*self._enter(), *command], env=_with_path(environment), check=False, capture_output=True, text=True, cwd="/",
+            timeout=240,
         )  # fmt: skip
 
     def log(self, name: str) -> Path:
