@@ -12,6 +12,7 @@ import typer
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
     access_log,
+    alerts,
     crawl,
     database,
     dead_letters,
@@ -74,6 +75,7 @@ app.add_typer(landing.app, name="landing")
 app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(retention.app, name="retention")
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
