@@ -114,8 +114,8 @@ class ServiceWorld:
         """Start a service with exactly these variables (and a PATH with the program's); its output goes to its log."""
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
-                [*self._enter(), *command], env=_with_path(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                start_new_session=True,
+                [*self._enter(), *command], env=_with_path(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd="/", start_new_session=True,
             )  # fmt: skip
         self.running[name] = process
         return process
@@ -149,7 +149,17 @@ class ServiceWorld:
 
     def _enter(self) -> tuple[str, ...]:
         as_user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
-        return ("nsenter", "--target", str(self.pid), *as_user, "--mount", "--net", "--root", *_IN_FOLDER, self.working_folder)
+        return (
+            "nsenter",
+            "--target",
+            str(self.pid),
+            *as_user,
+            "--mount",
+            "--net",
+            "--root",
+            *_IN_FOLDER,
+            self.working_folder,
+        )
 
 
 def _with_path(environment: Mapping[str, str]) -> dict[str, str]:
@@ -172,7 +182,13 @@ def service_world(
     server = Path(str(conninfo_to_dict(database_url)["host"]))
     bound = {str(server): server, **places}
     pairs = [part for inside, outside in bound.items() for part in (str(outside), inside)]
-    environment = {**os.environ, "project": str(ROOT), "python": sys.prefix, "base": sys.base_prefix, "hosts": str(hosts)}
+    environment = {
+        **os.environ,
+        "project": str(ROOT),
+        "python": sys.prefix,
+        "base": sys.base_prefix,
+        "hosts": str(hosts),
+    }
     holder = subprocess.Popen(
         [*_unshare(), "sh", "-c", _SET_UP, "sh", str(new), *pairs],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
