@@ -68,7 +68,7 @@ class Plan:
     seconds: float
     night_minutes: int
     #: After that nothing new is begun; what is open may end.
-    seconds_to_end: float = 900.0
+    seconds_to_end: float = 600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

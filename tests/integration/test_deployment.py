@@ -193,7 +193,8 @@ def ask(query, **variables):
     return json.load(urllib.request.urlopen(request, timeout=60))["data"]
 chosen = {"repositoryName": "__repository__", "repositoryLocationName": "pipeline.definitions", "jobName": sys.argv[1]}
 launch = ask('''mutation($it: ExecutionParams!) { launchRun(executionParams: $it) {
-    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }''', it={"selector": chosen})
+    __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }''', it={"selector": chosen})
+assert launch["launchRun"]["__typename"] == "LaunchRunSuccess", launch
 run = launch["launchRun"]["run"]["runId"]
 while True:
     status = ask("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)["runOrError"]["status"]
