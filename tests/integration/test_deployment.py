@@ -294,6 +294,7 @@ def test_the_units_that_stay_run_together(world: tuple[ServiceWorld, str], tmp_p
     """Code server by its socket, webserver and daemon by the workspace file beside the units; a run through all three."""
     place, database = world
     place.working_folder = "/srv/epic-omop"
+    (tmp_path / "data" / "sites.yaml").write_text("sites:\n  north: {time_zone: UTC}\n")
     stay = ["epic-omop-code.service", "epic-omop-webserver.service", "epic-omop-daemon.service"]
     for command in exec_lines("epic-omop-prepare.service"):
         assert place.run(command, unit_environment(UNITS / "epic-omop-prepare.service", database)).returncode == 0
