@@ -46,6 +46,7 @@ from pipeline.publication.steps import (
     references,
     stand_ins,
     states,
+    touched_rows,
     vanished,
     visits,
 )
@@ -88,7 +89,7 @@ def publish_export(
     `duplicates`: rules by which facts that two resources bring are counted.
     `over_newer`: its lines count also where newer exports are different.
 
-    Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
+    Raises AccountingError when the lines do not add up, CheckFailed when rows and sources do not, ConfirmationNeeded when much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
     """
     started = time.perf_counter()
@@ -143,6 +144,7 @@ class _Run:
 def _run(run: _Run) -> None:
     """All steps in their order."""
     step, db, incoming = run.report.step, run.db, run.incoming
+    before = touched_rows.last_ids(db)
     with step("decide"):
         absences = vanished.judge(db, incoming)
         run.report.vanished = absences.counts
@@ -182,6 +184,9 @@ def _run(run: _Run) -> None:
             run.report.dependents = find_dependents(
                 run.db, incoming.export.site, decisions, standing, with_duplicates=applies
             )
+        if decisions.has_changes:
+            with step("checks"):
+                touched_rows.check_touched_rows(run.db, before)
         with step("members"):
             members.result()
             known.result()
