@@ -27,6 +27,7 @@ def alert_tables(metadata: MetaData) -> None:
         Column("job_name", Text, nullable=False),
         Column("site", Text, comment="NULL: of the instance"),
         Column("export_id", BigInteger, comment="the export that the run was about"),
+        Column("partition", Text, comment="the day that the run was about"),
         Column("failed_at", DateTime(timezone=True), nullable=False),
         Column("error", Text, nullable=False, comment="what went wrong, without patient data"),
         Column("resolved_at", DateTime(timezone=True), comment="when a later run of the same job succeeded"),

@@ -5,6 +5,7 @@
 - docs/mapping/: a page for each resource, element by element, with examples.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
 - docs/modules.md: what each folder and module holds.
+- docs/retention.md: what is kept for how long, and why.
 - docs/writing-a-mapping.md: every key, column type and rule.
 - docs/manifest.json: `epic-omop manifest` of the shared mappings, without the version.
 
@@ -31,6 +32,7 @@ from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_
 from tools.dead_letters_page import dead_letters_page
 from tools.mapping_pages import mapping_pages
 from tools.module_page import module_page
+from tools.retention_page import retention_page
 from tools.writing_page import writing_page
 
 __all__ = ["documents"]
@@ -46,6 +48,7 @@ def documents() -> dict[str, str]:
         "mapping-options.md": _joined(_options()),
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),
+        "retention.md": retention_page(),
         "writing-a-mapping.md": writing_page(),
         **mapping_pages(mappings),
         "manifest.json": orjson.dumps(_manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",

@@ -43,6 +43,8 @@ def init() -> None:
 
     Also the roles omop_reader, omop_steward, omop_auditor and omop_etl (docs/security.md); where this database user may
     not, their SQL is printed for someone who may.
+
+    Example: epic-omop db init
     """
     from pipeline.warehouse.roles import Warehouse, install_roles, role_script
     from pipeline.warehouse.schema import install_schemas, schema_names
@@ -66,6 +68,8 @@ def upgrade() -> None:
 
     New tables and columns come, empty: `epic-omop vocabulary load` fills the former, `epic-omop remap` the latter. There is
     no way back but a fresh database; back the old one up if you may want it. Harmless to repeat.
+
+    Example: epic-omop db upgrade
     """
     from pipeline.warehouse.schema import schema_names, upgrade_schemas
 
@@ -115,13 +119,18 @@ def url() -> None:
     """Print the database's URL, for psql, psycopg and others; starts the embedded server if need be.
 
     The URL of a server of your own is printed as it was set, with its password if it has one.
+
+    Example: epic-omop db url
     """
     echo(_url(_settings()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
-    """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`."""
+    """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`.
+
+    Example: epic-omop psql -c "SELECT count(*) FROM cdm.person"
+    """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     from pipeline.warehouse.access_looks import record_look
@@ -142,7 +151,10 @@ def psql(context: typer.Context) -> None:
 
 @app.command()
 def stop() -> None:
-    """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back."""
+    """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back.
+
+    Example: epic-omop db stop
+    """
     stopped = _embedded(_settings()).stop()
     echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
 
@@ -187,6 +199,8 @@ def serve(
     They log in as a role that may read the CDM and the vocabulary (omop_reader) and make schemas of its own; members of
     omop_steward and omop_auditor may log in as well (`db grant`). Nothing is encrypted on the way:
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
+
+    Example: epic-omop db serve --port 5433
     """
     from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.embedded.folder import CLIENT_ROLE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, refuse_both
+from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, print_json, refuse_both, words_console
 from pipeline.commands.output import show as show_listing
 from pipeline.commands.repair import repair
 from pipeline.commands.site_names import known_site
@@ -248,26 +248,32 @@ def replay(
     letter: Annotated[list[int] | None, typer.Option("--id", help="Only this one; repeat for several.")] = None,
     code: Annotated[str | None, typer.Option("--code", help="Only those with this code.")] = None,
     export: Annotated[int | None, typer.Option("--export", help="Only those that this export brought last.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Send dead letters through the pipeline again, for example after a mapping was fixed.
 
     Example: epic-omop dead-letters replay --site north --code modifier_unknown
     """
-    from pipeline.commands.tables import print_load_report
+    from pipeline.commands.tables import load_report_as_json, print_load_report
     from pipeline.load.replay import replay_dead_letters
     from pipeline.quality.report import load_report
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Terminal()
+    console = words_console(as_document=as_json)
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
     reports = replay_dead_letters(runtime, known_site(runtime, site), ids=letter, code=code, export_id=export)
     if not reports:
         console.print("No open dead letter matches.")
+        if as_json:
+            print_json({"exports": []})
         return
     with runtime.connect() as connection:
         report = load_report(
             connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, [item.export_id for item in reports]
         )
-    print_load_report(console, report)
+    if as_json:
+        print_json(load_report_as_json(report))
+    else:
+        print_load_report(console, report)

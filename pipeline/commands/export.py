@@ -133,6 +133,8 @@ def abandon(
     """Give up a group's open export, whatever its state, and delete its job at the site.
 
     The group is free again; inside Epic's window (24 hours by default) the next kick-off waits until that has passed.
+
+    Example: epic-omop export abandon --site north --group g1
     """
     from pipeline.load.corrections import abandon as abandon_export
     from pipeline.warehouse.runtime import Runtime
@@ -163,6 +165,8 @@ def retime(
     """Set the time of an export, which orders it among the others: for a transactionTime that cannot be right.
 
     An export whose time is in the future keeps out everything that comes after it.
+
+    Example: epic-omop export retime --site north --export 12 --time 2026-03-01T04:00
     """
     from pipeline.commands.site_names import known_site
     from pipeline.load.corrections import retime as retime_export
@@ -181,7 +185,10 @@ def forget(
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the newest other exports again.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
+    """Let an export count as if it had not come: everything else is newer. Its files stay in landing.
+
+    Example: epic-omop export forget --site north --export 12
+    """
     from pipeline.commands.site_names import known_site
     from pipeline.load.corrections import forget as forget_export
     from pipeline.warehouse.runtime import Runtime

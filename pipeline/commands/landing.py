@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,34 +47,36 @@ def status(as_json: JsonOption = False) -> None:
 
     runtime = Runtime.from_environment()
     console = words_console(as_document=as_json)
-    listing = Listing("", _STATUS)
+    sites = []
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         found = usage(runtime, connection)
-        missing = {}
         for name in sorted({*runtime.settings.sites, *sites_with_exports(connection)}):
             site = runtime.settings.site_or_folder(name)
             old = prunable(connection, site, runtime.clock.now())
             count = sum(runtime.landing.exists(name, number) for number in old)
-            missing[name] = missing_lines(connection, name)
-            listing.add(name, site.landing_keep, count, missing[name])
+            sites.append(_LandingOfSite(name, site.landing_keep, count, missing_lines(connection, name)))
     if as_json:
-        print_json({**asdict(found), "days_left": found.days_left, "sites": listing_as_json(listing)})
+        print_json({**asdict(found), "days_left": found.days_left, "sites": [asdict(one) for one in sites]})
         return
     console.print(found.sentence())
-    print_listing(console, listing)
-    if total := sum(missing.values()):
-        console.print(missing_sentence(total), style="yellow")
-    if any(row[2] for row in listing.rows):
-        console.print("`epic-omop landing prune` leaves what is needed of older exports.")
+    for one in sites:
+        advice = " `epic-omop landing prune` leaves what is needed of them." if one.older_exports else ""
+        console.print(
+            f"Site {one.site} keeps {one.landing_keep}: {one.older_exports:,} older exports are in landing.{advice}"
+        )
+        if one.missing_lines:
+            console.print(missing_sentence(one.missing_lines), style="yellow")
 
 
-_STATUS = (
-    Column("site", "site", "code"),
-    Column("landing_keep", "keeps", "code"),
-    Column("older_exports", "older exports", "count"),
-    Column("lines_not_in_landing", "lines not in landing", "count"),
-)
+@dataclass(frozen=True)
+class _LandingOfSite:
+    """`older_exports`: those that `landing_keep` does not keep; `missing_lines`: resources whose lines are in landing no more."""
+
+    site: str
+    landing_keep: str
+    older_exports: int
+    missing_lines: int
 
 
 @app.command()

@@ -54,6 +54,8 @@ def check(
 
     Concept ids are looked up in the loaded vocabulary, or in the demonstration vocabulary where none is loaded; that
     one is small, so that an id which it lacks is not called wrong.
+
+    Example: epic-omop mappings check --site north
     """
 
     from pipeline.core.settings import load_settings

@@ -36,6 +36,7 @@ __all__ = [
     "print_csv",
     "print_json",
     "print_listing",
+    "print_paragraph",
     "refuse_both",
     "show",
     "words_console",
@@ -215,14 +216,18 @@ _FORMATS: dict[Kind, Callable[[Any], str]] = {
 
 
 def _widths(columns: Sequence[Column], cells: list[list[list[str]]], width: int) -> list[int] | None:
-    """The width of each column, so that nothing but sentences is broken; None where there is no room for that."""
-    widths = [
-        max([cell_len(column.label), *(cell_len(line) for row in cells for line in row[number])])
-        for number, column in enumerate(columns)
+    """The width of each column, so that nothing but sentences and headings is broken; None where there is no room for that."""
+    widest = [
+        max((cell_len(line) for row in cells for line in row[number]), default=0) for number in range(len(columns))
     ]
     room = width - len(columns) + 1  # a space between two
-    if sum(widths) <= room:
-        return widths
+    for headings in (lambda label: [label], str.split):  # whole, and word by word
+        widths = [
+            max(wide, *map(cell_len, headings(column.label) or [""]), 1)
+            for wide, column in zip(widest, columns, strict=True)
+        ]
+        if sum(widths) <= room:
+            return widths
     texts = [number for number, column in enumerate(columns) if column.kind == "text"]
     left = room - sum(widths) + sum(widths[number] for number in texts)
     if width < _WIDE or left < sum(min(widths[number], _NARROWEST_TEXT) for number in texts):
@@ -239,7 +244,7 @@ def _print_table(console: Terminal, listing: Listing, cells: list[list[list[str]
     table = Table(box=SIMPLE_HEAD, padding=(0, second_space, 0, 0), pad_edge=False, show_edge=False)
     for column, width in zip(listing.columns, widths, strict=True):
         table.add_column(
-            column.label,
+            "\n".join(textwrap.wrap(column.label, width, break_long_words=False)),
             justify="right" if column.kind in _RIGHT else "left",
             no_wrap=column.kind != "text",
             overflow="fold",
@@ -286,7 +291,8 @@ def _broken(column: Column, cell: list[str], room: int) -> list[str]:
 
 def _print_lines(console: Terminal, listing: Listing, cells: list[list[list[str]]]) -> None:
     """A line for each row, its columns below each other: for `grep`, and for a log."""
-    table = [[column.label for column in listing.columns], *([_one_line(cell) for cell in row] for row in cells)]
+    table = [[column.label for column in listing.columns]]
+    table += [[_one_line(column, cell) for column, cell in zip(listing.columns, row, strict=True)] for row in cells]
     widths = [max(map(cell_len, texts)) for texts in zip(*table, strict=True)]
     if listing.title:
         console.print(Text(listing.title), soft_wrap=True)
@@ -299,5 +305,14 @@ def _print_lines(console: Terminal, listing: Listing, cells: list[list[list[str]
     console.print()
 
 
-def _one_line(cell: list[str]) -> str:
-    return "; ".join(cell)
+def _one_line(column: Column, cell: list[str]) -> str:
+    return (" " if column.kind == "text" else "; ").join(cell)
+
+
+def print_paragraph(console: Terminal, text: str, *, indent: int, first: str = "", style: str = "") -> None:
+    """A text whose further lines stand below its first one; `first` stands before that. Into a pipe one line."""
+    parts = [text] if not console.is_terminal else _broken(Column("", ""), [shown(text)], console.width - indent)
+    label = first.ljust(indent)
+    for part in parts:
+        console.print(Text.assemble(label, (shown(part), style)), soft_wrap=True)
+        label = " " * indent

@@ -251,21 +251,21 @@ class _TablePrinter:
     def __init__(self, views: list[NamedView], limit: int) -> None:
         self._limit = limit
         self._views = views
-        self._rows: dict[str, list[tuple[Any, ...]]] = {view.name: [] for view in views}
+        self._rows: dict[int, list[tuple[Any, ...]]] = {id(view): [] for view in views}  # names need not differ
         self._counts = dict.fromkeys(self._rows, 0)
 
     def row(self, view: NamedView, values: tuple[Any, ...]) -> None:
-        self._counts[view.name] += 1
-        if not self._limit or self._counts[view.name] <= self._limit:
-            self._rows[view.name].append(values)
+        self._counts[id(view)] += 1
+        if not self._limit or self._counts[id(view)] <= self._limit:
+            self._rows[id(view)].append(values)
 
     def finish(self) -> None:
         console = Terminal(file=sys.stdout)
         for view in self._views:
             columns = [Column(column.name, column.name, _kind(column.type)) for column in view.compiled.columns]
-            rows = [[_cell(value) for value in values] for values in self._rows[view.name]]
+            rows = [[_cell(value) for value in values] for values in self._rows[id(view)]]
             print_listing(console, Listing(view.name, columns, rows))
-            shown, total = len(self._rows[view.name]), self._counts[view.name]
+            shown, total = len(self._rows[id(view)]), self._counts[id(view)]
             more = f", {shown:,} shown; see --limit" if shown < total else ""
             console.print(f"{total:,} row{'' if total == 1 else 's'}{more}", highlight=False)
 

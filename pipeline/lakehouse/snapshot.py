@@ -84,7 +84,8 @@ def publish_snapshot(
 ) -> SnapshotReport:
     """Write the warehouse's state of this moment as a snapshot and make it the latest; then remove the oldest ones.
 
-    Raises CheckFailed where the warehouse does not pass its checks, UsageError for a folder that is none of ours, TransientError while another run writes to it, LakehouseError
+    Raises CheckFailed where the warehouse does not pass its checks, UsageError for a folder that is none of ours,
+    TransientError while another run writes to it, LakehouseError
     when it cannot be written, WarehouseError when the database is empty or fails. The latest snapshot then stays.
     """
     options = options or SnapshotOptions()

@@ -15,6 +15,7 @@ from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.notes import export_notes
 from pipeline.extract.request_budget import requests_in_hour
+from pipeline.operations.alerts.nights import is_nightly
 from pipeline.quality.report import UnmappedCode, unmapped_by_site, vanished_counts, vanished_sentences
 from pipeline.warehouse.export_jobs import sites_with_exports
 from pipeline.warehouse.next_kick_offs import next_kick_offs
@@ -46,10 +47,12 @@ class SiteRun:
 
 @dataclass(frozen=True)
 class SiteRuns:
-    """What Dagster does with a site. `next_run`: the schedule's next time; None where the schedule is off."""
+    """What Dagster does with a site. `next_run`: the schedule's next time; None where the schedule is off. `daemon`: whether it
+    has reported lately; without it, neither schedule nor sensor does anything."""
 
     schedule: bool
     sensor: bool
+    daemon: bool
     next_run: datetime | None = None
     last: SiteRun | None = None
     unfinished: tuple[SiteRun, ...] = ()
@@ -57,7 +60,7 @@ class SiteRuns:
 
 @dataclass(frozen=True)
 class DagsterRuns:
-    """`daemon`: whether it has reported lately; without it, no schedule and no sensor does anything."""
+    """`daemon`: as of each site."""
 
     daemon: bool
     sites: Mapping[str, SiteRuns]
@@ -89,6 +92,7 @@ class FailedExport:
     """The last export of a group that ended without files."""
 
     export: int
+    kind: str
     group: str | None
     state: str
     error: str | None
@@ -108,9 +112,11 @@ class Requests:
 
 @dataclass(frozen=True)
 class SiteStatus:
-    """One site. `runs` is None where there has been no Dagster in this home, or the site has nothing that runs by itself."""
+    """One site. `is_nightly`: it has something that can run by itself; `runs` is None where it has not, and where there has
+    been no Dagster in this home."""
 
     site: str
+    is_nightly: bool
     last_export: int | None
     last_published: datetime | None
     runs: SiteRuns | None
@@ -134,7 +140,7 @@ class SiteStatus:
             return "running"
         if self.waiting:
             return "waiting"
-        if self.runs is not None and not self.runs.schedule:
+        if self.is_nightly and not (self.runs and self.runs.schedule):
             return "off"
         return "ok" if self.last_published else "never"
 
@@ -150,11 +156,13 @@ def site_statuses(
         last = _last_published(connection, name)
         yield SiteStatus(
             name,
-            *(last or (None, None)),
+            known is not None and is_nightly(known),
+            last[0] if last else None,
+            last[1] if last else None,
             dagster.sites.get(name) if dagster else None,
             tuple(_open(connection, name)),
             tuple(_waiting(connection, known, name, runtime.clock.now())),
-            tuple(_failed(connection, name)),
+            tuple(_failed(connection, known, name)),
             _last_error(connection, name),
             _requests(connection, known, name, runtime.clock.now()),
             _dead_letters(connection, name),
@@ -192,16 +200,19 @@ def _waiting(connection: psycopg.Connection, known: SiteSettings | None, site: s
         yield Waiting(entry.group_id, entry.next_try, entry.reason, entry.attempt)
 
 
-def _failed(connection: psycopg.Connection, site: str) -> Iterator[FailedExport]:
-    """Of each kind and group the last export, where that has failed."""
+def _failed(connection: psycopg.Connection, known: SiteSettings | None, site: str) -> Iterator[FailedExport]:
+    """Of each kind and group the last export, where that has failed; not of groups that the settings name no more."""
     rows = connection.execute(
-        "SELECT export_id, group_id, state, error FROM ("
-        " SELECT DISTINCT ON (kind, group_id) export_id, group_id, state, error FROM export_job WHERE site = %s"
+        "SELECT export_id, kind, group_id, state, error FROM ("
+        " SELECT DISTINCT ON (kind, group_id) export_id, kind, group_id, state, error FROM export_job WHERE site = %s"
         " ORDER BY kind, group_id, export_id DESC) AS last"
         f" WHERE state IN {sql_values((ExportState.FAILED, ExportState.GONE))} ORDER BY export_id",
         (site,),
     ).fetchall()
-    return (FailedExport(*row) for row in rows)
+    groups = known.groups if known is not None else ()
+    for failed in (FailedExport(*row) for row in rows):
+        if failed.kind != ExportKind.BULK or not groups or failed.group in groups:
+            yield failed
 
 
 def _last_error(connection: psycopg.Connection, site: str) -> str | None:

@@ -10,6 +10,7 @@ import dagster as dg
 from pipeline.core.logs import configure_logging
 from pipeline.core.private_files import work_privately
 from pipeline.core.settings import Settings, SiteSettings, home_folder, load_log_settings, load_settings
+from pipeline.orchestration.alert_sensors import alert_sensors
 from pipeline.orchestration.asset_checks import accounting_check, coverage_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.deep_check import deep_parts
@@ -77,6 +78,7 @@ def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Defin
             *([replay_job(settings.sites)] if sites else []),
         ],
         schedules=[part.schedule for part in (deep, lakehouse, retention, tables) if part],
+        sensors=alert_sensors(settings) if sites else [],
     )
 
 

@@ -11,6 +11,7 @@ import dagster as dg
 from cronsim import CronSim
 
 from pipeline.core.settings import Settings, SiteSettings
+from pipeline.operations.alerts.nights import is_nightly
 from pipeline.operations.site_status import DagsterRuns, SiteRun, SiteRuns
 from pipeline.orchestration.attempts import UNFINISHED
 from pipeline.orchestration.switches import open_instance, read_switches
@@ -25,7 +26,7 @@ _MOST_UNFINISHED = 20
 
 def read_runs(settings: Settings, now: datetime) -> DagsterRuns:
     """Of all sites that have something that runs by itself."""
-    nightly = [site for site in settings.sites.values() if site.fhir_url and (site.groups or site.patients_file)]
+    nightly = filter(is_nightly, settings.sites.values())
     daemon = False
     found = {}
     with open_instance(settings) as instance:
@@ -36,6 +37,7 @@ def read_runs(settings: Settings, now: datetime) -> DagsterRuns:
             found[site.name] = SiteRuns(
                 switches.schedule,
                 switches.sensor or not site.groups,
+                switches.daemon,
                 next(CronSim(site.schedule, now.astimezone(site.zone))) if switches.schedule else None,
                 last[0] if last else None,
                 tuple(_runs(instance, site, UNFINISHED, _MOST_UNFINISHED)),

@@ -89,7 +89,8 @@ def publish_export(
     `duplicates`: rules by which facts that two resources bring are counted.
     `over_newer`: its lines count also where newer exports are different.
 
-    Raises AccountingError when the lines do not add up, CheckFailed when rows and sources do not, ConfirmationNeeded when much has vanished that nobody has
+    Raises AccountingError when the lines do not add up, CheckFailed when rows and sources do not, ConfirmationNeeded when
+    much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
     """
     started = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -210,7 +210,8 @@ def drop_old_answers(home: Path, before: datetime | None, now: datetime, *, is_d
     folder = home / "vocabulary" / "resolvers"
     removed = kept = 0
     for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
-        with disk_errors("Answers of resolvers", folder, "They are asked for again."), FileLock(folder / ".lock"):
+        lock: AbstractContextManager[object] = nullcontext() if is_dry else FileLock(folder / ".lock")
+        with disk_errors("Answers of resolvers", folder, "They are asked for again."), lock:
             try:
                 frame = pl.read_parquet(file)
             except pl.exceptions.PolarsError:

@@ -250,7 +250,7 @@ def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
 
 
 def test_status_says_where_everything_stands(loaded: CommandLine) -> None:
-    shown = loaded.run("status").out
+    shown = loaded.run("status", "--site", "s").out
     assert "epic-omop demo 1" in shown
     assert str(loaded.home) in shown
     assert "export 1, " in shown

@@ -9,11 +9,15 @@ import stat
 from datetime import timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from pipeline.core.settings import SiteSettings
 from pipeline.load.repair import repair
 from pipeline.load.repair_file import RepairedLine, read_repairs, write_repairs
+from pipeline.orchestration.definitions import build_definitions
 from pipeline.quality.dead_letter_history import code_histories, open_by_code
+from pipeline.warehouse.runtime import Runtime
 from tests.command_line import CommandLine, killed
 from tests.integration.support import Warehouse, observation, patient
 
@@ -22,7 +26,7 @@ NOTE = [{"text": SECRET}]
 
 
 def line(resource_id: str, **more: object) -> bytes:
-    return json.dumps({"resourceType": "Observation", **observation(resource_id, note=NOTE, **more)}).encode()
+    return json.dumps({"resourceType": "Observation", **observation(resource_id, **{"note": NOTE, **more})}).encode()
 
 
 def repaired(warehouse: Warehouse, *lines: tuple[int | None, bytes]):
@@ -181,6 +185,41 @@ def test_the_command_writes_a_private_file_and_loads_it(broken: Warehouse, tmp_p
     assert "Compare the path" in shown.out
     everything = [written, finished, by_code, history, shown]
     assert SECRET not in "".join(one.out + one.err for one in everything)
+
+
+def test_dagster_replays_by_a_form(broken: Warehouse) -> None:
+    """With a limit that was too low and is raised; a site that is none, and a busy one, are failures that say so."""
+    site = SiteSettings(name="one", max_line_bytes=1100)
+    runtime = Runtime(broken.runtime.settings.model_copy(update={"sites": {"one": site}}), broken.runtime.clock)
+    tight = Warehouse(runtime, broken.folder, broken.loads)
+    tight.load(
+        {"Observation": [line("long", note=[{"text": SECRET * 200}]), line("date", effectiveDateTime="x" * 1200)]}
+    )
+    roomy = runtime.settings.model_copy(update={"sites": {"one": SiteSettings(name="one")}})
+    job = build_definitions(roomy, {"runtime": Runtime(roomy, runtime.clock)}).resolve_job_def("replay_dead_letters")
+
+    def run(**form: object) -> tuple[dg.ExecuteInProcessResult, str]:
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = job.execute_in_process(
+                {"ops": {"replay": {"config": form}}}, instance=instance, raise_on_error=False
+            )
+            stored = "".join(map(str, instance.all_logs(result.run_id)))
+        assert SECRET not in stored
+        return result, stored
+
+    ((export,),) = broken.rows("SELECT DISTINCT export_id FROM dead_letter WHERE code = 'line_too_long'")
+    open_before = letters(broken).keys()
+    assert not run(site="two")[0].success
+    assert "The sites of this installation are one" in run(site="two")[1]
+    assert run(site="one", code="line_too_long", export=export + 100)[0].success
+    assert letters(broken).keys() == open_before
+    result, _ = run(site="one", code="line_too_long", export=export)
+    assert result.success
+    assert "long" not in letters(broken)
+    assert broken.rows("SELECT DISTINCT code FROM dead_letter WHERE code = 'line_too_long' AND state = 'open'") == []
+    made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
+    assert "cdm/measurement" in made
+    broken.assert_whole()
 
 
 def test_a_file_of_plain_lines_is_known_by_its_resources(broken: Warehouse, tmp_path: Path) -> None:

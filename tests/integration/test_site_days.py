@@ -141,7 +141,7 @@ def test_status_announces_what_is_switched_on_alone(installed_url: str, tmp_path
     terminal = CommandLine(tmp_path, installed_url)
     assert "schedule off (epic-omop site enable north)" in terminal.run("status").out
     assert "Dagster's daemon does not run" in terminal.run("site", "enable", "north").out
-    shown = terminal.run("status").out
+    shown = terminal.run("status", "--site", "north").out
     assert "schedule 20" in shown
     assert "schedule off" not in shown
     terminal.run("site", "disable", "north")

@@ -88,7 +88,7 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
             "simulated__prune_landing",
         ],
         "schedules": ["deep_check__nightly", "north__nightly", "retention__daily", "simulated__nightly"],
-        "sensors": ["north__exports", "simulated__exports"],
+        "sensors": ["alerts", "north__exports", "run_failures", "run_successes", "simulated__exports"],
         "checks": [
             f"{site}/load:{check}"
             for site in ("folders", "north", "simulated")

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("job_name", sa.Text(), nullable=False),
         sa.Column("site", sa.Text(), comment="NULL: of the instance"),
         sa.Column("export_id", sa.BigInteger(), comment="the export that the run was about"),
+        sa.Column("partition", sa.Text(), comment="the day that the run was about"),
         sa.Column("failed_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("error", sa.Text(), nullable=False, comment="what went wrong, without patient data"),
         sa.Column("resolved_at", sa.DateTime(timezone=True), comment="when a later run of the same job succeeded"),

@@ -146,10 +146,10 @@ KINDS: Mapping[AlertKind, KindText] = {
         "epic-omop landing status",
     ),
     AlertKind.WAREHOUSE_AWAY: KindText(
-        "The warehouse cannot be reached",
+        "The warehouse cannot be used",
         "error",
         "No site can be loaded, and no other alert can be found out.",
-        "See that PostgreSQL runs and takes connections.",
+        "See that PostgreSQL runs, takes connections, and has space on its disk.",
         "epic-omop db status",
     ),
     AlertKind.RULE_FAILED: KindText(

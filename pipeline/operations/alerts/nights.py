@@ -12,7 +12,7 @@ from cronsim import CronSim
 from omop_schema.exports import OPEN_STATES, ExportKind, sql_values
 from pipeline.core.settings import SiteSettings
 
-__all__ = ["GroupNight", "group_nights", "is_nightly", "last_tick"]
+__all__ = ["NIGHTLY_KINDS", "GroupNight", "group_nights", "is_nightly", "last_tick", "was_tried"]
 
 #: What a night asks for.
 NIGHTLY_KINDS = (ExportKind.BULK, ExportKind.CRAWL)
@@ -64,3 +64,13 @@ def group_nights(connection: psycopg.Connection, site: SiteSettings) -> Sequence
             is_open=any(row.is_open for row in rows),
         )
     ]
+
+
+def was_tried(connection: psycopg.Connection, site: SiteSettings, tick: datetime) -> bool:
+    """Whether a kick-off since then ended before there was an export: a run failed, or the server refused it for now."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM run_failure WHERE site = %(site)s AND failed_at >= %(tick)s)"
+        " OR EXISTS (SELECT FROM next_kick_off WHERE site = %(site)s)",
+        {"site": site.name, "tick": tick},
+    ).fetchone()
+    return bool(row and row[0])

@@ -35,7 +35,7 @@ from pipeline.operations.alerts.warehouse_away import report_away, report_back
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "test_channels"]
+__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "try_channels"]
 
 #: What the heartbeat is called among the channels of a report.
 HEARTBEAT = "heartbeat"
@@ -80,7 +80,7 @@ def run_alerts(
             _deliver(connection, runtime, alerts, report, until)
             report.waiting = waiting(connection, [channel.name for channel in alerts.channels])
     except WarehouseError as error:
-        if not _is_away(runtime):
+        if _lacks_outbox(runtime):
             raise
         report.away = error
         report.failures += report_away(runtime.settings, alerts, error, runtime.clock.now())
@@ -95,7 +95,7 @@ def run_alerts(
     return report
 
 
-def test_channels(runtime: Runtime, name: str | None) -> list[tuple[str, str | None, EpicOmopError | None]]:
+def try_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, str | None, EpicOmopError | None]]:
     """A message of the event `test` to each channel, or to that of the name, and the heartbeat; without the outbox, and so
     without the warehouse. Returns (channel, note, what went wrong)."""
     alerts = load_operations(runtime.settings).alerts
@@ -168,10 +168,10 @@ def _deliver_one(
     return True
 
 
-def _is_away(runtime: Runtime) -> bool:
-    """Whether the server is away at all, or only does not have what was asked for."""
+def _lacks_outbox(runtime: Runtime) -> bool:
+    """Whether the server answers, and its schemas are of an older version or not there."""
     try:
-        with runtime.connect():
-            return False
+        with runtime.connect() as connection:
+            return connection.execute("SELECT to_regclass('alert_delivery') IS NULL").fetchone() == (True,)
     except WarehouseError:
-        return True
+        return False

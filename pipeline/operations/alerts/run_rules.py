@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,13 +11,15 @@ import psycopg
 
 from omop_schema.exports import STATES_BEFORE_LANDING, ExportKind, ExportState, sql_values
 from pipeline.core.settings import SiteSettings
-from pipeline.operations.alerts.circumstances import Circumstances
+from pipeline.operations.alerts.circumstances import Circumstances, DagsterState
 from pipeline.operations.alerts.kinds import AlertKind, Condition
-from pipeline.operations.alerts.nights import NIGHTLY_KINDS, GroupNight, group_nights, is_nightly, last_tick
+from pipeline.operations.alerts.nights import NIGHTLY_KINDS, GroupNight, group_nights, is_nightly, last_tick, was_tried
 from pipeline.quality.bounds import usual
 from pipeline.warehouse.next_kick_offs import next_kick_offs
 
 __all__ = ["failed_runs", "missed_nights", "stuck_sites", "waiting_exports"]
+
+_log = logging.getLogger(__name__)
 
 #: What is landed and not published after this needs somebody: loads take minutes to a few hours.
 _LOAD_WITHIN = timedelta(hours=6)
@@ -37,11 +40,11 @@ SELECT * FROM (
 """
 # A run by hand that published what a failed run should have done needs no success of the same job in Dagster.
 _FAILED_RUNS = f"""
-SELECT failure.run_id, failure.job_name, failure.site, failure.export_id, failure.error FROM run_failure AS failure
+SELECT failure.job_name, failure.site, failure.export_id, failure.partition, failure.error FROM run_failure AS failure
 WHERE failure.resolved_at IS NULL AND failure.failed_at > %(since)s
   AND NOT EXISTS (SELECT FROM export_job AS job WHERE job.state = '{ExportState.PUBLISHED}'
                   AND (job.export_id = failure.export_id
-                       OR (failure.export_id IS NULL AND failure.site IS NOT NULL AND job.site = failure.site
+                       OR (failure.export_id IS NULL AND failure.partition IS NULL AND job.site = failure.site
                            AND job.kind IN {sql_values(NIGHTLY_KINDS)} AND job.published_at > failure.failed_at)))
 ORDER BY failure.failed_at
 """
@@ -89,68 +92,82 @@ def failed_runs(connection: psycopg.Connection, at: Circumstances) -> Iterator[C
         what = f"Export {export_id}{_of(kind, group)} is {state}: {_sentence(error)}"
         yield Condition(AlertKind.RUN_FAILED, site, what, f"{kind}:{group}")
     since = at.now - timedelta(days=_FAILURES_DAYS)
-    for _, job, site, export_id, error in connection.execute(_FAILED_RUNS, {"since": since}).fetchall():
+    for job, site, export_id, day, error in connection.execute(_FAILED_RUNS, {"since": since}).fetchall():
         if export_id in failed_exports or (site is not None and site not in at.settings.sites):
             continue
-        about = f" for export {export_id}" if export_id else ""
-        command = "" if site else "epic-omop ui"
-        yield Condition(AlertKind.RUN_FAILED, site, f"Job {job} failed{about}: {_sentence(error)}", job, command)
+        about = f" for export {export_id}" if export_id else f" for {day}" if day else ""
+        # What a person started for a day, or what no site owns, is run again where it was started.
+        command = "" if site and (export_id or not day) else "epic-omop ui"
+        what = f"Job {job} failed{about}: {_sentence(error)}"
+        yield Condition(AlertKind.RUN_FAILED, site, what, f"{job}:{export_id or day or ''}", command)
 
 
 def missed_nights(connection: psycopg.Connection, at: Circumstances) -> Iterator[Condition]:
     """Groups that were not published since their last night, by the site's own schedule and zone."""
-    missed: list[tuple[SiteSettings, datetime, Sequence[GroupNight]]] = []
-    expected = 0
+    nights = list(_expected_nights(connection, at))
+    missed = [night for night in nights if night.late]
+    silent = {night.site.name for night in missed if not night.was_asked}
+    dagster = _observed(at) if silent else None
+    stopped = silent & dagster.stopped if dagster else set()
+    if len(silent) == len(nights) and silent - stopped:
+        yield _nothing_ran([night for night in missed if night.site.name not in stopped], dagster)
+    else:
+        silent = stopped
+    for night in missed:
+        if night.site.name in stopped:
+            what = f"The schedule is off, and nothing was asked for since {_night(night.site, night.tick)}."
+            yield Condition(AlertKind.SITE_STOPPED, night.site.name, what)
+        elif night.site.name not in silent:
+            yield _missed(night)
+
+
+def _observed(at: Circumstances) -> DagsterState | None:
+    """What Dagster says only adds to what is known: where its storage cannot be read, the alert is raised without it."""
+    try:
+        return at.dagster()
+    except Exception as error:  # noqa: BLE001 - whatever Dagster raises
+        _log.warning("Dagster's storage could not be read (%s).", type(error).__name__)
+        return None
+
+
+@dataclass(frozen=True)
+class _SiteNight:
+    """The last night of a site that should be published by now, and the groups that are not."""
+
+    site: SiteSettings
+    tick: datetime
+    late: Sequence[GroupNight]
+    #: Whether anything of it was tried.
+    was_asked: bool
+
+
+def _expected_nights(connection: psycopg.Connection, at: Circumstances) -> Iterator[_SiteNight]:
     for site in at.settings.sites.values():
         if not is_nightly(site):
             continue
-        within = at.alerts.of_site(site.name).publication_within_hours or 0
-        tick = last_tick(site, at.now - timedelta(hours=within))
-        nights = group_nights(connection, site)
-        due = [night for night in nights if _is_expected(nights, tick)]
-        expected += bool(due)
-        late = [night for night in due if night.last_published is None or night.last_published < tick]
-        if late:
-            missed.append((site, tick, late))
-    silent = [site.name for site, tick, late in missed if not _was_asked(late, tick)]
-    dagster = at.dagster() if silent else None
-    stopped = set(silent) & dagster.stopped if dagster else set()
-    if silent and len(silent) == expected and set(silent) != stopped:
-        yield _nothing_ran(missed, sorted(set(silent) - stopped), daemon=dagster.daemon if dagster else None)
-        silent_sites = set(silent)
-    else:
-        silent_sites = stopped
-    for site, tick, late in missed:
-        if site.name in stopped:
-            what = f"The schedule is off, and nothing was asked for since the night of {_night(site, tick)}."
-            yield Condition(AlertKind.SITE_STOPPED, site.name, what)
-        if site.name not in silent_sites:
-            yield _missed(site, tick, late)
+        tick = last_tick(site, at.now - timedelta(hours=at.alerts.of_site(site.name).publication_within_hours or 0))
+        groups = group_nights(connection, site)
+        # A site that was never exported before its last night is being set up.
+        if any(group.first_requested and group.first_requested < tick for group in groups):
+            late = [group for group in groups if group.last_published is None or group.last_published < tick]
+            was_asked = any(group.is_open or (group.last_requested and group.last_requested >= tick) for group in late)
+            yield _SiteNight(site, tick, late, was_asked or was_tried(connection, site, tick))
 
 
-def _is_expected(nights: Sequence[GroupNight], tick: datetime) -> bool:
-    """A site that was never exported before its last night is being set up."""
-    return any(night.first_requested is not None and night.first_requested < tick for night in nights)
-
-
-def _was_asked(nights: Sequence[GroupNight], tick: datetime) -> bool:
-    return any(night.is_open or (night.last_requested and night.last_requested >= tick) for night in nights)
-
-
-def _nothing_ran(
-    missed: Sequence[tuple[SiteSettings, datetime, Sequence[GroupNight]]], names: Sequence[str], *, daemon: bool | None
-) -> Condition:
-    first = min(tick for site, tick, _ in missed if site.name in names)
-    why = {None: "", True: " Dagster's daemon is alive.", False: " Dagster's daemon does not run."}[daemon]
-    what = f"No site asked for anything since {first:%Y-%m-%d %H:%M} UTC: {', '.join(names)}.{why}"
+def _nothing_ran(missed: Sequence[_SiteNight], dagster: DagsterState | None) -> Condition:
+    first = min(night.tick for night in missed)
+    names = ", ".join(sorted(night.site.name for night in missed))
+    daemon = {None: "", True: " Dagster's daemon is alive.", False: " Dagster's daemon does not run."}
+    what = f"No site asked for anything since {_utc(first)}: {names}.{daemon[dagster.daemon if dagster else None]}"
     return Condition(AlertKind.NOTHING_RAN, None, what)
 
 
-def _missed(site: SiteSettings, tick: datetime, late: Sequence[GroupNight]) -> Condition:
-    groups = ", ".join(f"{night.group} ({_last(site, night)})" for night in late[:5])
-    more = f" and {len(late) - 5} more" if len(late) > 5 else ""
-    what = f"Nothing is published of the night of {_night(site, tick)}: {groups}{more}."
-    return Condition(AlertKind.NO_PUBLICATION, site.name, what)
+def _missed(night: _SiteNight) -> Condition:
+    late = [f"{group.group} ({_last(night.site, group)})" for group in night.late]
+    groups = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
+    asked = "" if night.was_asked else " Nothing was asked for."
+    what = f"Nothing is published of the night of {_night(night.site, night.tick)}: {groups}.{asked}"
+    return Condition(AlertKind.NO_PUBLICATION, night.site.name, what)
 
 
 def _last(site: SiteSettings, night: GroupNight) -> str:

@@ -60,7 +60,7 @@ def report_back(settings: Settings, alerts: AlertSettings, now: datetime) -> Fai
         at: dict[str, str] = informed["channels"]
         for channel in alerts.channels:
             if channel.name in at:
-                over = _problem("PostgreSQL did not answer.", since, now)
+                over = _problem("PostgreSQL did not answer, or could not keep anything.", since, now)
                 if _sent(channel, _message(settings, "resolved", now, over), alerts, failures):
                     del at[channel.name]
         if not {channel.name for channel in alerts.channels} & set(at):

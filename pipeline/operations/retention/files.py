@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,15 +63,15 @@ def _members(work: ItemWork, report: ItemReport) -> None:
         with work.runtime.connect() as connection:
             times = _times(connection, folder.name)
             late = _earliest_that_may_come(work, connection, folder.name)
-            newest, absent_since = _of_groups(connection, folder.name)
+            groups = _of_groups(connection, folder.name)
         old = []
         for number, file in sorted(files.items()):
             time = times.get(number)
             if time is not None and (age is None or time > work.now - age):
                 report.keep(1, "newer than the setting")
-            elif number in newest:
+            elif number in groups.newest:
                 report.keep(1, "a group's next export is compared with it")
-            elif time is not None and absent_since is not None and time >= absent_since:
+            elif time is not None and groups.counts(number, time):
                 report.keep(1, "vanished resources are counted by it")
             elif time is not None and time > late:
                 report.keep(1, "an older export, or an open dead letter of one, may still be loaded")
@@ -104,12 +105,23 @@ def _earliest_that_may_come(work: ItemWork, connection: psycopg.Connection, site
     return min([*times, *([letter] if letter else [])], default=work.now)
 
 
-def _of_groups(connection: psycopg.Connection, site: str) -> tuple[set[int], datetime | None]:
-    """The two newest exports of each group, and the oldest export that says since when a resource is absent."""
-    newest = connection.execute(
-        "SELECT export_id FROM (SELECT export_id, row_number() OVER (PARTITION BY group_id"
-        " ORDER BY job.transaction_time DESC, export_id DESC) AS place FROM group_export JOIN export_job AS job"
-        " USING (export_id, site) WHERE site = %s) AS ranked WHERE place <= 2",
+@dataclass(frozen=True)
+class _Groups:
+    """Exports of a site's groups, the two newest of each, and the time of the oldest since which a resource is absent."""
+
+    exports: frozenset[int]
+    newest: frozenset[int]
+    absent_since: datetime | None
+
+    def counts(self, export_id: int, time: datetime) -> bool:
+        """Whether a resource that a group lacks may have been seen in this export of no group."""
+        return export_id not in self.exports and self.absent_since is not None and time >= self.absent_since
+
+
+def _of_groups(connection: psycopg.Connection, site: str) -> _Groups:
+    rows = connection.execute(
+        "SELECT export_id, row_number() OVER (PARTITION BY own.group_id ORDER BY job.transaction_time DESC, export_id DESC)"
+        " FROM group_export AS own JOIN export_job AS job USING (export_id) WHERE own.site = %s",
         (site,),
     ).fetchall()
     (since,) = connection.execute(
@@ -117,7 +129,8 @@ def _of_groups(connection: psycopg.Connection, site: str) -> tuple[set[int], dat
         " WHERE job.site = %s",
         (site,),
     ).fetchone() or (None,)
-    return {number for (number,) in newest}, since
+    newest = frozenset(number for number, place in rows if place <= 2)
+    return _Groups(frozenset(number for number, _ in rows), newest, since)
 
 
 def _resolver_answers(work: ItemWork, report: ItemReport) -> None:

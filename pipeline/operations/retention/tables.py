@@ -48,8 +48,8 @@ HISTORY = (
     HistoryTable(
         "alert_message",
         "created_at",
-        "message_id IN (SELECT message_id FROM alert_delivery)",
-        "its deliveries are not done",
+        "message_id IN (SELECT message_id FROM alert_delivery WHERE state = 'pending')",
+        "not delivered yet",
     ),
     HistoryTable("alert", "resolved_at"),
 )

@@ -1,4 +1,4 @@
-"""Answers of checks are kept in `etl.check_result`: alerts, `status` and metrics read the newest of each check, table and site."""
+"""Answers of checks are kept in `etl.check_result`; alerts, `status` and metrics read the newest ones."""
 
 from __future__ import annotations
 

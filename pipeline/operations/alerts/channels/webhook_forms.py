@@ -41,7 +41,9 @@ def _slack(message: Message) -> dict[str, Any]:
             break
         text = part if len(part) <= _SLACK_SECTION else part[: _SLACK_SECTION - 1] + "…"
         blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": text}})
-    return {"text": _escaped(message.subject), "blocks": blocks}
+    # Slack shows `text` in notifications alone; receivers that know no blocks show nothing else.
+    text = _escaped(message.text)
+    return {"text": text if len(text) <= _SLACK_SECTION else text[: _SLACK_SECTION - 1] + "…", "blocks": blocks}
 
 
 def _parts(message: Message) -> Iterator[str]:
