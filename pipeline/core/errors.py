@@ -247,10 +247,13 @@ class CheckFailed(EpicOmopError):
 
     exit_code = 70
 
-    def __init__(self, message: str, advice: str = "", *, check: str = "", table: str | None = None) -> None:
+    def __init__(
+        self, message: str, advice: str = "", *, check: str = "", table: str | None = None, problems: int = 1
+    ) -> None:
         super().__init__(message, advice)
         self.check = check
         self.table = table
+        self.problems = problems
 
 
 class NightFailed(EpicOmopError):

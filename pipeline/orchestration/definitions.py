@@ -64,15 +64,16 @@ def _of_site(site: SiteSettings, first_day: str) -> dg.Definitions:
 def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Definitions:
     """What all sites share."""
     deep = deep_parts(settings, sites) if sites else None
-    tables = table_checks(settings, sites)
-    lakehouse = lakehouse_parts(settings, tables.blocking) if settings.lakehouse else None
+    tables = table_checks(settings, sites) if sites else None
+    blocking = tables.blocking if tables else None
+    lakehouse = lakehouse_parts(settings, blocking) if settings.lakehouse else None
     retention = retention_parts(settings) if sites else None
     return dg.Definitions(
         assets=[
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
-        asset_checks=[tables.checks, *(deep.checks if deep else [])],
+        asset_checks=[*([tables.checks] if tables else []), *(deep.checks if deep else [])],
         jobs=[
             *(part.job for part in (deep, lakehouse, retention, tables) if part),
             *([replay_job(settings.sites)] if sites else []),

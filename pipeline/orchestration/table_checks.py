@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.settings import Settings, SiteSettings
@@ -35,7 +36,7 @@ _MOST_SHOWN = 50
 @dataclass(frozen=True)
 class TableChecks:
     checks: dg.AssetChecksDefinition
-    job: dg.UnresolvedAssetJobDefinition
+    job: UnresolvedAssetJobDefinition
     schedule: dg.ScheduleDefinition
     #: those that a snapshot waits for
     blocking: dg.AssetSelection

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -22,7 +23,7 @@ from sqlalchemy import Connection
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportState
 from omop_schema.versions import IG_VERSION
-from pipeline.core.errors import AccountingError
+from pipeline.core.errors import AccountingError, CheckFailed, WarehouseError
 from pipeline.landing.store import LandedExport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
@@ -95,7 +96,7 @@ def publish_export(
     """
     started = time.perf_counter()
     settings = runtime.settings
-    with transaction(runtime.url) as connection:
+    with _keep_failed_check(runtime), transaction(runtime.url) as connection:
         db = _database(runtime, connection)
         lock_warehouse(db.connection)
         incoming = Incoming(
@@ -114,6 +115,17 @@ def publish_export(
         save_uses(db, export.site, export.export_id, uses, incoming.now)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, db, export, report, fingerprints)
+
+
+@contextmanager
+def _keep_failed_check(runtime: Runtime) -> Iterator[None]:
+    """A check that rolled everything back is kept all the same, for alerts and `status`."""
+    try:
+        yield
+    except CheckFailed as error:
+        with suppress(psycopg.Error, WarehouseError), runtime.connect() as connection:
+            touched_rows.save_failure(connection, error, runtime.clock.now())
+        raise
 
 
 def _database(runtime: Runtime, connection: Connection) -> Database:

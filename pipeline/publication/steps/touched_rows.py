@@ -4,6 +4,9 @@ sources without their row, rows that are there twice. `pipeline.quality.checks` 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+
+import psycopg
 
 from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES
@@ -11,7 +14,7 @@ from pipeline.core.errors import CheckFailed
 from pipeline.publication.sql import Database
 from pipeline.publication.tables import table_names
 
-__all__ = ["check_touched_rows", "last_ids"]
+__all__ = ["check_touched_rows", "last_ids", "save_failure"]
 
 _ADVICE = (
     "Nothing was published, and the export stays landed. `epic-omop verify` says whether the warehouse was sound before: rows"
@@ -43,4 +46,14 @@ def check_touched_rows(db: Database, before: Mapping[str, int]) -> None:
                     _ADVICE,
                     check=check,
                     table=table,
+                    problems=problems,
                 )
+
+
+def save_failure(connection: psycopg.Connection, error: CheckFailed, now: datetime) -> None:
+    """Keep it in `etl.check_result`; the next run of the checks says whether it still holds."""
+    connection.execute(
+        "INSERT INTO check_result (check_name, cdm_table, site, checked_at, severity, problems, detail)"
+        " VALUES (%s, %s, NULL, %s, 'error', %s, 'a publication was rolled back')",
+        [error.check, error.table, now, error.problems],
+    )
