@@ -19,7 +19,7 @@ from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.checks.asking import ask
-from pipeline.quality.checks.concepts import concept_rules
+from pipeline.quality.checks.concepts import ONE_RELEASE, concept_rules
 from pipeline.quality.checks.history import history_findings, history_rules
 from pipeline.quality.checks.model import Finding, Rule, Schemas, Severity
 from pipeline.quality.checks.recording import record
@@ -105,8 +105,10 @@ def _places(settings: Settings, sites: Sequence[SiteSettings]) -> Iterator[_Plac
     for table in LINEAGE_TABLES:
         asset = dg.AssetKey([settings.cdm_schema, table])
         yield from (_Place(rule, asset) for rule in rules_of_table(table))
-        if table in concepts:
-            yield _Place(concepts[table], asset)
+    for table, rule in concepts.items():
+        yield _Place(rule, dg.AssetKey([settings.cdm_schema, table]))
+    # There the release stands that the vocabulary has.
+    yield _Place(ONE_RELEASE, dg.AssetKey([settings.cdm_schema, "cdm_source"]))
     for site in sites:
         # `accounting` of a site has a check of its own, which names the files (`asset_checks`).
         of_site = [rule for rule in account_rules() if rule.name != "accounting"]
