@@ -108,6 +108,7 @@ def build_metadata(schema: str) -> MetaData:
     _medication_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
+    _repair_tables(metadata)
     _issue_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
@@ -542,6 +543,10 @@ def _failure_tables(metadata: MetaData) -> None:
         Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
         Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
     )
+
+
+def _repair_tables(metadata: MetaData) -> None:
+    """Repairs of dead letters that are under way, which publication takes out, and letters that retention removed."""
     Table(
         "dead_letter_repair",
         metadata,

@@ -310,50 +310,6 @@ def compose() -> dict[str, dict[str, dict[str, object]]]:
     return document
 
 
-def commands() -> list[list[str]]:
-    """Every command of our own image, shell lines taken apart."""
-    found = []
-    for service in compose()["services"].values():
-        if service.get("image") != "epic-omop":
-            continue
-        command = service["command"]
-        assert isinstance(command, list)
-        entry = service.get("entrypoint", [])
-        assert isinstance(entry, list)
-        if command[0] == "sh":
-            parts = [part.removeprefix(" exec ").split() for part in str(command[2]).split("&&")]
-            found += [part for part in parts if part[0] != "umask"]
-        else:
-            found.append([*entry, *command])
-    return found
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_of_the_compose_file_exists(command: list[str]) -> None:
-    """The program is installed, and knows the subcommand and every option that is given to it."""
-    program = Path(sys.executable).with_name(command[0])
-    if command[:2] == ["python", "-c"]:
-        return
-    assert program.exists()
-    words = [word for word in command[1:] if not word.startswith("-")]
-    if command[:2] == ["python", "-m"]:
-        words, command = ["-m", command[2]], command[2:]
-    subcommand = {"epic-omop": 2, "dagster": 2, "dagster-daemon": 1}.get(command[0], 2)
-    options = [word for word in command[1:] if word.startswith("-")]
-    if words[:1] == ["ui"]:
-        subcommand = 1
-    shown = subprocess.run(
-        [program, *words[:subcommand], "--help"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"COLUMNS": "200"},
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert [option for option in options if option not in shown.stdout] == []
-
-
 def test_ports_are_open_to_this_machine_alone() -> None:
     ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]  # type: ignore[attr-defined]
     assert len(ports) == 3
@@ -368,17 +324,6 @@ def test_services_wait_for_what_exists() -> None:
         assert set(waited) <= set(document["services"]), name
         for mount in service.get("volumes", []):  # type: ignore[attr-defined]
             assert str(mount).partition(":")[0] in document["volumes"], name
-
-
-def test_no_secret_is_written_in_the_compose_file() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    values = [
-        str(value)
-        for service in compose()["services"].values()
-        for value in service.get("environment", {}).values()  # type: ignore[attr-defined]
-    ]
-    assert not [value for value in values if "password" in value.lower()]
-    assert "epic_omop:" not in text.replace("epic_omop@", "")
 
 
 def test_states_are_texts_in_metadata() -> None:
