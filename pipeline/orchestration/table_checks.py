@@ -26,7 +26,7 @@ from pipeline.quality.checks.recording import record
 from pipeline.quality.checks.rules import account_rules, rules_of_table
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["TableChecks", "table_checks"]
+__all__ = ["TableChecks", "site_check_keys", "table_checks"]
 
 #: In the instance's zone: after the night's loads, before the lakehouse's snapshot.
 _CRON = "0 5 * * *"
@@ -110,9 +110,18 @@ def _places(settings: Settings, sites: Sequence[SiteSettings]) -> Iterator[_Plac
     # There the release stands that the vocabulary has.
     yield _Place(ONE_RELEASE, dg.AssetKey([settings.cdm_schema, "cdm_source"]))
     for site in sites:
-        # `accounting` of a site has a check of its own, which names the files (`asset_checks`).
-        of_site = [rule for rule in account_rules() if rule.name != "accounting"]
-        yield from (_Place(rule, load_key(site), site.name) for rule in (*of_site, *history_rules()))
+        yield from _places_of_site(site)
+
+
+def _places_of_site(site: SiteSettings) -> Iterator[_Place]:
+    # `accounting` of a site has a check of its own, which names the files (`asset_checks`).
+    of_site = [rule for rule in account_rules() if rule.name != "accounting"]
+    yield from (_Place(rule, load_key(site), site.name) for rule in (*of_site, *history_rules()))
+
+
+def site_check_keys(site: SiteSettings) -> list[dg.AssetCheckKey]:
+    """Those of a site's load: each asks for all sites and all that they have, so that a site's own load does not run them."""
+    return [place.key for place in _places_of_site(site)]
 
 
 def _ask(runtime: Runtime, rules: Sequence[Rule]) -> dict[tuple[str, str | None], Finding]:

@@ -144,6 +144,17 @@ def test_what_verify_asks_of_rules_is_a_check_of_an_asset_that_is_there(tmp_path
     assert {key.asset_key for key in checks} <= set(definitions.resolve_all_asset_keys())
 
 
+def test_a_load_asks_nothing_that_all_sites_have_in_common(tmp_path: Path) -> None:
+    """Its cost would grow with the sites times the warehouse."""
+    job = build_definitions(settings(tmp_path, NORTH, SIMULATED)).resolve_job_def("north__ingest")
+    assert {node.name for node in job.graph.node_defs} == {
+        "north__landing",
+        "north__load",
+        "north__load_accounting",
+        "north__load_coverage",
+    }
+
+
 def test_a_load_is_late_by_the_sites_own_schedule(tmp_path: Path) -> None:
     weekly = NORTH.model_copy(update={"schedule": "0 1 * * 1"})
     weekdays = NORTH.model_copy(update={"schedule": "0 1 * * 1-5"})
