@@ -116,6 +116,7 @@ def build_metadata(schema: str) -> MetaData:
     _vocabulary_tables(metadata)
     _local_map_table(metadata)
     _coverage_table(metadata)
+    _check_table(metadata)
     alert_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
@@ -737,6 +738,23 @@ def _coverage_table(metadata: MetaData) -> None:
         Column("rows", BigInteger, nullable=False, comment="that have the element"),
         Column("mapped", BigInteger, nullable=False, comment="of these, those with a concept"),
         Index("coverage_by_site", "site", "published_at"),
+    )
+
+
+def _check_table(metadata: MetaData) -> None:
+    """Answers of checks (docs/verify.md): of each rule and table a row at every time, and one of each site with problems."""
+    Table(
+        "check_result",
+        metadata,
+        Column("check_name", Text, nullable=False),
+        Column("cdm_table", Text, comment="NULL: about accounts of landed files, or a site's past"),
+        Column("site", Text, comment="NULL: problems of which no site is known"),
+        _time("checked_at", nullable=False),
+        Column("severity", Text, nullable=False, comment="error or warn"),
+        Column("problems", BigInteger, nullable=False),
+        Column("detail", Text, nullable=False, comment="counts and concept ids, never a patient's data"),
+        Index("check_result_by_check", "check_name", "cdm_table", "site", "checked_at"),
+        Index("check_result_by_time", "checked_at"),
     )
 
 
