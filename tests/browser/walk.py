@@ -154,7 +154,9 @@ def backfill(walk: Walk) -> None:
     dialog.get_by_role("button", name="Launch").last.click()
     runs = walk.wait_for_runs(before, least=4)
     if failed := [run for run, (_, status) in runs.items() if status != "SUCCESS"]:
-        walk.problems.append(f"stop {walk.number}: runs of the backfill failed: {failed}")
+        walk.problems.append(f"stop {walk.number}: {len(failed)} runs of the backfill failed")
+        walk.go(f"/runs/{failed[0]}", sees="STEP_FAILURE")
+        walk.picture("a failed run of the backfill", wait=3)
     walk.go(f"/assets/{_SITE}/load?view=partitions")
     walk.picture("partitions after the backfill", wait=4)
 
@@ -238,6 +240,9 @@ def running(*words: str, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen([_PROGRAM, *words], stdout=output, stderr=output, start_new_session=True)
         try:
+            time.sleep(2)
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(words[:2])} ended by itself: {log.read_text(encoding='utf-8')[-500:]}")
             yield
         finally:
             process.send_signal(signal.SIGTERM)
@@ -257,7 +262,7 @@ def served(home: Path) -> Iterator[tuple[str, Runtime]]:
     say("db", "init")
     say("vocabulary", "load", str(Path(__file__).parents[2] / "mappings" / "demo_vocabulary"))
     faults = home / "faults.yaml"
-    faults.write_text("faults: [{fault: lines, how: malformed-line, type: Condition, times: 1}]\n", encoding="utf-8")
+    faults.write_text("faults: [{fault: lines, how: malformed-line, type: Condition}]\n", encoding="utf-8")
     groups = [word for group in _GROUPS for word in ("--group", group)]
     sandbox = ("--port", str(free_port()), "--patients", "20", "--window-hours", "0", "--faults", str(faults))
     port = free_port()

@@ -193,7 +193,8 @@ def ask(query, **variables):
     return json.load(urllib.request.urlopen(request, timeout=60))["data"]
 chosen = {"repositoryName": "__repository__", "repositoryLocationName": "pipeline.definitions", "jobName": sys.argv[1]}
 launch = ask('''mutation($it: ExecutionParams!) { launchRun(executionParams: $it) {
-    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }''', it={"selector": chosen})
+    __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }''', it={"selector": chosen})
+assert launch["launchRun"]["__typename"] == "LaunchRunSuccess", launch
 run = launch["launchRun"]["run"]["runId"]
 while True:
     status = ask("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)["runOrError"]["status"]
@@ -293,6 +294,7 @@ def test_the_units_that_stay_run_together(world: tuple[ServiceWorld, str], tmp_p
     """Code server by its socket, webserver and daemon by the workspace file beside the units; a run through all three."""
     place, database = world
     place.working_folder = "/srv/epic-omop"
+    (tmp_path / "data" / "sites.yaml").write_text("sites:\n  north: {time_zone: UTC}\n")
     stay = ["epic-omop-code.service", "epic-omop-webserver.service", "epic-omop-daemon.service"]
     for command in exec_lines("epic-omop-prepare.service"):
         assert place.run(command, unit_environment(UNITS / "epic-omop-prepare.service", database)).returncode == 0
