@@ -42,7 +42,9 @@ def report_away(settings: Settings, alerts: AlertSettings, error: EpicOmopError,
             last = datetime.fromisoformat(at[channel.name]) if channel.name in at else None
             if last is not None and (not remind or now - last < remind):
                 continue
-            message = _message(settings, alerts, "opened" if last is None else "reminder", now, _problem(error.message, since))
+            message = _message(
+                settings, alerts, "opened" if last is None else "reminder", now, _problem(error.message, since)
+            )
             if _sent(channel, message, alerts, failures):
                 at[channel.name] = now.isoformat()
     return failures
