@@ -303,8 +303,8 @@ def _verify_as_json(
 
 def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: bool) -> list[Check]:
     """What must hold; `with_files` reads all that has landed."""
+    from pipeline.quality.checks.model import Schemas
     from pipeline.quality.verify import (
-        VocabularySchemas,
         verify_access_log,
         verify_concepts,
         verify_landing,
@@ -312,7 +312,7 @@ def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: boo
     )
 
     settings = runtime.settings
-    schemas = VocabularySchemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
+    schemas = Schemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
     checks = [*verify_warehouse(connection, settings.cdm_schema), *verify_concepts(connection, schemas)]
     checks.append(verify_access_log(connection, settings.home))
     return [*checks, *verify_landing(connection, runtime.landing)] if with_files else checks

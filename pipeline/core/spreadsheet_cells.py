@@ -14,10 +14,16 @@ _NUMBER = re.compile(r"-[0-9]+(\.[0-9]+)?")
 
 
 def guarded(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: with an apostrophe before it, which `unguarded` takes off."""
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+    """A cell that no spreadsheet takes for a formula: with an apostrophe before it, which `unguarded` takes off. A text
+    that looks guarded gets one more, so that it comes back as it was."""
+    return f"'{text}" if _looks_like_formula(text) and not _NUMBER.fullmatch(text) else text
 
 
 def unguarded(text: str) -> str:
     """What `guarded` was given."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+    return text[1:] if text.startswith("'") and _looks_like_formula(text) else text
+
+
+def _looks_like_formula(text: str) -> bool:
+    """Also behind apostrophes."""
+    return text.lstrip("'").startswith(_FORMULA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -20,6 +20,7 @@ from pipeline.core.errors import ConfigurationError, RemoteUnavailable, Warehous
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.failures import raise_as_failures
+from pipeline.orchestration.freshness import longest_gap
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import table_value
@@ -86,15 +87,51 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
             "simulated__ingest",
             "simulated__kick_off",
             "simulated__prune_landing",
+            "warehouse_checks__run",
         ],
-        "schedules": ["deep_check__nightly", "north__nightly", "retention__daily", "simulated__nightly"],
+        "schedules": [
+            "deep_check__nightly",
+            "north__nightly",
+            "retention__daily",
+            "simulated__nightly",
+            "warehouse_checks__nightly",
+        ],
         "sensors": ["alerts", "north__exports", "run_failures", "run_successes", "simulated__exports"],
         "checks": [
-            f"{site}/load:{check}"
-            for site in ("folders", "north", "simulated")
-            for check in ("accounting", "coverage", "deep")
+            *(f"cdm/{table}:{check}" for table in sorted(LINEAGE_TABLES) for check in sorted(OF_TABLES)),
+            *(f"{site}/load:{check}" for site in ("folders", "north", "simulated") for check in sorted(OF_SITES)),
         ],
     }
+
+
+OF_TABLES = ("concepts_valid", "rows_are_there_once", "rows_have_sources", "sources_have_rows")
+OF_SITES = (
+    *("accounting", "coverage", "deep"),
+    *(
+        "accounts_exist",
+        "exclusions_have_reasons",
+        "rejections_have_dead_letters",
+        "orders_count_once",
+        "records_have_rows",
+    ),
+    *("mapping_rate_as_before", "lines_as_before", "rows_removed_as_before", "dead_letters_as_before"),
+)
+
+
+def test_a_load_is_late_by_the_sites_own_schedule(tmp_path: Path) -> None:
+    weekly = NORTH.model_copy(update={"schedule": "0 1 * * 1"})
+    weekdays = NORTH.model_copy(update={"schedule": "0 1 * * 1-5"})
+    gaps = {"weekly": longest_gap(weekly), "weekdays": longest_gap(weekdays), "nightly": longest_gap(NORTH)}
+    assert {name: round(gap / timedelta(days=1)) for name, gap in gaps.items()} == {
+        "weekly": 7,
+        "weekdays": 3,
+        "nightly": 1,
+    }
+    graph = build_definitions(settings(tmp_path, NORTH, FOLDERS)).resolve_asset_graph()
+    assert graph.get(dg.AssetKey(["north", "load"])).freshness_policy is not None
+    assert graph.get(dg.AssetKey(["folders", "load"])).freshness_policy is None, (
+        "its folders come when somebody brings them"
+    )
 
 
 def test_the_lineage_goes_from_landing_to_the_shared_tables(tmp_path: Path) -> None:

@@ -157,10 +157,10 @@ def test_programs_get_values(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_no_cell_is_a_formula(text: str) -> None:
     assert guarded(text).startswith("'")
-    assert unguarded(guarded(text)) in (text, "=1")
+    assert unguarded(guarded(text)) == text
 
 
-@given(st.text("=+-@'a1\t＝", max_size=6).filter(lambda text: not text.startswith("'")))
+@given(st.text("=+-@'a1\t＝", max_size=6))
 def test_the_apostrophe_comes_off_again(text: str) -> None:
     assert unguarded(guarded(text)) == text
 
