@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from pipeline.warehouse.embedded.binaries import installed_binaries
 from tests.databases import Prepared
 from tests.service_world import ROOT, ServiceWorld, service_world, why_not
 
@@ -161,6 +162,9 @@ def test_every_service_of_the_compose_file_runs(
     environments = {
         name: service_environment(one, database) for name, one in services.items() if one.get("image") == "epic-omop"
     }
+    kind, program, *arguments = services["postgres"]["healthcheck"]["test"]
+    ready = place.run([installed_binaries().program(program), *arguments], {})
+    assert (kind, ready.returncode) == ("CMD", 0), ready.stdout
     made = place.run(service_command(services["init"]), environments["init"])
     assert made.returncode == 0, made.stderr
     for name in STARTED:

@@ -63,7 +63,7 @@ COMPARED = {"history_bounds"}
 INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
 OTHERS_OF_INSTANCE = {
-    "home", "database_url", "dagster_schema", "cdm_schema", "vocab_schema", "etl_schema",
+    "home", "database_url", "dagster_schema", "operations", "cdm_schema", "vocab_schema", "etl_schema",
     "workers", "surrogate_salt", "lakehouse",
     "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
     "ui_hosts", "worker_memory_mb", "cdm_source", "operations",
