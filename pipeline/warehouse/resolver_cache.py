@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +23,17 @@ from filelock import FileLock
 from pipeline.core.files import disk_errors, make_folder, replace_file
 from pipeline.core.resolver_settings import ResolverSettings
 
-__all__ = ["RESOLVED_SCHEMA", "AnswerCache", "AnswerStatus", "AskedCode", "Pause", "ResolverAnswer", "cached_answers"]
+__all__ = [
+    "RESOLVED_SCHEMA",
+    "AnswerCache",
+    "AnswerStatus",
+    "AskedCode",
+    "Pause",
+    "RemappedAnswers",
+    "ResolverAnswer",
+    "cached_answers",
+    "sent_systems",
+]
 
 #: exact: its targets are concepts of the code. suggestion: for people alone. none: the service knows no concept.
 AnswerStatus = Literal["exact", "suggestion", "none"]
@@ -42,6 +53,7 @@ _CACHE_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
     "expires_at": _TIME,
 }
 _KEY = ("vocabulary_hash", "system", "code")
+_SYSTEM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[0-2](\.[0-9]+)+")
 
 #: What a site's resolvers say: `place` is the resolver's in their order, from 0.
 RESOLVED_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
@@ -183,13 +195,50 @@ class AnswerCache:
         return pl.DataFrame(schema=dict(_CACHE_SCHEMA))
 
 
-def cached_answers(home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str) -> pl.DataFrame:
-    """What a site's resolvers said exactly, under this release. Columns: RESOLVED_SCHEMA."""
-    frames = [
-        AnswerCache(home, resolver, vocabulary_hash)
-        .exact()
-        .with_columns(pl.lit(place, dtype=pl.Int32).alias("place"))
-        .select(list(RESOLVED_SCHEMA))
-        for place, resolver in enumerate(resolvers)
-    ]
-    return pl.concat([pl.DataFrame(schema=dict(RESOLVED_SCHEMA)), *frames])
+def cached_answers(
+    home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str, canonical: Callable[[str], str]
+) -> pl.DataFrame:
+    """What a site's resolvers said exactly, under this release, about systems that each may be asked about.
+
+    `canonical`: the one name of a code system. Columns: RESOLVED_SCHEMA.
+    """
+    frames = [pl.DataFrame(schema=dict(RESOLVED_SCHEMA))]
+    for place, resolver in enumerate(resolvers):
+        said = AnswerCache(home, resolver, vocabulary_hash).exact()
+        may_be_sent = sent_systems(resolver, said["system"].unique().to_list(), canonical)
+        said = said.filter(pl.col("system").is_in(sorted(may_be_sent)))
+        frames.append(said.with_columns(pl.lit(place, dtype=pl.Int32).alias("place")).select(list(RESOLVED_SCHEMA)))
+    return pl.concat(frames)
+
+
+def sent_systems(resolver: ResolverSettings, systems: Iterable[str], canonical: Callable[[str], str]) -> set[str]:
+    """Of these systems those whose codes a resolver may be asked about.
+
+    A system is a URI, or a bare OID. What mappings make of texts, such as the names of payers, has a system of one word:
+    that is text, and stays in the house.
+    """
+    named = {canonical(system) for system in resolver.systems}
+    return {system for system in systems if _SYSTEM.fullmatch(system) and (not named or canonical(system) in named)}
+
+
+class RemappedAnswers:
+    """The answers by which a site was mapped last: where there are others, a remap is due, also when the run that brought
+    them was stopped, or found another remap."""
+
+    def __init__(self, home: Path, site: str) -> None:
+        self._folder = home / "vocabulary" / "resolvers"
+        self._file = self._folder / f"mapped-{site}.parquet"
+
+    def lack_any_of(self, answers: pl.DataFrame) -> bool:
+        with suppress(OSError, pl.exceptions.PolarsError):
+            return (
+                answers.join(pl.read_parquet(self._file), on=answers.columns, how="anti", nulls_equal=True).height > 0
+            )
+        return answers.height > 0
+
+    def put(self, answers: pl.DataFrame) -> None:
+        with disk_errors("Answers of resolvers", self._folder, "They are mapped again."):
+            make_folder(self._folder)
+            buffer = io.BytesIO()
+            answers.write_parquet(buffer)
+            replace_file(self._file, buffer.getvalue())
