@@ -7,17 +7,20 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # No login, a fixed number: what it writes to the volume belongs to the same user after every build.
-RUN useradd --system --uid 10001 --create-home --shell /usr/sbin/nologin epic-omop \
-    && install -d -o epic-omop -g epic-omop -m 0700 /data
+RUN groupadd --system --gid 10001 epic-omop \
+    && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin epic-omop \
+    && install -d -o 10001 -g 10001 -m 0700 /data
 
 WORKDIR /opt/epic-omop
 COPY . .
 # The sources come without git, which would know: `git describe --tags`.
 ARG EPIC_OMOP_VERSION=0.2.0.dev0
 ENV SETUPTOOLS_SCM_PRETEND_VERSION_FOR_EPIC_OMOP=${EPIC_OMOP_VERSION}
-RUN pip install -c constraints.txt ".[postgres]"
+# Compiled once, here: a service whose file system is read-only would compile every module at every start.
+RUN pip install --compile -c constraints.txt ".[postgres]"
 
-USER epic-omop
+# By number, so that a cluster can see that it is not root.
+USER 10001:10001
 WORKDIR /data
 ENV EPIC_OMOP_HOME=/data
 VOLUME /data

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from omop_schema.contact import CONTACT_DATE, CONTACT_TABLES, NO_CONTACT
 from omop_schema.exports import OPEN_STATES, ExportKind, ExportState, sql_values
+from omop_schema.operations import alert_tables
 
 __all__ = [
     "ANSWER_CHANGED",
@@ -114,6 +115,7 @@ def build_metadata(schema: str) -> MetaData:
     _vocabulary_tables(metadata)
     _local_map_table(metadata)
     _coverage_table(metadata)
+    alert_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
     return metadata
@@ -513,6 +515,19 @@ def _failure_tables(metadata: MetaData) -> None:
         _time("last_seen", nullable=False),
         _time("closed_at"),
         Column("closed_by_export_id", BigInteger),
+        Column(
+            "open_since",
+            DateTime(timezone=True),
+            nullable=False,
+            comment="when a line of this resource was first rejected; older than first_seen where the line changed since",
+        ),
+        Column(
+            "is_repaired",
+            Boolean,
+            nullable=False,
+            server_default=text("false"),
+            comment="closed by a line that a person repaired",
+        ),
         CheckConstraint("state IN ('open', 'resolved', 'superseded')", name="dead_letter_state"),
         Index(
             "dead_letter_one_open",
@@ -525,6 +540,25 @@ def _failure_tables(metadata: MetaData) -> None:
         ),
         Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
         Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
+    )
+    Table(
+        "dead_letter_repair",
+        metadata,
+        Column("export_id", BigInteger, primary_key=True, autoincrement=False, comment="the replay that brings it"),
+        Column("letter_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("raw_hash_high", BigInteger, nullable=False, comment="xxh3-128 of the repaired line"),
+        Column("raw_hash_low", BigInteger, nullable=False),
+    )
+    Table(
+        "dead_letter_history",
+        metadata,
+        Column("site", Text, primary_key=True),
+        Column("resource_type", Text, primary_key=True),
+        Column("code", Text, primary_key=True),
+        Column("closed_on", Date, primary_key=True),
+        Column("ending", Text, primary_key=True, comment="resolved, repaired or superseded"),
+        Column("days_open", Integer, primary_key=True, autoincrement=False, comment="whole days"),
+        Column("letters", BigInteger, nullable=False),
     )
 
 

@@ -1,9 +1,11 @@
 """The pages of docs/ that are made from mappings and modules: `python -m tools.documents` (`make documents`).
 
+- docs/dead-letters.md: how dead letters are worked off, and an entry for each code.
 - docs/mapping-options.md: the named settings of the mapping.
 - docs/mapping/: a page for each resource, element by element, with examples.
 - docs/mapping-tables.md: filters, excluded types, value maps, code systems, constants, as they are.
 - docs/modules.md: what each folder and module holds.
+- docs/retention.md: what is kept for how long, and why.
 - docs/writing-a-mapping.md: every key, column type and rule.
 - docs/manifest.json: `epic-omop manifest` of the shared mappings, without the version.
 
@@ -27,8 +29,10 @@ from pipeline.core.settings import MAPPINGS_FOLDER
 from pipeline.quality.fixed_maps import FIXED_MAPS_RELEASE, origin_of
 from pipeline.quality.manifest import manifest
 from pipeline.transform.mapping.mappings import Mappings, ResourceMapping, load_mappings, read_mappings
+from tools.dead_letters_page import dead_letters_page
 from tools.mapping_pages import mapping_pages
 from tools.module_page import module_page
+from tools.retention_page import retention_page
 from tools.writing_page import writing_page
 
 __all__ = ["documents"]
@@ -40,9 +44,11 @@ def documents() -> dict[str, str]:
     """File name in docs/ → its content."""
     mappings = load_mappings(MAPPINGS_FOLDER)
     return {
+        "dead-letters.md": dead_letters_page(),
         "mapping-options.md": _joined(_options()),
         "mapping-tables.md": _joined(_tables(mappings)),
         "modules.md": module_page(),
+        "retention.md": retention_page(),
         "writing-a-mapping.md": writing_page(),
         **mapping_pages(mappings),
         "manifest.json": orjson.dumps(_manifest(mappings), option=orjson.OPT_INDENT_2).decode() + "\n",

@@ -11,6 +11,8 @@ import typer
 
 from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
+    access_log,
+    alerts,
     crawl,
     database,
     dead_letters,
@@ -18,6 +20,7 @@ from pipeline.commands import (
     erase,
     explain,
     export,
+    health,
     hydrate,
     ingest,
     keys,
@@ -25,8 +28,10 @@ from pipeline.commands import (
     landing,
     manifest,
     mappings,
+    metrics,
     remap,
     report,
+    retention,
     sandbox,
     status,
     ui,
@@ -70,6 +75,8 @@ app.add_typer(landing.app, name="landing")
 app.add_typer(lakehouse.app, name="lakehouse")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
+app.add_typer(alerts.app, name="alerts")
+app.add_typer(retention.app, name="retention")
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)
@@ -79,6 +86,9 @@ erase.register(app)
 remap.register(app)
 explain.register(app)
 status.register(app)
+health.register(app)
+metrics.register(app)
+access_log.register(app)
 ui.register(app)
 demo.register(app)
 manifest.register(app)

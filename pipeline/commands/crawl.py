@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.ingest import load_and_report
+from pipeline.commands.ingest import load_exports
+from pipeline.commands.output import Column, JsonOption, print_json, print_listing, words_console
 from pipeline.commands.rest_progress import rest_progress
-from pipeline.commands.tables import number_table
+from pipeline.commands.tables import counts_listing, load_report_as_json, print_load_report
 from pipeline.commands.terminal import Terminal, bold, words
 from pipeline.core.errors import UsageError
 
@@ -46,6 +47,7 @@ def crawl(
         bool, typer.Option("--accept-failed", help="Land although searches fail again and again; they are named.")
     ] = False,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Also load what was found.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Search for the resources of listed patients, one by one, for sites without bulk export; land and load them.
 
@@ -60,18 +62,37 @@ def crawl(
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    console = Terminal()
+    console = words_console(as_document=as_json)
+    documents = []
     for label, ids in _lists(runtime, settings, patients, patient, resume=resume):
         with rest_progress(console, "patients") as show:
             result = crawl_patients(
                 runtime, settings, ids, full=full, accept_failed=accept_failed, label=label, progress=show
             )
+        documents.append(_crawl_as_json(result))
         _print_crawl(console, result)
         if load:
-            load_and_report(console, runtime, settings, [result.export], LoadOptions(hydrate=True))
+            report = load_exports(console, runtime, settings, [result.export], LoadOptions(hydrate=True))
+            documents[-1]["load"] = load_report_as_json(report)
+            print_load_report(console, report)
         else:
             number = result.export.export_id
             console.print(words("Load it with ", bold(f"epic-omop ingest --site {site} --export {number}"), "."))
+    if as_json:
+        print_json(documents)
+
+
+def _crawl_as_json(result: Crawl) -> dict[str, Any]:
+    return {
+        "export": result.export.export_id,
+        "patients": result.patients,
+        "missing_patients": result.missing_patients,
+        "resources": dict(sorted(result.resources.items())),
+        "refused": [
+            {"resource_type": resource_type, "answer": code, "patients": count}
+            for (resource_type, code), count in sorted(result.refused.items())
+        ],
+    }
 
 
 def _lists(
@@ -101,10 +122,7 @@ def _lists(
 
 def _print_crawl(console: Terminal, result: Crawl) -> None:
     title = f"Crawl {result.export.export_id}: {result.patients:,} patients"
-    table = number_table("resource type", "resources", title=title)
-    for resource_type, count in sorted(result.resources.items()):
-        table.add_row(resource_type, f"{count:,}" if count else "·")
-    console.print(table)
+    print_listing(console, counts_listing(title, Column("resource_type", "resource type", "code"), result.resources))
     if result.missing_patients:
         console.print(f"{result.missing_patients:,} patients are not there, or not shown to this client.")
     for (resource_type, code), count in sorted(result.refused.items()):

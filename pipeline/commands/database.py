@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import document, echo
+from pipeline.commands.output import Column, JsonOption, Listing, print_json, print_listing
+from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def init() -> None:
 
     Also the roles omop_reader, omop_steward, omop_auditor and omop_etl (docs/security.md); where this database user may
     not, their SQL is printed for someone who may.
+
+    Example: epic-omop db init
     """
     from pipeline.warehouse.roles import Warehouse, install_roles, role_script
     from pipeline.warehouse.schema import install_schemas, schema_names
@@ -65,6 +68,8 @@ def upgrade() -> None:
 
     New tables and columns come, empty: `epic-omop vocabulary load` fills the former, `epic-omop remap` the latter. There is
     no way back but a fresh database; back the old one up if you may want it. Harmless to repeat.
+
+    Example: epic-omop db upgrade
     """
     from pipeline.warehouse.schema import schema_names, upgrade_schemas
 
@@ -114,13 +119,18 @@ def url() -> None:
     """Print the database's URL, for psql, psycopg and others; starts the embedded server if need be.
 
     The URL of a server of your own is printed as it was set, with its password if it has one.
+
+    Example: epic-omop db url
     """
     echo(_url(_settings()))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
-    """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`."""
+    """Open psql on the database. What follows is passed on: `epic-omop db psql -- -c 'select 1'`.
+
+    Example: epic-omop psql -c "SELECT count(*) FROM cdm.person"
+    """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     from pipeline.warehouse.access_looks import record_look
@@ -141,32 +151,42 @@ def psql(context: typer.Context) -> None:
 
 @app.command()
 def stop() -> None:
-    """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back."""
+    """Stop the embedded server, and with it TCP access. Sessions end; open transactions are rolled back.
+
+    Example: epic-omop db stop
+    """
     stopped = _embedded(_settings()).stop()
     echo("The embedded server has stopped." if stopped else "The embedded server was not running.")
 
 
 @app.command()
-def status() -> None:
-    """Say which database is used, whether it answers, and where its data is."""
+def status(as_json: JsonOption = False) -> None:
+    """Say which database is used, whether it answers, and where its data is.
+
+    Example: epic-omop db status --json
+    """
     settings = _settings()
-    if settings.database_url is not None:
-        _show_own_server(settings)
+    rows = _own_server(settings) if settings.database_url is not None else _embedded_server(settings)
+    if as_json:
+        print_json(rows)
         return
+    columns = [Column(name, name, "path") for name, value in rows.items() if value is not None]
+    listing = Listing("", columns, [[value for value in rows.values() if value is not None]], stacked=True)
+    print_listing(Terminal(highlight=False), listing)
+
+
+def _embedded_server(settings: Settings) -> dict[str, str | int | None]:
     state = _embedded(settings).status()
-    rows = {
+    return {
         "server": f"embedded PostgreSQL {state.major_version or ''}".strip(),
         "state": state.state,
         "url": state.url,
         "process": state.pid,
         "account": state.account,
         "tcp": f"{state.tcp.host} port {state.tcp.port}" if state.tcp else "off",
-        "folder": state.folder,
-        "log": state.log,
+        "folder": str(state.folder),
+        "log": str(state.log),
     }
-    for name, value in rows.items():
-        if value is not None:
-            echo(f"{name:<8} {value}")
 
 
 @app.command()
@@ -179,6 +199,8 @@ def serve(
     They log in as a role that may read the CDM and the vocabulary (omop_reader) and make schemas of its own; members of
     omop_steward and omop_auditor may log in as well (`db grant`). Nothing is encrypted on the way:
     on another address than the loopback's, patient data and results can be read by whoever listens on the network.
+
+    Example: epic-omop db serve --port 5433
     """
     from pipeline.warehouse.access_looks import record_look
     from pipeline.warehouse.embedded.folder import CLIENT_ROLE
@@ -223,12 +245,16 @@ def _embedded(settings: Settings) -> EmbeddedServer:
     return EmbeddedServer(settings.home)
 
 
-def _show_own_server(settings: Settings) -> None:
+def _own_server(settings: Settings) -> dict[str, str | int | None]:
     from pipeline.warehouse.connection import connect
 
     with connect(_url(settings)) as connection:
         version = connection.info.parameter_status("server_version")
-        echo(f"server   PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL")
-        echo("state    running")
-        echo(f"host     {connection.info.host} port {connection.info.port}")
-        echo(f"database {connection.info.dbname} as {connection.info.user}")
+        return {
+            "server": f"PostgreSQL {version}, named by EPIC_OMOP_DATABASE_URL",
+            "state": "running",
+            "host": connection.info.host,
+            "port": connection.info.port,
+            "database": connection.info.dbname,
+            "account": connection.info.user,
+        }

@@ -40,6 +40,8 @@ def demo(
 
     Uses the demonstration vocabulary and the embedded PostgreSQL (or EPIC_OMOP_DATABASE_URL). Everything it makes is
     under EPIC_OMOP_HOME.
+
+    Example: epic-omop demo --patients 50
     """
     from pipeline.sandbox.server import RunningSandbox
     from pipeline.warehouse.runtime import Runtime

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, print_listing, show
 from pipeline.commands.site_names import known_site
-from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, progress
+from pipeline.commands.terminal import DownloadColumn, Progress, Terminal, progress
 from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pipeline.erasure.run import EraseProgress, Erasing
     from pipeline.warehouse.runtime import Runtime
@@ -53,6 +53,8 @@ def erase(
         ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show who was erased: time, site and counts.")] = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """Erase persons: all that is theirs in the database, landing, staging and dead letters. It cannot be undone.
 
@@ -71,7 +73,7 @@ def erase(
     if site is not None:
         known_site(runtime, site)
     if list_:
-        _print_erasures(console, runtime, site)
+        _print_erasures(console, runtime, site, as_json=as_json, as_csv=as_csv)
         return
     if site is None:
         raise UsageError("Say from which site.", "Give --site NAME; `epic-omop status` lists them.")
@@ -154,9 +156,12 @@ def _progress(console: Terminal) -> tuple[Progress, EraseProgress]:
 
 def _print_found(console: Terminal, work: Erasing) -> None:
     sites = sorted(set(work.patients.values()))
-    table = number_table("what", "would go", title=f"Found in {', '.join(sites)}")
-    _add_counts(table, work.counts)
-    console.print(table)
+    columns = (Column("what", "what", "code"), Column("count", "would go", "count"))
+    listing = Listing(f"Found in {', '.join(sites)}", columns)
+    for name, count in sorted(work.counts.items(), key=lambda item: (":" in item[0], "." in item[0], item[0])):
+        if count:
+            listing.add(name, count)
+    print_listing(console, listing)
     if len(work.patients) > 1:
         console.print(
             f"{len(work.patients)} Patient resources go, with those that are the same person (replaced-by links,"
@@ -165,27 +170,32 @@ def _print_found(console: Terminal, work: Erasing) -> None:
         )
 
 
-def _add_counts(table: Table, counts: Mapping[str, int]) -> None:
-    for name, count in sorted(counts.items(), key=lambda item: (":" in item[0], "." in item[0], item[0])):
-        if count:
-            table.add_row(name, f"{count:,}")
+_ERASURE = (
+    Column("site", "site", "code"),
+    Column("erased_at", "erased", "time"),
+    Column("patients", "patients", "count"),
+    Column("rows", "rows", "count"),
+    Column("lines", "lines", "count"),
+    Column("state", "state"),
+)
 
 
-def _print_erasures(console: Terminal, runtime: Runtime, site: str | None) -> None:
+def _print_erasures(console: Terminal, runtime: Runtime, site: str | None, *, as_json: bool, as_csv: bool) -> None:
     from pipeline.warehouse.erased import erasures
 
     with runtime.connect() as connection:
         found = erasures(connection, site)
-    if not found:
-        console.print("Nobody was erased.")
-        return
-    table = Table("site", "erased", "patients", "rows", "lines", "state")
+    listing = Listing("Erased", _ERASURE)
     for item in found:
         rows = sum(count for name, count in item.counts.items() if not name.startswith(("etl.", "landing: ")))
         state = "done" if item.finished_at else f"interrupted: epic-omop erase --site {item.site} --resume"
         lines = item.counts.get("landing: lines", 0)
-        table.add_row(
-            item.site, f"{item.erased_at:%Y-%m-%d %H:%M} UTC", str(item.patients), f"{rows:,}", f"{lines:,}", state
-        )
-    console.print(table)
+        listing.add(item.site, item.erased_at, item.patients, rows, lines, state)
+    if as_json or as_csv:
+        show(console, listing, as_json=as_json, as_csv=as_csv)
+        return
+    if not found:
+        console.print("Nobody was erased.")
+        return
+    print_listing(console, listing)
     console.print("An erasure cannot be undone. To load a person again is a matter of a new warehouse.")

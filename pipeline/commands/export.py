@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
+from pipeline.commands.export_progress import ExportProgress, is_interactive
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    print_json,
+    print_listing,
+    show,
+    words_console,
+)
 from pipeline.commands.site_check import site_check
 from pipeline.commands.site_switches import site_disable, site_enable
-from pipeline.commands.terminal import (
-    Table,
-    Terminal,
-    bold,
-    words,
-)
+from pipeline.commands.tables import counts_listing
+from pipeline.commands.terminal import Terminal, bold, words
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.core.settings import SiteSettings
     from pipeline.extract.bulk import SiteExport
+    from pipeline.landing.store import LandedExport
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
@@ -52,12 +60,16 @@ def export(
     group: Annotated[
         list[str] | None, typer.Option("--group", help="Only this group; repeat it for several. Default: all.")
     ] = None,
+    resource_type: Annotated[
+        list[str] | None, typer.Option("--type", help="Only this resource type; repeat it for several. Default: all.")
+    ] = None,
     since: Annotated[
         datetime | None,
         typer.Option(
             "--since", parser=instant, help="Only what changed from then on (UTC), where the site knows `_since`."
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a site's groups from Epic and land the files; nothing is loaded yet.
 
@@ -66,13 +78,14 @@ def export(
     Epic allows one export of a group in a window (24 hours by default); inside it the command ends with exit
     code 75 and the time of the next try.
 
-    Example: epic-omop export --site north
+    Example: epic-omop export --site north --group E3iab --type Patient --type Condition
     """
     from pipeline.extract.bulk import export_groups
+    from pipeline.extract.bulk.request import checked_request
     from pipeline.warehouse.runtime import Runtime
 
     if context.invoked_subcommand is not None:
-        if site or group or since:
+        if site or group or since or resource_type:
             raise UsageError(
                 f"Options of `export` stand behind `{context.invoked_subcommand}`.",
                 f"Such as: epic-omop export {context.invoked_subcommand} --site SITE",
@@ -81,13 +94,22 @@ def export(
     if site is None:
         raise UsageError("Say which site to export.", "epic-omop export --site SITE; `site list` shows them.")
     runtime = Runtime.from_environment()
-    settings = runtime.settings.site(site)
-    groups = checked_groups(settings, group)
-    console = Terminal()
+    request = checked_request(
+        runtime.settings,
+        runtime.settings.site(site),
+        groups=group or (),
+        resource_types=resource_type or (),
+        since=since,
+    )
+    console = words_console(as_document=as_json)
     with ExportProgress(console) as progress:
         keep = progress.keep_future_time if is_interactive(console) else None
-        result = export_groups(runtime, settings, groups, progress.show, since=since, keep_future_time=keep)
+        result = export_groups(
+            runtime, request.site, request.groups, progress.show, since=request.since, keep_future_time=keep
+        )
     _show_result(console, result)
+    if as_json:
+        print_json([_as_json(landed, result) for landed in result.landed])
     for error in result.failures.values():
         raise error
     console.print(words("Load it with ", bold(f"epic-omop run --site {site}"), "."))
@@ -111,6 +133,8 @@ def abandon(
     """Give up a group's open export, whatever its state, and delete its job at the site.
 
     The group is free again; inside Epic's window (24 hours by default) the next kick-off waits until that has passed.
+
+    Example: epic-omop export abandon --site north --group g1
     """
     from pipeline.load.corrections import abandon as abandon_export
     from pipeline.warehouse.runtime import Runtime
@@ -136,10 +160,13 @@ def retime(
         typer.Option("--time", parser=instant, help="The time (UTC) that counts. Default: that of its kick-off."),
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load again what had counted as older.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Set the time of an export, which orders it among the others: for a transactionTime that cannot be right.
 
     An export whose time is in the future keeps out everything that comes after it.
+
+    Example: epic-omop export retime --site north --export 12 --time 2026-03-01T04:00
     """
     from pipeline.commands.site_names import known_site
     from pipeline.load.corrections import retime as retime_export
@@ -148,16 +175,20 @@ def retime(
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
     result = retime_export(runtime, site, number, time)
-    Terminal().print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
-    _load_again(runtime, settings, result.load_again, load=load)
+    words_console(as_document=as_json).print(f"The time of export {number} is {result.time:%Y-%m-%d %H:%M} UTC now.")
+    _load_again(runtime, settings, result.load_again, load=load, as_json=as_json)
 
 
 def forget(
     site: Annotated[str, typer.Option("--site", help="Name of the export's site.")],
     number: Annotated[int, typer.Option("--export", help="Number of the export.")],
     load: Annotated[bool, typer.Option("--load/--no-load", help="Load the newest other exports again.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
-    """Let an export count as if it had not come: everything else is newer. Its files stay in landing."""
+    """Let an export count as if it had not come: everything else is newer. Its files stay in landing.
+
+    Example: epic-omop export forget --site north --export 12
+    """
     from pipeline.commands.site_names import known_site
     from pipeline.load.corrections import forget as forget_export
     from pipeline.warehouse.runtime import Runtime
@@ -165,63 +196,89 @@ def forget(
     runtime = Runtime.from_environment()
     settings = known_site(runtime, site)
     result = forget_export(runtime, site, number)
-    console = Terminal()
+    console = words_console(as_document=as_json)
     console.print(f"Export {number} is forgotten.")
-    _load_again(runtime, settings, result.load_again, load=load)
+    _load_again(runtime, settings, result.load_again, load=load, as_json=as_json)
     with runtime.connect() as connection:
         row = connection.execute("SELECT count(*) FROM resource_state WHERE export_id = %s", (number,)).fetchone()
     if row and row[0]:
         console.print(f"{row[0]:,} resources are in no other export that was loaded: what they made stays for now.")
 
 
-def _load_again(runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool) -> None:
+def _load_again(
+    runtime: Runtime, site: SiteSettings, numbers: Sequence[int], *, load: bool, as_json: bool = False
+) -> None:
     from pipeline.commands.ingest import load_and_report
 
-    console = Terminal()
+    console = words_console(as_document=as_json)
     if load and numbers:
-        load_and_report(console, runtime, site, [runtime.landing.open(site.name, number) for number in numbers])
-    elif numbers:
+        exports = [runtime.landing.open(site.name, number) for number in numbers]
+        load_and_report(console, runtime, site, exports, as_json=as_json)
+        return
+    if as_json:
+        print_json({"exports": []})
+    if numbers:
         listed = ", ".join(map(str, numbers))
         console.print(f"To be loaded again, in this order: {listed} (epic-omop ingest --site {site.name} --export N).")
 
 
-def site_list() -> None:
-    """List the sites of sites.yaml: address, groups, number of resource types, time zone, schedule."""
+def site_list(as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
+    """List the sites of sites.yaml: address, groups, resource types (–: all that are mapped), time zone, schedule.
+
+    Example: epic-omop site list --json
+    """
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
     sites = runtime.settings.sites
-    console = Terminal()
+    console = words_console(as_document=False)
+    listing = Listing("", _SITE, [_site_row(sites[name]) for name in sorted(sites)])
+    if as_json or as_csv:
+        show(console, listing, as_json=as_json, as_csv=as_csv)
+        return
     if not sites:
         console.print(f"No sites yet: write {runtime.settings.sites_file} (see README, 'sites.yaml').")
         return
-    table = Table("site", "FHIR base URL", "groups", "types", "time zone", "schedule")
-    for name in sorted(sites):
-        table.add_row(*_site_row(sites[name]))
-    console.print(table)
+    print_listing(console, listing)
 
 
-def _site_row(site: SiteSettings) -> tuple[str, ...]:
-    return (
-        site.name,
-        site.fhir_url or "(folders only)",
-        ", ".join(site.groups) or "–",
-        "all mapped" if site.resource_types is None else str(len(site.resource_types)),
-        site.time_zone,
-        site.schedule,
-    )
+_SITE = (
+    Column("site", "site", "code"),
+    Column("fhir_url", "FHIR base URL", "path"),
+    Column("groups", "groups", "code"),
+    Column("resource_types", "types", "code"),
+    Column("time_zone", "time zone", "code"),
+    Column("schedule", "schedule", "code"),
+)
+
+
+def _site_row(site: SiteSettings) -> tuple[str | list[str] | None, ...]:
+    """No types named: all that are mapped."""
+    types = None if site.resource_types is None else sorted(site.resource_types)
+    return site.name, site.fhir_url, list(site.groups), types, site.time_zone, site.schedule
+
+
+def _lines_by_type(landed: LandedExport) -> Counter[str]:
+    lines: Counter[str] = Counter()
+    for file in landed.files:
+        lines[file.resource_type] += file.lines
+    return lines
+
+
+def _as_json(landed: LandedExport, result: SiteExport) -> dict[str, Any]:
+    return {
+        "export": landed.export_id,
+        "folder": str(landed.folder),
+        "resources": dict(sorted(_lines_by_type(landed).items())),
+        "notes": list(result.notes.get(landed.export_id, ())),
+    }
 
 
 def _show_result(console: Terminal, result: SiteExport) -> None:
     for landed in result.landed:
-        lines: dict[str, int] = {}
-        for file in landed.files:
-            lines[file.resource_type] = lines.get(file.resource_type, 0) + file.lines
-        table = Table("resource type", "resources", title=f"Export {landed.export_id}: {landed.folder}")
-        table.columns[1].justify = "right"
-        for resource_type, count in sorted(lines.items()):
-            table.add_row(resource_type, f"{count:,}")
-        console.print(table)
+        title = f"Export {landed.export_id}: {landed.folder}"
+        column = Column("resource_type", "resource type", "code")
+        print_listing(console, counts_listing(title, column, _lines_by_type(landed)))
         for note in result.notes.get(landed.export_id, ()):
             console.print(note)
     for group, error in result.failures.items():

@@ -12,28 +12,16 @@ import typer
 from rich import filesize
 
 from pipeline.commands.terminal import BarColumn, Progress, TaskID, Terminal, TextColumn, TimeElapsedColumn
-from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.core.settings import SiteSettings
     from pipeline.extract.bulk import ExportEvent
 
-__all__ = ["ExportProgress", "checked_groups", "is_interactive"]
+__all__ = ["ExportProgress", "is_interactive"]
 
 
 def is_interactive(console: Terminal) -> bool:
     """Whether somebody is there who can be asked."""
     return console.is_terminal and sys.stdin.isatty()
-
-
-def checked_groups(site: SiteSettings, chosen: list[str] | None) -> tuple[str, ...]:
-    if not site.groups:
-        raise UsageError(f"Site {site.name} has no groups to export.", f"Its patients: epic-omop crawl {site.name}.")
-    unknown = [name for name in chosen or () if name not in site.groups]
-    if unknown:
-        known = ", ".join(site.groups) or "none"
-        raise UsageError(f"Site {site.name} has no group {unknown[0]!r}.", f"Groups in sites.yaml: {known}.")
-    return tuple(dict.fromkeys(chosen)) if chosen else site.groups
 
 
 class ExportProgress:

@@ -1,24 +1,31 @@
-"""The table of a check, for people."""
+"""The table of a check, for people and for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.commands.terminal import Table, Terminal, styled, words
-from pipeline.core.findings import Finding, State
+from pipeline.commands.output import Column, Listing, print_json, print_listing
+from pipeline.commands.terminal import Terminal
+from pipeline.core.findings import Finding
 
 __all__ = ["print_findings"]
 
-_STYLES: dict[State, str] = {"ok": "green", "warning": "yellow", "failed": "bold red", "not checked": "dim"}
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "not checked": "dim"}
 
 
-def print_findings(console: Terminal, findings: Sequence[Finding], title: str) -> None:
-    """A row for each; what to do is below what was found."""
-    table = Table("what", "state", "found, and what to do", title=title, title_justify="left")
-    table.columns[1].no_wrap = True
+def print_findings(console: Terminal, findings: Sequence[Finding], title: str, *, as_json: bool = False) -> None:
+    """A row for each; what to do is below what was found. As JSON the two are apart."""
+    if as_json:
+        keys = ("what", "state", "found", "advice")
+        print_json([{key: getattr(finding, key) or None for key in keys} for finding in findings])
+        return
+    columns = (
+        Column("what", "what"),
+        Column("state", "state", "code", _STYLES),
+        Column("found", "found, and what to do"),
+    )
+    listing = Listing(title, columns)
     for finding in findings:
-        text = words(finding.found)
-        if finding.advice:
-            text.append("\n").append_text(styled(f"→ {finding.advice}", "bold" if finding.state == "failed" else ""))
-        table.add_row(finding.what, styled(finding.state, _STYLES[finding.state]), text)
-    console.print(table)
+        advice = [f"→ {finding.advice}"] if finding.advice else []
+        listing.add(finding.what, finding.state, [finding.found, *advice])
+    print_listing(console, listing)

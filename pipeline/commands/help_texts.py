@@ -1,19 +1,24 @@
 """How docstrings of commands become their `--help`: lines of a paragraph are joined, so that it fills the terminal, whatever
-its width. Typer joins those of the first paragraph only. Indented lines stay as they are: examples, one a line."""
+its width. Typer joins those of the first paragraph only. Indented lines stay as they are: examples, one a line. And flags
+are shown as flags: Typer writes a type behind them, as if they took a value."""
 
 from __future__ import annotations
 
 import inspect
 from itertools import pairwise
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 __all__ = ["fill_help", "fill_paragraphs"]
 
 
 def fill_help(app: typer.Typer) -> None:
     """Take the texts of all commands and groups of the program from their docstrings. Call it when all are registered."""
+    app.info.cls = _Group
     for command in app.registered_commands:
+        command.cls = _Command
         if text := command.help or (command.callback and command.callback.__doc__):
             command.help = fill_paragraphs(text)
     for group in app.registered_groups:
@@ -21,6 +26,23 @@ def fill_help(app: typer.Typer) -> None:
             if isinstance(group.typer_instance.info.help, str):
                 group.typer_instance.info.help = fill_paragraphs(group.typer_instance.info.help)
             fill_help(group.typer_instance)
+
+
+def _flags_as_flags(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_as_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _flags_as_flags(super().get_params(ctx))
 
 
 def fill_paragraphs(text: str) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.ingest import load_and_report
+from pipeline.commands.output import JsonOption, print_json, words_console
 from pipeline.commands.rest_progress import print_hydrations, rest_progress
-from pipeline.commands.terminal import Terminal
 
 __all__ = ["register"]
 
@@ -25,6 +25,7 @@ def hydrate(
         typer.Option("--export", help="Look through this landed export; repeat for several. Default: the newest ones."),
     ] = None,
     load: Annotated[bool, typer.Option("--load/--no-load", help="Also load what was fetched.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch by reference what a site's exports refer to and lack: medications, practitioners, places, results.
 
@@ -39,12 +40,14 @@ def hydrate(
 
     runtime = Runtime.from_environment()
     settings = runtime.settings.site(site)
-    console = Terminal()
+    console = words_console(as_document=as_json)
     exports = [runtime.landing.open(site, number) for number in export or ()] or newest_exports(runtime, settings)
     with rest_progress(console, "references") as show:
         result = hydrate_exports(runtime, settings, exports, progress=show)
     print_hydrations(console, [result])
     if result.landed and load:
-        load_and_report(console, runtime, settings, result.landed)
+        load_and_report(console, runtime, settings, result.landed, as_json=as_json)
+    elif as_json:
+        print_json({"exports": []})
     if result.error:
         raise result.error

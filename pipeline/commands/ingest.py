@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.tables import load_progress, number_table, print_load_report
+from pipeline.commands.output import (
+    Column,
+    JsonOption,
+    Listing,
+    listing_as_json,
+    print_json,
+    print_listing,
+    words_console,
+)
+from pipeline.commands.tables import load_progress, load_report_as_json, print_load_report
 from pipeline.commands.terminal import Terminal, styled, words
 from pipeline.commands.warehouse_state import print_settings_notes, refuse_empty
 from pipeline.core.errors import UsageError
@@ -21,10 +30,12 @@ if TYPE_CHECKING:
     from pipeline.landing.store import LandedExport
     from pipeline.load.load import LoadOptions
     from pipeline.load.resolving import NightResolution
+    from pipeline.quality.deep.model import DeepReport, DeepRequest
+    from pipeline.quality.report import LoadReport
     from pipeline.quality.verify import Check
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["load_and_report", "register"]
+__all__ = ["load_and_report", "load_exports", "register"]
 
 _CONFIRM = "Delete what has vanished by the site's policy, however much it is."
 
@@ -59,6 +70,7 @@ def ingest(
     new_site: Annotated[
         bool, typer.Option("--new-site", help="The name is right, although it is nearly that of another site.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Load NDJSON files or Bundles into OMOP without a server: land, transform, publish in one transaction.
 
@@ -79,7 +91,7 @@ def ingest(
     if source is not None and not source.exists():
         raise UsageError(f"There is no folder {source}.", "--from names a folder with NDJSON files, or one file.")
     _prepare(runtime)
-    console = Terminal()
+    console = words_console(as_document=as_json)
     options = LoadOptions(force=force, over_newer=force, confirmed=confirm)
     if source is None:
         # A site is known by its exports: by this one as well, which a new database has not heard of.
@@ -87,13 +99,13 @@ def ingest(
             known_site(runtime, site)
         landed = landed_export(runtime, site, export or 0)
         settings = known_site(runtime, site)
-        load_and_report(console, runtime, settings, [landed], options)
+        load_and_report(console, runtime, settings, [landed], options, as_json=as_json)
         return
     settings = loadable_site(runtime, site, is_new=new_site)
     with folder_load(runtime, site):
         with console.status("landing"):
             landed = ingest_folder(runtime, site, source, group=group, complete=complete)
-        load_and_report(console, runtime, settings, [landed], options)
+        load_and_report(console, runtime, settings, [landed], options, as_json=as_json)
 
 
 def _refuse_contradictions(source: Path | None, export: int | None, group: str | None, *, is_complete: bool) -> None:
@@ -107,6 +119,7 @@ def run(
     site: Annotated[str, typer.Option("--site", help="Name of a site in sites.yaml.")],
     group: Annotated[list[str] | None, typer.Option("--group", help="Only this group; repeat for several.")] = None,
     confirm: Annotated[bool, typer.Option("--confirm", help=_CONFIRM)] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a site's groups from Epic, transform and publish: what the nightly schedule does, in one command.
 
@@ -114,8 +127,9 @@ def run(
 
     Example: epic-omop run --site north
     """
-    from pipeline.commands.export_progress import ExportProgress, checked_groups, is_interactive
+    from pipeline.commands.export_progress import ExportProgress, is_interactive
     from pipeline.extract.bulk import export_groups
+    from pipeline.extract.bulk.request import checked_groups
     from pipeline.load.load import LoadOptions
     from pipeline.load.resolving import resolve_and_remap, resolve_codes
     from pipeline.warehouse.runtime import Runtime
@@ -124,14 +138,17 @@ def run(
     settings = runtime.settings.site(site)
     groups = checked_groups(settings, group)
     _prepare(runtime)
-    console = Terminal()
+    console = words_console(as_document=as_json)
     with ExportProgress(console) as progress:
         keep = progress.keep_future_time if is_interactive(console) else None
         result = export_groups(runtime, settings, groups, progress.show, keep_future_time=keep)
     if result.landed:
         resolve_codes(runtime, settings)
-        load_and_report(console, runtime, settings, result.landed, LoadOptions(hydrate=True, confirmed=confirm))
+        options = LoadOptions(hydrate=True, confirmed=confirm)
+        load_and_report(console, runtime, settings, result.landed, options, as_json=as_json)
         _print_resolution(console, resolve_and_remap(runtime, settings))
+    elif as_json:
+        print_json({"exports": []})
     for error in result.failures.values():
         raise error
 
@@ -156,8 +173,25 @@ def load_and_report(
     site: SiteSettings,
     exports: Sequence[LandedExport],
     options: LoadOptions | None = None,
+    *,
+    as_json: bool = False,
 ) -> None:
     """Load landed exports in the order of their times, with a bar, and print their results."""
+    report = load_exports(console, runtime, site, exports, options)
+    if as_json:
+        print_json(load_report_as_json(report))
+    else:
+        print_load_report(console, report)
+
+
+def load_exports(
+    console: Terminal,
+    runtime: Runtime,
+    site: SiteSettings,
+    exports: Sequence[LandedExport],
+    options: LoadOptions | None = None,
+) -> LoadReport:
+    """Load landed exports in the order of their times, with a bar and a sentence for each."""
     from pipeline.commands.rest_progress import print_hydrations
     from pipeline.load.load import USUAL, load
     from pipeline.quality.report import load_report
@@ -183,9 +217,7 @@ def load_and_report(
         if replayed:
             console.print(f"{replayed:,} lines that had waited for these resources went through again.")
     with runtime.connect() as connection:
-        print_load_report(
-            console, load_report(connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, ids)
-        )
+        return load_report(connection, runtime.settings.cdm_schema, runtime.settings.vocab_schema, ids)
 
 
 def verify(
@@ -201,6 +233,7 @@ def verify(
     seed: Annotated[
         int | None, typer.Option("--seed", help="With --deep: which persons are chosen; by default another each day.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that nothing was lost: accounts of all files, sources of all rows, rows of all sources.
 
@@ -216,15 +249,17 @@ def verify(
     if not deep and (everything or persons is not None or site is not None or seed is not None):
         raise UsageError("--persons, --all, --site and --seed go with --deep.", "See docs/verify.md.")
     runtime = Runtime.from_environment()
-    console = Terminal()
+    console = words_console(as_document=as_json)
+    deep_report = None
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
         if deep:
-            from pipeline.commands.verify_deep import deep_request, run_deep
+            from pipeline.commands.verify_deep import deep_request, refuse_differences, run_deep
 
             request = deep_request(runtime, persons=persons, everything=everything, site=site, seed=seed)
         checks = _checks(runtime, connection, with_files=files)
-        _print_accounts(console, connection)
+        accounts = _accounts(connection)
+        print_listing(console, accounts)
         print_settings_notes(console, runtime, connection)
         _print_overlaps(console, runtime, connection)
         missing = missing_lines(connection)
@@ -232,17 +267,38 @@ def verify(
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = _print_checks(console, checks)
     if deep:
-        try:
-            run_deep(console, runtime, request)
-        except AccountingError as difference:
-            if not failed:
-                raise
-            console.print(difference.message, style="red")
+        deep_report = run_deep(console, runtime, request)
+    if as_json:
+        print_json(_verify_as_json(checks, accounts, missing, (deep_report, request) if deep_report else None))
     if failed:
         advice = "\n".join(
             dict.fromkeys(check.advice or "Please report this with the lines above." for check in failed)
         )
         raise AccountingError(f"{len(failed)} of {len(checks)} checks failed.", advice)
+    if deep_report:
+        refuse_differences(deep_report)
+
+
+def _verify_as_json(
+    checks: Sequence[Check], accounts: Listing, missing: int, deep: tuple[DeepReport, DeepRequest] | None
+) -> dict[str, Any]:
+    from pipeline.commands.verify_deep import deep_as_json
+
+    return {
+        "checks": [
+            {
+                "name": check.name,
+                "ok": check.ok,
+                "problems": check.problems,
+                "detail": check.detail or None,
+                "advice": check.advice or None,
+            }
+            for check in checks
+        ],
+        "accounts": listing_as_json(accounts),
+        "missing_lines": missing,
+        "deep": deep_as_json(*deep) if deep else None,
+    }
 
 
 def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: bool) -> list[Check]:
@@ -286,19 +342,20 @@ def _print_checks(console: Terminal, checks: Sequence[Check]) -> list[Check]:
     return failed
 
 
-def _print_accounts(console: Terminal, connection: object) -> None:
-    import psycopg
+_ACCOUNT = ("files", "lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
 
-    assert isinstance(connection, psycopg.Connection)
+
+def _accounts(connection: psycopg.Connection) -> Listing:
+    """The last exports, the newest last."""
     rows = connection.execute(
         "SELECT export_id, site, count(*), sum(lines), sum(loaded), sum(unchanged), sum(superseded), sum(excluded),"
         " sum(rejected) FROM file_account GROUP BY export_id, site ORDER BY export_id DESC LIMIT 20"
     ).fetchall()
-    names = ("site", "export", "files", "lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
-    table = number_table(*names, title="The last exports, line by line")
+    keys = (Column("site", "site", "code"), Column("export", "export", "number"))
+    listing = Listing("The last exports, line by line", (*keys, *(Column(name, name, "count") for name in _ACCOUNT)))
     for export_id, site, *counts in reversed(rows):
-        table.add_row(site, str(export_id), *(f"{int(count):,}" if count else "·" for count in counts))
-    console.print(table)
+        listing.add(site, export_id, *(int(count or 0) for count in counts))
+    return listing
 
 
 def _prepare(runtime: Runtime) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import JsonOption
 from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.core.errors import ConfigurationError, UsageError
 
@@ -40,7 +41,10 @@ def new(
     kind: Annotated[Kind, typer.Option("--type", help="rsa signs RS384, ec (P-384) signs ES384.")] = Kind.rsa,
     bits: Annotated[int, typer.Option(help="Of an RSA key; at least 2048.")] = 3072,
 ) -> None:
-    """Make a private key (PEM, mode 0600) and say what to do with it."""
+    """Make a private key (PEM, mode 0600) and say what to do with it.
+
+    Example: epic-omop keys new --out key.pem
+    """
     from pipeline.extract.smart.key_files import new_key, write_new_key
     from pipeline.extract.smart.keys import key_from_file
 
@@ -57,7 +61,10 @@ def jwks(
     site: _Site = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write here instead of to standard output.")] = None,
 ) -> None:
-    """Write the JWK Set of the public keys, for the customer to host. It never holds a private part."""
+    """Write the JWK Set of the public keys, for the customer to host. It never holds a private part.
+
+    Example: epic-omop keys jwks key.pem --out jwks.json
+    """
     import orjson
 
     from pipeline.extract.smart.key_files import key_set
@@ -83,8 +90,12 @@ def check(
     jwks_url: Annotated[
         str | None, typer.Option("--jwks-url", help="Where the public keys are hosted. Default: the site's jwks_url.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with private keys and with the hosted JWK Set. Exit code 1 when something is."""
+    """Say what is wrong with private keys and with the hosted JWK Set. Exit code 1 when something is.
+
+    Example: epic-omop keys check --site north
+    """
     from pipeline.commands.findings import print_findings
     from pipeline.core.clock import SystemClock
     from pipeline.core.findings import Finding, any_failed
@@ -105,7 +116,7 @@ def check(
     url = jwks_url or (known.jwks_url if known else None)
     if url:
         findings += check_hosted_keys(url, keys, SystemClock(), known)
-    print_findings(Terminal(), findings, "Signing keys")
+    print_findings(Terminal(), findings, "Signing keys", as_json=as_json)
     if any_failed(findings):
         raise typer.Exit(1)
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.tables import number_table
+from pipeline.commands.output import (
+    Column,
+    JsonOption,
+    Listing,
+    listing_as_json,
+    print_json,
+    print_listing,
+    words_console,
+)
 from pipeline.commands.terminal import (
     DownloadColumn,
     MofNCompleteColumn,
@@ -54,6 +62,7 @@ def snapshot(
     with_lineage: _WithLineage = False,
     keep: _Keep = 1,
     group_readable: _GroupReadable = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the CDM as Parquet files: one consistent state, readable by DuckDB, Spark and polars.
 
@@ -71,7 +80,7 @@ def snapshot(
     from pipeline.lakehouse.store import lakehouse_folder
     from pipeline.warehouse.runtime import Runtime
 
-    console = Terminal(highlight=False)
+    console = words_console(as_document=as_json)
     runtime = Runtime.from_environment()
     target = to or runtime.settings.lakehouse
     if not target:
@@ -82,7 +91,10 @@ def snapshot(
         report = publish_snapshot(
             runtime, lakehouse_folder(target), options, lambda table, done, total: show(table, done, max(done, total))
         )
-    _print(console, report)
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        _print(console, report)
 
 
 @app.command()
@@ -152,12 +164,31 @@ def _progress(console: Terminal, what: str, column: ProgressColumn) -> tuple[Pro
     return bar, lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
 
 
+_TABLE = (
+    Column("table", "table", "path"),
+    Column("rows", "rows", "count"),
+    Column("files", "files", "count"),
+    Column("bytes", "size", "size"),
+)
+
+
+def _rows(report: SnapshotReport) -> list[tuple[str, int, int, int]]:
+    return [(path, *counts) for path, counts in report.tables.items()]
+
+
+def _as_json(report: SnapshotReport) -> dict[str, Any]:
+    return {
+        "snapshot": report.snapshot,
+        "folder": str(report.folder),
+        "rows": report.rows,
+        "bytes": report.bytes,
+        "removed_snapshots": report.removed_snapshots,
+        "tables": listing_as_json(Listing("", _TABLE, [*_rows(report)])),
+    }
+
+
 def _print(console: Terminal, report: SnapshotReport) -> None:
-    table = number_table("table", "rows", "files", "MB", title="Written")
-    for path, (rows, files, size) in report.tables.items():
-        if rows:
-            table.add_row(path, f"{rows:,}", f"{files:,}", f"{size / 1e6:,.1f}")
-    console.print(table)
+    print_listing(console, Listing("Written", _TABLE, [row for row in _rows(report) if row[1]]))
     empty = sum(1 for rows, _, _ in report.tables.values() if not rows)
     vocabulary = report.metadata["vocabulary"]
     console.print(

@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 def manifest(
     site: Annotated[str, typer.Option("--site", help="With this site's options and own mappings.")] = "",
 ) -> None:
-    """Print what the transformation reads and which OMOP tables it fills, as JSON for machines."""
+    """Print what the transformation reads and which OMOP tables it fills, as JSON for machines.
+
+    Example: epic-omop manifest --site north
+    """
     import orjson
 
     from pipeline.commands.site_names import site_of_mappings

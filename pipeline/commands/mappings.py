@@ -7,17 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.terminal import Table, Terminal, echo
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    listing_as_json,
+    print_csv,
+    print_json,
+    print_listing,
+    words_console,
+)
+from pipeline.commands.terminal import echo
 from pipeline.commands.warehouse_state import is_installed
 from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.core.settings import Settings
     from pipeline.transform.mapping.mappings import ConceptRule, MappingReading, ResourceMapping, TableRule, ViewMapping
+    from pipeline.transform.mapping.sources import MappingProblem
     from pipeline.transform.mapping_check.concepts import KnownConcepts
 
 __all__ = ["app"]
@@ -28,8 +40,6 @@ app = typer.Typer(
     "A site's own part is in mappings/sites/SITE in the home, and is laid over the shared mappings.",
 )
 
-_WIDTH_OF_FILES = 200
-
 Site = Annotated[str, typer.Option("--site", help="With this site's own mappings laid over the shared ones.")]
 
 
@@ -37,11 +47,15 @@ Site = Annotated[str, typer.Option("--site", help="With this site's own mappings
 def check(
     site: Site = "",
     vocabulary: Annotated[bool, typer.Option(help="Look up concept ids in the vocabulary that is loaded.")] = True,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """Find everything that is wrong in the mappings, each with file and line. Exit code 1 if there is anything.
 
     Concept ids are looked up in the loaded vocabulary, or in the demonstration vocabulary where none is loaded; that
     one is small, so that an id which it lacks is not called wrong.
+
+    Example: epic-omop mappings check --site north
     """
 
     from pipeline.core.settings import load_settings
@@ -50,29 +64,40 @@ def check(
     settings = load_settings()
     known = _known_concepts(settings) if vocabulary else None
     problems = check_mappings(settings.mappings, _check_site(site), settings.site_mappings_folder, known)
-    console = _console()
+    columns = (Column("where", "where", "path"), Column("problem", "what is wrong"))
+    listing = Listing("", columns, [(_place(problem, settings), problem.message) for problem in problems])
+    if as_json:
+        print_json({"concepts": known.name if known else None, "problems": listing_as_json(listing)})
+    elif as_csv:
+        print_csv(listing)
+    if as_json or as_csv:
+        raise typer.Exit(1 if problems else 0)
+    console = words_console(as_document=False)
     judged = f"concepts looked up in {known.name}" if known else "concepts not looked up"
     if not problems:
         console.print(f"The mappings{f' of {site}' if site else ''} are right; {judged}.")
         return
-    table = Table("where", "what is wrong", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for problem in problems:
-        where = f"{_short(problem.file, settings)}:{problem.line}" if problem.line else _short(problem.file, settings)
-        table.add_row(where, problem.message)
-    console.print(table)
+    print_listing(console, listing)
     console.print(f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}; {judged}.")
     raise typer.Exit(1)
+
+
+def _place(problem: MappingProblem, settings: Settings) -> str:
+    file = _short(problem.file, settings)
+    return f"{file}:{problem.line}" if problem.line else file
 
 
 @app.command()
 def show(
     resource: Annotated[str, typer.Argument(help="The resource type, such as Observation.")],
     site: Site = "",
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """Show the mapping that holds for a resource: filters, tables, concepts, and each column with its path.
 
-    With --site: under that site's options and own mappings; what comes from its own files is marked by file and line.
+    With --site: under that site's options and own mappings; what comes from its own files is marked by file and line. As CSV:
+    the columns of all views.
 
     Example: epic-omop mappings show Observation --site north
     """
@@ -91,21 +116,43 @@ def show(
             echo(f"{resource} is not mapped: its resources are excluded, with the reason {reason}.")
             return
         raise UsageError(f"There is no mapping of {resource}.", f"There are: {', '.join(sorted(mappings.resources))}.")
-    console = _console()
+    views = [(view, _columns(view, _own_places(reading, resource, view.name, settings))) for view in mapping.views]
+    if as_json:
+        print_json(_mapping_as_json(mapping, views))
+        return
+    if as_csv:
+        rows = [(view.name, *row) for view, listing in views for row in listing.rows]
+        print_csv(Listing("", (Column("view", "view", "code"), *_COLUMN), rows))
+        return
+    console = words_console(as_document=False)
     for line in _filters(mapping):
         console.print(line)
-    for view in mapping.views:
+    for view, listing in views:
         console.print()
         for line in _view(view):
             console.print(line)
-        console.print(_columns(view, _own_places(reading, resource, view.name, settings)))
+        if not any(row[3] for row in listing.rows):
+            print_listing(console, Listing("", _COLUMN[:3], [row[:3] for row in listing.rows]))
+            continue  # nothing is of a site's own
+        print_listing(console, listing)
 
 
-def _console() -> Terminal:
-    """Wide where no terminal sets the width: paths and messages are then read by programs, or in a log."""
-
-    console = Terminal(highlight=False)
-    return console if console.is_terminal else Terminal(highlight=False, width=_WIDTH_OF_FILES)
+def _mapping_as_json(mapping: ResourceMapping, views: list[tuple[ViewMapping, Listing]]) -> dict[str, Any]:
+    """`rules` and `filters` are the lines that people read."""
+    return {
+        "resource": mapping.resource,
+        "filters": [line.strip() for line in list(_filters(mapping))[1:]],
+        "views": [
+            {
+                "name": view.name,
+                "kind": view.kind,
+                "table": view.table,
+                "rules": [line.strip() for line in list(_view(view))[1:]],
+                "columns": listing_as_json(listing),
+            }
+            for view, listing in views
+        ],
+    }
 
 
 def _check_site(site: str) -> str | None:
@@ -195,14 +242,18 @@ def _rule(rule: TableRule | ConceptRule) -> str:
     return f"{value} where {rule.when}" if rule.when else value
 
 
-def _columns(view: ViewMapping, own: dict[str, str]) -> Table:
+_COLUMN = (
+    Column("column", "column", "code"),
+    Column("path", "path", "path"),
+    Column("type", "type", "code"),
+    Column("from", "from", "path"),
+)
 
-    headers = ["column", "path", "type", *(["from"] if own else [])]
-    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 2))
+
+def _columns(view: ViewMapping, own: dict[str, str]) -> Listing:
     types = view.column_types
-    for name, path in view.column_paths.items():
-        table.add_row(name, path, types[name] or "", *([own.get(name, "")] if own else []))
-    return table
+    rows = [(name, path, types[name], own.get(name)) for name, path in view.column_paths.items()]
+    return Listing("", _COLUMN, rows)
 
 
 def _own_places(reading: MappingReading, resource: str, view: str, settings: Settings) -> dict[str, str]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.output import Column, JsonOption, Listing, print_json, print_listing, words_console
 from pipeline.commands.site_names import known_site
-from pipeline.commands.tables import number_table
+from pipeline.commands.tables import counts_listing
 from pipeline.commands.terminal import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    Table,
     Terminal,
     TextColumn,
     TimeElapsedColumn,
-    words,
 )
 from pipeline.commands.warehouse_state import refuse_empty
 
@@ -25,14 +24,13 @@ if TYPE_CHECKING:
 
     from pipeline.core.settings import SiteSettings
     from pipeline.load.remap import RemapPlan, RemapReport
-    from pipeline.load.vocabulary_changes import VocabularyChanges
+    from pipeline.load.vocabulary_changes import AnswerChange, VocabularyChanges
     from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["register"]
 
-#: Changed codes that are shown; --json of a dry run has all.
+#: Changed codes that are shown; --json has all.
 _MOST_SHOWN = 20
-_LONGEST = 40
 
 
 def register(app: typer.Typer) -> None:
@@ -52,6 +50,7 @@ def remap(
     _only_old: Annotated[
         bool, typer.Option("--only-old", hidden=True, help="The default now; kept for scripts of earlier versions.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Map again, from landed lines, what settings, mappings, the vocabulary or a local map have changed. Asks nothing of the
     site.
@@ -65,22 +64,58 @@ def remap(
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Terminal()
+    console = words_console(as_document=as_json)
+    documents = []
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
     missing: dict[str, int] = {}
     for settings in _sites(runtime, site):
         if dry_run:
-            _print_plan(console, settings.name, remapping.remap_plan(runtime, settings, everything=everything))
+            plan = remapping.remap_plan(runtime, settings, everything=everything)
+            documents.append(_plan_as_json(settings.name, plan))
+            _print_plan(console, settings.name, plan)
             continue
         with _progress(console) as progress:
             show = _shown_on(progress, f"{settings.name}: resources")
             report = remapping.remap(runtime, settings, everything=everything, progress=show)
+        documents.append(_report_as_json(settings.name, report))
         _print_report(console, settings.name, report)
         if gone := report.not_in_landing.total():
             _print_counts(console, report.not_in_landing, "resource type", "resources", "Not in landing any more:")
             missing[settings.name] = gone
+    if as_json:
+        print_json(documents)
     _refuse_missing(missing)
+
+
+def _plan_as_json(site: str, plan: RemapPlan) -> dict[str, Any]:
+    return {
+        "site": site,
+        "dry_run": True,
+        "resources": dict(plan.resources),
+        "rows": dict(plan.rows),
+        "derived_rows": plan.others_are_old,
+        "vocabulary": _changes_as_json(plan.vocabulary),
+    }
+
+
+def _report_as_json(site: str, report: RemapReport) -> dict[str, Any]:
+    return {
+        "site": site,
+        "dry_run": False,
+        "exports": report.export_ids,
+        "mapped": dict(report.mapped),
+        "not_in_landing": dict(report.not_in_landing),
+        "resumed": report.resumed,
+        "vocabulary": _changes_as_json(report.vocabulary),
+    }
+
+
+def _changes_as_json(found: VocabularyChanges | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    changes = [dict(zip(("code", "before", "after"), _change(change), strict=True)) for change in found.changes]
+    return {"before": found.before, "after": found.after, "resources": found.resources, "changes": changes}
 
 
 def _sites(runtime: Runtime, site: str | None) -> list[SiteSettings]:
@@ -136,43 +171,24 @@ def _print_changes(console: Terminal, site: str, found: VocabularyChanges | None
     )
     if not found.changes:
         return
-    table = Table(box=None)
-    table.add_column(words("code"))
-    table.add_column(words("before"), justify="right")
-    table.add_column(words("after"), justify="right")
-    for change in found.changes[:_MOST_SHOWN]:
-        table.add_row(words(_shown(change.asked)), words(_concepts(change.before)), words(_concepts(change.after)))
-    console.print(table)
+    columns = (Column("code", "code", "code"), Column("before", "before", "code"), Column("after", "after", "code"))
+    print_listing(console, Listing("", columns, [_change(change) for change in found.changes[:_MOST_SHOWN]]))
     if len(found.changes) > _MOST_SHOWN:
         console.print(f"and {len(found.changes) - _MOST_SHOWN:,} more.")
 
 
-def _shown(asked: str) -> str:
-    """A code set: its codes with the ends of their systems."""
+def _change(change: AnswerChange) -> tuple[list[str], list[str], list[str]]:
+    """A code set (its codes with the ends of their systems, or its text), and its concept ids before and after."""
     from pipeline.transform.concepts.answers import codings_of, text_of
 
-    text = text_of(asked)
-    if text is not None:
-        return f'"{text}"'[:_LONGEST]
-    named = [f"{(system or '').rstrip('/').rsplit('/')[-1]}|{code}" for system, code, _ in codings_of(asked)]
-    shown = ", ".join(named)
-    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
-
-
-def _concepts(targets: str) -> str:
-    """Concept ids, few of them; the same ones where only what is said of them changed."""
-    ids = targets.split("|") if targets else ["none"]
-    return ", ".join(ids[:2]) + (f" +{len(ids) - 2}" if len(ids) > 2 else "")
+    text = text_of(change.asked)
+    codes = [f"{(system or '').rstrip('/').rsplit('/')[-1]}|{code}" for system, code, _ in codings_of(change.asked)]
+    before, after = (targets.split("|") if targets else ["none"] for targets in (change.before, change.after))
+    return codes if text is None else [f'"{text}"'], before, after
 
 
 def _print_counts(console: Terminal, counts: Mapping[str, int], of: str, what: str, title: str) -> None:
-    console.print(title)
-    table = number_table(of, what, title="")
-    for name, count in sorted(counts.items()):
-        table.add_row(name, f"{count:,}")
-    table.add_section()
-    table.add_row("all", f"{sum(counts.values()):,}")
-    console.print(table)
+    print_listing(console, counts_listing(title, Column(of.replace(" ", "_"), of, "code"), counts, what=what))
 
 
 def _shown_on(progress: Progress, what: str) -> Callable[[int, int], None]:

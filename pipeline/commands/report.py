@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    print_csv,
+    print_json,
+    print_listing,
+    refuse_both,
+)
 from pipeline.commands.site_names import known_site
-from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import Terminal, document
+from pipeline.commands.terminal import Terminal
 from pipeline.commands.warehouse_state import refuse_empty
 
 if TYPE_CHECKING:
@@ -18,9 +27,6 @@ if TYPE_CHECKING:
     from pipeline.quality.mapping_report import MappingReport
 
 __all__ = ["app"]
-
-#: Characters of a code system in a table of 80.
-_LONGEST = 24
 
 app = typer.Typer(no_args_is_help=True, help="Reports over the whole warehouse.")
 
@@ -33,20 +39,22 @@ def _group() -> None:
 @app.command()
 def mapping(
     site: Annotated[str | None, typer.Option("--site", help="Codes of this site only; tables are of all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="The most frequent so many codes.")] = 30,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="The most frequent so many codes; documents have all.")] = 30,
 ) -> None:
     """Rows with a concept by table, and codes that stay unmapped although the vocabulary holds them.
 
-    "defect" is a code that the loaded vocabulary has with a valid Standard concept: there should be none.
-    """
-    import orjson
+    "defect" is a code that the loaded vocabulary has with a valid Standard concept: there should be none. As CSV: the codes.
 
+    Example: epic-omop report mapping --site north --csv
+    """
     from pipeline.quality.mapping_report import mapping_report
     from pipeline.transform.mapping.mappings import load_mappings
     from pipeline.warehouse.access_looks import EVERY_SITE, record_look
     from pipeline.warehouse.runtime import Runtime
 
+    refuse_both(as_json=as_json, as_csv=as_csv)
     runtime = Runtime.from_environment()
     settings = runtime.settings
     mappings = load_mappings(settings.mappings, site)
@@ -64,28 +72,32 @@ def mapping(
             site=site,
         )
     if as_json:
-        document(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
-        return
-    _print(Terminal(highlight=False), report, limit)
+        print_json(report.as_json())
+    elif as_csv:
+        print_csv(_codes(report, None))
+    else:
+        _print(Terminal(highlight=False), report, limit)
 
 
 @app.command()
 def coverage(
     site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
     nights: Annotated[int, typer.Option(min=1, help="The last so many nights.")] = 14,
-    limit: Annotated[int, typer.Option(min=1, help="So many elements and systems.")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="So many elements and systems; documents have all.")] = 30,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """Codes that have a concept: by night and vocabulary release, and of the last night by table, element and system.
 
+    As CSV: the last night.
+
     Example: epic-omop report coverage --site north
     """
-    import orjson
-
     from pipeline.quality.coverage import coverage_falls, coverage_nights, last_night
     from pipeline.warehouse.runtime import Runtime
     from pipeline.warehouse.schema import ensure_schemas, schema_names
 
+    refuse_both(as_json=as_json, as_csv=as_csv)
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
@@ -103,14 +115,11 @@ def coverage(
             "last_night": [share.as_json() for share in shares],
             "falls": [fall.last.as_json() | {"before": round(fall.before, 4)} for fall in falls],
         }
-        document(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-        return
-    _print_coverage(Terminal(highlight=False), by_night, shares[:limit], falls)
-
-
-def _short(system: str) -> str:
-    """The end of a system's name, which says the most."""
-    return (system or "no system") if len(system) <= _LONGEST else f"…{system[1 - _LONGEST :]}"
+        print_json(content)
+    elif as_csv:
+        print_csv(_last_night(shares))
+    else:
+        _print_coverage(Terminal(highlight=False), by_night, shares[:limit], falls)
 
 
 def _print_coverage(
@@ -122,62 +131,92 @@ def _print_coverage(
     if not nights:
         console.print("No export has been counted yet: each is when it is loaded.")
         return
-    trend = number_table("night", "codes", "with a concept", "share", "site", "vocabulary", title="By night")
-    for night in nights:
-        share = f"{100 * night.share:.1f} %"
-        trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share, night.site, night.release)
-    console.print(trend)
-    table = number_table("element", "codes", "share", "table and system", title="The last night")
-    for column in (*trend.columns[4:], *table.columns[3:]):
-        column.justify = "left"
-    for column in (table.columns[0], *table.columns[3:]):
-        column.overflow = "fold"
-    table.columns[1].min_width, table.columns[2].min_width = 9, 7  # numbers are never cut
-    for item in shares:
-        name = f"{item.resource_type}.{item.element}"
-        where = f"{item.cdm_table}, {_short(item.system)}"
-        table.add_row(name, f"{item.rows:,}", f"{100 * item.share:.1f} %", where)
-    console.print(table)
+    trend = [(night.day, night.site, night.release, night.rows, night.mapped, night.share) for night in nights]
+    print_listing(console, Listing("By night", _NIGHT, trend))
+    print_listing(console, _last_night(shares))
     for fall in falls:
         console.print(f"Fell: {fall.sentence}")
 
 
+_NIGHT = (
+    Column("day", "night", "time"),
+    Column("site", "site", "code"),
+    Column("release", "vocabulary", "code"),
+    Column("rows", "codes", "count"),
+    Column("mapped", "with a concept", "count"),
+    Column("share", "share", "share"),
+)
+
+
+def _last_night(shares: Sequence[CoverageShare]) -> Listing:
+    columns = (
+        Column("cdm_table", "table", "code"),
+        Column("element", "element", "code"),
+        Column("system", "system", "path"),
+        Column("rows", "codes", "count"),
+        Column("mapped", "with a concept", "count"),
+        Column("share", "share", "share"),
+    )
+    rows = [
+        (item.cdm_table, f"{item.resource_type}.{item.element}", item.system, item.rows, item.mapped, item.share)
+        for item in shares
+    ]
+    return Listing("The last night", columns, rows)
+
+
+def _tables(report: MappingReport) -> Listing:
+    columns = (
+        Column("table", "OMOP table", "code"),
+        Column("rows", "rows", "count"),
+        Column("mapped", "with a concept", "count"),
+        Column("share", "share", "share"),
+        Column("concept_column", "column", "code"),
+    )
+    rows = [
+        (share.table, share.rows, share.mapped, share.mapped / share.rows, share.concept_column)
+        for share in report.tables
+    ]
+    return Listing("Rows with a concept", columns, rows)
+
+
+def _systems(report: MappingReport) -> Listing:
+    columns = (
+        Column("code_system", "code system", "path"),
+        Column("places", "places", "count"),
+        Column("defect", "defect", "count"),
+        Column("no_standard", "no Standard concept", "count"),
+        Column("absent", "not in the vocabulary", "count"),
+    )
+    rows = [
+        (one.vocabulary_id or one.system or "(no system)", one.count, one.defect, one.no_standard, one.absent)
+        for one in report.systems
+    ]
+    return Listing("Unmapped codes", columns, rows)
+
+
+def _codes(report: MappingReport, limit: int | None) -> Listing:
+    columns = (
+        Column("code", "code", "code"),
+        Column("places", "places", "count"),
+        Column("finding", "finding", "code"),
+        Column("element", "element", "code"),
+        Column("code_system", "code system", "path"),
+    )
+    listing = Listing("The most frequent of them", columns)
+    for code in report.codes[:limit]:
+        element = f"{code.resource_type}.{code.element}"
+        system = code.vocabulary_id or code.system
+        listing.add(code.code or "(text only)", code.count, code.finding, element, system)
+    return listing
+
+
 def _print(console: Terminal, report: MappingReport, limit: int) -> None:
-    tables = number_table("OMOP table", "rows", "with a concept", "share", "column", title="Rows with a concept")
-    for share in report.tables:
-        tables.add_row(
-            share.table,
-            f"{share.rows:,}",
-            f"{share.mapped:,}",
-            f"{100 * share.mapped / share.rows:.1f} %",
-            share.concept_column,
-        )
-    console.print(tables)
+    print_listing(console, _tables(report))
     if not report.codes:
         console.print("Every code has a Standard concept.")
         return
-    systems = number_table(
-        "code system", "places", "defect", "no Standard concept", "not in the vocabulary", title="Unmapped codes"
-    )
-    for system in report.systems:
-        name = system.vocabulary_id or system.system or "(no system)"
-        systems.add_row(
-            name, f"{system.count:,}", *(str(n) for n in (system.defect, system.no_standard, system.absent))
-        )
-    console.print(systems)
-    codes = number_table("code", "places", "finding", "element", "code system", title="The most frequent of them")
-    for column in codes.columns[2:]:
-        column.justify = "left"
-    codes.columns[4].overflow = "fold"
-    for code in report.codes[:limit]:
-        codes.add_row(
-            code.code or "(text only)",
-            f"{code.count:,}",
-            code.finding,
-            f"{code.resource_type}.{code.element}",
-            code.vocabulary_id or code.system or "–",
-        )
-    console.print(codes)
+    print_listing(console, _systems(report))
+    print_listing(console, _codes(report, limit))
     found = len(report.defects)
     console.print(
         f"{found:,} codes are unmapped although the vocabulary has a Standard concept for them: defects."

@@ -80,6 +80,8 @@ def serve(
 
     Its clock, jobs and files outlive a restart. The first start makes a key pair for the local client. The site's
     entry in sites.yaml is written at every start, because the port is in it.
+
+    Example: epic-omop sandbox serve --patients 100
     """
     from pipeline.core.settings import load_settings
     from pipeline.sandbox.faults import load_faults
@@ -164,6 +166,8 @@ def show_faults() -> None:
 
     Take the lines that you want to see: `epic-omop sandbox faults > faults.yaml`, edit, `serve --faults faults.yaml`.
     Each fault of a request says how many such requests pass first (`after`) and how many it disturbs (`times`).
+
+    Example: epic-omop sandbox faults > faults.yaml
     """
     from pipeline.sandbox.faults import EXAMPLE_FILE
 

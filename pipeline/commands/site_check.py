@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import Terminal
+from pipeline.commands.output import JsonOption, words_console
 
 if TYPE_CHECKING:
     from pipeline.core.settings import SiteSettings
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["site_check"]
 
 
-def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites.yaml.")]) -> None:
+def site_check(
+    site: Annotated[str, typer.Argument(help="Name of a site in sites.yaml.")],
+    as_json: JsonOption = False,
+) -> None:
     """Try everything but the export itself: key, discovery, clock, token, scopes, capabilities, groups.
 
     Costs nothing of a group's kick-off window. Exit code 1 when something is wrong; each line says what to do.
@@ -33,10 +36,10 @@ def site_check(site: Annotated[str, typer.Argument(help="Name of a site in sites
 
     runtime = Runtime.from_environment()
     settings = with_asked_types(runtime.settings, runtime.settings.site(site))
-    console = Terminal()
+    console = words_console(as_document=as_json, highlight=True)
     with _recorded(runtime, settings) as (access, budget), console.status("asking the site"):
         findings = list(check_site(settings, runtime.clock, access=access, budget=budget))
-    print_findings(console, findings, f"Site {site}")
+    print_findings(console, findings, f"Site {site}", as_json=as_json)
     if any_failed(findings):
         raise typer.Exit(1)
     console.print("Nothing is in the way of the first run, as far as this was checked.")

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UsageError
-from pipeline.core.sites_file import nearest
+from pipeline.core.settings_file import nearest
 
 if TYPE_CHECKING:
     from pipeline.core.settings import Settings, SiteSettings

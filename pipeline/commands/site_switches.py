@@ -18,12 +18,17 @@ def site_enable(site: _Name) -> None:
     """Switch a site's nightly schedule and its sensor on, as the UI does. Dagster must run: `epic-omop ui`, or compose.
 
     A running Dagster sees it within a minute. Try the site first: `site check`, then `run --site`.
+
+    Example: epic-omop site enable north
     """
     _turn(site, on=True)
 
 
 def site_disable(site: _Name) -> None:
-    """Switch a site's schedule and sensor off. Exports that are open at the site stay open; `export --site` continues."""
+    """Switch a site's schedule and sensor off. Exports that are open at the site stay open; `export --site` continues.
+
+    Example: epic-omop site disable north
+    """
     _turn(site, on=False)
 
 

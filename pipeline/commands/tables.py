@@ -1,19 +1,20 @@
-"""Tables that several commands print. Words and layout only; the numbers come from `pipeline.quality.report`."""
+"""Tables of a load, which several commands print. Words only: the numbers come from `pipeline.quality.report`, and how a
+table is shown is `output.py`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-
-from pipeline.commands.terminal import DownloadColumn, Progress, Table, Terminal, bold, progress, words
+from pipeline.commands.output import Column, Listing, listing_as_json, print_listing
+from pipeline.commands.terminal import DownloadColumn, Progress, Terminal, bold, progress, words
 
 if TYPE_CHECKING:
     from pipeline.load.load import LoadOptions
     from pipeline.quality.report import LoadReport
 
-__all__ = ["load_progress", "number_table", "print_load_report"]
+__all__ = ["counts_listing", "load_progress", "load_report_as_json", "print_load_report"]
 
 
 def load_progress(console: Terminal, options: LoadOptions) -> tuple[Progress, LoadOptions]:
@@ -38,10 +39,16 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
     from pipeline.quality.overlaps import overlap_sentence
     from pipeline.quality.report import vanished_sentences
 
-    _print_outcomes(console, report)
-    _print_tables(console, report)
-    _print_mapping(console, report)
-    _print_value_checks(console, report)
+    print_listing(console, _outcomes(report))
+    if report.exclusions:
+        console.print(_exclusions(report))
+    print_listing(console, _tables(report))
+    if report.mapping_rates:
+        print_listing(console, _mapping(report))
+    if report.unmapped:
+        print_listing(console, _unmapped(report))
+    if report.value_checks:
+        _print_value_checks(console, report)
     for found in report.duplicates:
         console.print(
             f"{found.facts:,} facts of {found.table} are there from two resources or more ({found.rows:,} rows too many), of"
@@ -71,60 +78,92 @@ def print_load_report(console: Terminal, report: LoadReport) -> None:
         )
 
 
-def number_table(*columns: str, title: str) -> Table:
-    """A compact table whose first column is text and whose others are numbers; fits into 80 characters."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    return table
+def load_report_as_json(report: LoadReport) -> dict[str, Any]:
+    """The same for programs: counts are numbers, each table a list of dictionaries (docs/output.md)."""
+    from pipeline.quality.report import vanished_sentences
+
+    return {
+        "exports": list(report.export_ids),
+        "outcomes": listing_as_json(_outcomes(report)),
+        "exclusions": [
+            {"resource_type": resource_type, "reason": reason, "lines": count}
+            for (resource_type, reason), count in report.exclusions.items()
+        ],
+        "tables": listing_as_json(_tables(report)),
+        "mapping": listing_as_json(_mapping(report)),
+        "unmapped": listing_as_json(_unmapped(report)),
+        "value_checks": [asdict(check) for check in report.value_checks],
+        "duplicates": [asdict(found) for found in report.duplicates],
+        "overlaps": dict(report.overlaps),
+        "unchanged_by_content": report.unchanged_by_content,
+        "vanished": {disposition: dict(counts) for disposition, counts in report.vanished.items()},
+        "open_dead_letters": report.open_dead_letters,
+        "notes": [*report.notes.sentences(), *vanished_sentences(report.vanished)],
+    }
 
 
-def _print_outcomes(console: Terminal, report: LoadReport) -> None:
-    columns = ("lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
-    table = number_table("resource type", *columns, title="Lines landed, and their outcomes")
+def counts_listing(title: str, column: Column, counts: Mapping[str, int], *, what: str = "resources") -> Listing:
+    """A count for each name, by name, and their sum."""
+    listing = Listing(title, (column, Column(what.replace(" ", "_"), what, "count")), sorted(counts.items()))
+    listing.total = ("all", sum(counts.values()))
+    return listing
+
+
+_OUTCOMES = ("lines", "loaded", "unchanged", "superseded", "excluded", "rejected")
+
+
+def _outcomes(report: LoadReport) -> Listing:
+    columns = (Column("resource_type", "resource type", "code"), *(Column(name, name, "count") for name in _OUTCOMES))
+    listing = Listing("Lines landed, and their outcomes", columns)
     for resource_type, counts in report.outcomes.items():
-        table.add_row(resource_type, *(_number(counts[name]) for name in columns))
-    table.add_section()
-    table.add_row("all", *(_number(report.total[name]) for name in columns))
-    console.print(table)
-    if report.exclusions:
-        reasons = ", ".join(
-            f"{resource_type} {reason} {count:,}"
-            for (resource_type, reason), count in list(report.exclusions.items())[:8]
-        )
-        more = f", and {len(report.exclusions) - 8} more" if len(report.exclusions) > 8 else ""
-        console.print(f"Excluded by rule: {reasons}{more}.")
+        listing.add(resource_type, *(counts[name] for name in _OUTCOMES))
+    listing.total = ("all", *(report.total[name] for name in _OUTCOMES))
+    return listing
 
 
-def _print_tables(console: Terminal, report: LoadReport) -> None:
-    table = number_table("OMOP table", "rows", "added", "removed", title="Rows in the warehouse")
-    for name, (rows, inserted, deleted) in report.tables.items():
-        table.add_row(name, _number(rows), _number(inserted), _number(deleted))
-    console.print(table)
+def _exclusions(report: LoadReport) -> str:
+    most = list(report.exclusions.items())[:8]
+    reasons = ", ".join(f"{resource_type} {reason} {count:,}" for (resource_type, reason), count in most)
+    more = f", and {len(report.exclusions) - len(most)} more" if len(report.exclusions) > len(most) else ""
+    return f"Excluded by rule: {reasons}{more}."
 
 
-def _print_mapping(console: Terminal, report: LoadReport) -> None:
-    if report.mapping_rates:
-        table = number_table(
-            "resource type", "coded rows", "mapped", "share", title="Codes mapped to a standard concept"
-        )
-        for resource_type, (mapped, coded) in report.mapping_rates.items():
-            table.add_row(
-                resource_type, _number(coded), _number(mapped), f"{100 * mapped / coded:.1f} %" if coded else "–"
-            )
-        console.print(table)
-    if report.unmapped:
-        table = number_table("unmapped code", "rows", "element", "system", title="The most frequent unmapped codes")
-        table.columns[2].justify = table.columns[3].justify = "left"
-        for column in (table.columns[0], table.columns[3]):
-            column.no_wrap, column.overflow = False, "fold"
-        for code in report.unmapped:
-            named = " ".join(filter(None, (code.code or "(text only)", code.display)))
-            element = f"{code.resource_type}.{code.element}"
-            table.add_row(named, _number(code.count), element, code.system or "–")
-        console.print(table)
+def _tables(report: LoadReport) -> Listing:
+    columns = (
+        Column("table", "OMOP table", "code"),
+        Column("rows", "rows", "count"),
+        Column("added", "added", "count"),
+        Column("removed", "removed", "count"),
+    )
+    return Listing("Rows in the warehouse", columns, [(name, *counts) for name, counts in report.tables.items()])
+
+
+def _mapping(report: LoadReport) -> Listing:
+    columns = (
+        Column("resource_type", "resource type", "code"),
+        Column("coded_rows", "coded rows", "count"),
+        Column("mapped", "mapped", "count"),
+        Column("share", "share", "share"),
+    )
+    listing = Listing("Codes mapped to a standard concept", columns)
+    for resource_type, (mapped, coded) in report.mapping_rates.items():
+        listing.add(resource_type, coded, mapped, mapped / coded if coded else None)
+    return listing
+
+
+def _unmapped(report: LoadReport) -> Listing:
+    columns = (
+        Column("code", "unmapped code", "code"),
+        Column("display", "display"),
+        Column("rows", "rows", "count"),
+        Column("element", "element", "code"),
+        Column("system", "system", "path"),
+    )
+    listing = Listing("The most frequent unmapped codes", columns)
+    for code in report.unmapped:
+        element = f"{code.resource_type}.{code.element}"
+        listing.add(code.code or "(text only)", code.display, code.count, element, code.system)
+    return listing
 
 
 #: Rows of the table of numbers; the rest is summed up in a sentence.
@@ -144,21 +183,18 @@ _ACTIONS = {
 
 
 def _print_value_checks(console: Terminal, report: LoadReport) -> None:
-    if not report.value_checks:
-        return
-    table = number_table("concept", "numbers", "unit", "found", "done", title="Numbers that rules about numbers found")
-    for column in table.columns[2:]:
-        column.justify = "left"
-    for column in (table.columns[0], table.columns[3]):
-        column.no_wrap, column.overflow = False, "fold"
+    columns = (
+        Column("concept", "concept"),
+        Column("numbers", "numbers", "count"),
+        Column("unit", "unit", "code"),
+        Column("found", "found"),
+        Column("done", "done"),
+    )
+    listing = Listing("Numbers that rules about numbers found", columns)
     for check in report.value_checks[:_MOST_VALUE_CHECKS]:
         found, done = _FINDINGS.get(check.finding, check.finding), _ACTIONS.get(check.action, check.action)
-        table.add_row(check.concept or "–", _number(check.count), check.unit or "–", found, done)
-    console.print(table)
+        listing.add(check.concept, check.count, check.unit, found, done)
+    print_listing(console, listing)
     rest = report.value_checks[_MOST_VALUE_CHECKS:]
     if rest:
         console.print(f"And {sum(check.count for check in rest):,} numbers of {len(rest):,} more concepts and units.")
-
-
-def _number(value: int) -> str:
-    return f"{value:,}" if value else "·"

@@ -59,6 +59,10 @@ __all__ = [
 ]
 
 
+#: Columns of what has no width.
+_UNBROKEN = 100_000
+
+
 def lines(texts: Iterable[object]) -> Text:
     """Several lines in one cell or message; none of them can begin another."""
     return Text("\n".join(shown(text) for text in texts))
@@ -83,6 +87,9 @@ class Terminal(Console):
 
     def __init__(self, *, stderr: bool = False, highlight: bool = True, **options: Any) -> None:
         super().__init__(stderr=stderr, highlight=highlight, markup=False, emoji=False, **options)
+        if not self.is_terminal and "width" not in options:
+            # A pipe, a file or a log has no width: nothing that is written there is broken or cut.
+            self.width, self.soft_wrap = _UNBROKEN, True
 
     def render_str(self, text: str, **options: Any) -> Text:
         """What rich makes of every text that is not a renderable, wherever it stands."""

@@ -52,6 +52,8 @@ def ui(
     by GET are refused.
 
     A change in sites.yaml is seen after "Reload definitions" in the UI (Deployment), or a restart.
+
+    Example: epic-omop ui --port 3001
     """
     from pipeline.core.settings import load_settings
     from pipeline.orchestration.instance import prepare_instance

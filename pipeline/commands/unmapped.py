@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    print_csv,
+    print_json,
+    print_listing,
+    refuse_both,
+)
 from pipeline.commands.site_names import known_site, known_sites
 from pipeline.commands.suggesting import open_suggestions
-from pipeline.commands.tables import number_table
-from pipeline.commands.terminal import Table, Terminal, document, echo, progress
+from pipeline.commands.terminal import Terminal, document, echo, progress
 from pipeline.commands.warehouse_state import refuse_empty
 from pipeline.core.errors import UsageError, VocabularyError
 
@@ -115,6 +125,7 @@ def import_(
     replace: Annotated[bool, typer.Option("--replace", help="Take it in place of what is approved now.")] = False,
     unseen: Annotated[bool, typer.Option("--unseen", help="Take codes that no resource has had yet.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be taken, and change nothing.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Take decisions about codes into the local map. Ends with 1 where lines are refused; the others are taken.
 
@@ -132,7 +143,10 @@ def import_(
     )
     with runtime.connect() as connection:
         report = import_map(connection, content, options, _mappings(runtime, site), _schemas(runtime))
-    _print_import(Terminal(highlight=False), report, dry_run)
+    if as_json:
+        print_json(asdict(report) | {"taken": dict(report.taken), "dry_run": dry_run})
+    else:
+        _print_import(Terminal(highlight=False), report, dry_run)
     if report.refusals:
         raise typer.Exit(1)
 
@@ -141,21 +155,27 @@ def import_(
 def status(
     site: Annotated[str | None, typer.Option("--site", help="Only this site.")] = None,
     nights: Annotated[int, typer.Option(min=1, help="The last so many nights of the trend.")] = 7,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """How many codes are open, approved, without a map, or have lost their target; rows covered; the trend by night.
 
+    As CSV: codes and rows by state.
+
     Example: epic-omop unmapped status --site north
     """
-    import orjson
-
     from pipeline.quality.unmapped.progress import site_progress
 
+    refuse_both(as_json=as_json, as_csv=as_csv)
     runtime = _runtime(site)
     with runtime.connect() as connection:
         found = site_progress(connection, _schemas(runtime), _mappings(runtime, site), site, nights)
     if as_json:
-        document(orjson.dumps([item.as_json() for item in found], option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json([item.as_json() for item in found])
+        return
+    if as_csv:
+        rows = [(item.site, count.name, count.sources, count.rows) for item in found for count in item.counts]
+        print_csv(Listing("", (Column("site", "site", "code"), *_STATES), rows))
         return
     console = Terminal(highlight=False)
     if not found:
@@ -216,10 +236,13 @@ def _write(output: Path, content: str) -> None:
 
 def _print_import(console: Terminal, report: ImportReport, dry_run: bool) -> None:
     if report.refusals:
-        table = Table("line", "code", "refused, because", box=None)
-        for refusal in report.refusals[:_MOST_SHOWN]:
-            table.add_row(str(refusal.line), refusal.code or "–", refusal.reason)
-        console.print(table)
+        columns = (
+            Column("line", "line", "number"),
+            Column("code", "code", "code"),
+            Column("reason", "refused, because"),
+        )
+        shown = [(refusal.line, refusal.code, refusal.reason) for refusal in report.refusals[:_MOST_SHOWN]]
+        print_listing(console, Listing("", columns, shown))
         if len(report.refusals) > _MOST_SHOWN:
             console.print(f"… and {len(report.refusals) - _MOST_SHOWN:,} other lines.")
     taken = ", ".join(f"{count:,} {name}" for name, count in sorted(report.taken.items())) or "none"
@@ -238,19 +261,25 @@ def _print_import(console: Terminal, report: ImportReport, dry_run: bool) -> Non
     sys.stdout.flush()
 
 
+_STATES = (Column("state", "codes"), Column("codes", "codes", "count"), Column("rows", "rows", "count"))
+_NIGHT = (
+    Column("day", "night", "time"),
+    Column("rows", "coded rows loaded", "count"),
+    Column("mapped", "with a concept", "count"),
+    Column("share", "share", "share"),
+)
+
+
 def _print_progress(console: Terminal, item: SiteProgress) -> None:
-    table = number_table("codes", "codes", "rows", title=f"Codes without a concept: {item.site}")
-    for count in item.counts:
-        table.add_row(count.name, f"{count.sources:,}", f"{count.rows:,}")
-    console.print(table)
+    counts = [(count.name, count.sources, count.rows) for count in item.counts]
+    print_listing(console, Listing(f"Codes without a concept: {item.site}", _STATES, counts))
     if item.rows:
         share = f"{100 * item.covered / item.rows:.1f} %"
         console.print(f"{item.covered:,} of {item.rows:,} coded rows are covered ({share}).")
     if item.nights:
-        trend = number_table("night", "coded rows loaded", "with a concept", "share", title="By night")
+        trend = Listing("By night", _NIGHT)
         for night in item.nights:
-            share = f"{100 * night.mapped / night.rows:.1f} %" if night.rows else "–"
-            trend.add_row(f"{night.day}", f"{night.rows:,}", f"{night.mapped:,}", share)
-        console.print(trend)
+            trend.add(night.day, night.rows, night.mapped, night.mapped / night.rows if night.rows else None)
+        print_listing(console, trend)
     for sentence in item.invalid:
         console.print(sentence)

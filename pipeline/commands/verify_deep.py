@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.output import Column, Listing, print_listing
 from pipeline.commands.site_names import known_site
-from pipeline.commands.terminal import Table, Terminal, Text, styled, words
+from pipeline.commands.terminal import Terminal, Text, styled, words
 from pipeline.core.errors import AccountingError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.quality.deep.model import DeepReport, DeepRequest
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["deep_request", "run_deep"]
+__all__ = ["deep_as_json", "deep_request", "refuse_differences", "run_deep"]
 
 _PERSONS = 50
 _MOST_SHOWN = 50
@@ -33,8 +35,8 @@ def deep_request(
     return DeepRequest(None if everything else persons or _PERSONS, site, seed)
 
 
-def run_deep(console: Terminal, runtime: Runtime, request: DeepRequest) -> None:
-    """Raises AccountingError when there is a difference, and what `verify_deep` raises."""
+def run_deep(console: Terminal, runtime: Runtime, request: DeepRequest) -> DeepReport:
+    """Compare, with words for people. Raises what `verify_deep` raises."""
     from pipeline.quality.deep.run import verify_deep
 
     with console.status("deep verification") as status:
@@ -45,12 +47,31 @@ def run_deep(console: Terminal, runtime: Runtime, request: DeepRequest) -> None:
 
         report = verify_deep(runtime, request, show)
     _print(console, report, request)
+    return report
+
+
+def refuse_differences(report: DeepReport) -> None:
+    """Raises AccountingError when there is one."""
     if report.differences:
         rows = sum(difference.count for difference in report.differences)
         raise AccountingError(
             f"The warehouse is not what a fresh load makes: {len(report.differences)} kinds of differences, {rows:,} in all.",
             "`epic-omop remap --site NAME` maps everything of a site again and fixes them; please report them as well.",
         )
+
+
+_DIFFERENCE = (
+    Column("table", "table", "code"),
+    Column("resource_type", "resource type", "code"),
+    Column("what", "what", "code"),
+    Column("rows", "rows", "count"),
+    Column("first", "first of them"),
+)
+
+
+def deep_as_json(report: DeepReport, request: DeepRequest) -> dict[str, Any]:
+    """Ids of rows and resources, and counts; no patient data."""
+    return asdict(report) | {"seed": request.seed, "rows": dict(report.rows), "left_out": dict(report.left_out)}
 
 
 def _print(console: Terminal, report: DeepReport, request: DeepRequest) -> None:
@@ -75,17 +96,12 @@ def _print(console: Terminal, report: DeepReport, request: DeepRequest) -> None:
     if not report.differences:
         console.print(words(styled("✓", "green"), " Every row and every link is as a fresh load makes it."))
         return
-    table = Table("table", "resource type", "what", "rows", "first of them", title="Not as a fresh load makes it")
-    table.columns[3].justify = "right"
+    listing = Listing("Not as a fresh load makes it", _DIFFERENCE)
     for difference in report.differences[:_MOST_SHOWN]:
         first = difference.row_ids or difference.resources
-        table.add_row(
-            difference.table,
-            difference.resource_type,
-            difference.column or difference.kind,
-            f"{difference.count:,}",
-            ("resources " if not difference.row_ids else "") + ", ".join(map(str, first)),
-        )
-    console.print(table)
+        firsts = ("resources " if not difference.row_ids else "") + ", ".join(map(str, first))
+        what = difference.column or difference.kind
+        listing.add(difference.table, difference.resource_type, what, difference.count, firsts)
+    print_listing(console, listing)
     if len(report.differences) > _MOST_SHOWN:
         console.print(f"… and {len(report.differences) - _MOST_SHOWN} kinds more.")

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
 
-from pipeline.commands.terminal import Table, Terminal, document, echo
+from pipeline.commands.output import Column, Kind, Listing, print_listing
+from pipeline.commands.terminal import Terminal, document, echo
 from pipeline.core.errors import MappingError, UsageError
+from pipeline.core.spreadsheet_cells import guarded
 
 if TYPE_CHECKING:
     from pipeline.sql_on_fhir.view_definition import CompiledColumns
@@ -36,7 +38,6 @@ app = typer.Typer(
 # Enough to see what is wrong with a file; the count below them is complete.
 _MOST_BROKEN_LINES_SHOWN: Final = 20
 _TABLE_ROWS: Final = 50
-_NARROWEST_COLUMN: Final = 12
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
@@ -250,45 +251,30 @@ class _TablePrinter:
     def __init__(self, views: list[NamedView], limit: int) -> None:
         self._limit = limit
         self._views = views
-        self._rows: dict[str, list[tuple[Any, ...]]] = {view.name: [] for view in views}
+        self._rows: dict[int, list[tuple[Any, ...]]] = {id(view): [] for view in views}  # names need not differ
         self._counts = dict.fromkeys(self._rows, 0)
 
     def row(self, view: NamedView, values: tuple[Any, ...]) -> None:
-        self._counts[view.name] += 1
-        if not self._limit or self._counts[view.name] <= self._limit:
-            self._rows[view.name].append(values)
+        self._counts[id(view)] += 1
+        if not self._limit or self._counts[id(view)] <= self._limit:
+            self._rows[id(view)].append(values)
 
     def finish(self) -> None:
-
         console = Terminal(file=sys.stdout)
         for view in self._views:
-            is_wide = len(view.compiled.columns) * _NARROWEST_COLUMN > console.width
-            console.print(self._records(view) if is_wide else self._table(view))
-            shown, total = len(self._rows[view.name]), self._counts[view.name]
+            columns = [Column(column.name, column.name, _kind(column.type)) for column in view.compiled.columns]
+            rows = [[_cell(value) for value in values] for values in self._rows[id(view)]]
+            print_listing(console, Listing(view.name, columns, rows))
+            shown, total = len(self._rows[id(view)]), self._counts[id(view)]
             more = f", {shown:,} shown; see --limit" if shown < total else ""
             console.print(f"{total:,} row{'' if total == 1 else 's'}{more}", highlight=False)
 
-    def _table(self, view: NamedView) -> Table:
 
-        table = Table(title=view.name, title_justify="left")
-        for column in view.compiled.columns:
-            is_number = column.type in {"decimal", "integer", "positiveInt", "unsignedInt"}
-            table.add_column(column.name, justify="right" if is_number else "left", no_wrap=True)
-        for values in self._rows[view.name]:
-            table.add_row(*map(_cell, values))
-        return table
-
-    def _records(self, view: NamedView) -> Table:
-        """For views with more columns than the terminal has room for: each row as lines of name and value."""
-
-        table = Table("column", "value", title=view.name, title_justify="left")
-        table.columns[0].min_width = max(len(column.name) for column in view.compiled.columns)
-        table.columns[1].no_wrap = True
-        for values in self._rows[view.name]:
-            for column, value in zip(view.compiled.columns, values, strict=True):
-                table.add_row(column.name, _cell(value))
-            table.add_section()
-        return table
+def _kind(declared: str | None) -> Kind:
+    """Only what FHIR calls a string may go on in the next line."""
+    if declared in {"decimal", "integer", "positiveInt", "unsignedInt"}:
+        return "number"
+    return "text" if declared in {"string", "markdown"} else "code"
 
 
 class _Documents:
@@ -299,7 +285,7 @@ class _Documents:
 
 
 class _CsvPrinter:
-    """One view as CSV with a header, as rows come."""
+    """One view as CSV with a header, as rows come, for a spreadsheet: no cell is a formula. Programs take ndjson."""
 
     def __init__(self, views: list[NamedView], limit: int) -> None:
         self._left = limit or sys.maxsize
@@ -309,7 +295,7 @@ class _CsvPrinter:
     def row(self, view: NamedView, values: tuple[Any, ...]) -> None:  # noqa: ARG002 - it is the only view
         if self._left:
             self._left -= 1
-            self._writer.writerow([_cell(value) for value in values])
+            self._writer.writerow([guarded(_cell(value)) for value in values])
 
     def finish(self) -> None:
         sys.stdout.flush()

@@ -12,8 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.terminal import Table, Terminal, document, echo
-from pipeline.commands.vocabulary_releases import load_download, register, show_counts
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    listing_as_json,
+    print_csv,
+    print_json,
+    refuse_both,
+)
+from pipeline.commands.output import (
+    show as show_listing,
+)
+from pipeline.commands.terminal import Terminal, echo
+from pipeline.commands.vocabulary_releases import counts_of_vocabularies, load_download, register, release_as_json
 from pipeline.commands.vocabulary_resolve import RESOLVE_EXAMPLES, resolve
 from pipeline.core.errors import UsageError, VocabularyError
 
@@ -60,16 +73,26 @@ def load(
 
 
 @app.command()
-def show() -> None:
-    """Show the release that is loaded, its concepts by vocabulary, and what the mappings miss in it."""
+def show(as_json: JsonOption = False, as_csv: CsvOption = False) -> None:
+    """Show the release that is loaded, its concepts by vocabulary, and what the mappings miss in it.
+
+    Example: epic-omop vocabulary show --csv
+    """
     from pipeline.warehouse.vocabulary import concept_counts, current_release
 
     settings, url = _warehouse()
     release = current_release(url, etl_schema=settings.etl_schema)
-    if release is None:
+    if release is None and not (as_json or as_csv):
         echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
         return
-    show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
+    counts = counts_of_vocabularies(concept_counts(url, vocab_schema=settings.vocab_schema) if release else {})
+    if as_json or as_csv:
+        refuse_both(as_json=as_json, as_csv=as_csv)
+        content = release_as_json(release) | {"counts": listing_as_json(counts)} if release else None
+        print_json(content) if as_json else print_csv(counts)
+        return
+    assert release is not None
+    show_listing(Terminal(highlight=False), counts)
     echo(
         f"Vocabulary {release.release} ({release.content_hash[:12]}): {release.concept_count:,} concepts, "
         f"loaded {release.loaded_at:%Y-%m-%d %H:%M} UTC from {release.folder_label}."
@@ -113,15 +136,14 @@ def suggest(
         list[str] | None, typer.Option("--domain", help="Only concepts of this domain; repeat for several.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
 ) -> None:
     """Find Standard concepts that a text may mean, with a score from 0 to 1, in the loaded vocabulary alone.
 
     The names of a release are prepared when somebody asks for the first time: minutes at full size.
     """
     from dataclasses import asdict
-
-    import orjson
 
     from pipeline.commands.suggesting import open_suggestions
     from pipeline.warehouse.runtime import Runtime
@@ -131,15 +153,21 @@ def suggest(
         domains = suggestions.known_domains(domain or ())
         found = suggestions.of_text(text, domains, limit)
     if as_json:
-        document(orjson.dumps([asdict(item) for item in found], option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json([asdict(item) for item in found])
         return
-    if not found:
+    rows = [(round(item.score, 2), item.concept_id, item.name, item.domain_id) for item in found]
+    if not rows and not as_csv:
         echo("No concept has a name like it.")
         return
-    table = Table("Score", "Concept", "Name", "Domain", box=None)
-    for item in found:
-        table.add_row(f"{item.score:.2f}", str(item.concept_id), item.name, item.domain_id)
-    Terminal().print(table)
+    show_listing(Terminal(highlight=False), Listing("", _SUGGESTION, rows), as_csv=as_csv)
+
+
+_SUGGESTION = (
+    Column("score", "score", "number"),
+    Column("concept_id", "concept", "number"),
+    Column("name", "name"),
+    Column("domain_id", "domain", "code"),
+)
 
 
 def _first_known(index: ConceptIndex, attempts: Sequence[tuple[str, ...]], vocabulary: str) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.output import (
+    Column,
+    CsvOption,
+    JsonOption,
+    Listing,
+    print_csv,
+    print_json,
+    print_listing,
+    refuse_both,
+    show,
+)
 from pipeline.commands.terminal import (
     DownloadColumn,
-    Table,
     TaskID,
     Terminal,
     TimeRemainingColumn,
     TransferSpeedColumn,
     echo,
-    lines,
     progress,
 )
 from pipeline.core.errors import UsageError, VocabularyError
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.warehouse.vocabulary import ConceptIndex, Progress, VocabularyRelease
     from pipeline.warehouse.vocabulary.diff import CodeChange, CodesInUse
 
-__all__ = ["load_download", "register", "show_counts"]
+__all__ = ["counts_of_vocabularies", "load_download", "register", "release_as_json"]
 
 #: Changes that are shown without being asked for more.
 _SHOWN = 20
@@ -76,7 +85,9 @@ def load_download(warehouse: tuple[Settings, str], folder: Path, *, force: bool,
             _show_changes(comparison.changes, "would become" if comparison.is_refused else "became")
         prune_indices(settings.home, list_releases(url, etl_schema=settings.etl_schema))
     _recheck_local_map(settings, url)
-    show_counts(concept_counts(url, vocab_schema=settings.vocab_schema))
+    print_listing(
+        Terminal(highlight=False), counts_of_vocabularies(concept_counts(url, vocab_schema=settings.vocab_schema))
+    )
     _show_notes(release, settings)
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}): {release.concept_count:,} concepts are loaded.")
 
@@ -86,10 +97,11 @@ def register(app: typer.Typer, warehouse: _Warehouse) -> None:
 
     @app.command("list", epilog="Example: epic-omop vocabulary list")
     def list_(
-        as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+        as_json: JsonOption = False,
+        as_csv: CsvOption = False,
     ) -> None:
         """Show the releases that are there, and those that were."""
-        _list(*warehouse(), as_json=as_json)
+        _list(*warehouse(), as_json=as_json, as_csv=as_csv)
 
     @app.command(epilog="Example: epic-omop vocabulary use 3fa9c1d2 --force")
     def use(
@@ -104,10 +116,15 @@ def register(app: typer.Typer, warehouse: _Warehouse) -> None:
         before: Annotated[str | None, typer.Argument(help="A release; the active one if none is given.")] = None,
         after: Annotated[str | None, typer.Argument(help="Another one; the latest other if none is given.")] = None,
         every: Annotated[bool, typer.Option("--all", help=f"More than the {_SHOWN} codes with the most rows.")] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="For programs; all codes.")] = False,
+        as_json: JsonOption = False,
+        as_csv: CsvOption = False,
     ) -> None:
-        """Show the codes in use whose concepts differ between two releases, with the rows that hold them."""
-        _diff(*warehouse(), before, after, every=every, as_json=as_json)
+        """Show the codes in use whose concepts differ between two releases, with the rows that hold them.
+
+        As JSON or CSV: all codes.
+        """
+        refuse_both(as_json=as_json, as_csv=as_csv)
+        _diff(*warehouse(), before, after, _Shape(every, as_json, as_csv))
 
     @app.command(epilog="Example: epic-omop vocabulary prune --keep 1")
     def prune(
@@ -130,12 +147,9 @@ def _recheck_local_map(settings: Settings, url: str) -> None:
         echo(f"  {note}")
 
 
-def show_counts(counts: dict[str, int]) -> None:
-    table = Table("Vocabulary", box=None)
-    table.add_column("Concepts", justify="right")
-    for vocabulary, count in counts.items():
-        table.add_row(vocabulary, f"{count:,}")
-    Terminal().print(table)
+def counts_of_vocabularies(counts: Mapping[str, int]) -> Listing:
+    columns = (Column("vocabulary_id", "vocabulary", "code"), Column("concepts", "concepts", "count"))
+    return Listing("", columns, [*counts.items()])
 
 
 @dataclass
@@ -189,42 +203,44 @@ def _codes_in_use(settings: Settings, url: str) -> CodesInUse:
         )
 
 
-def _list(settings: Settings, url: str, *, as_json: bool) -> None:
-    import json
-
+def _list(settings: Settings, url: str, *, as_json: bool, as_csv: bool) -> None:
     from pipeline.warehouse.schema import ensure_schemas, schema_names
     from pipeline.warehouse.vocabulary import list_releases
 
     ensure_schemas(url, **schema_names(settings))
+    refuse_both(as_json=as_json, as_csv=as_csv)
     releases = list_releases(url, etl_schema=settings.etl_schema)
     if as_json:
-        echo(json.dumps([_as_json(release) for release in releases], indent=2))
+        print_json([release_as_json(release) for release in releases])
         return
-    if not releases:
+    if not releases and not as_csv:
         echo("No vocabulary is loaded. Next: `epic-omop vocabulary load FOLDER`.")
         return
-    table = Table("Release", "Hash", "State", "Loaded (UTC)", box=None)
-    table.add_column("Concepts", justify="right")
+    listing = Listing("", _RELEASE)
     for release in releases:
         state = "active" if release.is_current else release.state
-        table.add_row(
-            release.release,
-            release.content_hash[:12],
-            state,
-            f"{release.loaded_at:%Y-%m-%d %H:%M}",
-            f"{release.concept_count:,}",
-        )
-    Terminal().print(table)
+        hashed = release.content_hash if as_csv else release.content_hash[:12]
+        listing.add(release.release, hashed, state, release.loaded_at, release.concept_count)
+    show(Terminal(highlight=False), listing, as_csv=as_csv)
 
 
-def _as_json(release: VocabularyRelease) -> dict[str, Any]:
+_RELEASE = (
+    Column("release", "release", "code"),
+    Column("content_hash", "hash", "code"),
+    Column("state", "state", "code"),
+    Column("loaded_at", "loaded", "time"),
+    Column("concepts", "concepts", "count"),
+)
+
+
+def release_as_json(release: VocabularyRelease) -> dict[str, Any]:
     return {
         "release": release.release,
         "content_hash": release.content_hash,
         "active": release.is_current,
         "state": release.state,
-        "loaded_at": release.loaded_at.isoformat(),
-        "active_since": release.active_since.isoformat() if release.active_since else None,
+        "loaded_at": release.loaded_at,
+        "active_since": release.active_since,
         "folder": release.folder_label,
         "concepts": release.concept_count,
         "vocabularies": release.vocabularies,
@@ -253,9 +269,16 @@ def _use(settings: Settings, url: str, name: str, *, force: bool) -> None:
     echo(f"Vocabulary {release.release} ({release.content_hash[:12]}) is the active one.")
 
 
-def _diff(settings: Settings, url: str, before: str | None, after: str | None, *, every: bool, as_json: bool) -> None:
-    import json
+@dataclass(frozen=True)
+class _Shape:
+    """How changes are shown; `every`: all of them."""
 
+    every: bool
+    as_json: bool
+    as_csv: bool
+
+
+def _diff(settings: Settings, url: str, before: str | None, after: str | None, shape: _Shape) -> None:
     from pipeline.warehouse.schema import ensure_schemas, schema_names
     from pipeline.warehouse.vocabulary import find_release, list_releases
     from pipeline.warehouse.vocabulary.diff import changed_codes
@@ -274,11 +297,14 @@ def _diff(settings: Settings, url: str, before: str | None, after: str | None, *
     changes = changed_codes(
         _codes_in_use(settings, url), _index_of(settings, url, first), _index_of(settings, url, second)
     )
-    if as_json:
-        echo(json.dumps([_change_as_json(change) for change in changes], indent=2))
+    if shape.as_json:
+        print_json([_change_as_json(change) for change in changes])
+        return
+    if shape.as_csv:
+        print_csv(_changes_listing(changes))
         return
     echo(f"From {first.release} ({first.content_hash[:12]}) to {second.release} ({second.content_hash[:12]}):")
-    _show_changes(changes, "would become", most=None if every else _SHOWN)
+    _show_changes(changes, "would become", most=None if shape.every else _SHOWN)
     if not changes:
         echo("No code in use has another result.")
 
@@ -315,24 +341,28 @@ def _show_changes(changes: Sequence[CodeChange], verb: str, *, most: int | None 
         return
     rows = sum(change.row_count for change in changes)
     echo(f"{len(changes):,} codes in use, of {rows:,} rows, {verb} something else:")
-    table = Table("Code", box=None)
-    table.add_column("Rows", justify="right")
-    table.add_column("Before")
-    table.add_column("After")
-    for change in changes[:most]:
-        table.add_row(
-            f"{change.vocabulary_id} {change.concept_code}",
-            f"{change.row_count:,}",
-            _concepts(change.before),
-            _concepts(change.after),
-        )
-    Terminal().print(table)
+    print_listing(Terminal(highlight=False), _changes_listing(changes[:most]))
     if most is not None and len(changes) > most:
         echo(f"… and {len(changes) - most:,} more: `epic-omop vocabulary diff --all` shows them.")
 
 
-def _concepts(concepts: Any) -> Any:
-    return lines(f"{concept} {name}" if concept else "0 no concept" for concept, name in concepts.items())
+def _changes_listing(changes: Sequence[CodeChange]) -> Listing:
+    columns = (
+        Column("vocabulary_id", "vocabulary", "code"),
+        Column("concept_code", "code", "code"),
+        Column("rows", "rows", "count"),
+        Column("before", "before"),
+        Column("after", "after"),
+    )
+    listing = Listing("", columns)
+    for change in changes:
+        before, after = _concepts(change.before), _concepts(change.after)
+        listing.add(change.vocabulary_id, change.concept_code, change.row_count, before, after)
+    return listing
+
+
+def _concepts(concepts: Mapping[int, str]) -> list[str]:
+    return [f"{concept} {name}" if concept else "0 no concept" for concept, name in concepts.items()]
 
 
 def _show_notes(release: VocabularyRelease, settings: Settings) -> None:

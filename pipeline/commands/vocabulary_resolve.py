@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.tables import number_table
+from pipeline.commands.output import Column, JsonOption, Listing, print_json, print_listing, words_console
 from pipeline.commands.terminal import BarColumn, MofNCompleteColumn, Progress, Terminal, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ RESOLVE_EXAMPLES = "Examples: epic-omop vocabulary resolve --dry-run · epic-omo
 def resolve(
     site: Annotated[str | None, typer.Option("--site", help="Only this site; else all that have resolvers.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked, and send nothing.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask the resolvers of sites.yaml about codes that neither the local map nor the vocabulary knows.
 
@@ -34,7 +36,8 @@ def resolve(
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
-    console = Terminal()
+    console = words_console(as_document=as_json)
+    documents = []
     sites = [runtime.settings.site(site)] if site is not None else list(runtime.settings.sites.values())
     sites = [one for one in sites if one.resolvers]
     if not sites:
@@ -48,24 +51,33 @@ def resolve(
             show = _shown_on(progress, one.name)
             reports = resolve_codes(runtime, one, dry_run=dry_run, despite_pause=True, progress=show)
         _print(console, one.name, reports, dry_run=dry_run)
+        documents.append({"site": one.name, "dry_run": dry_run, "resolvers": [asdict(report) for report in reports]})
         problems += [f"{one.name}: {report.problem}" for report in reports if report.problem]
+    if as_json:
+        print_json(documents)
     if problems:
         raise RemoteUnavailable("\n".join(problems), "What was answered is kept; the rest is asked by the next run.")
 
 
 def _print(console: Terminal, site: str, reports: Sequence[ResolverReport], *, dry_run: bool) -> None:
     if dry_run:
-        table = number_table("resolver", "known", "to ask", title=f"Site {site}: codes")
-        for report in reports:
-            table.add_row(report.resolver, f"{report.known:,}", f"{report.due:,}")
-        console.print(table)
+        columns = (_RESOLVER, Column("known", "known", "count"), Column("due", "to ask", "count"))
+        rows = [(report.resolver, report.known, report.due) for report in reports]
+        print_listing(console, Listing(f"Site {site}: codes", columns, rows))
         return
-    names = ("exact", "not Standard", "suggestions", "unknown", "no answer")
-    table = number_table("resolver", *names, title=f"Site {site}: codes")
-    for report in reports:
-        counts = (report.exact, report.not_standard, report.suggestions, report.unknown, report.unanswered)
-        table.add_row(report.resolver, *(f"{count:,}" for count in counts))
-    console.print(table)
+    counts = (_RESOLVER, *(Column(key, label, "count") for key, label in _COUNTS.items()))
+    answers = [(report.resolver, *(getattr(report, key) for key in _COUNTS)) for report in reports]
+    print_listing(console, Listing(f"Site {site}: codes", counts, answers))
+
+
+_RESOLVER = Column("resolver", "resolver", "code")
+_COUNTS = {
+    "exact": "exact",
+    "not_standard": "not Standard",
+    "suggestions": "suggestions",
+    "unknown": "unknown",
+    "unanswered": "no answer",
+}
 
 
 def _shown_on(progress: Progress, site: str) -> ResolveProgress:

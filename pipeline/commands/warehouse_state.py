@@ -12,19 +12,23 @@ if TYPE_CHECKING:
 
     from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["is_installed", "print_settings_notes", "refuse_empty"]
+__all__ = ["is_installed", "print_settings_notes", "refuse_empty", "settings_texts"]
 
 
 def print_settings_notes(console: Terminal, runtime: Runtime, connection: psycopg.Connection) -> None:
     """What is loaded under settings that have changed since, and that the instance has no name yet."""
+    for note in settings_texts(runtime, connection):
+        console.print(note)
+
+
+def settings_texts(runtime: Runtime, connection: psycopg.Connection) -> list[str]:
+    """The same as sentences; none before a vocabulary is loaded."""
     from pipeline.quality.settings_notes import instance_notes, settings_notes
     from pipeline.warehouse.vocabulary import current_release
 
-    if current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
-        for note in settings_notes(runtime, connection):
-            console.print(note)
-        for note in instance_notes(runtime.settings.cdm_source, connection):
-            console.print(note)
+    if not current_release(runtime.url, etl_schema=runtime.settings.etl_schema):
+        return []
+    return [*settings_notes(runtime, connection), *instance_notes(runtime.settings.cdm_source, connection)]
 
 
 def refuse_empty(connection: psycopg.Connection, schema: str) -> None:

@@ -29,6 +29,7 @@ EpicOmopError
 ├── LandingError              the landing or staging store is damaged or full (exit 74)
 ├── LakehouseError            the folder of Parquet snapshots is damaged, full, or not ours (exit 74)
 ├── WarehouseError            PostgreSQL is missing, damaged, or of the wrong version (exit 74)
+│   └── WarehouseUnavailable  it went away, or refuses for a reason that passes: a restart, too many connections, a lock
 ├── VocabularyError           the vocabulary is missing or cannot be read (exit 1)
 ├── StorageError              a file system refuses: read-only, no rights, full (exit 74)
 ├── Defect                    an exception that nobody expected (exit 70)
@@ -73,6 +74,7 @@ __all__ = [
     "UsageError",
     "VocabularyError",
     "WarehouseError",
+    "WarehouseUnavailable",
 ]
 
 
@@ -212,6 +214,10 @@ class LakehouseError(EpicOmopError):
 
 class WarehouseError(EpicOmopError):
     exit_code = 74
+
+
+class WarehouseUnavailable(WarehouseError):
+    """The same work may succeed in some minutes: nothing of it was committed."""
 
 
 class VocabularyError(EpicOmopError):

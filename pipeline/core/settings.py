@@ -23,13 +23,15 @@ from pydantic_core import ErrorDetails
 from omop_schema.contact import CONTACT_TABLES
 from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
 from pipeline.core.cdm_source import CdmSource
+from pipeline.core.database_password import PASSWORD_FILE_VARIABLE, with_password_of_file
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.resource_types import RESOURCE_TYPES
+from pipeline.core.settings_file import SettingsEntry, nearest
 from pipeline.core.settings_problems import control_characters, problem, setting_name
-from pipeline.core.sites_file import SiteEntry, nearest, read_site_entries, write_site_entry
+from pipeline.core.sites_file import read_site_entries, write_site_entry
 
 __all__ = [
     "DEVICE_TYPE",
@@ -455,7 +457,9 @@ class Settings(BaseModel):
 
     home: Path
     #: None: the embedded server.
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
+    #: Schema of that database in which Dagster keeps its runs and switches; None: SQLite files in the home.
+    dagster_schema: str | None = None
     #: Version of the OMOP CDM that the database has; another one needs `epic-omop db upgrade`.
     cdm_version: CdmVersion = DEFAULT_CDM_VERSION
     #: What the table cdm_source says of the instance.
@@ -488,6 +492,8 @@ class Settings(BaseModel):
     lakehouse_schedule: str = "0 6 * * *"
     #: Names and addresses by which browsers reach Dagster's UI (docs/security.md); requests for others are refused.
     ui_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    #: Settings of alerts and retention (`pipeline.core.operations_settings`); None: `operations.yaml` in the home.
+    operations: Path | None = None
     sites: Mapping[str, SiteSettings] = Field(default_factory=dict)
 
     @field_validator("ui_hosts", mode="before")
@@ -504,9 +510,11 @@ class Settings(BaseModel):
                 raise ValueError(f"{host!r} is not a valid name or address of a host; give it without scheme and port")
         return value
 
-    @field_validator("cdm_schema", "vocab_schema", "etl_schema")
+    @field_validator("cdm_schema", "vocab_schema", "etl_schema", "dagster_schema")
     @classmethod
-    def _schema_name(cls, value: str) -> str:
+    def _schema_name(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
         if not _NAME.fullmatch(value) or value.startswith("pg_") or value == "information_schema":
             raise ValueError(
                 "a schema's name is lower-case letters, digits and _, beginning with a letter, and none of PostgreSQL's own"
@@ -517,6 +525,10 @@ class Settings(BaseModel):
     def _schemas_are_three(self) -> Settings:
         if len({self.cdm_schema, self.vocab_schema, self.etl_schema}) < 3:
             raise ValueError("EPIC_OMOP_CDM_SCHEMA, _VOCAB_SCHEMA and _ETL_SCHEMA must be three different names")
+        if self.dagster_schema in {self.cdm_schema, self.vocab_schema, self.etl_schema, "public"}:
+            raise ValueError("EPIC_OMOP_DAGSTER_SCHEMA must be a schema that is Dagster's alone, such as dagster")
+        if self.dagster_schema and self.database_url is None:
+            raise ValueError("EPIC_OMOP_DAGSTER_SCHEMA needs EPIC_OMOP_DATABASE_URL: the embedded server is not for it")
         return self
 
     @field_validator("time_zone")
@@ -573,6 +585,7 @@ class Settings(BaseModel):
 
 _VARIABLES = {
     "EPIC_OMOP_DATABASE_URL": "database_url",
+    "EPIC_OMOP_DAGSTER_SCHEMA": "dagster_schema",
     "EPIC_OMOP_CDM_VERSION": "cdm_version",
     "EPIC_OMOP_CDM_SCHEMA": "cdm_schema",
     "EPIC_OMOP_VOCAB_SCHEMA": "vocab_schema",
@@ -589,6 +602,7 @@ _VARIABLES = {
     "EPIC_OMOP_LAKEHOUSE": "lakehouse",
     "EPIC_OMOP_LAKEHOUSE_SCHEDULE": "lakehouse_schedule",
     "EPIC_OMOP_UI_HOSTS": "ui_hosts",
+    "EPIC_OMOP_OPERATIONS": "operations",
 }
 #: Variable → column of cdm_source: EPIC_OMOP_CDM_HOLDER is `cdm_holder`.
 _CDM_SOURCE_VARIABLES = {f"EPIC_OMOP_{column.upper()}": column for column in CdmSource.model_fields}
@@ -620,6 +634,8 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     sites_file = Path(variables["EPIC_OMOP_SITES"]) if variables.get("EPIC_OMOP_SITES") else None
     values: dict[str, Any] = {field: variables[name] for name, field in _VARIABLES.items() if variables.get(name)}
     values["home"] = home
+    if password_file := variables.get(PASSWORD_FILE_VARIABLE):
+        values["database_url"] = with_password_of_file(values.get("database_url"), Path(password_file))
     values["cdm_source"] = {
         column: variables[name] for name, column in _CDM_SOURCE_VARIABLES.items() if variables.get(name)
     }
@@ -673,7 +689,7 @@ def _read_sites(file: Path, *, required: bool) -> dict[str, SiteSettings]:
     return {entry.name: _site(entry) for entry in read_site_entries(file)}
 
 
-def _site(entry: SiteEntry) -> SiteSettings:
+def _site(entry: SettingsEntry) -> SiteSettings:
     given = _beside(entry.file.parent, entry.values)
     if isinstance(resolvers := given.get("resolvers"), list):
         given["resolvers"] = [
@@ -705,7 +721,7 @@ def _beside(folder: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _described(item: ErrorDetails, entry: SiteEntry) -> str:
+def _described(item: ErrorDetails, entry: SettingsEntry) -> str:
     """`file:line: key: what is wrong.` of one problem that pydantic found."""
     words = problem(item)
     # A rule about the whole site begins with the key that it is about.

@@ -34,6 +34,8 @@ _SHAPES = {
     "greater_than": "must be more than {gt:g}",
     "less_than_equal": "must be {le:g} or less",
     "less_than": "must be less than {lt:g}",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "{discriminator} is missing",
     "model_": _KEYS_AND_VALUES,
     "dict_": _KEYS_AND_VALUES,
     "mapping_": _KEYS_AND_VALUES,

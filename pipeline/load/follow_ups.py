@@ -21,7 +21,7 @@ from pipeline.core.errors import LandingError
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk import new_job
 from pipeline.landing.store import LandedExport
-from pipeline.load.landed_lines import missing_sentence, note_missing, read_landed
+from pipeline.load.landed_lines import line_hashes, missing_sentence, note_missing, read_landed
 from pipeline.publication import dead_letters
 from pipeline.publication.dead_letters import RawLine
 from pipeline.publication.publish import LandedLine, PublicationReport
@@ -35,11 +35,13 @@ __all__ = ["FollowUps", "ReplayLine", "land_replay", "land_replays", "lines_of_d
 
 @dataclass(frozen=True)
 class ReplayLine:
-    """A landed line with its type, and the transactionTime of the export that it came in."""
+    """A landed line with its type, and the transactionTime of the export that it came in. `repairs`: the dead letter whose
+    line a person repaired to this one."""
 
     resource_type: str
     as_of: datetime
     raw: bytes
+    repairs: int | None = None
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def site_work(runtime: Runtime, site: SiteSettings) -> Iterator[None]:
             for job in export_jobs.jobs_of_kind(connection, site.name, ExportKind.REPLAY, state):
                 runtime.landing.remove(site.name, job.export_id)
                 export_jobs.mark_failed(connection, job.export_id, "The process ended before it was loaded.")
+                connection.execute("DELETE FROM dead_letter_repair WHERE export_id = %s", (job.export_id,))
         connection.commit()
         yield
 
@@ -152,5 +155,10 @@ def land_replay(
             files.append(draft.keep(writer, number, resource_type))
     export = draft.finish(ExportKind.REPLAY, as_of, tuple(files))
     export_jobs.save_landed(connection, export, runtime.clock.now())
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO dead_letter_repair (export_id, letter_id, raw_hash_high, raw_hash_low) VALUES (%s, %s, %s, %s)",
+            [(job.export_id, line.repairs, *line_hashes(line.raw)) for line in lines if line.repairs is not None],
+        )
     connection.commit()
     return export

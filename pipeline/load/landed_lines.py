@@ -19,6 +19,7 @@ import psycopg
 import xxhash
 
 from pipeline.core.errors import LandingError
+from pipeline.core.line_codes import IssueCode
 from pipeline.landing.bundles import UNKNOWN
 from pipeline.landing.chunks import plan_chunks, read_lines
 from pipeline.landing.reading import is_landed, read_line, stored_file
@@ -30,6 +31,7 @@ __all__ = [
     "FoundLine",
     "LinesRead",
     "is_line",
+    "line_hashes",
     "missing_lines",
     "missing_sentence",
     "note_missing",
@@ -41,7 +43,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 #: Code of `etl.row_issue`: what the resource depends on has changed, and its own line is in no landed export.
-MISSING_LINE = "landed_line_missing"
+MISSING_LINE = IssueCode.LANDED_LINE_MISSING
 
 _ADVICE = "Put the removed folder back, or export everything again: a line that comes again is mapped by that load."
 
@@ -105,10 +107,10 @@ def _files(landing: LandingStore, site: str, export_id: int) -> Sequence[LandedF
 
 def is_line(raw: bytes, line: LandedLine) -> bool:
     """Whether this is what the line was. That of a forgotten export has no hashes: whatever lies there is it."""
-    return line.hashes in ((0, 0), _hashes(raw))
+    return line.hashes in ((0, 0), line_hashes(raw))
 
 
-def _hashes(raw: bytes | memoryview) -> tuple[int, int]:
+def line_hashes(raw: bytes | memoryview) -> tuple[int, int]:
     """xxh3-128 of a line, as `etl.resource_state` holds it."""
     digest = xxhash.xxh3_128_digest(raw)
     high, low = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
@@ -153,7 +155,7 @@ def _matching(
             lines = read_lines(file.path, chunk)
             places = np.flatnonzero(np.isin(lines.lengths, lengths))
             for offset, raw in zip(lines.offsets[places].tolist(), lines.raws_at(places), strict=True):
-                if (hashes := _hashes(raw)) in sought:
+                if (hashes := line_hashes(raw)) in sought:
                     yield hashes, FoundLine(raw, file.path, offset)
     except LandingError as error:
         _log.warning("%s", error.message)

@@ -25,14 +25,19 @@ def replay_lines(runtime: Runtime, site: SiteSettings, lines: Sequence[ReplayLin
 
 
 def replay_dead_letters(
-    runtime: Runtime, site: SiteSettings, *, ids: Sequence[int] | None = None, code: str | None = None
+    runtime: Runtime,
+    site: SiteSettings,
+    *,
+    ids: Sequence[int] | None = None,
+    code: str | None = None,
+    export_id: int | None = None,
 ) -> list[PublicationReport]:
-    """Send open dead letters of a site through the pipeline again: all, those of a code, or by id; then what waited for
-    them, or depends on what they say."""
+    """Send open dead letters of a site through the pipeline again: all, those of a code, of the export that brought them
+    last, or by id; then what waited for them, or depends on what they say."""
     with site_work(runtime, site):
         with runtime.connect() as connection:
             refuse_missing_site(connection, runtime.settings, site.name)
-            rejected = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code)
+            rejected = dead_letters.open_lines(connection, site=site.name, ids=ids, code=code, export_id=export_id)
         replays = land_replays(runtime, site, lines_of_dead_letters(runtime, rejected))
         return load_in_turn(runtime, site, replays, REPLAYED, replayed=rejected)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.core.errors import LandingError
+from pipeline.core.line_codes import RejectionCode
 from pipeline.fhir.ndjson import Lines
 from pipeline.landing.chunks import read_lines
 from pipeline.landing.reading import read_line
@@ -249,7 +250,7 @@ def reject_line(task: ChunkTask | LinesTask, reason: str) -> ChunkReport:
         pl.lit(reason).alias("reason"),
         pl.lit(None, dtype=pl.Int64).alias("content_hash"),
         pl.lit("transform").alias("stage"),
-        pl.lit("worker_failed").alias("code"),
+        pl.lit(RejectionCode.WORKER_FAILED).alias("code"),
         pl.lit(None, dtype=pl.String).alias("path"),
         pl.lit(None, dtype=pl.Int64).alias("cause"),
     )

@@ -12,11 +12,20 @@ from datetime import timedelta
 import dagster as dg
 
 from omop_schema.exports import ExportState
-from pipeline.core.errors import TransientError
+from pipeline.core.errors import EpicOmopError
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["CONFIRM_TAG", "EXPORT_TAG", "WAITING", "give_new_attempt", "is_under_way", "postpone", "run_key"]
+__all__ = [
+    "CONFIRM_TAG",
+    "EXPORT_TAG",
+    "UNFINISHED",
+    "WAITING",
+    "give_new_attempt",
+    "is_under_way",
+    "postpone",
+    "run_key",
+]
 
 #: Tag of an ingest run: the export that it was requested for. A run without it was started by a person, for a day.
 EXPORT_TAG = "epic_omop/export"
@@ -29,7 +38,7 @@ WAITING = (ExportState.COMPLETE, ExportState.LANDED)
 _FIRST_WAIT = timedelta(minutes=10)
 _LONGEST_WAIT = timedelta(hours=6)
 
-_UNFINISHED = [
+UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
@@ -44,11 +53,11 @@ def run_key(job: ExportJob) -> str:
 
 def is_under_way(instance: dg.DagsterInstance, export_id: int) -> bool:
     """Whether a run for this export waits in the queue or works."""
-    runs = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=_UNFINISHED)
+    runs = dg.RunsFilter(tags={EXPORT_TAG: str(export_id)}, statuses=UNFINISHED)
     return bool(instance.get_run_records(runs, limit=1))
 
 
-def postpone(runtime: Runtime, export_id: int, error: TransientError) -> None:
+def postpone(runtime: Runtime, export_id: int, error: EpicOmopError) -> None:
     """After a passing failure: a new attempt, at the time that the error names, else in 10 min, 20 min … 6 h."""
     with runtime.connect() as connection:
         row = connection.execute(

@@ -10,6 +10,7 @@ import dagster as dg
 from pipeline.core.logs import configure_logging
 from pipeline.core.private_files import work_privately
 from pipeline.core.settings import Settings, SiteSettings, home_folder, load_log_settings, load_settings
+from pipeline.orchestration.alert_sensors import alert_sensors
 from pipeline.orchestration.asset_checks import accounting_check, coverage_check
 from pipeline.orchestration.crawl_job import crawl_job
 from pipeline.orchestration.deep_check import deep_parts
@@ -17,7 +18,9 @@ from pipeline.orchestration.jobs import ingest_job, kick_off_job
 from pipeline.orchestration.lakehouse import lakehouse_parts
 from pipeline.orchestration.landing_job import prune_job
 from pipeline.orchestration.partitions import first_days
+from pipeline.orchestration.replay_job import replay_job
 from pipeline.orchestration.resources import site_resources
+from pipeline.orchestration.retention_job import retention_parts
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
 from pipeline.orchestration.site_assets import load_key, site_assets
@@ -61,14 +64,19 @@ def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Defin
     """What all sites share."""
     lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
     deep = deep_parts(settings, sites) if sites else None
+    retention = retention_parts(settings) if sites else None
     return dg.Definitions(
         assets=[
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
         asset_checks=deep.checks if deep else [],
-        jobs=[part.job for part in (deep, lakehouse) if part],
-        schedules=[part.schedule for part in (deep, lakehouse) if part],
+        jobs=[
+            *(part.job for part in (deep, lakehouse, retention) if part),
+            *([replay_job(settings.sites)] if sites else []),
+        ],
+        schedules=[part.schedule for part in (deep, lakehouse, retention) if part],
+        sensors=alert_sensors(settings) if sites else [],
     )
 
 

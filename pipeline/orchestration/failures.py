@@ -13,20 +13,27 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipeline.core.errors import EpicOmopError, TransientError
+from pipeline.core.errors import EpicOmopError, TransientError, WarehouseUnavailable
 from pipeline.core.unexpected import refusal_of_files
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["as_failure", "raise_as_failures"]
+__all__ = ["as_failure", "passes_soon", "raise_as_failures"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def as_failure(error: EpicOmopError) -> dg.Failure:
-    """The Dagster failure that says what an expected error says. Only a transient one may be retried."""
+    """The Dagster failure that says what an expected error says. Only one that passes soon may be retried."""
     metadata = {"kind of error": type(error).__name__, **({"what to do": error.advice} if error.advice else {})}
     description = f"{error.message} {error.advice}".strip()
-    return dg.Failure(description, metadata, allow_retries=isinstance(error, TransientError))
+    return dg.Failure(description, metadata, allow_retries=passes_soon(error))
+
+
+def passes_soon(error: EpicOmopError) -> bool:
+    """Whether the same step may succeed in some minutes. False where the error names the time of the next try."""
+    if isinstance(error, TransientError):
+        return error.next_try is None
+    return isinstance(error, WarehouseUnavailable)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.core.database_password import PASSWORD_FILE_VARIABLE
 from pipeline.core.errors import ConfigurationError
 from pipeline.core.files import replace_file
 from pipeline.core.settings import Settings
 from pipeline.orchestration.storage import make_storage
+from pipeline.orchestration.storage_in_postgres import make_schema, storage_section
 
 __all__ = ["LOCATION", "dagster_environment", "prepare_instance"]
 
@@ -19,7 +21,9 @@ LOCATION = "pipeline.definitions"
 _SOURCE = Path(__file__).with_name("dagster.yaml")
 
 #: Variables that hold paths: Dagster's processes have another working folder.
-_PATH_VARIABLES = ("EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE")
+_PATH_VARIABLES = (
+    "EPIC_OMOP_SITES", "EPIC_OMOP_MAPPINGS", "EPIC_OMOP_LAKEHOUSE", "EPIC_OMOP_OPERATIONS", PASSWORD_FILE_VARIABLE,
+)  # fmt: skip
 
 
 def prepare_instance(settings: Settings) -> Path:
@@ -32,14 +36,22 @@ def prepare_instance(settings: Settings) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # another Dagster process may be reading it
-        replace_file(folder / "dagster.yaml", _SOURCE.read_bytes(), is_durable=False)
-        make_storage(folder)
+        replace_file(folder / "dagster.yaml", _dagster_yaml(settings), is_durable=False)
+        if settings.dagster_schema:
+            make_schema(settings, folder)
+        else:
+            make_storage(folder)
     except OSError as error:
         raise ConfigurationError(
             f"Dagster's folder {folder} cannot be prepared ({error.strerror}).",
             "EPIC_OMOP_HOME must name a folder that this user can write.",
         ) from error
     return folder
+
+
+def _dagster_yaml(settings: Settings) -> bytes:
+    content = _SOURCE.read_bytes()
+    return content + storage_section(settings.dagster_schema).encode() if settings.dagster_schema else content
 
 
 def dagster_environment(settings: Settings, folder: Path) -> dict[str, str]:

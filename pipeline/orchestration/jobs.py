@@ -7,28 +7,32 @@ Between the two lie minutes to days, in which nothing runs: the export sensor as
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import Field
 
 from omop_schema.exports import ExportState
-from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent
+from pipeline.core.errors import CooldownActive, EpicOmopError, RemoteUnavailable, RequestBudgetSpent, UsageError
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
 from pipeline.extract.bulk.refusals import may_have_started
+from pipeline.extract.bulk.request import ExportRequest, checked_request
 from pipeline.orchestration.attempts import WAITING, give_new_attempt, is_under_way
 from pipeline.orchestration.deep_check import deep_check_key
 from pipeline.orchestration.failures import as_failure, raise_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
+from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import due_kick_offs
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = [
     "DUE_TAG",
+    "ExportForm",
     "GroupState",
     "ingest_job",
     "ingest_job_name",
@@ -51,6 +55,22 @@ class GroupState:
     export_id: int | None = None
     next_try: datetime | None = None
     error: EpicOmopError | None = None
+    #: What is to be said of an export that was adopted.
+    note: str = ""
+
+
+class ExportForm(dg.Config):
+    """An export that a person asks for in the Launchpad; as it is, the nightly one."""
+
+    groups: list[str] = Field(default=[], description="Only these groups of the site; empty: all.")
+    resource_types: list[str] = Field(
+        default=[], description="Only these resource types, such as Patient; empty: all of the site's."
+    )
+    since: str = Field(
+        default="",
+        description="Only what changed from this time on, such as 2026-03-01T04:00 (UTC), where the site knows `_since`;"
+        " empty: everything.",
+    )
 
 
 def kick_off_job_name(site: SiteSettings) -> str:
@@ -70,11 +90,12 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
         tags={"epic_omop/site": site.name},
         out=dg.Out(dg.Nothing),
     )
-    def kick_off_op(context: dg.OpExecutionContext, runtime: dg.ResourceParam[Runtime]) -> None:
+    def kick_off_op(context: dg.OpExecutionContext, config: ExportForm, runtime: dg.ResourceParam[Runtime]) -> None:
         with raise_as_failures():
+            request = _request(runtime, site, config)
             with working_as(context.job_name, context.run_id):
                 due = context.run.tags.get(DUE_TAG) == "yes"
-                states = kick_off_groups(runtime, site, context.instance, only_due=due)
+                states = kick_off_groups(runtime, request, context.instance, only_due=due)
             for state in states:
                 context.log.info(_summary(state))
             today = day_of(site, runtime.clock.now())
@@ -90,6 +111,7 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
         description=(
             f"Ask Epic for the exports of site {site.name}'s {len(site.groups)} groups. A group that was asked for too"
             " recently is skipped with the time of the next try. When an export is complete, the sensor loads it."
+            " The Launchpad is a form for an export of your own: some groups, some types, or what changed since."
         ),
         tags={"epic_omop/site": site.name},
         executor_def=dg.in_process_executor,
@@ -98,6 +120,20 @@ def kick_off_job(site: SiteSettings) -> dg.JobDefinition:
         kick_off_op()
 
     return job
+
+
+def _request(runtime: Runtime, site: SiteSettings, form: ExportForm) -> ExportRequest:
+    """What a form asks for. Raises UsageError."""
+    try:
+        since = datetime.fromisoformat(form.since) if form.since else None
+        since = since.replace(tzinfo=UTC) if since and since.tzinfo is None else since
+        since = since.astimezone(UTC) if since else None
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"since: {ascii(form.since)[:40]} is not a time.",
+            "Such as 2026-03-01T04:00 (UTC) or 2026-03-01T04:00-05:00.",
+        ) from None
+    return checked_request(runtime.settings, site, groups=form.groups, resource_types=form.resource_types, since=since)
 
 
 def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
@@ -112,22 +148,22 @@ def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
 
 
 def kick_off_groups(
-    runtime: Runtime, site: SiteSettings, instance: dg.DagsterInstance, *, only_due: bool = False
+    runtime: Runtime, request: ExportRequest, instance: dg.DagsterInstance, *, only_due: bool = False
 ) -> list[GroupState]:
-    """Open or adopt the export of every group, or (`only_due`) of those that were refused for now and whose next try is
-    due; a group that fails does not delay the others.
+    """Open or adopt the export of every group that is asked for, or (`only_due`) of those that were refused for now and
+    whose next try is due; a group that fails does not delay the others.
 
     An adopted export that waits for its ingest while no run is under way gets a new attempt. Groups for which the
     site's request budget does not suffice get another turn when the next hour has begun.
     """
-    groups = _due_groups(runtime, site) if only_due else site.groups
-    states = [_kick_off(runtime, site, group, instance) for group in groups]
+    groups = _due_groups(runtime, request.site) if only_due else request.groups
+    states = [_kick_off(runtime, request, group, instance) for group in groups]
     times = [state.next_try for state in states if state.state == "postponed" and state.next_try]
     if not times:
         return states
     runtime.clock.sleep(max(0.0, (min(times) - runtime.clock.now()).total_seconds()))
     return [
-        _kick_off(runtime, site, state.group, instance) if state.state == "postponed" else state for state in states
+        _kick_off(runtime, request, state.group, instance) if state.state == "postponed" else state for state in states
     ]
 
 
@@ -136,9 +172,9 @@ def _due_groups(runtime: Runtime, site: SiteSettings) -> Sequence[str]:
         return [entry.group_id for entry in due_kick_offs(connection, site, runtime.clock.now())]
 
 
-def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.DagsterInstance) -> GroupState:
+def _kick_off(runtime: Runtime, request: ExportRequest, group: str, instance: dg.DagsterInstance) -> GroupState:
     try:
-        job = bulk.open_or_adopt(runtime, site, group)
+        job = bulk.open_or_adopt(runtime, request.site, group, since=request.since)
     except CooldownActive as cool_down:
         return GroupState(group, "skipped", next_try=cool_down.next_try)
     except RequestBudgetSpent as spent:
@@ -148,9 +184,16 @@ def _kick_off(runtime: Runtime, site: SiteSettings, group: str, instance: dg.Dag
         return GroupState(group, state, next_try=refused.next_try, error=refused)
     except EpicOmopError as error:
         return GroupState(group, "failed", error=error)
+    other = "" if _is_what_was_asked(job, request) else "opened before, for other types or another time"
     if job.state in WAITING and not is_under_way(instance, job.export_id):
         give_new_attempt(runtime, job.export_id)
-    return GroupState(group, job.state, job.export_id, job.next_poll_at)
+    return GroupState(group, job.state, job.export_id, job.next_poll_at, note=other)
+
+
+def _is_what_was_asked(job: ExportJob, request: ExportRequest) -> bool:
+    """False for an adopted export that a form asked otherwise for."""
+    types = request.site.resource_types
+    return (types is None or set(job.resource_types) == set(types)) and job.since == request.since
 
 
 def _summary(state: GroupState) -> str:
@@ -161,7 +204,8 @@ def _summary(state: GroupState) -> str:
         return f"Group {state.group} is postponed to {_shown(state.next_try)}: the request budget of the site is spent."
     if state.export_id is None:
         return f"Group {state.group} is skipped: Epic allows no kick-off before {_shown(state.next_try)}."
-    return f"Group {state.group}: export {state.export_id} is {state.state}."
+    note = f" ({state.note})" if state.note else ""
+    return f"Group {state.group}: export {state.export_id} is {state.state}{note}."
 
 
 def _metadata(states: Sequence[GroupState]) -> Metadata:

@@ -12,10 +12,12 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from omop_schema.etl import LINEAGE_TABLES
+from pipeline.core.retention_settings import number_of
 from pipeline.core.settings import Settings
 from pipeline.core.workflow import working_as
-from pipeline.lakehouse.snapshot import SnapshotReport, publish_snapshot
+from pipeline.lakehouse.snapshot import SnapshotOptions, SnapshotReport, publish_snapshot
 from pipeline.lakehouse.store import lakehouse_folder
+from pipeline.operations.retention.run import settings_or_defaults
 from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.warehouse.runtime import Runtime
@@ -23,6 +25,7 @@ from pipeline.warehouse.runtime import Runtime
 __all__ = ["LakehouseParts", "lakehouse_parts"]
 
 _NAME = "lakehouse"
+_ALL = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,17 @@ def _asset(settings: Settings) -> dg.AssetsDefinition:
     )
     def lakehouse(context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]) -> dg.MaterializeResult[None]:
         with raise_as_failures(), working_as(context.job_name, context.run.run_id):
-            return dg.MaterializeResult(metadata=_metadata(publish_snapshot(runtime, lakehouse_folder(folder))))
+            return dg.MaterializeResult(
+                metadata=_metadata(publish_snapshot(runtime, lakehouse_folder(folder), _options(settings)))
+            )
 
     return lakehouse
+
+
+def _options(settings: Settings) -> SnapshotOptions:
+    """As many older snapshots stay as `retention:` of operations.yaml says."""
+    number = number_of(settings_or_defaults(settings).lakehouse_snapshots)
+    return SnapshotOptions(keep=_ALL if number is None else number - 1)
 
 
 def _metadata(report: SnapshotReport) -> Metadata:

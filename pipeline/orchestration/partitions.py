@@ -42,7 +42,8 @@ def site_partitions(site: SiteSettings, first_day: str = FIRST_DAY) -> dg.DailyP
 
 
 def first_days(settings: Settings, runtime: Runtime | None = None) -> dict[str, str]:
-    """Site → the day of its first export; before that its `go_live_date` if that is past, else today.
+    """Site → the day of its first export; before that its `go_live_date` if that is past, else today. A day that was once
+    there stays: every process loads the definitions by itself, and a run of a day that the UI has offered must find it.
 
     Read when the definitions are loaded, in one query, and only from a server that runs: loading starts none. Where it does
     not answer, what was last read holds; where that is nothing, FIRST_DAY, so that every day that has ever been is there.
@@ -53,15 +54,14 @@ def first_days(settings: Settings, runtime: Runtime | None = None) -> dict[str, 
     file = settings.home / "dagster" / "first_days.json"
     if exported is None:
         return dict.fromkeys(settings.sites, FIRST_DAY) | _last_read(file)
-    days = {}
+    kept, days = _last_read(file), {}
     for name, site in settings.sites.items():
         today = day_of(site, runtime.clock.now())
         live = site.go_live_date.isoformat() if site.go_live_date else today
-        days[name] = day_of(site, exported[name]) if name in exported else min(live, today)
-    if file.parent.exists():
-        written = {name: day for name, day in days.items() if name in exported}
-        if written != _last_read(file):
-            replace_file(file, json.dumps(written).encode(), is_durable=False)
+        first = day_of(site, exported[name]) if name in exported else min(live, today)
+        days[name] = min(first, kept.get(name, first))
+    if file.parent.exists() and days != kept:
+        replace_file(file, json.dumps(days).encode(), is_durable=False)
     return days
 
 

@@ -7,19 +7,19 @@ removed when their transaction has committed.
 # No `from __future__ import annotations`: Dagster compares the annotation of `context` as an object.
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 
 import dagster as dg
 
 from omop_schema.exports import ExportState
-from pipeline.core.errors import TransientError
+from pipeline.core.errors import TransientError, WarehouseError, WarehouseUnavailable
 from pipeline.core.settings import SiteSettings
 from pipeline.core.workflow import working_as
 from pipeline.load.load import LoadOptions, load
 from pipeline.load.resolving import NightResolution, resolve_and_remap, resolve_codes
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
-from pipeline.orchestration.failures import raise_as_failures
+from pipeline.orchestration.failures import passes_soon, raise_as_failures
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
 from pipeline.orchestration.partitions import FIRST_DAY, is_day_without_exports, landed_jobs_of_day, site_partitions
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
@@ -27,10 +27,14 @@ from pipeline.publication.publish import PublicationReport
 from pipeline.quality.report import LoadReport, load_report
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.runtime import Runtime
+from pipeline.warehouse.server_failures import server_errors
 
 __all__ = ["landing_key", "load_key", "pool_of", "site_assets"]
 
 _MOST_UNMAPPED = 20
+
+#: A load whose database restarts, or whose site another process works on, waits 30 s, then 60 s, with its pool.
+RETRIES = dg.RetryPolicy(max_retries=2, delay=30, backoff=dg.Backoff.EXPONENTIAL)
 
 
 def landing_key(site: SiteSettings) -> dg.AssetKey:
@@ -104,13 +108,17 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
         tags={"epic_omop/site": site.name},
         code_version=version("epic-omop"),
         pool=pool_of(site),
+        retry_policy=RETRIES,
         output_required=False,
     )
     def load(
         context: dg.AssetExecutionContext, runtime: dg.ResourceParam[Runtime]
     ) -> Iterator[dg.MaterializeResult[None]]:
         scope = _scope(context)
-        with raise_as_failures(), _new_attempt_later(runtime, scope):
+        with (
+            raise_as_failures(),
+            _new_attempt_later(runtime, scope, is_last_try=context.retry_number == RETRIES.max_retries),
+        ):
             jobs = landed_jobs(runtime, site, scope)
             if not jobs:
                 context.log.info("Nothing of site %s was landed on %s: nothing to load.", site.name, scope.day)
@@ -146,13 +154,15 @@ def _scope(context: dg.AssetExecutionContext) -> RunScope:
 
 
 @contextmanager
-def _new_attempt_later(runtime: Runtime, scope: RunScope) -> Iterator[None]:
-    """A passing failure of a run that the sensor requested: it will request another."""
+def _new_attempt_later(runtime: Runtime, scope: RunScope, *, is_last_try: bool = True) -> Iterator[None]:
+    """A passing failure of a run that the sensor requested: it will request another, once this one tries no more."""
     try:
-        yield
-    except TransientError as error:
-        if scope.export_id is not None:
-            postpone(runtime, scope.export_id, error)
+        with server_errors():
+            yield
+    except (TransientError, WarehouseUnavailable) as error:
+        if scope.export_id is not None and (is_last_try or not passes_soon(error)):
+            with suppress(WarehouseError):  # the database that is away cannot be told: the nightly kick-off tries again
+                postpone(runtime, scope.export_id, error)
         raise
 
 

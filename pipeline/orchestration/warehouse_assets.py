@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from omop_schema.cdm import fields
+from omop_schema.descriptions import column_description
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.settings import Settings
 
@@ -24,7 +25,12 @@ def warehouse_assets(settings: Settings, loads: Sequence[dg.AssetKey]) -> list[d
 
 def _table(settings: Settings, table: str, loads: Sequence[dg.AssetKey]) -> dg.AssetSpec:
     columns = [
-        dg.TableColumn(field.name, field.datatype, constraints=dg.TableColumnConstraints(nullable=not field.required))
+        dg.TableColumn(
+            field.name,
+            field.datatype,
+            column_description(field),
+            dg.TableColumnConstraints(nullable=not field.required),
+        )
         for field in fields(table, settings.cdm_version)
     ]
     return dg.AssetSpec(

@@ -15,6 +15,7 @@ import polars as pl
 import psycopg
 from psycopg.rows import class_row
 
+from pipeline.core.line_codes import RejectionCode
 from pipeline.fhir.identity import parse_reference
 from pipeline.landing.reading import read_line
 from pipeline.landing.store import LandedExport, LandedFile
@@ -99,6 +100,11 @@ _REJECTED_AGAIN = (
     *("export_id", "file", "line", "byte_offset", "byte_length", "stage", "code", "path", "reason"),
     *("caused_by", "caused_by_surrogate_id", "last_seen"),
 )
+#: What a repaired line that is rejected as well changes of its letter besides.
+_REPAIRED_AGAIN = (
+    *_REJECTED_AGAIN,
+    *("resource_type", "raw", "raw_is_complete", "raw_hash_high", "raw_hash_low"),
+)
 _OPEN = "id, site, resource_type, resource_id, file, line, stage, code, path, reason, caused_by"
 
 
@@ -129,9 +135,10 @@ def open_lines(
     site: str,
     ids: Sequence[int] | None = None,
     code: str | None = None,
+    export_id: int | None = None,
     causes_loaded: bool = False,
 ) -> list[RawLine]:
-    """Lines of a site's open dead letters, oldest first.
+    """Lines of a site's open dead letters, oldest first. `export_id`: only those that this export brought last.
 
     With `causes_loaded` only those whose cause is loaded by now, such as a person who has arrived.
     """
@@ -142,6 +149,9 @@ def open_lines(
     if code is not None:
         conditions.append("letter.code = %s")
         parameters.append(code)
+    if export_id is not None:
+        conditions.append("letter.export_id = %s")
+        parameters.append(export_id)  # type: ignore[arg-type] # parameters are of any type
     if causes_loaded:
         conditions.append(
             "EXISTS (SELECT FROM resource_state AS cause WHERE cause.surrogate_id = letter.caused_by_surrogate_id"
@@ -166,7 +176,7 @@ def _raw_lines(connection: psycopg.Connection, condition: str, parameters: Seque
 _COLUMNS = (
     *("site", "resource_type", "resource_id", "surrogate_id", "export_id", "file", "line", "byte_offset"),
     *("byte_length", "stage", "code", "path", "reason", "caused_by", "caused_by_surrogate_id", "raw"),
-    *("raw_is_complete", "raw_hash_high", "raw_hash_low", "state", "first_seen", "last_seen"),
+    *("raw_is_complete", "raw_hash_high", "raw_hash_low", "state", "first_seen", "last_seen", "open_since"),
 )
 
 
@@ -180,6 +190,8 @@ def record(db: Database, export: LandedExport, rejections: pl.DataFrame, now: da
         for row in _new_rows(export, rejections, now):
             copy.write_row(row)
     own = {"now": now, "export_id": export.export_id, "transaction_time": export.transaction_time}
+    db.execute("keep_repaired_letters", own, set_columns=columns_set(_REPAIRED_AGAIN, "again"))
+    db.execute("keep_open_since")
     db.execute("supersede_dead_letters", own)
     db.execute("save_dead_letters", columns=columns, set_columns=columns_set(_REJECTED_AGAIN))
 
@@ -201,6 +213,7 @@ def _new_rows(export: LandedExport, rejections: pl.DataFrame, now: datetime) -> 
             "state": "open",
             "first_seen": now,
             "last_seen": now,
+            "open_since": now,
         }
         yield tuple(rejection[name] for name in _COLUMNS)
 
@@ -208,13 +221,13 @@ def _new_rows(export: LandedExport, rejections: pl.DataFrame, now: datetime) -> 
 def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: pl.DataFrame, now: datetime) -> None:
     """Close open dead letters of earlier exports whose resource or line was accepted in this one.
 
-    That is: the resource is loaded or excluded now, or has come in its loaded form again, or the very line has. A letter
-    of a newer export stays: an earlier export says nothing about it.
+    That is: the resource is loaded or excluded now, or has come in its loaded form again, or the very line has, or the line
+    that a person repaired. A letter of a newer export stays: an earlier export says nothing about it.
     """
-    schema = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
     own = {"site": export.site, "export_id": export.export_id, "transaction_time": export.transaction_time}
-    waiting = db.frame("earlier_open_dead_letters", schema, own)
-    if waiting.is_empty():
+    waiting = db.frame("earlier_open_dead_letters", _WAITING, own)
+    repairs = db.frame("repairs_of_export", _REPAIR, own)
+    if waiting.is_empty() and repairs.is_empty():
         return
     accepted = staged.scan(OUTCOME).filter(pl.col("outcome") != LineOutcome.REJECTED)
     accepted = accepted.join(not_loaded.lazy(), on=["surrogate_id", "file_number", "line"], how="anti")
@@ -222,12 +235,20 @@ def close(db: Database, export: LandedExport, staged: StagedExport, not_loaded: 
     hashes = ["raw_hash_high", "raw_hash_low"]
     closed = pl.concat(
         [
-            waiting.lazy().join(resources, on="surrogate_id", how="semi"),
-            waiting.lazy().join(accepted.select(hashes), on=hashes, how="semi"),
+            waiting.lazy().join(resources, on="surrogate_id", how="semi").select("id"),
+            waiting.lazy().join(accepted.select(hashes), on=hashes, how="semi").select("id"),
         ]
     ).collect()
-    ids = closed["id"].unique().to_list()
-    db.execute("close_dead_letters", {"now": now, "export_id": export.export_id, "ids": ids})
+    repaired = repairs.lazy().join(accepted.select(hashes), on=hashes, how="semi").select("id").collect()
+    ids = pl.concat([closed, repaired])["id"].unique().to_list()
+    own |= {"now": now, "ids": ids, "repaired": repaired["id"].to_list()}
+    db.execute("close_dead_letters", own)
+    if not repairs.is_empty():
+        db.execute("forget_repairs", own)
+
+
+_REPAIR = {"id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
+_WAITING = {"id": pl.Int64, "surrogate_id": pl.Int64, "raw_hash_high": pl.Int64, "raw_hash_low": pl.Int64}
 
 
 def _raw(export: LandedExport, file: LandedFile, rejection: dict[str, Any]) -> tuple[bytes, bool]:
@@ -240,7 +261,7 @@ def _cause(raw: bytes, code: str) -> str | None:
     """`Type/id` of the resource that a line waits for: its person, else the encounter or the birth that would date it."""
     resource = orjson.loads(raw)
     elements = [("subject", "Patient"), ("patient", "Patient"), ("beneficiary", "Patient")]
-    if code != "person_unknown":
+    if code != RejectionCode.PERSON_UNKNOWN:
         elements = [("encounter", "Encounter"), ("context", "Encounter"), *elements]
     for element, kind in elements:
         reference = (resource.get(element) or {}).get("reference")

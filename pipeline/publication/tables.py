@@ -128,9 +128,9 @@ def update_names(table: str, columns: Iterable[str]) -> dict[str, str]:
     }
 
 
-def columns_set(columns: Iterable[str]) -> str:
-    """The columns as the row that could not be inserted has them."""
-    return ", ".join(f"{name} = excluded.{name}" for name in columns)
+def columns_set(columns: Iterable[str], source: str = "excluded") -> str:
+    """The columns as `source` has them: by default the row that could not be inserted."""
+    return ", ".join(f"{name} = {source}.{name}" for name in columns)
 
 
 def place_names(place: Place, target: str = "") -> dict[str, str]:

@@ -19,6 +19,7 @@ from datetime import date
 from typing import Any, Final
 
 from pipeline.core.errors import MappingError
+from pipeline.core.line_codes import RejectionCode
 from pipeline.sql_on_fhir.compiler import Context, ExpressionCompiler, Source, Value
 from pipeline.sql_on_fhir.fhirpath import (
     Binary,
@@ -120,7 +121,7 @@ class Problem:
     `reason` holds no value of the data.
     """
 
-    code: str
+    code: RejectionCode
     path: str
     reason: str
 
@@ -692,13 +693,13 @@ class _Explainer:
             try:
                 probe([[]])(resource, None)
             except NotAResource as error:
-                return Problem("not_a_resource", self._plan.resource_type, str(error))
+                return Problem(RejectionCode.NOT_A_RESOURCE, self._plan.resource_type, str(error))
             except WrongType as error:
-                return Problem("wrong_type", label, str(error))
+                return Problem(RejectionCode.WRONG_TYPE, label, str(error))
             except EvaluationError as error:
-                return Problem("evaluation_failed", label, str(error))
+                return Problem(RejectionCode.EVALUATION_FAILED, label, str(error))
             except EVALUATION_ERRORS as error:
-                return Problem("evaluation_failed", label, f"{reason} ({type(error).__name__})")
+                return Problem(RejectionCode.EVALUATION_FAILED, label, f"{reason} ({type(error).__name__})")
         return None
 
     def _make_probes(self) -> Iterator[tuple[str, str, Any]]:

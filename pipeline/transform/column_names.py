@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.core.line_codes import IssueCode
+
 __all__ = [
     "EXACT",
     "EXPLAINED",
@@ -79,7 +81,7 @@ def fact_of(used_name: str) -> str:
     return used_name.partition(_ABOUT)[0]
 
 
-def issue(code: str, column: str | None = None) -> str:
+def issue(code: IssueCode, column: str | None = None) -> str:
     """`issue_<code>`, or `issue_<code>__<column>` of an issue about an element."""
     return f"{_ISSUE}{code}{_ABOUT}{column}" if column else f"{_ISSUE}{code}"
 

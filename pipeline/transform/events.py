@@ -9,6 +9,7 @@ from operator import itemgetter, or_
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode, RejectionCode
 from pipeline.fhir.identity import content_key
 from pipeline.staging.schemas import EVENT_LINK, ISSUE, REFERENCE, REFERENCE_VALUE, SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import (
@@ -285,7 +286,7 @@ def _without_left_out(
 
 def _left_out_issues(left_out: pl.DataFrame) -> pl.DataFrame:
     """SCHEMAS[ISSUE]: a further row is not there, because of the element in `path`."""
-    return left_out.select("surrogate_id", pl.lit("row_left_out").alias("code"), "path")
+    return left_out.select("surrogate_id", pl.lit(IssueCode.ROW_LEFT_OUT).alias("code"), "path")
 
 
 def _implausible_excluded(worker: Worker, view: ViewMapping, rows: pl.DataFrame) -> pl.DataFrame:
@@ -376,17 +377,17 @@ def _refusal(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame, na
         code, reason = pl.lit(DATE_IMPLAUSIBLE), pl.lit("the date cannot be meant")
         path = _date_path(mapping, view, rows, next((_DATES[one] for one in view.required if one in _DATES), "start"))
     elif source is None:
-        code, reason = pl.lit("required_missing"), pl.lit(f"{name} cannot be found")
+        code, reason = pl.lit(RejectionCode.REQUIRED_MISSING), pl.lit(f"{name} cannot be found")
         if name == "person_id" and PERSON_PROBLEM in rows.columns:
             problem = pl.col(PERSON_PROBLEM)
             why = problem.replace_strict(_PERSON_REASONS, default=None, return_dtype=pl.String)
-            code = pl.when(problem.is_not_null()).then(pl.lit("person_unknown")).otherwise(code)
+            code = pl.when(problem.is_not_null()).then(pl.lit(RejectionCode.PERSON_UNKNOWN)).otherwise(code)
             reason = pl.coalesce(why, reason)
     else:
         path = _date_path(mapping, view, rows, source)
         present = pl.col(source).is_not_null() if source in rows.columns else pl.lit(False)
         cause = pl.when(~present).then(_awaited(rows))
-        code = pl.when(present).then(pl.lit("date_invalid")).otherwise(pl.lit("date_missing"))
+        code = pl.when(present).then(pl.lit(RejectionCode.DATE_INVALID)).otherwise(pl.lit(RejectionCode.DATE_MISSING))
         reason = (
             pl.when(present)
             .then(pl.lit("the text is not a valid FHIR date"))
@@ -491,7 +492,7 @@ def _ambiguous_codes(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataF
     if "is_ambiguous" not in rows.columns or view.code is None:
         return pl.DataFrame(schema=SCHEMAS[ISSUE])
     path = numbered_path(mapping, view, _path_of(mapping, view, view.code)).alias("path")
-    return rows.filter("is_ambiguous").select("surrogate_id", pl.lit("code_ambiguous").alias("code"), path)
+    return rows.filter("is_ambiguous").select("surrogate_id", pl.lit(IssueCode.CODE_AMBIGUOUS).alias("code"), path)
 
 
 def _table(view: ViewMapping) -> pl.Expr:
@@ -569,7 +570,7 @@ def _issues(mapping: ResourceMapping, view: ViewMapping, rows: pl.DataFrame) -> 
                 path = numbered_path(mapping, view, _path_of(mapping, view, column))
         elif is_precision(name):
             flagged = rows.filter(pl.col(name).is_between(1, 9))
-            code, path = "date_imputed", pl.lit(of_precision(name))
+            code, path = IssueCode.DATE_IMPUTED, pl.lit(of_precision(name))
         else:
             continue
         if not flagged.is_empty():

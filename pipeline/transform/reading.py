@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.core.line_codes import RejectionCode
 from pipeline.fhir.lines import ERASED, PERSON_ERASED, is_erased
 from pipeline.fhir.ndjson import texts_of
 from pipeline.fhir.white_space import lines_with_white_space, without_white_space
@@ -37,7 +38,7 @@ class Rejected:
 
     index: int
     stage: str
-    code: str
+    code: RejectionCode
     path: str | None
     reason: str
     resource_type: str | None = None
@@ -184,7 +185,9 @@ class ChunkReader:
     def _read_closely(self, index: int) -> None:
         raw = self._raws[index]
         if len(raw) > self._limit and not is_erased(raw):
-            self._reject(index, "parse", "line_too_long", None, f"the line is longer than {self._limit:,} bytes")
+            self._reject(
+                index, "parse", RejectionCode.LINE_TOO_LONG, None, f"the line is longer than {self._limit:,} bytes"
+            )
             return
         try:
             resource = orjson.loads(raw)
@@ -213,17 +216,19 @@ class ChunkReader:
         self._read_resource(index, resource, resources)
 
     def _reject_nested(self, index: int, raw: bytes) -> None:
-        self._reject(index, "parse", "nested_too_deeply", None, "the elements are nested too deeply")
+        self._reject(index, "parse", RejectionCode.NESTED_TOO_DEEPLY, None, "the elements are nested too deeply")
         self.rejected[-1].resource_type, self.rejected[-1].resource_id = _type_and_id(raw)
 
     def _read_resource(self, index: int, resource: dict[str, Any], resources: ReadResources) -> None:
         """A resource with a mapping: its rows, or what is wrong with it."""
         if index in self._with_nul and (path := _path_of_nul(resource, resource["resourceType"])):
-            self._reject(index, "parse", "nul_character", path, "a text holds the character NUL", resource)
+            self._reject(index, "parse", RejectionCode.NUL_CHARACTER, path, "a text holds the character NUL", resource)
             return
         if index in self._modified and (unknown := _unknown_modifier(resource, resources.plan.mapping)):
             path, url = unknown
-            self._reject(index, "view", "modifier_unknown", path, f"the mapping does not know {url}", resource)
+            self._reject(
+                index, "view", RejectionCode.MODIFIER_UNKNOWN, path, f"the mapping does not know {url}", resource
+            )
             return
         try:
             resources.append(resource, index)
@@ -246,7 +251,7 @@ class ChunkReader:
             if resource == ERASED:
                 self.excluded[index] = (self._resource_type, None, PERSON_ERASED)
                 return None
-            self._reject(index, "parse", "not_a_resource", "resourceType", "the line has no resourceType")
+            self._reject(index, "parse", RejectionCode.NOT_A_RESOURCE, "resourceType", "the line has no resourceType")
             return None
         resource_id = resource.get("id")
         known = self._resources_of(resource_type)
@@ -256,12 +261,20 @@ class ChunkReader:
             self.excluded[index] = (resource_type, named, reason)
             return None
         if not isinstance(resource_id, str) or not resource_id:
-            self._reject(index, "parse", "id_missing", f"{resource_type}.id", "the resource has no id", resource)
+            self._reject(
+                index, "parse", RejectionCode.ID_MISSING, f"{resource_type}.id", "the resource has no id", resource
+            )
             return None
         return known
 
     def _reject(
-        self, index: int, stage: str, code: str, path: str | None, reason: str, resource: dict[str, Any] | None = None
+        self,
+        index: int,
+        stage: str,
+        code: RejectionCode,
+        path: str | None,
+        reason: str,
+        resource: dict[str, Any] | None = None,
     ) -> None:
         rejected = Rejected(index, stage, code, path, reason)
         if resource is not None:
@@ -271,13 +284,13 @@ class ChunkReader:
         self.rejected.append(rejected)
 
 
-def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[str, str | None, str]:
+def _json_problem(raw: bytes, error: orjson.JSONDecodeError) -> tuple[RejectionCode, str | None, str]:
     """(code, path, reason) of a line that is not valid JSON, without showing any of it."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as bad:
-        return "utf8_invalid", None, f"byte {bad.start + 1} of the line is not UTF-8"
-    return "json_invalid", None, f"not JSON at character {error.pos + 1} of the line"
+        return RejectionCode.UTF8_INVALID, None, f"byte {bad.start + 1} of the line is not UTF-8"
+    return RejectionCode.JSON_INVALID, None, f"not JSON at character {error.pos + 1} of the line"
 
 
 #: A string of JSON, or what structures it.

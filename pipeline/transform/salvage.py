@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.core.line_codes import RejectionCode
 from pipeline.sql_on_fhir.r4 import elements_of, is_array
 from pipeline.sql_on_fhir.view_definition import EVALUATION_ERRORS, Problem
 from pipeline.transform.plan import PlannedView, ResourcePlan
@@ -77,7 +78,7 @@ def _rows_of(view: PlannedView, resource: dict[str, Any], mark: int) -> list[Any
 
 def _problem(view: PlannedView, resource: dict[str, Any]) -> Problem:
     """The slow path: which FHIRPath failed, and why."""
-    unexpected = Problem("evaluation_failed", resource["resourceType"], "an element has an unexpected form")
+    unexpected = Problem(RejectionCode.EVALUATION_FAILED, resource["resourceType"], "an element has an unexpected form")
     return view.explain(resource) or unexpected
 
 
@@ -189,7 +190,7 @@ def _problem_in_place(view: PlannedView, resource: dict[str, Any]) -> Problem:
     problem = _problem(view, resource)
     resource_type = resource["resourceType"]
     reads_whole = problem.path == resource_type or problem.path.startswith(f"{resource_type}.iif(")
-    if not reads_whole or problem.code == "not_a_resource":
+    if not reads_whole or problem.code == RejectionCode.NOT_A_RESOURCE:
         return problem
 
     def fails(changed: Any) -> bool:

@@ -18,8 +18,8 @@ _GS1 = re.compile(r"\(01\)\s*([0-9]{1,14})|^01([0-9]{14})")
 _GS1_LOT = re.compile(r"\(10\)\s*([^()]{1,20})")
 #: HIBCC: + and labeller, product and unit of measure up to the first slash; alone, a check character ends it.
 _HIBCC = re.compile(r"^\+([A-Z][A-Z0-9]{3}[A-Z0-9]{1,18}[0-9])(/.*|.)$")
-#: ICCBBA: =/ (or =) for containers) up to the next data structure.
-_ICCBBA = re.compile(r"^=[/)]([A-Z0-9]{5,25})(?=[=&]|$)")
+#: ICCBBA: =/ and 16 characters, or =) and 10 of a container, up to the next data structure.
+_ICCBBA = re.compile(r"^=(?:/([A-Z0-9]{16})|\)([A-Z0-9]{10}))(?=[=&]|$)")
 #: A device identifier that comes by itself.
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.\- ]{0,49}")
 

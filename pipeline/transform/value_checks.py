@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.staging.schemas import SCHEMAS, VALUE_CHECK
 from pipeline.transform.column_names import exact
@@ -20,7 +21,7 @@ from pipeline.transform.mapping.value_rules import DOMAINS, Conversion, Limit, u
 __all__ = ["CONVERTED", "IMPLAUSIBLE_VALUE", "NEGATIVE_VALUE", "REPORTED", "CheckedRows", "ValueChecks"]
 
 #: Findings. The first two are codes of issues as well, and reasons of what is excluded.
-NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, CONVERTED = "value_negative", "value_implausible", "unit_converted"
+NEGATIVE_VALUE, IMPLAUSIBLE_VALUE, CONVERTED = IssueCode.VALUE_NEGATIVE, IssueCode.VALUE_IMPLAUSIBLE, "unit_converted"
 #: What was done with a finding where the option says `report`: nothing.
 REPORTED = "reported"
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from pipeline.core.errors import ConfigurationError, WarehouseError
+from pipeline.core.errors import ConfigurationError, WarehouseError, WarehouseUnavailable
 from pipeline.warehouse.embedded.server import EmbeddedServer
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 from pipeline.warehouse.pooler import refuse_shared_processes
@@ -135,10 +135,15 @@ def _unreachable(given: dict[str, str], error: psycopg.Error) -> WarehouseError:
             reason = reason.replace(given[name], "***")
     if tells_full_disk(reason):
         return WarehouseError(f"The disk of PostgreSQL is full; {_where(given)} cannot be used: {reason}", MAKE_SPACE)
-    return WarehouseError(
+    return (WarehouseError if _is_refused_login(reason) else WarehouseUnavailable)(
         f"Cannot connect to PostgreSQL, {_where(given)}: {reason}",
         "Check that the server runs (`epic-omop db status`) and that EPIC_OMOP_DATABASE_URL is right.",
     )
+
+
+def _is_refused_login(reason: str) -> bool:
+    """Whether the server answers and does not let this user in: that does not pass by itself. libpq gives words alone."""
+    return any(words in reason for words in ("authentication failed", "does not exist", "no pg_hba.conf entry"))
 
 
 def _refuse_old_server(connection: psycopg.Connection, given: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,10 +28,12 @@ __all__ = [
     "AnswerCache",
     "AnswerStatus",
     "AskedCode",
+    "DroppedAnswers",
     "Pause",
     "RemappedAnswers",
     "ResolverAnswer",
     "cached_answers",
+    "drop_old_answers",
     "sent_systems",
 ]
 
@@ -195,6 +197,41 @@ class AnswerCache:
         return pl.DataFrame(schema=dict(_CACHE_SCHEMA))
 
 
+@dataclass(frozen=True)
+class DroppedAnswers:
+    """Rows of the caches of all resolvers."""
+
+    removed: int
+    kept: int
+
+
+def drop_old_answers(home: Path, before: datetime | None, now: datetime, *, is_dry: bool) -> DroppedAnswers:
+    """Take out what was asked `before` (None: nothing) and is not used any more: answers that ended, and those of a release
+    to codes that have one under a later release. What a code was under another release stays where nothing newer is known.
+
+    A cache that cannot be read is left: it counts as none. Raises LandingError when the disk refuses.
+    """
+    folder = home / "vocabulary" / "resolvers"
+    removed = kept = 0
+    for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+        lock: AbstractContextManager[object] = nullcontext() if is_dry else FileLock(folder / ".lock")
+        with disk_errors("Answers of resolvers", folder, "They are asked for again."), lock:
+            try:
+                frame = pl.read_parquet(file)
+            except pl.exceptions.PolarsError:
+                continue
+            newest = pl.col("asked_at").max().over("system", "code")
+            ended = (pl.col("expires_at") <= now).fill_null(False)
+            is_old = pl.lit(False) if before is None else pl.col("asked_at") < before
+            left = frame.filter(~(is_old & (ended | (pl.col("asked_at") < newest))))
+            removed, kept = removed + frame.height - left.height, kept + left.height
+            if left.height < frame.height and not is_dry:
+                buffer = io.BytesIO()
+                left.write_parquet(buffer)
+                replace_file(file, buffer.getvalue())
+    return DroppedAnswers(removed, kept)
+
+
 def cached_answers(
     home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str, canonical: Callable[[str], str]
 ) -> pl.DataFrame:
@@ -227,7 +264,7 @@ class RemappedAnswers:
 
     def __init__(self, home: Path, site: str) -> None:
         self._folder = home / "vocabulary" / "resolvers"
-        self._file = self._folder / f"mapped-{site}.parquet"
+        self._file = self._folder / f"{site}.mapped"  # of another kind than caches, which are *.parquet
 
     def lack_any_of(self, answers: pl.DataFrame) -> bool:
         with suppress(OSError, pl.exceptions.PolarsError):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg import errors
 
-from pipeline.core.errors import WarehouseError
+from pipeline.core.errors import WarehouseError, WarehouseUnavailable
 from pipeline.warehouse.full_disk import MAKE_SPACE, tells_full_disk
 
 __all__ = ["server_errors", "server_failure"]
@@ -79,10 +79,22 @@ def _of_server(cause: psycopg.Error, reason: str) -> WarehouseError | None:
                 f"{_UNDONE} Give its container more (docker run --shm-size), then run the same command again.",
             )
         return WarehouseError(f"The disk of PostgreSQL is full: {reason}", f"{_UNDONE} {MAKE_SPACE}")
-    return WarehouseError(
+    return (WarehouseUnavailable if _passes(cause) else WarehouseError)(
         f"PostgreSQL failed in the middle of the work: {reason}",
         f"{_UNDONE} See to the server (its log says why; `epic-omop db status` says where that of an embedded one is),"
         " then run the same command again.",
+    )
+
+
+#: What begins the codes of failures that pass: lost connections, transactions that met another one, a server that starts or
+#: stops, locks that others hold, too many connections. https://www.postgresql.org/docs/current/errcodes-appendix.html
+_PASSING = ("08", "40", "57P01", "57P02", "57P03", "55P03", "53300")
+
+
+def _passes(cause: psycopg.Error) -> bool:
+    """libpq gives no code where the connection itself broke."""
+    return isinstance(cause, psycopg.OperationalError) and (
+        cause.sqlstate is None or cause.sqlstate.startswith(_PASSING)
     )
 
 

@@ -42,6 +42,7 @@ import yaml
 from omop_schema.cdm import fields, primary_key, required_columns
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.clock import ManualClock
+from pipeline.core.line_codes import IssueCode, RejectionCode
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, SiteSettings
 from pipeline.extract.bulk import ingest_folder
 from pipeline.load.load import load as load_export
@@ -379,9 +380,11 @@ def _read_outcomes(connection: psycopg.Connection, found: Loaded) -> None:
     for kind, resource_id, code, path in connection.execute(
         "SELECT resource_type, resource_id, code, path FROM dead_letter_open"
     ):
+        assert code in set(RejectionCode), code
         found.outcomes[f"{kind}/{resource_id}"] = f"rejected:{code}"
         found.paths[f"{kind}/{resource_id}"] = path
     for surrogate_id, code in connection.execute("SELECT surrogate_id, code FROM row_issue ORDER BY code"):
+        assert code in set(IssueCode), code
         found.issues.setdefault(names[surrogate_id], []).append(code)
     for surrogate_id, role in connection.execute(
         "SELECT from_surrogate_id, role FROM reference WHERE state = 'pending' ORDER BY role"

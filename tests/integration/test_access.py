@@ -30,10 +30,12 @@ from pipeline.core.settings import LogSettings, Settings, SiteSettings, load_set
 from pipeline.core.workflow import working_as
 from pipeline.extract import bulk
 from pipeline.extract.access_log import WarehouseAccessLog
+from pipeline.extract.bulk.request import checked_request
 from pipeline.extract.http.recording import AccessEntry
 from pipeline.extract.http.transport import RemoteRequest
 from pipeline.extract.request_budget import WarehouseRequestBudget, requests_in_hour
 from pipeline.extract.site_session import site_session
+from pipeline.operations.site_status import site_statuses
 from pipeline.orchestration.attempts import postpone
 from pipeline.orchestration.jobs import kick_off_groups
 from pipeline.sandbox.responses import FhirRefusal, outcome_response
@@ -319,8 +321,8 @@ def test_requests_are_counted_and_what_is_unused_is_given_back(
     exported(runtime)
     assert counted(runtime) == len(epic.requests) == 16
     with runtime.connect() as connection:
-        assert _requests(connection, runtime, "site_a") == "16"
-        assert _requests(connection, runtime, "another") == "·"
+        (found,) = site_statuses(connection, runtime, None)
+        assert (_requests(found), found.requests.is_spent) == ("16", False)
     with site_session(runtime, site_of(runtime)) as session:
         session.transport.fetch(RemoteRequest("A test", f"{epic.fhir_url}/metadata"))
         assert counted(runtime) == 16 + 50  # set apart while the session lasts
@@ -342,7 +344,8 @@ def test_a_spent_budget_stops_with_the_time_and_the_next_hour_goes_on(
     with runtime.connect() as connection:
         (job,) = export_jobs.list_jobs(connection)
         assert (job.state, "is spent" in (job.error or "")) == ("complete", True)
-        assert _requests(connection, runtime, "site_a") == "10 of 10, spent"
+        (found,) = site_statuses(connection, runtime, None)
+        assert _requests(found) == "10 of 10, spent"
     with pytest.raises(RequestBudgetSpent):
         exported(runtime)
     assert len(epic.requests) == 10
@@ -478,7 +481,7 @@ def test_a_kick_off_in_dagster_is_tried_again_when_the_hour_is_over(
             budget.take()
     spent = epic.clock.now()
     with dg.DagsterInstance.ephemeral() as instance:
-        (state,) = kick_off_groups(runtime, site_of(runtime), instance)
+        (state,) = kick_off_groups(runtime, checked_request(runtime.settings, site_of(runtime)), instance)
     assert state.state == "running"
     assert epic.clock.now().hour == (spent + timedelta(hours=1)).hour
     with runtime.connect() as connection:

@@ -250,7 +250,7 @@ def test_verify_names_what_does_not_hold(loaded: CommandLine) -> None:
 
 
 def test_status_says_where_everything_stands(loaded: CommandLine) -> None:
-    shown = loaded.run("status").out
+    shown = loaded.run("status", "--site", "s").out
     assert "epic-omop demo 1" in shown
     assert str(loaded.home) in shown
     assert "export 1, " in shown
@@ -275,7 +275,7 @@ def test_dead_letters_are_listed_without_patient_data_and_shown_on_request(loade
     assert loaded.run("dead-letters", "list", "--site", "s").out == listed
     assert "wrong_type" not in loaded.run("dead-letters", "list", "--code", "json_invalid").out
     ids = [
-        cells[1] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
+        cells[0] for line in listed.splitlines() if (cells := line.split()) and "wrong_type" in cells and len(cells) > 6
     ]
     (letter,) = ids
     shown = loaded.run("dead-letters", "show", letter).out

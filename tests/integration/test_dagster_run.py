@@ -20,6 +20,8 @@ from pipeline.core.resolver_settings import ResolverSettings
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.extract import bulk
 from pipeline.extract.bulk import ingest_folder
+from pipeline.operations.site_status import site_statuses
+from pipeline.orchestration import site_assets
 from pipeline.orchestration.asset_checks import accounting_check
 from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.jobs import DUE_TAG
@@ -395,7 +397,8 @@ def test_the_night_after_the_spring_change_of_the_clocks(world: World) -> None:
     due = next_try(world)
     assert timedelta(minutes=60) < due - second < timedelta(minutes=65)
     with world.runtime.connect() as connection:
-        assert "kick-off again" in status._next(connection, world.runtime, "site_a")
+        (found,) = site_statuses(connection, world.runtime, None)
+        assert "kick-off again" in " ".join(status._waiting(found))
     requested_then(world, due)
     assert len([job for job in world.jobs() if job.status_url]) == 2
 
@@ -493,6 +496,64 @@ def test_yesterdays_open_export_is_not_todays(world: World) -> None:
     assert world.kick_off().success
     world.clock.sleep(24 * 3600)
     assert "belongs to the partition" in failure(world.materialize("landing", "load", day=world.today))
+
+
+@pytest.fixture(autouse=True)
+def retries_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_assets, "RETRIES", dg.RetryPolicy(max_retries=2, delay=0))
+
+
+#: Ends the connection of the first publication in the middle of it. Numbers of a sequence are not taken back.
+_END_ONCE = """
+CREATE SEQUENCE ended;
+CREATE FUNCTION end_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF nextval('{etl}.ended') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER end_once BEFORE INSERT ON publication FOR EACH ROW EXECUTE FUNCTION end_once()
+"""
+
+
+def test_a_load_that_meets_a_passing_failure_is_tried_again_in_its_run(world: World) -> None:
+    assert world.kick_off().success
+    request = world.ready()
+    with world.runtime.connect() as connection:
+        connection.execute(_END_ONCE.format(etl=world.runtime.settings.etl_schema).encode())
+    result = world.ingest(request)
+    assert result.success
+    retries = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_UP_FOR_RETRY]
+    assert len(retries) == 1
+    (job,) = world.jobs()
+    assert (job.state, job.attempt) == ("published", 1), "no further run is needed"
+
+
+def test_an_export_by_form(world: World) -> None:
+    """Some types of some groups; what is wrong in the form is named, and asks for nothing."""
+    op = "site_a__kick_off_groups"
+
+    def submit(**form: Any) -> dg.ExecuteInProcessResult:
+        job = world.definitions.resolve_job_def("site_a__kick_off")
+        config = {**QUIET, "ops": {op: {"config": form}}}
+        return job.execute_in_process(run_config=config, instance=world.instance, raise_on_error=False)
+
+    for form, words in (
+        ({"groups": ["nobody"]}, "no group 'nobody'"),
+        ({"resource_types": ["Patiant"]}, "Did you mean 'Patient'?"),
+        ({"since": "yesterday"}, "since: 'yesterday' is not a time"),
+        ({"since": "2026-03-01T04:00"}, "not configured to know `_since`"),
+    ):
+        assert words in failure(submit(**form))
+    assert world.jobs() == []
+    since = world.with_site(supports_since=True)
+    job = since.definitions.resolve_job_def("site_a__kick_off")
+    form = {"groups": ["group-a"], "resource_types": ["Patient", "Condition"], "since": "2026-03-01T04:00-05:00"}
+    config = {**QUIET, "ops": {op: {"config": form}}}
+    assert job.execute_in_process(run_config=config, instance=world.instance).success
+    (export,) = world.jobs()
+    assert list(export.resource_types) == ["Patient", "Condition"]
+    assert export.since == datetime(2026, 3, 1, 9, tzinfo=UTC)
+    assert world.kick_off().success, "the night adopts it"
+    assert len(world.jobs()) == 1
 
 
 def test_a_passing_failure_gets_a_new_attempt_later(world: World) -> None:

@@ -82,6 +82,22 @@ def test_days_are_remembered_where_the_warehouse_does_not_answer(runtime: Runtim
     assert first_days(gone) == {"north": _day(runtime, 3)}
 
 
+def test_a_day_that_was_offered_stays(runtime: Runtime) -> None:
+    """The UI has loaded the days from go-live on; a run that begins after the first export must find them."""
+    (runtime.settings.home / "dagster").mkdir(parents=True)
+    live = {
+        "north": runtime.settings.sites["north"].model_copy(
+            update={"go_live_date": runtime.clock.now().date() - timedelta(days=9)}
+        )
+    }
+    with_date = Runtime(runtime.settings.model_copy(update={"sites": live}), runtime.clock)
+    assert _partitions(with_date)[0] == _day(runtime, 9)
+    _export(runtime, 3)
+    assert _partitions(with_date)[0] == _partitions(runtime)[0] == _day(runtime, 9)
+    _export(runtime, 20)
+    assert _partitions(with_date)[0] == _day(runtime, 20)
+
+
 @pytest.mark.parametrize(
     ("days_ago", "state", "made"), [(1, None, True), (1, "skipped", True), (1, "failed", False), (0, "skipped", False)]
 )
@@ -141,7 +157,7 @@ def test_status_announces_what_is_switched_on_alone(installed_url: str, tmp_path
     terminal = CommandLine(tmp_path, installed_url)
     assert "schedule off (epic-omop site enable north)" in terminal.run("status").out
     assert "Dagster's daemon does not run" in terminal.run("site", "enable", "north").out
-    shown = terminal.run("status").out
+    shown = terminal.run("status", "--site", "north").out
     assert "schedule 20" in shown
     assert "schedule off" not in shown
     terminal.run("site", "disable", "north")

@@ -32,6 +32,7 @@ _ARGUMENTS = {
     "export forget": ["--export", "1"],
     "export retime": ["--export", "1"],
     "dead-letters show": ["1"],
+    "dead-letters repair": ["{folder}/repaired", "--id", "1"],
     "erase": ["--patient", "p1", "--dry-run"],
     "explain": ["Patient/p1"],
     "ingest": ["--from", "{folder}"],

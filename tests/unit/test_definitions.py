@@ -81,12 +81,14 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
             "north__ingest",
             "north__kick_off",
             "north__prune_landing",
+            "replay_dead_letters",
+            "retention",
             "simulated__ingest",
             "simulated__kick_off",
             "simulated__prune_landing",
         ],
-        "schedules": ["deep_check__nightly", "north__nightly", "simulated__nightly"],
-        "sensors": ["north__exports", "simulated__exports"],
+        "schedules": ["deep_check__nightly", "north__nightly", "retention__daily", "simulated__nightly"],
+        "sensors": ["alerts", "north__exports", "run_failures", "run_successes", "simulated__exports"],
         "checks": [
             f"{site}/load:{check}"
             for site in ("folders", "north", "simulated")

@@ -49,6 +49,28 @@ def test_no_line_of_a_help_text_ends_early(path: tuple[str, ...]) -> None:
         assert all(line.startswith(" ") for line in lines[1:]), lines
 
 
+_LEAVES = [path for path, command in _ALL.items() if not hasattr(command, "commands") and not command.hidden]
+
+
+@pytest.mark.parametrize("path", _LEAVES, ids=" ".join)
+def test_help_has_an_example(path: tuple[str, ...]) -> None:
+    command = _ALL[path]
+    _, *examples = _EXAMPLES.split(f"{command.help or ''}\n\n{command.epilog or ''}")
+    assert any(map(_COMMAND.search, examples)), f"epic-omop {' '.join(path)} --help shows no example"
+
+
+@pytest.mark.parametrize("path", _ALL, ids=" ".join)
+def test_flags_are_flags(path: tuple[str, ...]) -> None:
+    """In the texts a flag takes no value, and what takes one says so."""
+    command = _ALL[path]
+    text = command.get_help(command.make_context("epic-omop", [], resilient_parsing=True))
+    assert "<bool>" not in text
+    assert "BOOLEAN" not in text
+    for parameter in command.get_params(typer.Context(command)):
+        if getattr(parameter, "is_flag", False):
+            assert parameter.type_descriptor.annotation is bool, parameter.name
+
+
 @pytest.mark.parametrize(
     "path", [path for path, command in _ALL.items() if _EXAMPLES.search(command.help or "")], ids=" ".join
 )

@@ -115,7 +115,9 @@ def test_table_and_limit(mapping: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
 
 
-def test_a_wide_view_is_shown_as_records(tmp_path: Path) -> None:
+def test_a_wide_view_is_shown_as_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
     path = tmp_path / "wide.json"
     columns = [{"name": f"column_number_{number}", "path": "id"} for number in range(12)]
     path.write_text(json.dumps({"resource": "Observation", "select": [{"column": columns}]}))

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from omop_schema.exports import ExportState
-from pipeline.core.errors import ConfigurationError, EpicOmopError, RemoteUnavailable
+from pipeline.core.errors import EpicOmopError, RemoteUnavailable
 from pipeline.core.settings import SiteSettings
 from pipeline.extract.bulk.fetching import download, types_not_received
 from pipeline.extract.bulk.kick_off import open_or_adopt
 from pipeline.extract.bulk.polling import poll_once
+from pipeline.extract.bulk.request import check_since
 from pipeline.extract.bulk.times import KeepFutureTime
 from pipeline.extract.notes import export_notes
 from pipeline.extract.site_session import site_session
@@ -77,11 +78,7 @@ def export_groups(
     `since`: exports that are started now hold what changed from then on, and nothing vanishes by them.
     `keep_future_time` asks a person about a transactionTime that is ahead of our clock; without, our own counts.
     """
-    if since is not None and not site.supports_since:
-        raise ConfigurationError(
-            f"Site {site.name} is not configured to know `_since`, so it may send everything, or refuse.",
-            "Ask the site, then set supports_since: true in sites.yaml; or leave --since out.",
-        )
+    check_since(site, since)
     with site_session(runtime, site) as session:
         return _SiteRun(runtime, site, session, progress or (lambda _: None), since, keep_future_time).run(groups)
 

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.core.errors import AccountingError
+from pipeline.core.line_codes import RejectionCode
 from pipeline.publication import dead_letters as dead_letters_table
 from pipeline.publication.accounting import wrong_accounts
 from pipeline.publication.sql import Database
@@ -34,9 +35,9 @@ __all__ = [
 
 #: The reason in the dead letter of a line that publication rejects, by code.
 _REASONS = {
-    "person_unknown": "the person is not loaded",
-    "replaced_by_cycle": "the patients replace each other in a circle",
-    "part_of_cycle": "the encounters are parts of each other in a circle",
+    RejectionCode.PERSON_UNKNOWN: "the person is not loaded",
+    RejectionCode.REPLACED_BY_CYCLE: "the patients replace each other in a circle",
+    RejectionCode.PART_OF_CYCLE: "the encounters are parts of each other in a circle",
 }
 
 _COUNTED = {

@@ -11,6 +11,7 @@ from omop_schema.cdm import polars_schema
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportKind
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.line_codes import RejectionCode
 from pipeline.publication.chains import in_cycles, resolved_chains
 from pipeline.publication.members import read_accepted
 from pipeline.publication.sql import Database
@@ -58,8 +59,8 @@ def decide(db: Database, incoming: Incoming, absences: Absences) -> Decisions:
     lines = _Lines(pl.concat([arriving, _silent_lines(absences.vanished)]), superseded)
     merged = _merged(db, incoming, lines)
     without = _without_person(db, incoming, lines, merged)
-    lines.reject(without.with_columns(pl.lit("person_unknown").alias("code")))
-    links = _links(db, incoming, "part_of", "part_of_cycle", lines)
+    lines.reject(without.with_columns(pl.lit(RejectionCode.PERSON_UNKNOWN).alias("code")))
+    links = _links(db, incoming, "part_of", RejectionCode.PART_OF_CYCLE, lines)
     children = resolved_chains(links, _known(db, incoming, links, "visit_occurrence", lines))
     changed = lines.loaded().select("surrogate_id")
     if changed["surrogate_id"].n_unique() < changed.height:  # which is seldom, and asked in a fraction of the time
@@ -96,7 +97,7 @@ def _silent_lines(resources: pl.DataFrame) -> pl.DataFrame:
 
 def _merged(db: Database, incoming: Incoming, lines: _Lines) -> pl.DataFrame:
     """Persons whose events follow another one, by their own words or by the crosswalk. Columns: CHAIN_SCHEMA."""
-    links = _links(db, incoming, "replaced_by", "replaced_by_cycle", lines)
+    links = _links(db, incoming, "replaced_by", RejectionCode.REPLACED_BY_CYCLE, lines)
     crosswalk = read_crosswalk(incoming.settings.person_crosswalk, incoming.settings.surrogate_salt)
     links = pl.concat([links, crosswalk]).unique("from", keep="first", maintain_order=True)
     if not in_cycles(links).is_empty():
@@ -107,7 +108,7 @@ def _merged(db: Database, incoming: Incoming, lines: _Lines) -> pl.DataFrame:
     return resolved_chains(links, _known(db, incoming, links, "person", lines))
 
 
-def _links(db: Database, incoming: Incoming, fact: str, cycle_code: str, lines: _Lines) -> pl.DataFrame:
+def _links(db: Database, incoming: Incoming, fact: str, cycle_code: RejectionCode, lines: _Lines) -> pl.DataFrame:
     """Links from resource to resource that facts of one name say, free of cycles. Columns: from, next.
 
     A line that would close a cycle is rejected; what its resource has now stays.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -43,6 +43,12 @@ class UnmappedSource:
     last_seen: datetime | None
     #: what it was looked up in
     tried: str | None
+    #: of `rows`, those in each of `places`
+    rows_of_places: tuple[int, ...] = ()
+
+    def rows_in(self, places: Collection[str]) -> int:
+        """The rows in some of its places."""
+        return sum(rows for place, rows in zip(self.places, self.rows_of_places, strict=True) if place in places)
 
     @property
     def has_name(self) -> bool:
@@ -108,14 +114,18 @@ def state_of(answers: Iterable[Answer]) -> State:
 
 
 _SOURCES = """
-SELECT site, coalesce(system, CASE WHEN code IS NULL THEN %(text)s ELSE '' END), code,
-       CASE WHEN code IS NULL THEN coalesce(text, display) END,
-       CASE WHEN code IS NOT NULL THEN max(coalesce(display, text)) END, sum(count)::bigint,
-       array_agg(DISTINCT resource_type || '.' || element ORDER BY resource_type || '.' || element),
-       min(first_seen), max(last_seen), max(tried)
-FROM unmapped_code
-WHERE %(site)s::text IS NULL OR site = %(site)s
-GROUP BY 1, 2, 3, 4 ORDER BY 6 DESC, 1, 2, 3, 4
+WITH placed AS (
+    SELECT site, coalesce(system, CASE WHEN code IS NULL THEN %(text)s ELSE '' END) AS system, code,
+           CASE WHEN code IS NULL THEN coalesce(text, display) END AS text, resource_type || '.' || element AS place,
+           CASE WHEN code IS NOT NULL THEN max(coalesce(display, text)) END AS name, sum(count)::bigint AS rows,
+           min(first_seen) AS first_seen, max(last_seen) AS last_seen, max(tried) AS tried
+    FROM unmapped_code
+    WHERE %(site)s::text IS NULL OR site = %(site)s
+    GROUP BY 1, 2, 3, 4, 5
+)
+SELECT site, system, code, text, max(name), sum(rows)::bigint, array_agg(place ORDER BY place),
+       array_agg(rows ORDER BY place), min(first_seen), max(last_seen), max(tried)
+FROM placed GROUP BY 1, 2, 3, 4 ORDER BY 6 DESC, 1, 2, 3, 4
 """
 
 
@@ -124,6 +134,6 @@ def unmapped_sources(connection: psycopg.Connection, site: str | None = None) ->
     its search_path."""
     rows = connection.execute(_SOURCES, {"site": site, "text": TEXT_VOCABULARY}).fetchall()
     return [
-        UnmappedSource(site, system, code, text, name, count, tuple(places), first, last, tried)
-        for site, system, code, text, name, count, places, first, last, tried in rows
+        UnmappedSource(site, system, code, text, name, count, tuple(places), first, last, tried, tuple(counts))
+        for site, system, code, text, name, count, places, counts, first, last, tried in rows
     ]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from pipeline.core.spreadsheet_cells import guarded
 from pipeline.quality.unmapped.codes import UnmappedSource
 from pipeline.quality.unmapped.domains import ElementDomains
 
@@ -19,9 +20,7 @@ __all__ = [
     "Suggest",
     "Suggestion",
     "as_csv",
-    "guarded",
     "no_suggestions",
-    "unguarded",
 ]
 
 ExportFormat = Literal["usagi", "plain"]
@@ -67,19 +66,6 @@ class Suggest(Protocol):
 def no_suggestions(source: UnmappedSource, domains: frozenset[str] | None, limit: int) -> Sequence[Suggestion]:  # noqa: ARG001
     """Leaves the columns of suggestions empty."""
     return ()
-
-
-#: How a spreadsheet knows a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def guarded(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: with an apostrophe before it, which `unguarded` takes off."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def unguarded(text: str) -> str:
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
 
 
 def as_csv(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.core.errors import UsageError
-from pipeline.quality.unmapped.exporting import unguarded
+from pipeline.core.spreadsheet_cells import unguarded
 
 __all__ = ["MapFile", "MapLine", "Refusal", "Style", "read_map_file"]
 
@@ -90,12 +91,12 @@ class MapFile:
 
 def read_map_file(path: Path) -> MapFile:
     """Raises UsageError for a file that cannot be read or is none of the formats; a line that is broken is refused alone."""
-    text = _text(path)
+    text, skipped = _without_hint(_text(path))
     header, delimiter, style = _header(text, path)
     lines: list[MapLine] = []
     refusals: list[Refusal] = []
     empty = 0
-    for number, cells in _rows(text, delimiter, path):
+    for number, cells in _rows(text, delimiter, path, skipped):
         if len(cells) != len(header):
             refusals.append(Refusal(number, None, f"it has {len(cells)} columns, the header has {len(header)}"))
             continue
@@ -122,18 +123,24 @@ def _text(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path.name} is not UTF-8: byte {error.start} cannot be read.", "Save it as CSV in UTF-8."
+            f"{path.name} is not UTF-8: byte {error.start} cannot be read.",
+            "Save it as CSV in UTF-8; Excel calls it `CSV UTF-8`, its plain `CSV` is in the computer's own encoding.",
         ) from error
     if "\0" in text:
         raise UsageError(f"{path.name} is no text file.", _ADVICE)
     return text
 
 
+def _without_hint(text: str) -> tuple[str, int]:
+    """The text without the line `sep=;` by which Excel is made to take a delimiter, and the lines that were taken off."""
+    hint = re.match(r"sep=.(\r\n|\r|\n)", text, re.IGNORECASE)
+    return (text[hint.end() :], 1) if hint else (text, 0)
+
+
 def _header(text: str, path: Path) -> tuple[list[str], str, Style]:
-    first = text.partition("\n")[0].strip("\r")
     found: list[str] = []
     for delimiter in _DELIMITERS:
-        names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        names = [name.strip().lower() for name in _first_cells(text, delimiter)]
         found = max(found, names, key=len)
         header = [_column(name) for name in names]
         for style, needed in _NEEDED.items():
@@ -148,6 +155,14 @@ def _header(text: str, path: Path) -> tuple[list[str], str, Style]:
     raise UsageError(f"{path.name} is none of the formats that are known; its header has {shown}.", _ADVICE)
 
 
+def _first_cells(text: str, delimiter: str) -> list[str]:
+    """The cells of the first line. A file that is no table has none."""
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
 #: Columns of older files, by the names of newer ones.
 _RENAMED = {"targetconceptid": "conceptid"}
 
@@ -157,20 +172,20 @@ def _column(name: str) -> str:
     return _RENAMED.get(plain, plain)
 
 
-def _rows(text: str, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells; empty lines are passed over."""
+def _rows(text: str, delimiter: str, path: Path, skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells; empty lines are passed over. `skipped`: lines of the file before the text."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         next(reader)
         while True:
-            number = reader.line_num + 1
+            number = reader.line_num + 1 + skipped
             cells = next(reader)
             if any(cell.strip() for cell in cells):
                 yield number, cells
     except StopIteration:
         return
     except csv.Error as error:
-        raise UsageError(f"{path.name}:{reader.line_num}: {error}.", _ADVICE) from error
+        raise UsageError(f"{path.name}:{reader.line_num + skipped}: {error}.", _ADVICE) from error
 
 
 def _line(number: int, row: Mapping[str, str], style: Style) -> MapLine | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg import sql
 
-from pipeline.core.sites_file import nearest
+from pipeline.core.settings_file import nearest
 from pipeline.fhir.system_name import plain_name
 from pipeline.quality.unmapped.codes import Decisions, SourceKey, SourceKeys
 from pipeline.quality.unmapped.domains import ElementDomains

@@ -91,7 +91,7 @@ def _of_site(
 ) -> SiteProgress:
     """`events`: how many rows of events the site has, and the elements that hold their codes."""
     rows, places = events
-    missing = sum(source.rows for source in sources if not places.isdisjoint(source.places))
+    missing = sum(source.rows_in(places) for source in sources)
     return SiteProgress(
         site,
         tuple(_counts(sources, decisions, _mapped(decisions, site, sources))),

@@ -170,7 +170,9 @@ class Suggestions:
                 left -= expected
         if chosen and len(parts) > 1:
             yield _Question("|".join(chosen))
-        for count in range(len(parts) - 1, 0, -1):
+        # One word of very many names alone says nothing, and its whole list would be read.
+        fewest = 1 if parts[0][1] <= _MOST_LISTED else 2
+        for count in range(len(parts) - 1, fewest - 1, -1):
             yield _Question("&".join(text for text, _ in parts[:count]), is_relaxed=True)
 
     def _named_alike(self, plain: str, question: str, domains: frozenset[str] | None) -> list[_Named]:

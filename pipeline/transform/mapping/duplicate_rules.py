@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omop_schema.cdm_fields import polars_schema
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.mapping.sources import MappingProblem, Row
 from pipeline.transform.routing import EVENT_COLUMNS
 
 __all__ = ["COUNTED_ELSEWHERE", "FACT", "DuplicateRule", "concept_column", "duplicate_rules", "type_column"]
 
 #: Why a row is left out, and a resource of which no other row is left is excluded.
-COUNTED_ELSEWHERE = "counted_elsewhere"
+COUNTED_ELSEWHERE = IssueCode.COUNTED_ELSEWHERE
 #: Before the place of a type, from 0: the name of a fact about a datum, and of references to it.
 FACT = "duplicate_"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, source_of_value
 from pipeline.transform.rules.conditions import NOT_ACTIVE, at_age
@@ -31,8 +32,8 @@ _ALLERGY_DATE_WRITES = (
     *used_fact("encounter_period"),
     *used_fact("birth_date__onset"),
     *("birth_date", "onset_by_age", "visit_start", "visit_end"),
-    issue("date_invalid", "onset_age"),
-    issue("quantity_inexact", "onset_age"),
+    issue(IssueCode.DATE_INVALID, "onset_age"),
+    issue(IssueCode.QUANTITY_INEXACT, "onset_age"),
 )
 _REACTION_WRITES = (
     *dated("reaction_onset", keeps_text=True),

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import MADE_UP, issue
 from pipeline.transform.rules.base import AS_VALUE, Derivation, as_value, as_value_writes, used
 from pipeline.transform.rules.dates import ending, starting, visit_dates, with_visit_period
@@ -20,7 +21,7 @@ _TENTATIVE = ("provisional", "differential")
 _REFUTED = ("refuted",)
 
 #: Issue of a condition or allergy that is over, or not active now, where no column of the row says so.
-NOT_ACTIVE = "clinical_status_not_active"
+NOT_ACTIVE = IssueCode.CLINICAL_STATUS_NOT_ACTIVE
 
 #: What the value maps call the systems of the two statuses.
 _VERIFICATION, _CLINICAL = "verification", "clinical"
@@ -93,10 +94,10 @@ def qualified(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         "birth_date",
         used_fact("birth_date__onset"),
         used_fact("birth_date__abatement"),
-        issue("date_invalid", "onset_age"),
-        issue("date_invalid", "abatement_age"),
-        issue("quantity_inexact", "onset_age"),
-        issue("quantity_inexact", "abatement_age"),
+        issue(IssueCode.DATE_INVALID, "onset_age"),
+        issue(IssueCode.DATE_INVALID, "abatement_age"),
+        issue(IssueCode.QUANTITY_INEXACT, "onset_age"),
+        issue(IssueCode.QUANTITY_INEXACT, "abatement_age"),
         issue(NOT_ACTIVE, "clinical_status"),
         dated("visit_start", keeps_precision=False),
         dated("visit_end", keeps_precision=False),
@@ -165,10 +166,10 @@ def at_age(frame: pl.DataFrame, derivation: Derivation, element: str) -> pl.Data
     frame = frame.drop("birth_date", strict=False).join(aged, on=["person_id", age], how="left", maintain_order="left")
     unusable = frame.select((has_age & (pl.col("birth_date") != "") & pl.col(target).is_null()).fill_null(False))
     if unusable.to_series().any():
-        frame = frame.with_columns(unusable.to_series().alias(issue("date_invalid", age)))
+        frame = frame.with_columns(unusable.to_series().alias(issue(IssueCode.DATE_INVALID, age)))
     inexact = frame[age].str.contains(f"^{_COMPARATOR}").fill_null(value=False)
     if inexact.any():
-        frame = frame.with_columns(inexact.alias(issue("quantity_inexact", age)))
+        frame = frame.with_columns(inexact.alias(issue(IssueCode.QUANTITY_INEXACT, age)))
     return used(frame, f"birth_date__{element}", "person_id", has_age, pl.col("birth_date").is_null())
 
 

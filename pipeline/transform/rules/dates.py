@@ -17,6 +17,7 @@ from typing import Literal
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.fhir.datetimes import is_open_end, parsed, ten_characters
 from pipeline.transform.column_names import IMPLAUSIBLE, is_issue, is_precision, issue, issue_parts, of_precision
 from pipeline.transform.rules.base import Derivation, used
@@ -39,7 +40,7 @@ __all__ = [
 
 #: Years before this one are no dates of a patient who is in an electronic record; Epic's own zero is in 1840.
 FIRST_YEAR = 1850
-DATE_OUT_OF_RANGE = "date_out_of_range"
+DATE_OUT_OF_RANGE = IssueCode.DATE_OUT_OF_RANGE
 
 #: The zero of Unix clocks, which systems write for "unknown"; of births it is the zero of others.
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,7 +84,7 @@ def ending(
         *(pl.when(~pl.col("early")).then(pl.col(f"{name}_{part}")).alias(f"{name}_{part}") for part in _PARTS),
     )
     flags = {column: frame["early_from"] == column for column in columns}
-    return _with_issues(frame.drop("early", "early_from"), "end_before_start", flags)
+    return _with_issues(frame.drop("early", "early_from"), IssueCode.END_BEFORE_START, flags)
 
 
 def _begun_within(frame: pl.DataFrame, early: pl.Series, name: str, start: str) -> tuple[pl.DataFrame, pl.Series]:
@@ -179,7 +180,7 @@ def _looked_at_closely(
     found = found.with_columns(
         found[column.name].clone().scatter(odd, column).alias(column.name) for column in chosen.get_columns()
     )
-    for code in ("date_invalid", "date_sentinel", DATE_OUT_OF_RANGE):
+    for code in (IssueCode.DATE_INVALID, IssueCode.DATE_SENTINEL, DATE_OUT_OF_RANGE):
         flags = rows.select((pl.col(f"{code}{n}") & (pl.col("looked_at") >= n)).alias(columns[n]) for n in numbers)
         found = _with_issues(found, code, {flag.name: flag for flag in flags.get_columns()}, odd)
     if kind == "end":
@@ -220,7 +221,7 @@ def _candidate(texts: pl.Series, number: int, derivation: Derivation, kind: Kind
 
 
 def _with_issues(
-    frame: pl.DataFrame, code: str, flags: dict[str, pl.Series], rows: pl.Series | None = None
+    frame: pl.DataFrame, code: IssueCode, flags: dict[str, pl.Series], rows: pl.Series | None = None
 ) -> pl.DataFrame:
     """Adds `issue_<code>__<column>` where a flag is set. `rows`: the positions that the flags are about, None: all."""
     for column, flag in flags.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import IMPLAUSIBLE, issue, lacks, precision, unmapped, uses
 from pipeline.transform.rules.base import Derivation
 
@@ -20,7 +21,12 @@ __all__ = ["ISSUES_OF_DATES", "RULES", "Rule", "dated", "looked_up", "rule", "us
 RuleFunction = Callable[[pl.DataFrame, Derivation], pl.DataFrame]
 
 #: What may be wrong with a date that a rule chooses by.
-ISSUES_OF_DATES = ("date_invalid", "date_sentinel", "date_out_of_range", "end_before_start")
+ISSUES_OF_DATES = (
+    IssueCode.DATE_INVALID,
+    IssueCode.DATE_SENTINEL,
+    IssueCode.DATE_OUT_OF_RANGE,
+    IssueCode.END_BEFORE_START,
+)
 
 
 @dataclass(frozen=True)

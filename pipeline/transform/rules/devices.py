@@ -8,6 +8,7 @@ from __future__ import annotations
 import orjson
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import MADE_UP, NOT_MADE, issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting
@@ -33,7 +34,7 @@ _SCHEMA = {
         "lot_number",
         "manufacture_date",
         used_fact("device"),
-        issue("reference_contained", "device_reference"),
+        issue(IssueCode.REFERENCE_CONTAINED, "device_reference"),
     ),
     facts=("device",),
 )
@@ -42,7 +43,9 @@ def used_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
     A contained one that is not there is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "device_reference")))
+    frame = frame.with_columns(
+        pl.col("lacks_contained").alias(issue(IssueCode.REFERENCE_CONTAINED, "device_reference"))
+    )
     return _with_device(frame, derivation).with_columns(pl.coalesce("code", "device_code").alias("code"))
 
 
@@ -108,7 +111,7 @@ def focal_device(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         "recorded_on",
         "manufacture_date",
     ),
-    writes=(dated("start"), dated("end"), issue("start_is_manufacture_date"), MADE_UP),
+    writes=(dated("start"), dated("end"), issue(IssueCode.START_IS_MANUFACTURE_DATE), MADE_UP),
     dates=(
         "timing_datetime",
         "timing_period_start",
@@ -129,16 +132,18 @@ def device_use_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFram
     by_manufacture = derivation.options.device_start == "manufacture_date"
     frame = starting(frame, derivation, *own, *(["manufacture_date"] if by_manufacture else []))
     made = given_by_none("start", own) & pl.col("start_date").is_not_null()
-    frame = frame.with_columns(made.alias(issue("start_is_manufacture_date")), made.alias(MADE_UP))
+    frame = frame.with_columns(made.alias(issue(IssueCode.START_IS_MANUFACTURE_DATE)), made.alias(MADE_UP))
     return ending(frame, derivation, "timing_period_end", "timing_bounds_end")
 
 
 @rule(
     reads=("manufacture_date",),
-    writes=(dated("start"), issue("start_is_manufacture_date"), MADE_UP),
+    writes=(dated("start"), issue(IssueCode.START_IS_MANUFACTURE_DATE), MADE_UP),
     dates=("manufacture_date",),
 )
 def device_by_manufacture(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """A device by itself, under its option: from the date of manufacture, which is flagged."""
     frame = starting(frame, derivation, "manufacture_date")
-    return frame.with_columns(pl.lit(True).alias(issue("start_is_manufacture_date")), pl.lit(True).alias(MADE_UP))
+    return frame.with_columns(
+        pl.lit(True).alias(issue(IssueCode.START_IS_MANUFACTURE_DATE)), pl.lit(True).alias(MADE_UP)
+    )

@@ -7,6 +7,7 @@ from typing import Literal
 import orjson
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import ending, given_by_none, starting, visit_dates, with_visit_period
@@ -21,7 +22,7 @@ from pipeline.transform.rules.strengths import days_of_quantity
         "by_reference",
         "referenced_code",
         used_fact("medication_code"),
-        issue("reference_contained", "medication_reference"),
+        issue(IssueCode.REFERENCE_CONTAINED, "medication_reference"),
     ),
     facts=("medication_code",),
 )
@@ -30,7 +31,9 @@ def medication(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
     A contained medication that is not there, or has no code, is an issue.
     """
-    frame = frame.with_columns(pl.col("lacks_contained").alias(issue("reference_contained", "medication_reference")))
+    frame = frame.with_columns(
+        pl.col("lacks_contained").alias(issue(IssueCode.REFERENCE_CONTAINED, "medication_reference"))
+    )
     by_reference = pl.col("code").is_null() & pl.col("medication_reference").is_not_null()
     frame = frame.with_columns(by_reference.alias("by_reference"))
     found = derivation.facts("medication_code", frame.filter("by_reference")["medication_reference"].unique())
@@ -60,7 +63,10 @@ _LENGTH_COLUMNS = (
     *("code", "supply_value", "supply_unit", "quantity", "quantity_unit", "counts_pieces", "daily_dose"),
     *("daily_dose_in_other_unit", "other_dose_unit"),
 )
-_LENGTH_ISSUES = (issue("days_supply_implausible", "supply_value"), issue("days_supply_implausible", "quantity"))
+_LENGTH_ISSUES = (
+    issue(IssueCode.DAYS_SUPPLY_IMPLAUSIBLE, "supply_value"),
+    issue(IssueCode.DAYS_SUPPLY_IMPLAUSIBLE, "quantity"),
+)
 
 
 @rule(
@@ -90,8 +96,8 @@ _LENGTH_ISSUES = (issue("days_supply_implausible", "supply_value"), issue("days_
         dated("visit_start", keeps_precision=False),
         dated("visit_end", keeps_precision=False),
         used_fact("encounter_period"),
-        issue("quantity_inexact", "inexact_supply"),
-        issue("quantity_inexact", "inexact_bounds"),
+        issue(IssueCode.QUANTITY_INEXACT, "inexact_supply"),
+        issue(IssueCode.QUANTITY_INEXACT, "inexact_bounds"),
         *_LENGTH_ISSUES,
     ),
     dates=(
@@ -138,7 +144,7 @@ def drug_request_dates(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFr
     by_days = _days_after_start(days)
     return frame.with_columns(
         *(
-            pl.col(name).is_not_null().alias(issue("quantity_inexact", name))
+            pl.col(name).is_not_null().alias(issue(IssueCode.QUANTITY_INEXACT, name))
             for name in ("inexact_supply", "inexact_bounds")
         ),
         pl.coalesce("end_date", pl.when(inpatient).then(discharge), by_days).alias("end_date"),
@@ -260,7 +266,7 @@ def route(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         "end_datetime",
         looked_up("route", "route", by_map=True, by_vocabulary=True),
         "route_source_value",
-        issue("dose_subpotent", "is_subpotent"),
+        issue(IssueCode.DOSE_SUBPOTENT, "is_subpotent"),
     ),
     dates=("occurrence", "recorded"),
     value_maps=("immunization_route",),
@@ -277,5 +283,5 @@ def immunization(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         pl.col("start_date").alias("end_date"),
         pl.col("start_datetime").alias("end_datetime"),
         pl.col("route_source_code").alias("route_source_value"),
-        pl.col("is_subpotent").fill_null(False).alias(issue("dose_subpotent", "is_subpotent")),
+        pl.col("is_subpotent").fill_null(False).alias(issue(IssueCode.DOSE_SUBPOTENT, "is_subpotent")),
     )

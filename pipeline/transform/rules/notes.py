@@ -6,6 +6,7 @@ import re
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting, used_visit_start, with_visit_period
@@ -55,13 +56,13 @@ def report_note(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
 
 @rule(
     reads=("is_unsupported",),
-    writes=(issue("note_text_unsupported"),),
+    writes=(issue(IssueCode.NOTE_TEXT_UNSUPPORTED),),
     options=("notes",),
 )
 def report_texts(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     """Issue note_text_unsupported of a report with a form that is not text, where notes are loaded."""
     flagged = pl.col("is_unsupported") & pl.lit(derivation.options.notes == "on")
-    return frame.with_columns(flagged.fill_null(False).alias(issue("note_text_unsupported")))
+    return frame.with_columns(flagged.fill_null(False).alias(issue(IssueCode.NOTE_TEXT_UNSUPPORTED)))
 
 
 @rule(reads=("code",), writes=("exclude_reason",), priorities=("lab",), options=("notes",))

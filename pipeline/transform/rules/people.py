@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import IMPLAUSIBLE, MADE_UP, issue, unmapped
 from pipeline.transform.rules.base import AS_VALUE, GENDERS, Derivation, as_value
 from pipeline.transform.rules.dates import FIRST_YEAR, first_usable, with_birth_date, without_issues
@@ -37,7 +38,7 @@ _RACE_COLUMNS = (*_of("race"), *_of("ethnicity"))
         "ethnicity_concept_id",
         "ethnicity_source_value",
         unmapped("ethnicity"),
-        issue("death_without_date"),
+        issue(IssueCode.DEATH_WITHOUT_DATE),
         "rank",
         "rank_right",
         "exclude_reason",
@@ -76,7 +77,7 @@ def person(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
         .then("sex")
         .otherwise(pl.coalesce("gender", "birth_sex", "sex"))
         .alias("gender_source_value"),
-        pl.col("deceased_boolean").fill_null(False).alias(issue("death_without_date")),
+        pl.col("deceased_boolean").fill_null(False).alias(issue(IssueCode.DEATH_WITHOUT_DATE)),
     )
     frame = _omb_category(frame, derivation, "race", derivation.constant("race_mixed"))
     return _left_out(_omb_category(frame, derivation, "ethnicity", 0), derivation)
@@ -332,7 +333,7 @@ def death(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     early = early.fill_null(value=False)
     if early.any():
         alive = pl.when(~early).then("death_date").alias("death_date")
-        frame = frame.with_columns(alive, early.alias(issue("end_before_start", "deceased_datetime")))
+        frame = frame.with_columns(alive, early.alias(issue(IssueCode.END_BEFORE_START, "deceased_datetime")))
     return frame.with_columns(
         pl.coalesce(last.cast(pl.Datetime("us")), "deceased_datetime_datetime").alias("death_datetime"),
         pl.lit(derivation.fixed((32817,)), dtype=pl.Int64).alias("death_type_concept_id"),

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from pipeline.core.line_codes import IssueCode
 from pipeline.transform.column_names import issue
 from pipeline.transform.rules.base import Derivation, used
 from pipeline.transform.rules.dates import starting
@@ -83,7 +84,7 @@ def loinc_code(link_id: str) -> str | None:
         "value_string",
         "interpretation",
         "is_data_absent",
-        issue("answer_text_dropped"),
+        issue(IssueCode.ANSWER_TEXT_DROPPED),
         VALUE_WRITES,
     ),
     dates=("authored",),
@@ -98,7 +99,8 @@ def answer(frame: pl.DataFrame, derivation: Derivation) -> pl.DataFrame:
     if derivation.options.questionnaire_text == "drop":
         is_text = (~is_result_text(frame["value_string"], derivation)).fill_null(False)
         frame = frame.with_columns(
-            is_text.alias(issue("answer_text_dropped")), pl.when(~is_text).then("value_string").alias("value_string")
+            is_text.alias(issue(IssueCode.ANSWER_TEXT_DROPPED)),
+            pl.when(~is_text).then("value_string").alias("value_string"),
         )
     frame = frame.with_columns(
         pl.lit(None, dtype=pl.Int32).alias("interpretation"), pl.lit(False).alias("is_data_absent")

@@ -38,8 +38,8 @@ INDEX_FORMAT = 4
 _ROW_GROUP = 100_000
 
 #: Concepts, and pairs of ids, that are worked on together: bounds the memory.
-_MOST_CONCEPTS = 400_000
-_MOST_PAIRS = 2_000_000
+_MOST_CONCEPTS = 200_000
+_MOST_PAIRS = 1_000_000
 
 _MAPS_TO, _REPLACED_BY, _VALUE, _UNIT, _IS_A, _SUBSUMES = range(1, 7)
 _RELATIONSHIPS = {
@@ -124,18 +124,18 @@ class _Tables:
             columns,
             f"relationship_id IN ({named}) AND invalid_reason IS NULL",
         )
-        relationships = pl.concat([pl.DataFrame(schema=dict.fromkeys(columns, pl.Int32)), *found])
-        return cls(concepts, known, relationships)
+        small = [part.with_columns(pl.col("kind").cast(pl.Int8)) for part in found]
+        types = {"concept_id_1": pl.Int32, "kind": pl.Int8, "concept_id_2": pl.Int32}
+        return cls(concepts, known, pl.concat([pl.DataFrame(schema=types), *small]))
 
     def of_kind(self, kind: int) -> pl.DataFrame:
         return self.relationships.filter(pl.col("kind") == kind).drop("kind")
 
     def targets_of(self, kind: int, name: str) -> pl.DataFrame:
         """via_id and `name`: relationships of a kind that lead to a valid Standard concept, each once."""
-        found = self.of_kind(kind).join(
-            self.known.filter("is_target"), left_on="concept_id_2", right_on="concept_id", how="semi"
-        )
-        return found.select(pl.col("concept_id_1").alias("via_id"), pl.col("concept_id_2").alias(name)).unique()
+        targets = self.known.lazy().filter("is_target").select("concept_id").collect()
+        found = self.of_kind(kind).join(targets, left_on="concept_id_2", right_on="concept_id", how="semi")
+        return _distinct(found.select(pl.col("concept_id_1").alias("via_id"), pl.col("concept_id_2").alias(name)))
 
     def by_vocabulary(self) -> Iterator[pl.DataFrame]:
         """The concepts, without names, whole vocabularies at a time, in the order of their ids."""
@@ -188,7 +188,7 @@ def _mapped(direct: pl.DataFrame, replaced: pl.DataFrame) -> pl.DataFrame:
         steps = steps.join(chain, on=["source_id", "via_id"], how="anti")
         chain = pl.concat([chain, steps])
     own = direct.select(pl.col("via_id").unique()).select(pl.col("via_id").alias("source_id"), "via_id")
-    return pl.concat([chain.join(direct, on="via_id", how="semi"), own]).unique()
+    return _distinct(pl.concat([chain.join(direct, on="via_id", how="semi"), own]))
 
 
 def _values(direct: pl.DataFrame, tables: _Tables) -> pl.DataFrame:
@@ -219,15 +219,19 @@ def _index_rows(concepts: pl.DataFrame, maps: _Maps, tables: _Tables) -> pl.Data
         .unique(_CODE, keep="first", maintain_order=True)
         .drop("is_invalid", "valid_end_date")
     )
-    targets = tables.known.select(
+    # Of each table only what this part asks for: a join takes memory by the size of both sides.
+    mapped = maps.mapped.join(chosen, left_on="source_id", right_on="concept_id", how="semi")
+    direct = maps.direct.join(mapped, on="via_id", how="semi")
+    known = tables.known.lazy().select(
         pl.col("concept_id").alias("target_id"),
         pl.col("domain_id").alias("target_domain_id"),
         pl.col("vocabulary_id").alias("target_vocabulary_id"),
     )
+    targets = known.join(direct.lazy(), on="target_id", how="semi").collect()
     found = (
         chosen.lazy()
-        .join(maps.mapped.lazy(), left_on="concept_id", right_on="source_id", how="left")
-        .join(maps.direct.lazy(), on="via_id", how="left")
+        .join(mapped.lazy(), left_on="concept_id", right_on="source_id", how="left")
+        .join(direct.lazy(), on="via_id", how="left")
         .join(maps.values.lazy(), on=["via_id", "target_id"], how="left")
         .join(maps.units.lazy(), left_on="concept_id", right_on="source_id", how="left")
         .join(targets.lazy(), on="target_id", how="left")
@@ -299,6 +303,16 @@ def _broader(tables: _Tables) -> pl.DataFrame:
         .select(*ANCESTOR_SCHEMA)
         .collect()
     )
+
+
+def _distinct(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs of ids (Int32, never NULL), each once, sorted. `unique` of two columns takes twenty times the memory."""
+    first, second = pairs.columns
+    number = pl.col(first).cast(pl.Int64) * 2**32 + pl.col(second) + 2**31
+    numbers = pairs.select(number.alias("number")).to_series().sort()
+    kept = numbers.to_frame().filter((pl.col("number") != pl.col("number").shift(1)).fill_null(True))
+    parts = {first: pl.col("number") // 2**32, second: pl.col("number") % 2**32 - 2**31}
+    return kept.select(part.cast(pl.Int32).alias(name) for name, part in parts.items())
 
 
 # --- parts -------------------------------------------------------------------------------------------------------------
