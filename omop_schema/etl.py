@@ -108,6 +108,7 @@ def build_metadata(schema: str) -> MetaData:
     _medication_tables(metadata)
     _group_tables(metadata)
     _failure_tables(metadata)
+    _repair_tables(metadata)
     _issue_tables(metadata)
     _access_tables(metadata)
     _erasure_tables(metadata)
@@ -115,6 +116,7 @@ def build_metadata(schema: str) -> MetaData:
     _vocabulary_tables(metadata)
     _local_map_table(metadata)
     _coverage_table(metadata)
+    _check_table(metadata)
     alert_tables(metadata)
     for cdm_table in LINEAGE_TABLES:
         _lineage_table(metadata, cdm_table)
@@ -541,6 +543,10 @@ def _failure_tables(metadata: MetaData) -> None:
         Index("dead_letter_by_cause", "caused_by_surrogate_id", postgresql_where=text("state = 'open'")),
         Index("dead_letter_by_resource", "surrogate_id", postgresql_where=text("state = 'open'")),
     )
+
+
+def _repair_tables(metadata: MetaData) -> None:
+    """Repairs of dead letters that are under way, which publication takes out, and letters that retention removed."""
     Table(
         "dead_letter_repair",
         metadata,
@@ -732,6 +738,23 @@ def _coverage_table(metadata: MetaData) -> None:
         Column("rows", BigInteger, nullable=False, comment="that have the element"),
         Column("mapped", BigInteger, nullable=False, comment="of these, those with a concept"),
         Index("coverage_by_site", "site", "published_at"),
+    )
+
+
+def _check_table(metadata: MetaData) -> None:
+    """Answers of checks (docs/verify.md): of each rule and table a row at every time, and one of each site with problems."""
+    Table(
+        "check_result",
+        metadata,
+        Column("check_name", Text, nullable=False),
+        Column("cdm_table", Text, comment="NULL: about accounts of landed files, or a site's past"),
+        Column("site", Text, comment="NULL: problems of which no site is known"),
+        _time("checked_at", nullable=False),
+        Column("severity", Text, nullable=False, comment="error or warn"),
+        Column("problems", BigInteger, nullable=False),
+        Column("detail", Text, nullable=False, comment="counts and concept ids, never a patient's data"),
+        Index("check_result_by_check", "check_name", "cdm_table", "site", "checked_at"),
+        Index("check_result_by_time", "checked_at"),
     )
 
 

@@ -115,14 +115,15 @@ class ServiceWorld:
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
                 [*self._enter(), *command], env=_with_path(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                cwd="/", start_new_session=True,
             )  # fmt: skip
         self.running[name] = process
         return process
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._enter(), *command], env=_with_path(environment), check=False, capture_output=True, text=True, timeout=240
+            [*self._enter(), *command], env=_with_path(environment), check=False, capture_output=True, text=True, cwd="/",
+            timeout=240,
         )  # fmt: skip
 
     def log(self, name: str) -> Path:

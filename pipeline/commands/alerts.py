@@ -112,7 +112,7 @@ def try_(
     Example: epic-omop alerts test --channel email
     """
     from pipeline.core.operations_settings import load_operations
-    from pipeline.operations.alerts.run import HEARTBEAT, try_channels
+    from pipeline.operations.alerts.run import HEARTBEAT, try_channels, unknown_sites
     from pipeline.warehouse.runtime import Runtime
 
     runtime = Runtime.from_environment()
@@ -120,6 +120,8 @@ def try_(
     names = [one.name for one in alerts.channels] + ([HEARTBEAT] if alerts.heartbeat else [])
     if channel is not None and channel not in names:
         raise UsageError(f"There is no channel {channel!r}.", f"Channels of operations.yaml: {', '.join(names)}.")
+    for sentence in unknown_sites(runtime.settings, alerts):
+        Terminal(stderr=True, highlight=False).print(sentence, style="yellow", soft_wrap=True)
     results = try_channels(runtime, channel)
     listing = Listing(
         "Channels", [Column("channel", "channel", "code"), Column("result", "result"), Column("to_do", "what to do")]

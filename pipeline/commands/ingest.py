@@ -244,6 +244,7 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
+    from pipeline.quality.verify import keep_answers
     from pipeline.warehouse.runtime import Runtime
 
     if not deep and (everything or persons is not None or site is not None or seed is not None):
@@ -263,6 +264,7 @@ def verify(
         print_settings_notes(console, runtime, connection)
         _print_overlaps(console, runtime, connection)
         missing = missing_lines(connection)
+    keep_answers(runtime, checks)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = _print_checks(console, checks)
@@ -303,8 +305,8 @@ def _verify_as_json(
 
 def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: bool) -> list[Check]:
     """What must hold; `with_files` reads all that has landed."""
+    from pipeline.quality.checks.model import Schemas
     from pipeline.quality.verify import (
-        VocabularySchemas,
         verify_access_log,
         verify_concepts,
         verify_landing,
@@ -312,7 +314,7 @@ def _checks(runtime: Runtime, connection: psycopg.Connection, *, with_files: boo
     )
 
     settings = runtime.settings
-    schemas = VocabularySchemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
+    schemas = Schemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
     checks = [*verify_warehouse(connection, settings.cdm_schema), *verify_concepts(connection, schemas)]
     checks.append(verify_access_log(connection, settings.home))
     return [*checks, *verify_landing(connection, runtime.landing)] if with_files else checks

@@ -48,6 +48,9 @@ _Keep = Annotated[int, typer.Option("--keep", min=0, help="Older snapshots that 
 _GroupReadable = Annotated[
     bool, typer.Option("--group-readable", help="The folder's group may read; otherwise its owner alone.")
 ]
+_DespiteChecks = Annotated[
+    bool, typer.Option("--despite-checks", help="Write it although checks of the warehouse fail (epic-omop verify).")
+]
 
 
 def register_former_name(app: typer.Typer) -> None:
@@ -62,6 +65,7 @@ def snapshot(
     with_lineage: _WithLineage = False,
     keep: _Keep = 1,
     group_readable: _GroupReadable = False,
+    despite_checks: _DespiteChecks = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the CDM as Parquet files: one consistent state, readable by DuckDB, Spark and polars.
@@ -72,7 +76,9 @@ def snapshot(
     To read it: duckdb -init PATH/latest/open.sql, or spark.read.parquet on PATH/latest/cdm/measurement. The layout,
     and what holds, is in docs/lakehouse.md.
 
-    Exit code 74: the folder or its disk cannot be used; 75: another run writes to the folder.
+    The warehouse's checks are asked first: where one fails that analysts rely on, nothing is written.
+
+    Exit code 70: a check fails; 74: the folder or its disk cannot be used; 75: another run writes to the folder.
 
     Example: epic-omop lakehouse snapshot --to lake
     """
@@ -85,7 +91,7 @@ def snapshot(
     target = to or runtime.settings.lakehouse
     if not target:
         raise UsageError("Say where to: --to PATH.", "A local folder, new or written to before.")
-    options = SnapshotOptions(with_vocabulary, with_lineage, keep, group_readable)
+    options = SnapshotOptions(with_vocabulary, with_lineage, keep, group_readable, despite_checks=despite_checks)
     bar, show = _progress(console, "reading", MofNCompleteColumn())
     with bar:
         report = publish_snapshot(

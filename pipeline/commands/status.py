@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from omop_schema.exports import ExportKind
 from pipeline.commands.output import (
     Column,
     JsonOption,
@@ -102,6 +103,7 @@ def look(runtime: Runtime, connection: psycopg.Connection, site: str | None) -> 
     conditions = current_conditions(connection, runtime, lambda: state)
     sites = list(site_statuses(connection, runtime, dagster))
     conditions += _further_failures(sites, conditions)
+    conditions.sort(key=lambda one: (not one.needs_person, one.site or "", one.key))
     release = current_release(runtime.url, etl_schema=settings.etl_schema)
     return InstanceStatus(
         str(settings.home),
@@ -128,14 +130,21 @@ def _further_failures(sites: Sequence[SiteStatus], known: Sequence[Condition]) -
             site.site,
             f"Export {one.export}{_of(one.group)} is {one.state}: {one.error or 'no reason is known'}",
             f"{one.kind}:{one.group}",
-            f"epic-omop run --site {site.site}"
-            if site.is_nightly
-            else f"epic-omop ingest --site {site.site} --from FOLDER",
+            _command(site, one.kind),
         )
         for site in sites
         for one in site.failed
     ]
     return [condition for condition in further if condition.key not in keys]
+
+
+def _command(site: SiteStatus, kind: str) -> str:
+    """What does a failed export once more."""
+    if kind == ExportKind.REPLAY:
+        return f"epic-omop dead-letters replay --site {site.site}"
+    if kind == ExportKind.FOLDER or not site.is_nightly:
+        return f"epic-omop ingest --site {site.site} --from FOLDER"
+    return f"epic-omop run --site {site.site}"
 
 
 def _dagster(runtime: Runtime) -> DagsterRuns | None:

@@ -150,6 +150,8 @@ class AlertSettings(BaseModel):
         LogChannel(kind="log"),
     )
     heartbeat: HeartbeatSettings | None = None
+    #: By which messages name this warehouse; None: the abbreviation of cdm_source, or the machine where it has none.
+    instance: Annotated[str, Field(min_length=1, max_length=60)] | None = None
     #: What is still open is said again after so many hours; 0: never.
     remind_after_hours: Annotated[float, Field(ge=0, le=8760)] = 24.0
     #: For one message to one channel, everything together.

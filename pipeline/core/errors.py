@@ -34,7 +34,8 @@ EpicOmopError
 ├── StorageError              a file system refuses: read-only, no rights, full (exit 74)
 ├── Defect                    an exception that nobody expected (exit 70)
 ├── TransformError            worker processes cannot start, or many lines break them (exit 70)
-└── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
+├── AccountingError           lines in ≠ outcomes out: a defect that must never pass silently (exit 70)
+└── CheckFailed               rows that analysts must never see would have been there: nothing was published (exit 70)
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
     "AccountingError",
     "AddressNotListed",
     "AuthenticationRefused",
+    "CheckFailed",
     "ConfigurationError",
     "ConfirmationNeeded",
     "CooldownActive",
@@ -238,6 +240,20 @@ class Defect(EpicOmopError):
 
 class AccountingError(EpicOmopError):
     exit_code = 70
+
+
+class CheckFailed(EpicOmopError):
+    """A rule of `pipeline.quality.checks` does not hold for what was to be published, or for what was to be passed on."""
+
+    exit_code = 70
+
+    def __init__(
+        self, message: str, advice: str = "", *, check: str = "", table: str | None = None, problems: int = 1
+    ) -> None:
+        super().__init__(message, advice)
+        self.check = check
+        self.table = table
+        self.problems = problems
 
 
 class NightFailed(EpicOmopError):

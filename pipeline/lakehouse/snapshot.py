@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel
 
-from pipeline.core.errors import LakehouseError, WarehouseError
+from pipeline.core.errors import CheckFailed, LakehouseError, WarehouseError
 from pipeline.core.files import write_whole
 from pipeline.core.settings import Settings
 from pipeline.lakehouse.duckdb_views import open_sql
@@ -25,6 +25,9 @@ from pipeline.lakehouse.parquet import FILE_BYTES, LakeFile, TableWriter
 from pipeline.lakehouse.rows import BATCH_BYTES, table_batches
 from pipeline.lakehouse.snapshot_file import SNAPSHOT_FILE, content_of, read_snapshot, run_metadata, table_entry
 from pipeline.lakehouse.store import LakehouseFolder
+from pipeline.quality.checks.asking import ask
+from pipeline.quality.checks.model import Schemas, Severity
+from pipeline.quality.checks.rules import all_rules
 from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
@@ -34,6 +37,10 @@ __all__ = ["SnapshotOptions", "SnapshotReport", "publish_snapshot"]
 
 #: (table, rows done, rows in all as PostgreSQL estimates them)
 Progress = Callable[[str, int, int], None]
+
+
+#: Failed checks that a refusal names.
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class SnapshotOptions:
     #: CSV that is read at once, and rows in memory at which a file is closed.
     batch_bytes: int = BATCH_BYTES
     file_bytes: int = FILE_BYTES
+    #: Write it although checks say that analysts must not see the warehouse as it is.
+    despite_checks: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,13 +84,16 @@ def publish_snapshot(
 ) -> SnapshotReport:
     """Write the warehouse's state of this moment as a snapshot and make it the latest; then remove the oldest ones.
 
-    Raises UsageError for a folder that is none of ours, TransientError while another run writes to it, LakehouseError
+    Raises CheckFailed where the warehouse does not pass its checks, UsageError for a folder that is none of ours,
+    TransientError while another run writes to it, LakehouseError
     when it cannot be written, WarehouseError when the database is empty or fails. The latest snapshot then stays.
     """
     options = options or SnapshotOptions()
     version = runtime.settings.cdm_version
     tables = lake_tables(version, vocabulary=options.vocabulary, lineage=options.lineage)
     with server_errors(), _one_state(runtime, tables) as connection, lakehouse.writing():
+        if not options.despite_checks:
+            _refuse_failed_checks(connection, runtime)
         metadata = run_metadata(connection, runtime.settings)
         created_at = runtime.clock.now()
         snapshot, draft = lakehouse.new_snapshot(created_at)
@@ -94,6 +106,23 @@ def publish_snapshot(
         report = SnapshotReport(snapshot, final, counts, metadata, lakehouse.prune(options.keep))
     record_look(runtime, "snapshot", resources=report.rows, detail="with lineage" if options.lineage else None)
     return report
+
+
+def _refuse_failed_checks(connection: psycopg.Connection, runtime: Runtime) -> None:
+    """The rules that analysts rely on, asked of the very state that would be written."""
+    settings = runtime.settings
+    schemas = Schemas(settings.cdm_schema, settings.vocab_schema, settings.cdm_version)
+    rules = [rule for rule in all_rules() if rule.severity == Severity.ERROR]
+    failed = [finding for finding in ask(connection, schemas, rules) if finding.problems]
+    if failed:
+        shown = "; ".join(f"{finding.rule.title}: {finding.problems:,}" for finding in failed[:_MOST_SHOWN])
+        raise CheckFailed(
+            f"The warehouse does not pass {len(failed)} checks, so no snapshot is written: {shown}.",
+            "The latest snapshot stays. `epic-omop verify` shows all checks; `epic-omop lakehouse snapshot --despite-checks`"
+            " writes one all the same.",
+            check=failed[0].rule.name,
+            table=failed[0].rule.cdm_table,
+        )
 
 
 @contextmanager

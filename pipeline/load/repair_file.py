@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.core.errors import StorageError, UsageError
 from pipeline.core.file_errors import remedy
+from pipeline.fhir.lines import BYTE_ORDER_MARK
 
 __all__ = ["RepairedLine", "read_repairs", "refuse_existing", "write_repairs"]
 
@@ -79,10 +80,10 @@ def read_repairs(file: Path) -> list[RepairedLine]:
 
 def _content(file: Path) -> bytes:
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # before it is opened: a pipe would wait for its writer
+            raise UsageError(f"{file} is not a file.", "Name a file that `dead-letters repair FILE --id ID` wrote.")
         with file.open("rb") as source:
             found = os.fstat(source.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UsageError(f"{file} is not a file.", "Name a file that `dead-letters repair FILE --id ID` wrote.")
             if found.st_mode & 0o077:
                 raise UsageError(
                     f"{file} can be read by others, and holds patient data.", f"Run `chmod 600 {file}`, then again."
@@ -105,7 +106,7 @@ def _refused(file: Path, error: OSError) -> StorageError:
 
 def _lines(content: bytes) -> Iterator[RepairedLine]:
     letter, place, parts = None, 0, list[bytes]()
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), start=1):
         text = line.strip(b" \t\r")
         if text.startswith(b"#"):
             if head := _HEAD.match(text):

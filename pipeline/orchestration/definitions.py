@@ -24,6 +24,7 @@ from pipeline.orchestration.retention_job import retention_parts
 from pipeline.orchestration.schedules import nightly_schedule
 from pipeline.orchestration.sensors import export_sensor
 from pipeline.orchestration.site_assets import load_key, site_assets
+from pipeline.orchestration.table_checks import table_checks
 from pipeline.orchestration.warehouse_assets import warehouse_assets
 
 __all__ = ["build_definitions", "defs"]
@@ -62,20 +63,22 @@ def _of_site(site: SiteSettings, first_day: str) -> dg.Definitions:
 
 def _of_warehouse(settings: Settings, sites: Sequence[SiteSettings]) -> dg.Definitions:
     """What all sites share."""
-    lakehouse = lakehouse_parts(settings) if settings.lakehouse else None
     deep = deep_parts(settings, sites) if sites else None
+    tables = table_checks(settings, sites) if sites else None
+    blocking = tables.blocking if tables else None
+    lakehouse = lakehouse_parts(settings, blocking) if settings.lakehouse else None
     retention = retention_parts(settings) if sites else None
     return dg.Definitions(
         assets=[
             *warehouse_assets(settings, [load_key(site) for site in sites]),
             *([lakehouse.asset] if lakehouse else []),
         ],
-        asset_checks=deep.checks if deep else [],
+        asset_checks=[*([tables.checks] if tables else []), *(deep.checks if deep else [])],
         jobs=[
-            *(part.job for part in (deep, lakehouse, retention) if part),
+            *(part.job for part in (deep, lakehouse, retention, tables) if part),
             *([replay_job(settings.sites)] if sites else []),
         ],
-        schedules=[part.schedule for part in (deep, lakehouse, retention) if part],
+        schedules=[part.schedule for part in (deep, lakehouse, retention, tables) if part],
         sensors=alert_sensors(settings) if sites else [],
     )
 

@@ -35,13 +35,14 @@ class LakehouseParts:
     schedule: dg.ScheduleDefinition
 
 
-def lakehouse_parts(settings: Settings) -> LakehouseParts:
-    """The asset, the job that makes it, and the schedule of that job, which is on from the first day."""
+def lakehouse_parts(settings: Settings, blocking: dg.AssetSelection | None) -> LakehouseParts:
+    """The asset, the job that makes it after the checks that it waits for, and the schedule of that job, which is on from the
+    first day."""
     asset = _asset(settings)
     job = dg.define_asset_job(
         "lakehouse__publish",
-        dg.AssetSelection.assets(asset.key),
-        description="Write the CDM as a Parquet snapshot and make it the latest.",
+        dg.AssetSelection.assets(asset.key) | blocking if blocking else dg.AssetSelection.assets(asset.key),
+        description="Check the warehouse, then write the CDM as a Parquet snapshot and make it the latest.",
         executor_def=dg.in_process_executor,
     )
     schedule = dg.ScheduleDefinition(

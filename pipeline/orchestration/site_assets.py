@@ -20,6 +20,7 @@ from pipeline.load.load import LoadOptions, load
 from pipeline.load.resolving import NightResolution, resolve_and_remap, resolve_codes
 from pipeline.orchestration.attempts import CONFIRM_TAG, EXPORT_TAG, postpone
 from pipeline.orchestration.failures import passes_soon, raise_as_failures
+from pipeline.orchestration.freshness import freshness_policy
 from pipeline.orchestration.landing_run import DayLanding, RunScope, land, landed_jobs
 from pipeline.orchestration.partitions import FIRST_DAY, is_day_without_exports, landed_jobs_of_day, site_partitions
 from pipeline.orchestration.run_metadata import Metadata, landing_metadata, load_metadata, table_events
@@ -109,6 +110,7 @@ def _load(site: SiteSettings, partitions: dg.DailyPartitionsDefinition) -> dg.As
         code_version=version("epic-omop"),
         pool=pool_of(site),
         retry_policy=RETRIES,
+        freshness_policy=freshness_policy(site),
         output_required=False,
     )
     def load(

@@ -29,7 +29,7 @@ class WarehouseStorage(DagsterPostgresStorage):
         return {"schema": StringSource}
 
     @classmethod
-    def from_config_value(  # type: ignore[override]
+    def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> WarehouseStorage:
         settings = load_settings()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -22,7 +23,7 @@ from sqlalchemy import Connection
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportState
 from omop_schema.versions import IG_VERSION
-from pipeline.core.errors import AccountingError
+from pipeline.core.errors import AccountingError, CheckFailed, WarehouseError
 from pipeline.landing.store import LandedExport
 from pipeline.publication.ids import ENTITY_TABLES
 from pipeline.publication.known_cache import KnownCache
@@ -46,6 +47,7 @@ from pipeline.publication.steps import (
     references,
     stand_ins,
     states,
+    touched_rows,
     vanished,
     visits,
 )
@@ -88,12 +90,13 @@ def publish_export(
     `duplicates`: rules by which facts that two resources bring are counted.
     `over_newer`: its lines count also where newer exports are different.
 
-    Raises AccountingError when the lines do not add up, ConfirmationNeeded when much has vanished that nobody has
+    Raises AccountingError when the lines do not add up, CheckFailed when rows and sources do not, ConfirmationNeeded when
+    much has vanished that nobody has
     confirmed (neither changes anything), WarehouseError when the server fails.
     """
     started = time.perf_counter()
     settings = runtime.settings
-    with transaction(runtime.url) as connection:
+    with _keep_failed_check(runtime), transaction(runtime.url) as connection:
         db = _database(runtime, connection)
         lock_warehouse(db.connection)
         incoming = Incoming(
@@ -112,6 +115,17 @@ def publish_export(
         save_uses(db, export.site, export.export_id, uses, incoming.now)
         report.publish_seconds = time.perf_counter() - started
         _record(runtime, db, export, report, fingerprints)
+
+
+@contextmanager
+def _keep_failed_check(runtime: Runtime) -> Iterator[None]:
+    """A check that rolled everything back is kept all the same, for alerts and `status`."""
+    try:
+        yield
+    except CheckFailed as error:
+        with suppress(psycopg.Error, WarehouseError), runtime.connect() as connection:
+            touched_rows.save_failure(connection, error, runtime.clock.now())
+        raise
 
 
 def _database(runtime: Runtime, connection: Connection) -> Database:
@@ -143,6 +157,7 @@ class _Run:
 def _run(run: _Run) -> None:
     """All steps in their order."""
     step, db, incoming = run.report.step, run.db, run.incoming
+    before = touched_rows.last_ids(db)
     with step("decide"):
         absences = vanished.judge(db, incoming)
         run.report.vanished = absences.counts
@@ -182,6 +197,9 @@ def _run(run: _Run) -> None:
             run.report.dependents = find_dependents(
                 run.db, incoming.export.site, decisions, standing, with_duplicates=applies
             )
+        if decisions.has_changes:
+            with step("checks"):
+                touched_rows.check_touched_rows(run.db, before)
         with step("members"):
             members.result()
             known.result()

@@ -46,7 +46,15 @@ _LOG_FUNCTIONS = ("refuse_change_of_access_log", "link_access_log", "access_hash
 
 #: What of the etl schema a steward reads: dead letters with their lines, codes without a concept, counts of lines.
 _STEWARD_READS = (
-    *("dead_letter", "dead_letter_open", "unmapped_code", "row_issue", "exclusion", "file_account"),
+    *(
+        "dead_letter",
+        "dead_letter_open",
+        "dead_letter_history",
+        "unmapped_code",
+        "row_issue",
+        "exclusion",
+        "file_account",
+    ),
     *("unmapped_coding", "publication", "vocabulary_release", "coverage"),
     "alembic_version",  # whether the program fits the database
 )

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from pipeline.warehouse.embedded.binaries import installed_binaries
 from tests.databases import Prepared
 from tests.service_world import ROOT, ServiceWorld, service_world, why_not
 
@@ -161,6 +162,9 @@ def test_every_service_of_the_compose_file_runs(
     environments = {
         name: service_environment(one, database) for name, one in services.items() if one.get("image") == "epic-omop"
     }
+    kind, program, *arguments = services["postgres"]["healthcheck"]["test"]
+    ready = place.run([installed_binaries().program(program), *arguments], {})
+    assert (kind, ready.returncode) == ("CMD", 0), ready.stdout
     made = place.run(service_command(services["init"]), environments["init"])
     assert made.returncode == 0, made.stderr
     for name in STARTED:
@@ -193,7 +197,8 @@ def ask(query, **variables):
     return json.load(urllib.request.urlopen(request, timeout=60))["data"]
 chosen = {"repositoryName": "__repository__", "repositoryLocationName": "pipeline.definitions", "jobName": sys.argv[1]}
 launch = ask('''mutation($it: ExecutionParams!) { launchRun(executionParams: $it) {
-    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }''', it={"selector": chosen})
+    __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }''', it={"selector": chosen})
+assert launch["launchRun"]["__typename"] == "LaunchRunSuccess", launch
 run = launch["launchRun"]["run"]["runId"]
 while True:
     status = ask("query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }", id=run)["runOrError"]["status"]
@@ -293,6 +298,7 @@ def test_the_units_that_stay_run_together(world: tuple[ServiceWorld, str], tmp_p
     """Code server by its socket, webserver and daemon by the workspace file beside the units; a run through all three."""
     place, database = world
     place.working_folder = "/srv/epic-omop"
+    (tmp_path / "data" / "sites.yaml").write_text("sites:\n  north: {time_zone: UTC}\n")
     stay = ["epic-omop-code.service", "epic-omop-webserver.service", "epic-omop-daemon.service"]
     for command in exec_lines("epic-omop-prepare.service"):
         assert place.run(command, unit_environment(UNITS / "epic-omop-prepare.service", database)).returncode == 0

@@ -414,12 +414,13 @@ def test_dagster_publishes_where_a_folder_is_set(world: Warehouse, lake: Path) -
     definitions = build_definitions(settings, {"runtime": world.runtime})
     with dg.DagsterInstance.ephemeral() as instance:
         result = definitions.resolve_job_def("lakehouse__publish").execute_in_process(instance=instance)
+    assert {check.passed for check in result.get_asset_check_evaluations()} <= {True}
     [event] = result.get_asset_materialization_events()
     assert event.asset_key == dg.AssetKey(["lakehouse"])
     metadata = event.materialization.metadata
     assert metadata["snapshot"].value == (lake / "latest").readlink().name
     assert metadata["dagster/row_count"].value == sum(table["rows"] for table in described(lake)["tables"].values())
-    [schedule] = definitions.get_repository_def().schedule_defs
+    schedule = definitions.resolve_schedule_def("lakehouse__daily")
     assert (schedule.cron_schedule, schedule.job_name) == ("0 6 * * *", "lakehouse__publish")
     assert "lakehouse__publish" not in {
         job.name for job in build_definitions(world.runtime.settings).resolve_all_job_defs()

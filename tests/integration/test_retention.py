@@ -15,6 +15,7 @@ import dagster as dg
 import polars as pl
 import pytest
 import yaml
+from dagster._core.scheduler.instigation import TickData, TickStatus
 
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, TransientError, UsageError
@@ -30,6 +31,7 @@ from pipeline.operations.retention.run import ITEMS, run_retention
 from pipeline.operations.retention.tables import HISTORY
 from pipeline.orchestration.dagster_retention import dagster_items
 from pipeline.orchestration.definitions import build_definitions
+from pipeline.orchestration.switches import turn
 from pipeline.quality.verify import verify_access_log, verify_landing
 from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.resolver_cache import _CACHE_SCHEMA
@@ -333,7 +335,25 @@ def test_dagster_keeps_the_last_run_of_each_day_of_an_asset(warehouse: Warehouse
         for run in (runs[0], waiting):
             (Path(instance.storage_directory()) / run / "compute_logs").mkdir(parents=True, exist_ok=True)
             (Path(instance.storage_directory()) / run / "compute_logs" / "step.out").write_text("words")
+        turn(
+            instance,
+            SiteSettings(name="one", fhir_url="https://one.example", client_id="c", private_key_env="K", groups=("g",)),
+            on=True,
+        )
         later = datetime.now(UTC) + timedelta(days=200)
+        states = {state.instigator_name: state for state in instance.all_instigator_state()}
+        schedule = states["one__nightly"]
+        ids = {"instigator_origin_id": schedule.instigator_origin_id, "selector_id": schedule.selector_id}
+        for time in (later - timedelta(days=150), later - timedelta(days=3)):
+            instance.create_tick(
+                TickData(
+                    **ids,
+                    instigator_name=schedule.instigator_name,
+                    instigator_type=schedule.instigator_type,
+                    status=TickStatus.SUCCESS,
+                    timestamp=time.timestamp(),
+                )
+            )
         for is_dry in (True, False):
             work = ItemWork(warehouse.runtime, RetentionSettings(), later, is_dry)
             reports = {}
@@ -346,6 +366,9 @@ def test_dagster_keeps_the_last_run_of_each_day_of_an_asset(warehouse: Warehouse
                 "not finished": 1,
             }
             assert reports["dagster_logs"].removed >= 1
+        assert reports["dagster_ticks"].removed == 1
+        ticks = instance.get_ticks(schedule.instigator_origin_id, schedule.selector_id)
+        assert [tick.timestamp for tick in ticks] == [(later - timedelta(days=3)).timestamp()]
         left = {record.dagster_run.run_id for record in instance.get_run_records()}
         assert left == {runs[1], runs[2], waiting}
         assert asked not in left

@@ -23,6 +23,7 @@ import typer
 import pipeline
 from pipeline.commands import output
 from pipeline.commands.cli import app
+from pipeline.commands.terminal import Terminal
 from pipeline.core.spreadsheet_cells import guarded
 from tests.command_line import CommandLine
 from tests.databases import Prepared
@@ -61,6 +62,7 @@ WALK = (
     "ingest --site north --from {home}/files --force",
     "dead-letters replay --site north",
     "remap --dry-run --all",
+    "alerts list",
     "retention settings",
     "retention run --dry-run",
 )
@@ -99,7 +101,7 @@ def north(demo_warehouse: Prepared, tmp_path_factory: pytest.TempPathFactory) ->
         with psycopg.connect(url) as connection:
             connection.execute(
                 "INSERT INTO etl.export_job (site, group_id, kind, state, error, requested_at)"
-                " VALUES ('north', 'a group', 'bulk', 'failed', 'The site answered 500.', now())"
+                " VALUES ('epic', 'eEIjHLhL0123456789', 'bulk', 'failed', 'The site answered 500.', now())"
             )
         yield terminal
 
@@ -117,18 +119,17 @@ def _write_files(folder: Path) -> None:
         (folder / f"{name}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
 
 
-Drawn = list[tuple[output.Listing, list[list[list[str]]]]]
-
-
-def run(terminal: CommandLine, patched: pytest.MonkeyPatch, line: str, width: int | None) -> tuple[str, Drawn]:
+def run(
+    terminal: CommandLine, patched: pytest.MonkeyPatch, line: str, width: int | None
+) -> tuple[str, list[output.Listing]]:
     """What a command writes to standard output, and the tables that it drew."""
-    screen, drawn = Screen(is_terminal=width is not None), Drawn()
+    screen, drawn = Screen(is_terminal=width is not None), list[output.Listing]()
     with patched.context() as patch:
         for name, value in {**terminal.environment, "COLUMNS": str(width or 80), "TERM": "xterm"}.items():
             patch.setenv(name, value)
         for name in _DRAWING:
             real = getattr(output, name)
-            patch.setattr(output, name, lambda *given, real=real: (drawn.append((given[1], given[2])), real(*given))[1])
+            patch.setattr(output, name, lambda *given, real=real: (drawn.append(given[1]), real(*given))[1])
         patch.chdir(terminal.home)
         patch.setattr(sys, "stdout", screen)
         patch.setattr(sys, "stderr", Screen(is_terminal=False))
@@ -136,24 +137,36 @@ def run(terminal: CommandLine, patched: pytest.MonkeyPatch, line: str, width: in
     return _ESCAPES.sub("", screen.getvalue()), drawn
 
 
+def redrawn(listing: output.Listing, width: int | None) -> list[str]:
+    """The lines of a command's table in a terminal of another width, or in a pipe."""
+    stream = io.StringIO()
+    options: dict[str, Any] = {} if width is None else {"width": width, "force_terminal": True}
+    output.print_listing(Terminal(file=stream, color_system=None, highlight=False, **options), listing)
+    return stream.getvalue().split("\n")
+
+
 @pytest.mark.parametrize("line", WALK)
 def test_nothing_that_matters_is_cut(north: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
-    for width in WIDTHS if line not in _CHANGING else (80, None):
-        text, drawn = run(north, monkeypatch, line, width)
-        assert drawn or line in _TEXT_ALONE, "it shows a table"
-        lines = text.split("\n")
-        for listing, cells in drawn:
-            for row in cells:
-                for column, cell in zip(listing.columns, row, strict=True):
-                    for part in cell if column.kind != "text" else ():
-                        assert any(part in shown for shown in lines), (width, column.key, part)
-                if width is None:
-                    assert any(all(part in shown for cell in row for part in cell) for shown in lines), row
-        assert "…" not in text, width
+    text, drawn = run(north, monkeypatch, line, 80)
+    assert drawn or line in _TEXT_ALONE, "it shows a table"
+    assert "…" not in text
+    assert_whole(drawn, text.split("\n"))
+    for listing in drawn:
+        for width in WIDTHS:
+            assert_whole([listing], redrawn(listing, width))
+        rows = redrawn(listing, None)[2 if listing.title else 0 :]
+        assert len(rows) == len(listing.rows) + (listing.total is not None) + 2, "a line for each row"
 
 
-#: Each run does something: two widths suffice.
-_CHANGING = {line for line in WALK if line.startswith(("ingest", "lakehouse", "dead-letters replay", "retention run"))}
+def assert_whole(listings: list[output.Listing], lines: list[str]) -> None:
+    """Each code, path, number and time stands in one line."""
+    for listing in listings:
+        for row in listing.rows:
+            for column, value in zip(listing.columns, row, strict=True):
+                for part in output._cells_lines(column, value) if column.kind != "text" else ():
+                    assert any(part in shown for shown in lines), (column.key, part)
+
+
 #: Sentences for people, and a document for programs.
 _TEXT_ALONE = {"landing status", "landing prune --dry-run", "erase --list"}
 
@@ -161,7 +174,9 @@ _TEXT_ALONE = {"landing status", "landing prune --dry-run", "erase --list"}
 @pytest.mark.parametrize("line", WALK)
 def test_documents_are_read_by_programs(north: CommandLine, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     text, _ = run(north, monkeypatch, f"{line} --json", None)
-    for value in _values(json.loads(text)):
+    content = json.loads(text)
+    assert _keys(content) - _documented(line) == set(), "docs/output.md lists the keys of each document"
+    for value in _values(content):
         if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT", value):
             assert re.search(r"(Z|[+-]\d\d:\d\d)$", value), f"{value} has no zone"
         assert not (isinstance(value, str) and re.fullmatch(r"\d{1,3}(,\d{3})+|[\d.]+ %", value)), value
@@ -172,6 +187,48 @@ def test_documents_are_read_by_programs(north: CommandLine, monkeypatch: pytest.
     assert rows
     assert {len(row) for row in rows} == {len(rows[0])}
     assert all(guarded(cell) == cell for row in rows for cell in row)
+
+
+#: Maps by names of the data: types, tables, sites, codes.
+_MAPS = {"resources", "rows", "vocabularies", "overlaps", "vanished", "taken", "left_out"}
+
+
+def _keys(content: Any, path: str = "") -> set[str]:
+    """`a.b[].c` for each key of a document; nothing of what is below a map."""
+    if isinstance(content, list):
+        return {key for item in content for key in _keys(item, f"{path}[]")}
+    if not isinstance(content, dict):
+        return set()
+    found = set()
+    for name, value in content.items():
+        full = f"{path}.{name}".lstrip(".")
+        found |= {full} | (set() if name in _MAPS else _keys(value, full))
+    return found
+
+
+def _documented(line: str) -> set[str]:
+    """The keys in the row of the command in docs/output.md; `a.{b, c}` are two."""
+    words = line.split(" --", maxsplit=1)[0]
+    page = Path("docs/output.md").read_text(encoding="utf-8")
+    (row,) = re.findall(
+        rf"^## `{re.escape(_named(words))}`\n\n(?:[^-#].*\n\n)?((?:- .*\n(?:  .*\n)*)+)", page, re.MULTILINE
+    )
+    found: set[str] = set()
+    for place, keys in re.findall(r"^- (?:in `(.*?)`: )?((?:.|\n  )*)", row, re.MULTILINE):
+        names = re.findall(r"`(.+?)`", keys)
+        found |= {f"{place}.{name}".lstrip(".") for name in names}
+    return found
+
+
+def _named(line: str) -> str:
+    command: Any = typer.main.get_command(app)
+    words = []
+    for word in line.split():
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+        words.append(word)
+    return " ".join(words)
 
 
 def _values(content: Any) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from pipeline.core.settings import Settings, load_settings, register_site
+from pipeline.operations.health import webserver_finding
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.switches import open_instance, read_switches, turn
 
@@ -76,6 +77,7 @@ def served(make_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Ui
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_for(lambda: httpx.get(f"{url}/server_info", timeout=5, trust_env=False).is_success, server)
+            assert webserver_finding(url).state == "ok", "what `epic-omop health` asks"
             yield Ui(url, settings)
         finally:
             server.terminate()

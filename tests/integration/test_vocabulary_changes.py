@@ -14,8 +14,9 @@ from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES, lineage_table_name
 from pipeline.load import remap as remapping
 from pipeline.load.remap import remap, remap_plan
+from pipeline.quality.checks.model import Schemas
 from pipeline.quality.settings_notes import settings_notes
-from pipeline.quality.verify import VocabularySchemas, verify_concepts
+from pipeline.quality.verify import verify_concepts
 from tests.databases import empty
 from tests.integration.support import Warehouse
 from tests.integration.vocabulary_world import EDITS, WORLD, Releases
@@ -63,7 +64,7 @@ def notes(warehouse: Warehouse) -> list[str]:
 
 
 def wrong_concepts(warehouse: Warehouse) -> list[str]:
-    schemas = VocabularySchemas("cdm", "vocab", warehouse.runtime.settings.cdm_version)
+    schemas = Schemas("cdm", "vocab", warehouse.runtime.settings.cdm_version)
     with warehouse.runtime.connect() as connection:
         return [f"{check.name}: {check.detail}" for check in verify_concepts(connection, schemas) if not check.ok]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -15,14 +15,20 @@ from dagster._core.instance.config import dagster_instance_config
 
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportKind, ExportState
+from omop_schema.versions import CdmVersion
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, RemoteUnavailable, WarehouseError
 from pipeline.core.settings import Settings, SiteSettings
 from pipeline.orchestration.definitions import build_definitions
 from pipeline.orchestration.failures import raise_as_failures
+from pipeline.orchestration.freshness import longest_gap
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import table_value
+from pipeline.orchestration.warehouse_assets import OTHER_TABLES
+from pipeline.quality.checks.concepts import ONE_RELEASE, concept_rules
+from pipeline.quality.checks.history import history_rules
+from pipeline.quality.checks.rules import all_rules
 from pipeline.warehouse.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +65,7 @@ def names(definitions: dg.Definitions) -> dict[str, list[str]]:
 
 def test_without_a_site_there_are_only_the_tables(tmp_path: Path) -> None:
     definitions = build_definitions(settings(tmp_path))
-    assert keys(definitions) == sorted(f"cdm/{table}" for table in LINEAGE_TABLES)
+    assert keys(definitions) == sorted(f"cdm/{table}" for table in (*LINEAGE_TABLES, *OTHER_TABLES))
     assert names(definitions) == {"jobs": [], "schedules": [], "sensors": [], "checks": []}
 
 
@@ -86,15 +92,83 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
             "simulated__ingest",
             "simulated__kick_off",
             "simulated__prune_landing",
+            "warehouse_checks__run",
         ],
-        "schedules": ["deep_check__nightly", "north__nightly", "retention__daily", "simulated__nightly"],
+        "schedules": [
+            "deep_check__nightly",
+            "north__nightly",
+            "retention__daily",
+            "simulated__nightly",
+            "warehouse_checks__nightly",
+        ],
         "sensors": ["alerts", "north__exports", "run_failures", "run_successes", "simulated__exports"],
         "checks": [
-            f"{site}/load:{check}"
-            for site in ("folders", "north", "simulated")
-            for check in ("accounting", "coverage", "deep")
+            *sorted(
+                [
+                    *(f"cdm/{table}:{check}" for table in LINEAGE_TABLES for check in OF_TABLES),
+                    *(f"cdm/{table}:concepts_valid" for table in OTHER_TABLES if table != "cdm_source"),
+                    "cdm/cdm_source:one_vocabulary_release",
+                ]
+            ),
+            *(f"{site}/load:{check}" for site in ("folders", "north", "simulated") for check in sorted(OF_SITES)),
         ],
     }
+
+
+OF_TABLES = ("concepts_valid", "rows_are_there_once", "rows_have_sources", "sources_have_rows")
+OF_SITES = (
+    *("accounting", "coverage", "deep"),
+    *(
+        "accounts_exist",
+        "exclusions_have_reasons",
+        "rejections_have_dead_letters",
+        "orders_count_once",
+        "records_have_rows",
+    ),
+    *("mapping_rate_as_before", "lines_as_before", "rows_removed_as_before", "dead_letters_as_before"),
+)
+
+
+@pytest.mark.parametrize("version", CdmVersion)
+def test_what_verify_asks_of_rules_is_a_check_of_an_asset_that_is_there(tmp_path: Path, version: CdmVersion) -> None:
+    """`one a rule and table`: a rule about accounts is a check of each site's load."""
+    of_version = settings(tmp_path, NORTH, FOLDERS).model_copy(update={"cdm_version": version})
+    definitions = build_definitions(of_version)
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    for rule in (*all_rules(), *concept_rules(version), *history_rules(), ONE_RELEASE):
+        asked = {key.asset_key.to_user_string() for key in checks if key.name == rule.name}
+        if rule.cdm_table:
+            assert f"cdm/{rule.cdm_table}" in asked, rule.title
+        elif rule != ONE_RELEASE:
+            assert asked == {"north/load", "folders/load"}, rule.title
+    assert {key.asset_key for key in checks} <= set(definitions.resolve_all_asset_keys())
+
+
+def test_a_load_asks_nothing_that_all_sites_have_in_common(tmp_path: Path) -> None:
+    """Its cost would grow with the sites times the warehouse."""
+    job = build_definitions(settings(tmp_path, NORTH, SIMULATED)).resolve_job_def("north__ingest")
+    assert {node.name for node in job.graph.node_defs} == {
+        "north__landing",
+        "north__load",
+        "north__load_accounting",
+        "north__load_coverage",
+    }
+
+
+def test_a_load_is_late_by_the_sites_own_schedule(tmp_path: Path) -> None:
+    weekly = NORTH.model_copy(update={"schedule": "0 1 * * 1"})
+    weekdays = NORTH.model_copy(update={"schedule": "0 1 * * 1-5"})
+    gaps = {"weekly": longest_gap(weekly), "weekdays": longest_gap(weekdays), "nightly": longest_gap(NORTH)}
+    assert {name: round(gap / timedelta(days=1)) for name, gap in gaps.items()} == {
+        "weekly": 7,
+        "weekdays": 3,
+        "nightly": 1,
+    }
+    graph = build_definitions(settings(tmp_path, NORTH, FOLDERS)).resolve_asset_graph()
+    assert graph.get(dg.AssetKey(["north", "load"])).freshness_policy is not None
+    assert graph.get(dg.AssetKey(["folders", "load"])).freshness_policy is None, (
+        "its folders come when somebody brings them"
+    )
 
 
 def test_the_lineage_goes_from_landing_to_the_shared_tables(tmp_path: Path) -> None:
@@ -247,50 +321,6 @@ def compose() -> dict[str, dict[str, dict[str, object]]]:
     return document
 
 
-def commands() -> list[list[str]]:
-    """Every command of our own image, shell lines taken apart."""
-    found = []
-    for service in compose()["services"].values():
-        if service.get("image") != "epic-omop":
-            continue
-        command = service["command"]
-        assert isinstance(command, list)
-        entry = service.get("entrypoint", [])
-        assert isinstance(entry, list)
-        if command[0] == "sh":
-            parts = [part.removeprefix(" exec ").split() for part in str(command[2]).split("&&")]
-            found += [part for part in parts if part[0] != "umask"]
-        else:
-            found.append([*entry, *command])
-    return found
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_of_the_compose_file_exists(command: list[str]) -> None:
-    """The program is installed, and knows the subcommand and every option that is given to it."""
-    program = Path(sys.executable).with_name(command[0])
-    if command[:2] == ["python", "-c"]:
-        return
-    assert program.exists()
-    words = [word for word in command[1:] if not word.startswith("-")]
-    if command[:2] == ["python", "-m"]:
-        words, command = ["-m", command[2]], command[2:]
-    subcommand = {"epic-omop": 2, "dagster": 2, "dagster-daemon": 1}.get(command[0], 2)
-    options = [word for word in command[1:] if word.startswith("-")]
-    if words[:1] == ["ui"]:
-        subcommand = 1
-    shown = subprocess.run(
-        [program, *words[:subcommand], "--help"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"COLUMNS": "200"},
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert [option for option in options if option not in shown.stdout] == []
-
-
 def test_ports_are_open_to_this_machine_alone() -> None:
     ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]  # type: ignore[attr-defined]
     assert len(ports) == 3
@@ -305,17 +335,6 @@ def test_services_wait_for_what_exists() -> None:
         assert set(waited) <= set(document["services"]), name
         for mount in service.get("volumes", []):  # type: ignore[attr-defined]
             assert str(mount).partition(":")[0] in document["volumes"], name
-
-
-def test_no_secret_is_written_in_the_compose_file() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    values = [
-        str(value)
-        for service in compose()["services"].values()
-        for value in service.get("environment", {}).values()  # type: ignore[attr-defined]
-    ]
-    assert not [value for value in values if "password" in value.lower()]
-    assert "epic_omop:" not in text.replace("epic_omop@", "")
 
 
 def test_states_are_texts_in_metadata() -> None:

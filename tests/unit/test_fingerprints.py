@@ -56,13 +56,17 @@ VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages
 #: Counts rows that are there, or asks others about unknown codes, whose answers are compared code by code.
 COUNTS = {"count_duplicates", "resolvers"}
 
+#: By which bounds a night is compared with the nights before.
+COMPARED = {"history_bounds"}
+
 #: The same of the instance: what decides rows, …
 INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
 OTHERS_OF_INSTANCE = {
-    "home", "database_url", "cdm_schema", "vocab_schema", "etl_schema", "workers", "surrogate_salt", "lakehouse",
+    "home", "database_url", "dagster_schema", "operations", "cdm_schema", "vocab_schema", "etl_schema",
+    "workers", "surrogate_salt", "lakehouse",
     "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
-    "ui_hosts", "worker_memory_mb", "cdm_source",
+    "ui_hosts", "worker_memory_mb", "cdm_source", "operations",
 }  # fmt: skip
 
 
@@ -96,7 +100,16 @@ def test_a_release_changes_the_types_whose_named_concepts_it_changes(runtime: Ru
 
 
 def test_every_setting_is_declared() -> None:
-    declared = [OF_ALL_TYPES.keys(), OF_DERIVED_ROWS.keys(), IDENTITY, EXTRACTION, VANISHING, COUNTS, {"mapping"}]
+    declared = [
+        OF_ALL_TYPES.keys(),
+        OF_DERIVED_ROWS.keys(),
+        IDENTITY,
+        EXTRACTION,
+        VANISHING,
+        COUNTS,
+        COMPARED,
+        {"mapping"},
+    ]
     assert sorted(name for group in declared for name in group) == sorted(SiteSettings.model_fields)
     assert sorted([*INSTANCE, *OTHERS_OF_INSTANCE]) == sorted(Settings.model_fields)
 

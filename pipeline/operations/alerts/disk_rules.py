@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 
 from pipeline.core.settings import Settings
-from pipeline.operations.alerts.bounds import slope
 from pipeline.operations.alerts.circumstances import Circumstances
 from pipeline.operations.alerts.kinds import AlertKind, Condition
+from pipeline.quality.bounds import slope
 
 __all__ = ["disks_full_soon", "sample_disks"]
 

@@ -13,10 +13,10 @@ from datetime import date
 import psycopg
 
 from omop_schema.exports import ExportState, sql_values
-from pipeline.operations.alerts.bounds import usual
 from pipeline.operations.alerts.circumstances import Circumstances
 from pipeline.operations.alerts.kinds import AlertKind, Condition
 from pipeline.operations.alerts.nights import NIGHTLY_KINDS
+from pipeline.quality.bounds import usual
 
 __all__ = ["dead_letter_jumps", "failed_checks", "unmapped_jumps"]
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.core.alert_settings import AlertSettings
+from pipeline.core.cdm_source import CdmSource
 from pipeline.core.settings import Settings
 from pipeline.core.visible_text import shown
 from pipeline.operations.alerts.kinds import KINDS, AlertKind
@@ -126,9 +128,11 @@ def cut(text: str, longest: int = _LONGEST) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def instance_name(settings: Settings) -> str:
-    """By which a person tells this warehouse from another: the abbreviation of `cdm_source` and the machine."""
-    return f"{settings.cdm_source.cdm_source_abbreviation} on {platform.node() or 'this machine'}"
+def instance_name(settings: Settings, alerts: AlertSettings) -> str:
+    """By which a person tells this warehouse from another."""
+    own, ours = settings.cdm_source.cdm_source_abbreviation, CdmSource().cdm_source_abbreviation
+    named = own if own != ours else f"{ours} on {platform.node() or 'this machine'}"
+    return alerts.instance or named
 
 
 def _time(text: str) -> str:

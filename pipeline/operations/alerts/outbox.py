@@ -20,6 +20,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from pipeline.core.alert_settings import AlertSettings, EmailChannel, LogChannel, WebhookChannel
+from pipeline.core.errors import TransientError
 from pipeline.operations.alerts.kinds import CONSEQUENCES, AlertKind, Condition
 from pipeline.operations.alerts.messages import Message, Problem, cut, problem_of
 from pipeline.operations.alerts.rules import Findings
@@ -108,8 +109,16 @@ class _LastMessage:
 
 
 def lock_outbox(connection: psycopg.Connection) -> None:
-    """Until the transaction ends nobody else records conditions of this warehouse."""
-    connection.execute(_LOCK)
+    """Until the transaction ends nobody else records conditions of this warehouse, and no statement waits for long: the
+    alerts never stand in the way of a load. Raises TransientError where somebody else has the lock for a minute."""
+    connection.execute("SET LOCAL lock_timeout = '60s'")
+    try:
+        connection.execute(_LOCK)
+    except psycopg.errors.LockNotAvailable:
+        connection.rollback()
+        raise TransientError("Another run of the alerts is at work.", "Look at it if this stays so.") from None
+    connection.execute("SET LOCAL lock_timeout = '5s'")
+    connection.execute("SET LOCAL statement_timeout = '30s'")
 
 
 def record(

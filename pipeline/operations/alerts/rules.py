@@ -63,9 +63,9 @@ def find_conditions(connection: psycopg.Connection, at: Circumstances) -> Findin
         try:
             with connection.transaction():  # a savepoint where one is open already
                 found = list(rule(connection, at))
-        except (psycopg.errors.OperationalError, psycopg.InterfaceError):
-            raise  # the server is away: no rule can be asked
         except (psycopg.Error, OSError) as error:
+            if connection.closed or connection.broken:
+                raise  # the server is away: no rule can be asked
             _log.warning("Rule %s of the alerts could not be asked (%s).", rule.__name__, type(error).__name__)
             unknown.update(kinds)
             found = [_failed(rule.__name__, error)]

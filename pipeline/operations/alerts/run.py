@@ -15,6 +15,8 @@ import psycopg
 from pipeline.core.alert_settings import AlertSettings
 from pipeline.core.errors import EpicOmopError, WarehouseError
 from pipeline.core.operations_settings import load_operations
+from pipeline.core.settings import Settings
+from pipeline.core.settings_file import nearest
 from pipeline.operations.alerts.channels.sending import Channel, send
 from pipeline.operations.alerts.channels.webhook import send_heartbeat
 from pipeline.operations.alerts.circumstances import Circumstances, ObserveDagster, nothing_known
@@ -35,7 +37,7 @@ from pipeline.operations.alerts.warehouse_away import report_away, report_back
 from pipeline.warehouse.runtime import Runtime
 from pipeline.warehouse.server_failures import server_errors
 
-__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "try_channels"]
+__all__ = ["HEARTBEAT", "AlertsReport", "run_alerts", "try_channels", "unknown_sites"]
 
 #: What the heartbeat is called among the channels of a report.
 HEARTBEAT = "heartbeat"
@@ -103,7 +105,7 @@ def try_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, s
     message = Message(
         "test",
         None,
-        instance_name(runtime.settings),
+        instance_name(runtime.settings, alerts),
         runtime.clock.now().isoformat(timespec="seconds"),
         note="This is a test of the alerts (epic-omop alerts test). Nothing is wrong, and nothing needs to be done.",
     )
@@ -122,6 +124,16 @@ def try_channels(runtime: Runtime, name: str | None = None) -> list[tuple[str, s
     return results
 
 
+def unknown_sites(settings: Settings, alerts: AlertSettings) -> list[str]:
+    """A sentence for each site that operations.yaml names and sites.yaml does not: a slip, or a site that is gone. It is no
+    error, for the other alerts must leave all the same."""
+    named = {*alerts.sites, *(site for channel in alerts.channels for site in channel.sites)}
+    return [
+        f"operations.yaml names site {name!r}, which sites.yaml does not.{nearest(name, settings.sites)}"
+        for name in sorted(named - set(settings.sites))
+    ]
+
+
 def _record(
     connection: psycopg.Connection, runtime: Runtime, alerts: AlertSettings, dagster: ObserveDagster
 ) -> tuple[Recorded, bool]:
@@ -130,7 +142,7 @@ def _record(
     lock_outbox(connection)
     sample_disks(connection, runtime.settings, now)
     findings = find_conditions(connection, Circumstances(runtime.settings, alerts, now, dagster))
-    recorded = record(connection, findings, alerts, now, instance_name(runtime.settings))
+    recorded = record(connection, findings, alerts, now, instance_name(runtime.settings, alerts))
     close_unknown_channels(connection, alerts.channels, now)
     connection.commit()
     return recorded, not findings.unknown

@@ -11,10 +11,10 @@ import psycopg
 
 from omop_schema.exports import STATES_BEFORE_LANDING, ExportKind, ExportState, sql_values
 from pipeline.core.settings import SiteSettings
-from pipeline.operations.alerts.bounds import usual
 from pipeline.operations.alerts.circumstances import Circumstances, DagsterState
 from pipeline.operations.alerts.kinds import AlertKind, Condition
 from pipeline.operations.alerts.nights import NIGHTLY_KINDS, GroupNight, group_nights, is_nightly, last_tick, was_tried
+from pipeline.quality.bounds import usual
 from pipeline.warehouse.next_kick_offs import next_kick_offs
 
 __all__ = ["failed_runs", "missed_nights", "stuck_sites", "waiting_exports"]

@@ -42,7 +42,9 @@ def report_away(settings: Settings, alerts: AlertSettings, error: EpicOmopError,
             last = datetime.fromisoformat(at[channel.name]) if channel.name in at else None
             if last is not None and (not remind or now - last < remind):
                 continue
-            message = _message(settings, "opened" if last is None else "reminder", now, _problem(error.message, since))
+            message = _message(
+                settings, alerts, "opened" if last is None else "reminder", now, _problem(error.message, since)
+            )
             if _sent(channel, message, alerts, failures):
                 at[channel.name] = now.isoformat()
     return failures
@@ -61,7 +63,7 @@ def report_back(settings: Settings, alerts: AlertSettings, now: datetime) -> Fai
         for channel in alerts.channels:
             if channel.name in at:
                 over = _problem("PostgreSQL did not answer, or could not keep anything.", since, now)
-                if _sent(channel, _message(settings, "resolved", now, over), alerts, failures):
+                if _sent(channel, _message(settings, alerts, "resolved", now, over), alerts, failures):
                     del at[channel.name]
         if not {channel.name for channel in alerts.channels} & set(at):
             informed.clear()
@@ -82,12 +84,12 @@ def _problem(what: str, since: datetime, until: datetime | None = None) -> Probl
     return problem_of(condition.kind, condition.severity, what, condition.command, since, until)
 
 
-def _message(settings: Settings, event: str, now: datetime, problem: Problem) -> Message:
+def _message(settings: Settings, alerts: AlertSettings, event: str, now: datetime, problem: Problem) -> Message:
     is_over = event == "resolved"
     return Message(
         event,
         None,
-        instance_name(settings),
+        instance_name(settings, alerts),
         now.isoformat(timespec="seconds"),
         () if is_over else (problem,),
         (problem,) if is_over else (),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from omop_schema.exports import ExportState
+from omop_schema.exports import ExportKind
 from pipeline.core.errors import SiteBusy
 from pipeline.core.retention_settings import age_of
 from pipeline.operations.retention.items import ItemReport, ItemWork, RetentionItem
@@ -92,11 +92,12 @@ def _earliest_that_may_come(work: ItemWork, connection: psycopg.Connection, site
     """Of exports that landing has whole, and of open dead letters: any of them can be loaded again."""
     rows = connection.execute(
         "SELECT export_id, coalesce(transaction_time, requested_at) FROM export_job"
-        f" WHERE site = %s AND pruned_at IS NULL AND kind <> 'replay' AND state <> '{ExportState.SKIPPED}'",
+        f" WHERE site = %s AND pruned_at IS NULL AND kind <> '{ExportKind.REPLAY}'",
         (site,),
     ).fetchall()
     landing = work.runtime.landing
-    times = [time for number, time in rows if landing.exists(site, number)]
+    pruned = work.pruned.get(site, frozenset())
+    times = [time for number, time in rows if number not in pruned and landing.exists(site, number)]
     (letter,) = connection.execute(
         "SELECT min(job.transaction_time) FROM dead_letter JOIN export_job AS job USING (export_id)"
         " WHERE dead_letter.site = %s AND dead_letter.state = 'open'",

@@ -47,12 +47,16 @@ class ItemReport:
 
 @dataclass(frozen=True)
 class ItemWork:
-    """What an item works with. `now` is one for all items. Not `is_dry`: it removes."""
+    """What an item works with. `now` is one for all items. Not `is_dry`: it removes.
+
+    `pruned`: site → exports that a dry run of landing would prune; the items after it reckon with that.
+    """
 
     runtime: Runtime
     settings: RetentionSettings
     now: datetime
     is_dry: bool
+    pruned: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def _landing(work: ItemWork, report: ItemReport) -> None:
         except SiteBusy:
             report.keep(len(runtime.landing.numbers(name)), f"site {name} is being loaded")
             continue
+        if work.is_dry:
+            work.pruned[name] = frozenset(export.export_id for export in found if not export.problem)
         problems = [export for export in found if export.problem]
         lines = sum(export.lines_moved for export in found)
         report.keep(len(problems), f"site {name}: {problems[0].problem}" if problems else "")

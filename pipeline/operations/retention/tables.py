@@ -40,6 +40,13 @@ HISTORY = (
     HistoryTable("disk_sample", "sampled_at"),
     HistoryTable("run_failure", "resolved_at"),
     HistoryTable(
+        "check_result",
+        "checked_at",
+        "(check_name, coalesce(cdm_table, ''), coalesce(site, ''), checked_at) IN (SELECT check_name,"
+        " coalesce(cdm_table, ''), coalesce(site, ''), max(checked_at) FROM check_result GROUP BY 1, 2, 3)",
+        "the last result of a check",
+    ),
+    HistoryTable(
         "alert_delivery",
         "(SELECT created_at FROM alert_message AS message WHERE message.message_id = row.message_id)",
         "state = 'pending'",
