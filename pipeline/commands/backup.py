@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from pipeline.commands.help_texts import CommandGroup
 from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, print_json, refuse_both, show
 from pipeline.commands.terminal import Terminal, echo
+from pipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +27,14 @@ _Folder = Annotated[Path, typer.Argument(help="The folder of backups.")]
 _Backup = Annotated[str | None, typer.Option("--backup", help="Which one, by its name; without it the newest.")]
 
 
-class _BackupGroup(TyperGroup):
+class _BackupGroup(CommandGroup):
     """`backup FOLDER` is `backup create FOLDER`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and "--help" not in args:
+            slip = get_close_matches(args[0], self.commands, n=1)
+            if slip and not Path(args[0]).exists():
+                raise UsageError(f"There is no command {args[0]!r}.", f"Did you mean {slip[0]}? A folder: ./{args[0]}.")
             args = ["create", *args]
         return super().parse_args(ctx, args)
 

@@ -11,12 +11,13 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["fill_help", "fill_paragraphs"]
+__all__ = ["CommandGroup", "fill_help", "fill_paragraphs"]
 
 
 def fill_help(app: typer.Typer) -> None:
     """Take the texts of all commands and groups of the program from their docstrings. Call it when all are registered."""
-    app.info.cls = _Group
+    if not (isinstance(app.info.cls, type) and issubclass(app.info.cls, CommandGroup)):
+        app.info.cls = CommandGroup
     for command in app.registered_commands:
         command.cls = _Command
         if text := command.help or (command.callback and command.callback.__doc__):
@@ -40,7 +41,9 @@ class _Command(TyperCommand):
         return _flags_as_flags(super().get_params(ctx))
 
 
-class _Group(TyperGroup):
+class CommandGroup(TyperGroup):
+    """Of commands; one that reads its arguments in a way of its own is made from it."""
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _flags_as_flags(super().get_params(ctx))
 

@@ -11,6 +11,8 @@ import pytest
 
 from pipeline.warehouse.embedded.binaries import installed_binaries
 from tests.command_line import CommandLine
+from tests.databases import fresh_database
+from tests.documented import commands_below
 
 RELEASED = sorted((Path(__file__).parents[1] / "released").glob("*.tar.xz"))
 #: As ids that the database gives are not rows' content.
@@ -30,7 +32,7 @@ def _unpacked(archive: Path, folder: Path, url: str) -> CommandLine:
 
 
 @pytest.mark.parametrize("archive", RELEASED, ids=lambda path: path.name.removesuffix(".tar.xz"))
-def test_a_released_warehouse_is_upgraded(archive: Path, database_url: str, tmp_path: Path) -> None:
+def test_a_released_warehouse_is_upgraded(archive: Path, database_url: str, postgres_url: str, tmp_path: Path) -> None:
     old = _unpacked(archive, tmp_path, database_url)
 
     def rows() -> object:
@@ -38,9 +40,16 @@ def test_a_released_warehouse_is_upgraded(archive: Path, database_url: str, tmp_
             return connection.execute(_ROWS).fetchone()
 
     before = rows()
-    old.run("backup", tmp_path / "backups")
-    assert "revision" in old.run("db", "upgrade").out
+    said = [old.run(*command).out for command in commands_below("docs/backup.md", "Upgrade from an earlier release")]
+    assert any("revision" in words for words in said)
     assert rows() == before
+    with fresh_database(
+        postgres_url
+    ) as url:  # the backup was made before the upgrade, and is upgraded as it is restored
+        (tmp_path / "restored").mkdir()
+        restored = CommandLine(tmp_path / "restored", url)
+        restored.run("restore", tmp_path / "backups")
+        restored.run("verify")
     assert "already" in old.run("db", "upgrade").out
     old.run("db", "init")
     old.run("verify")

@@ -7,9 +7,11 @@ version; for a newer server those on the PATH. Owners and grants are not in a du
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,12 +57,17 @@ class DumpedDatabase:
 
 
 def schemas_of(connection: psycopg.Connection, warehouse: Warehouse) -> list[str]:
-    """Ours, and those of vocabulary releases that are not active, as far as they are there."""
-    rows = connection.execute(
-        sql.SQL("SELECT DISTINCT schema_name FROM {} WHERE schema_name IS NOT NULL").format(
-            sql.Identifier(warehouse.etl, "vocabulary_release")
-        )
-    ).fetchall()
+    """Ours, and those of vocabulary releases that are not active, as far as they are there; also of an earlier release."""
+    has_releases = connection.execute(
+        "SELECT 1 FROM information_schema.columns WHERE table_schema = %s AND table_name = 'vocabulary_release'"
+        " AND column_name = 'schema_name'",
+        (warehouse.etl,),
+    ).fetchone()
+    rows: list[tuple[str]] = []
+    if has_releases:
+        releases = sql.Identifier(warehouse.etl, "vocabulary_release")
+        query = sql.SQL("SELECT DISTINCT schema_name FROM {} WHERE schema_name IS NOT NULL").format(releases)
+        rows = connection.execute(query).fetchall()
     named = dict.fromkeys((*warehouse.schemas, *(name for (name,) in rows)))
     there = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname = ANY(%s)", (list(named),)).fetchall()
     found = {name for (name,) in there}
@@ -247,8 +254,13 @@ def _refuse_failure(name: str, program: subprocess.Popen[bytes]) -> None:
     said = " ".join(line for line in words if line.startswith((f"{name}: error", "ERROR", "psql:"))) or name
     if tells_full_disk(said):
         raise StorageError(f"A disk is full: {name} ended ({said[:300]}).", MAKE_SPACE)
-    if "File too large" in said:
-        raise StorageError(f"{name} cannot write: {said[:300]}.", remedy(OSError(27, "")) or "")
+    if "File too large" in said or program.returncode == -signal.SIGXFSZ:
+        raise StorageError(f"{name} may not write so large a file.", remedy(OSError(errno.EFBIG, "")) or "")
+    if program.returncode < 0:
+        raise StorageError(
+            f"{name} was ended by signal {-program.returncode}.",
+            "Somebody stopped it, or the system did because memory ran out. Run the same command again.",
+        )
     if "permission denied" in said:
         raise WarehouseError(
             f"The database user may not do this: {said[:300]}",

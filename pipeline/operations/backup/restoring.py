@@ -141,9 +141,7 @@ def _replaced_schemas(runtime: Runtime, *, force: bool) -> list[str]:
                 "The database holds a warehouse already; a backup is restored into an empty one.",
                 "Name another database or home, or replace what is there with --force.",
             )
-        row = connection.execute("SELECT to_regclass(%s)", (f'"{warehouse.etl}".vocabulary_release',)).fetchone()
-        known = row is not None and row[0] is not None
-        return schemas_of(connection, warehouse) if known else list(warehouse.schemas)
+        return schemas_of(connection, warehouse)
 
 
 def _put_aside(home: Path, manifest: Manifest, *, force: bool) -> Path | None:
