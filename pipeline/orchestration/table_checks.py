@@ -101,12 +101,12 @@ def table_checks(settings: Settings, sites: Sequence[SiteSettings]) -> TableChec
 
 
 def _places(settings: Settings, sites: Sequence[SiteSettings]) -> Iterator[_Place]:
-    concepts = {rule.cdm_table: rule for rule in concept_rules(settings.cdm_version)}
     for table in LINEAGE_TABLES:
         asset = dg.AssetKey([settings.cdm_schema, table])
         yield from (_Place(rule, asset) for rule in rules_of_table(table))
-    for table, rule in concepts.items():
-        yield _Place(rule, dg.AssetKey([settings.cdm_schema, table]))
+    for rule in concept_rules(settings.cdm_version):
+        if rule.cdm_table:
+            yield _Place(rule, dg.AssetKey([settings.cdm_schema, rule.cdm_table]))
     # There the release stands that the vocabulary has.
     yield _Place(ONE_RELEASE, dg.AssetKey([settings.cdm_schema, "cdm_source"]))
     for site in sites:
