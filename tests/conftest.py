@@ -63,6 +63,9 @@ _OF_TESTS = {
 _MEMORY = Path("/dev/shm")
 #: Into how many parts the tests with the mark `deep` are divided; which one runs today: main process and workers agree.
 _DEEP_PARTS = 3
+#: Tests that take more than some seconds each on a busy machine: they share `make test` by turns, like the mark `deep`, and
+#: all run in `make test-deep`.
+_LONG_TESTS = frozenset(Path(__file__).with_name("long_tests.txt").read_text(encoding="utf-8").split())
 _PART_VARIABLE = "EPIC_OMOP_TEST_DEEP_PART"
 
 
@@ -87,6 +90,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     note_requirements(items)
+    for item in items:
+        if item.nodeid.partition("[")[0] in _LONG_TESTS:
+            item.add_marker(pytest.mark.deep)
     named = any("::" in argument for argument in config.args)
     if not (config.getoption("--all-deep") or config.option.markexpr or named):
         _leave_out_deep(config, items)

@@ -9,6 +9,7 @@ import typer
 
 from pipeline.commands.export import instant
 from pipeline.commands.output import Column, CsvOption, JsonOption, Listing, refuse_both, show
+from pipeline.commands.site_names import known_site
 from pipeline.commands.terminal import Terminal
 from pipeline.commands.warehouse_state import refuse_empty
 
@@ -58,12 +59,15 @@ def access_log(
 
     Example: epic-omop access-log --site north --since 2026-03-01 --csv
     """
+    from pipeline.warehouse.access_looks import EVERY_SITE
     from pipeline.warehouse.runtime import Runtime
 
     refuse_both(as_json=as_json, as_csv=as_csv)
     runtime = Runtime.from_environment()
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
+        if site not in (None, EVERY_SITE):
+            known_site(runtime, site)
         rows = _entries(connection, site, since, event, limit)
     console = Terminal(highlight=False)
     if rows or as_json or as_csv:

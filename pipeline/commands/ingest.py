@@ -244,6 +244,7 @@ def verify(
     """
     from pipeline.core.errors import AccountingError
     from pipeline.load.landed_lines import missing_lines, missing_sentence
+    from pipeline.quality.verify import keep_answers
     from pipeline.warehouse.runtime import Runtime
 
     if not deep and (everything or persons is not None or site is not None or seed is not None):
@@ -263,6 +264,7 @@ def verify(
         print_settings_notes(console, runtime, connection)
         _print_overlaps(console, runtime, connection)
         missing = missing_lines(connection)
+    keep_answers(runtime, checks)
     if missing:
         console.print(missing_sentence(missing), style="yellow", soft_wrap=True)
     failed = _print_checks(console, checks)

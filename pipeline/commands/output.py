@@ -302,7 +302,8 @@ def _print_lines(console: Terminal, listing: Listing, cells: list[list[list[str]
             filler = " " * (width - cell_len(text))
             padded.append(filler + text if column.kind in _RIGHT else text + filler)
         console.print(Text("  ".join(padded).rstrip()), soft_wrap=True)
-    console.print()
+    if listing.title:  # what follows is another table, or a sentence
+        console.print()
 
 
 def _one_line(column: Column, cell: list[str]) -> str:

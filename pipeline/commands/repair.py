@@ -54,9 +54,9 @@ def repair(
     with runtime.connect() as connection:
         refuse_empty(connection, runtime.settings.etl_schema)
     if site is not None:
+        known_site(runtime, site)
         if code is None:
             raise UsageError("--site goes with --code.", "A letter named by --id says its site itself.")
-        known_site(runtime, site)
     if letter or code is not None:
         _write(console, runtime, file, letter or [], code, site)
         if not edit:

@@ -341,24 +341,25 @@ def _show_changes(changes: Sequence[CodeChange], verb: str, *, most: int | None 
         return
     rows = sum(change.row_count for change in changes)
     echo(f"{len(changes):,} codes in use, of {rows:,} rows, {verb} something else:")
-    print_listing(Terminal(highlight=False), _changes_listing(changes[:most]))
+    columns = (Column("code", "code", "code"), *_CHANGE)
+    shown = [(f"{change.vocabulary_id} {change.concept_code}", *_change(change)) for change in changes[:most]]
+    print_listing(Terminal(highlight=False), Listing("", columns, shown))
     if most is not None and len(changes) > most:
         echo(f"… and {len(changes) - most:,} more: `epic-omop vocabulary diff --all` shows them.")
 
 
 def _changes_listing(changes: Sequence[CodeChange]) -> Listing:
-    columns = (
-        Column("vocabulary_id", "vocabulary", "code"),
-        Column("concept_code", "code", "code"),
-        Column("rows", "rows", "count"),
-        Column("before", "before"),
-        Column("after", "after"),
-    )
-    listing = Listing("", columns)
-    for change in changes:
-        before, after = _concepts(change.before), _concepts(change.after)
-        listing.add(change.vocabulary_id, change.concept_code, change.row_count, before, after)
-    return listing
+    """For a spreadsheet: vocabulary and code are two columns."""
+    keys = (Column("vocabulary_id", "vocabulary", "code"), Column("concept_code", "code", "code"))
+    rows = [(change.vocabulary_id, change.concept_code, *_change(change)) for change in changes]
+    return Listing("", (*keys, *_CHANGE), rows)
+
+
+_CHANGE = (Column("rows", "rows", "count"), Column("before", "before"), Column("after", "after"))
+
+
+def _change(change: CodeChange) -> tuple[int, list[str], list[str]]:
+    return change.row_count, _concepts(change.before), _concepts(change.after)
 
 
 def _concepts(concepts: Mapping[int, str]) -> list[str]:

@@ -26,6 +26,7 @@ class RejectionCode(StrEnum):
     WRONG_TYPE = "wrong_type"
     EVALUATION_FAILED = "evaluation_failed"
     # transform: the rows
+    CODE_INVALID = "code_invalid"
     REQUIRED_MISSING = "required_missing"
     DATE_MISSING = "date_missing"
     DATE_INVALID = "date_invalid"

@@ -25,6 +25,7 @@ from omop_schema.versions import DEFAULT_CDM_VERSION, CdmVersion
 from pipeline.core.cdm_source import CdmSource
 from pipeline.core.database_password import PASSWORD_FILE_VARIABLE, with_password_of_file
 from pipeline.core.errors import ConfigurationError
+from pipeline.core.history_bounds import HistoryBounds
 from pipeline.core.instance_zone import default_zone
 from pipeline.core.mapping_options import MappingOptions
 from pipeline.core.resolver_settings import ResolverSettings
@@ -234,6 +235,8 @@ class SiteSettings(BaseModel):
     landing_keep: str = "30 days"
     #: Cron of the nightly schedule, in the site's zone.
     schedule: str = "0 1 * * *"
+    #: By how much a night may differ from the site's own nights before, where the bounds of all sites do not fit it.
+    history_bounds: HistoryBounds = HistoryBounds()
     #: Fetch by reference what an export lacks, after each export (docs/extraction.md).
     hydrate: bool = False
     hydrate_types: tuple[str, ...] = DEFAULT_HYDRATE_TYPES

@@ -154,7 +154,7 @@ def site_rules(runtime: Runtime, site: SiteSettings) -> SiteRules:
         mappings,
         vocab_schema=settings.vocab_schema,
         etl_schema=settings.etl_schema,
-        resolved=cached_answers(settings.home, site.resolvers, index.content_hash),
+        resolved=cached_answers(settings.home, site.resolvers, index.content_hash, mappings.systems.canonical),
     )
     mark = VocabularyMark(index.release, index.content_hash, index.local_hash, _rules_hash(mappings, settings.home))
     return SiteRules(mappings, index, fingerprints(runtime, site, mappings, index), mark)

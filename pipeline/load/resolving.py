@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import polars as pl
+import xxhash
 
 from pipeline.core.errors import EpicOmopError, SiteBusy
 from pipeline.core.resolver_settings import ResolverSettings
@@ -27,7 +28,14 @@ from pipeline.load.fingerprints import SiteRules, site_rules
 from pipeline.load.remap import RemapReport, remap
 from pipeline.transform.concepts.index import ConceptIndex
 from pipeline.transform.concepts.local_rows import decided_sources
-from pipeline.warehouse.resolver_cache import AnswerCache, AskedCode, ResolverAnswer
+from pipeline.warehouse.resolver_cache import (
+    AnswerCache,
+    AskedCode,
+    RemappedAnswers,
+    ResolverAnswer,
+    cached_answers,
+    sent_systems,
+)
 from pipeline.warehouse.runtime import Runtime
 
 __all__ = ["NightResolution", "ResolveProgress", "ResolverReport", "resolve_and_remap", "resolve_codes"]
@@ -65,7 +73,7 @@ class NightResolution:
     """What resolvers did for a site in one run."""
 
     reports: list[ResolverReport] = field(default_factory=list)
-    #: None: no answer was new, or another remap of the site runs and does it
+    #: None: it was mapped by all answers, or another remap of the site runs
     remapped: RemapReport | None = None
 
     def sentences(self) -> list[str]:
@@ -101,7 +109,9 @@ def resolve_codes(
     reports = []
     for resolver, cache in zip(site.resolvers, caches, strict=True):
         asking = _Asking(runtime, site, resolver, cache, _Standard(index), progress)
-        reports.append(asking.run(codes, dry_run=dry_run, despite_pause=despite_pause))
+        may_be_sent = sent_systems(resolver, {code.system for code in codes}, rules.mappings.systems.canonical)
+        allowed = [code for code in codes if code.system in may_be_sent]
+        reports.append(asking.run(allowed, dry_run=dry_run, despite_pause=despite_pause))
         usable = asking.usable()
         codes = [code for code in codes if code.key not in usable]
     return reports
@@ -112,13 +122,16 @@ def resolve_and_remap(runtime: Runtime, site: SiteSettings) -> NightResolution:
     found = NightResolution()
     if not site.resolvers:
         return found
-    before = site_rules(runtime, site).index.local_hash
     found.reports = resolve_codes(runtime, site)
     for sentence in found.sentences():
         _log.warning("%s", sentence)
-    if site_rules(runtime, site).index.local_hash != before:
+    rules, home = site_rules(runtime, site), runtime.settings.home
+    answers = cached_answers(home, site.resolvers, rules.index.content_hash, rules.mappings.systems.canonical)
+    mapped = RemappedAnswers(home, site.name)
+    if mapped.lack_any_of(answers):
         try:
             found.remapped = remap(runtime, site)
+            mapped.put(answers)
         except SiteBusy as busy:
             _log.warning("Newly resolved codes are mapped by a later run. %s", busy.message)
     return found
@@ -191,10 +204,10 @@ class _Asking:
         standard = self.standard(target for answer in exact for target, _ in answer.targets)
         return {answer.key for answer in exact if {target for target, _ in answer.targets} & standard}
 
-    def run(self, codes: Sequence[AskedCode], *, dry_run: bool, despite_pause: bool) -> ResolverReport:
+    def run(self, allowed: Sequence[AskedCode], *, dry_run: bool, despite_pause: bool) -> ResolverReport:
+        """`allowed`: codes that this resolver may be asked about."""
         report = ResolverReport(self.resolver.kind, self.resolver.base_url)
-        allowed = [code for code in codes if not self.resolver.systems or code.system in self.resolver.systems]
-        due = self._due(allowed)
+        due = self._in_turn(self._due(allowed))
         report.due, report.known = len(due), len(allowed) - len(due)
         pause = self.cache.pause
         if due and not dry_run:
@@ -212,6 +225,11 @@ class _Asking:
     def _due(self, codes: Sequence[AskedCode]) -> list[AskedCode]:
         known = self._known()
         return [code for code in codes if code.key not in known]
+
+    def _in_turn(self, codes: Iterable[AskedCode]) -> list[AskedCode]:
+        """In another order each day, so that codes at which a service fails stand in the way of the same others only once."""
+        day = f"{self.runtime.clock.now():%Y-%m-%d}"
+        return sorted(codes, key=lambda code: xxhash.xxh64_intdigest("\0".join((day, *code.key)).encode()))
 
     def _known(self) -> dict[tuple[str, str], ResolverAnswer]:
         return self.cache.known(self.runtime.clock.now())

@@ -26,6 +26,7 @@ from pipeline.orchestration.failures import as_failure, raise_as_failures
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import Metadata, table_value
 from pipeline.orchestration.site_assets import landing_key, load_key
+from pipeline.orchestration.table_checks import site_check_keys
 from pipeline.warehouse.export_jobs import ExportJob
 from pipeline.warehouse.next_kick_offs import due_kick_offs
 from pipeline.warehouse.runtime import Runtime
@@ -137,10 +138,12 @@ def _request(runtime: Runtime, site: SiteSettings, form: ExportForm) -> ExportRe
 
 
 def ingest_job(site: SiteSettings) -> UnresolvedAssetJobDefinition:
-    """Landing, load and the accounting check of one day; requested by the sensor for one export."""
+    """Landing, load and the checks `accounting` and `coverage` of one day; requested by the sensor for one export. What asks
+    for the whole warehouse is left to jobs of its own: after each load it would be asked as often as there are sites."""
+    of_warehouse = dg.AssetSelection.checks(deep_check_key(site), *site_check_keys(site))
     return dg.define_asset_job(
         ingest_job_name(site),
-        dg.AssetSelection.assets(landing_key(site), load_key(site)) - dg.AssetSelection.checks(deep_check_key(site)),
+        dg.AssetSelection.assets(landing_key(site), load_key(site)) - of_warehouse,
         description=f"Download what Epic has exported of site {site.name}, and load it into the CDM.",
         run_tags={"epic_omop/site": site.name},
         executor_def=dg.in_process_executor,

@@ -19,14 +19,14 @@ from pipeline.orchestration.failures import raise_as_failures
 from pipeline.orchestration.run_metadata import table_value
 from pipeline.orchestration.site_assets import load_key
 from pipeline.quality.checks.asking import ask
-from pipeline.quality.checks.concepts import concept_rules
+from pipeline.quality.checks.concepts import ONE_RELEASE, concept_rules
 from pipeline.quality.checks.history import history_findings, history_rules
 from pipeline.quality.checks.model import Finding, Rule, Schemas, Severity
 from pipeline.quality.checks.recording import record
 from pipeline.quality.checks.rules import account_rules, rules_of_table
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["TableChecks", "table_checks"]
+__all__ = ["TableChecks", "site_check_keys", "table_checks"]
 
 #: In the instance's zone: after the night's loads, before the lakehouse's snapshot.
 _CRON = "0 5 * * *"
@@ -101,16 +101,27 @@ def table_checks(settings: Settings, sites: Sequence[SiteSettings]) -> TableChec
 
 
 def _places(settings: Settings, sites: Sequence[SiteSettings]) -> Iterator[_Place]:
-    concepts = {rule.cdm_table: rule for rule in concept_rules(settings.cdm_version)}
     for table in LINEAGE_TABLES:
         asset = dg.AssetKey([settings.cdm_schema, table])
         yield from (_Place(rule, asset) for rule in rules_of_table(table))
-        if table in concepts:
-            yield _Place(concepts[table], asset)
+    for rule in concept_rules(settings.cdm_version):
+        if rule.cdm_table:
+            yield _Place(rule, dg.AssetKey([settings.cdm_schema, rule.cdm_table]))
+    # There the release stands that the vocabulary has.
+    yield _Place(ONE_RELEASE, dg.AssetKey([settings.cdm_schema, "cdm_source"]))
     for site in sites:
-        # `accounting` of a site has a check of its own, which names the files (`asset_checks`).
-        of_site = [rule for rule in account_rules() if rule.name != "accounting"]
-        yield from (_Place(rule, load_key(site), site.name) for rule in (*of_site, *history_rules()))
+        yield from _places_of_site(site)
+
+
+def _places_of_site(site: SiteSettings) -> Iterator[_Place]:
+    # `accounting` of a site has a check of its own, which names the files (`asset_checks`).
+    of_site = [rule for rule in account_rules() if rule.name != "accounting"]
+    yield from (_Place(rule, load_key(site), site.name) for rule in (*of_site, *history_rules()))
+
+
+def site_check_keys(site: SiteSettings) -> list[dg.AssetCheckKey]:
+    """Those of a site's load: each asks for all sites and all that they have, so that a site's own load does not run them."""
+    return [place.key for place in _places_of_site(site)]
 
 
 def _ask(runtime: Runtime, rules: Sequence[Rule]) -> dict[tuple[str, str | None], Finding]:

@@ -106,6 +106,14 @@ REJECTIONS: Mapping[RejectionCode, CodeText] = {
         " `epic-omop view run`, mend the mapping, and replay the code.",
         ("view",),
     ),
+    RejectionCode.CODE_INVALID: CodeText(
+        "a status or the like with a code that FHIR does not have",
+        "The element in the path, such as `status`, has a code that its FHIR value set does not have: whether the event"
+        " happened cannot be said.",
+        "The source is wrong: report it. If the site means a code by it, add that to the mapping's filter"
+        " (docs/mapping-tables.md, Filters) and replay the code; one line can be repaired.",
+        ("transform",),
+    ),
     RejectionCode.REQUIRED_MISSING: CodeText(
         "a required column of OMOP has no source",
         "The row's table needs a column (the last step of the path) for which the resource says nothing that can be used:"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
 
 from omop_schema.exports import STATES_WITH_FILES, sql_values
 from omop_schema.versions import DEFAULT_CDM_VERSION
-from pipeline.core.errors import LandingError
+from pipeline.core.errors import LandingError, WarehouseError
 from pipeline.landing.store import LandingStore
 from pipeline.quality.checks.asking import ask
 from pipeline.quality.checks.concepts import ONE_RELEASE, concept_rules
 from pipeline.quality.checks.model import Finding, Schemas
+from pipeline.quality.checks.recording import record
 from pipeline.quality.checks.rules import all_rules
 from pipeline.warehouse.access_chain import check_chain
+from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["Check", "verify_access_log", "verify_concepts", "verify_landing", "verify_warehouse"]
+__all__ = ["Check", "keep_answers", "verify_access_log", "verify_concepts", "verify_landing", "verify_warehouse"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Check:
     problems: int
     detail: str = ""
     advice: str = ""
+    #: by site, of those that come from the rules of `pipeline.quality.checks`
+    finding: Finding | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -49,7 +54,14 @@ def verify_concepts(connection: psycopg.Connection, schemas: Schemas) -> Iterato
 
 
 def _check(finding: Finding) -> Check:
-    return Check(finding.rule.title, finding.problems, finding.detail, finding.rule.advice)
+    return Check(finding.rule.title, finding.problems, finding.detail, finding.rule.advice, finding)
+
+
+def keep_answers(runtime: Runtime, checks: Iterable[Check]) -> None:
+    """Write what the rules found into `etl.check_result`, for alerts and `status`. Who may only read keeps nothing."""
+    findings = [check.finding for check in checks if check.finding]
+    with suppress(psycopg.Error, WarehouseError), runtime.connect() as connection:
+        record(connection, findings, runtime.clock.now())
 
 
 def verify_access_log(connection: psycopg.Connection, home: Path) -> Check:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.core.line_codes import RejectionCode
 from pipeline.fhir.identity import content_key
 from pipeline.staging import schemas
 from pipeline.transform.addresses import COUNTRIES, country_name
@@ -271,7 +272,11 @@ class _TypeTransform:
             .otherwise(excluded)
             .alias("reason"),
             pl.when(refused).then(pl.lit("transform")).alias("stage"),
-            pl.when(invalid).then(pl.lit("code_invalid")).when(absent).then(pl.lit("required_missing")).alias("code_"),
+            pl.when(invalid)
+            .then(pl.lit(RejectionCode.CODE_INVALID))
+            .when(absent)
+            .then(pl.lit(RejectionCode.REQUIRED_MISSING))
+            .alias("code_"),
             pl.when(refused).then(pl.lit(path, dtype=pl.String)).alias("path"),
         )
 

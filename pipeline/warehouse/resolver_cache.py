@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,9 +30,11 @@ __all__ = [
     "AskedCode",
     "DroppedAnswers",
     "Pause",
+    "RemappedAnswers",
     "ResolverAnswer",
     "cached_answers",
     "drop_old_answers",
+    "sent_systems",
 ]
 
 #: exact: its targets are concepts of the code. suggestion: for people alone. none: the service knows no concept.
@@ -52,6 +55,7 @@ _CACHE_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
     "expires_at": _TIME,
 }
 _KEY = ("vocabulary_hash", "system", "code")
+_SYSTEM = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+|[0-2](\.[0-9]+)+")
 
 #: What a site's resolvers say: `place` is the resolver's in their order, from 0.
 RESOLVED_SCHEMA: Mapping[str, pl.DataType | type[pl.DataType]] = {
@@ -228,13 +232,50 @@ def drop_old_answers(home: Path, before: datetime | None, now: datetime, *, is_d
     return DroppedAnswers(removed, kept)
 
 
-def cached_answers(home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str) -> pl.DataFrame:
-    """What a site's resolvers said exactly, under this release. Columns: RESOLVED_SCHEMA."""
-    frames = [
-        AnswerCache(home, resolver, vocabulary_hash)
-        .exact()
-        .with_columns(pl.lit(place, dtype=pl.Int32).alias("place"))
-        .select(list(RESOLVED_SCHEMA))
-        for place, resolver in enumerate(resolvers)
-    ]
-    return pl.concat([pl.DataFrame(schema=dict(RESOLVED_SCHEMA)), *frames])
+def cached_answers(
+    home: Path, resolvers: Iterable[ResolverSettings], vocabulary_hash: str, canonical: Callable[[str], str]
+) -> pl.DataFrame:
+    """What a site's resolvers said exactly, under this release, about systems that each may be asked about.
+
+    `canonical`: the one name of a code system. Columns: RESOLVED_SCHEMA.
+    """
+    frames = [pl.DataFrame(schema=dict(RESOLVED_SCHEMA))]
+    for place, resolver in enumerate(resolvers):
+        said = AnswerCache(home, resolver, vocabulary_hash).exact()
+        may_be_sent = sent_systems(resolver, said["system"].unique().to_list(), canonical)
+        said = said.filter(pl.col("system").is_in(sorted(may_be_sent)))
+        frames.append(said.with_columns(pl.lit(place, dtype=pl.Int32).alias("place")).select(list(RESOLVED_SCHEMA)))
+    return pl.concat(frames)
+
+
+def sent_systems(resolver: ResolverSettings, systems: Iterable[str], canonical: Callable[[str], str]) -> set[str]:
+    """Of these systems those whose codes a resolver may be asked about.
+
+    A system is a URI, or a bare OID. What mappings make of texts, such as the names of payers, has a system of one word:
+    that is text, and stays in the house.
+    """
+    named = {canonical(system) for system in resolver.systems}
+    return {system for system in systems if _SYSTEM.fullmatch(system) and (not named or canonical(system) in named)}
+
+
+class RemappedAnswers:
+    """The answers by which a site was mapped last: where there are others, a remap is due, also when the run that brought
+    them was stopped, or found another remap."""
+
+    def __init__(self, home: Path, site: str) -> None:
+        self._folder = home / "vocabulary" / "resolvers"
+        self._file = self._folder / f"{site}.mapped"  # of another kind than caches, which are *.parquet
+
+    def lack_any_of(self, answers: pl.DataFrame) -> bool:
+        with suppress(OSError, pl.exceptions.PolarsError):
+            return (
+                answers.join(pl.read_parquet(self._file), on=answers.columns, how="anti", nulls_equal=True).height > 0
+            )
+        return answers.height > 0
+
+    def put(self, answers: pl.DataFrame) -> None:
+        with disk_errors("Answers of resolvers", self._folder, "They are mapped again."):
+            make_folder(self._folder)
+            buffer = io.BytesIO()
+            answers.write_parquet(buffer)
+            replace_file(self._file, buffer.getvalue())

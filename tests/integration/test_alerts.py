@@ -670,6 +670,10 @@ def test_the_commands_exit_codes_and_words(place: Place, monkeypatch: pytest.Mon
     waits = terminal.run("alerts", "run", code=75)
     assert "wait for another try" in waits.err
     assert orjson.loads(terminal.run("alerts", "run", "--json", code=75).out)["waiting"][0]["channel"] == "hook"
+    place.write([HOOK], sites={"nroth": {}}, instance="the tests")
+    place.webhook.status = 200
+    assert "Did you mean 'north'?" in terminal.run("alerts", "test").err
+    assert place.webhook.seen[-1][2]["subject"] == "[the tests] the warehouse: test"
     del place.variables["HOOK"]
     monkeypatch.delenv("HOOK")
     assert "variable HOOK" in terminal.run("alerts", "test", code=2).err

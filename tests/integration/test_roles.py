@@ -119,6 +119,7 @@ def test_who_may_do_what_with_every_table(place: Place) -> None:
             *(("etl", name) for name in ("exclusion", "file_account", "vocabulary_release")),
             *(("etl", name) for name in ("unmapped_coding", "publication", "local_map", "coverage")),
             ("etl", "alembic_version"),
+            ("etl", "dead_letter_history"),
         },
         "omop_auditor": {("etl", name) for name in LOG_RELATIONS},
     }

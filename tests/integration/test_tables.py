@@ -154,8 +154,8 @@ def test_nothing_that_matters_is_cut(north: CommandLine, monkeypatch: pytest.Mon
     for listing in drawn:
         for width in WIDTHS:
             assert_whole([listing], redrawn(listing, width))
-        rows = redrawn(listing, None)[1 if listing.title else 0 :]
-        assert len(rows) == len(listing.rows) + (listing.total is not None) + 3, "a line for each row"
+        rows = redrawn(listing, None)[2 if listing.title else 0 :]
+        assert len(rows) == len(listing.rows) + (listing.total is not None) + 2, "a line for each row"
 
 
 def assert_whole(listings: list[output.Listing], lines: list[str]) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from pipeline.operations.alerts.bounds import slope, usual
 
 from pipeline.commands.cli import app
 from pipeline.core.settings import SiteSettings
 from pipeline.operations.alerts.disk_rules import _days_left
 from pipeline.operations.alerts.kinds import KINDS, AlertKind, Condition
 from pipeline.operations.alerts.nights import last_tick
+from pipeline.quality.bounds import slope, usual
 
 PAGE = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 

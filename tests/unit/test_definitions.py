@@ -15,6 +15,7 @@ from dagster._core.instance.config import dagster_instance_config
 
 from omop_schema.etl import LINEAGE_TABLES
 from omop_schema.exports import ExportKind, ExportState
+from omop_schema.versions import CdmVersion
 from pipeline.core.clock import ManualClock
 from pipeline.core.errors import ConfigurationError, RemoteUnavailable, WarehouseError
 from pipeline.core.settings import Settings, SiteSettings
@@ -24,6 +25,10 @@ from pipeline.orchestration.freshness import longest_gap
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.partitions import day_of
 from pipeline.orchestration.run_metadata import table_value
+from pipeline.orchestration.warehouse_assets import OTHER_TABLES
+from pipeline.quality.checks.concepts import ONE_RELEASE, concept_rules
+from pipeline.quality.checks.history import history_rules
+from pipeline.quality.checks.rules import all_rules
 from pipeline.warehouse.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +65,7 @@ def names(definitions: dg.Definitions) -> dict[str, list[str]]:
 
 def test_without_a_site_there_are_only_the_tables(tmp_path: Path) -> None:
     definitions = build_definitions(settings(tmp_path))
-    assert keys(definitions) == sorted(f"cdm/{table}" for table in LINEAGE_TABLES)
+    assert keys(definitions) == sorted(f"cdm/{table}" for table in (*LINEAGE_TABLES, *OTHER_TABLES))
     assert names(definitions) == {"jobs": [], "schedules": [], "sensors": [], "checks": []}
 
 
@@ -98,7 +103,13 @@ def test_every_site_has_its_own_parts(tmp_path: Path) -> None:
         ],
         "sensors": ["alerts", "north__exports", "run_failures", "run_successes", "simulated__exports"],
         "checks": [
-            *(f"cdm/{table}:{check}" for table in sorted(LINEAGE_TABLES) for check in sorted(OF_TABLES)),
+            *sorted(
+                [
+                    *(f"cdm/{table}:{check}" for table in LINEAGE_TABLES for check in OF_TABLES),
+                    *(f"cdm/{table}:concepts_valid" for table in OTHER_TABLES if table != "cdm_source"),
+                    "cdm/cdm_source:one_vocabulary_release",
+                ]
+            ),
             *(f"{site}/load:{check}" for site in ("folders", "north", "simulated") for check in sorted(OF_SITES)),
         ],
     }
@@ -116,6 +127,32 @@ OF_SITES = (
     ),
     *("mapping_rate_as_before", "lines_as_before", "rows_removed_as_before", "dead_letters_as_before"),
 )
+
+
+@pytest.mark.parametrize("version", CdmVersion)
+def test_what_verify_asks_of_rules_is_a_check_of_an_asset_that_is_there(tmp_path: Path, version: CdmVersion) -> None:
+    """`one a rule and table`: a rule about accounts is a check of each site's load."""
+    of_version = settings(tmp_path, NORTH, FOLDERS).model_copy(update={"cdm_version": version})
+    definitions = build_definitions(of_version)
+    checks = definitions.resolve_asset_graph().asset_check_keys
+    for rule in (*all_rules(), *concept_rules(version), *history_rules(), ONE_RELEASE):
+        asked = {key.asset_key.to_user_string() for key in checks if key.name == rule.name}
+        if rule.cdm_table:
+            assert f"cdm/{rule.cdm_table}" in asked, rule.title
+        elif rule != ONE_RELEASE:
+            assert asked == {"north/load", "folders/load"}, rule.title
+    assert {key.asset_key for key in checks} <= set(definitions.resolve_all_asset_keys())
+
+
+def test_a_load_asks_nothing_that_all_sites_have_in_common(tmp_path: Path) -> None:
+    """Its cost would grow with the sites times the warehouse."""
+    job = build_definitions(settings(tmp_path, NORTH, SIMULATED)).resolve_job_def("north__ingest")
+    assert {node.name for node in job.graph.node_defs} == {
+        "north__landing",
+        "north__load",
+        "north__load_accounting",
+        "north__load_coverage",
+    }
 
 
 def test_a_load_is_late_by_the_sites_own_schedule(tmp_path: Path) -> None:

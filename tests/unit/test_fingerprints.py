@@ -56,6 +56,9 @@ VANISHING = {"vanished", "left_group", "empty_when_missing", "tolerated_messages
 #: Counts rows that are there, or asks others about unknown codes, whose answers are compared code by code.
 COUNTS = {"count_duplicates", "resolvers"}
 
+#: By which bounds a night is compared with the nights before.
+COMPARED = {"history_bounds"}
+
 #: The same of the instance: what decides rows, …
 INSTANCE: Mapping[str, Any] = {"time_zone": "Asia/Kolkata", "cdm_version": CdmVersion.V5_5}
 #: … and what does not: places, and who is who (the salt makes other identities; the mappings are compared by content).
@@ -97,7 +100,16 @@ def test_a_release_changes_the_types_whose_named_concepts_it_changes(runtime: Ru
 
 
 def test_every_setting_is_declared() -> None:
-    declared = [OF_ALL_TYPES.keys(), OF_DERIVED_ROWS.keys(), IDENTITY, EXTRACTION, VANISHING, COUNTS, {"mapping"}]
+    declared = [
+        OF_ALL_TYPES.keys(),
+        OF_DERIVED_ROWS.keys(),
+        IDENTITY,
+        EXTRACTION,
+        VANISHING,
+        COUNTS,
+        COMPARED,
+        {"mapping"},
+    ]
     assert sorted(name for group in declared for name in group) == sorted(SiteSettings.model_fields)
     assert sorted([*INSTANCE, *OTHERS_OF_INSTANCE]) == sorted(Settings.model_fields)
 

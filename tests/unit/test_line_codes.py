@@ -63,17 +63,33 @@ def test_no_code_is_a_text_where_one_is_given() -> None:
     assert [place for place, _, given in calls if isinstance(given, ast.Constant | ast.JoinedStr)] == []
 
 
-def _literal_codes() -> Iterator[tuple[str, str]]:
-    """`pl.lit("…").alias("code")` and the like: what is put into a column of codes."""
-    pattern = re.compile(r"""lit\(["'](\w+)["']\)\.alias\(["']code["']\)""")
-    for stage in STAGES:
-        for file in sorted((PIPELINE / stage).rglob("*.py")):
-            for found in pattern.finditer(file.read_text(encoding="utf-8")):
-                yield file.name, found[1]
+def _literal_codes(source: str) -> Iterator[str]:
+    """Texts that an expression puts into a column of codes: within what is called `.alias("code")` or `.alias("code_")`."""
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "alias"):
+            continue
+        if not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value in {"code", "code_"}):
+            continue
+        for inner in ast.walk(node.func.value):
+            is_literal = isinstance(inner, ast.Call) and ast.unparse(inner.func) == "pl.lit"
+            if is_literal and isinstance(inner.args[0], ast.Constant) and isinstance(inner.args[0].value, str):
+                yield inner.args[0].value
 
 
 def test_no_column_of_codes_is_filled_with_a_text() -> None:
-    assert list(_literal_codes()) == []
+    files = [file for stage in STAGES for file in sorted((PIPELINE / stage).rglob("*.py"))]
+    found = {file.name: list(_literal_codes(file.read_text(encoding="utf-8"))) for file in files}
+    assert {name: codes for name, codes in found.items() if codes} == {}
+    chain = 'pl.when(a).then(pl.lit("code_invalid")).otherwise(pl.lit(Code.X)).alias("code_")'
+    assert list(_literal_codes(chain)) == ["code_invalid"]
+
+
+def test_codes_that_golden_cases_meet_are_in_the_table() -> None:
+    """The golden tests themselves refuse a code that is not; here all cases are read, and none is run."""
+    text = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "tests" / "golden").rglob("*.yaml")))
+    rejected = set(re.findall(r"rejected:(\w+)", text))
+    assert len(rejected) > 5
+    assert rejected <= set(RejectionCode)
 
 
 def test_codes_that_are_texts_elsewhere_are_in_the_table() -> None:

@@ -91,6 +91,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ERROR_BODY_BYTES = 64 * 1024
 _PORTS = {"https": 443, "http": 80}
 _TRANSIENT_STATUS = frozenset({408, 429})
+#: Times far beyond it are no times that a calendar has.
+_LONGEST_ASKED_SECONDS = 366 * 86_400.0
 
 #: Retry-After values above this are an instant (some servers send epoch seconds), not a duration.
 _EPOCH_FROM = 1_000_000_000
@@ -538,8 +540,13 @@ def _no_content(answer: Response) -> ProtocolError:
 def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     """Seconds to wait by a Retry-After header: seconds, an HTTP date, or (out of specification) an epoch.
 
-    Never negative; None where there is no header or it cannot be read. The caller sets the upper bound.
+    Never negative, a year at most; None where there is no header or it cannot be read. The caller sets its own bound.
     """
+    seconds = _asked_seconds(value, now)
+    return None if seconds is None else min(max(0.0, seconds), _LONGEST_ASKED_SECONDS)
+
+
+def _asked_seconds(value: str | None, now: datetime) -> float | None:
     text = (value or "").strip()
     if not text:
         return None
@@ -547,14 +554,14 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
         number = float(text)
         if number >= _EPOCH_MILLISECONDS_FROM:
             number /= 1000
-        return max(0.0, number - now.timestamp() if number >= _EPOCH_FROM else number)
+        return number - now.timestamp() if number >= _EPOCH_FROM else number
     try:
         instant = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):
         return None
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
-    return max(0.0, (instant - now).total_seconds())
+    return (instant - now).total_seconds()
 
 
 def _shown_issue(issue: Issue) -> str:

@@ -7,11 +7,18 @@ Source: https://hl7.org/fhir/R4/conceptmap-operation-translate.html and the same
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.extract.http.transport import Response
-from pipeline.extract.terminology.service import Replies, ServiceConnection, StandardConcepts, check_release
+from pipeline.extract.terminology.service import (
+    Replies,
+    ServiceConnection,
+    StandardConcepts,
+    check_release,
+    release_name,
+)
 from pipeline.warehouse.resolver_cache import AskedCode, ResolverAnswer
 
 __all__ = ["FhirServer"]
@@ -75,16 +82,15 @@ class FhirServer:
         counting = _SAME | (_BROADER if self._settings.broader else frozenset())
         for match in _parameters(document, "match"):
             relations = {
-                part.get("valueCode") for name in ("equivalence", "relationship") for part in _parts(match, name)
+                str(part.get("valueCode")) for name in ("equivalence", "relationship") for part in _parts(match, name)
             }
             for part in _parts(match, "concept"):
                 concept = part.get("valueCoding")
                 if not isinstance(concept, dict) or concept.get("system") != self._settings.target_system:
                     continue
-                concept_id = _concept_id(concept.get("code"))
-                if concept_id is not None:
-                    self._name_release(concept.get("version"))
-                    yield concept_id, bool(relations) and relations <= counting
+                concept_id = self._concept_id(concept.get("code"))
+                self._name_release(concept.get("version"))
+                yield concept_id, bool(relations) and relations <= counting
 
     def _standard_of(self, concept_id: int) -> tuple[int, ...]:
         """The concept itself where it is Standard, else those of its `Maps to`."""
@@ -107,8 +113,7 @@ class FhirServer:
         properties = list(_properties(document))
         if ("standard-concept", "S") in properties:
             return (concept_id,)
-        targets = {_concept_id(value) for name, value in properties if name == "Maps to"} - {None}
-        return tuple(sorted(target for target in targets if target is not None))
+        return tuple(sorted({self._concept_id(value) for name, value in properties if name == "Maps to"}))
 
     def _call(self, operation: str, parameters: list[dict[str, Any]]) -> dict[str, Any] | None:
         """The Parameters that an operation answers with; None where the server does not know the code."""
@@ -126,8 +131,15 @@ class FhirServer:
             )
         return document
 
+    def _concept_id(self, code: Any) -> int:
+        """Another form says nothing: it is no "unknown", and not kept."""
+        number = int(code) if isinstance(code, str) and re.fullmatch("[0-9]{1,10}", code) else 0
+        if not 0 < number < 2**31:
+            raise self._connection.unreadable(f"a code of {self._settings.target_system} is no concept id")
+        return number
+
     def _name_release(self, named: Any) -> None:
-        release = named if isinstance(named, str) else ""
+        release = release_name(self._connection, named)
         check_release(self._connection, release, must_be_named=True)
         self._release = release or self._release
 
@@ -153,15 +165,8 @@ def _named(found: Any, name: str) -> Iterator[dict[str, Any]]:
 
 def _properties(document: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     for parameter in _parameters(document, "property"):
-        names = [part.get("valueCode") or part.get("valueString") for part in _parts(parameter, "code")]
+        names = [str(part.get("valueCode") or part.get("valueString")) for part in _parts(parameter, "code")]
         for part in _parts(parameter, "value"):
             value = part.get("valueCoding", {})
             code = value.get("code") if isinstance(value, dict) else None
             yield (names[0] if names else None), code or part.get("valueCode") or part.get("valueString")
-
-
-def _concept_id(code: Any) -> int | None:
-    if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) < 11:
-        number = int(code)
-        return number if 0 < number < 2**31 else None
-    return None

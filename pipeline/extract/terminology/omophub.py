@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.extract.terminology.service import Replies, ServiceConnection, check_release
+from pipeline.extract.terminology.service import Replies, ServiceConnection, check_release, release_name
 from pipeline.warehouse.resolver_cache import AnswerStatus, AskedCode, ResolverAnswer
 
 __all__ = ["OmopHub"]
@@ -37,8 +37,7 @@ class OmopHub:
             raise answer.error()
         document = answer.json()
         meta = document.get("meta")
-        named = meta.get("vocab_release") if isinstance(meta, dict) else None
-        release = named if isinstance(named, str) else ""
+        release = release_name(self._connection, meta.get("vocab_release") if isinstance(meta, dict) else None)
         check_release(self._connection, release, must_be_named=False)
         data = document.get("data", document)
         results = data.get("results") if isinstance(data, dict) else None
@@ -62,20 +61,27 @@ class OmopHub:
             raise self._connection.unreadable("its results are about other codings than were asked for")
         error, resolution = result.get("error"), result.get("resolution")
         if isinstance(error, dict):
-            return ResolverAnswer(code.system, code.code, "none") if error.get("code") in _UNKNOWN else None
+            is_unknown = str(error.get("code")) in _UNKNOWN
+            return ResolverAnswer(code.system, code.code, "none") if is_unknown else None
         if not isinstance(resolution, dict):
             raise self._connection.unreadable("a result has neither a resolution nor an error")
-        target = _concept_id(resolution.get("standard_concept"))
-        if target is None:
+        target = self._concept_id(resolution, "standard_concept")
+        if not target:
             return ResolverAnswer(code.system, code.code, "none")
-        value = _concept_id(resolution.get("value_as_concept"))
+        value = self._concept_id(resolution, "value_as_concept")
         status: AnswerStatus = "exact" if _is_exact(code.code, resolution) else "suggestion"
         return ResolverAnswer(code.system, code.code, status, ((target, value),))
 
-
-def _concept_id(concept: Any) -> int | None:
-    number = concept.get("concept_id") if isinstance(concept, dict) else None
-    return number if isinstance(number, int) and 0 < number < 2**31 else None
+    def _concept_id(self, resolution: dict[str, Any], name: str) -> int | None:
+        """None where the resolution has no such concept, also where that is concept 0. Another form says nothing: it is no
+        "unknown", and not kept."""
+        concept = resolution.get(name)
+        if concept is None:
+            return None
+        number = concept.get("concept_id") if isinstance(concept, dict) else None
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31:
+            raise self._connection.unreadable(f"{name} of a result has no concept id")
+        return number or None
 
 
 def _is_exact(code: str, resolution: dict[str, Any]) -> bool:
@@ -83,7 +89,7 @@ def _is_exact(code: str, resolution: dict[str, Any]) -> bool:
     source = resolution.get("source_concept")
     own = source.get("concept_code") if isinstance(source, dict) else None
     return (
-        resolution.get("mapping_type") in _EXACT
+        str(resolution.get("mapping_type")) in _EXACT
         and resolution.get("similarity_score") is None
         and isinstance(own, str)
         and _plain(own) == _plain(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,18 @@ from pipeline.extract.http.transport import RemoteRequest, Response, Transport
 from pipeline.extract.smart.keys import read_key_file
 from pipeline.warehouse.resolver_cache import AskedCode, ResolverAnswer
 
-__all__ = ["Replies", "Service", "ServiceConnection", "StandardConcepts", "check_release", "open_connection"]
+__all__ = [
+    "Replies",
+    "Service",
+    "ServiceConnection",
+    "StandardConcepts",
+    "check_release",
+    "open_connection",
+    "release_name",
+]
 
 _MAX_BYTES = 4 << 20
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,99}")
 
 #: Of these concept ids those that the active release holds as valid Standard concepts.
 StandardConcepts = Callable[[Iterable[int]], set[int]]
@@ -91,6 +101,14 @@ _ADVICE = {
 }
 
 
+def release_name(connection: ServiceConnection, named: Any) -> str:
+    """The vocabulary release that an answer names; empty where it names none, or something that is no name: it is kept,
+    and shown."""
+    if not isinstance(named, str) or not _RELEASE.fullmatch(named):
+        return ""
+    return "" if connection.secret and connection.secret in named else named
+
+
 def check_release(connection: ServiceConnection, named: str, *, must_be_named: bool) -> None:
     """Raises ProtocolError where the service answered from another vocabulary release than the one that is set."""
     pinned = connection.settings.release
@@ -109,7 +127,12 @@ def open_connection(site: SiteSettings, settings: ResolverSettings, clock: Clock
 
     Raises ConfigurationError where the key cannot be read.
     """
-    url = httpx.URL(settings.base_url)
+    try:
+        url = httpx.URL(settings.base_url)
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(
+            "The url of a resolver is none that can be asked.", "Mend it in sites.yaml."
+        ) from error
     own = SiteSettings(
         name=site.name,
         allowed_origins=(f"{url.scheme}://{url.netloc.decode('ascii')}",),

@@ -20,4 +20,5 @@ def ask(connection: psycopg.Connection, schemas: Schemas, rules: Iterable[Rule])
         else:
             query = rule.query.format(cdm=schemas.cdm, vocab=schemas.vocab)
             found = connection.execute(query.encode()).fetchall()
-            yield Finding(rule, {site: int(problems) for site, problems in found})
+            by_site = sorted(found, key=lambda row: row[0] or "")
+            yield Finding(rule, {site: int(problems) for site, problems in by_site})

@@ -16,7 +16,7 @@ from pipeline.operations.alerts.messages import Message, Problem, cut, problem_t
 
 __all__ = ["FORMS", "form_of"]
 
-_SLACK_HEADER, _SLACK_SECTION, _SLACK_ALL = 150, 2_900, 10_000
+_SLACK_HEADER, _SLACK_SECTION, _SLACK_ALL = 150, 2_900, 8_000
 _TEAMS_BYTES = 24_000
 _TEAMS_HOSTS = (".logic.azure.com", ".webhook.office.com", ".powerplatform.com", "outlook.office.com")
 
