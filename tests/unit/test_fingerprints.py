@@ -66,7 +66,7 @@ OTHERS_OF_INSTANCE = {
     "home", "database_url", "dagster_schema", "operations", "cdm_schema", "vocab_schema", "etl_schema",
     "workers", "surrogate_salt", "lakehouse",
     "lakehouse_schedule", "sites", "mappings", "site_mappings", "person_crosswalk", "identifier_key", "role_suffix",
-    "ui_hosts", "worker_memory_mb", "cdm_source", "operations",
+    "ui_hosts", "worker_memory_mb", "cdm_source",
 }  # fmt: skip
 
 
