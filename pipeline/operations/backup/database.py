@@ -186,7 +186,7 @@ def _is_there(line: str, schemas: set[str], extensions: set[str]) -> bool:
     if re.search(r"^\d+; \d+ \d+ COMMENT - EXTENSION ", line):
         return True
     found = re.search(r"^\d+; \d+ \d+ (SCHEMA|EXTENSION) - (\S+)", line)
-    return bool(found) and found[2] in (schemas if found[1] == "SCHEMA" else extensions)
+    return found is not None and found[2] in (schemas if found[1] == "SCHEMA" else extensions)
 
 
 def _pattern(name: str) -> str:
