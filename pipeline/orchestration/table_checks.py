@@ -101,12 +101,12 @@ def table_checks(settings: Settings, sites: Sequence[SiteSettings]) -> TableChec
 
 
 def _places(settings: Settings, sites: Sequence[SiteSettings]) -> Iterator[_Place]:
-    concepts = {rule.cdm_table: rule for rule in concept_rules(settings.cdm_version)}
     for table in LINEAGE_TABLES:
         asset = dg.AssetKey([settings.cdm_schema, table])
         yield from (_Place(rule, asset) for rule in rules_of_table(table))
-    for table, rule in concepts.items():
-        yield _Place(rule, dg.AssetKey([settings.cdm_schema, table]))
+    for rule in concept_rules(settings.cdm_version):
+        if rule.cdm_table:
+            yield _Place(rule, dg.AssetKey([settings.cdm_schema, rule.cdm_table]))
     # There the release stands that the vocabulary has.
     yield _Place(ONE_RELEASE, dg.AssetKey([settings.cdm_schema, "cdm_source"]))
     for site in sites:
@@ -142,7 +142,7 @@ def _result(place: _Place, finding: Finding) -> dg.AssetCheckResult:
     problems = finding.by_site.get(place.site, 0) if place.site else finding.problems
     metadata: dict[str, dg.MetadataValue] = {"problems": dg.MetadataValue.int(problems)}
     if problems and not place.site:
-        rows = [(site or "not known", count) for site, count in finding.by_site.items()][:_MOST_SHOWN]
+        rows = sorted((site or "not known", count) for site, count in finding.by_site.items())[:_MOST_SHOWN]
         metadata["by site"] = table_value(("site", "problems"), rows)
     if problems and place.rule.advice:
         metadata["what to do"] = dg.MetadataValue.text(place.rule.advice)
