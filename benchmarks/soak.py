@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from benchmarks.soak_report import Findings, Sample, judge, plot
+from omop_schema.exports import OPEN_STATES, ExportState, sql_values
 from pipeline.core.settings import MAPPINGS_FOLDER, Settings, load_settings, register_site
 from pipeline.orchestration.instance import dagster_environment, prepare_instance
 from pipeline.orchestration.switches import open_instance, turn
@@ -375,8 +376,9 @@ def sample(at: float, services: Mapping[str, int], url: str) -> Sample:
             ).fetchall()
         )
         row = connection.execute(
-            "SELECT count(*) FILTER (WHERE state = 'published'),"
-            " count(*) FILTER (WHERE state IN ('requested', 'running', 'complete', 'landed')) FROM etl.export_job"
+            "SELECT count(*) FILTER (WHERE state = %s),"
+            f" count(*) FILTER (WHERE state IN {sql_values(OPEN_STATES)}) FROM etl.export_job",
+            (ExportState.PUBLISHED,),
         ).fetchone()
         published, open_exports = row or (0, 0)
     return Sample(

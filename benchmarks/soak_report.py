@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 
+from omop_schema.exports import ExportState
 from pipeline.core.settings import Settings
 
 __all__ = ["Findings", "Growth", "Sample", "judge", "plot"]
@@ -142,7 +143,8 @@ def _waits(findings: Findings, connection: psycopg.Connection, settings: Setting
     """From the begin of the first export of all: what is published after the time counts as well."""
     rows = connection.execute(
         "SELECT site, group_id, extract(epoch FROM published_at - (SELECT min(requested_at) FROM etl.export_job))"
-        " FROM etl.export_job WHERE state = 'published' ORDER BY published_at"
+        " FROM etl.export_job WHERE state = %s ORDER BY published_at",
+        (ExportState.PUBLISHED,),
     ).fetchall()
     for site in settings.sites.values():
         for group in site.groups:
@@ -160,7 +162,8 @@ def _outcomes(findings: Findings, connection: psycopg.Connection) -> None:
     row = connection.execute(
         "SELECT coalesce(sum(lines), 0), coalesce(sum(loaded + unchanged + superseded + excluded + rejected), 0),"
         " count(*) FILTER (WHERE lines <> loaded + unchanged + superseded + excluded + rejected) FROM etl.file_account"
-        " JOIN etl.export_job USING (export_id) WHERE state = 'published'"
+        " JOIN etl.export_job USING (export_id) WHERE state = %s",
+        (ExportState.PUBLISHED,),
     ).fetchone()
     lines, outcomes, wrong = row or (0, 0, 0)
     findings.lines, findings.outcomes = int(lines), int(outcomes)

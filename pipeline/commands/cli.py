@@ -13,6 +13,7 @@ from omop_schema.versions import IG_VERSION, CdmVersion
 from pipeline.commands import (
     access_log,
     alerts,
+    backup,
     crawl,
     database,
     dead_letters,
@@ -77,6 +78,8 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(report.app, name="report")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(retention.app, name="retention")
+app.add_typer(backup.app, name="backup")
+app.command("restore")(backup.restore)
 app.add_typer(unmapped.app, name="unmapped")
 export.register(app)
 ingest.register(app)

@@ -64,10 +64,10 @@ def init() -> None:
 
 @app.command()
 def upgrade() -> None:
-    """Bring the database to the version of the OMOP CDM that EPIC_OMOP_CDM_VERSION says, in place.
+    """Bring the database of an earlier release to this one, and to the OMOP CDM that EPIC_OMOP_CDM_VERSION says, in place.
 
     New tables and columns come, empty: `epic-omop vocabulary load` fills the former, `epic-omop remap` the latter. There is
-    no way back but a fresh database; back the old one up if you may want it. Harmless to repeat.
+    no way back but a backup: make one first (`epic-omop backup FOLDER`). Harmless to repeat.
 
     Example: epic-omop db upgrade
     """
@@ -75,6 +75,8 @@ def upgrade() -> None:
 
     settings = _settings()
     report = upgrade_schemas(_url(settings), **schema_names(settings))
+    if report.installed.etl_upgraded:
+        echo(f"The etl schema is at revision {report.installed.etl_revision} now. Its rows have stayed as they are.")
     if report.before is report.after:
         echo(f"The database holds the OMOP CDM {report.after} already.")
         return

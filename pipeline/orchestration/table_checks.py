@@ -142,7 +142,7 @@ def _result(place: _Place, finding: Finding) -> dg.AssetCheckResult:
     problems = finding.by_site.get(place.site, 0) if place.site else finding.problems
     metadata: dict[str, dg.MetadataValue] = {"problems": dg.MetadataValue.int(problems)}
     if problems and not place.site:
-        rows = [(site or "not known", count) for site, count in finding.by_site.items()][:_MOST_SHOWN]
+        rows = sorted((site or "not known", count) for site, count in finding.by_site.items())[:_MOST_SHOWN]
         metadata["by site"] = table_value(("site", "problems"), rows)
     if problems and place.rule.advice:
         metadata["what to do"] = dg.MetadataValue.text(place.rule.advice)

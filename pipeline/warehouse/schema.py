@@ -33,7 +33,8 @@ from pipeline.warehouse.roles import refresh_grants
 from pipeline.warehouse.server_failures import server_failure
 
 __all__ = [
-    "InstallReport", "SchemaNames", "UpgradeReport", "ensure_schemas", "install_schemas", "schema_differences",
+    "InstallReport", "SchemaNames", "UpgradeReport", "ensure_schemas", "install_schemas", "known_revisions",
+    "schema_differences",
     "schema_names", "transaction", "upgrade_schemas",
 ]  # fmt: skip
 
@@ -171,6 +172,16 @@ def ensure_schemas(url: str, *, cdm: str, vocab: str, etl: str, version: CdmVers
         complete = found is not None and found[0] == mark
     if not complete:
         install_schemas(url, cdm=cdm, vocab=vocab, etl=etl, version=version)
+
+
+def known_revisions() -> set[str]:
+    """The Alembic revisions of the etl schema that this program knows."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
 
 
 def schema_differences(url: str, *, etl: str) -> list[Any]:

@@ -132,11 +132,12 @@ def world(tmp_path: Path, installed_database: Prepared) -> Iterator[tuple[Servic
     with installed_database.copy() as url:
         parts = urlsplit(url)
         (secrets / "database_password").write_text(f"{parts.password or 'none is asked for'}\n")
-        run = tmp_path / "run"
+        run, backups = tmp_path / "run", tmp_path / "backups"
         run.mkdir()
+        backups.mkdir()
         places = {
             "/data": data, "/srv/epic-omop": data, "/run/secrets": secrets, "/run/epic-omop": run,
-            "/var/lib/epic-omop-metrics": run,
+            "/var/lib/epic-omop-metrics": run, "/var/backups/epic-omop": backups,
         }  # fmt: skip
         names = ("postgres", "dagster-code", "sandbox")
         with service_world(tmp_path / "world", places, names, url) as made:
@@ -289,6 +290,7 @@ def test_the_units_that_run_once_do_their_work(world: tuple[ServiceWorld, str], 
             usual = {0, 1} if name == "epic-omop-alerts.service" else {0}
             assert ran.returncode in usual, f"{command}: {ran.returncode} {ran.stdout} {ran.stderr}"
             assert not any(word in ran.stdout + ran.stderr for word in REFUSALS), ran.stderr
+    assert list((tmp_path / "backups").rglob("database.dump"))
     assert "epic_omop_up" in (tmp_path / "run" / "epic_omop.prom").read_text()
 
 

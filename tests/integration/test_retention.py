@@ -352,6 +352,7 @@ def test_dagster_keeps_the_last_run_of_each_day_of_an_asset(warehouse: Warehouse
                     instigator_type=schedule.instigator_type,
                     status=TickStatus.SUCCESS,
                     timestamp=time.timestamp(),
+                    run_ids=[],
                 )
             )
         for is_dry in (True, False):

@@ -26,6 +26,10 @@ from tests.integration.support import observation, patient
 
 #: What a command must be given beside `--site`; a folder or file that is there is named by {folder} and {file}.
 _ARGUMENTS = {
+    "backup create": ["{folder}/backups"],
+    "backup check": ["{folder}/backups"],
+    "backup list": ["{folder}/backups"],
+    "restore": ["{folder}/backups"],
     "crawl": ["--patient", "p1"],
     "db grant": ["omop_reader", "nobody"],
     "export abandon": ["--group", "g"],

