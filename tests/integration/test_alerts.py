@@ -21,6 +21,8 @@ from pipeline.core.settings import Settings, SiteSettings
 from pipeline.operations.alerts.circumstances import DagsterState
 from pipeline.operations.alerts.rules import current_conditions
 from pipeline.operations.alerts.run import AlertsReport, run_alerts, try_channels
+from pipeline.quality.checks.model import Finding, Rule, Severity
+from pipeline.quality.checks.recording import record as record_checks
 from pipeline.warehouse.runtime import Runtime
 from tests.alert_receivers import (
     PASSWORD,
@@ -167,7 +169,7 @@ def place(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         made.write([HOOK])
         made.sql(
             "TRUNCATE export_job, export_file, coverage, run_failure, disk_sample, alert, alert_message, alert_delivery,"
-            " next_kick_off"
+            " next_kick_off, check_result"
         )
         yield made
 
@@ -214,14 +216,14 @@ def _run_failed(place: Place, **more: Any) -> None:
 
 
 def _a_check_failed(place: Place) -> None:
-    place.sql(
-        "CREATE TABLE IF NOT EXISTS check_result"
-        " (check_name text, cdm_table text, site text, checked_at timestamptz, problems bigint)"
-    )
-    place.sql("DELETE FROM check_result")
-    for hours, problems in ((3, 7), (1, 0)):
-        place.sql("INSERT INTO check_result VALUES ('mended', 'person', NULL, %s, %s)", NOW - hours * HOUR, problems)
-    place.sql("INSERT INTO check_result VALUES ('orphans', 'person', 'north', %s, 2)", NOW - HOUR)
+    """As checks keep their answers: one is mended since, one fails, one warns."""
+    orphans = Rule("orphans", "no row without its source", "SELECT 1", "person")
+    odd = Rule("odd_counts", "counts are usual", "SELECT 1", None, Severity.WARN)
+    mended = Rule("mended", "it holds", "SELECT 1", "person")
+    with place.runtime.connect() as connection:
+        record_checks(connection, [Finding(mended, {None: 3, "south": 4})], NOW - 3 * HOUR)
+        answers = [Finding(mended, {}), Finding(orphans, {"north": 2}), Finding(odd, {"south": 1}, "half as many rows")]
+        record_checks(connection, answers, NOW - HOUR)
 
 
 def _unmapped(place: Place) -> None:
@@ -309,7 +311,7 @@ def _disk(place: Place) -> None:
             {("dead_letters_jump", "north")} - {("dead_letters_jump", "north")},
         ),
         "unmapped codes jump": (_unmapped, {("unmapped_codes_jump", "south")}),
-        "a check failed": (_a_check_failed, {("check_failed", "north")}),
+        "a check failed": (_a_check_failed, {("check_failed", "north"), ("check_warns", "south")}),
         "a disk ends by its trend": (_disk, {("disk_full_soon", None)}),
     }.values(),
 )
@@ -323,7 +325,6 @@ def test_rules(
     well(place)
     happens(place)
     assert place.conditions() == expected
-    place.sql("DROP TABLE IF EXISTS check_result")
 
 
 def test_a_night_is_missed_by_the_sites_own_schedule_and_zone(place: Place) -> None:

@@ -17,6 +17,7 @@ from pipeline.operations.alerts.circumstances import Circumstances
 from pipeline.operations.alerts.kinds import AlertKind, Condition
 from pipeline.operations.alerts.nights import NIGHTLY_KINDS
 from pipeline.quality.bounds import usual
+from pipeline.quality.checks.model import Severity
 
 __all__ = ["dead_letter_jumps", "failed_checks", "unmapped_jumps"]
 
@@ -38,7 +39,7 @@ FROM recent LEFT JOIN coverage USING (export_id) GROUP BY 1, 2 ORDER BY 1 DESC
 # The newest answer of each check, for each table and site.
 _CHECKS = """
 SELECT * FROM (
-    SELECT DISTINCT ON (check_name, cdm_table, site) check_name, cdm_table, site, checked_at, problems
+    SELECT DISTINCT ON (check_name, cdm_table, site) check_name, cdm_table, site, checked_at, severity, problems, detail
     FROM check_result ORDER BY check_name, cdm_table, site, checked_at DESC
 ) AS last WHERE problems > 0 ORDER BY check_name, cdm_table, site
 """
@@ -102,9 +103,9 @@ def _nights_of_sites(
 
 def failed_checks(connection: psycopg.Connection, _: Circumstances) -> Iterator[Condition]:
     """Checks whose last answer names problems; a check of one site is the site's."""
-    if connection.execute("SELECT to_regclass('check_result')").fetchone() == (None,):
-        return
-    for check, table, site, checked_at, problems in connection.execute(_CHECKS).fetchall():
+    for check, table, site, checked_at, severity, problems, detail in connection.execute(_CHECKS).fetchall():
+        kind = AlertKind.CHECK_FAILED if severity == Severity.ERROR else AlertKind.CHECK_WARNS
         about = f" of {table}" if table else ""
-        what = f"Check {check}{about}: {problems:,} problems at {checked_at:%Y-%m-%d %H:%M} UTC."
-        yield Condition(AlertKind.CHECK_FAILED, site, what, f"{check}:{table or ''}")
+        said = f" {detail}" if detail else ""
+        what = f"Check {check}{about}: {problems:,} problems at {checked_at:%Y-%m-%d %H:%M} UTC.{said}"
+        yield Condition(kind, site, what, f"{check}:{table or ''}")

@@ -23,6 +23,7 @@ class AlertKind(StrEnum):
     SITE_STUCK = "site_stuck"
     EXPORT_WAITING = "export_waiting"
     CHECK_FAILED = "check_failed"
+    CHECK_WARNS = "check_warns"
     DEAD_LETTERS_JUMP = "dead_letters_jump"
     UNMAPPED_CODES_JUMP = "unmapped_codes_jump"
     DISK_FULL_SOON = "disk_full_soon"
@@ -122,6 +123,13 @@ KINDS: Mapping[AlertKind, KindText] = {
         "error",
         "Something that must always hold in the warehouse does not: results may be wrong.",
         "See which rows the check names, before analysts use the tables.",
+        "epic-omop verify",
+    ),
+    AlertKind.CHECK_WARNS: KindText(
+        "A check warns",
+        "warning",
+        "Something is odd, such as a number far from the site's own past; the tables may be right all the same.",
+        "See what the check says, and whether the site knows why.",
         "epic-omop verify",
     ),
     AlertKind.DEAD_LETTERS_JUMP: KindText(

@@ -28,7 +28,7 @@ RULES: Mapping[Rule, tuple[AlertKind, ...]] = {
     missed_nights: (AlertKind.NO_PUBLICATION, AlertKind.NOTHING_RAN, AlertKind.SITE_STOPPED),
     stuck_sites: (AlertKind.SITE_STUCK,),
     waiting_exports: (AlertKind.EXPORT_WAITING,),
-    failed_checks: (AlertKind.CHECK_FAILED,),
+    failed_checks: (AlertKind.CHECK_FAILED, AlertKind.CHECK_WARNS),
     dead_letter_jumps: (AlertKind.DEAD_LETTERS_JUMP,),
     unmapped_jumps: (AlertKind.UNMAPPED_CODES_JUMP,),
     disks_full_soon: (AlertKind.DISK_FULL_SOON,),
