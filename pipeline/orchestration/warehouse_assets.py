@@ -38,7 +38,7 @@ def _table(settings: Settings, table: str, loads: Sequence[dg.AssetKey]) -> dg.A
         dg.TableColumn(
             field.name,
             field.datatype,
-            column_description(field) if table in LINEAGE_TABLES else None,
+            column_description(field),
             dg.TableColumnConstraints(nullable=not field.required),
         )
         for field in fields(table, settings.cdm_version)
