@@ -24,7 +24,6 @@ import pipeline
 from pipeline.commands import output
 from pipeline.commands.cli import app
 from pipeline.commands.terminal import Terminal
-from pipeline.core.spreadsheet_cells import guarded
 from tests.command_line import CommandLine
 from tests.databases import Prepared
 from tests.integration.support import encounter, observation, patient
@@ -186,7 +185,7 @@ def test_documents_are_read_by_programs(north: CommandLine, monkeypatch: pytest.
     rows = list(csv.reader(io.StringIO(text)))
     assert rows
     assert {len(row) for row in rows} == {len(rows[0])}
-    assert all(guarded(cell) == cell for row in rows for cell in row)
+    assert not [cell for row in rows for cell in row if re.match(r"[=+@\t\r\n]|-(?![0-9.]+$)", cell)]
 
 
 #: Maps by names of the data: types, tables, sites, codes.
