@@ -197,7 +197,7 @@ def plot(samples: Sequence[Sample], findings: Findings) -> str:
             "runs": [one.runs for one in samples], "open exports": [one.open_exports for one in samples],
         }),
         ("published exports", {"published": [one.published for one in samples]}),
-        ("load average of the machine, all who use it", {"1 minute": [one.load_average for one in samples]}),
+        ("load average of the machine", {"all who use it": [one.load_average for one in samples]}),
         ("longest wait of a site's groups, s", {}),
     ]  # fmt: skip
     height = len(panels) * (_HEIGHT + _TOP + 26) + 20
@@ -237,7 +237,7 @@ def _panel(title: str, minutes: Sequence[float], curves: Mapping[str, Sequence[f
     for step in range(0, int(end) + 1, max(1, int(end) // 10)):
         x = _LEFT + _WIDTH * step / end
         parts.append(f'<text x="{x:.1f}" y="{top + _HEIGHT + 15}" text-anchor="middle">{step}</text>')
-    parts.append(f'<text x="{_LEFT + _WIDTH + 4}" y="{top + _HEIGHT + 15}">min</text>')
+    parts.append(f'<text x="{_LEFT + _WIDTH + 4}" y="{top + _HEIGHT + 15}">m</text>')
     for number, (name, values) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = " ".join(

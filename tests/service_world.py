@@ -80,6 +80,7 @@ def carry(one, other):
         except OSError:
             pass
 with socket.create_server(("127.0.0.1", 5432)) as server:
+    print("listening", flush=True)
     while True:
         client, _ = server.accept()
         there = socket.socket(socket.AF_UNIX)
@@ -200,6 +201,10 @@ def service_world(
         assert holder.stdout.readline() == b"ready\n", holder.stderr.read().decode()
         port = conninfo_to_dict(database_url).get("port", "5432")
         world.start("postgres", [sys.executable, "-c", _FORWARDER, str(server / f".s.PGSQL.{port}")], {})
+        end = time.monotonic() + 60
+        while "listening" not in world.log("postgres").read_text():
+            assert time.monotonic() < end, world.log("postgres").read_text()
+            time.sleep(0.1)
         yield world
     finally:
         for process in world.running.values():
