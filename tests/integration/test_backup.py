@@ -380,6 +380,6 @@ def test_a_backup_needs_rights_and_says_so(source: Warehouse, tmp_path: Path) ->
         assert "permission denied" in refused.err or "may not" in refused.err
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("RESET role")
+            connection.execute("SET ROLE NONE")
             connection.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {connection.info.dbname} RESET role")
             connection.execute(f"DROP ROLE {role}")
