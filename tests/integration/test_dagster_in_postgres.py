@@ -54,7 +54,7 @@ def test_a_home_with_sqlite_files_goes_on_in_the_database(variables: str, tmp_pa
     files = sorted(path for path in (here.home / "dagster").rglob("*.db"))
     there = in_postgres(here, variables)
     with open_instance(there) as instance:
-        assert type(instance._storage).__name__ == "WarehouseStorage"
+        assert "postgres" in type(instance.run_storage).__module__
         switches = read_switches(instance, NORTH)
         assert (switches.schedule, switches.sensor) == (True, True)
         (run,) = instance.get_runs()
@@ -102,11 +102,12 @@ def test_a_schema_of_somebody_else_is_left_alone(variables: str, tmp_path: Path)
         prepare_instance(in_postgres(home_of(tmp_path, NORTH), variables))
 
 
-def test_the_password_comes_from_a_file(database_url: str, tmp_path: Path) -> None:
+def test_the_password_comes_from_a_file(other_database_url: str, tmp_path: Path) -> None:
     """A login whose password has every letter that a URL gives a meaning, also for Dagster's driver."""
     password, file = "p@ss:w/o?r#d%41 é", tmp_path / "password"
     file.write_text(f"{password}\n")
     user = f"deploy_{tmp_path.name[-12:]}".lower().replace("-", "_")
+    database_url = other_database_url
     parts = urlsplit(database_url)
     database = parts.path.removeprefix("/")
     with psycopg.connect(database_url, autocommit=True) as connection:
