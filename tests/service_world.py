@@ -140,7 +140,16 @@ class ServiceWorld:
             if looked.returncode == 0:
                 return
             assert time.monotonic() < end, f"{name}: {looked.stdout}{looked.stderr}{self.log(name).read_text()[-3000:]}"
-            time.sleep(1)
+            time.sleep(4)
+
+    def wait_listening(self, port: int) -> None:
+        """Until a service has opened the port: dearer checks than a look at the kernel's table come after that."""
+        end, listening = time.monotonic() + 240, f":{port:04X} "
+        while not any(
+            listening in line and " 0A " in line for line in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()
+        ):
+            assert time.monotonic() < end, f"nobody listens on {port}: {list(self.running)}"
+            time.sleep(0.2)
 
     def stop(self, name: str, seconds: float = 120) -> int:
         """SIGTERM to the service's own process, as `docker stop` and systemd send it; its exit code."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -12,10 +13,13 @@ import pytest
 import yaml
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from pipeline.core.errors import ConfigurationError
+from pipeline.core.errors import ConfigurationError, WarehouseError
 from pipeline.core.settings import Settings, SiteSettings, load_settings
 from pipeline.orchestration.instance import prepare_instance
 from pipeline.orchestration.switches import open_instance, read_switches, turn
+from pipeline.warehouse.connection import connect
+from pipeline.warehouse.embedded.binaries import readable_binaries, server_account
+from tests.conftest import running_postgres
 from tests.unit.test_definitions import settings as home_of
 
 NORTH = SiteSettings(name="north", groups=("g",), schedule="0 1 * * *")
@@ -54,7 +58,9 @@ def test_a_home_with_sqlite_files_goes_on_in_the_database(variables: str, tmp_pa
     files = sorted(path for path in (here.home / "dagster").rglob("*.db"))
     there = in_postgres(here, variables)
     with open_instance(there) as instance:
-        assert "postgres" in type(instance.run_storage).__module__
+        storage = instance.get_ref().storage_data
+        assert storage is not None
+        assert storage.class_name == "WarehouseStorage"
         switches = read_switches(instance, NORTH)
         assert (switches.schedule, switches.sensor) == (True, True)
         (run,) = instance.get_runs()
@@ -102,15 +108,24 @@ def test_a_schema_of_somebody_else_is_left_alone(variables: str, tmp_path: Path)
         prepare_instance(in_postgres(home_of(tmp_path, NORTH), variables))
 
 
-def test_the_password_comes_from_a_file(other_database_url: str, tmp_path: Path) -> None:
+@pytest.fixture
+def server_with_passwords(other_database_url: str) -> Iterator[str]:
+    """A database of a server that asks for passwords, which the embedded one does not."""
+    if urlsplit(other_database_url).hostname:
+        yield other_database_url
+        return
+    with running_postgres(readable_binaries(server_account()).folder) as url:
+        yield url
+
+
+def test_the_password_comes_from_a_file(server_with_passwords: str, tmp_path: Path) -> None:
     """A login whose password has every letter that a URL gives a meaning, also for Dagster's driver."""
     password, file = "p@ss:w/o?r#d%41 é", tmp_path / "password"
     file.write_text(f"{password}\n")
     user = f"deploy_{tmp_path.name[-12:]}".lower().replace("-", "_")
-    database_url = other_database_url
-    parts = urlsplit(database_url)
+    administrator, parts = server_with_passwords, urlsplit(server_with_passwords)
     database = parts.path.removeprefix("/")
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    with psycopg.connect(administrator, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
         connection.execute(f'GRANT CREATE ON DATABASE "{database}" TO {user}')
     host = parts.netloc.rpartition("@")[2]
@@ -127,6 +142,11 @@ def test_the_password_comes_from_a_file(other_database_url: str, tmp_path: Path)
         assert quote(password, safe="") not in repr(given)
         with psycopg.connect(given.database_url or "") as connection:
             assert connection.execute("SELECT current_user").fetchone() == (user,)
+        file.write_text("another\n")
+        with pytest.raises(WarehouseError, match="password") as caught:
+            connect(load_settings(variables).database_url or "")
+        assert "another" not in str(caught.value)
+        file.write_text(f"{password}\n")
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
@@ -136,6 +156,6 @@ def test_the_password_comes_from_a_file(other_database_url: str, tmp_path: Path)
         texts = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
         assert not [text for text in texts if b"p@ss" in text or quote(password, safe="").encode() in text]
     finally:
-        with psycopg.connect(database_url, autocommit=True) as connection:
+        with psycopg.connect(administrator, autocommit=True) as connection:
             connection.execute(f"DROP OWNED BY {user} CASCADE")
             connection.execute(f"DROP ROLE {user}")

@@ -29,6 +29,7 @@ UNITS = ROOT / "deploy" / "systemd"
 NO_WORLD = why_not()
 #: In the order in which they start.
 STARTED = ("sandbox", "dagster-code", "dagster-webserver", "dagster-daemon")
+PORTS = {"sandbox": 8090, "dagster-code": 4000, "dagster-webserver": 3000}
 #: How the services say that a place cannot be written.
 REFUSALS = ("Read-only file system", "Errno 30", "Permission denied", "Traceback")
 
@@ -170,6 +171,8 @@ def test_every_service_of_the_compose_file_runs(
     assert made.returncode == 0, made.stderr
     for name in STARTED:
         place.start(name, service_command(services[name]), environments[name])
+        if name in PORTS:
+            place.wait_listening(PORTS[name])
         kind, *check = services[name]["healthcheck"]["test"]
         assert kind == "CMD"
         place.wait_healthy(name, check, environments[name])
@@ -276,6 +279,7 @@ def test_every_unit_is_named_in_its_page() -> None:
     assert [name for name in names if name not in page and name.removesuffix(".service") not in page] == []
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(bool(NO_WORLD), reason=NO_WORLD)
 def test_the_units_that_run_once_do_their_work(world: tuple[ServiceWorld, str], tmp_path: Path) -> None:
     """Each ExecStart line, as it is written, where only what the unit names can be written."""
@@ -311,6 +315,7 @@ def test_the_units_that_stay_run_together(world: tuple[ServiceWorld, str], tmp_p
         if "-s" in command:
             wait_for(tmp_path / "run" / "code.socket")
     environment = unit_environment(UNITS / stay[1], database)
+    place.wait_listening(3000)
     place.wait_healthy(stay[1], ["epic-omop", "health", "webserver"], environment)
     place.wait_healthy(stay[2], ["dagster-daemon", "liveness-check"], environment)
     assert launched(place, environment, "retention") == "SUCCESS"
