@@ -122,6 +122,29 @@ def list_(folder: _Folder, as_json: JsonOption = False, as_csv: CsvOption = Fals
     show(Terminal(highlight=False), listing, as_json=as_json, as_csv=as_csv)
 
 
+@app.command()
+def prune(
+    folder: _Folder,
+    keep: Annotated[int, typer.Option("--keep", min=1, max=10_000, help="How many of the newest backups stay.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old backups, and the files that no other backup needs. Safe to stop: run it again.
+
+    Example: epic-omop backup prune /mnt/backups --keep 14
+    """
+    from pipeline.operations.backup.pruning import prune_backups
+
+    found = prune_backups(folder.absolute(), keep, is_dry=dry_run)
+    if as_json:
+        print_json({"removed": found.removed, "kept": found.kept, "files": found.files, "bytes": found.bytes})
+        return
+    would = "would go" if dry_run else "removed"
+    echo(
+        f"{len(found.removed)} backups and {found.files} files ({found.bytes:,} bytes) {would}; {len(found.kept)} stay."
+    )
+
+
 def restore(
     folder: _Folder,
     backup: _Backup = None,

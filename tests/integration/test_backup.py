@@ -17,6 +17,7 @@ import pytest
 from pipeline.core.clock import ManualClock
 from pipeline.core.settings import Settings
 from pipeline.operations.backup import create
+from pipeline.operations.backup.contents import landed_files
 from pipeline.operations.backup.create import create_backup
 from pipeline.operations.backup.database import dump
 from pipeline.operations.backup.restoring import check_backup, restore_backup
@@ -152,6 +153,16 @@ def test_a_night_during_the_backup_is_in_it_or_not(
         warehouse = loaded(found)
         before, landing = warehouse.checksums(), contents(warehouse.runtime.settings.landing)
 
+        seen = warehouse.runtime.settings.home / "seen" / "one" / "99.parquet"
+
+        def with_members(*arguments: object) -> object:
+            """As a publication between the copy of the settings and the snapshot leaves them."""
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            seen.write_bytes(b"members")
+            return landed_files(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(create, "landed_files", with_members)
+
         def with_a_night(*arguments: object) -> None:
             warehouse.load({"Observation": [observation("in the night")]})
             dump(*arguments)  # type: ignore[arg-type]
@@ -159,6 +170,8 @@ def test_a_night_during_the_backup_is_in_it_or_not(
         monkeypatch.setattr(create, "dump", with_a_night)
         first = create_backup(warehouse.runtime, tmp_path / "backups")
         monkeypatch.undo()
+        assert "seen/one/99.parquet" in {file.path for file in first.files}
+        seen.unlink()
         assert warehouse.checksums() != before
         warehouse.runtime.clock.advance(60)  # type: ignore[attr-defined]
         pool = set(contents(tmp_path / "backups" / "files"))
@@ -178,6 +191,18 @@ def test_a_night_during_the_backup_is_in_it_or_not(
                 there.assert_whole()
                 assert (there.checksums(), contents(home / "landing")) == (rows, files)
                 line(home, url).run("verify")
+        _prune(terminal(warehouse), tmp_path / "backups", second.backup, len({file.sha256 for file in second.files}))
+
+
+def _prune(ours: CommandLine, folder: Path, newest: str, files: int) -> None:
+    """What is kept needs nothing of what goes."""
+    before = contents(folder)
+    assert "would go" in ours.run("backup", "prune", folder, "--keep", "1", "--dry-run").out
+    assert contents(folder) == before
+    ours.run("backup", "prune", folder, "--keep", "1")
+    assert [path.name for path in folder.glob("2*")] == [newest]
+    assert len(contents(folder / "files")) == files
+    ours.run("backup", "check", folder)
 
 
 def test_landed_files_that_change_under_way_are_copied_again(source: Warehouse, tmp_path: Path) -> None:

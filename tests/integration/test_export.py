@@ -469,7 +469,7 @@ def test_the_site_list(program: typer.Typer) -> None:
     result = CliRunner().invoke(program, ["site", "list"])
     assert result.exit_code == 0, result.output
     assert "site_a" in result.output
-    assert "group-a, group-b" in result.output
+    assert "group-a; group-b" in result.output
 
 
 def test_a_site_that_names_no_types_is_asked_for_all_that_it_has(

@@ -72,6 +72,8 @@ FRAGMENTS = {
 
 #: Only where notes go, which are made by option: tests/integration/test_landed_lines.py runs it.
 OF_NOTES = {"remove_nlp_of_notes"}
+#: Only where a person has repaired lines: tests/integration/test_repair.py runs it.
+OF_REPAIRS = {"forget_repairs"}
 
 _TABLE_NAME = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|USING|ANALYZE|TRUNCATE)\s+(\w+)\b(?!\.)")
 
@@ -240,7 +242,7 @@ def test_heads_say_which_temporary_tables_scripts_read_and_make(
     with erasing(place.runtime, "one", ["m-p2"]) as work:
         work.run()
     assert recorder.found == []
-    every = {file.stem for file in SQL_FOLDER.glob("*.sql")} - FRAGMENTS - OF_NOTES
+    every = {file.stem for file in SQL_FOLDER.glob("*.sql")} - FRAGMENTS - OF_NOTES - OF_REPAIRS
     assert ", ".join(sorted(every - recorder.scripts)) == ""
 
 

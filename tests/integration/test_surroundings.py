@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "backup create": ["{folder}/backups"],
     "backup check": ["{folder}/backups"],
     "backup list": ["{folder}/backups"],
+    "backup prune": ["{folder}/backups", "--keep", "1"],
     "restore": ["{folder}/backups"],
     "crawl": ["--patient", "p1"],
     "db grant": ["omop_reader", "nobody"],

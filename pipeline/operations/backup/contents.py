@@ -13,11 +13,12 @@ from pipeline.core.identifier_secret import SECRET_FILE
 from pipeline.core.settings import Settings
 from pipeline.landing.store import LandingStore
 
-__all__ = ["HomeFiles", "find_settings", "landed_files"]
+__all__ = ["HomeFiles", "find_settings", "landed_files", "member_files"]
 
 _SETTINGS = ("sites.yaml", "operations.yaml", "time_zone", "access_log.anchor")
-#: Folders of settings; of `seen`, which ids the last exports of a group held.
-_FOLDERS = ("mappings", "seen")
+_FOLDERS = ("mappings",)
+#: Which ids the last exports of a group held, a file for each export.
+_MEMBERS = "seen"
 _SECRETS = (SECRET_FILE,)
 _SECRET_FOLDERS = ("keys",)
 _SECRET_KEYS = ("private_key_file", "previous_private_key_file")
@@ -49,6 +50,12 @@ def find_settings(settings: Settings) -> HomeFiles:
     if settings.operations and not settings.operations.absolute().is_relative_to(home):
         outside.add(str(settings.operations))
     return HomeFiles(sorted(own - secrets), sorted(secrets), sorted(outside))
+
+
+def member_files(home: Path) -> list[str]:
+    """Files of `seen`, relative to the home. They are written before the publication that they belong to is committed, so
+    a snapshot comes first."""
+    return sorted(_below(home, (_MEMBERS,)))
 
 
 def landed_files(

@@ -22,10 +22,11 @@ from psycopg import sql
 
 from pipeline.core.errors import LandingError, StorageError, TransientError, UsageError, WarehouseError
 from pipeline.core.files import make_folder, put_in_place, sync_file
-from pipeline.operations.backup.contents import HomeFiles, find_settings, landed_files
+from pipeline.operations.backup.contents import HomeFiles, find_settings, landed_files, member_files
 from pipeline.operations.backup.database import DUMP, DumpedDatabase, dump, extensions_in, members_of_roles, schemas_of
 from pipeline.operations.backup.manifest import (
     BackedUpFile,
+    Kind,
     Manifest,
     backups_in,
     program_version,
@@ -37,12 +38,13 @@ from pipeline.warehouse.access_looks import record_look
 from pipeline.warehouse.roles import Warehouse
 from pipeline.warehouse.runtime import Runtime
 
-__all__ = ["Stage", "create_backup"]
+__all__ = ["UNFINISHED", "Stage", "alone_in", "create_backup"]
 
 #: Stage, bytes done, bytes in all (0: not known).
 Stage = Callable[[str, int, int], None]
 
-_UNFINISHED = ".unfinished"
+#: End of the hidden name of a backup that is being made or removed.
+UNFINISHED = ".unfinished"
 _TRIES = 10
 
 
@@ -64,10 +66,10 @@ def create_backup(
     for a full disk (what is complete stays), WarehouseError.
     """
     _refuse_other_folder(runtime, folder)
-    with storage_errors(folder), _alone(folder):
+    with storage_errors(folder), alone_in(folder):
         pool = FilePool(folder, _known(folder))
         pool.remove_rests()
-        for rest in folder.glob(f".*{_UNFINISHED}"):
+        for rest in folder.glob(f".*{UNFINISHED}"):
             shutil.rmtree(rest)
         try:
             return _create(runtime, folder, pool, progress, include_secrets=include_secrets)
@@ -80,11 +82,14 @@ def _create(runtime: Runtime, folder: Path, pool: FilePool, progress: Stage, *, 
     name = f"{now:%Y%m%dT%H%M%S}Z"
     if (folder / name).exists():
         raise UsageError(f"{folder / name} is there already.", "Make the next backup a second later.")
-    unfinished = folder / f".{name}{_UNFINISHED}"
+    unfinished = folder / f".{name}{UNFINISHED}"
     make_folder(unfinished)
     record_look(runtime, "snapshot", detail="backup", required=False)
     found = find_settings(runtime.settings)
-    files = _settings_files(runtime, pool, found, include_secrets=include_secrets)
+    # Before the snapshot: the anchor of the access log names no entry that the database has not.
+    files = _small_files(runtime, pool, found.settings, "settings")
+    if include_secrets:
+        files += _small_files(runtime, pool, found.secrets, "secret")
     try:
         with runtime.connect() as connection:
             landed = landed_files(runtime.landing, runtime.settings.home, _exports(connection))
@@ -93,6 +98,7 @@ def _create(runtime: Runtime, folder: Path, pool: FilePool, progress: Stage, *, 
         for _ in range(_TRIES):
             with suppress(Changed), _snapshot(runtime) as snapshot:
                 files_landed = _copy(runtime, pool, snapshot[1], progress)
+                files_landed += _small_files(runtime, pool, member_files(runtime.settings.home), "settings")
                 dump(runtime.url, unfinished / DUMP, snapshot[0].what, lambda size: progress("database", size, 0))
                 break
         else:
@@ -152,14 +158,12 @@ def _copy(
     return files
 
 
-def _settings_files(runtime: Runtime, pool: FilePool, found: HomeFiles, *, include_secrets: bool) -> list[BackedUpFile]:
-    home, files = runtime.settings.home, []
-    for path in found.settings:
+def _small_files(runtime: Runtime, pool: FilePool, paths: list[str], kind: Kind) -> list[BackedUpFile]:
+    """Without those that are removed or written at that moment."""
+    files = []
+    for path in paths:
         with suppress(Changed):
-            files.append(pool.add(home, path, "settings", lambda _size: None))
-    for path in found.secrets if include_secrets else ():
-        with suppress(Changed):
-            files.append(pool.add(home, path, "secret", lambda _size: None))
+            files.append(pool.add(runtime.settings.home, path, kind, lambda _size: None))
     return files
 
 
@@ -218,7 +222,8 @@ def _refuse_other_folder(runtime: Runtime, folder: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time changes a folder of backups. Raises TransientError, StorageError."""
     try:
         make_folder(folder)
     except LandingError as error:

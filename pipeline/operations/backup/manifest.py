@@ -14,8 +14,10 @@ from omop_schema.versions import CdmVersion
 from pipeline.core.errors import StorageError, UsageError
 from pipeline.core.files import write_whole
 
-__all__ = ["FORMAT", "MANIFEST", "BackedUpFile", "Manifest", "backups_in", "find_backup", "program_version", "read_manifest",
-           "refuse_newer", "write_manifest"]  # fmt: skip
+__all__ = [
+    "FORMAT", "MANIFEST", "BackedUpFile", "Kind", "Manifest", "backups_in", "find_backup", "program_version",
+    "read_manifest", "refuse_newer", "write_manifest",
+]  # fmt: skip
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -45,6 +45,10 @@ class FilePool:
     def path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
 
+    def stored(self) -> list[Path]:
+        """Every file that is whole."""
+        return sorted(self._folder.glob("[0-9a-f][0-9a-f]/*"))
+
     def add(self, home: Path, path: str, kind: Kind, progress: Progress) -> BackedUpFile:
         """Copy a file of the home unless its content is there. Raises Changed, OSError."""
         source = home / path
