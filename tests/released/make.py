@@ -16,14 +16,24 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import orjson
-
 from pipeline.warehouse.embedded.binaries import installed_binaries
-from tests.integration.support import encounter, observation, patient, reference
+from tests.integration.support import encounter, observation, patient, reference, write_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: What of the home belongs to it; the rest is made again or is PostgreSQL's.
 KEPT = ("landing", "seen", "known", "identifier.key", "time_zone", "access_log.anchor")
+
+#: A night: two persons, a value that is none, and a line whose person is missing.
+SAMPLE = {
+    "Patient": [patient(), patient("p2")],
+    "Encounter": [encounter(), encounter("e2", person="p2")],
+    "Observation": [
+        observation(encounter=reference("Encounter", "e1")),
+        observation("o2", person="p2"),
+        observation("wrong", valueQuantity={"value": "12"}),
+        observation("waiting", person="p3"),
+    ],
+}
 
 _RUN = "import sys; from pipeline.commands.cli import main; sys.argv[0] = 'epic-omop'; main()"
 
@@ -33,11 +43,10 @@ def make(release: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="epic-omop-released-") as name:
         folder = Path(name)
         code, home, sample = folder / "code", folder / "home", folder / "sample"
-        for made in (code, sample):
-            made.mkdir()
+        code.mkdir()
         archive = subprocess.run(("git", "archive", release), cwd=PROJECT, check=True, capture_output=True).stdout
         subprocess.run(("tar", "x", "-C", str(code)), input=archive, check=True)
-        _write(sample)
+        write_folder(sample, SAMPLE)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("EPIC_OMOP_")}
         environment |= {"EPIC_OMOP_HOME": str(home), "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
 
@@ -59,22 +68,6 @@ def make(release: str, target: Path) -> None:
         finally:
             run("db", "stop")
         _pack(folder, target)
-
-
-def _write(sample: Path) -> None:
-    files = {
-        "Patient": [patient(), patient("p2")],
-        "Encounter": [encounter(), encounter("e2", person="p2")],
-        "Observation": [
-            observation(encounter=reference("Encounter", "e1")),
-            observation("o2", person="p2"),
-            observation("wrong", valueQuantity={"value": "12"}),
-            observation("waiting", person="p3"),
-        ],
-    }
-    for resource_type, lines in files.items():
-        content = b"".join(orjson.dumps(line) + b"\n" for line in lines)
-        (sample / f"{resource_type}.ndjson").write_bytes(content)
 
 
 def _pack(folder: Path, target: Path) -> None:
