@@ -188,6 +188,10 @@ def _print_restored(restored: Restored) -> None:
         echo("This database user may not make the roles; `epic-omop db init` prints their SQL.")
     for role, user in restored.not_granted:
         echo(f"Not granted again: epic-omop db grant {role} {user}")
+    echo(
+        f"Persons who were erased after {manifest.created_at[:16].replace('T', ' ')} UTC are back, and `erase --list` does"
+        " not name them. Erase them again before the next load: epic-omop erase --site SITE --patient-file FILE"
+    )
     echo("Next: epic-omop verify")
 
 

@@ -230,6 +230,31 @@ def test_landed_files_that_change_under_way_are_copied_again(source: Warehouse, 
     assert [item["bytes"] for item in manifest["files"] if item["path"] == name] == [file.stat().st_size]
 
 
+def test_a_person_erased_since_is_back_and_erased_again(
+    backups: Path, source: Warehouse, postgres_url: str, tmp_path: Path
+) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text("p1\n")
+    erase = ("erase", "--site", "one", "--patient-file", ids, "--yes")
+    with fresh_database(postgres_url) as url:
+        there = line(tmp_path / "new", url)
+
+        def persons() -> object:
+            with psycopg.connect(url) as connection:
+                return connection.execute("SELECT count(*) FROM cdm.person").fetchone()
+
+        there.run("restore", backups)
+        there.run(*erase)
+        assert persons() == (0,)
+        said = there.run("restore", backups, "--force").out
+        assert "Persons who were erased after 2026-" in said
+        assert "epic-omop erase --site SITE --patient-file FILE" in said
+        assert persons() == (1,)
+        there.run(*erase)
+        assert persons() == (0,)
+        there.run("verify")
+
+
 @pytest.mark.parametrize(
     ("damage", "code", "words"),
     [
