@@ -68,6 +68,7 @@ FRAGMENTS = {
     "patients_in_table",
     *("state_says_something", "wrong_accounts", "field_concept", "is_of_own_resource", "own_rows_of_panel"),
     "visits_of_results",
+    "failed_check",
 }
 
 #: Only where notes go, which are made by option: tests/integration/test_landed_lines.py runs it.

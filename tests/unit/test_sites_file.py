@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.core.errors import ConfigurationError
@@ -134,6 +135,7 @@ def test_any_value_of_any_key_is_taken_or_refused_in_our_words(
     path: tuple[str, ...], field: FieldInfo, tmp_path: Path
 ) -> None:
     is_list, is_map = "tuple" in str(field.annotation).split("Mapping")[0], "Mapping" in str(field.annotation)
+    is_map = is_map or (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
     for value in (*SINGLE_VALUES, *LISTS, *KEYS):
         above = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(path[:-1]))
         (tmp_path / "sites.yaml").write_text(f"{above}{'  ' * (len(path) - 1)}{path[-1]}: {value}\n")

@@ -11,7 +11,7 @@ import psycopg
 from omop_schema.cdm import primary_key
 from omop_schema.etl import LINEAGE_TABLES
 from pipeline.core.errors import CheckFailed
-from pipeline.publication.sql import Database
+from pipeline.publication.sql import Database, fragment
 from pipeline.publication.tables import table_names
 
 __all__ = ["check_touched_rows", "last_ids", "save_failure"]
@@ -52,8 +52,5 @@ def check_touched_rows(db: Database, before: Mapping[str, int]) -> None:
 
 def save_failure(connection: psycopg.Connection, error: CheckFailed, now: datetime) -> None:
     """Keep it in `etl.check_result`; the next run of the checks says whether it still holds."""
-    connection.execute(
-        "INSERT INTO check_result (check_name, cdm_table, site, checked_at, severity, problems, detail)"
-        " VALUES (%s, %s, NULL, %s, 'error', %s, 'a publication was rolled back')",
-        [error.check, error.table, now, error.problems],
-    )
+    values = {"check": error.check, "table": error.table, "now": now, "problems": error.problems}
+    connection.execute(fragment("failed_check"), values)
